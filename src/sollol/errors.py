@@ -1,0 +1,92 @@
+"""Errors are nouns of the situation. Each says what happened, to what, and what to do next.
+
+SollolError
+├── BadInput            (ValueError)    what the caller passed cannot be used
+│   └── ConfigError                     the same, in a file or an environment variable
+├── NoNodeAvailable     (RuntimeError)  every node that could serve it failed, or none has the model
+├── ResponseError                       Ollama itself refused (same shape as the official client's)
+├── BatchError                          some items of a batch failed; carries every result that exists
+├── StreamBroken                        an answer ended early; carries what was received
+├── QueueFull                           the waiting line is at its bound
+└── DeadlineExceeded    (TimeoutError)  the caller's time ran out, waiting included
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class SollolError(Exception):
+    """Base of everything this library raises on purpose."""
+
+
+class BadInput(SollolError, ValueError):
+    """An argument cannot be used. Names the field, the value and what was expected."""
+
+
+class ConfigError(BadInput):
+    """A setting in a file or an environment variable cannot be used."""
+
+
+class NoNodeAvailable(SollolError, RuntimeError):
+    """No node could serve the request.
+
+    `tried` has one (node, why) pair for every node that was considered.
+    """
+
+    def __init__(self, message: str, tried: Sequence[tuple[str, str]] = ()) -> None:
+        self.tried = tuple(tried)
+        lines = [message, *(f"  {node}: {why}" for node, why in self.tried)]
+        super().__init__("\n".join(lines))
+
+
+class ResponseError(SollolError):
+    """Ollama refused the request: a fault of the caller (4xx), not of a node, so it was not retried."""
+
+    def __init__(self, error: str, status_code: int = -1) -> None:
+        self.error = error
+        self.status_code = status_code
+        super().__init__(error)
+
+    def __str__(self) -> str:
+        return f"{self.error} (status code: {self.status_code})"
+
+
+class BatchError(SollolError):
+    """Some items of a batch failed.
+
+    `errors` maps the position of each failed item to its exception; `results` is the whole
+    answer, with None where an item failed.
+    """
+
+    def __init__(self, errors: Mapping[int, Exception], results: Any) -> None:
+        self.errors = dict(errors)
+        self.results = results
+        total = len(results) if results is not None else "?"
+        shown = [f"  item {i}: {error}" for i, error in list(self.errors.items())[:5]]
+        more = len(self.errors) - len(shown)
+        if more:
+            shown.append(f"  and {more} more (see .errors)")
+        head = f"{len(self.errors)} of {total} items failed; the others are in .results"
+        super().__init__("\n".join([head, *shown]))
+
+
+class StreamBroken(SollolError):
+    """A streamed answer ended before it was complete. `received` is the text that had arrived."""
+
+    def __init__(self, message: str, received: str = "") -> None:
+        self.received = received
+        super().__init__(message)
+
+
+class QueueFull(SollolError):
+    """The waiting line is at its bound. `retry_after_s` is when a place is expected, if known."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class DeadlineExceeded(SollolError, TimeoutError):
+    """The caller's `timeout` ran out; the time spent waiting for a node counts."""
