@@ -1,0 +1,12 @@
+"""The command line, a file per command. `main` is the entry point of `sollol` and of `python -m sollol`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command in `sys.argv`; ends with SystemExit."""
+    from sollol.cli.app import app
+    from sollol.cli.console import tell_warnings
+
+    tell_warnings()
+    app(prog_name="sollol")

@@ -1,0 +1,88 @@
+"""The `sollol` command: one typer application, a file for each command.
+
+Commands import what they need when they run, so `sollol --help` costs typer and rich only. Every error that
+this library raises on purpose ends as one message on stderr and an exit code; a traceback means a fault of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sollol.cli import console, demo, discover, embed, nodes, search
+from sollol.errors import SollolError
+
+EPILOG = """\
+[bold]A first run[/bold]
+
+  sollol demo        see it work, without Ollama if need be
+  sollol discover    which nodes are there?
+  sollol embed ~/notes --model nomic-embed-text --out notes.npz
+  sollol search notes.npz "what did we decide about backups?"
+
+[bold]Which nodes[/bold]
+
+  --nodes, else SOLLOL_NODES, else the file that SOLLOL_CONFIG names,
+  else OLLAMA_HOST, else whatever discovery finds.
+
+[bold]Output[/bold]
+
+  Results go to stdout, progress and problems to stderr.
+  --json makes the result one JSON value.
+
+[bold]Exit codes[/bold]
+
+  0    done
+  1    it failed; the message says why
+  2    the command, a setting or a file cannot be used as given
+  130  interrupted with Ctrl-C
+"""
+
+
+class _Group(TyperGroup):
+    """Turns the library's errors into a message and an exit code, for every command alike."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SollolError, KeyboardInterrupt) as error:
+            console.tell_error(error)
+            raise typer.Exit(console.exit_code(error)) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="sollol",
+    help="Every Ollama you own becomes one pool: find the nodes, embed documents on all of them, search.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.say(f"sollol {version('sollol')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave."),
+    ] = False,
+) -> None: ...
+
+
+app.command(epilog=discover.EPILOG)(discover.discover)
+app.command(epilog=nodes.EPILOG)(nodes.nodes)
+app.command(epilog=embed.EPILOG)(embed.embed)
+app.command(epilog=search.EPILOG)(search.search)
+app.command(epilog=demo.EPILOG)(demo.demo)

@@ -1,0 +1,115 @@
+"""What every command says, and where: results on stdout, everything else on stderr.
+
+So `sollol embed … --json | jq` works while a progress bar runs. Text that came from files, nodes or users is
+printed as it is, never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sollol.errors import BadInput, SollolError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+_PIPE_WIDTH = 160  # a pipe has no width; narrower, and rich would cut long names
+
+
+class Stopped(SollolError):
+    """The user pressed Ctrl-C; the message says how to continue."""
+
+
+def stdout() -> Console:
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+def say(line: str = "") -> None:
+    """A line of the result."""
+    stdout().print(line, soft_wrap=True)
+
+
+def note(line: str) -> None:
+    """A line about the work, on stderr."""
+    stderr().print(line, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the one look that all commands share; `right` names the columns of numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def exit_code(error: BaseException) -> int:
+    if isinstance(error, (Stopped, KeyboardInterrupt)):
+        return EXIT_INTERRUPTED
+    return EXIT_USAGE if isinstance(error, BadInput) else EXIT_FAILED
+
+
+def tell_error(error: BaseException) -> None:
+    """One clear message on stderr, with the notes that were added on the way up."""
+    if isinstance(error, KeyboardInterrupt):
+        note("Interrupted.")
+        return
+    head = ("Interrupted: ", "bold") if isinstance(error, Stopped) else ("Error: ", "bold red")
+    notes = getattr(error, "__notes__", ())
+    stderr().print(Text.assemble(head, "\n".join([str(error), *notes])), soft_wrap=True)
+
+
+def tell_warnings() -> None:
+    """Show warnings as a line for a user, not as a place in the source."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        stderr().print(Text.assemble(("Warning: ", "bold yellow"), str(message)), soft_wrap=True)
+
+    warnings.showwarning = show
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file`, `2 files`, `1,234 passages`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def seconds(value: float) -> str:
+    """A duration at a glance: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    if value < 9.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min"

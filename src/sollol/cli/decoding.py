@@ -1,0 +1,114 @@
+"""From bytes to text, for files that do not say how they are written.
+
+UTF-8 is tried on the whole file first: text in another encoding practically never passes. Only then
+`charset-normalizer` guesses, among the encodings that real files have (given all it knows, it takes
+"Café" for two Chinese characters). A wrong guess costs a few letters; a binary file taken for text would put
+noise into an index, so bytes that no text has are refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sollol.cli.extras import need
+
+_SAMPLE_BYTES = 256 * 1024
+_SLICE_CHARS = 64 * 1024
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LIKELY = [
+    *("cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256"),
+    *("cp932", "euc_jp", "gb18030", "big5", "euc_kr"),
+]
+# Control characters that text has: tab, line feed, vertical tab, form feed, carriage return, escape.
+_CONTROLS = bytes(set(range(32)) - {9, 10, 11, 12, 13, 27})
+
+
+class Unreadable(Exception):
+    """A document that cannot be read; `str()` says why, to a person."""
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file. Raises Unreadable for what is empty or not text."""
+    with path.open("rb") as file:
+        sample = file.read(_SAMPLE_BYTES)
+        if not sample:
+            raise Unreadable("is empty")
+        for bom, name in _BOMS:
+            if sample.startswith(bom):
+                return name
+        if b"\0" in sample:
+            return _utf16_without_bom(sample)
+        if len(sample.translate(None, _CONTROLS)) < 0.98 * len(sample):
+            raise Unreadable("is not text (binary data)")
+        if _is_utf8(sample, file):
+            return "utf-8"
+    return _guess(sample)
+
+
+def _utf16_without_bom(sample: bytes) -> str:
+    """Latin letters in UTF-16 have a zero in every second byte; other zeros mean binary data."""
+    half = len(sample) // 2
+    for zeros_at, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros, others = sample[zeros_at::2].count(0), sample[1 - zeros_at :: 2].count(0)
+        if half and zeros > 0.4 * half and others == 0:
+            return name
+    raise Unreadable("is not text (binary data)")
+
+
+def _is_utf8(sample: bytes, rest: io.BufferedReader) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        piece = sample
+        while piece:
+            decoder.decode(piece)
+            piece = rest.read(_SAMPLE_BYTES)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _guess(sample: bytes) -> str:
+    matches = list(need("charset_normalizer").from_bytes(sample, cp_isolation=_LIKELY))
+    if not matches:
+        raise Unreadable("is not text, or in an encoding that cannot be recognised; save it as UTF-8")
+    best = matches[0]
+
+    def as_good(match: Any) -> bool:
+        return bool(match.chaos <= best.chaos and match.coherence >= best.coherence)
+
+    # Where Western and Central European read equally well, Western is the better bet.
+    western = any("cp1252" in match.could_be_from_charset and as_good(match) for match in matches)
+    return "cp1252" if western else str(best.encoding)
+
+
+def open_text(path: Path) -> io.TextIOWrapper:
+    """The file as text, line ends as they are."""
+    encoding = encoding_of(path)
+    return path.open("r", encoding=encoding, errors="replace", newline="")
+
+
+def clean(text: str) -> str:
+    """Without what no index format can hold: zero characters and halves of surrogate pairs."""
+    if "\0" in text:
+        text = text.replace("\0", " ")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", "replace").decode()
+    return text
+
+
+def slices(file: io.TextIOWrapper) -> Iterator[str]:
+    while piece := file.read(_SLICE_CHARS):
+        yield clean(piece)

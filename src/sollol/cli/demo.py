@@ -1,0 +1,293 @@
+"""`sollol demo`: the whole promise in a quarter of a minute, measured and checked while one watches.
+
+Documents are embedded on unequal nodes, one of which is killed midway. Then the claims are held against the facts:
+every passage is in the index, a sample of vectors equals what a node answers when asked directly, and the time
+stands beside the fluid bound, which no scheduler can beat. Every number comes from the run that prints it; the
+speeds of simulated nodes are the ones they were given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from sollol.cli import fleet
+from sollol.cli.console import note, plural, print_json, say, seconds, stdout, table
+from sollol.cli.documents import Documents, Passage, check_extras
+from sollol.cli.embed import Outcome, stream
+from sollol.cli.extras import need
+from sollol.cli.fleet import JsonOption, NodesOption
+from sollol.cli.search import show
+from sollol.errors import BadInput, SollolError
+
+if TYPE_CHECKING:
+    from sollol.cli.chunks import Cut
+    from sollol.cli.demo_nodes import Stage
+    from sollol.cli.index.build import Build
+    from sollol.cli.index.nearest import Hit
+
+_SIZE, _OVERLAP = 160, 30  # small passages: a demo needs some hundred of them
+_LEAST_CHARS = 10_000  # of a checkout's own documents, to be worth showing
+_SAMPLE = 24
+_SAME_DIRECTION = 0.999  # a GPU and a CPU round differently
+_QUESTION = "What happens to the work when a node dies?"
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol demo
+  sollol demo ~/notes --ask "what did we decide about backups?"
+  sollol demo --nodes 10.0.0.5,10.0.0.6 --model nomic-embed-text
+
+[bold]Which nodes[/bold]
+
+  Those that are named (--nodes, SOLLOL_NODES, OLLAMA_HOST, the configuration
+  file) or run on this machine; with --discover, those of the private networks.
+  If none has an embedding model, four simulated ones are started as processes.
+  Only a simulated node is killed.
+
+[bold]Exit codes[/bold]
+
+  0    everything is as claimed
+  1    a passage is missing or differs, or the nodes failed
+  2    FOLDER or --nodes cannot be used
+"""
+
+
+class Report(NamedTuple):
+    """All that a run showed. `bound_s` is the least time that these nodes could have needed."""
+
+    stage: Stage
+    files: int
+    passages: int
+    outcome: Outcome
+    killed_at_s: float | None
+    bound_s: float
+    lost: int
+    compared: int
+    different: int
+    question: str
+    hits: list[Hit]
+
+    @property
+    def efficiency(self) -> float:
+        return self.bound_s / self.outcome.seconds if self.outcome.seconds else 0.0
+
+
+def demo(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Documents to use instead of SOLLOL's own.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The embedding model.", show_default=False)] = None,
+    ask: Annotated[str | None, typer.Option(help="The question to ask at the end.", show_default=False)] = None,
+    nodes: NodesOption = None,
+    discover: Annotated[bool, typer.Option("--discover", help="Look for nodes in the private networks too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """See it work: embed documents on unequal nodes, lose one midway, lose nothing else, and ask a question."""
+    need("numpy")
+    from sollol.cli.chunks import Cut
+    from sollol.cli.demo_nodes import stage
+
+    cut = Cut(_SIZE, _OVERLAP)
+    paths = [folder] if folder else own_documents()
+    documents = Documents(paths)
+    check_extras(documents)
+    expected = list(documents.passages(cut))
+    if not expected:
+        raise BadInput(f"{folder}: no text was found")
+    question = ask or (_a_sentence(expected) if folder else _QUESTION)
+    with stage(nodes, discover, model, len(expected)) as place:
+        if not as_json:
+            _introduce(place, documents, len(expected))
+        report = _perform(place, Documents(paths), expected, cut, question)
+    if as_json:
+        print_json(_as_json(report))
+    else:
+        _tell(report)
+    if report.lost or report.different:
+        raise SollolError(f"{report.lost} passages lost, {report.different} of {report.compared} vectors differ")
+
+
+def own_documents() -> list[Path]:
+    """The README and docs of a checkout; from a wheel, the texts in the package."""
+    here = Path(__file__).resolve()
+    root = here.parents[3]
+    if (root / "pyproject.toml").is_file():
+        found = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+        found = [path for path in found if path.is_file()]
+        if sum(path.stat().st_size for path in found) >= _LEAST_CHARS:
+            return found
+    return [here.parent / "demo_texts"]
+
+
+def _a_sentence(passages: list[Passage]) -> str:
+    """Some words from the middle of somebody's documents: a question that surely has an answer."""
+    return " ".join(passages[len(passages) // 2].text.split()[:12])
+
+
+def _perform(place: Stage, documents: Documents, expected: list[Passage], cut: Cut, question: str) -> Report:
+    from sollol.cli.index.build import Build
+    from sollol.cli.index.nearest import nearest
+
+    with tempfile.TemporaryDirectory(prefix="sollol-demo-") as folder:
+        out = Path(folder, "index.npz")
+        with Build(out, place.model, cut) as build, fleet.open_pool(place.endpoints) as pool:
+            inputs = build.inputs(documents.passages(cut))
+            first = next(inputs)
+            killer = _Killer(place, len(expected))
+            outcome = stream(build, documents, pool, itertools.chain([first], inputs), after=killer)
+            build.finish()
+            vector = pool.embed(place.model, question)["embeddings"][0]
+        lost, sample = _missing(out, expected)
+        compared, different = _compare(place, sample, killer.at_s is not None)
+        hits = nearest(out, vector, 3)
+    return Report(
+        stage=place,
+        files=len(documents.files),
+        passages=len(expected),
+        outcome=outcome,
+        killed_at_s=killer.at_s,
+        bound_s=_bound(place, outcome, build.embedded, killer.at_s),
+        lost=lost,
+        compared=compared,
+        different=different,
+        question=question,
+        hits=hits,
+    )
+
+
+class _Killer:
+    """Called after each result; kills the victim once half of the passages are done."""
+
+    def __init__(self, place: Stage, passages: int) -> None:
+        self._place, self._half = place, passages / 2
+        self._started = time.monotonic()
+        self.at_s: float | None = None
+
+    def __call__(self, build: Build) -> None:
+        if self._place.victim is None or self.at_s is not None or build.done < self._half:
+            return
+        self._place.victim.kill()
+        self.at_s = time.monotonic() - self._started
+        note(f"Killed {self._place.victim_key} after {seconds(self.at_s)}, with {build.done:,} passages done.")
+
+
+def _missing(out: Path, expected: list[Passage]) -> tuple[int, list[tuple[Passage, Any]]]:
+    """How many passages are not in the index, and a sample of those that are, with their vectors."""
+    from collections import Counter
+
+    from sollol.cli.index import format as index_format
+
+    wanted = Counter(expected)
+    every = max(len(expected) // _SAMPLE, 1)
+    sample = []
+    position = 0
+    for block in index_format.blocks(out):
+        for passage, vector in zip(block.passages, block.vectors, strict=True):
+            wanted[passage] -= 1
+            if position % every == 0:
+                sample.append((passage, vector))
+            position += 1
+    return sum(abs(count) for count in wanted.values()), sample
+
+
+def _compare(place: Stage, sample: list[tuple[Passage, Any]], killed: bool) -> tuple[int, int]:
+    """Ask one living node for the sample, past the pool: how many were compared, and how many differ."""
+    import numpy as np
+
+    from sollol.cli.demo_nodes import post
+
+    alive = [e for e in place.endpoints if not (killed and e.key == place.victim_key)]
+    body = {"model": place.model, "input": [passage.text for passage, _ in sample]}
+    answer = asyncio.run(post(alive[-1], "/api/embed", body))
+    if answer is None:
+        raise SollolError(f"{alive[-1].key} did not answer when it was asked directly, so nothing was compared")
+    direct = np.asarray(answer["embeddings"], np.float32)
+    ours = np.stack([vector for _, vector in sample])
+    norms = np.linalg.norm(direct, axis=1) * np.linalg.norm(ours, axis=1)
+    cosines = np.sum(direct * ours, axis=1) / np.maximum(norms, 1e-12)
+    return len(sample), int(np.sum(cosines < _SAME_DIRECTION))
+
+
+def _bound(place: Stage, outcome: Outcome, items: int, killed_at_s: float | None) -> float:
+    """The least seconds: from the given speeds of simulated nodes, else from the rates that were measured."""
+    from sollol.sim import fluid_bound
+
+    rates = place.rates or {row.node: row.items_per_s for row in outcome.nodes}
+    end = float("inf")
+    lived = {place.victim_key: killed_at_s} if killed_at_s is not None else {}
+    bound = fluid_bound(items, [(rate, 0.0, lived.get(node) or end) for node, rate in rates.items()])
+    return bound if bound < end else 0.0
+
+
+def _introduce(place: Stage, documents: Documents, passages: int) -> None:
+    if place.simulated:
+        speeds = ", ".join(f"{rate:.1f}" for rate in place.rates.values())
+        say("No Ollama with an embedding model is named or runs on this machine. Four simulated nodes were")
+        say(f"started, each a process of its own. Together they are as unequal as real ones: {speeds} items/s.")
+        say("Their vectors are hashed words, so a search finds common words rather than common meaning.")
+    else:
+        say(f"{plural(len(place.endpoints), 'node')} with {place.model} (from {place.how}).")
+    say(f"All of them now embed {plural(passages, 'passage')} from {plural(len(documents.files), 'file')}.")
+    if place.simulated:
+        say("Halfway one of them is killed, without warning.")
+    say()
+
+
+def _tell(report: Report) -> None:
+    made = table("node", "speed", "items", "share", "items/s", "state", right=("speed", "items", "share", "items/s"))
+    for row in report.outcome.nodes:
+        killed = report.killed_at_s is not None and row.node == report.stage.victim_key
+        speed = report.stage.rates.get(row.node)
+        made.add_row(
+            row.node,
+            f"{speed:.1f}" if speed else "-",
+            f"{row.items:,}",
+            f"{row.share:.0%}",
+            f"{row.items_per_s:,.1f}",
+            "killed" if killed else row.state,
+            style="red" if killed else None,
+        )
+    stdout().print(made)
+    say()
+    whole = "nothing was lost" if not report.lost else f"{report.lost} WERE LOST"
+    say(f"{report.passages - report.lost:,} of {plural(report.passages, 'passage')} are in the index: {whole}.")
+    same = report.compared - report.different
+    say(f"{same} of {report.compared} vectors equal what a node answers when asked directly.")
+    say(
+        f"It took {seconds(report.outcome.seconds)}. No scheduler could have needed less than "
+        f"{seconds(report.bound_s)} (the fluid bound): efficiency {report.efficiency:.0%}."
+    )
+    say(f"\nQuestion: {report.question}\n")
+    show(report.hits)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    outcome = report.outcome
+    dead = report.stage.victim_key if report.killed_at_s is not None else ""
+    return {
+        "simulated": report.stage.simulated,
+        "model": report.stage.model,
+        "files": report.files,
+        "passages": report.passages,
+        "nodes": [
+            {**row._asdict(), "speed": report.stage.rates.get(row.node), "killed": row.node == dead}
+            for row in outcome.nodes
+        ],
+        "killed_at_s": report.killed_at_s,
+        "seconds": outcome.seconds,
+        "fluid_bound_s": report.bound_s,
+        "efficiency": report.efficiency,
+        "lost": report.lost,
+        "compared": report.compared,
+        "different": report.different,
+        "question": report.question,
+        "hits": [{"score": round(hit.score, 6), **hit.passage._asdict()} for hit in report.hits],
+    }

@@ -1,0 +1,227 @@
+"""`sollol embed`: documents in, one index file out, every node at work.
+
+Documents are read in this thread while the pool embeds in its own; what comes back goes to the log at once. So
+memory does not grow with the collection, and the moment of an interruption does not matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from sollol.cli import fleet
+from sollol.cli.console import Stopped, note, plural, print_json, say, seconds, stdout
+from sollol.cli.documents import Documents, Skipped, check_extras, place
+from sollol.cli.extras import need
+from sollol.cli.fleet import JsonOption, NodesOption
+from sollol.cli.progress import Count, NodeRow, Progress, node_rows, node_table
+from sollol.errors import BadInput, ResponseError, SollolError
+
+if TYPE_CHECKING:
+    from sollol.cli.index.build import Build
+
+_SHOWN = 20  # problems that are listed one by one
+_SAYS_MODEL = (404, 501)  # the model is missing or cannot embed: every other passage would be refused as well
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol embed ~/notes --model nomic-embed-text --out notes.npz
+  sollol embed book.pdf faq.csv -m bge-m3 -o kb.parquet --chunk-size 600
+  sollol embed docs -m bge-m3 -o docs.jsonl --nodes 10.0.0.5,10.0.0.6:11435
+
+[bold]Again[/bold]
+
+  The same command continues an interrupted run from FILE.partial, and
+  brings a finished file up to date: only passages that are new or changed
+  are embedded, those whose documents are gone are dropped.
+
+[bold]Exit codes[/bold]
+
+  0    the file is written; documents that could not be read are listed
+  1    it failed, or --strict found a document that cannot be read, or the
+       model refused a passage (the file has all others)
+  2    the command cannot be carried out as written; nothing was touched
+  130  interrupted; the same command continues
+"""
+
+
+class Failed(SollolError):
+    """The run cannot go on, or not all of it was done."""
+
+
+class Outcome(NamedTuple):
+    """What a run did, measured."""
+
+    seconds: float
+    nodes: list[NodeRow]
+    refused: list[str]
+
+
+def embed(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH…", help="Files and folders: .txt .md .html .jsonl .csv .pdf", show_default=False),
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="The embedding model.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The index to write: .npz, .jsonl or .parquet.", show_default=False),
+    ],
+    chunk_size: Annotated[int, typer.Option(metavar="CHARS", help="The longest passage.")] = 1000,
+    overlap: Annotated[int, typer.Option(metavar="CHARS", help="What a passage repeats of the one before.")] = 150,
+    nodes: NodesOption = None,
+    priority: Annotated[int, typer.Option(min=0, max=10, help="0 (can wait) to 10 (urgent).")] = 5,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Embed nothing if a document cannot be read: exit code 1.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an index of another model, and reuse nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed documents on all nodes at once, into an index that [bold]sollol search[/bold] reads.
+
+    Documents are cut into overlapping passages at paragraphs, sentences or
+    words. Each keeps its file and its place there: the page of a PDF, the row
+    of a table, the line of a .jsonl, and the offset in characters. Equal
+    passages are embedded once. The file is written beside its place and then
+    renamed: it is never half there.
+    """
+    need("numpy")
+    from sollol.cli.chunks import Cut
+    from sollol.cli.index.build import Build
+
+    cut = Cut(chunk_size, overlap).checked()
+    if not model.strip():
+        raise BadInput("--model is empty; expected a name such as nomic-embed-text")
+    partial = out.with_name(out.name + ".partial")
+    documents = Documents(paths, leave_out=[out, partial, out.with_name(f".{out.name}.new")])
+    check_extras(documents)
+    if strict:
+        _refuse_problems(documents.check(cut))
+    with Build(out, model, cut, force=force) as build:
+        if build.continued:
+            note(f"Continuing: {plural(build.continued, 'vector')} are kept in {build.log.path}")
+        outcome = _run(build, documents, nodes, priority)
+        missing = len(build.finish())
+        _tell(build, documents, outcome, as_json)
+    if missing:
+        raise Failed(f"{plural(missing, 'passage')} refused by the model; {out} has the other {build.count:,}")
+
+
+def _refuse_problems(problems: list[Skipped]) -> None:
+    if problems:
+        listed = [f"  {file} {why}" for file, why in problems]
+        raise Failed("\n".join(["--strict: nothing was embedded, because these cannot be read:", *listed]))
+
+
+def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -> Outcome:
+    """Embed what has no vector yet. Without any such passage no node is needed, or asked for."""
+    inputs = build.inputs(documents.passages(build.log.cut))
+    first = next(inputs, None)
+    if first is None:
+        return Outcome(0.0, [], [])
+    try:
+        with fleet.open_pool(fleet.choose(nodes).endpoints) as pool:
+            return stream(build, documents, pool, itertools.chain([first], inputs), priority)
+    except KeyboardInterrupt:
+        raise Stopped(_how_to_continue(build)) from None
+    except SollolError as error:
+        if len(build.log):
+            error.add_note(_how_to_continue(build))
+        raise
+
+
+def _how_to_continue(build: Build) -> str:
+    if not len(build.log):
+        return "nothing was embedded yet."
+    return f"{plural(len(build.log), 'vector')} are kept in {build.log.path}; the same command continues from there."
+
+
+def stream(
+    build: Build,
+    documents: Documents,
+    pool: Any,
+    inputs: Iterator[str],
+    priority: int = 5,
+    after: Callable[[Build], None] = lambda build: None,
+) -> Outcome:
+    """Feed the pool and keep what comes back, calling `after` each time. `pool` is an OllamaPool, or has its
+    `embed_stream` and `get_stats`."""
+    refused: list[str] = []
+    first_error: ResponseError | None = None
+
+    def count() -> Count:
+        return Count(build.done, documents.estimated_total(), documents.all_read, build.embedded)
+
+    started = time.monotonic()
+    results = pool.embed_stream(build.model, inputs, priority=priority, on_error="return")
+    with Progress(count, pool.get_stats) as progress:
+        for index, result in results:
+            if isinstance(result, ResponseError):
+                if result.status_code in _SAYS_MODEL:
+                    raise result
+                first_error = first_error or result
+                refused.append(f"{place(build.refuse(index))}: {result}")
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                build.take(index, result)
+            after(build)
+            progress.tick()
+    if first_error and not len(build.log):
+        raise first_error
+    return Outcome(time.monotonic() - started, node_rows(pool.get_stats()), refused)
+
+
+def _tell(build: Build, documents: Documents, outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print_json(_as_json(build, documents, outcome))
+        return
+    rate = f" in {seconds(outcome.seconds)} ({build.embedded / outcome.seconds:,.1f}/s)" if outcome.seconds else ""
+    say(
+        f"Wrote {build.out}: {plural(build.count, 'passage')} from {plural(len(documents.files), 'file')}, "
+        f"{build.dim} numbers each, model {build.model}"
+    )
+    say(f"{build.embedded:,} embedded{rate}, {build.reused:,} reused, {build.repeated:,} repeated")
+    if outcome.nodes:
+        stdout().print(node_table(outcome.nodes))
+    _list_problems("skipped", [f"{file} {why}" for file, why in documents.skipped])
+    _list_problems("refused by the model", outcome.refused)
+    if documents.other_kinds:
+        note(f"{plural(documents.other_kinds, 'file')} of other kinds left out.")
+
+
+def _list_problems(what: str, problems: list[str]) -> None:
+    if not problems:
+        return
+    note(f"{len(problems):,} {what}:")
+    for line in problems[:_SHOWN]:
+        note(f"  {line}")
+    if len(problems) > _SHOWN:
+        note(f"  and {len(problems) - _SHOWN:,} more (--json lists all)")
+
+
+def _as_json(build: Build, documents: Documents, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "out": str(build.out),
+        "model": build.model,
+        "dim": build.dim,
+        "passages": build.count,
+        "files": len(documents.files),
+        "embedded": build.embedded,
+        "reused": build.reused,
+        "repeated": build.repeated,
+        "seconds": round(outcome.seconds, 3),
+        "items_per_s": round(build.embedded / outcome.seconds, 2) if outcome.seconds else 0.0,
+        "nodes": [row._asdict() for row in outcome.nodes],
+        "skipped": [problem._asdict() for problem in documents.skipped],
+        "refused": outcome.refused,
+        "other_kinds": documents.other_kinds,
+    }

@@ -1,0 +1,128 @@
+"""`.npz`: opens with `numpy.load` alone: `vectors`, `texts`, `sources`, `units`, `numbers`, `starts`, `metadata`.
+
+`numpy.savez` wants every array in memory at once; here rows are streamed into the zip members, and out of them
+again. Texts are arrays of fixed width, which numpy can load without pickle, so they are compressed; vectors are
+noise to a compressor and are stored. Entries carry no time: the same content gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from sollol.cli.chunks import Cut
+from sollol.cli.documents import Passage
+from sollol.cli.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
+
+_COLUMNS = ("vectors", "texts", "sources", "units", "numbers", "starts")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write(path: Path, content: Content) -> None:
+    text_width, source_width = (max(width, 1) for width in content.widths)
+    count, dim = content.count, content.about.dim
+    columns: list[tuple[str, str, Callable[[Block], Any]]] = [
+        ("texts", f"<U{text_width}", lambda block: [p.text for p in block.passages]),
+        ("sources", f"<U{source_width}", lambda block: [p.source for p in block.passages]),
+        ("units", "<U4", lambda block: [p.unit for p in block.passages]),
+        ("numbers", "<i8", lambda block: [p.number for p in block.passages]),
+        ("starts", "<i8", lambda block: [p.start for p in block.passages]),
+    ]
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        with _member(archive, "vectors", zipfile.ZIP_STORED) as member:
+            _head(member, "<f4", (count, dim))
+            for block in content:
+                member.write(np.ascontiguousarray(block.vectors, "<f4").tobytes())
+        for name, kind, values in columns:
+            with _member(archive, name, zipfile.ZIP_DEFLATED) as member:
+                _head(member, kind, (count,))
+                for block in content:
+                    member.write(np.array(values(block), kind).tobytes())
+        with _member(archive, "metadata", zipfile.ZIP_STORED) as member:
+            npy.write_array(member, np.array(_metadata(content.about, count)), allow_pickle=False)
+
+
+def _member(archive: zipfile.ZipFile, name: str, compression: int) -> IO[bytes]:
+    info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+    info.compress_type = compression
+    info.external_attr = 0o644 << 16
+    return archive.open(info, "w", force_zip64=True)
+
+
+def _head(member: IO[bytes], kind: str, shape: tuple[int, ...]) -> None:
+    npy.write_array_header_2_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
+
+
+def _metadata(about: About, count: int) -> str:
+    size, overlap = about.cut or (0, 0)
+    return json.dumps(
+        {
+            "format": "sollol index 1",
+            "model": about.model,
+            "dim": about.dim,
+            "count": count,
+            "chunk_size": size,
+            "overlap": overlap,
+        }
+    )
+
+
+def about(path: Path) -> About:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("metadata.npy") as member:
+            told = json.loads(str(npy.read_array(member, allow_pickle=False)))
+        cut = Cut(told["chunk_size"], told["overlap"])
+        return About(str(told["model"]), int(told["dim"]), cut if cut.size else None)
+    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError) as error:
+        raise _not_an_index(path) from error
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [archive.open(f"{name}.npy") for name in _COLUMNS]
+            try:
+                yield from _zipped(members)
+            finally:
+                for member in members:
+                    member.close()
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
+        raise _not_an_index(path) from error
+
+
+def _zipped(members: list[IO[bytes]]) -> Iterator[Block]:
+    heads = [_read_head(member) for member in members]
+    count = heads[0][0][0]
+    for start in range(0, count, BLOCK_ROWS):
+        rows = min(BLOCK_ROWS, count - start)
+        vectors, *others = (_rows(m, rows, *head) for m, head in zip(members, heads, strict=True))
+        yield Block([Passage(*row) for row in zip(*(o.tolist() for o in others), strict=True)], vectors)
+
+
+def _read_head(member: IO[bytes]) -> tuple[tuple[int, ...], Any]:
+    version = npy.read_magic(member)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, kind = read(member)
+    if fortran or kind.hasobject:
+        raise ValueError("an array of another layout")
+    return shape, kind
+
+
+def _rows(member: IO[bytes], rows: int, shape: tuple[int, ...], kind: Any) -> Any:
+    wanted = (rows, *shape[1:])
+    size = int(np.prod(wanted)) * kind.itemsize
+    data = member.read(size)
+    if len(data) != size:
+        raise EOFError("the file ends early")
+    return np.frombuffer(data, kind).reshape(wanted)
+
+
+def _not_an_index(path: Path) -> NotAnIndex:
+    return NotAnIndex(f"{path} is not an index that `sollol embed` wrote, or it is damaged")

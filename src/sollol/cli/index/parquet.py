@@ -1,0 +1,72 @@
+"""`.parquet`: columns `text`, `source`, `unit`, `number`, `start`, `vector` (a fixed-size list of float32).
+
+The smallest of the three and the one for large collections: pandas, polars, duckdb and lancedb read it in pieces.
+The model stands in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sollol.cli.chunks import Cut
+from sollol.cli.documents import Passage
+from sollol.cli.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
+
+_KEY = b"sollol"
+
+
+def write(path: Path, content: Content) -> None:
+    about = content.about
+    size, overlap = about.cut or (0, 0)
+    told = {"model": about.model, "dim": about.dim, "chunk_size": size, "overlap": overlap}
+    text, whole = pa.string(), pa.int64()
+    schema = pa.schema(
+        [
+            ("text", text),
+            ("source", text),
+            ("unit", text),
+            ("number", whole),
+            ("start", whole),
+            ("vector", pa.list_(pa.float32(), about.dim)),
+        ],
+        metadata={_KEY: json.dumps(told)},
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for block in content:
+            columns: list[Any] = [list(column) for column in zip(*block.passages, strict=True)]
+            flat = pa.array(block.vectors.ravel(), pa.float32())
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, about.dim))
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def about(path: Path) -> About:
+    try:
+        told = json.loads((pq.read_schema(path).metadata or {})[_KEY])
+        cut = Cut(told["chunk_size"], told["overlap"])
+        return About(str(told["model"]), int(told["dim"]), cut if cut.size else None)
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise _not_an_index(path) from error
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    dim = about(path).dim
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BLOCK_ROWS):
+                *columns, vectors = batch.columns
+                matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+                rows = zip(*(column.to_pylist() for column in columns), strict=True)
+                yield Block([Passage(*row) for row in rows], matrix.astype(np.float32, copy=False))
+    except (pa.ArrowInvalid, ValueError, TypeError) as error:
+        raise _not_an_index(path) from error
+
+
+def _not_an_index(path: Path) -> NotAnIndex:
+    return NotAnIndex(f"{path} is not an index that `sollol embed` wrote, or it is damaged")

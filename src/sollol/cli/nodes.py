@@ -1,0 +1,109 @@
+"""`sollol nodes`: how are the nodes, and where do their models run?
+
+The question behind it is usually "why is this one slow?". Ollama moves a model, or a part of it, to the CPU without
+a word when it does not fit; `/api/ps` shows it only as `size_vram` below `size`, so it is said here in words.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sollol.cli import fleet
+from sollol.cli.console import note, plural, print_json, stdout, table
+from sollol.cli.fleet import JsonOption, NodesOption
+from sollol.core.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from sollol.core.types import LoadedModel, NodeFacts
+    from sollol.nodes.transport import Transport
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol nodes
+  sollol nodes --nodes 10.0.0.5,10.0.0.6:11435 --json
+
+[bold]Loaded models[/bold]
+
+  "GPU" is all of it in GPU memory. "40% GPU" and "CPU" mean that it did not
+  fit: such a node can be 20 times slower. Fewer loaded models, a smaller
+  context (num_ctx) or a smaller quantisation help.
+
+[bold]Exit codes[/bold]
+
+  0    done, even if nodes are down
+  1    no node is known
+"""
+
+
+class NodeState(NamedTuple):
+    """What a node said, or why it said nothing."""
+
+    endpoint: Endpoint
+    facts: NodeFacts | None
+    why: str = ""
+
+
+def nodes(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Show the state of the nodes: version, models in memory with their share on the GPU, models on disk."""
+    import asyncio
+
+    chosen = fleet.choose(nodes)
+    states = asyncio.run(look(chosen.endpoints))
+    if as_json:
+        print_json({"nodes": [_as_json(state) for state in states], "named_by": chosen.how})
+        return
+    made = table("node", "state", "version", "in memory", "on disk")
+    for state in states:
+        made.add_row(state.endpoint.key, *_cells(state), style=None if state.facts else "red")
+    stdout().print(made)
+    up = sum(1 for state in states if state.facts)
+    note(f"{up} of {plural(len(states), 'node')} up (from {chosen.how}).")
+
+
+async def look(endpoints: tuple[Endpoint, ...]) -> list[NodeState]:
+    """Ask every node at once."""
+    import asyncio
+
+    from sollol.nodes.http import HttpTransport
+
+    transport = HttpTransport()
+    try:
+        return list(await asyncio.gather(*(_ask(transport, endpoint) for endpoint in endpoints)))
+    finally:
+        await transport.aclose()
+
+
+async def _ask(transport: Transport, endpoint: Endpoint) -> NodeState:
+    from sollol.nodes.probe import ProbeFailed, probe
+
+    try:
+        return NodeState(endpoint, await probe(transport, endpoint))
+    except ProbeFailed as failed:
+        return NodeState(endpoint, None, str(failed))
+
+
+def _cells(state: NodeState) -> tuple[str, str, str, str]:
+    facts = state.facts
+    if facts is None:
+        return "down", "-", state.why, ""
+    loaded = [f"{name} ({gpu_share(model)})" for name, model in facts.loaded.items()]
+    return "up", facts.version, "\n".join(loaded) or "-", "\n".join(facts.models) or "-"
+
+
+def gpu_share(model: LoadedModel) -> str:
+    """Where a loaded model runs; 0 of 0 bytes is unknown, not CPU."""
+    if not model.size:
+        return "unknown"
+    if model.size_vram >= model.size:
+        return "GPU"
+    return f"{model.size_vram / model.size:.0%} GPU, rest on CPU" if model.size_vram else "CPU"
+
+
+def _as_json(state: NodeState) -> dict[str, Any]:
+    facts = state.facts
+    if facts is None:
+        return {"node": state.endpoint.key, "up": False, "why": state.why}
+    loaded = [{"model": name, "runs_on": gpu_share(model), **model._asdict()} for name, model in facts.loaded.items()]
+    disk = [{"model": name, "bytes": size} for name, size in facts.models.items()]
+    return {"node": state.endpoint.key, "up": True, "version": facts.version, "loaded": loaded, "models": disk}

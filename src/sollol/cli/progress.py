@@ -1,0 +1,136 @@
+"""How a run of `embed` shows itself: a live table on a terminal, a plain line now and then elsewhere.
+
+The total is not known before everything is read, and everything is read while it is being embedded. So the bar
+runs against an estimate, which is marked with "about" until it is exact. Both faces read the same snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sollol.cli.console import note, plural, seconds, stderr, table
+
+_WINDOW_S = 10.0  # the rate is that of the last seconds, so that it follows nodes that come and go
+_PLAIN_EVERY_S = 5.0
+_LIVE_HZ = 5.0
+
+
+class Count(NamedTuple):
+    """Where a run stands: passages done and in total (an estimate unless `exact`), and vectors received."""
+
+    done: int
+    total: float
+    exact: bool
+    embedded: int
+
+
+class NodeRow(NamedTuple):
+    node: str
+    items: int
+    share: float  # of all items, 0 to 1
+    items_per_s: float
+    state: str
+
+
+def node_rows(stats: Mapping[str, Any]) -> list[NodeRow]:
+    """From `pool.get_stats()`, the busiest first."""
+    nodes: Mapping[str, Mapping[str, Any]] = stats.get("node_performance", {})
+    whole = sum(int(node.get("items", 0)) for node in nodes.values()) or 1
+    rows = [
+        NodeRow(
+            name,
+            int(node.get("items", 0)),
+            int(node.get("items", 0)) / whole,
+            float(node.get("batch_throughput") or 0.0),
+            _state(node),
+        )
+        for name, node in nodes.items()
+    ]
+    return sorted(rows, key=lambda row: (-row.items, row.node))
+
+
+def _state(node: Mapping[str, Any]) -> str:
+    if not node.get("available", True):
+        return "down"
+    return "working" if node.get("active_requests") else "idle"
+
+
+def node_table(rows: list[NodeRow]) -> Table:
+    made = table("node", "items", "share", "items/s", "state", right=("items", "share", "items/s"))
+    for row in rows:
+        rate = f"{row.items_per_s:,.1f}" if row.items_per_s else "-"
+        style = "red" if row.state == "down" else None
+        made.add_row(row.node, f"{row.items:,}", f"{row.share:.0%}", rate, row.state, style=style)
+    return made
+
+
+class Progress:
+    """A context manager around a run; call `tick()` after each result."""
+
+    def __init__(self, count: Callable[[], Count], stats: Callable[[], Mapping[str, Any]]) -> None:
+        self._count, self._stats = count, stats
+        self._started = time.monotonic()
+        self._marks: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._said_at = self._started
+        console = stderr()
+        self._live = (
+            Live(console=console, get_renderable=self._picture, refresh_per_second=_LIVE_HZ, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if self._live is None and now - self._said_at >= _PLAIN_EVERY_S:
+            self._said_at = now
+            rows = node_rows(self._stats())
+            nodes = ", ".join(f"{r.node} {r.share:.0%} ({r.state})" for r in rows)
+            note(f"{self._sentence(self._count())}; {nodes}")
+
+    def _rate(self, embedded: int) -> float:
+        now = time.monotonic()
+        self._marks.append((now, embedded))
+        while len(self._marks) > 2 and self._marks[1][0] < now - _WINDOW_S:
+            self._marks.popleft()
+        (then, before), span = self._marks[0], now - self._marks[0][0]
+        return (embedded - before) / span if span > 0 and then < now else 0.0
+
+    def _sentence(self, count: Count) -> str:
+        rate = self._rate(count.embedded)
+        about = "" if count.exact else "about "
+        share = f" ({count.done / count.total:.0%})" if count.total else ""
+        left = f", {seconds((count.total - count.done) / rate)} left" if rate and count.total else ""
+        total = f"{about}{plural(round(count.total), 'passage')}" if count.total else "? passages"
+        return f"{count.done:,} of {total}{share}, {rate:,.1f}/s{left}"
+
+    def _picture(self) -> RenderableType:
+        count = self._count()
+        bar = ProgressBar(total=max(count.total, 1.0), completed=count.done, width=40)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(bar, Text(self._sentence(count)))
+        return Group(line, node_table(node_rows(self._stats())))

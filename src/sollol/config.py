@@ -1,0 +1,242 @@
+"""Settings: what may be said once, outside the code.
+
+The problem: the same program runs on a laptop, in a container and on a server, and only its surroundings
+differ. The answer is the usual order, from strong to weak: arguments, environment, file (`SOLLOL_CONFIG`,
+TOML), defaults. A setting is here only if something reads it; one that is read nowhere lies to its user.
+
+A value that cannot be used raises ConfigError, which names the file or variable, the field, the value and
+what was expected. An unknown key in the file is an error too: a misspelt setting that is silently ignored
+costs an afternoon.
+
+What it costs: importing this module takes a few milliseconds, because msgspec (30 ms) and tomllib are loaded
+only when there is a file to read. `docs/configuration.md` lists every setting; a test keeps it complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sollol.core.endpoint import Endpoint, parse_endpoint
+from sollol.errors import BadInput, ConfigError
+
+SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
+_WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
+_SEPARATORS = re.compile(r"[\s,;]+")
+
+
+class Settings(NamedTuple):
+    """Everything that can be set, resolved. Frozen; compare two with ==."""
+
+    ollama_host: Endpoint | None = None
+    """The node that Ollama's own variable names: one more place to look, not the whole list."""
+    nodes: tuple[Endpoint, ...] = ()
+    app_name: str | None = None
+    observer_sampling: float = 1.0
+    """The share of requests that is observed, 0.0 (off) to 1.0."""
+    discovery_subnets: tuple[str, ...] | None = None
+    """None: the private networks of this machine."""
+    discovery_ports: tuple[int, ...] = (11434,)
+
+
+def load_settings(
+    env: Mapping[str, str] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    nodes: Iterable[Any] | None = None,
+    app_name: str | None = None,
+    observer_sampling: bool | float | None = None,
+    discovery_subnets: Iterable[str] | None = None,
+    discovery_ports: Iterable[int] | None = None,
+) -> Settings:
+    """Arguments over environment over file over defaults; None means "not given".
+
+    `env` stands for `os.environ`; `config` is the path of a TOML file and stands for `SOLLOL_CONFIG`.
+    Raises ConfigError for the file and the environment, BadInput for an argument.
+    """
+    variables = os.environ if env is None else env
+    path = config if config is not None else variables.get("SOLLOL_CONFIG", "").strip() or None
+    found: dict[str, Any] = {}
+    if path is not None:
+        found.update(_from_file(os.fspath(path)))
+    found.update(_from_environment(variables))
+    given = {
+        "nodes": nodes,
+        "app_name": app_name,
+        "observer_sampling": observer_sampling,
+        "discovery_subnets": discovery_subnets,
+        "discovery_ports": discovery_ports,
+    }
+    found.update(_read(BadInput, "argument {}", {k: v for k, v in given.items() if v is not None}))
+    return Settings(**found)
+
+
+# Each reader takes a raw value (text from the environment, or a typed one) and returns the setting, or
+# raises BadInput whose text says what was expected.
+
+
+def _nodes(raw: Any) -> tuple[Endpoint, ...]:
+    items = _listed(raw)
+    return tuple(dict.fromkeys(parse_endpoint(item) for item in items))
+
+
+def _ollama_host(raw: str) -> Endpoint:
+    return parse_endpoint(f"127.0.0.1{raw}" if re.match(r":\d", raw) else raw)  # Ollama reads ":8080" so
+
+
+def _name(raw: Any) -> str:
+    if not isinstance(raw, str) or not raw.strip():
+        raise BadInput("expected a name")
+    return raw.strip()
+
+
+def _sampling(raw: Any) -> float:
+    if isinstance(raw, str):
+        raw = _WORDS.get(raw.strip().lower(), raw)
+    try:
+        share = float(raw)
+    except (TypeError, ValueError):
+        raise BadInput(f"expected {SAMPLING_EXPECTED}") from None
+    if not 0.0 <= share <= 1.0:
+        raise BadInput(f"expected {SAMPLING_EXPECTED}")
+    return share
+
+
+def _subnets(raw: Any) -> tuple[str, ...]:
+    return tuple(str(item) for item in _listed(raw))
+
+
+def _ports(raw: Any) -> tuple[int, ...]:
+    ports = []
+    for item in _listed(raw):
+        try:
+            port = int(item)
+        except (TypeError, ValueError):
+            port = 0
+        if isinstance(item, (bool, float)) or not 1 <= port <= 65535:
+            raise BadInput("expected port numbers from 1 to 65535")
+        ports.append(port)
+    if not ports:
+        raise BadInput("expected at least one port")
+    return tuple(dict.fromkeys(ports))
+
+
+def _listed(raw: Any) -> Sequence[Any]:
+    if isinstance(raw, str):
+        return [item for item in _SEPARATORS.split(raw) if item]
+    if isinstance(raw, Iterable) and not isinstance(raw, Mapping):
+        return list(raw)
+    return [raw]
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "ollama_host": _ollama_host,
+    "nodes": _nodes,
+    "app_name": _name,
+    "observer_sampling": _sampling,
+    "discovery_subnets": _subnets,
+    "discovery_ports": _ports,
+}
+VARIABLES = {
+    "OLLAMA_HOST": "ollama_host",
+    "SOLLOL_NODES": "nodes",
+    "SOLLOL_APP_NAME": "app_name",
+    "SOLLOL_OBSERVER_SAMPLING": "observer_sampling",
+    "SOLLOL_DISCOVERY_SUBNETS": "discovery_subnets",
+    "SOLLOL_DISCOVERY_PORTS": "discovery_ports",
+}
+"""Every environment variable that is read, and the setting it gives. `SOLLOL_CONFIG` names the file."""
+
+
+def _read(error: type[BadInput], place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    read = {}
+    for field, raw in values.items():
+        try:
+            read[field] = _READERS[field](raw)
+        except BadInput as problem:
+            name = field.replace("discovery_", "discovery.") if error is ConfigError else field
+            raise error(_sentence(place.format(name), raw, str(problem))) from None
+    return read
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    for variable, field in VARIABLES.items():
+        raw = env.get(variable, "").strip()
+        if raw:  # an empty variable is one that is not set
+            value = _read(ConfigError, f"environment variable {variable}", {field: raw})
+            read.update(value)
+    return read
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as problem:
+        why = problem.strerror or str(problem)
+        raise ConfigError(f"configuration file {path}: {why}; check SOLLOL_CONFIG or --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"configuration file {path} is not valid TOML: {problem}") from None
+    values = dict(_checked(path, content))
+    for key, value in dict(values.pop("discovery", {})).items():
+        values[f"discovery_{key}"] = value
+    return _read(ConfigError, f"configuration file {path}: {{}}", values)
+
+
+def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
+    """The file's content, with the right keys and types, or ConfigError."""
+    import msgspec
+
+    discovery = msgspec.defstruct(
+        "Discovery",
+        [("subnets", list[str], msgspec.UNSET), ("ports", list[int], msgspec.UNSET)],
+        frozen=True,
+        forbid_unknown_fields=True,
+    )
+    file = msgspec.defstruct(
+        "File",
+        [
+            ("nodes", list[str | dict[str, str | int]], msgspec.UNSET),
+            ("app_name", str, msgspec.UNSET),
+            ("observer_sampling", bool | float, msgspec.UNSET),
+            ("discovery", discovery, msgspec.UNSET),
+        ],
+        frozen=True,
+        forbid_unknown_fields=True,
+    )
+    try:
+        checked = msgspec.to_builtins(msgspec.convert(content, file))
+    except msgspec.ValidationError as problem:
+        raise ConfigError(_explained(path, content, str(problem))) from None
+    assert isinstance(checked, dict)
+    return checked
+
+
+def _explained(path: str, content: dict[str, Any], problem: str) -> str:
+    """msgspec says "Expected `int`, got `str` - at `$.discovery.ports[0]`"; the user wants the value too."""
+    what, _, where = problem.partition(" - at `$")
+    field = where.rstrip("`").lstrip(".")
+    unknown = re.match(r"Object contains unknown field `(.*)`", what)
+    if unknown:
+        name = ".".join(filter(None, (field, unknown[1])))
+        known = "subnets and ports" if field else "nodes, app_name, observer_sampling and [discovery]"
+        return f"configuration file {path}: {name} is not a setting; expected {known}"
+    value: Any = content
+    for step in re.findall(r"\w+|\[\.\.\.\]", field):
+        try:
+            value = value[int(step) if isinstance(value, list) else step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            break
+    field = field.replace("[...]", "")
+    expected = what.split(",")[0].removeprefix("Expected ").replace("`", "").replace("object", "table")
+    return _sentence(f"configuration file {path}: {field}", value, f"expected {expected}")
+
+
+def _sentence(place: str, raw: Any, problem: str) -> str:
+    shown = re.sub(r"//[^/@\s]*@", "//***@", repr(raw))  # a password never reaches a log
+    return f"{place}: {shown} cannot be used; {problem}"

@@ -1,0 +1,120 @@
+"""Which nodes are alive, and when to ask. Recovery is noticed by asking, without traffic.
+
+While there is work, a node is asked every EVERY; when nothing was submitted for a while, every EVERY_IDLE; a node
+that is down, after RETRY, then twice as long each time. A refused connection is certain. Silence is not: a machine
+under load answers late, so it takes SILENCES in a row.
+"""
+
+from __future__ import annotations
+
+from sollol.core.fleet import Attempt, Fleet, NodeState
+from sollol.core.messages import Action, Probe
+from sollol.core.types import MILLISECOND, SECOND, Kind, Micros, NodeFacts
+
+EVERY: Micros = 5 * SECOND
+EVERY_IDLE: Micros = 60 * SECOND
+IDLE_AFTER: Micros = 30 * SECOND
+RETRY: Micros = 500 * MILLISECOND
+RETRY_MAX: Micros = 5 * SECOND
+SILENCES = 2
+# A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
+OVERDUE_TIMES = 8
+OVERDUE_LEAST: Micros = 20 * SECOND
+
+
+class Health:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._last_submit: Micros = 0
+        self.next_at: Micros | None = None
+
+    def touched(self, at: Micros, out: list[Action]) -> None:
+        """A task came: after a long idle time, do not trust what was known."""
+        if at - self._last_submit > IDLE_AFTER:
+            for node in self._fleet.nodes.values():
+                if at - node.asked_us > EVERY:
+                    self.ask(node, at, out)
+        self._last_submit = at
+
+    def ask(self, node: NodeState, at: Micros, out: list[Action]) -> None:
+        if node.probing:
+            return
+        node.probing = True
+        node.asked_us = at
+        out.append(Probe(node.key))
+
+    def seen(self, node: NodeState, facts: NodeFacts, at: Micros) -> bool:
+        """Take in what a node said; True if the models it has have changed."""
+        changed = node.models != facts.models
+        if node.up is False:  # it was away: what it had in memory is gone
+            for lane in node.lanes.values():
+                lane.loaded_by_us = False
+        if not node.up:
+            node.up_since = at
+        node.up, node.probing, node.silences = True, False, 0
+        node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
+        for model, lane in node.lanes.items():
+            if model not in facts.loaded and not lane.attempts:
+                lane.loaded_by_us = False
+        node.probe_backoff_us = 0
+        self._plan(node, at + self._every(at))
+        return changed
+
+    def lost(self, node: NodeState, why: str, certain: bool, at: Micros) -> bool:
+        """A probe failed; True if the node is to be taken for down now."""
+        node.probing = False
+        node.lost_why = why
+        node.silences += 1
+        if not certain and node.up and node.silences < SILENCES:
+            self._plan(node, at + RETRY)
+            return False
+        if node.up is not False:
+            return True
+        self._back_off(node, at)
+        return False
+
+    def down(self, node: NodeState, why: str, at: Micros) -> None:
+        node.up = False
+        node.lost_why = why
+        node.down_since = at
+        self._back_off(node, at)
+
+    def _back_off(self, node: NodeState, at: Micros) -> None:
+        node.probe_backoff_us = min(max(RETRY, 2 * node.probe_backoff_us), RETRY_MAX)
+        self._plan(node, at + max(node.probe_backoff_us, self._every(at) if self._idle(at) else 0))
+
+    def _idle(self, at: Micros) -> bool:
+        return at - self._last_submit > IDLE_AFTER
+
+    def _every(self, at: Micros) -> Micros:
+        return EVERY_IDLE if self._idle(at) else EVERY
+
+    def _plan(self, node: NodeState, when: Micros) -> None:
+        node.next_probe_us = when
+        if self.next_at is None or when < self.next_at:
+            self.next_at = when
+
+    def tick(self, at: Micros, busy: bool, out: list[Action]) -> list[Attempt]:
+        """Ask the nodes whose time has come; the chunks that took far too long."""
+        if busy:
+            self._last_submit = at
+        if self.next_at is None or at < self.next_at:
+            return []
+        overdue: list[Attempt] = []
+        upcoming: Micros | None = None
+        for node in self._fleet.nodes.values():
+            if node.next_probe_us <= at:
+                self.ask(node, at, out)
+                node.next_probe_us = at + EVERY
+                overdue += [a for lane in node.lanes.values() for a in lane.attempts.values() if _late(a, at)]
+            if upcoming is None or node.next_probe_us < upcoming:
+                upcoming = node.next_probe_us
+        self.next_at = upcoming
+        return overdue
+
+
+def _late(attempt: Attempt, at: Micros) -> bool:
+    if attempt.task.kind is not Kind.EMBED or not attempt.items or not attempt.lane.work.known:
+        return False
+    predicted = attempt.due_us - attempt.started_us
+    return at - attempt.started_us > max(OVERDUE_LEAST, OVERDUE_TIMES * predicted)

@@ -1,0 +1,117 @@
+"""The questions that a policy answers. `core` declares them; `policies` answers; `pool` brings the two together.
+
+Each is one question (tower, Netflix concurrency-limits): what only one implementation needs, it keeps to itself.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from sollol.core.types import Decision, Micros, Outcome, Task
+
+if TYPE_CHECKING:
+    from sollol.core.fleet import Lane
+
+
+class Router(Protocol):
+    """Which node?"""
+
+    def choose(
+        self,
+        task: Task,
+        lanes: Sequence[Lane],
+        ahead: Mapping[str, Micros],
+        at: Micros,
+        rng: random.Random,
+    ) -> Decision:
+        """The best of `lanes` (at least one), busy ones included: if the choice has no free slot, the task waits.
+
+        `ahead` is what tasks before it in the line have already claimed of each node."""
+        ...
+
+
+class Limiter(Protocol):
+    """How many requests may be in flight on one (node, model)?"""
+
+    @property
+    def limit(self) -> int: ...
+    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool) -> None:
+        """A request ended: `amount` of work in `busy_us` of the lane's time, with `inflight` under way.
+
+        `dropped`: the node refused the load, or did not answer in time."""
+        ...
+
+
+class Breaker(Protocol):
+    """May this (node, model) be tried now?"""
+
+    def admits(self, at: Micros) -> bool: ...
+    def retry_at(self) -> Micros | None:
+        """When it will next admit a trial, or None while closed."""
+        ...
+
+    def begin(self, at: Micros) -> None:
+        """An attempt starts: an open breaker lets only one trial through."""
+        ...
+
+    def record(self, at: Micros, outcome: Outcome) -> None: ...
+
+
+class Retrier(Protocol):
+    """Try a task again? The delay in microseconds, or None for no."""
+
+    def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None: ...
+    def deposit(self, task: Task) -> None:
+        """A task was submitted: the budget grows with the traffic."""
+        ...
+
+
+class BatchView(NamedTuple):
+    """What a batching policy may look at. Costs in cost units, rates in units per microsecond."""
+
+    pending_cost: int
+    pending_count: int
+    inflight_cost: float  # on all lanes of the model, this batch's and others'
+    closed: bool  # no more items will come
+    lane_rate: float | None
+    lane_backlog: float
+    lane_startup_us: Micros
+    slots: int
+    total_rate: float
+    best_rate: float
+    lanes: int
+
+
+class Again(enum.Enum):
+    RETRY = "retry"
+    SPLIT = "split"
+    REFUSE = "refuse"
+
+
+class Batcher(Protocol):
+    """How much of a batch should a free slot take?"""
+
+    def item_budget(self, view: BatchView) -> tuple[int, int]:
+        """(cost, count): a chunk stops at whichever is reached first; (0, 0) leaves it to the others."""
+        ...
+
+    def takeover(self, cost: float, rate: float, startup_us: Micros, left_us: Micros) -> bool:
+        """Would an idle node finish this work clearly before the one that has it, expected in `left_us`?"""
+        ...
+
+    def again(self, outcome: Outcome, tries: int, count: int) -> Again:
+        """What to do with a chunk of `count` items that has failed `tries` times."""
+        ...
+
+
+class Policies(NamedTuple):
+    """The bundle of answers a scheduler is built with."""
+
+    router: Router
+    batcher: Batcher
+    retrier: Retrier
+    limiter: Callable[[], Limiter]
+    breaker: Callable[[], Breaker]

@@ -1,0 +1,153 @@
+"""The frozen values of the core. Times are integers of microseconds on the event loop's clock."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import NamedTuple
+
+Micros = int  # a moment, or a duration, on the event loop's clock
+SECOND: Micros = 1_000_000
+MILLISECOND: Micros = 1_000
+
+
+class RoutingMode(enum.StrEnum):
+    """What a caller wants of a call: low latency, proven nodes, or cheap background work."""
+
+    FAST = "fast"
+    RELIABLE = "reliable"
+    ASYNC = "async"
+
+
+class TaskPriority(enum.IntEnum):
+    """One scale, 0 to 10, everywhere; higher goes first."""
+
+    CRITICAL = 10
+    URGENT = 10
+    HIGH = 8
+    NORMAL = 5
+    LOW = 2
+    DEFERRED = 0
+
+
+class Kind(enum.StrEnum):
+    """What a task asks of a model."""
+
+    CHAT = "chat"
+    GENERATE = "generate"
+    EMBED = "embed"
+
+
+class Task(NamedTuple):
+    """One piece of work. Its body stays with the dispatcher; the core sees only what decides.
+
+    `cost` is the size of the input in cost units (see policies.batching.item_cost: about bytes).
+    `tokens_out` is the number of tokens the answer may have (`num_predict`), or None.
+    `options` names the runner options that would make a node reload the model ("" for none given).
+    `batch` marks a task whose items arrive as Fed events and which is cut into chunks.
+    `width` fixes the number of requests in flight for a batch (`max_workers`), or None.
+    """
+
+    id: int
+    kind: Kind
+    model: str
+    cost: int = 0
+    priority: int = int(TaskPriority.NORMAL)
+    app: str = ""
+    tokens_out: int | None = None
+    options: str = ""
+    deadline_us: Micros | None = None
+    batch: bool = False
+    width: int | None = None
+
+
+class How(enum.Enum):
+    """The ways an attempt can end. What follows from each is decided in one place, `core.scheduler`."""
+
+    OK = "ok"
+    REFUSED = "refused"  # 4xx: the caller's fault; no other node would answer otherwise
+    MISSING = "model missing"  # 404: this node does not have the model
+    BUSY = "busy"  # 503, 429: come back later
+    FAILED = "failed"  # 5xx, cut, late error, wrong result
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"  # no connection: the node is down
+    LEFT = "left"  # we closed it
+    # and what a task can end with besides:
+    NO_NODE = "no node"
+    QUEUE_FULL = "queue full"
+    DEADLINE = "deadline"
+
+
+class Timing(NamedTuple):
+    """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens."""
+
+    load_us: int = 0
+    prompt_tokens: int = 0
+    prompt_us: int = 0
+    tokens: int = 0
+    decode_us: int = 0
+
+
+class Outcome(NamedTuple):
+    how: How
+    message: str = ""
+    status: int = 0
+    timing: Timing = Timing()
+
+
+class Ranges(tuple[tuple[int, int], ...]):
+    """Item positions as half-open ranges, in order: ((lo, hi), ...)."""
+
+    __slots__ = ()
+
+    def total(self) -> int:
+        return sum(hi - lo for lo, hi in self)
+
+    def items(self) -> list[int]:
+        return [i for lo, hi in self for i in range(lo, hi)]
+
+
+class Term(NamedTuple):
+    """One summand of a prediction: waiting, loading, prefill, decode, work. Microseconds."""
+
+    name: str
+    us: Micros
+
+
+class Candidate(NamedTuple):
+    """A node that was considered: when it would finish, and of what that is made."""
+
+    node: str
+    finish_us: Micros
+    terms: tuple[Term, ...] = ()
+
+
+class Decision(NamedTuple):
+    """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer."""
+
+    node: str
+    predicted_us: Micros
+    reason: str
+    candidates: tuple[Candidate, ...] = ()
+
+
+class LoadedModel(NamedTuple):
+    """A row of /api/ps. `size_vram` below `size` means that part of it runs on the CPU; 0 of 0 is unknown."""
+
+    size: int = 0
+    size_vram: int = 0
+    expires_at: str = ""
+    context_length: int = 0
+
+
+class NodeFacts(NamedTuple):
+    """What a node said of itself: models on disk (name -> bytes) and models in memory."""
+
+    version: str
+    models: Mapping[str, int]
+    loaded: Mapping[str, LoadedModel]
+
+
+def canonical_model(name: str) -> str:
+    """`llama3.2` and `llama3.2:latest` are one model. The tag is what follows a colon after the last slash."""
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"

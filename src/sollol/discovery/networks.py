@@ -1,0 +1,173 @@
+"""Which addresses may be searched: this machine's private networks, and nothing else.
+
+The problem: a connection attempt to somebody else's address is at best noise and at worst an incident, while a
+user expects the machine in the next room to be found without a word. The answer is a list of networks that are
+private by definition; everything else is refused, also when asked for by name of network:
+
+- found by themselves: 10/8, 172.16/12, 192.168/16 (RFC 1918). A network wider than /22 (1,022 hosts) is narrowed
+  to the /24 around this machine's own address, with `discover_all_nodes=True` to the /16;
+- only when written in `subnets=`: loopback, link-local (169.254/16: computers joined by a
+  Thunderbolt cable), fc00::/7, and 100.64/10. The last is Tailscale's, but also that of providers who put
+  strangers behind one address, so it is never searched unasked. Tailscale hands out single addresses anyway:
+  name such nodes.
+
+What is nearest is tried first: a short `timeout` should be spent on likely neighbours. All of this is pure but
+`own_interfaces` and `route_address`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from sollol.errors import BadInput
+
+IPv4 = ipaddress.IPv4Address
+IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+WIDEST_PREFIX = 22  # searched whole without being asked
+NARROWED_PREFIX = 24  # what a wider network is cut to
+ASKED_PREFIX = 16  # the same, with discover_all_nodes=True
+MAX_ADDRESSES = 1 << 16  # of all `subnets` together
+
+_OWN = [ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+_ASKED: list[Network] = [
+    *_OWN,
+    *map(ipaddress.ip_network, ("127.0.0.0/8", "169.254.0.0/16", "100.64.0.0/10")),
+    *map(ipaddress.ip_network, ("::1/128", "fc00::/7")),
+]
+_BRIDGE = re.compile(r"(docker|podman|nerdctl|cni|cni-podman|virbr|lxcbr|lxdbr|vmnet|vboxnet)\d+|br-[0-9a-f]{12}")
+
+
+class Interface(NamedTuple):
+    """One address of this machine."""
+
+    name: str
+    ip: IP
+    prefix: int
+
+    @property
+    def network(self) -> Network:
+        return ipaddress.ip_network((self.ip, self.prefix), strict=False)
+
+    @property
+    def is_bridge(self) -> bool:
+        """A bridge to containers or virtual machines that run on this machine."""
+        return _BRIDGE.fullmatch(self.name) is not None
+
+
+def own_interfaces() -> list[Interface]:
+    """Every address of this machine, loopback included, as the system lists them."""
+    import ifaddr
+
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            found.append(Interface(adapter.name, ipaddress.ip_address(text), entry.network_prefix))
+    return found
+
+
+def route_address() -> IP | None:
+    """This machine's address towards the world: the one others know. Connecting a datagram socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("203.0.113.1", 9))
+            return ipaddress.ip_address(probe.getsockname()[0])
+        except OSError:
+            return None  # no way out of here
+
+
+def is_private(ip: IP) -> bool:
+    """Whether a network with this address may be searched without being asked."""
+    return isinstance(ip, IPv4) and any(ip in network for network in _OWN)
+
+
+def own_networks(interfaces: Iterable[Interface], wide: bool, first: IP | None = None) -> list[Interface]:
+    """The private IPv4 networks to search: the routed one first, container bridges last, each once."""
+    private = [each for each in interfaces if is_private(each.ip)]
+    private.sort(key=lambda each: (each.ip != first, each.is_bridge))  # stable: otherwise the system's order
+    cut = [each._replace(prefix=_narrowed(each.prefix, wide)) for each in private]
+    return list({each.network: each for each in reversed(cut)}.values())[::-1]
+
+
+def _narrowed(prefix: int, wide: bool) -> int:
+    if wide:
+        return max(prefix, ASKED_PREFIX)
+    return prefix if prefix >= WIDEST_PREFIX else NARROWED_PREFIX
+
+
+def nearest_first(networks: Sequence[Interface]) -> Iterator[IP]:
+    """All host addresses: each network's /24 around the own address, then the next ones outwards."""
+    blocks: list[tuple[int, int, int, Network]] = []
+    for rank, each in enumerate(networks):
+        own = int(each.ip) >> 8
+        low, high = (int(end) >> 8 for end in (each.network.network_address, each.network.broadcast_address))
+        blocks.extend((abs(block - own), rank, block, each.network) for block in range(low, high + 1))
+    seen: set[int] = set()
+    for _, _, block, network in sorted(blocks, key=lambda entry: entry[:3]):
+        for number in _hosts(network, block << 8, (block + 1 << 8) - 1):
+            if number not in seen:
+                seen.add(number)
+                yield IPv4(number)
+
+
+def _hosts(network: Network, low: int, high: int) -> range:
+    """The numbers of the hosts of `network` from low to high: without its own and its broadcast address."""
+    edge = 0 if network.prefixlen >= network.max_prefixlen - 1 or network.version == 6 else 1
+    first = int(network.network_address) + edge
+    last = int(network.network_address) + network.num_addresses - 1 - edge
+    return range(max(low, first), min(high, last) + 1)
+
+
+def parse_subnets(subnets: Iterable[str]) -> list[Network]:
+    """Read `subnets=`: networks in CIDR ("10.9.66.0/24") or single addresses. Raises BadInput."""
+    if isinstance(subnets, str):
+        subnets = [subnets]
+    networks = [_subnet(entry) for entry in subnets]
+    count = sum(network.num_addresses for network in networks)
+    if count > MAX_ADDRESSES:
+        raise BadInput(
+            f"subnets: {count:,} addresses are more than one search takes ({MAX_ADDRESSES:,}, a /16); "
+            "search smaller networks, or name the nodes in SOLLOL_NODES"
+        )
+    return networks
+
+
+def _subnet(entry: object) -> Network:
+    try:
+        network = ipaddress.ip_network(str(entry).strip().strip("[]"), strict=False)
+    except ValueError:
+        raise BadInput(
+            f"subnets: {entry!r} is not a network; expected one like '10.9.66.0/24' or an address like "
+            "'10.9.66.15' (a host with a name belongs in SOLLOL_NODES)"
+        ) from None
+    if not any(_within(network, allowed) for allowed in _ASKED):
+        raise BadInput(
+            f"subnets: {entry!r} is not a private network, and only those are searched; "
+            "name a node elsewhere in SOLLOL_NODES or with pool.add_node(host, port)"
+        )
+    return network
+
+
+def _within(network: Network, allowed: Network) -> bool:
+    if isinstance(network, ipaddress.IPv4Network) and isinstance(allowed, ipaddress.IPv4Network):
+        return network.subnet_of(allowed)
+    if isinstance(network, ipaddress.IPv6Network) and isinstance(allowed, ipaddress.IPv6Network):
+        return network.subnet_of(allowed)
+    return False
+
+
+def addresses(networks: Iterable[Network]) -> Iterator[IP]:
+    """The hosts of networks that were asked for, in the order written, each once."""
+    seen: set[tuple[int, int]] = set()
+    for network in networks:
+        make = ipaddress.IPv4Address if network.version == 4 else ipaddress.IPv6Address
+        for number in _hosts(network, 0, 1 << network.max_prefixlen):
+            if (network.version, number) not in seen:
+                seen.add((network.version, number))
+                yield make(number)

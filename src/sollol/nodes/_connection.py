@@ -1,0 +1,376 @@
+"""One connection to a node: it writes a request and turns the bytes that come back into a reply.
+
+The hot path of the product, so one object stands between the socket and llhttp: the event loop calls
+`data_received`, the parser calls `on_...`, and when the body is complete the caller's future is set. No
+streams, no task, no coroutine in between; one future for each call. The state of a call lives in the
+connection's own fields, which `_begin` resets, because a connection serves one call at a time (pipelining
+is not used: a long answer would hold up the others).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple, Protocol
+
+import httptools
+
+from sollol.nodes import _faults
+from sollol.nodes._deadline import Deadline
+from sollol.nodes._reply import Inbox, RawHeaders, StreamReply, WholeReply, fold
+from sollol.nodes.transport import Call, Reply, Timeouts, TransportFault
+
+ONE_WRITE_BYTES: Final = 65_536  # up to here copying the body behind its head beats a second system call
+
+
+class Limits(NamedTuple):
+    """Bounds of a connection; the reasons stand beside their defaults in `http.py`."""
+
+    head_bytes: int
+    body_bytes: int
+    inbox_bytes: int
+    idle_age_s: float
+
+
+class Home(Protocol):
+    """The pool that a connection goes back to."""
+
+    def release(self, connection: Connection) -> bool:
+        """Take a connection that is ready for the next call. False: no room, it will close."""
+        ...
+
+    def forget(self, connection: Connection) -> None:
+        """The connection closes."""
+        ...
+
+
+class Connection(Deadline, asyncio.Protocol):
+    """Speaks HTTP/1.1 to one node, one call at a time."""
+
+    # fmt: off
+    __slots__ = (
+        "_bare", "_blocked", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size", "_home",
+        "_inbox", "_keep", "_limits", "_parser", "_paused", "_pieces", "_raw", "_refusal", "_size", "_status",
+        "_stream", "_timeouts", "_transport", "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost",
+        "max_body_bytes", "silent", "turn", "url",
+    )
+    # fmt: on
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, url: str, home: Home, limits: Limits) -> None:
+        super().__init__(loop)
+        self.url = url
+        self.max_body_bytes = limits.body_bytes
+        self.turn = 0  # which call this is: a late cancel of an earlier one must not hit it
+        self.silent = True  # no byte of an answer has come
+        self.closed = False  # we let go of it
+        self.lost = asyncio.Event()  # the event loop let go of it
+        self._home = home
+        self._limits = limits
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._transport: Any = None
+        self._busy = False  # a call is under way
+        self._blocked = False  # the node does not take our bytes as fast as we have them
+        self._paused = False  # the reader does not take the node's
+        self._unsent = 0
+        self._upload: asyncio.Task[None] | None = None
+        self._drain: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Reply] | None = None
+        self._inbox: Inbox | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "busy" if self._busy else "idle"
+        return f"<Connection {self.url} {state}, call {self.turn}>"
+
+    # -- a call: begin and end -------------------------------------------------------------------------
+
+    def start(self, head: bytes, body: bytes, call: Call) -> asyncio.Future[Reply]:
+        """Write a request whose body is at hand. `head` is what RequestHeads.for_call made."""
+        waiter = self._begin(call)
+        self.expect(call.timeouts.first_byte_s)  # before the write, which may find the node blocked
+        write = self._transport.write
+        if not body:
+            write(head)
+        elif len(body) <= ONE_WRITE_BYTES:
+            write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        else:
+            write(b"%b%d\r\n\r\n" % (head, len(body)))
+            write(body)
+        return waiter
+
+    def start_upload(self, head: bytes, body: AsyncIterator[bytes], call: Call) -> asyncio.Future[Reply]:
+        """Write a request whose body is still being made, in a task: the answer may come before its end."""
+        waiter = self._begin(call)
+        self._transport.write(head)
+        self._upload = self.loop.create_task(self._pump(body))
+        self.expect(None)  # how long the pieces take is the caller's affair
+        return waiter
+
+    def _begin(self, call: Call) -> asyncio.Future[Reply]:
+        self.turn += 1
+        self.silent = self._busy = True
+        self._waiting = True  # for the first byte of the answer proper
+        self._complete = self._keep = self._dirty = False
+        self._stream = call.stream
+        self._head_only = call.method == "HEAD"
+        self._timeouts: Timeouts = call.timeouts
+        self._status = self._size = self._head_size = 0
+        self._bare = 0  # bytes read since the last of a body: head, trailers, chunk sizes
+        self._raw: RawHeaders = []
+        self._pieces: list[bytes] = []
+        self._refusal: TransportFault | None = None
+        waiter: asyncio.Future[Reply] = self.loop.create_future()
+        self._waiter = waiter
+        return waiter
+
+    def _end(self, error: BaseException | None) -> None:
+        """Tell whoever waits how the call ended; None means well."""
+        self._busy = False
+        waiter, inbox, pieces = self._waiter, self._inbox, self._pieces
+        self._waiter = self._inbox = None
+        if inbox is not None:
+            inbox.end(error)
+        elif waiter is not None and not waiter.done():
+            if error is not None:
+                waiter.set_exception(error)
+            else:
+                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                waiter.set_result(WholeReply(self._status, self._raw, body))
+        self._pieces = []  # an idle connection must not hold on to an answer
+
+    def _finish(self) -> None:
+        """The answer is complete: hand it over, and go back to the pool if the connection can serve again."""
+        reusable = self._keep and not (self._dirty or self._blocked or self._upload is not None)
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        self._end(None)
+        if self._head_only:
+            self._parser = httptools.HttpResponseParser(self)  # the old one waits for a body
+        if reusable and self._home.release(self):
+            self.expect(self._limits.idle_age_s)
+        else:
+            self.abort()
+
+    def _break(self, error: BaseException) -> None:
+        if self._busy:
+            self._end(error)
+        self.abort()
+
+    def abandon(self, turn: int) -> None:
+        """The caller of that call is gone: close, unless the call has ended already."""
+        if turn == self.turn and self._busy:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once: to the node that is the cancel. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self.stop_timer()
+        self._stop_upload()
+        if self._busy:
+            self._end(_faults.closed_here(self.url))
+        self._home.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- the request's body ----------------------------------------------------------------------------
+
+    async def _pump(self, body: AsyncIterator[bytes]) -> None:
+        try:
+            await self._write_chunks(body)
+        except Exception as error:  # the caller's own iterator failed: its error is the answer
+            self._upload = None
+            self._break(error)
+        else:
+            self._upload = None
+            if not self._blocked:
+                self._expect_answer()
+
+    async def _write_chunks(self, body: AsyncIterator[bytes]) -> None:
+        try:
+            async for piece in body:
+                if piece:  # an empty chunk would end the body
+                    self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                if self._blocked:
+                    self._drain = self.loop.create_future()
+                    await self._drain
+        finally:
+            close = getattr(body, "aclose", None)
+            if close is not None:
+                await close()
+        self._transport.write(b"0\r\n\r\n")
+
+    def _stop_upload(self) -> None:
+        if self._upload is not None:
+            self._upload.cancel()
+            self._upload = None
+            self._dirty = True  # half a request is on the wire
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        if self._busy:  # the node must keep taking bytes, as it must keep sending them
+            self._unsent = self._transport.get_write_buffer_size()
+            self.expect(self._timeouts.idle_s)
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        if self._busy:
+            self._expect_answer()
+        drain, self._drain = self._drain, None
+        if drain is not None and not drain.done():
+            drain.set_result(None)
+
+    # -- what the socket says --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self._busy:  # nobody asked: whatever it is, the connection is of no more use
+            self.abort()
+            return
+        self.silent = False
+        size = self._size
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self._complete:
+                self._break(self._refusal or _faults.not_http(self.url, error))
+                return
+            self._dirty = True
+        if self._complete or (self._head_only and self._status):
+            self._finish()
+        else:
+            self._bare = 0 if self._size > size else self._bare + len(data)
+            self._go_on()
+
+    def eof_received(self) -> None:
+        self._gone(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone(exc)
+        self._parser = self._transport = None  # they refer back: no work for the garbage collector
+        self.lost.set()
+
+    def _gone(self, exc: Exception | None) -> None:
+        if self._busy:
+            if exc is None and self._status and self._ends_with_the_connection():
+                self._end(None)
+            else:
+                self._end(_faults.cut(self.url, self._size if self._status else None, exc))
+        self.abort()
+
+    def _ends_with_the_connection(self) -> bool:
+        """Neither a length nor chunks: the end of the connection is the end of the body."""
+        headers = fold(self._raw)
+        coding = headers.get("transfer-encoding")
+        if coding is not None:
+            return coding.rpartition(",")[2].strip().lower() != "chunked"
+        return "content-length" not in headers
+
+    def _go_on(self) -> None:
+        """Bytes came, more will come."""
+        if self._bare > self._limits.head_bytes:
+            self._break(_faults.head_too_large(self.url, self._limits.head_bytes))
+            return
+        inbox = self._inbox
+        if inbox is not None and inbox.pieces:
+            inbox.wake()
+            if inbox.size > self._limits.inbox_bytes and not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
+        if not self._waiting:
+            self._expect_answer()
+
+    def resume(self) -> None:
+        """The inbox was emptied."""
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+            self._expect_answer()
+
+    # -- what the parser says --------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._waiting = False
+        if self._complete:
+            self._dirty = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > self._limits.head_bytes:
+            self._refuse(_faults.head_too_large(self.url, self._limits.head_bytes))
+        if not self._status:  # otherwise it is a trailer
+            self._raw.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._on_head(status)
+        elif status == 101 or status < 100:
+            self._refuse(_faults.odd_status(self.url, status))
+
+    def _on_head(self, status: int) -> None:
+        self._status = status
+        if self._head_only:
+            self._keep = self._parser.should_keep_alive()
+        if status >= 400:  # it does not want the rest of the request
+            self._stop_upload()
+        if self._stream:
+            waiter, self._waiter = self._waiter, None
+            self._inbox = Inbox(self)
+            if waiter is not None and not waiter.done():  # else cancelled just now: `abandon` follows
+                waiter.set_result(StreamReply(status, self._raw, self._inbox))
+
+    def on_body(self, data: bytes) -> None:
+        size = self._size = self._size + len(data)
+        inbox = self._inbox
+        if self._head_only:
+            self._dirty = True
+        elif inbox is not None:
+            inbox.pieces.append(data)
+            inbox.size += len(data)
+        elif size > self.max_body_bytes:
+            self._refuse(_faults.body_too_large(self.url, self.max_body_bytes))
+        else:
+            self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._status:
+            self._complete = True
+            self._keep = self._parser.should_keep_alive()
+        else:  # 1xx: the answer is still to come
+            self._waiting = True
+            self._raw.clear()
+
+    def _refuse(self, fault: TransportFault) -> None:
+        """Stop the parser; `data_received` finds the reason."""
+        self._refusal = fault
+        raise fault
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    def _expect_answer(self) -> None:
+        if self._paused or self._upload is not None:
+            self.expect(None)  # it is not the node that we wait for
+        else:
+            self.expect(self._timeouts.first_byte_s if self._waiting else self._timeouts.idle_s)
+
+    def overdue(self) -> None:
+        if not self._busy:
+            self.abort()  # idle for too long
+        elif self._blocked:
+            self._check_upload()
+        elif self._waiting:
+            self._break(_faults.first_byte_timeout(self.url, self._timeouts.first_byte_s))
+        else:
+            self._break(_faults.fell_silent(self.url, self._timeouts.idle_s))
+
+    def _check_upload(self) -> None:
+        left = self._transport.get_write_buffer_size()
+        if left < self._unsent:
+            self._unsent = left
+            self.expect(self._timeouts.idle_s)
+        else:
+            self._break(_faults.took_nothing(self.url, self._timeouts.idle_s))

@@ -1,0 +1,76 @@
+"""The words for each way a call can end without an answer: one line, naming the node and what happened."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+from sollol.nodes.transport import Fault, TransportFault
+
+
+def refused(url: str, error: Exception) -> TransportFault:
+    """No connection came about."""
+    return TransportFault(Fault.CONNECT, f"{url} {_why_no_connection(error)}")
+
+
+def connect_timeout(url: str, within_s: float | None) -> TransportFault:
+    how = f"within {within_s:g} s" if within_s is not None else "in the time the system allows"
+    return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} did not accept a connection {how}")
+
+
+def first_byte_timeout(url: str, within_s: float | None) -> TransportFault:
+    return TransportFault(Fault.FIRST_BYTE_TIMEOUT, f"{url} did not begin to answer within {within_s} s")
+
+
+def fell_silent(url: str, idle_s: float | None) -> TransportFault:
+    return TransportFault(Fault.IDLE_TIMEOUT, f"{url} fell silent for {idle_s} s inside its answer")
+
+
+def took_nothing(url: str, idle_s: float | None) -> TransportFault:
+    return TransportFault(Fault.IDLE_TIMEOUT, f"{url} took no bytes of the request for {idle_s} s")
+
+
+def cut(url: str, body_bytes: int | None, error: Exception | None) -> TransportFault:
+    """`body_bytes`: how much of the body had come; None if not even the head had."""
+    verb = "closed" if error is None else "broke"
+    where = "before it answered" if body_bytes is None else f"inside its answer, after {body_bytes} bytes of body"
+    why = f" ({_one_line(error)})" if error is not None else ""
+    return TransportFault(Fault.CUT, f"{url} {verb} the connection {where}{why}")
+
+
+def closed_here(url: str) -> TransportFault:
+    return TransportFault(Fault.CUT, f"{url}: the connection was closed from this side before the answer ended")
+
+
+def not_http(url: str, error: Exception) -> TransportFault:
+    return TransportFault(Fault.PROTOCOL, f"{url} sent what is not HTTP: {_one_line(error)}")
+
+
+def odd_status(url: str, status: int) -> TransportFault:
+    return TransportFault(Fault.PROTOCOL, f"{url} answered with status {status:03d}, which answers nothing")
+
+
+def head_too_large(url: str, bound: int) -> TransportFault:
+    return TransportFault(Fault.TOO_LARGE, f"{url} sent a head of over {bound} bytes")
+
+
+def body_too_large(url: str, bound: int) -> TransportFault:
+    return TransportFault(Fault.TOO_LARGE, f"{url} sent a body of over {bound} bytes")
+
+
+def _why_no_connection(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"has a certificate that is not trusted: {error.verify_message or _one_line(error)}"
+    if isinstance(error, ssl.SSLError):
+        return f"failed the TLS handshake: {error.reason or _one_line(error)}"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return f"has a name that cannot be resolved: {_one_line(error)}"
+    # Several addresses that all refuse come as one OSError without a number.
+    if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
+        return "refused the connection"
+    return f"cannot be reached: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,212 @@
+"""Ollama's words: bodies out, answers in. No I/O.
+
+One place knows the paths, the shapes and how a failure is told: by status, as text of several kinds, or as a
+last line `{"error": ...}` under status 200 (design facts 8 to 11 of what a node does).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from sollol.core.types import How, Outcome, Timing
+from sollol.nodes.transport import Fault, TransportFault
+
+# Options that make a node reload the model when they differ from those it was loaded with.
+RUNNER_OPTIONS = (
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "num_thread",
+    "draft_num_predict",
+)
+
+_FAULTS = {
+    Fault.CONNECT: How.UNREACHABLE,
+    Fault.CONNECT_TIMEOUT: How.UNREACHABLE,
+    Fault.FIRST_BYTE_TIMEOUT: How.TIMEOUT,
+    Fault.IDLE_TIMEOUT: How.TIMEOUT,
+}
+
+
+def _encode_other(value: Any) -> Any:
+    """Objects of other clients: pydantic models (the official client's messages and tools), numpy scalars."""
+    for method in ("model_dump", "tolist"):
+        convert = getattr(value, method, None)
+        if convert is not None:
+            return convert(exclude_none=True) if method == "model_dump" else convert()
+    raise NotImplementedError(f"{type(value).__name__} cannot be sent as JSON")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_encode_other)
+encode = _ENCODER.encode
+decode = msgspec.json.Decoder().decode
+
+
+def runner_key(options: Any) -> str:
+    """The runner options of a request in a fixed order, "" for none: part of what a loaded model is."""
+    if not isinstance(options, Mapping):
+        return ""
+    given = [f"{name}={options[name]}" for name in RUNNER_OPTIONS if options.get(name) is not None]
+    return ",".join(given)
+
+
+class _Timings(msgspec.Struct):
+    """The numbers of an answer, in nanoseconds, and whether it was an error. Everything else is passed over."""
+
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+    done: bool = False
+    error: Any = None
+
+
+_timings = msgspec.json.Decoder(_Timings).decode
+
+
+class EmbedAnswer(msgspec.Struct):
+    embeddings: list[list[float]] = []
+    load_duration: int = 0
+    total_duration: int = 0
+    prompt_eval_count: int = 0
+
+
+_embed_answer = msgspec.json.Decoder(EmbedAnswer).decode
+
+
+def timing_of(line: bytes) -> Timing:
+    """The timings in a whole answer, or in the last line of a streamed one; zeros where it has none."""
+    try:
+        return _timing(_timings(line))
+    except msgspec.DecodeError:
+        return Timing()
+
+
+def _timing(t: _Timings) -> Timing:
+    return Timing(
+        t.load_duration // 1000,
+        t.prompt_eval_count,
+        t.prompt_eval_duration // 1000,
+        t.eval_count,
+        t.eval_duration // 1000,
+    )
+
+
+def judge(status: int, body: bytes) -> Outcome:
+    """What a complete answer means."""
+    if status != 200:
+        return refusal(status, body)
+    # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
+    if body.lstrip()[:9].startswith(b'{"error"'):
+        return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
+    return Outcome(How.OK, "", 200, timing_of(body))
+
+
+def refusal(status: int, body: bytes) -> Outcome:
+    text = error_text(body) or f"status {status}"
+    if status in (429, 503):
+        return Outcome(How.BUSY, text, status)
+    if status == 404 and "model" in text:
+        return Outcome(How.MISSING, text, status)
+    if 400 <= status < 500 or status == 501:
+        return Outcome(How.REFUSED, text, status)
+    if status == 500 and text.startswith('option "'):  # the caller's fault, under a server's status
+        return Outcome(How.REFUSED, text, status)
+    return Outcome(How.FAILED, text, status)
+
+
+def error_text(body: bytes) -> str:
+    """The message of an error body: Ollama's {"error": "..."}, OpenAI's {"error": {"message": ...}}, or plain text."""
+    try:
+        value = decode(body)
+    except msgspec.DecodeError:
+        return body[:500].decode("utf-8", "replace").strip()
+    error = value.get("error") if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return str(error) if error else ""
+
+
+def outcome_of(fault: TransportFault) -> Outcome:
+    return Outcome(_FAULTS.get(fault.fault, How.FAILED), str(fault))
+
+
+class Lines:
+    """NDJSON out of pieces in any cutting."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        whole = self._rest + piece if self._rest else piece
+        lines = whole.split(b"\n")
+        self._rest = lines.pop()
+        return [line for line in lines if line.strip()]
+
+    def rest(self) -> bytes:
+        """What came after the last line end: a line too, if the sender left out its end."""
+        rest, self._rest = self._rest, b""
+        return rest.strip()
+
+
+def judge_line(line: bytes) -> Outcome | None:
+    """A line of a stream: an error, the end, or None for a part of the answer."""
+    if line.startswith(b'{"error"'):
+        return Outcome(How.FAILED, error_text(line), 200)
+    if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
+        try:
+            found = _timings(line)
+        except msgspec.DecodeError as error:
+            return Outcome(How.FAILED, f"a line of the answer is not JSON: {error}", 200)
+        if found.error is not None:
+            return Outcome(How.FAILED, error_text(line), 200)
+        if found.done:
+            return Outcome(How.OK, "", 200, _timing(found))
+    return None
+
+
+class Vectors:
+    """The vectors of one embedding request as one flat float32 buffer of `count` rows of `dim`."""
+
+    __slots__ = ("count", "dim", "flat", "tokens")
+
+    def __init__(self, flat: array[float], count: int, dim: int, tokens: int) -> None:
+        self.flat = flat
+        self.count = count
+        self.dim = dim
+        self.tokens = tokens
+
+
+def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors | None]:
+    """Decode an /api/embed answer and check it: one vector an item, all of one dimension (`dim`, if not 0)."""
+    try:
+        answer = _embed_answer(body)
+    except msgspec.DecodeError as error:
+        return Outcome(How.FAILED, f"the answer is not what /api/embed gives: {error}", 200), None
+    rows = answer.embeddings
+    if len(rows) != expected:
+        return Outcome(How.FAILED, f"{len(rows)} vectors for {expected} inputs", 200), None
+    width = dim or (len(rows[0]) if rows else 0)
+    if any(len(row) != width for row in rows) or (rows and width == 0):
+        found = sorted({len(row) for row in rows})
+        return Outcome(How.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
+    timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count)
+    flat = array("f", chain.from_iterable(rows))
+    return Outcome(How.OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
+
+
+def iter_models(body: bytes) -> Iterator[dict[str, Any]]:
+    """The rows of /api/tags and /api/ps."""
+    value = decode(body)
+    models = value.get("models") if isinstance(value, dict) else None
+    yield from (row for row in models or [] if isinstance(row, dict))

@@ -1,0 +1,43 @@
+"""Try a single task again on another node? A budget, not a count (tower's retry/budget).
+
+A count multiplies the load of a cluster that is failing; a budget caps the extra at a share of the traffic.
+Every submitted task deposits SHARE of a retry; RESERVE is there from the start, so that a quiet service and the
+first call of a program can fail over too. A busy node (503) costs no budget: waiting is not load.
+"""
+
+from __future__ import annotations
+
+from sollol.core.types import MILLISECOND, SECOND, How, Micros, Outcome, Task
+
+SHARE = 0.2
+RESERVE = 20.0
+CAPACITY = 200.0
+MAX_TRIES = 6
+BUSY_TRIES = 12  # with the pauses below: about 15 s of a node saying that it is busy
+BUSY_PAUSE: Micros = 50 * MILLISECOND
+BUSY_PAUSE_MAX: Micros = 2 * SECOND
+
+
+def busy_pause(times: int) -> Micros:
+    """How long to leave a node alone that said 503 for the `times`-th time in a row."""
+    return min(BUSY_PAUSE << min(times, 10), BUSY_PAUSE_MAX)
+
+
+class BudgetRetrier:
+    __slots__ = ("_tokens",)
+
+    def __init__(self) -> None:
+        self._tokens = RESERVE
+
+    def deposit(self, task: Task) -> None:
+        self._tokens = min(CAPACITY, self._tokens + SHARE)
+
+    def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None:
+        if outcome.how is How.BUSY:
+            return busy_pause(tried) if tried < BUSY_TRIES else None
+        if outcome.how is How.MISSING:  # the node's list was stale: another may have it
+            return 0
+        if tried >= MAX_TRIES or self._tokens < 1:
+            return None
+        self._tokens -= 1
+        return 0

@@ -1,0 +1,109 @@
+"""Answers read both ways, as the official client's: `r["message"]["content"]` and `r.message.content`.
+
+They are the dicts that Ollama sent, not validated models: decoding stays cheap, and a field that a newer Ollama adds
+is there at once. Fields that an answer may lack read as None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Optional in Ollama's answers: absent reads as None, while a typo still raises.
+_OPTIONAL = frozenset(
+    [
+        "done",
+        "done_reason",
+        "total_duration",
+        "load_duration",
+        "prompt_eval_count",
+        "prompt_eval_duration",
+        "eval_count",
+        "eval_duration",
+        "created_at",
+        "context",
+        "thinking",
+        "images",
+        "tool_calls",
+        "tool_name",
+        "logprobs",
+        "completed",
+        "total",
+        "digest",
+        "status",
+        "model",
+        "content",
+        "modified_at",
+        "size",
+        "size_vram",
+        "expires_at",
+        "context_length",
+        "details",
+        "capabilities",
+        "template",
+        "modelfile",
+        "license",
+        "parameters",
+        "parent_model",
+        "format",
+        "family",
+        "families",
+        "parameter_size",
+        "quantization_level",
+        "name",
+    ]
+)
+
+
+class Answer(dict[str, Any]):
+    """A JSON object whose keys are attributes too."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            if name in _OPTIONAL:
+                return None
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self)}") from None
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if type(value) is dict:
+            value = Answer(value)
+            self[key] = value
+        elif type(value) is list and value and type(value[0]) is dict:
+            value = [Answer(item) if type(item) is dict else item for item in value]
+            self[key] = value
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    @property
+    def routing(self) -> Answer:
+        """Where it was answered and why: node, reasons, predicted_ms, actual_ms, queue_ms, attempts."""
+        found: Answer = self.get("_sollol_routing", Answer())
+        return found
+
+    def model_dump(self, **_: Any) -> dict[str, Any]:
+        """A plain dict, without the routing record (the name that pydantic's users expect)."""
+        return {key: value for key, value in self.items() if key != "_sollol_routing"}
+
+
+class ChatResponse(Answer):
+    """`/api/chat`: `.message.content`, `.done_reason`, counts and durations in nanoseconds."""
+
+    __slots__ = ()
+
+
+class GenerateResponse(Answer):
+    """`/api/generate`: `.response`, `.context`, counts and durations in nanoseconds."""
+
+    __slots__ = ()
+
+
+class EmbedResponse(Answer):
+    """`/api/embed`: `.embeddings`, one list of floats an input, L2-normalised."""
+
+    __slots__ = ()

@@ -1,0 +1,333 @@
+"""One batch of embeddings from the caller's side: texts in, vectors out, in order and counted.
+
+The job runs on the loop and posts what happens as messages; the caller's side (a coroutine, or the thread that
+called) takes them one by one and feeds more texts when asked. So an iterable is read where its owner called, a slow
+consumer is waited for, and memory is bounded by what is under way.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, overload
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
+from sollol.core.types import SECOND, How, Micros, Outcome, Ranges, Task
+from sollol.errors import BatchError, ResponseError, SollolError
+from sollol.nodes.dialect import Vectors, encode, judge, read_vectors
+from sollol.nodes.transport import Call, Timeouts, Transport
+from sollol.policies.batching import item_cost
+from sollol.pool.answers import EmbedResponse
+from sollol.pool.jobs import error_of
+from sollol.pool.requests import check_text
+
+FEED_SLICE = 4096  # texts handed over at once from an iterator
+
+
+class NodeShare(NamedTuple):
+    """What one node did for a batch."""
+
+    items: int
+    share: float
+    items_per_s: float
+    requests: int
+    failed: int
+    overtaken: int
+
+
+class BatchReport(NamedTuple):
+    """How a batch went. `fluid_bound_s` is the time that the nodes would have needed if all had been busy, at the
+    rates measured in this run, until the same last moment; `efficiency` is that bound ÷ the seconds it took."""
+
+    items: int
+    failed: int
+    seconds: float
+    items_per_s: float
+    nodes: dict[str, NodeShare]
+    requests: int
+    retries: int
+    takeovers: int
+    fluid_bound_s: float
+    efficiency: float
+
+
+class _NodeWork:
+    __slots__ = ("busy_us", "failed", "items", "last_end", "overtaken", "requests")
+
+    def __init__(self) -> None:
+        self.items = 0
+        self.requests = 0
+        self.failed = 0
+        self.overtaken = 0
+        self.busy_us = 0
+        self.last_end: Micros = 0
+
+
+class Delivered(NamedTuple):
+    """Vectors of these items, row after row in `flat`."""
+
+    items: Ranges
+    flat: array[float]
+    dim: int
+
+
+class Refused(NamedTuple):
+    items: Ranges
+    error: Exception
+
+
+class Wanted(NamedTuple):
+    items: int
+
+
+class Ended(NamedTuple):
+    error: SollolError | None
+    report: BatchReport
+
+
+Message = Delivered | Refused | Wanted | Ended
+
+
+class BatchJob:
+    """The loop's side of a batch."""
+
+    def __init__(
+        self,
+        task: Task,
+        fields: Mapping[str, Any],
+        timeouts: Timeouts,
+        post: Callable[[Message], None],
+        now: Micros,
+        available: Callable[[str, Micros, Micros], float],
+    ) -> None:
+        self.task = task
+        self._fields = dict(fields)
+        self._timeouts = timeouts
+        self._post = post
+        self._texts: dict[int, str] | Sequence[str] = {}
+        self._fed = 0
+        self._dim = 0
+        self._answers: dict[int, tuple[Start, Vectors]] = {}
+        self._began = now
+        self._nodes: dict[str, _NodeWork] = {}
+        self._available = available  # (node, since, until) -> the share of that time in which it was up
+        self._failed = 0
+        self._takeovers = 0
+
+    # --- feeding ---
+
+    def whole(self, texts: Sequence[str]) -> Fed:
+        """All texts at once: they stay the caller's list."""
+        self._texts = texts
+        self._fed = len(texts)
+        return Fed(self.task.id, [item_cost(text) for text in texts], True)
+
+    def more(self, texts: Sequence[str], closed: bool) -> Fed:
+        assert isinstance(self._texts, dict)
+        for index, text in enumerate(texts, self._fed):
+            self._texts[index] = text
+        self._fed += len(texts)
+        return Fed(self.task.id, [item_cost(text) for text in texts], closed)
+
+    # --- attempts ---
+
+    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Callable[[], None]) -> Outcome:
+        assert start.items is not None
+        texts: list[str] = []
+        for lo, hi in start.items:
+            source = self._texts
+            texts += source[lo:hi] if not isinstance(source, dict) else [source[i] for i in range(lo, hi)]
+        body = encode({"model": self.task.model, "input": texts, **self._fields})
+        reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
+        answer = await reply.read()
+        if reply.status != 200:
+            return judge(reply.status, answer)
+        outcome, vectors = read_vectors(answer, len(texts), self._dim)
+        if vectors is not None:
+            self._dim = vectors.dim
+            self._answers[start.attempt] = (start, vectors)
+        return outcome
+
+    def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
+        work = self._nodes.setdefault(start.node, _NodeWork())
+        work.requests += 1
+        self._takeovers += start.decision.reason.startswith("takes over")
+        if outcome.how is How.OK:
+            work.busy_us += at - max(began, work.last_end)
+        elif outcome.how is How.LEFT:
+            work.overtaken += 1
+        else:
+            work.failed += 1
+        work.last_end = at
+
+    def accept(self, action: Accept) -> None:
+        start, vectors = self._answers.pop(action.attempt)
+        items, fresh = start.items or Ranges(), action.items
+        self._nodes[start.node].items += fresh.total()
+        if fresh == items:
+            flat = vectors.flat
+        else:  # after a takeover: only the rows that nobody else had answered
+            row = {item: index for index, item in enumerate(items.items())}
+            flat = array("f")
+            for item in fresh.items():
+                at = row[item] * vectors.dim
+                flat += vectors.flat[at : at + vectors.dim]
+        self._drop_texts(fresh)
+        self._post(Delivered(fresh, flat, vectors.dim))
+
+    def refuse(self, action: Refuse) -> None:
+        self._failed += action.items.total()
+        self._drop_texts(action.items)
+        self._post(Refused(action.items, _item_error(action.outcome)))
+
+    def _drop_texts(self, items: Ranges) -> None:
+        if isinstance(self._texts, dict):
+            for item in items.items():
+                self._texts.pop(item, None)
+
+    def want(self, items: int) -> None:
+        self._post(Wanted(items))
+
+    def settle(self, action: Settle, at: Micros) -> None:
+        self._answers.clear()
+        self._post(Ended(error_of(action, self.task), self._report(at)))
+
+    def _report(self, at: Micros) -> BatchReport:
+        seconds = max(at - self._began, 1) / SECOND
+        done = sum(work.items for work in self._nodes.values())
+        rates = {node: work.items / (work.busy_us / SECOND) for node, work in self._nodes.items() if work.busy_us}
+        capacity = sum(rate * self._available(node, self._began, at) for node, rate in rates.items())
+        bound = done / capacity if capacity else 0.0
+        shares = {
+            node: NodeShare(
+                work.items, work.items / max(done, 1), rates.get(node, 0.0), work.requests, work.failed, work.overtaken
+            )
+            for node, work in sorted(self._nodes.items())
+        }
+        return BatchReport(
+            items=done,
+            failed=self._failed,
+            seconds=seconds,
+            items_per_s=done / seconds,
+            nodes=shares,
+            requests=sum(work.requests for work in self._nodes.values()),
+            retries=sum(work.failed for work in self._nodes.values()),
+            takeovers=self._takeovers,
+            fluid_bound_s=bound,
+            efficiency=bound / seconds,
+        )
+
+
+def _item_error(outcome: Outcome) -> Exception:
+    return ResponseError(outcome.message, outcome.status)
+
+
+class BatchResult(Sequence[EmbedResponse | None]):
+    """The vectors of a batch, in the order of the inputs. Item `i` reads as an EmbedResponse of one input;
+    `.vectors` is an (n, d) float32 numpy array (rows of failed items are NaN); `.report` tells how it went."""
+
+    def __init__(self, model: str, count: int = 0) -> None:
+        self.model = model
+        self.errors: dict[int, Exception] = {}
+        self.report: BatchReport | None = None
+        self._count = count
+        self._have = bytearray(count)
+        self._dim = 0
+        self._flat: array[float] = array("f")
+
+    def _add(self, message: Delivered) -> None:
+        if not self._dim:
+            self._dim = message.dim
+        self._grow(message.items[-1][1])
+        row, dim = 0, self._dim
+        with memoryview(self._flat) as flat, memoryview(message.flat) as source:
+            for lo, hi in message.items:
+                flat[lo * dim : hi * dim] = source[row * dim : (row + hi - lo) * dim]
+                self._have[lo:hi] = b"\x01" * (hi - lo)
+                row += hi - lo
+
+    def _grow(self, count: int) -> None:
+        if count > self._count:
+            self._have.extend(bytes(count - self._count))
+            self._count = count
+        missing = self._count * self._dim - len(self._flat)
+        if missing > 0:
+            self._flat.frombytes(bytes(4 * max(missing, min(len(self._flat), 1 << 22))))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> EmbedResponse | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EmbedResponse | None]: ...
+    def __getitem__(self, index: int | slice) -> EmbedResponse | list[EmbedResponse | None] | None:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        position = index + self._count if index < 0 else index
+        if not 0 <= position < self._count:
+            raise IndexError(f"item {index} of a batch of {self._count}")
+        if position in self.errors:
+            return None
+        start = position * self._dim
+        return EmbedResponse(model=self.model, embeddings=[self._flat[start : start + self._dim].tolist()])
+
+    def __iter__(self) -> Iterator[EmbedResponse | None]:
+        return (self[i] for i in range(self._count))
+
+    @property
+    def vectors(self) -> Any:
+        """All vectors as an (n, d) float32 numpy array. Needs numpy: pip install 'sollol[index]'."""
+        try:
+            import numpy as np
+        except ImportError:
+            raise SollolError("result.vectors needs numpy: pip install 'sollol[index]'") from None
+        rows = np.frombuffer(self._flat, dtype=np.float32, count=self._count * self._dim)
+        rows = rows.reshape(self._count, self._dim)
+        if self.errors:
+            rows = rows.copy()
+            rows[sorted(self.errors)] = np.nan
+        return rows
+
+    def _refuse(self, message: Refused) -> None:
+        for item in message.items.items():
+            self.errors[item] = message.error
+        self._grow(message.items[-1][1])
+
+    def _finish(self, ended: Ended, on_error: str) -> BatchResult:
+        """The result, or the exception it ends in. A batch of which nothing could be done fails as a whole."""
+        self.report = ended.report
+        if ended.error is not None:
+            if not any(self._have):
+                raise ended.error
+            for item in range(self._count):
+                if not self._have[item]:
+                    self.errors.setdefault(item, ended.error)
+        self._grow(self._count)
+        if self.errors and on_error == "raise":
+            raise BatchError(self.errors, self) from ended.error
+        return self
+
+    def __repr__(self) -> str:
+        failed = f" ({len(self.errors)} failed)" if self.errors else ""
+        return f"<BatchResult {self._count} x {self._dim} of {self.model}{failed}>"
+
+
+def take(source: Iterator[str], count: int, fed: int) -> tuple[list[str], bool]:
+    """Up to `count` more texts, checked, and whether the source has ended."""
+    wanted = min(count, FEED_SLICE)
+    texts = list(islice(source, wanted))
+    for index, text in enumerate(texts, fed):
+        check_text("inputs", index, text)
+    return texts, len(texts) < wanted
+
+
+def as_sequence(inputs: Iterable[str]) -> Sequence[str] | None:
+    """The inputs as they are if they are all there already, checked; None for an iterator."""
+    if not isinstance(inputs, (list, tuple)):
+        return None
+    for index, text in enumerate(inputs):
+        check_text("inputs", index, text)
+    return inputs

@@ -1,0 +1,167 @@
+"""The thin imperative shell: feeds events to the scheduler and turns its actions into awaits.
+
+It decides nothing. A Job is the part of a task that the core does not see: how to say it to a node, what its
+answer means, and who waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import (
+    Abort,
+    Accept,
+    Cancelled,
+    Event,
+    Finished,
+    FirstToken,
+    NodeLost,
+    NodeSeen,
+    Probe,
+    Refuse,
+    Settle,
+    Start,
+    Submitted,
+    Tick,
+    WakeAt,
+    Want,
+)
+from sollol.core.scheduler import Scheduler
+from sollol.core.types import How, Micros, Outcome, Task
+from sollol.nodes.dialect import outcome_of
+from sollol.nodes.probe import ProbeFailed, probe
+from sollol.nodes.transport import Transport, TransportFault
+from sollol.observe.journal import Journal
+
+
+class Job(Protocol):
+    task: Task
+
+    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Callable[[], None]) -> Outcome:
+        """Carry out one attempt. `started()` when the caller has begun to receive it."""
+        ...
+
+    def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
+        """An attempt is over (LEFT if it was aborted)."""
+        ...
+
+    def accept(self, action: Accept) -> None: ...
+    def refuse(self, action: Refuse) -> None: ...
+    def want(self, items: int) -> None: ...
+    def settle(self, action: Settle, at: Micros) -> None: ...
+
+
+class Dispatcher:
+    def __init__(self, scheduler: Scheduler, transport: Transport, journal: Journal) -> None:
+        self.scheduler = scheduler
+        self.transport = transport
+        self.journal = journal
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[int, Job] = {}
+        self._running: dict[int, tuple[asyncio.Task[None], Start, Job, Micros]] = {}
+        self._probes: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def now(self) -> Micros:
+        return round(self._loop.time() * 1_000_000)
+
+    def submit(self, job: Job) -> None:
+        self._jobs[job.task.id] = job
+        self.feed(Submitted(job.task))
+
+    def cancel(self, task: int) -> None:
+        if task in self._jobs:
+            self.feed(Cancelled(task))
+
+    def feed(self, event: Event) -> None:
+        if self._closed:
+            return
+        at = self.now()
+        actions = self.scheduler.handle(event, at)
+        self.journal.record(at, event, actions)
+        for action in actions:
+            match action:
+                case Start():
+                    job = self._jobs[action.task]
+                    running = self._loop.create_task(self._attempt(action, job))
+                    self._running[action.attempt] = (running, action, job, at)
+                case Accept():
+                    self._jobs[action.task].accept(action)
+                case Settle():
+                    self._jobs.pop(action.task).settle(action, at)
+                case WakeAt():
+                    self._wake_at(action.at)
+                case Abort():
+                    self._abort(action.attempt, at)
+                case Want():
+                    self._jobs[action.task].want(action.items)
+                case Probe():
+                    asking = self._loop.create_task(self._probe(action.node))
+                    self._probes.add(asking)
+                    asking.add_done_callback(self._probes.discard)
+                case Refuse():
+                    self._jobs[action.task].refuse(action)
+
+    async def _attempt(self, start: Start, job: Job) -> None:
+        node = self.scheduler.fleet.nodes.get(start.node)
+        attempt = start.attempt
+        try:
+            if node is None:
+                outcome = Outcome(How.UNREACHABLE, "the node was removed")
+            else:
+                outcome = await job.perform(
+                    self.transport, node.endpoint, start, lambda: self.feed(FirstToken(attempt))
+                )
+        except TransportFault as fault:
+            outcome = outcome_of(fault)
+        except Exception as error:  # a fault of ours, or of a caller's object: the task must still end
+            outcome = Outcome(How.REFUSED, f"{type(error).__name__}: {error}")
+        entry = self._running.pop(attempt, None)
+        if entry is not None:
+            job.ended(start, outcome, entry[3], self.now())
+            self.feed(Finished(attempt, outcome))
+
+    def _abort(self, attempt: int, at: Micros) -> None:
+        entry = self._running.pop(attempt, None)
+        if entry is not None:
+            running, start, job, began = entry
+            running.cancel()
+            job.ended(start, Outcome(How.LEFT), began, at)
+
+    async def _probe(self, key: str) -> None:
+        node = self.scheduler.fleet.nodes.get(key)
+        if node is None:
+            return
+        try:
+            facts = await probe(self.transport, node.endpoint, node.version if node.up else "")
+        except ProbeFailed as error:
+            self.feed(NodeLost(key, str(error), error.certain))
+        except Exception as error:  # whatever it is, the node must not count as being asked for ever
+            self.feed(NodeLost(key, f"{type(error).__name__}: {error}", True))
+        else:
+            self.feed(NodeSeen(key, facts))
+
+    def _wake_at(self, at: Micros) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at / 1_000_000, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.feed(Tick())
+
+    async def aclose(self) -> None:
+        """Cancel what runs, tell those who wait, close the connections."""
+        for task in list(self._jobs):
+            self.feed(Cancelled(task))
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for asking in list(self._probes):
+            asking.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+        await self.transport.aclose()

@@ -1,0 +1,127 @@
+"""What both pools share on the loop: scheduler, dispatcher, and the making of jobs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from typing import Any
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import NodeAdded, NodeRemoved
+from sollol.core.policy import Policies
+from sollol.core.scheduler import Scheduler
+from sollol.core.types import Kind, Micros, Task, canonical_model
+from sollol.nodes.dialect import decode
+from sollol.nodes.transport import Timeouts, Transport
+from sollol.observe.journal import Journal
+from sollol.policies.batching import GuidedBatcher
+from sollol.policies.breaker import ConsecutiveBreaker
+from sollol.policies.limits import ThroughputLimiter
+from sollol.policies.retry import BudgetRetrier
+from sollol.policies.routing import CompletionRouter
+from sollol.pool.answers import Answer
+from sollol.pool.batch import BatchJob, Message
+from sollol.pool.dispatcher import Dispatcher
+from sollol.pool.jobs import CallJob, StreamJob
+from sollol.pool.requests import Request
+
+# A model may take minutes to load and a long prompt minutes to read; silence in mid-answer is another matter.
+TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
+
+
+def default_policies() -> Policies:
+    return Policies(CompletionRouter(), GuidedBatcher(), BudgetRetrier(), ThroughputLimiter, ConsecutiveBreaker)
+
+
+class Engine:
+    """Lives on one running event loop."""
+
+    def __init__(self, endpoints: Iterable[Endpoint], transport: Transport, app: str, seed: int | None) -> None:
+        self.scheduler = Scheduler(default_policies(), random.Random(seed))
+        self.journal = Journal()
+        self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
+        self.transport = transport
+        self._app = app
+        self._ids = count(1)
+        for endpoint in endpoints:
+            self.add(endpoint)
+
+    def add(self, endpoint: Endpoint) -> None:
+        self.dispatcher.feed(NodeAdded(endpoint))
+
+    def remove(self, key: str) -> None:
+        self.dispatcher.feed(NodeRemoved(key))
+
+    def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
+        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, done)
+        return self._submit(job)
+
+    def stream(self, request: Request, done: Callable[[CallJob], None], push: Callable[[bytes], bool]) -> StreamJob:
+        job = StreamJob(self._task(request), request.path, request.body, TIMEOUTS, done, push)
+        self._submit(job)
+        return job
+
+    def batch(
+        self,
+        model: str,
+        fields: Mapping[str, Any],
+        priority: int,
+        width: int | None,
+        timeout_s: float | None,
+        post: Callable[[Message], None],
+    ) -> BatchJob:
+        task = Task(
+            next(self._ids),
+            Kind.EMBED,
+            canonical_model(model),
+            priority=priority,
+            app=self._app,
+            deadline_us=self._deadline(timeout_s),
+            batch=True,
+            width=width,
+        )
+        job = BatchJob(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
+        self.dispatcher.submit(job)
+        return job
+
+    def _submit(self, job: CallJob) -> CallJob:
+        job.story.submitted_us = self.dispatcher.now()
+        self.dispatcher.submit(job)
+        return job
+
+    def _task(self, request: Request) -> Task:
+        return Task(
+            next(self._ids),
+            request.kind,
+            request.model,
+            request.cost,
+            request.priority,
+            self._app,
+            request.tokens_out,
+            request.options,
+            self._deadline(request.timeout_s),
+        )
+
+    def _deadline(self, timeout_s: float | None) -> Micros | None:
+        return None if timeout_s is None else self.dispatcher.now() + round(timeout_s * 1_000_000)
+
+    def _available(self, key: str, since: Micros, until: Micros) -> float:
+        """The share of a span in which a node was up."""
+        node = self.scheduler.fleet.nodes.get(key)
+        if node is None:
+            return 1.0
+        begin = max(since, node.up_since)
+        end = until if node.up else node.down_since
+        return max(0.0, end - begin) / max(1, until - since)
+
+
+def finish(job: CallJob, request: Request) -> Answer:
+    """The caller's answer, or the exception the task ended in."""
+    error = job.error()
+    assert job.settled is not None
+    if error is not None:
+        raise error
+    answer = request.answer(decode(job.body))
+    answer["_sollol_routing"] = job.story.record(job.settled.attempt)
+    return answer

@@ -1,0 +1,276 @@
+"""What a caller said, checked and made into one request: shared by both pools. No I/O.
+
+Bad input is told at the call, by field, value and what was expected, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sollol.core.types import Kind, RoutingMode, canonical_model
+from sollol.errors import BadInput
+from sollol.nodes.dialect import encode, runner_key
+from sollol.policies.batching import item_cost
+from sollol.pool.answers import Answer, ChatResponse, EmbedResponse, GenerateResponse
+from sollol.pool.tools import as_tool
+
+CHAT_FIELDS = frozenset(
+    ["tools", "think", "logprobs", "top_logprobs", "format", "options", "keep_alive", "truncate", "shift"]
+)
+GENERATE_FIELDS = CHAT_FIELDS - {"tools"} | frozenset(
+    ["suffix", "system", "template", "context", "raw", "images", "width", "height", "steps"]
+)
+EMBED_FIELDS = frozenset(["truncate", "options", "keep_alive", "dimensions"])
+# Keywords that existing applications pass and that have no meaning any more.
+OLD_KEYWORDS = frozenset(
+    [
+        "enable_intelligent_routing",
+        "exclude_localhost",
+        "discover_all_nodes",
+        "register_with_dashboard",
+        "enable_ray",
+        "enable_dask",
+        "dask_address",
+        "enable_gpu_redis",
+        "redis_host",
+        "redis_port",
+        "enable_cache",
+        "cache_max_size",
+        "cache_ttl",
+    ]
+)
+_warned: set[str] = set()
+
+
+class Request(NamedTuple):
+    """One call of the inference API, ready to be scheduled."""
+
+    kind: Kind
+    path: str
+    model: str
+    body: bytes
+    cost: int
+    priority: int
+    stream: bool
+    options: str
+    tokens_out: int | None
+    timeout_s: float | None
+    answer: type[Answer]
+
+
+def chat_request(
+    model: str,
+    messages: Sequence[Any] | None,
+    stream: bool,
+    priority: int,
+    timeout: float | None,
+    extra: dict[str, Any],
+) -> Request:
+    check_fields("chat", extra, CHAT_FIELDS)
+    if messages is None or isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise BadInput(
+            f"chat: messages={_short(messages)}; expected a list such as [{{'role': 'user', 'content': 'Hello'}}]"
+        )
+    body = {"messages": [_message(m, i) for i, m in enumerate(messages)]}
+    return _inference(Kind.CHAT, "/api/chat", ChatResponse, model, body, stream, priority, timeout, extra)
+
+
+def generate_request(
+    model: str, prompt: str | None, stream: bool, priority: int, timeout: float | None, extra: dict[str, Any]
+) -> Request:
+    check_fields("generate", extra, GENERATE_FIELDS)
+    if prompt is not None and not isinstance(prompt, str):
+        raise BadInput(f"generate: prompt={_short(prompt)}; expected a string")
+    body = {"prompt": prompt or ""}
+    return _inference(Kind.GENERATE, "/api/generate", GenerateResponse, model, body, stream, priority, timeout, extra)
+
+
+def embed_request(
+    model: str, input: str | Sequence[str], priority: int, timeout: float | None, extra: dict[str, Any]
+) -> Request:
+    check_fields("embed", extra, EMBED_FIELDS)
+    texts = [input] if isinstance(input, str) else input
+    if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
+        raise BadInput(f"embed: input={_short(input)}; expected a string or a list of strings")
+    for index, text in enumerate(texts):
+        check_text("input", index, text)
+    body = {"model": check_model(model), "input": input, **_present(extra)}
+    cost = sum(map(item_cost, texts))
+    return _request(Kind.EMBED, "/api/embed", EmbedResponse, model, body, cost, False, priority, timeout)
+
+
+def old_embed_request(model: str, prompt: str, priority: int, timeout: float | None, extra: dict[str, Any]) -> Request:
+    """`/api/embeddings`, the older call: one prompt, a vector that is not normalised."""
+    check_fields("embeddings", extra, EMBED_FIELDS)
+    check_text("prompt", None, prompt)
+    body = {"model": check_model(model), "prompt": prompt, **_present(extra)}
+    return _request(Kind.EMBED, "/api/embeddings", Answer, model, body, item_cost(prompt), False, priority, timeout)
+
+
+def _inference(
+    kind: Kind,
+    path: str,
+    answer: type[Answer],
+    model: str,
+    body: dict[str, Any],
+    stream: bool,
+    priority: int,
+    timeout: float | None,
+    extra: dict[str, Any],
+) -> Request:
+    body = {"model": check_model(model), **body, **_present(extra), "stream": bool(stream)}
+    if "tools" in body:
+        body["tools"] = [as_tool(tool) for tool in body["tools"]]
+    if "images" in body:
+        body["images"] = [_image(image) for image in body["images"]]
+    schema = getattr(body.get("format"), "model_json_schema", None)
+    if schema is not None:
+        body["format"] = schema()
+    return _request(kind, path, answer, model, body, None, bool(stream), priority, timeout)
+
+
+def _request(
+    kind: Kind,
+    path: str,
+    answer: type[Answer],
+    model: str,
+    body: dict[str, Any],
+    cost: int | None,
+    stream: bool,
+    priority: int,
+    timeout: float | None,
+) -> Request:
+    options = body.get("options")
+    if options is not None and not isinstance(options, Mapping):
+        options = body["options"] = options.model_dump(exclude_none=True) if hasattr(options, "model_dump") else options
+        if not isinstance(options, Mapping):
+            raise BadInput(f"options={_short(options)}; expected a dict such as {{'num_ctx': 8192}}")
+    predict = options.get("num_predict") if options else None
+    try:
+        encoded = encode(body)
+    except (TypeError, NotImplementedError, UnicodeEncodeError) as error:
+        raise BadInput(f"{path}: cannot be sent as JSON: {error}") from None
+    return Request(
+        kind,
+        path,
+        canonical_model(model),
+        encoded,
+        len(encoded) if cost is None else cost,
+        check_priority(priority),
+        stream,
+        runner_key(options),
+        predict if isinstance(predict, int) else None,
+        check_timeout(timeout),
+        answer,
+    )
+
+
+def _present(extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extra.items() if value is not None}
+
+
+def _message(message: Any, index: int) -> Any:
+    if hasattr(message, "model_dump"):
+        message = message.model_dump(exclude_none=True) if not isinstance(message, Answer) else message.model_dump()
+    if not isinstance(message, Mapping):
+        raise BadInput(f"chat: messages[{index}]={_short(message)}; expected {{'role': ..., 'content': ...}}")
+    if "role" not in message:
+        raise BadInput(f"chat: messages[{index}] has no 'role'; expected 'system', 'user', 'assistant' or 'tool'")
+    if message.get("images"):
+        return {**message, "images": [_image(image) for image in message["images"]]}
+    return message
+
+
+def _image(image: Any) -> str:
+    """An image as base64: bytes, a path, base64 already, or the official client's Image."""
+    value = getattr(image, "value", image)
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Path) or (isinstance(value, str) and len(value) < 4096 and _is_file(value)):
+        try:
+            return base64.b64encode(Path(value).read_bytes()).decode()
+        except OSError as error:
+            raise BadInput(f"images: cannot read {str(value)!r}: {error.strerror}") from None
+    if isinstance(value, str):
+        return value
+    raise BadInput(f"images: {_short(value)}; expected bytes, a path or base64 text")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def check_model(model: Any) -> str:
+    if not isinstance(model, str) or not model.strip():
+        raise BadInput(f"model={_short(model)}; expected the name of a model, such as 'llama3.2'")
+    return model
+
+
+def check_priority(priority: Any) -> int:
+    """0 to 10; a TaskPriority is one too."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 10:
+        raise BadInput(f"priority={_short(priority)}; expected a whole number from 0 (last) to 10 (first)")
+    return int(priority)
+
+
+def check_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise BadInput(f"timeout={_short(timeout)}; expected seconds above 0, or None for no bound")
+    return float(timeout)
+
+
+def check_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadInput(f"{name}={_short(value)}; expected a whole number of at least 1")
+    return value
+
+
+def check_text(field: str, index: int | None, text: Any) -> None:
+    if not isinstance(text, str):
+        where = field if index is None else f"{field}[{index}]"
+        raise BadInput(f"{where} is {_short(text)} ({type(text).__name__}); expected a string")
+
+
+def check_mode(mode: Any) -> RoutingMode | None:
+    if mode is None:
+        return None
+    try:
+        return RoutingMode(mode.lower() if isinstance(mode, str) else mode)
+    except ValueError:
+        names = ", ".join(repr(m.value) for m in RoutingMode)
+        raise BadInput(f"mode={_short(mode)}; expected one of {names}") from None
+
+
+def check_fields(verb: str, extra: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in extra:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}"
+            raise BadInput(f"{verb}() got an unknown keyword {name!r}{hint}")
+
+
+def accept_old(where: str, old: Mapping[str, Any], also: frozenset[str] = frozenset()) -> None:
+    """Keywords of older versions: accepted, without effect, and said once."""
+    check_fields(where, old, OLD_KEYWORDS | also)
+    for name in old:
+        if name not in _warned and name not in also:
+            _warned.add(name)
+            warnings.warn(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=4)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

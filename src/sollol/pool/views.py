@@ -1,0 +1,130 @@
+"""What users read of a pool: its nodes and its numbers, copied from the scheduler's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.fleet import NodeState
+from sollol.core.scheduler import Scheduler
+from sollol.core.types import SECOND
+
+
+class NodeView:
+    """A node as users see it: `n["host"]`, `n["port"]`, `n.url`, `n.is_healthy`, `n.loaded_models` ..."""
+
+    __slots__ = ("_endpoint", "_state")
+
+    def __init__(self, endpoint: Endpoint, state: NodeState | None) -> None:
+        self._endpoint = endpoint
+        self._state = state
+
+    @property
+    def host(self) -> str:
+        return self._endpoint.host
+
+    @property
+    def port(self) -> int:
+        return self._endpoint.port
+
+    @property
+    def key(self) -> str:
+        """`host:port`: the name of this node in statistics and errors."""
+        return self._endpoint.key
+
+    @property
+    def url(self) -> str:
+        return self._endpoint.url
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    @property
+    def is_healthy(self) -> bool:
+        """Not known to be down. A node that was not asked yet counts as healthy."""
+        return self._state is None or self._state.up is not False
+
+    @property
+    def state(self) -> str:
+        """ "up", "down" or "unknown" (not asked yet)."""
+        return {True: "up", False: "down", None: "unknown"}[self._state.up if self._state else None]
+
+    @property
+    def why(self) -> str:
+        """For a node that is down: what was last heard of it."""
+        return self._state.lost_why if self._state and self._state.up is False else ""
+
+    @property
+    def version(self) -> str:
+        return self._state.version if self._state else ""
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models on its disk."""
+        return sorted(self._state.models) if self._state else []
+
+    @property
+    def loaded_models(self) -> list[str]:
+        """Names of the models in its memory."""
+        return sorted(self._state.loaded) if self._state else []
+
+    def keys(self) -> list[str]:
+        return ["host", "port", "url", "is_healthy", "version", "models", "loaded_models"]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self.keys() else default
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __repr__(self) -> str:
+        return f"<Node {self.url} {self.state}>"
+
+
+def stats_of(scheduler: Scheduler | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
+    """The statistics of `surface`: totals, and `node_performance` by "host:port"."""
+    performance: dict[str, Any] = {}
+    for key, endpoint in endpoints.items():
+        state = scheduler.fleet.nodes.get(key) if scheduler else None
+        performance[key] = _performance(NodeView(endpoint, state), state)
+    return {
+        **totals,
+        "nodes_used": {key: row["total_requests"] for key, row in performance.items() if row["total_requests"]},
+        "nodes": list(endpoints),
+        "waiting": scheduler.waiting() if scheduler else 0,
+        "running": len(scheduler.attempts) if scheduler else 0,
+        "node_performance": performance,
+    }
+
+
+def _performance(view: NodeView, state: NodeState | None) -> dict[str, Any]:
+    lanes = list(state.lanes.values()) if state else []
+    latencies = [value for lane in lanes if (value := lane.latency.read()) is not None]
+    done = state.succeeded if state else 0
+    failed = state.failed if state else 0
+    items = sum(lane.embedded for lane in lanes)
+    rates = [
+        rate * SECOND * lane.embedded / lane.done_cost
+        for lane in lanes
+        if lane.done_cost and (rate := lane.work.read())
+    ]
+    return {
+        "host": view.key,
+        "latency_ms": sum(latencies) / len(latencies) / 1000 if latencies else 0.0,
+        "success_rate": done / (done + failed) if done + failed else 1.0,
+        "total_requests": done + failed,
+        "failed_requests": failed,
+        "available": view.is_healthy,
+        "state": view.state,
+        "active_requests": state.running if state else 0,
+        "batch_throughput": sum(rates),
+        "items": items,
+        "loaded_models": view.loaded_models,
+        "slots": {lane.model: lane.limiter.limit for lane in lanes},
+    }

@@ -1,0 +1,146 @@
+"""A request as the routes see it, and the ways to refuse one in the words that Ollama uses."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from sollol.nodes.transport import Call
+from sollol.sim.reply import JSON, SimReply
+
+_encode = msgspec.json.Encoder().encode
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+FOREVER_S = 292 * 365.25 * 86400.0  # the longest duration Go has
+
+
+def encode(value: Any) -> bytes:
+    """JSON with keys in the order given; `<`, `>` and `&` escaped, as Go does it."""
+    found: bytes = _encode(value)
+    if b"<" in found or b">" in found or b"&" in found:
+        found = found.replace(b"<", b"\\u003c").replace(b">", b"\\u003e").replace(b"&", b"\\u0026")
+    return found
+
+
+class Refusal(Exception):
+    """The node answers with an error. `early`: found while reading the request, before the API proper."""
+
+    def __init__(self, status: int, message: str, *, early: bool = False) -> None:
+        self.status = status
+        self.message = message
+        self.early = early
+        super().__init__(message)
+
+
+def ollama_error(refusal: Refusal) -> SimReply:
+    return SimReply.of(refusal.status, encode({"error": refusal.message}), JSON)
+
+
+@dataclass
+class Ask:
+    """One request, its body decoded."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: dict[str, str]
+    data: dict[str, Any] = field(default_factory=dict)
+    rest: str = ""  # what a route with a name in its path caught
+
+    @classmethod
+    async def of(cls, call: Call) -> Ask:
+        body = call.body
+        if not isinstance(body, bytes):
+            body = b"".join([piece async for piece in body])
+        path = call.path.partition("?")[0]
+        headers = {name.lower(): value for name, value in call.headers}
+        return cls(call.method.upper(), unquote(path) if "%" in path else path, body, headers)
+
+    def read_json(self, kind: str) -> None:
+        """Decode the body into `data`; `kind` is the Go struct that its errors name."""
+        if not self.body.strip():
+            raise Refusal(400, "missing request body" if kind != "OpenAI" else "EOF", early=True)
+        try:
+            data = msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refusal(400, _go_json_error(str(error)), early=True) from None
+        if not isinstance(data, dict):
+            raise Refusal(400, f"json: cannot unmarshal {_go_kind(data)} into Go value of type api.{kind}", early=True)
+        self.data = data
+
+    def field_of(self, name: str, expected: type, kind: str, go_type: str, default: Any) -> Any:
+        """A field that must have a type; null and absent are the default."""
+        value = self.data.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+            raise Refusal(
+                400,
+                f"json: cannot unmarshal {_go_kind(value)} into Go struct field {kind}.{name} of type {go_type}",
+                early=True,
+            )
+        return value
+
+    @property
+    def streams(self) -> bool:
+        """Ollama's default: streaming unless told otherwise."""
+        return self.data.get("stream") is not False
+
+
+def _go_kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if value is None:
+        return "null"
+    return {str: "string", int: "number", float: "number", list: "array"}.get(type(value), "object")
+
+
+def _go_json_error(text: str) -> str:
+    if "truncated" in text:
+        return "unexpected EOF"
+    return "invalid character in request body"
+
+
+def keep_alive_s(value: Any) -> float | None:
+    """Seconds of a `keep_alive`: a number, a duration like "5m", negative for ever; None if it is not set."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Refusal(400, f"Unsupported type for duration: {_go_kind(value)}", early=True)
+    seconds = float(value) if not isinstance(value, str) else _duration_s(value)
+    return seconds if 0 <= seconds <= FOREVER_S else FOREVER_S
+
+
+def _duration_s(text: str) -> float:
+    body = text[1:] if text[:1] in "+-" else text
+    parts = _DURATION.findall(body)
+    if "".join(number + unit for number, unit in parts) != body or not body:
+        if body == "0":
+            return 0.0
+        problem = "missing unit in" if body.replace(".", "").isdigit() else "invalid"
+        raise Refusal(400, f'time: {problem} duration "{text}"', early=True)
+    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    return -seconds if text[0] == "-" else seconds
+
+
+_INTEGERS = frozenset(
+    ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict", "top_k")
+)
+
+
+def options_of(data: dict[str, Any]) -> dict[str, Any]:
+    """The `options`, checked as far as Ollama checks them; unknown ones are ignored."""
+    options = data.get("options")
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise Refusal(400, f"json: cannot unmarshal {_go_kind(options)} into Go struct field", early=True)
+    for name in _INTEGERS:
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise Refusal(500, f'option "{name}" must be of type integer')
+    return {name: int(v) if name in _INTEGERS and v is not None else v for name, v in options.items()}

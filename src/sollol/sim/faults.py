@@ -1,0 +1,65 @@
+"""What can be wrong with a node, as switches: each may be thrown at any time, by a test, a schedule or a shell.
+
+`apply(node, "slow", factor=3)` is what a schedule does; the methods of SimNode are what a test calls. Shares are
+drawn from the node's own seeded dice, one draw a request, so the same run has the same victims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Wrong = Literal["missing-vector", "extra-vector", "dimension", "not-a-number", "not-json", "empty-object"]
+
+_ACTIONS = """
+    die revive freeze thaw black_hole reachable slow error_rate busy_above cut_after late_error_after
+    stall_after wrong stragglers lose_gpu regain_gpu heal
+"""
+ACTIONS = tuple(_ACTIONS.split())
+
+
+@dataclass
+class Faults:
+    """The switches that act inside a request. None and 0 are "off"."""
+
+    error_share: float = 0.0
+    error_when: Literal["before", "after"] = "before"
+    error_status: int = 500
+    busy_over: int | None = None
+    cut_after: int | None = None
+    late_error_after: int | None = None
+    stall_after: int | None = None
+    wrong: Wrong | None = None
+    straggler_share: float = 0.0
+    straggler_factor: float = 10.0
+
+
+class FaultEvent(NamedTuple):
+    """At `at_s`, do `action` with `args` on the node called `node` (its key; "" is every node)."""
+
+    at_s: float
+    action: str
+    node: str = ""
+    args: tuple[tuple[str, Any], ...] = ()
+
+
+def parse_events(data: list[dict[str, Any]]) -> list[FaultEvent]:
+    """From JSON: `{"at_s": 3, "do": "slow", "factor": 4, "node": "host:port"}`; in order of time.
+
+    Raises ValueError naming an action that does not exist.
+    """
+    events = []
+    for entry in data:
+        args = dict(entry)
+        at_s, action, node = float(args.pop("at_s")), str(args.pop("do")), str(args.pop("node", ""))
+        if action not in ACTIONS:
+            raise ValueError(f"fault {action!r} is unknown; expected one of {', '.join(ACTIONS)}")
+        events.append(FaultEvent(at_s, action, node, tuple(args.items())))
+    return sorted(events, key=lambda event: event.at_s)
+
+
+def apply(node: Any, event: FaultEvent) -> None:
+    """Throw the switch. Raises TypeError when the action does not take these arguments."""
+    if event.action not in ACTIONS:
+        raise ValueError(f"fault {event.action!r} is unknown; expected one of {', '.join(ACTIONS)}")
+    getattr(node, event.action)(**dict(event.args))

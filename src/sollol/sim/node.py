@@ -1,0 +1,291 @@
+"""SimNode: one simulated Ollama, complete: routes, memory, speed, faults, and a record of what it was asked.
+
+It has no sockets: `handle` takes a Call and gives a Reply. Under SimTransport it lives in simulated time, under
+`serve` behind real HTTP; the code is the same. Physics are in runner.py (memory), generation.py and embed_routes.py
+(time), machine.py (speed); what is wrong with it in faults.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sollol.nodes.transport import Call, Fault, TransportFault
+from sollol.sim import routes
+from sollol.sim.ask import Ask, Refusal
+from sollol.sim.faults import Faults, Wrong
+from sollol.sim.loop import SimLoop
+from sollol.sim.machine import Machine, NodeDied
+from sollol.sim.models import ModelSpec, NodeSpec, full_name
+from sollol.sim.reply import SimReply
+from sollol.sim.runner import Runner, Runners
+
+_EPOCH_S = 1_767_225_600  # 2026-01-01, when simulated time begins
+_LOG_LENGTH = 200_000
+
+
+@dataclass
+class Counters:
+    """What a test reads. `log` has (microseconds, route, status); 499 is a client that left, 0 a cut."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    items_embedded: int = 0
+    tokens: int = 0
+    aborted: int = 0
+    inflight: int = 0
+    max_inflight: int = 0
+    log: deque[tuple[int, str, int]] = field(default_factory=lambda: deque(maxlen=_LOG_LENGTH))
+
+
+class SimNode:
+    """One node. Its methods are its switches; `counters` and `loads` say what happened."""
+
+    def __init__(self, spec: NodeSpec | None = None) -> None:
+        self.spec = spec or NodeSpec()
+        self.disk: dict[str, ModelSpec] = {model.name: model for model in self.spec.models}
+        self.dice = random.Random(f"{self.spec.seed}/{self.spec.key}")
+        self.machine = Machine()
+        self.runners = Runners(self.machine, self.spec)
+        self.faults = Faults()
+        self.counters = Counters()
+        self.state: Literal["up", "down", "unreachable"] = "up"
+        self.on_state: list[Callable[[SimNode], None]] = []
+        self._stalled: list[asyncio.Future[None]] = []
+        self._writers: dict[asyncio.Task[Any], None] = {}
+        self._epoch_s: float | None = None
+        self._preload()
+
+    def __repr__(self) -> str:
+        c = self.counters
+        served = sum(c.requests.values())
+        return f"<SimNode {self.spec.key} {self.state} · {c.inflight} running · {served} served>"
+
+    def _preload(self) -> None:
+        for name in self.spec.loaded:
+            model = self.disk[full_name(name)]
+            self.runners.put(model, self.runners.options_of(model, {}))
+
+    @property
+    def loads(self) -> dict[str, int]:
+        """How often each model was loaded."""
+        return self.runners.loads
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    async def handle(self, call: Call) -> SimReply:
+        """Answer one request. Raises TransportFault when the node is not there, or dies before the head."""
+        if self.state != "up":
+            raise TransportFault(Fault.CONNECT, f"{self.spec.key}: connection refused")
+        ask = await Ask.of(call)
+        route = routes.find(ask)
+        label = f"{ask.method} {route.label}"
+        counters = self.counters
+        counters.requests[label] = counters.requests.get(label, 0) + 1
+        counters.inflight += 1
+        counters.max_inflight = max(counters.max_inflight, counters.inflight)
+        status, reply = 0, None
+        try:
+            reply = await self._answer(ask, route)
+            status = reply.status
+            return reply
+        except NodeDied:
+            raise TransportFault(Fault.CUT, f"{self.spec.key}: the connection was closed") from None
+        except asyncio.CancelledError:
+            status = 499
+            counters.aborted += 1
+            raise
+        finally:
+            counters.log.append((round(asyncio.get_running_loop().time() * 1e6), label, status))
+            if reply is None or reply.writer is None:
+                counters.inflight -= 1
+
+    async def _answer(self, ask: Ask, route: routes.Route) -> SimReply:
+        if self.spec.overhead_s or self.machine.frozen:
+            await self.machine.work(self.spec.overhead_s)
+        if not route.works:
+            return await route.answer(self, ask)
+        return await self._with_faults(ask, route)
+
+    async def _with_faults(self, ask: Ask, route: routes.Route) -> SimReply:
+        faults = self.faults
+        doomed = faults.error_share > 0 and self.dice.random() < faults.error_share
+        refusal = Refusal(faults.error_status, "simulated fault")
+        if doomed and faults.error_when == "before":
+            return route.refuse(refusal)
+        if faults.busy_over is not None and self.counters.inflight > faults.busy_over:
+            return route.refuse(Refusal(503, "server busy, please try again.  maximum pending requests exceeded"))
+        reply = await route.answer(self, ask)
+        if doomed:
+            await reply.aclose()
+            return route.refuse(refusal)
+        if reply.complete and reply.status == 200:
+            self._spoil(reply)
+        return reply
+
+    def _spoil(self, reply: SimReply) -> None:
+        faults = self.faults
+        if faults.wrong in ("not-json", "empty-object"):
+            reply.replace(b"{}" if faults.wrong == "empty-object" else b"<html>upstream said no</html>")
+        if faults.cut_after is not None or faults.stall_after is not None:
+            reply.spoil(silent=faults.cut_after is None)
+
+    def spawn(self, writing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run the writer of a stream; the request counts as running until it ends."""
+        task = asyncio.get_running_loop().create_task(writing)
+        self._writers[task] = None
+        task.add_done_callback(self._written)
+        return task
+
+    def _written(self, task: asyncio.Task[Any]) -> None:
+        self._writers.pop(task, None)
+        self.counters.inflight -= 1
+        if task.cancelled():
+            self.counters.aborted += 1
+
+    # -- what the routes need -----------------------------------------------------------------------
+
+    def model(self, name: str, missing: str) -> ModelSpec:
+        """The model called `name`, or a 404 in the route's words."""
+        if not name:
+            raise Refusal(400, "model is required")
+        found = self.disk.get(full_name(name))
+        if found is None:
+            raise Refusal(404, missing.format(name))
+        return found
+
+    def now_s(self) -> float:
+        """Seconds since 1970; simulated time begins with 2026."""
+        loop = asyncio.get_running_loop()
+        if self._epoch_s is None:
+            self._epoch_s = _EPOCH_S if isinstance(loop, SimLoop) else time.time() - loop.time()
+        return self._epoch_s + loop.time()
+
+    def stamp(self, after_s: float = 0.0) -> str:
+        """A time as Ollama writes it, `after_s` seconds from now."""
+        second, fraction = divmod(round((self.now_s() + after_s) * 1e6), 1_000_000)
+        return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:06d}001Z"
+
+    def toss(self) -> float:
+        """How many times longer than usual the next piece of work takes: jitter, and bad luck."""
+        factor = 1.0
+        if self.spec.jitter:
+            factor += self.spec.jitter * (2 * self.dice.random() - 1)
+        faults = self.faults
+        if faults.straggler_share and self.dice.random() < faults.straggler_share:
+            factor *= faults.straggler_factor
+        return factor
+
+    def linger(self, runner: Runner, until_s: float) -> None:
+        """Keep a slot taken until machine time `until_s`: its client left, its work has not ended."""
+
+        async def wait() -> None:
+            try:
+                await self.machine.until(until_s)
+            except NodeDied:
+                pass
+            finally:
+                runner.slots.release()
+
+        task = asyncio.get_running_loop().create_task(wait())
+        self._writers[task] = None
+        task.add_done_callback(lambda done: self._writers.pop(done, None))
+
+    def healed(self) -> asyncio.Future[None]:
+        """A new future that resolves when faults change: what a stalled stream waits for."""
+        found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stalled.append(found)
+        return found
+
+    # -- switches -----------------------------------------------------------------------------------
+
+    def die(self) -> None:
+        """The power goes: running requests are cut, new connections refused, the memory is empty."""
+        self._set_state("down")
+        self.machine.cut()
+        self.machine = Machine()
+        self.runners = Runners(self.machine, self.spec)
+
+    def revive(self) -> None:
+        """Come back, with nothing loaded."""
+        self._set_state("up")
+
+    def black_hole(self) -> None:
+        """Packets vanish: connecting takes for ever. What runs goes on."""
+        self._set_state("unreachable")
+
+    def reachable(self) -> None:
+        self._set_state("up")
+
+    def freeze(self) -> None:
+        """As SIGSTOP: connections are accepted, nothing is answered, work stands still."""
+        self.machine.set_pace(frozen=True)
+
+    def thaw(self) -> None:
+        self.machine.set_pace(frozen=False)
+
+    def slow(self, factor: float) -> None:
+        """Everything takes `factor` times as long, work under way too. 1 is normal."""
+        self.machine.set_pace(slow=factor)
+
+    def error_rate(self, share: float, when: Literal["before", "after"] = "before", status: int = 500) -> None:
+        """That share of requests is answered with an error: at once, or after the work was done."""
+        self.faults.error_share, self.faults.error_when, self.faults.error_status = share, when, status
+
+    def busy_above(self, n: int | None) -> None:
+        """503 to all beyond `n` requests in flight."""
+        self.faults.busy_over = n
+
+    def cut_after(self, n: int | None) -> None:
+        """Streams are cut after `n` tokens, other answers in the middle of their body."""
+        self.faults.cut_after = n
+
+    def late_error_after(self, n: int | None) -> None:
+        """Streams end in an error after `n` tokens; other answers are a 500."""
+        self.faults.late_error_after = n
+
+    def stall_after(self, n: int | None) -> None:
+        """Streams fall silent after `n` tokens, other answers in the middle of their body."""
+        self.faults.stall_after = n
+        self._notify_healed()
+
+    def wrong(self, kind: Wrong | None) -> None:
+        """Answers that a careful client must not believe."""
+        self.faults.wrong = kind
+
+    def stragglers(self, share: float, factor: float = 10.0) -> None:
+        """That share of requests takes `factor` times as long."""
+        self.faults.straggler_share, self.faults.straggler_factor = share, factor
+
+    def lose_gpu(self) -> None:
+        """From the next load on, models run on the CPU (size_vram 0), without a word."""
+        self.runners.gpu_lost = True
+
+    def regain_gpu(self) -> None:
+        self.runners.gpu_lost = False
+
+    def heal(self) -> None:
+        """All switches back to normal; a dead node comes back."""
+        self.faults = Faults()
+        self.runners.gpu_lost = False
+        self.machine.set_pace(slow=1.0, frozen=False)
+        self._notify_healed()
+        self._set_state("up")
+
+    def _notify_healed(self) -> None:
+        stalled, self._stalled = self._stalled, []
+        for future in stalled:
+            if not future.done():
+                future.set_result(None)
+
+    def _set_state(self, state: Literal["up", "down", "unreachable"]) -> None:
+        changed = self.state != state
+        self.state = state
+        if changed:
+            for listener in list(self.on_state):
+                listener(self)

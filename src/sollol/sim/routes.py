@@ -1,0 +1,160 @@
+"""The table of routes, and what the web framework in front of Ollama does before a route is reached."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from sollol.sim import anthropic_routes, disk_routes, embed_routes, openai_routes, responses_routes, text_routes
+from sollol.sim.ask import Ask, Refusal, ollama_error
+from sollol.sim.reply import SimReply
+
+if TYPE_CHECKING:
+    from sollol.sim.node import SimNode
+
+Answer = Callable[["SimNode", Ask], Awaitable[SimReply]]
+Refuse = Callable[[Refusal], SimReply]
+
+_ALLOWED_HEADERS = (
+    "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,"
+    "X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,"
+    "X-Stainless-Os,X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,"
+    "X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout"
+)
+_LOCAL_ENDINGS = (".local", ".localhost", ".internal")
+
+
+class Route(NamedTuple):
+    """`works`: it uses a model, so it is subject to the faults of work; the others are state."""
+
+    label: str
+    handler: Answer
+    refuse: Refuse = ollama_error
+    works: bool = False
+
+    async def answer(self, node: SimNode, ask: Ask) -> SimReply:
+        try:
+            return await self.handler(node, ask)
+        except Refusal as refusal:
+            return self.refuse(refusal)
+
+
+def _state(method: str, path: str, handler: Answer) -> tuple[tuple[str, str], Route]:
+    return (path, method), Route(path, handler)
+
+
+def _ollama(path: str, handler: Answer) -> tuple[tuple[str, str], Route]:
+    return (path, "POST"), Route(path, handler, works=True)
+
+
+def _openai(path: str, handler: Answer) -> tuple[tuple[str, str], Route]:
+    return (path, "POST"), Route(path, handler, openai_routes.openai_error, works=True)
+
+
+TABLE: dict[tuple[str, str], Route] = dict(
+    [
+        *(_state(method, "/", disk_routes.root) for method in ("GET", "HEAD")),
+        *(_state(method, "/api/version", disk_routes.version) for method in ("GET", "HEAD")),
+        *(_state(method, "/api/tags", disk_routes.tags) for method in ("GET", "HEAD")),
+        _state("GET", "/api/status", disk_routes.status),
+        _state("GET", "/api/ps", disk_routes.ps),
+        _state("POST", "/api/show", disk_routes.show),
+        _state("POST", "/api/copy", disk_routes.copy),
+        _state("DELETE", "/api/delete", disk_routes.delete),
+        _state("POST", "/api/create", disk_routes.create),
+        _state("POST", "/api/pull", disk_routes.pull),
+        _state("POST", "/api/push", disk_routes.push),
+        _state("POST", "/api/me", disk_routes.no_account),
+        _state("POST", "/api/signout", disk_routes.no_account),
+        _state("HEAD", "/api/blobs/", disk_routes.blob_head),
+        _state("POST", "/api/blobs/", disk_routes.blob_post),
+        _ollama("/api/generate", text_routes.generate_route),
+        _ollama("/api/chat", text_routes.chat_route),
+        _ollama("/api/embed", embed_routes.embed_route),
+        _ollama("/api/embeddings", embed_routes.embeddings_route),
+        _openai("/v1/chat/completions", openai_routes.chat),
+        _openai("/v1/completions", openai_routes.completions),
+        _openai("/v1/embeddings", openai_routes.embeddings),
+        _openai("/v1/responses", responses_routes.responses),
+        _openai("/v1/audio/transcriptions", openai_routes.transcriptions),
+        (("/v1/messages", "POST"), Route("/v1/messages", anthropic_routes.messages,
+                                         anthropic_routes.anthropic_error, works=True)),
+        (("/v1/models", "GET"), Route("/v1/models", openai_routes.models, openai_routes.openai_error)),
+        (("/v1/models/", "GET"), Route("/v1/models/", openai_routes.model, openai_routes.openai_error)),
+    ]
+)  # fmt: skip
+_WITH_NAME = ("/api/blobs/", "/v1/models/")
+_METHODS: dict[str, list[str]] = {}
+for _path, _method in TABLE:
+    _METHODS.setdefault(_path, []).append(_method)
+
+
+def find(ask: Ask) -> Route:
+    """The route of a request; what stands in front of all routes is a route too."""
+    if not _host_allowed(ask.headers.get("host", "")) or not _origin_allowed(ask.headers.get("origin", "")):
+        return _FORBIDDEN
+    path = ask.path
+    for prefix in _WITH_NAME:
+        if path.startswith(prefix) and len(path) > len(prefix):
+            ask.rest = path[len(prefix) :]
+            path = prefix
+    found = TABLE.get((path, ask.method))
+    if found is not None:
+        return found
+    if path not in _METHODS:
+        return _UNKNOWN
+    ask.rest = ", ".join(_METHODS[path])
+    return _PREFLIGHT if ask.method == "OPTIONS" else _WRONG_METHOD
+
+
+def _host_allowed(host: str) -> bool:
+    """As a node bound to loopback: addresses, and names that cannot be somebody else's."""
+    if not host:
+        return True
+    name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
+    name = name.strip("[]").lower()
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in ("", "localhost") or name.endswith(_LOCAL_ENDINGS)
+    return True
+
+
+def _origin_allowed(origin: str) -> bool:
+    scheme, _, rest = origin.partition("://")
+    if not origin or scheme in ("app", "file", "tauri", "vscode-webview", "vscode-file"):
+        return True
+    name = rest.rpartition(":")[0] or rest
+    return scheme in ("http", "https") and name in ("localhost", "127.0.0.1", "0.0.0.0", "[::1]")
+
+
+async def _forbidden(node: SimNode, ask: Ask) -> SimReply:
+    return SimReply.of(403, b"", "")
+
+
+async def _unknown(node: SimNode, ask: Ask) -> SimReply:
+    return SimReply.of(404, b"404 page not found", "text/plain")
+
+
+async def _wrong_method(node: SimNode, ask: Ask) -> SimReply:
+    return SimReply.of(405, b"405 method not allowed", "text/plain", allow=ask.rest)
+
+
+async def _preflight(node: SimNode, ask: Ask) -> SimReply:
+    origin = ask.headers.get("origin", "*")
+    return SimReply.of(
+        204, b"", "",
+        access_control_allow_headers=_ALLOWED_HEADERS,
+        access_control_allow_methods="GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
+        access_control_allow_origin=origin,
+        access_control_max_age="43200",
+        allow=ask.rest,
+        vary="Access-Control-Request-Headers",
+    )  # fmt: skip
+
+
+_FORBIDDEN = Route("forbidden", _forbidden)
+_UNKNOWN = Route("unknown", _unknown)
+_WRONG_METHOD = Route("wrong method", _wrong_method)
+_PREFLIGHT = Route("preflight", _preflight)

@@ -1,0 +1,114 @@
+"""Ollama's own two voices: `/api/generate` and `/api/chat`, as lines of JSON or one object.
+
+Key order is the order of the recorded answers; a key that Ollama leaves out when empty is left out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sollol.sim.ask import Refusal, encode, ollama_error
+from sollol.sim.generation import Answer, End
+from sollol.sim.reply import JSON, NDJSON, SimReply
+from sollol.sim.words import VOCABULARY, token_ids
+
+
+def timings(end: End) -> dict[str, Any]:
+    return {
+        "total_duration": end.total_ns,
+        "load_duration": end.load_ns,
+        "prompt_eval_count": end.prompt_tokens,
+        "prompt_eval_duration": end.prefill_ns,
+        "eval_count": end.tokens,
+        "eval_duration": end.decode_ns,
+    }
+
+
+def logprob(token: str, top: int) -> dict[str, Any]:
+    """A made-up but steady log-probability; the runners-up come from the vocabulary."""
+
+    def entry(word: str, place: int) -> dict[str, Any]:
+        return {"token": word, "logprob": -0.5 - place - len(word) / 16, "bytes": list(word.encode())}
+
+    found = entry(token, 0)
+    if top:
+        others = [word for word in VOCABULARY if word != token][: top - 1]
+        found["top_logprobs"] = [entry(word, i) for i, word in enumerate((token, *others))]
+    return found
+
+
+class OllamaVoice:
+    """What generate and chat share; subclasses say where the text goes."""
+
+    stream_type = NDJSON
+    stream_headers: dict[str, str] = {}  # noqa: RUF012 - never written
+
+    def __init__(
+        self, model: str, stamp: Callable[[], str], *, context: bool = False, logprobs: int | None = None
+    ) -> None:
+        self._model = model
+        self._stamp = stamp
+        self._context = context
+        self._logprobs = logprobs
+
+    def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _line(self, said: dict[str, Any], done: bool, **more: Any) -> dict[str, Any]:
+        return {"model": self._model, "created_at": self._stamp(), **said, "done": done, **more}
+
+    def piece(self, text: str, *, thinking: bool = False) -> bytes:
+        line = self._line(self._said("", text) if thinking else self._said(text), False)
+        if self._logprobs is not None and not thinking:
+            line["logprobs"] = [logprob(text, self._logprobs)]
+        return encode(line) + b"\n"
+
+    def last(self, answer: Answer, end: End) -> bytes:
+        calls = b""
+        if answer.tool_calls:
+            calls = encode(self._line(self._said("", calls=answer.tool_calls), False)) + b"\n"
+        return calls + encode(self._line(self._said(""), True, **self._ending(answer, end))) + b"\n"
+
+    def whole(self, answer: Answer, end: End) -> SimReply:
+        said = self._said(answer.text, answer.thinking, answer.tool_calls)
+        line = self._line(said, True, **self._ending(answer, end))
+        if self._logprobs is not None:
+            line["logprobs"] = [logprob(token, self._logprobs) for token in answer.tokens]
+        return SimReply.of(200, encode(line), JSON)
+
+    def _ending(self, answer: Answer, end: End) -> dict[str, Any]:
+        found: dict[str, Any] = {"done_reason": end.reason}
+        if self._context:
+            found["context"] = token_ids(answer.prompt + answer.text)
+        return found | timings(end)
+
+    def empty(self, reason: str) -> SimReply:
+        """The answer to a request that only loads or unloads."""
+        return SimReply.of(200, encode(self._line(self._said(""), True, done_reason=reason)), JSON)
+
+    def rendered(self, prompt: str) -> SimReply:
+        """The answer to `_debug_render_only`."""
+        line = {"model": self._model, "created_at": self._stamp(), "_debug_info": {"rendered_template": prompt}}
+        return SimReply.of(200, encode(line), JSON)
+
+    def broken(self, message: str) -> bytes:
+        return encode({"error": message}) + b"\n"
+
+    def refused(self, refusal: Refusal) -> SimReply:
+        return ollama_error(refusal)
+
+
+class GenerateVoice(OllamaVoice):
+    def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        return {"response": text, "thinking": thinking} if thinking else {"response": text}
+
+
+class ChatVoice(OllamaVoice):
+    def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
