@@ -1,0 +1,83 @@
+"""SOLLOL: one fast, reliable cluster out of all the Ollama nodes you own.
+
+Importing starts nothing and loads nothing: the names below are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sollol.core.types import RoutingMode, TaskPriority
+    from sollol.discovery import discover_ollama_nodes
+    from sollol.errors import (
+        BadInput,
+        BatchError,
+        ConfigError,
+        DeadlineExceeded,
+        NoNodeAvailable,
+        QueueFull,
+        ResponseError,
+        SollolError,
+        StreamBroken,
+    )
+    from sollol.pool.aio import AsyncOllamaPool
+    from sollol.pool.batch import BatchResult
+    from sollol.pool.sync import OllamaPool
+
+_HOMES = {
+    "OllamaPool": "sollol.pool.sync",
+    "AsyncOllamaPool": "sollol.pool.aio",
+    "BatchResult": "sollol.pool.batch",
+    "RoutingMode": "sollol.core.types",
+    "TaskPriority": "sollol.core.types",
+    "discover_ollama_nodes": "sollol.discovery",
+    **dict.fromkeys(
+        [
+            "BadInput",
+            "BatchError",
+            "ConfigError",
+            "DeadlineExceeded",
+            "NoNodeAvailable",
+            "QueueFull",
+            "ResponseError",
+            "SollolError",
+            "StreamBroken",
+        ],
+        "sollol.errors",
+    ),
+}
+
+__all__ = [
+    "AsyncOllamaPool",
+    "BadInput",
+    "BatchError",
+    "BatchResult",
+    "ConfigError",
+    "DeadlineExceeded",
+    "NoNodeAvailable",
+    "OllamaPool",
+    "QueueFull",
+    "ResponseError",
+    "RoutingMode",
+    "SollolError",
+    "StreamBroken",
+    "TaskPriority",
+    "discover_ollama_nodes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'sollol' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

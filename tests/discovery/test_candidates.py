@@ -51,6 +51,12 @@ def test_subnets_stand_in_for_own_networks():
     assert hosts(Source.LOCALHOST, targets(subnets=["10.0.0.0/30"]))
 
 
+def test_a_wide_network_is_searched_whole_only_when_all_is_asked_for():
+    around = Surroundings((Interface("eth0", ip("10.77.0.10"), 20),))
+    assert "10.77.1.21" not in hosts(Source.SUBNET, targets(around))
+    assert "10.77.1.21" in hosts(Source.SUBNET, targets(around, wide=True))
+
+
 def test_every_port_is_tried_at_every_address():
     found = targets(ports=(11434, 8080), subnets=["10.0.0.1"])
     assert [target.port for target in found if str(target.ip) == "10.0.0.1"] == [11434, 8080]

@@ -36,10 +36,19 @@ def stderr() -> Console:
     return _console(stderr=True)
 
 
+_consoles: dict[bool, tuple[object, Console]] = {}
+
+
 def _console(*, stderr: bool) -> Console:
+    """One for each stream: a line that is printed on a live display's own console appears above it."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+    stream = getattr(stream, "rich_proxied_file", stream)
+    known, console = _consoles.get(stderr, (None, None))
+    if console is None or known is not stream:
+        width = None if stream.isatty() else _PIPE_WIDTH
+        console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+        _consoles[stderr] = (stream, console)
+    return console
 
 
 def say(line: str = "") -> None:

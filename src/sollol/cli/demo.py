@@ -8,7 +8,6 @@ speeds of simulated nodes are the ones they were given.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import tempfile
 import time
@@ -31,10 +30,11 @@ if TYPE_CHECKING:
     from sollol.cli.demo_nodes import Stage
     from sollol.cli.index.build import Build
     from sollol.cli.index.nearest import Hit
+    from sollol.core.endpoint import Endpoint
 
 _SIZE, _OVERLAP = 160, 30  # small passages: a demo needs some hundred of them
 _LEAST_CHARS = 10_000  # of a checkout's own documents, to be worth showing
-_SAMPLE = 24
+_SAMPLE = 12
 _SAME_DIRECTION = 0.999  # a GPU and a CPU round differently
 _QUESTION = "What happens to the work when a node dies?"
 
@@ -123,8 +123,13 @@ def own_documents() -> list[Path]:
         found = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
         found = [path for path in found if path.is_file()]
         if sum(path.stat().st_size for path in found) >= _LEAST_CHARS:
-            return found
-    return [here.parent / "demo_texts"]
+            return [_short(path) for path in found]
+    return [_short(here.parent / "demo_texts")]
+
+
+def _short(path: Path) -> Path:
+    """As seen from the current folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _a_sentence(passages: list[Passage]) -> str:
@@ -146,7 +151,7 @@ def _perform(place: Stage, documents: Documents, expected: list[Passage], cut: C
             build.finish()
             vector = pool.embed(place.model, question)["embeddings"][0]
         lost, sample = _missing(out, expected)
-        compared, different = _compare(place, sample, killer.at_s is not None)
+        compared, different = _compare(_fastest(place, outcome), place.model, sample)
         hits = nearest(out, vector, 3)
     return Report(
         stage=place,
@@ -186,7 +191,7 @@ def _missing(out: Path, expected: list[Passage]) -> tuple[int, list[tuple[Passag
     from sollol.cli.index import format as index_format
 
     wanted = Counter(expected)
-    every = max(len(expected) // _SAMPLE, 1)
+    every = -(-len(expected) // _SAMPLE)
     sample = []
     position = 0
     for block in index_format.blocks(out):
@@ -198,17 +203,24 @@ def _missing(out: Path, expected: list[Passage]) -> tuple[int, list[tuple[Passag
     return sum(abs(count) for count in wanted.values()), sample
 
 
-def _compare(place: Stage, sample: list[tuple[Passage, Any]], killed: bool) -> tuple[int, int]:
-    """Ask one living node for the sample, past the pool: how many were compared, and how many differ."""
+def _fastest(place: Stage, outcome: Outcome) -> Endpoint:
+    """Of the nodes that are up, the one that did most."""
+    done = {row.node: row.items for row in outcome.nodes if row.state != "down" and row.node != place.victim_key}
+    return max(place.endpoints, key=lambda endpoint: done.get(endpoint.key, -1))
+
+
+def _compare(node: Endpoint, model: str, sample: list[tuple[Passage, Any]]) -> tuple[int, int]:
+    """Ask a node for the sample, past the pool: how many were compared, and how many differ."""
+    import asyncio
+
     import numpy as np
 
     from sollol.cli.demo_nodes import post
 
-    alive = [e for e in place.endpoints if not (killed and e.key == place.victim_key)]
-    body = {"model": place.model, "input": [passage.text for passage, _ in sample]}
-    answer = asyncio.run(post(alive[-1], "/api/embed", body))
+    body = {"model": model, "input": [passage.text for passage, _ in sample]}
+    answer = asyncio.run(post(node, "/api/embed", body))
     if answer is None:
-        raise SollolError(f"{alive[-1].key} did not answer when it was asked directly, so nothing was compared")
+        raise SollolError(f"{node.key} did not answer when it was asked directly, so nothing was compared")
     direct = np.asarray(answer["embeddings"], np.float32)
     ours = np.stack([vector for _, vector in sample])
     norms = np.linalg.norm(direct, axis=1) * np.linalg.norm(ours, axis=1)

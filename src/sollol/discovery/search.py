@@ -199,7 +199,9 @@ class _Search:
         if sweep.unsent:
             self._warn_of_the_rest()
         crowd = Crowd(self._sightings, self._around, identity.neighbours())
-        return crowd.nodes([pair for pair in crowd.doubtful() if await self._may_be_one(*pair)])
+        doubtful = crowd.doubtful()
+        same = await asyncio.gather(*(self._may_be_one(*pair) for pair in doubtful))
+        return crowd.nodes([pair for pair, one in zip(doubtful, same, strict=True) if one])
 
     async def _listen(self) -> None:
         while True:
@@ -277,8 +279,12 @@ class _Search:
     async def _may_be_one(self, first: Sighting, second: Sighting) -> bool:
         """Not if they have different models loaded, or the same until different times."""
         pair = (first.endpoint, second.endpoint)
-        asks = (loaded(self._transport, endpoint, PS_TIMEOUT_S) for endpoint in pair)
-        here, there = await asyncio.gather(*asks)
+        left_s = max(0.0, min(PS_TIMEOUT_S, self._deadline - self._loop.time()))
+        try:
+            async with asyncio.timeout(left_s):
+                here, there = await asyncio.gather(*(loaded(self._transport, each, left_s) for each in pair))
+        except TimeoutError:
+            return True
         return here is None or there is None or here == there
 
     def _warn_of_the_rest(self) -> None:

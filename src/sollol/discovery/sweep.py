@@ -30,6 +30,7 @@ from sollol.discovery.patience import silence
 MAX_IN_FLIGHT = 1000
 TURN = 64
 NEIGHBOUR_S = 3.0
+DEFAULT_NEIGHBOURS = 1024
 RETRY_S = 0.02
 _RESERVED_DESCRIPTORS = 48  # for the verification, and for whatever else the program opens meanwhile
 _IN_PROGRESS = {errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
@@ -205,10 +206,17 @@ def descriptors() -> int:
 
 
 def neighbour_limit(root: Path = Path("/")) -> int:
-    """How many new neighbours may be asked for within NEIGHBOUR_S."""
+    """How many new neighbours may be asked for within NEIGHBOUR_S. Containers are not told the system's limit."""
+    limit = _number(root / "proc/sys/net/ipv4/neigh/default/gc_thresh3", DEFAULT_NEIGHBOURS)
     try:
-        limit = int((root / "proc/sys/net/ipv4/neigh/default/gc_thresh3").read_text())
         known = len((root / "proc/net/arp").read_text().splitlines()) - 1
-    except (OSError, ValueError):
-        return MAX_IN_FLIGHT
+    except OSError:
+        known = 0
     return max(64, min(limit, 1 << 16) - known)
+
+
+def _number(path: Path, otherwise: int) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return otherwise

@@ -1,0 +1,1 @@
+"""The join: pools over the dispatcher."""

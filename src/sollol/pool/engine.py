@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import NodeAdded, NodeRemoved
+from sollol.core.messages import NodeAdded, NodeRemoved, Tick
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, Task, canonical_model
@@ -52,6 +52,13 @@ class Engine:
 
     def remove(self, key: str) -> None:
         self.dispatcher.feed(NodeRemoved(key))
+
+    def refresh(self) -> None:
+        """Models were pulled or deleted: ask every node what it has now."""
+        for node in self.scheduler.fleet.nodes.values():
+            node.next_probe_us = 0
+        self.scheduler.health.next_at = 0
+        self.dispatcher.feed(Tick())
 
     def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
         job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, done)

@@ -1,0 +1,360 @@
+"""AsyncOllamaPool: the verbs of the official AsyncClient over all nodes. Lives on the loop that first uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
+
+from sollol.core.endpoint import DEFAULT_PORT
+from sollol.errors import SollolError
+from sollol.nodes.dialect import decode
+from sollol.pool import manage
+from sollol.pool.answers import Answer
+from sollol.pool.base import PoolBase, configured_nodes
+from sollol.pool.batch import (
+    BatchJob,
+    BatchResult,
+    Delivered,
+    Ended,
+    Message,
+    Refused,
+    Wanted,
+    as_sequence,
+    rows_of,
+    take,
+)
+from sollol.pool.engine import Engine, finish
+from sollol.pool.jobs import STREAM_AHEAD, CallJob
+from sollol.pool.requests import (
+    Request,
+    chat_request,
+    check_text,
+    embed_request,
+    generate_request,
+    old_embed_request,
+)
+
+
+class AsyncOllamaPool(PoolBase):
+    """All nodes as one asynchronous client.
+
+    async with AsyncOllamaPool(["gpu-box", "http://10.0.0.7:11434"]) as pool:
+        answer = await pool.chat("llama3.2", [{"role": "user", "content": "Hello"}])
+        async for part in await pool.chat("llama3.2", messages, stream=True): ...
+    """
+
+    @classmethod
+    async def auto_configure(
+        cls, discover_all_nodes: bool = False, timeout: float = 2.0, **same: Any
+    ) -> AsyncOllamaPool:
+        """Find the nodes (settings first, then this machine and its networks) and make a pool of them."""
+        from sollol.discovery import discover
+
+        found = await discover(timeout=timeout, discover_all_nodes=discover_all_nodes)
+        return cls([node.endpoint for node in found], **same)
+
+    @classmethod
+    def from_settings(cls, **same: Any) -> AsyncOllamaPool:
+        """The nodes of SOLLOL_NODES, the config file or OLLAMA_HOST; looks for nothing."""
+        return cls(configured_nodes(), **same)
+
+    def _running(self) -> Engine:
+        if self._closed:
+            raise SollolError("the pool is closed; make a new one")
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return self._engine
+
+    # --- inference ---
+
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        *,
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> Any:
+        """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an async iterator."""
+        return await self._perform(chat_request(model, messages, stream, priority, timeout or self.timeout, ollama))
+
+    async def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        *,
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> Any:
+        """`/api/generate`. A GenerateResponse, or with `stream` an async iterator of them."""
+        return await self._perform(generate_request(model, prompt, stream, priority, timeout or self.timeout, ollama))
+
+    async def embed(
+        self, model: str, input: str | Sequence[str], priority: int = 5, *, timeout: float | None = None, **ollama: Any
+    ) -> Any:
+        """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
+        return await self._perform(embed_request(model, input, priority, timeout or self.timeout, ollama))
+
+    async def embeddings(
+        self, model: str, prompt: str, priority: int = 5, *, timeout: float | None = None, **ollama: Any
+    ) -> Any:
+        """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
+        return await self._perform(old_embed_request(model, prompt, priority, timeout or self.timeout, ollama))
+
+    async def _perform(self, request: Request) -> Any:
+        engine = self._running()
+        if request.stream:
+            return self._stream(engine, request)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(job: CallJob) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        job = engine.call(request, done)
+        try:
+            await waiter
+            answer = finish(job, request)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                engine.dispatcher.cancel(job.task.id)
+            self._count(False)
+            raise
+        self._count(True)
+        return answer
+
+    async def _stream(self, engine: Engine, request: Request) -> AsyncIterator[Answer]:
+        lines: deque[bytes] = deque()
+        news = asyncio.Event()
+
+        def push(line: bytes) -> bool:
+            lines.append(line)
+            news.set()
+            return len(lines) < STREAM_AHEAD
+
+        job = engine.stream(request, lambda job: news.set(), push)
+        ok = False
+        try:
+            while True:
+                while lines:
+                    yield request.answer(decode(lines.popleft()))
+                job.drained.set()
+                if job.settled is not None and not lines:
+                    break
+                news.clear()
+                await news.wait()
+            error = job.error()
+            if error is not None:
+                raise error
+            ok = True
+        finally:
+            self._count(ok)
+            engine.dispatcher.cancel(job.task.id)
+
+    # --- batches ---
+
+    async def embed_batch(
+        self,
+        model: str,
+        inputs: Iterable[str] | AsyncIterable[str],
+        *,
+        priority: int = 5,
+        use_adaptive: bool = True,
+        max_workers: int | None = None,
+        on_error: str = "raise",
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> BatchResult:
+        """One vector per input, in order, from all nodes at once. See BatchResult."""
+        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        texts = None if isinstance(inputs, AsyncIterable) else as_sequence(inputs)
+        result = BatchResult(model, len(texts) if texts is not None else 0)
+        source = texts if texts is not None else inputs
+        async for message in self._batch(model, source, fields, priority, width, timeout):
+            if isinstance(message, Delivered):
+                result._add(message)
+            elif isinstance(message, Refused):
+                result._refuse(message)
+            elif isinstance(message, Ended):
+                self._count(message.error is None)
+                return result._finish(message, on_error)
+        raise AssertionError("a batch ends with a message")
+
+    async def embed_stream(
+        self,
+        model: str,
+        inputs: Iterable[str] | AsyncIterable[str],
+        *,
+        priority: int = 5,
+        use_adaptive: bool = True,
+        max_workers: int | None = None,
+        on_error: str = "raise",
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed.
+
+        A refused item raises its error, or with `on_error="return"` stands in the vector's place.
+        """
+        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
+        async for message in self._batch(model, source, fields, priority, width, timeout):
+            for row in rows_of(message, on_error):
+                yield row
+
+    async def _batch(
+        self,
+        model: str,
+        inputs: Sequence[str] | Iterator[str] | Iterable[str] | AsyncIterable[str],
+        fields: dict[str, Any],
+        priority: int,
+        width: int | None,
+        timeout: float | None,
+    ) -> AsyncIterator[Message]:
+        engine = self._running()
+        messages: deque[Message] = deque()
+        news = asyncio.Event()
+
+        def post(message: Message) -> None:
+            messages.append(message)
+            news.set()
+
+        job = engine.batch(model, fields, priority, width, timeout or self.timeout, post)
+        try:
+            if isinstance(inputs, (list, tuple)):
+                engine.dispatcher.feed(job.whole(inputs))
+                source = None
+            else:
+                source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
+            fed = 0
+            while True:
+                while messages:
+                    message = messages.popleft()
+                    if isinstance(message, Wanted):
+                        if source is not None:
+                            fed += await _feed(engine, job, source, message.items, fed)
+                        continue
+                    yield message
+                    if isinstance(message, Ended):
+                        return
+                news.clear()
+                await news.wait()
+        finally:
+            engine.dispatcher.cancel(job.task.id)
+
+    # --- models ---
+
+    async def list(self) -> Answer:
+        """All models on the nodes' disks, each once, with `nodes`: who has it."""
+        return await manage.list_models(self._running().transport, self._find_node(None))
+
+    async def ps(self) -> Answer:
+        """All models in memory, a row per node and model."""
+        return await manage.running_models(self._running().transport, self._find_node(None))
+
+    async def version(self) -> Answer:
+        """The oldest version among the nodes, and each one's in `nodes`."""
+        return await manage.version(self._running().transport, self._find_node(None))
+
+    async def show(self, model: str) -> Answer:
+        """What a node that has the model says of it."""
+        return await manage.show(self._running().transport, self._find_node(None), model)
+
+    async def pull(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
+        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
+        return await self._manage("/api/pull", {"model": model, **ollama}, stream, self._find_node(node))
+
+    async def push(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
+        """Push a model from one node that has it (or from `node`)."""
+        holders = await manage.holders(self._running().transport, self._find_node(node), model)
+        return await self._manage("/api/push", {"model": model, **ollama}, stream, holders[:1])
+
+    async def create(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
+        """Create a model on every node, or on `node`."""
+        if "from_" in ollama:
+            ollama["from"] = ollama.pop("from_")
+        return await self._manage("/api/create", {"model": model, **ollama}, stream, self._find_node(node))
+
+    async def copy(self, source: str, destination: str) -> Answer:
+        """Copy a model to another name, on every node that has it."""
+        engine = self._running()
+        nodes = await manage.holders(engine.transport, self._find_node(None), source)
+        body = {"source": source, "destination": destination}
+        return self._changed(await manage.everywhere(engine.transport, nodes, "POST", "/api/copy", body))
+
+    async def delete(self, model: str, *, node: str | None = None) -> Answer:
+        """Delete a model from every node that has it, or from `node`."""
+        engine = self._running()
+        nodes = await manage.holders(engine.transport, self._find_node(node), model)
+        return self._changed(
+            await manage.everywhere(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
+        )
+
+    async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
+        engine = self._running()
+        if stream:
+            return manage.progress(engine.transport, nodes, path, body)
+        return self._changed(await manage.everywhere(engine.transport, nodes, "POST", path, {**body, "stream": False}))
+
+    def _changed(self, answer: Answer) -> Answer:
+        """The nodes have other models now: ask them."""
+        self._running().refresh()
+        return answer
+
+    # --- nodes and the end ---
+
+    def add_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Add a node (a host, or a URL). False if it is in the pool already."""
+        endpoint = self._take_node(host, port)
+        if endpoint is not None and self._engine is not None:
+            self._engine.add(endpoint)
+        return endpoint is not None
+
+    def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Take a node out; what runs there moves to the others. False if it was not in the pool."""
+        key = self._drop_node(host, port)
+        if key is not None and self._engine is not None:
+            self._engine.remove(key)
+        return key is not None
+
+    async def wait_ready(self) -> None:
+        """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
+        engine = self._running()
+        while any(node.up is None for node in engine.scheduler.fleet.nodes.values()):
+            await asyncio.sleep(0.005)
+
+    async def aclose(self) -> None:
+        """Cancel what runs and close every connection."""
+        self._closed = True
+        if self._engine is not None:
+            await self._engine.dispatcher.aclose()
+
+    async def __aenter__(self) -> AsyncOllamaPool:
+        self._running()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+async def _feed(engine: Engine, job: BatchJob, source: Any, count: int, fed: int) -> int:
+    """Read `count` more texts and hand them over; how many came."""
+    if isinstance(source, AsyncIterable):
+        texts: list[str] = []
+        closed = True
+        async for text in source:
+            check_text("inputs", fed + len(texts), text)
+            texts.append(text)
+            if len(texts) >= count:
+                closed = False
+                break
+    else:
+        texts, closed = take(source, count, fed)
+    engine.dispatcher.feed(job.more(texts, closed))
+    return len(texts)

@@ -1,0 +1,483 @@
+"""OllamaPool: the same pool for programs without a loop. One background thread runs one event loop.
+
+The crossing is cheap because it is one way each: the caller posts a function to the loop and sleeps on a lock
+that the answer releases. Iterables are read in the caller's thread. The thread starts with the first call and is a
+daemon: a program that forgets `close()` still ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from sollol.core.endpoint import DEFAULT_PORT
+from sollol.errors import SollolError
+from sollol.nodes.dialect import decode
+from sollol.pool.aio import AsyncOllamaPool
+from sollol.pool.answers import Answer
+from sollol.pool.base import PoolBase, configured_nodes
+from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted, as_sequence, rows_of, take
+from sollol.pool.engine import Engine, finish
+from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
+from sollol.pool.requests import (
+    Request,
+    chat_request,
+    embed_request,
+    generate_request,
+    old_embed_request,
+)
+
+T = TypeVar("T")
+CLOSE_S = 0.8
+
+
+class OllamaPool(PoolBase):
+    """All nodes as one client; thread-safe; a context manager.
+
+    pool = OllamaPool.auto_configure()
+    answer = pool.chat("llama3.2", [{"role": "user", "content": "Hello"}])
+    vectors = pool.embed_batch("mxbai-embed-large", texts).vectors
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._inner: AsyncOllamaPool | None = None
+
+    @classmethod
+    def auto_configure(cls, discover_all_nodes: bool = False, timeout: float = 2.0, **same: Any) -> OllamaPool:
+        """Find the nodes (settings first, then this machine and its private networks) and make a pool of them."""
+        from sollol.discovery import discover_ollama_nodes
+
+        return cls(discover_ollama_nodes(timeout=timeout, discover_all_nodes=discover_all_nodes), **same)
+
+    @classmethod
+    def from_settings(cls, **same: Any) -> OllamaPool:
+        """The nodes of SOLLOL_NODES, the config file or OLLAMA_HOST; looks for nothing."""
+        return cls(configured_nodes(), **same)
+
+    # --- the loop ---
+
+    def _running(self) -> Engine:
+        engine = self._engine
+        if engine is not None and not self._closed:
+            return engine
+        with self._lock:
+            if self._closed:
+                raise SollolError("the pool is closed; make a new one")
+            if self._engine is None:
+                self._start()
+            assert self._engine is not None
+            return self._engine
+
+    def _start(self) -> None:
+        ready = threading.Event()
+        self._loop = loop = _new_loop()
+
+        def begin() -> None:
+            self._engine = self._make_engine()
+            # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
+            self._inner = AsyncOllamaPool()
+            self._inner._engine, self._inner._endpoints = self._engine, self._endpoints
+            ready.set()
+
+        def main() -> None:
+            asyncio.set_event_loop(loop)
+            loop.call_soon(begin)
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        self._thread = threading.Thread(target=main, name="sollol", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def _on_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine of the inner pool on the loop and wait for it."""
+        self._running()
+        assert self._loop is not None and self._inner is not None
+        future = asyncio.run_coroutine_threadsafe(make(self._inner), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _post(self, function: Callable[..., Any], *args: Any) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop was closed meanwhile: nothing runs there any more
+            if not self._closed:
+                raise
+
+    # --- inference ---
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        *,
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> Any:
+        """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an iterator of them."""
+        return self._perform(chat_request(model, messages, stream, priority, timeout or self.timeout, ollama))
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        *,
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> Any:
+        """`/api/generate`. A GenerateResponse, or with `stream` an iterator of them."""
+        return self._perform(generate_request(model, prompt, stream, priority, timeout or self.timeout, ollama))
+
+    def embed(
+        self, model: str, input: str | Sequence[str], priority: int = 5, *, timeout: float | None = None, **ollama: Any
+    ) -> Any:
+        """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
+        return self._perform(embed_request(model, input, priority, timeout or self.timeout, ollama))
+
+    def embeddings(
+        self, model: str, prompt: str, priority: int = 5, *, timeout: float | None = None, **ollama: Any
+    ) -> Any:
+        """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
+        return self._perform(old_embed_request(model, prompt, priority, timeout or self.timeout, ollama))
+
+    def _perform(self, request: Request) -> Any:
+        engine = self._running()
+        if request.stream:
+            return self._stream(engine, request)
+        waiter = threading.Lock()
+        waiter.acquire()
+        jobs: list[CallJob] = []
+
+        def submit() -> None:
+            jobs.append(engine.call(request, done))
+
+        def done(job: CallJob) -> None:
+            if not jobs:  # settled at once, before `submit` could note it
+                jobs.append(job)
+            waiter.release()
+
+        self._post(submit)
+        try:
+            waiter.acquire()
+            answer = finish(jobs[0], request)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # interrupted: the node must stop
+                self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
+            self._count(False)
+            raise
+        self._count(True)
+        return answer
+
+    def _stream(self, engine: Engine, request: Request) -> Iterator[Answer]:
+        lines: SimpleQueue[bytes | None] = SimpleQueue()
+        jobs: list[StreamJob] = []
+
+        def push(line: bytes) -> bool:
+            lines.put(line)
+            return lines.qsize() < STREAM_AHEAD
+
+        def submit() -> None:
+            jobs.append(engine.stream(request, lambda job: lines.put(None), push))
+
+        self._post(submit)
+        ok = False
+        try:
+            while (line := lines.get()) is not None:
+                yield request.answer(decode(line))
+                if lines.qsize() < STREAM_AHEAD // 2 and not jobs[0].drained.is_set():
+                    self._post(jobs[0].drained.set)
+            error = jobs[0].error()
+            if error is not None:
+                raise error
+            ok = True
+        finally:
+            self._count(ok)
+            self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id))
+
+    async def chat_async(self, *args: Any, **kwargs: Any) -> Any:
+        """`chat` for code that runs in an event loop of its own."""
+        return await self._from_other_loop(lambda inner: inner.chat(*args, **kwargs))
+
+    async def generate_async(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` for code that runs in an event loop of its own."""
+        return await self._from_other_loop(lambda inner: inner.generate(*args, **kwargs))
+
+    async def embed_async(self, *args: Any, **kwargs: Any) -> Any:
+        """`embed` for code that runs in an event loop of its own."""
+        return await self._from_other_loop(lambda inner: inner.embed(*args, **kwargs))
+
+    async def _from_other_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
+        self._running()
+        assert self._loop is not None and self._inner is not None
+        answer = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(self._inner), self._loop))
+        return self._foreign_stream(answer) if isinstance(answer, AsyncIterator) else answer
+
+    async def _foreign_stream(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """An async iterator of the pool's loop, read from the caller's loop."""
+        assert self._loop is not None
+        try:
+            while True:
+                step = asyncio.run_coroutine_threadsafe(_next(stream), self._loop)
+                item = await asyncio.wrap_future(step)
+                if item is _END:
+                    return
+                yield item
+        finally:
+            asyncio.run_coroutine_threadsafe(_close(stream), self._loop)
+
+    # --- batches ---
+
+    def embed_batch(
+        self,
+        model: str,
+        inputs: Iterable[str],
+        *,
+        priority: int = 5,
+        use_adaptive: bool = True,
+        max_workers: int | None = None,
+        on_error: str = "raise",
+        progress: bool = False,
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> BatchResult:
+        """One vector per input, in order, from all nodes at once.
+
+        `use_adaptive=False, max_workers=k` keeps exactly k requests in flight. `on_error="raise"`: failed items
+        raise BatchError at the end, with every result that exists; "return": they stand as None.
+        `progress` draws a bar on stderr.
+        """
+        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        texts = as_sequence(inputs)
+        result = BatchResult(model, len(texts) if texts is not None else 0)
+        source = texts if texts is not None else iter(inputs)
+        advance, finished = (
+            _progress_bar(len(texts) if texts is not None else None) if progress else (_nothing, _nothing)
+        )
+        try:
+            for message in self._batch(model, source, fields, priority, width, timeout):
+                if isinstance(message, Delivered):
+                    result._add(message)
+                    advance(message.items.total())
+                elif isinstance(message, Refused):
+                    result._refuse(message)
+                    advance(message.items.total())
+                elif isinstance(message, Ended):
+                    self._count(message.error is None)
+                    return result._finish(message, on_error)
+        finally:
+            finished(0)
+        raise AssertionError("a batch ends with a message")
+
+    def embed_stream(
+        self,
+        model: str,
+        inputs: Iterable[str],
+        *,
+        priority: int = 5,
+        use_adaptive: bool = True,
+        max_workers: int | None = None,
+        on_error: str = "raise",
+        timeout: float | None = None,
+        **ollama: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed."""
+        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        return self._rows(model, iter(inputs), fields, priority, width, timeout, on_error)
+
+    def _rows(
+        self,
+        model: str,
+        source: Iterator[str],
+        fields: dict[str, Any],
+        priority: int,
+        width: int | None,
+        timeout: float | None,
+        on_error: str,
+    ) -> Iterator[tuple[int, Any]]:
+        for message in self._batch(model, source, fields, priority, width, timeout):
+            yield from rows_of(message, on_error)
+
+    def _batch(
+        self,
+        model: str,
+        inputs: Sequence[str] | Iterator[str],
+        fields: dict[str, Any],
+        priority: int,
+        width: int | None,
+        timeout: float | None,
+    ) -> Iterator[Message]:
+        engine = self._running()
+        messages: SimpleQueue[Message] = SimpleQueue()
+
+        async def submit() -> Any:
+            job = engine.batch(model, fields, priority, width, timeout or self.timeout, messages.put)
+            if not isinstance(inputs, Iterator):
+                engine.dispatcher.feed(job.whole(inputs))
+            return job
+
+        job = self._on_loop(lambda inner: submit())
+        fed = 0
+        try:
+            while True:
+                message = messages.get()
+                if not isinstance(message, Wanted):
+                    yield message
+                    if isinstance(message, Ended):
+                        return
+                elif isinstance(inputs, Iterator):
+                    texts, closed = take(inputs, message.items, fed)
+                    fed += len(texts)
+                    self._post(lambda texts=texts, closed=closed: engine.dispatcher.feed(job.more(texts, closed)))
+        finally:
+            self._post(engine.dispatcher.cancel, job.task.id)
+
+    # --- models ---
+
+    def list(self) -> Answer:
+        """All models on the nodes' disks, each once, with `nodes`: who has it."""
+        return self._on_loop(lambda inner: inner.list())
+
+    def ps(self) -> Answer:
+        """All models in memory, a row per node and model."""
+        return self._on_loop(lambda inner: inner.ps())
+
+    def version(self) -> Answer:
+        """The oldest version among the nodes, and each one's in `nodes`."""
+        return self._on_loop(lambda inner: inner.version())
+
+    def show(self, model: str) -> Answer:
+        """What a node that has the model says of it."""
+        return self._on_loop(lambda inner: inner.show(model))
+
+    def pull(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
+        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
+        return self._managed(stream, lambda inner: inner.pull(model, stream, node=node, **ollama))
+
+    def push(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
+        """Push a model from one node that has it (or from `node`)."""
+        return self._managed(stream, lambda inner: inner.push(model, stream, node=node, **ollama))
+
+    def create(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
+        """Create a model on every node, or on `node`."""
+        return self._managed(stream, lambda inner: inner.create(model, stream, node=node, **ollama))
+
+    def copy(self, source: str, destination: str) -> Answer:
+        """Copy a model to another name, on every node that has it."""
+        return self._on_loop(lambda inner: inner.copy(source, destination))
+
+    def delete(self, model: str, *, node: str | None = None) -> Answer:
+        """Delete a model from every node that has it, or from `node`."""
+        return self._on_loop(lambda inner: inner.delete(model, node=node))
+
+    def _managed(self, stream: bool, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
+        answer = self._on_loop(make)
+        return self._local_stream(answer) if stream else answer
+
+    def _local_stream(self, stream: AsyncIterator[Any]) -> Iterator[Any]:
+        try:
+            while (item := self._on_loop(lambda inner: _next(stream))) is not _END:
+                yield item
+        finally:
+            if not self._closed:
+                self._on_loop(lambda inner: _close(stream))
+
+    # --- nodes and the end ---
+
+    def add_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Add a node (a host, or a URL). False if it is in the pool already."""
+        endpoint = self._take_node(host, port)
+        if endpoint is not None and self._engine is not None:
+            self._post(self._engine.add, endpoint)
+        return endpoint is not None
+
+    def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Take a node out; what runs there moves to the others. False if it was not in the pool."""
+        key = self._drop_node(host, port)
+        if key is not None and self._engine is not None:
+            self._post(self._engine.remove, key)
+        return key is not None
+
+    def wait_ready(self) -> None:
+        """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
+        self._on_loop(lambda inner: inner.wait_ready())
+
+    def close(self) -> None:
+        """Cancel what runs, close every connection, end the thread. Under a second; more than once is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            loop, thread, engine = self._loop, self._thread, self._engine
+        if loop is None or thread is None or engine is None:
+            return
+        closing = asyncio.run_coroutine_threadsafe(engine.dispatcher.aclose(), loop)
+        try:
+            closing.result(CLOSE_S)
+        except TimeoutError:
+            closing.cancel()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(CLOSE_S)
+
+    stop = close
+
+    def __enter__(self) -> OllamaPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_END = object()
+
+
+async def _next(stream: AsyncIterator[Any]) -> Any:
+    return await anext(stream, _END)
+
+
+async def _close(stream: AsyncIterator[Any]) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _nothing(count: int) -> None:
+    pass
+
+
+def _progress_bar(total: int | None) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
+    task = bar.add_task("embedding", total=total)
+    bar.start()
+    return (lambda count: bar.advance(task, count)), (lambda count: bar.stop())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed: half the cost of a call."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
