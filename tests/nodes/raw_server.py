@@ -134,6 +134,18 @@ def saying_once(answer: bytes) -> Script:
     return script
 
 
+def noting_when_the_client_leaves(first: bytes) -> tuple[Script, list[float]]:
+    """A script that begins an answer, and the loop's times at which clients left it."""
+    left: list[float] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(first)
+        left.append(await peer.client_left())
+
+    return script, left
+
+
 @asynccontextmanager
 async def serving(
     script: Script, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, **settings: Any

@@ -15,20 +15,19 @@ def refused(url: str, error: Exception) -> TransportFault:
 
 
 def connect_timeout(url: str, within_s: float | None) -> TransportFault:
-    how = f"within {within_s:g} s" if within_s is not None else "in the time the system allows"
-    return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} did not accept a connection {how}")
+    return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} did not accept a connection {_within(within_s)}")
 
 
 def first_byte_timeout(url: str, within_s: float | None) -> TransportFault:
-    return TransportFault(Fault.FIRST_BYTE_TIMEOUT, f"{url} did not begin to answer within {within_s} s")
+    return TransportFault(Fault.FIRST_BYTE_TIMEOUT, f"{url} did not begin to answer {_within(within_s)}")
 
 
 def fell_silent(url: str, idle_s: float | None) -> TransportFault:
-    return TransportFault(Fault.IDLE_TIMEOUT, f"{url} fell silent for {idle_s} s inside its answer")
+    return TransportFault(Fault.IDLE_TIMEOUT, f"{url} sent nothing {_within(idle_s)} inside its answer")
 
 
 def took_nothing(url: str, idle_s: float | None) -> TransportFault:
-    return TransportFault(Fault.IDLE_TIMEOUT, f"{url} took no bytes of the request for {idle_s} s")
+    return TransportFault(Fault.IDLE_TIMEOUT, f"{url} took nothing of the request {_within(idle_s)}")
 
 
 def cut(url: str, body_bytes: int | None, error: Exception | None) -> TransportFault:
@@ -70,6 +69,10 @@ def _why_no_connection(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
         return "refused the connection"
     return f"cannot be reached: {_one_line(error)}"
+
+
+def _within(seconds: float | None) -> str:
+    return f"within {seconds:g} s" if seconds is not None else "in the time that the system allows"
 
 
 def _one_line(error: BaseException) -> str:
