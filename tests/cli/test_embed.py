@@ -46,6 +46,7 @@ def test_json_is_one_value_on_stdout(run: Run, pool: Pool, docs: Path, tmp_path:
     result = run("embed", docs, "-m", "m", "-o", tmp_path / "x.jsonl", "--json")
     told = json.loads(result.stdout)
     assert told["passages"] == told["embedded"] == 36
+    assert told["files"] == 12
     assert told["skipped"] == [{"file": str(docs / "empty.txt"), "why": "is empty"}]
     assert told["nodes"] == [{"node": "a:1", "items": 3, "share": 1.0, "items_per_s": 9.0, "state": "working"}]
 
@@ -108,14 +109,14 @@ def test_what_cannot_be_read_is_listed_and_strict_embeds_nothing(
     assert not fake.asked
     assert not list(tmp_path.glob("x.npz*"))
     result = run(*command)
-    assert "1 skipped:" in result.stderr
+    assert "Skipped (1):" in result.stderr
     assert "bad.pdf is not a PDF" in result.stderr
 
 
 def test_a_refused_passage_is_named_and_left_out(run: Run, pool: Pool, docs: Path, tmp_path: Path) -> None:
     pool(refuses="Sentence 0 of file 7 ")
     result = run("embed", docs, "--model", "m", "--out", tmp_path / "x.npz", code=1)
-    assert "1 refused by the model:" in result.stderr
+    assert "Refused by the model (1):" in result.stderr
     assert "07.txt, character 0: the input length exceeds" in result.stderr
     assert "1 passage refused by the model; " in result.stderr
     assert len(texts_in(tmp_path / "x.npz")) == 35
@@ -123,7 +124,8 @@ def test_a_refused_passage_is_named_and_left_out(run: Run, pool: Pool, docs: Pat
 
 def test_a_missing_model_ends_the_run_at_once(run: Run, pool: Pool, docs: Path, tmp_path: Path) -> None:
     fake = pool(refuses="Sentence", status=404)
-    run("embed", docs, "--model", "m", "--out", tmp_path / "x.npz", code=1)
+    result = run("embed", docs, "--model", "m", "--out", tmp_path / "x.npz", code=1)
+    assert "the model m cannot embed" in result.stderr
     assert len(fake.asked) == 4
     assert not list(tmp_path.glob("x.npz*"))
 

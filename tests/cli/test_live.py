@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,13 @@ from sollol.cli.chunks import Cut
 from sollol.cli.index.format import digest
 from sollol.cli.index.partial import Partial
 from sollol.cli.nodes import gpu_share
-from sollol.core.types import LoadedModel
+from sollol.core import scheduler
+from sollol.core.types import SECOND, LoadedModel
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
 Run = Callable[..., Result]
 MODEL = ModelSpec("embedder", "embed", 300_000_000, dim=32)
-RATES = (60.0, 20.0)
+RATES = (120.0, 40.0)
 
 
 @pytest.fixture
@@ -131,15 +133,16 @@ def test_a_killed_run_continues_embeds_nothing_twice_and_gives_the_same_file(
 
 def test_embed_and_search_from_end_to_end(run: Run, cluster: Cluster, docs: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.parquet"
+    (docs / "tea.md").write_text("Water for green tea must not boil.")
     told = json.loads(run("embed", docs, "-m", "embedder", "-o", out, "--nodes", addresses(cluster), "--json").stdout)
-    assert told["passages"] == 36
-    assert sum(row["items"] for row in told["nodes"]) == 36
+    assert told["passages"] == 37
+    assert sum(row["items"] for row in told["nodes"]) == 37
     assert {row["node"] for row in told["nodes"]} == {url.removeprefix("http://") for url in cluster.urls}
-    question = "Sentence 7 of file 4 says something of its own."
+    question = "How hot is the water for tea?"
     hits = json.loads(run("search", out, question, "--nodes", addresses(cluster), "--json").stdout)["hits"]
     scores = [hit["score"] for hit in hits]
     assert scores == sorted(scores, reverse=True)
-    assert hits[0]["source"] == str(docs / "04.txt")
+    assert hits[0]["source"] == str(docs / "tea.md")
 
 
 def test_an_unknown_model_says_which_nodes_have_which(run: Run, cluster: Cluster, docs: Path, tmp_path: Path) -> None:
@@ -153,6 +156,29 @@ def test_nodes_that_are_down_fail_with_a_reason(run: Run, docs: Path, tmp_path: 
     result = run("embed", docs, "-m", "m", "-o", tmp_path / "x.npz", "--nodes", "127.0.0.1:9", code=1)
     assert "127.0.0.1:9" in result.stderr
     assert not list(tmp_path.glob("x.npz*"))
+
+
+def test_when_all_nodes_die_what_was_done_is_kept(
+    run: Run, cluster: Cluster, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "PATIENCE", SECOND // 2)  # how long a batch waits for a node to come back
+    partial = tmp_path / "x.npz.partial"
+
+    def switch_off() -> None:
+        while not partial.exists() or partial.stat().st_size < 10 * (16 + 32 * 4 + 4):
+            time.sleep(0.01)
+        cluster.do(lambda nodes: [node.die() for node in nodes])
+
+    thread = threading.Thread(target=switch_off)
+    thread.start()
+    words = ("embed", docs, "-m", "embedder", "-o", tmp_path / "x.npz", "--chunk-size", 200, "--overlap", 0)
+    result = run(*words, "--nodes", addresses(cluster), code=1)
+    thread.join()
+    assert f"are kept in {partial}; the same command continues" in result.stderr
+    for url in cluster.urls:
+        assert url.removeprefix("http://") in result.stderr
+    with Partial(partial, "embedder", Cut(200, 0)) as log:
+        assert len(log) >= 10
 
 
 def test_discover_lists_the_nodes(run: Run, cluster: Cluster) -> None:
@@ -172,7 +198,7 @@ def test_discover_lists_the_nodes(run: Run, cluster: Cluster) -> None:
 def test_the_demo_kills_a_simulated_node_and_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from sollol.cli import demo_nodes
 
-    monkeypatch.setattr(demo_nodes, "AIM_S", 2.0)
+    monkeypatch.setattr(demo_nodes, "AIM_S", 1.5)
     told = json.loads(run("demo", "--json").stdout)
     assert told["simulated"]
     assert told["lost"] == told["different"] == 0
@@ -181,7 +207,7 @@ def test_the_demo_kills_a_simulated_node_and_loses_nothing(run: Run, monkeypatch
     assert sum(row["items"] for row in told["nodes"]) == told["passages"]
     assert 0 < told["killed_at_s"] < told["seconds"]
     assert 0.4 < told["efficiency"] <= 1.05
-    assert told["hits"][0]["source"].endswith("04-when-a-node-dies.md") or "docs" in told["hits"][0]["source"]
+    assert len(told["hits"]) == 3
 
 
 def test_the_demo_uses_real_nodes_and_leaves_them_alone(run: Run, cluster: Cluster, docs: Path) -> None:

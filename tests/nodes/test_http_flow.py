@@ -98,14 +98,14 @@ def test_a_node_that_takes_nothing_is_given_up(new_loop, kind: str) -> None:
 def test_a_node_that_takes_bytes_slowly_is_not_given_up(new_loop) -> None:
     async def script(peer: Peer) -> None:
         read = 0
-        while read < 16 * MIB:
+        while read < 8 * MIB:
             read += len(await peer.reader.read(MIB))
             await asyncio.sleep(0.01)
         await peer.say(OK)
 
     async def main() -> None:
         async with serving(script) as (server, http):
-            call = POST._replace(body=b"x" * (16 * MIB), timeouts=Timeouts(1, 1, 0.1))
+            call = POST._replace(body=b"x" * (8 * MIB), timeouts=Timeouts(1, 1, 0.1))
             assert await (await http.send(server.node, call)).read() == b"ok"
 
     run(new_loop, main())

@@ -112,6 +112,11 @@ class Documents:
         self.skipped.append(Skipped(str(file), why))
 
     @property
+    def files_with_text(self) -> int:
+        """Files that gave a passage, so far."""
+        return self._seen.useful
+
+    @property
     def all_read(self) -> bool:
         return self._seen.files == len(self.files)
 
@@ -133,7 +138,7 @@ class _Seen:
     """What has been read so far, for the estimate of the total."""
 
     def __init__(self) -> None:
-        self.passages = self.finished = self.files = 0
+        self.passages = self.finished = self.files = self.useful = 0
         self.bytes = self.within = 0.0  # of finished files; of the file being read
         self._by_kind: dict[str, tuple[int, float]] = {}
 
@@ -141,6 +146,7 @@ class _Seen:
         count, total = self._by_kind.get(kind, (0, 0.0))
         self._by_kind[kind] = (count + passages, total + size)
         self.files += 1
+        self.useful += passages > 0
         self.finished += passages
         self.bytes += size
         self.within = 0.0

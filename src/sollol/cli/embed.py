@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sollol.cli.index.build import Build
 
 _SHOWN = 20  # problems that are listed one by one
+_QUICKLY_WRITTEN = 20_000  # passages; more take seconds to write, in which nothing else would be said
 _SAYS_MODEL = (404, 501)  # the model is missing or cannot embed: every other passage would be refused as well
 
 EPILOG = """\
@@ -108,8 +109,7 @@ def embed(
     with Build(out, model, cut, force=force) as build:
         if build.continued:
             note(f"Continuing: {plural(build.continued, 'vector')} are kept in {build.log.path}")
-        outcome = _run(build, documents, nodes, priority)
-        missing = len(build.finish())
+        outcome, missing = _run(build, documents, nodes, priority)
         _tell(build, documents, outcome, as_json)
     if missing:
         raise Failed(f"{plural(missing, 'passage')} refused by the model; {out} has the other {build.count:,}")
@@ -121,21 +121,31 @@ def _refuse_problems(problems: list[Skipped]) -> None:
         raise Failed("\n".join(["--strict: nothing was embedded, because these cannot be read:", *listed]))
 
 
-def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -> Outcome:
+def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -> tuple[Outcome, int]:
+    """Embed and write. Returns what happened, and how many passages the model refused."""
+    try:
+        outcome = _embed_new(build, documents, nodes, priority)
+        if build.total > _QUICKLY_WRITTEN:
+            note(f"Writing {build.out} ...")
+        return outcome, len(build.finish())
+    except KeyboardInterrupt:
+        raise Stopped(_how_to_continue(build)) from None
+    except ResponseError as error:  # not one passage's fault, or it would have been listed
+        raise Failed(f"the model {build.model} cannot embed: {error}") from error
+    except SollolError as error:
+        if len(build.log):
+            error.add_note(_how_to_continue(build))
+        raise
+
+
+def _embed_new(build: Build, documents: Documents, nodes: str | None, priority: int) -> Outcome:
     """Embed what has no vector yet. Without any such passage no node is needed, or asked for."""
     inputs = build.inputs(documents.passages(build.log.cut))
     first = next(inputs, None)
     if first is None:
         return Outcome(0.0, [], [])
-    try:
-        with fleet.open_pool(fleet.choose(nodes).endpoints) as pool:
-            return stream(build, documents, pool, itertools.chain([first], inputs), priority)
-    except KeyboardInterrupt:
-        raise Stopped(_how_to_continue(build)) from None
-    except SollolError as error:
-        if len(build.log):
-            error.add_note(_how_to_continue(build))
-        raise
+    with fleet.open_pool(fleet.choose(nodes).endpoints) as pool:
+        return stream(build, documents, pool, itertools.chain([first], inputs), priority)
 
 
 def _how_to_continue(build: Build) -> str:
@@ -186,14 +196,14 @@ def _tell(build: Build, documents: Documents, outcome: Outcome, as_json: bool) -
         return
     rate = f" in {seconds(outcome.seconds)} ({build.embedded / outcome.seconds:,.1f}/s)" if outcome.seconds else ""
     say(
-        f"Wrote {build.out}: {plural(build.count, 'passage')} from {plural(len(documents.files), 'file')}, "
+        f"Wrote {build.out}: {plural(build.count, 'passage')} from {plural(documents.files_with_text, 'file')}, "
         f"{build.dim} numbers each, model {build.model}"
     )
     say(f"{build.embedded:,} embedded{rate}, {build.reused:,} reused, {build.repeated:,} repeated")
     if outcome.nodes:
         stdout().print(node_table(outcome.nodes))
-    _list_problems("skipped", [f"{file} {why}" for file, why in documents.skipped])
-    _list_problems("refused by the model", outcome.refused)
+    _list_problems("Skipped", [f"{file} {why}" for file, why in documents.skipped])
+    _list_problems("Refused by the model", outcome.refused)
     if documents.other_kinds:
         note(f"{plural(documents.other_kinds, 'file')} of other kinds left out.")
 
@@ -201,7 +211,7 @@ def _tell(build: Build, documents: Documents, outcome: Outcome, as_json: bool) -
 def _list_problems(what: str, problems: list[str]) -> None:
     if not problems:
         return
-    note(f"{len(problems):,} {what}:")
+    note(f"{what} ({len(problems):,}):")
     for line in problems[:_SHOWN]:
         note(f"  {line}")
     if len(problems) > _SHOWN:
@@ -214,7 +224,7 @@ def _as_json(build: Build, documents: Documents, outcome: Outcome) -> dict[str, 
         "model": build.model,
         "dim": build.dim,
         "passages": build.count,
-        "files": len(documents.files),
+        "files": documents.files_with_text,
         "embedded": build.embedded,
         "reused": build.reused,
         "repeated": build.repeated,

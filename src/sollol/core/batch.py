@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sollol.core.fleet import Attempt
 from sollol.core.types import Micros, Outcome, Ranges, Task
@@ -234,17 +234,18 @@ class Batch:
         lows += [attempt.items[0][0] for attempt in self.live.values()]
         self.costs.forget_below(min(lows, default=self.costs.end))
 
-    def states(self) -> Iterator[tuple[str, int]]:
-        """(state, item) of every item that is open, for invariants in tests."""
-        for piece in self.pending:
-            for lo, hi in piece.ranges:
-                yield from (("waiting", i) for i in range(lo, hi))
-        seen: set[int] = set()
-        for attempt in self.live.values():
-            for item in attempt.items.items():
-                if self.contested.get(item) != [] and item not in seen:
-                    seen.add(item)
-                    yield "under way", item
+    def invariants(self, in_line: bool) -> None:
+        """Every item is in exactly one state, and what is counted is what is there."""
+        waiting = [item for piece in self.pending for item in Ranges(piece.ranges).items()]
+        under_way = [
+            item for attempt in self.live.values() for item in attempt.items.items() if self.contested.get(item) != []
+        ]
+        assert len(waiting) == len(set(waiting)) == self.pending_count, "an item waits twice, or uncounted"
+        assert self.pending_cost == sum(self.cost_of(piece.ranges) for piece in self.pending)
+        assert not set(waiting) & set(under_way), "an item waits and is under way"
+        open_items = len(waiting) + len(set(under_way))
+        assert self.answered + self.refused + open_items == self.costs.end, "an item was lost or counted twice"
+        assert in_line or not self.pending_count, "items wait and nobody will serve them"
 
 
 def joined(items: Iterable[int]) -> Ranges:

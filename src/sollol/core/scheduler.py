@@ -693,6 +693,23 @@ class Scheduler:
 
     # --- reading ----------------------------------------------------------------------------------------
 
+    def invariants(self) -> None:
+        """What must hold between events; tests check it after every one. Raises AssertionError."""
+        for lane in (lane for node in self.fleet.nodes.values() for lane in node.lanes.values()):
+            assert all(self.attempts.get(a.id) is a for a in lane.attempts.values()), f"{lane} has a stray attempt"
+            assert abs(lane.cost_inflight - sum(a.cost for a in lane.attempts.values())) < 1, f"{lane}: cost"
+        for attempt in self.attempts.values():
+            assert attempt.id in attempt.lane.attempts
+            assert attempt.task.id in self.open, f"{attempt} outlives its task"
+        for opened in self.open.values():
+            line, task = self._line(opened.task.model), opened.task
+            assert set(opened.attempts) <= set(self.attempts)
+            if opened.batch is None:
+                assert (task.id in line) != bool(opened.attempts), f"task {task.id} neither waits nor runs, or both"
+            else:
+                opened.batch.invariants(task.id in line)
+        assert self.waiting() <= len(self.open)
+
     def waiting(self) -> int:
         return sum(len(line) for line in self.lines.values())
 

@@ -24,7 +24,7 @@ from sollol.cli.index.format import NotAnIndex, digest
 from sollol.cli.index.partial import Partial
 from sollol.cli.index.spool import Spool
 from sollol.core.types import canonical_model
-from sollol.errors import BadInput
+from sollol.errors import BadInput, SollolError
 
 
 class Build:
@@ -52,6 +52,7 @@ class Build:
         self._pending: set[bytes] = set()
         self._fresh: set[bytes] = set()
         self._next = 0
+        self._refused = False
 
     def __enter__(self) -> Build:
         return self
@@ -89,11 +90,15 @@ class Build:
         key, passage = self._asked.pop(index)
         self._pending.discard(key)
         self._fresh.add(key)
+        self._refused = True
         return passage
 
     def finish(self) -> list[Passage]:
         """Write the file. Returns the passages that have no vector, and so are not in it."""
-        missing = self._spool.without_vector()
+        if self._asked:
+            raise SollolError(f"{len(self._asked):,} passages got no answer; the index was not written")
+        missing = self._spool.without_vector() if self._refused else []
+        self._spool.count = self.total - len(missing)
         if not self._spool.count:
             raise BadInput("nothing to embed: no text was found; the index was not written")
         index_format.write(self.out, self._spool)

@@ -47,7 +47,8 @@ class Block(NamedTuple):
 
 
 class Content(Protocol):
-    """Everything that goes into a file; iterating (again and again) gives its blocks in order."""
+    """Everything that goes into a file. Iterating (again and again) gives its blocks in order; `passages()` gives
+    them without the vectors, which is quicker."""
 
     count: int
     widths: tuple[int, int]  # the longest text and the longest source, in characters
@@ -55,6 +56,7 @@ class Content(Protocol):
     @property
     def about(self) -> About: ...
     def __iter__(self) -> Iterator[Block]: ...
+    def passages(self) -> Iterator[list[Passage]]: ...
 
 
 def digest(model: str, text: str) -> bytes:

@@ -22,38 +22,37 @@ from sollol.cli.documents import Passage
 from sollol.cli.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
 
 _COLUMNS = ("vectors", "texts", "sources", "units", "numbers", "starts")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
+_FASTEST = 1  # a text of fixed width is mostly zeros: more effort costs minutes and saves little
 
 
 def write(path: Path, content: Content) -> None:
     text_width, source_width = (max(width, 1) for width in content.widths)
     count, dim = content.count, content.about.dim
-    columns: list[tuple[str, str, Callable[[Block], Any]]] = [
-        ("texts", f"<U{text_width}", lambda block: [p.text for p in block.passages]),
-        ("sources", f"<U{source_width}", lambda block: [p.source for p in block.passages]),
-        ("units", "<U4", lambda block: [p.unit for p in block.passages]),
-        ("numbers", "<i8", lambda block: [p.number for p in block.passages]),
-        ("starts", "<i8", lambda block: [p.start for p in block.passages]),
+    columns: list[tuple[str, str, Callable[[Passage], Any]]] = [
+        ("texts", f"<U{text_width}", lambda passage: passage.text),
+        ("sources", f"<U{source_width}", lambda passage: passage.source),
+        ("units", "<U4", lambda passage: passage.unit),
+        ("numbers", "<i8", lambda passage: passage.number),
+        ("starts", "<i8", lambda passage: passage.start),
     ]
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         with _member(archive, "vectors", zipfile.ZIP_STORED) as member:
             _head(member, "<f4", (count, dim))
             for block in content:
                 member.write(np.ascontiguousarray(block.vectors, "<f4").tobytes())
-        for name, kind, values in columns:
+        for name, kind, value in columns:
             with _member(archive, name, zipfile.ZIP_DEFLATED) as member:
                 _head(member, kind, (count,))
-                for block in content:
-                    member.write(np.array(values(block), kind).tobytes())
+                for passages in content.passages():
+                    member.write(np.array([value(passage) for passage in passages], kind).tobytes())
         with _member(archive, "metadata", zipfile.ZIP_STORED) as member:
             npy.write_array(member, np.array(_metadata(content.about, count)), allow_pickle=False)
 
 
 def _member(archive: zipfile.ZipFile, name: str, compression: int) -> IO[bytes]:
-    info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-    info.compress_type = compression
-    info.external_attr = 0o644 << 16
-    return archive.open(info, "w", force_zip64=True)
+    # Given by name, an entry takes the archive's compression, and 1980 as its time.
+    archive.compression, archive.compresslevel = compression, _FASTEST
+    return archive.open(f"{name}.npy", "w", force_zip64=True)
 
 
 def _head(member: IO[bytes], kind: str, shape: tuple[int, ...]) -> None:

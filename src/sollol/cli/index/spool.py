@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from sollol.cli.documents import Passage
-from sollol.cli.index.format import About, Block, in_blocks
+from sollol.cli.index.format import BLOCK_ROWS, About, Block, in_blocks
 from sollol.cli.index.partial import Partial
 
 
@@ -24,7 +25,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(dir=folder, prefix=".sollol-")  # noqa: SIM115 (closed by close())
         self._log = log
         self.total = 0
-        self.count = 0  # of those with a vector, once counted
+        self.count = 0  # of those with a vector; whoever knows it sets it
         self.widths = (0, 0)
 
     @property
@@ -41,10 +42,13 @@ class Spool:
         self._file.close()
 
     def without_vector(self) -> list[Passage]:
-        """The passages that got no vector; sets `count`."""
-        missing = [passage for key, passage in self._rows() if key not in self._log]
-        self.count = self.total - len(missing)
-        return missing
+        """The passages that got no vector."""
+        return [passage for key, passage in self._rows() if key not in self._log]
+
+    def passages(self) -> Iterator[list[Passage]]:
+        rows = (passage for key, passage in self._rows() if key in self._log)
+        while block := list(islice(rows, BLOCK_ROWS)):
+            yield block
 
     def __iter__(self) -> Iterator[Block]:
         return in_blocks((p, self._log.vector(key)) for key, p in self._rows() if key in self._log)
