@@ -513,6 +513,10 @@ class Scheduler:
                     break
                 if not self._cut(opened, batch, market, lane, at):
                     fruitless.add(lane.node.key)
+        if batch.pending_count and not batch.live and only is not None:
+            # Those that were asked leave it to others, and no event will come to ask these: ask them now.
+            self._serve_batch(opened, batch, market, None, at)
+            return
         self._after_cutting(opened, batch, market, at)
 
     def _cut(self, opened: OpenTask, batch: Batch, market: Market, lane: Lane, at: Micros) -> bool:

@@ -42,7 +42,8 @@ async def _get(transport: Transport, endpoint: Endpoint, path: str) -> bytes:
     body = await reply.read()
     if reply.status != 200:
         why = error_text(body) or "no text"
-        raise ProbeFailed(f"{endpoint.url}{path} answers {reply.status}: {why}", certain=True)
+        # A server in trouble may recover in a moment; one that says 4xx is no Ollama, or does not let us in.
+        raise ProbeFailed(f"{endpoint.url}{path} answers {reply.status}: {why}", certain=reply.status < 500)
     return body
 
 

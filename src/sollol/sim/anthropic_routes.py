@@ -35,6 +35,7 @@ class MessagesVoice:
 
     stream_type = SSE
     stream_headers = {"cache_control": "no-cache", "connection": "keep-alive"}  # noqa: RUF012 - never written
+    events_apart = True
 
     def __init__(self, node: SimNode, model: str, estimate: int) -> None:
         self._id = f"msg_{node.dice.getrandbits(96):024x}"

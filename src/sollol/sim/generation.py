@@ -63,6 +63,7 @@ class Voice(Protocol):
 
     stream_type: str
     stream_headers: dict[str, str]
+    events_apart: bool  # each event is a chunk of its own, even those written together
 
     def piece(self, text: str, *, thinking: bool = False) -> bytes: ...
     def last(self, answer: Answer, end: End) -> bytes: ...
@@ -285,7 +286,11 @@ class _Saying:
         if self.head is not None and not self.head.done():
             self.reply.begin(200, self.voice.stream_type, **self.voice.stream_headers)
             self.head.set_result(None)
-        self.reply.push(piece)
+        if self.voice.events_apart:
+            for event in piece.split(b"\n\n")[:-1]:
+                self.reply.push(event + b"\n\n")
+        else:
+            self.reply.push(piece)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Before the first byte an error has a status; after it, it is the last line of a 200."""

@@ -23,6 +23,11 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def blob_of(model: ModelSpec) -> str:
+    """The digest of a model's weights."""
+    return sha256(f"blob of {model.digest}")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A model on disk. `mean_words` is the usual length of an answer; inf never stops by itself.

@@ -124,7 +124,7 @@ class SimNode:
         if doomed:
             await reply.aclose()
             return route.refuse(refusal)
-        if reply.complete and reply.status == 200:
+        if reply.writer is None and reply.status == 200:
             self._spoil(reply)
         return reply
 

@@ -44,6 +44,7 @@ class OpenAIVoice:
 
     stream_type = SSE
     stream_headers: dict[str, str] = {}  # noqa: RUF012 - never written
+    events_apart = False
 
     def __init__(self, node: SimNode, model: str, *, usage: bool = False) -> None:
         self._created = int(node.now_s())

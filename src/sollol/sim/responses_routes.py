@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class ResponsesVoice:
     stream_type = SSE
     stream_headers = {"cache_control": "no-cache", "connection": "keep-alive"}  # noqa: RUF012 - never written
+    events_apart = True
 
     def __init__(self, node: SimNode, data: dict[str, Any]) -> None:
         self._node = node

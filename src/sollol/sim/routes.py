@@ -6,7 +6,15 @@ import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from sollol.sim import anthropic_routes, disk_routes, embed_routes, openai_routes, responses_routes, text_routes
+from sollol.sim import (
+    anthropic_routes,
+    disk_routes,
+    embed_routes,
+    openai_routes,
+    responses_routes,
+    show_route,
+    text_routes,
+)
 from sollol.sim.ask import Ask, Refusal, ollama_error
 from sollol.sim.reply import SimReply
 
@@ -59,7 +67,7 @@ TABLE: dict[tuple[str, str], Route] = dict(
         *(_state(method, "/api/tags", disk_routes.tags) for method in ("GET", "HEAD")),
         _state("GET", "/api/status", disk_routes.status),
         _state("GET", "/api/ps", disk_routes.ps),
-        _state("POST", "/api/show", disk_routes.show),
+        _state("POST", "/api/show", show_route.show),
         _state("POST", "/api/copy", disk_routes.copy),
         _state("DELETE", "/api/delete", disk_routes.delete),
         _state("POST", "/api/create", disk_routes.create),

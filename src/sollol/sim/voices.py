@@ -43,6 +43,7 @@ class OllamaVoice:
 
     stream_type = NDJSON
     stream_headers: dict[str, str] = {}  # noqa: RUF012 - never written
+    events_apart = False
 
     def __init__(
         self, model: str, stamp: Callable[[], str], *, context: bool = False, logprobs: int | None = None
