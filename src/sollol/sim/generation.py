@@ -118,8 +118,8 @@ async def generate(node: SimNode, wish: Wish) -> SimReply:
     reply.writer = node.spawn(_Saying(node, wish, reply, head).stream())
     try:
         await head
-    except asyncio.CancelledError:
-        reply.writer.cancel()
+    except BaseException:
+        node.disown(reply.writer)
         raise
     return reply
 

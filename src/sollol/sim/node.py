@@ -57,7 +57,7 @@ class SimNode:
         self.state: Literal["up", "down", "unreachable"] = "up"
         self.on_state: list[Callable[[SimNode], None]] = []
         self._stalled: list[asyncio.Future[None]] = []
-        self._writers: dict[asyncio.Task[Any], None] = {}
+        self._writers: dict[asyncio.Task[Any], bool] = {}  # whether it counts as a running request
         self._epoch_s: float | None = None
         self._preload()
 
@@ -123,6 +123,8 @@ class SimNode:
         reply = await route.answer(self, ask)
         if doomed:
             await reply.aclose()
+            if reply.writer is not None:
+                self.disown(reply.writer)
             return route.refuse(refusal)
         if reply.writer is None and reply.status == 200:
             self._spoil(reply)
@@ -138,15 +140,20 @@ class SimNode:
     def spawn(self, writing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the writer of a stream; the request counts as running until it ends."""
         task = asyncio.get_running_loop().create_task(writing)
-        self._writers[task] = None
+        self._writers[task] = True
         task.add_done_callback(self._written)
         return task
 
+    def disown(self, writer: asyncio.Task[Any]) -> None:
+        """The stream has come to nothing before its head; its request is counted by `handle`."""
+        writer.cancel()
+        if writer in self._writers:
+            self._writers[writer] = False
+
     def _written(self, task: asyncio.Task[Any]) -> None:
-        self._writers.pop(task, None)
-        self.counters.inflight -= 1
-        if task.cancelled():
-            self.counters.aborted += 1
+        if self._writers.pop(task, False):
+            self.counters.inflight -= 1
+            self.counters.aborted += task.cancelled()
 
     # -- what the routes need -----------------------------------------------------------------------
 
@@ -193,8 +200,8 @@ class SimNode:
                 runner.slots.release()
 
         task = asyncio.get_running_loop().create_task(wait())
-        self._writers[task] = None
-        task.add_done_callback(lambda done: self._writers.pop(done, None))
+        self._writers[task] = False
+        task.add_done_callback(self._written)
 
     def healed(self) -> asyncio.Future[None]:
         """A new future that resolves when faults change: what a stalled stream waits for."""

@@ -131,7 +131,8 @@ class Runners:
     async def use(self, model: ModelSpec, asked: dict[str, Any], keep_alive_s: float | None) -> AsyncIterator[Runner]:
         """A runner for the time of one request. Raises ServerBusy."""
         runner = await self._get(model, self.options_of(model, asked))
-        runner.keep_alive_s = self._spec.keep_alive_s if keep_alive_s is None else keep_alive_s
+        if keep_alive_s is not None:  # else it keeps the one it has: a pinned model stays pinned
+            runner.keep_alive_s = keep_alive_s
         try:
             yield runner
         finally:

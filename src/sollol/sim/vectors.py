@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 
 _WORD = re.compile(r"\w+")
-_WORD_WEIGHT = 3
 _SHOWN = 10_000_000.0  # seven decimals: all that float32 has for a unit vector
 _KEPT_BYTES = 64_000_000
+_KEPT_WORDS = 100_000
 _BATCH = 512
 _HAS_NUMPY = util.find_spec("numpy") is not None
 
@@ -37,14 +37,16 @@ def _noise(feature: str, dim: int) -> bytes:
     return hashlib.shake_128(feature.encode("utf-8", "surrogatepass")).digest(dim)
 
 
+def _features_of(word: str) -> list[str]:
+    """The word itself, which counts thrice, and its trigrams with its ends marked."""
+    framed = f"<{word}>"
+    return [word, word, word, *(f"\0{framed[i : i + 3]}" for i in range(len(framed) - 2))]
+
+
 @lru_cache(maxsize=50_000)
 def _word_vector(word: str, dim: int) -> tuple[int, ...]:
-    framed = f"<{word}>"
-    grams = [framed[i : i + 3] for i in range(len(framed) - 2)]
-    total = [(value - 128) * _WORD_WEIGHT for value in _noise(word, dim)]
-    for gram in grams:
-        total = [have + value - 128 for have, value in zip(total, _noise(gram, dim), strict=True)]
-    return tuple(total)
+    columns = zip(*(_noise(feature, dim) for feature in _features_of(word)), strict=True)
+    return tuple(sum(column) - 128 * len(column) for column in columns)
 
 
 def _words(text: str) -> list[str]:
@@ -64,43 +66,62 @@ def _plain(texts: Sequence[str], dim: int, cut: int) -> list[list[float]]:
     return found
 
 
-class _Table:
-    """Word vectors as rows of one array, for the bulk path."""
+class _Rows:
+    """Names and their rows in one array that grows."""
 
     def __init__(self, dim: int) -> None:
-        np = _numpy()
-        self.dim, self.rows = dim, np.zeros((1024, dim), dtype=np.int32)
+        self.dim = dim
         self.places: dict[str, int] = {}
+        self.array = _numpy().zeros((1024, dim), dtype=_numpy().int32)
 
-    def place(self, word: str) -> int:
-        np = _numpy()
-        if len(self.places) >= 200_000:
-            self.places.clear()
-        found = self.places[word] = len(self.places)
-        if found >= len(self.rows):
-            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
-        framed = f"<{word}>"
-        features = b"".join(_noise(framed[i : i + 3], self.dim) for i in range(len(framed) - 2))
-        grams = np.frombuffer(features, dtype=np.uint8).reshape(-1, self.dim).astype(np.int32) - 128
-        own = np.frombuffer(_noise(word, self.dim), dtype=np.uint8).astype(np.int32) - 128
-        self.rows[found] = own * _WORD_WEIGHT + grams.sum(axis=0)
-        return found
+    def add(self, names: Sequence[str], rows: Any) -> None:
+        np, have = _numpy(), len(self.places)
+        while have + len(names) > len(self.array):
+            self.array = np.concatenate([self.array, np.zeros_like(self.array)])
+        self.array[have : have + len(names)] = rows
+        self.places.update(zip(names, range(have, have + len(names)), strict=True))
+
+
+class _Table:
+    """Vectors of words and of their features, for the bulk path: what is new is made in one go."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._features = _Rows(dim)
+        self._words = _Rows(dim)
 
     def vectors(self, texts: Sequence[str], cut: int) -> list[list[float]]:
         np = _numpy()
-        places, starts, at, known = [], [], 0, self.places.get
-        for text in texts:
-            words = _words(text)
-            starts.append(at)
-            at += len(words)
-            for word in words:
-                found = known(word)
-                places.append(self.place(word) if found is None else found)
-        sums = np.add.reduceat(self.rows[places], starts, axis=0)[:, :cut].astype(np.float64)
+        split = [_words(text) for text in texts]
+        self._learn(list(dict.fromkeys(word for words in split for word in words)))
+        sums = _sums(self._words, split)[:, :cut].astype(np.float64)
         norms = np.sqrt((sums * sums).sum(axis=1, keepdims=True))
         norms[norms == 0.0] = 1.0
-        found_list: list[list[float]] = (np.rint(sums / norms * _SHOWN) / _SHOWN).tolist()
-        return found_list
+        found: list[list[float]] = (np.rint(sums / norms * _SHOWN) / _SHOWN).tolist()
+        return found
+
+    def _learn(self, words: list[str]) -> None:
+        np = _numpy()
+        if len(self._words.places) > _KEPT_WORDS:
+            self._words, self._features = _Rows(self.dim), _Rows(self.dim)
+        new = [word for word in words if word not in self._words.places]
+        if not new:
+            return
+        split = [_features_of(word) for word in new]
+        unknown = self._features.places
+        fresh = [f for f in dict.fromkeys(f for features in split for f in features) if f not in unknown]
+        if fresh:
+            noise = np.frombuffer(b"".join(_noise(feature, self.dim) for feature in fresh), dtype=np.uint8)
+            self._features.add(fresh, noise.reshape(-1, self.dim).astype(np.int32) - 128)
+        self._words.add(new, _sums(self._features, split))
+
+
+def _sums(rows: _Rows, groups: Sequence[Sequence[str]]) -> Any:
+    """For each group of names the sum of their rows. No group is empty."""
+    np, places = _numpy(), rows.places
+    index = [places[name] for group in groups for name in group]
+    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
+    return np.add.reduceat(rows.array[index], starts, axis=0)
 
 
 _tables: dict[int, _Table] = {}
