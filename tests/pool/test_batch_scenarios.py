@@ -194,7 +194,7 @@ def test_iterables_are_read_as_needed_and_in_order() -> None:
 
     def source() -> Any:
         nonlocal read
-        for read in range(20_000):  # noqa: B007, PLW0127
+        for read in range(20_000):
             yield f"text number {read}"
 
     async def main() -> None:

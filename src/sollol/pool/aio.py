@@ -326,7 +326,7 @@ class AsyncOllamaPool(PoolBase):
     async def wait_ready(self) -> None:
         """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
         engine = self._running()
-        while any(node.up is None for node in engine.scheduler.fleet.nodes.values()):
+        while any(node.up is None for node in engine.scheduler.fleet.nodes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     async def aclose(self) -> None:

@@ -78,7 +78,7 @@ class Answer(dict[str, Any]):
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - dict.get would not wrap
 
     @property
     def routing(self) -> Answer:

@@ -101,7 +101,8 @@ class OllamaPool(PoolBase):
     def _on_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine of the inner pool on the loop and wait for it."""
         self._running()
-        assert self._loop is not None and self._inner is not None
+        assert self._loop is not None
+        assert self._inner is not None
         future = asyncio.run_coroutine_threadsafe(make(self._inner), self._loop)
         try:
             return future.result()
@@ -225,7 +226,8 @@ class OllamaPool(PoolBase):
 
     async def _from_other_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
         self._running()
-        assert self._loop is not None and self._inner is not None
+        assert self._loop is not None
+        assert self._inner is not None
         answer = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(self._inner), self._loop))
         return self._foreign_stream(answer) if isinstance(answer, AsyncIterator) else answer
 

@@ -157,6 +157,9 @@ class _Saying:
             self._fail(TransportFault(Fault.CUT, "the node died inside the answer"))
         except TransportFault as fault:
             self._fail(fault)
+        except Exception as bug:
+            self._fail(TransportFault(Fault.PROTOCOL, f"the simulated node has a bug: {bug!r}"))
+            raise
 
     async def _through(self, say: Callable[[Runner, Answer], Awaitable[None]]) -> Answer:
         wish = self.wish

@@ -108,6 +108,9 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
         except ConnectionError:
             pass
+        except Exception:
+            self.transport.abort()  # never leave a client hanging on a bug of ours
+            raise
         finally:
             self._task = None
 
