@@ -80,7 +80,7 @@ class AsyncOllamaPool(PoolBase):
         **ollama: Any,
     ) -> Any:
         """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an async iterator."""
-        return await self._perform(chat_request(model, messages, stream, priority, timeout or self.timeout, ollama))
+        return await self._perform(chat_request(model, messages, stream, priority, self._bound(timeout), ollama))
 
     async def generate(
         self,
@@ -93,19 +93,19 @@ class AsyncOllamaPool(PoolBase):
         **ollama: Any,
     ) -> Any:
         """`/api/generate`. A GenerateResponse, or with `stream` an async iterator of them."""
-        return await self._perform(generate_request(model, prompt, stream, priority, timeout or self.timeout, ollama))
+        return await self._perform(generate_request(model, prompt, stream, priority, self._bound(timeout), ollama))
 
     async def embed(
         self, model: str, input: str | Sequence[str], priority: int = 5, *, timeout: float | None = None, **ollama: Any
     ) -> Any:
         """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
-        return await self._perform(embed_request(model, input, priority, timeout or self.timeout, ollama))
+        return await self._perform(embed_request(model, input, priority, self._bound(timeout), ollama))
 
     async def embeddings(
         self, model: str, prompt: str, priority: int = 5, *, timeout: float | None = None, **ollama: Any
     ) -> Any:
         """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
-        return await self._perform(old_embed_request(model, prompt, priority, timeout or self.timeout, ollama))
+        return await self._perform(old_embed_request(model, prompt, priority, self._bound(timeout), ollama))
 
     async def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -225,7 +225,7 @@ class AsyncOllamaPool(PoolBase):
             messages.append(message)
             news.set()
 
-        job = engine.batch(model, fields, priority, width, timeout or self.timeout, post)
+        job = engine.batch(model, fields, priority, width, self._bound(timeout), post)
         try:
             if isinstance(inputs, (list, tuple)):
                 engine.dispatcher.feed(job.whole(inputs))

@@ -10,7 +10,15 @@ from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint
 from sollol.errors import BadInput
 from sollol.nodes.transport import Transport
 from sollol.pool.engine import Engine
-from sollol.pool.requests import EMBED_FIELDS, accept_old, check_count, check_fields, check_model, check_priority
+from sollol.pool.requests import (
+    EMBED_FIELDS,
+    accept_old,
+    check_count,
+    check_fields,
+    check_model,
+    check_priority,
+    check_timeout,
+)
 from sollol.pool.views import NodeView, stats_of
 
 PARALLEL_LEAST = 2  # tasks and machines from which running in parallel can be sooner
@@ -29,7 +37,7 @@ class PoolBase:
     ) -> None:
         accept_old(type(self).__name__, old)
         self.app_name = app_name or ""
-        self.timeout = timeout
+        self.timeout = check_timeout(timeout)
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
         self._seed = seed
@@ -91,6 +99,10 @@ class PoolBase:
         check_count("num_tasks", num_tasks)
         healthy = [node for node in self.nodes if node.is_healthy]
         return num_tasks >= PARALLEL_LEAST and len(healthy) >= PARALLEL_LEAST
+
+    def _bound(self, timeout: float | None) -> float | None:
+        """The call's own bound in seconds, else the pool's; checked."""
+        return check_timeout(self.timeout if timeout is None else timeout)
 
     # --- numbers ---
 

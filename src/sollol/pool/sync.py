@@ -131,7 +131,7 @@ class OllamaPool(PoolBase):
         **ollama: Any,
     ) -> Any:
         """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an iterator of them."""
-        return self._perform(chat_request(model, messages, stream, priority, timeout or self.timeout, ollama))
+        return self._perform(chat_request(model, messages, stream, priority, self._bound(timeout), ollama))
 
     def generate(
         self,
@@ -144,19 +144,19 @@ class OllamaPool(PoolBase):
         **ollama: Any,
     ) -> Any:
         """`/api/generate`. A GenerateResponse, or with `stream` an iterator of them."""
-        return self._perform(generate_request(model, prompt, stream, priority, timeout or self.timeout, ollama))
+        return self._perform(generate_request(model, prompt, stream, priority, self._bound(timeout), ollama))
 
     def embed(
         self, model: str, input: str | Sequence[str], priority: int = 5, *, timeout: float | None = None, **ollama: Any
     ) -> Any:
         """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
-        return self._perform(embed_request(model, input, priority, timeout or self.timeout, ollama))
+        return self._perform(embed_request(model, input, priority, self._bound(timeout), ollama))
 
     def embeddings(
         self, model: str, prompt: str, priority: int = 5, *, timeout: float | None = None, **ollama: Any
     ) -> Any:
         """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
-        return self._perform(old_embed_request(model, prompt, priority, timeout or self.timeout, ollama))
+        return self._perform(old_embed_request(model, prompt, priority, self._bound(timeout), ollama))
 
     def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -329,7 +329,7 @@ class OllamaPool(PoolBase):
         messages: SimpleQueue[Message] = SimpleQueue()
 
         async def submit() -> Any:
-            job = engine.batch(model, fields, priority, width, timeout or self.timeout, messages.put)
+            job = engine.batch(model, fields, priority, width, self._bound(timeout), messages.put)
             if not isinstance(inputs, Iterator):
                 engine.dispatcher.feed(job.whole(inputs))
             return job
