@@ -36,7 +36,8 @@ def test_the_clock_is_whole_microseconds() -> None:
 @pytest.mark.parametrize("count", [10, 5000])
 def test_timers_of_one_microsecond_run_in_the_order_they_were_set(count: int) -> None:
     async def main() -> list[int]:
-        loop, found = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        found: list[int] = []
         for i in range(count):
             loop.call_later(0.5, found.append, i)
         await asyncio.sleep(1)
@@ -47,7 +48,8 @@ def test_timers_of_one_microsecond_run_in_the_order_they_were_set(count: int) ->
 
 def test_a_seed_draws_another_order_and_always_the_same() -> None:
     async def main() -> list[int]:
-        loop, found = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        found: list[int] = []
         for i in range(10):
             loop.call_later(0.5, found.append, i)
         await asyncio.sleep(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,8 @@ def test_6_bytes_cost_too() -> None:
 
 def test_6_empty_input_is_an_empty_answer() -> None:
     async def story(lab: Lab) -> None:
-        for empty in ([], "", None):
+        empties: list[Any] = [[], "", None]
+        for empty in empties:
             assert await lab.post("/api/embed", model="embed", input=empty) == (
                 200,
                 {"model": "embed", "embeddings": []},

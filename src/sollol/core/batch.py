@@ -95,8 +95,7 @@ class Batch:
         self.last_failure: Outcome | None = None
         self.stuck_since: Micros | None = None
         self.look_at: Micros | None = None  # a takeover is to be considered again then
-        self.takeovers = 0
-        self.retries = 0
+        self._since_forget = 0
 
     # --- feeding and cutting ---
 
@@ -229,7 +228,11 @@ class Batch:
             self.contested.clear()
 
     def forget(self) -> None:
-        """Let go of costs below the lowest open item."""
+        """Let go of costs below the lowest open item. Finding that costs time, so now and then."""
+        self._since_forget += 1
+        if self._since_forget < 256:
+            return
+        self._since_forget = 0
         lows = [piece.ranges[0][0] for piece in self.pending if piece.ranges]
         lows += [attempt.items[0][0] for attempt in self.live.values()]
         self.costs.forget_below(min(lows, default=self.costs.end))

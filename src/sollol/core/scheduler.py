@@ -492,6 +492,8 @@ class Scheduler:
 
     def _serve_batch(self, opened: OpenTask, batch: Batch, market: Market, only: list[Lane] | None, at: Micros) -> None:
         width = opened.task.width
+        if batch.closed and batch.pending_count <= 2 * len(market.lanes):
+            only = None  # so little is left that it matters who else is idle
         lanes = market.usable(at) if only is None or width else [lane for lane in only if lane.usable(at)]
         if not lanes and (only is None or not market.usable(at)):
             self._no_lane(opened, batch, at)
@@ -578,7 +580,6 @@ class Scheduler:
         attempt = self._start_chunk(
             opened, opened.batch, lane, ranges, 0.0, at, f"takes over from {victim.lane.node.key}"
         )
-        opened.batch.takeovers += 1
         opened.batch.contest(attempt, victim, ranges)
 
     def wake(self, model: str, when: Micros) -> None:

@@ -56,7 +56,8 @@ class GuidedBatcher:
             return False
         own = view.lane_startup_us + (view.lane_backlog + mean) / view.lane_rate
         left = view.pending_cost + max(0.0, view.inflight_cost - view.lane_backlog)
-        return own > max(left / others, mean / view.best_rate)
+        # Work is not fluid: the others need a whole item's time more than the bound, twice with queueing.
+        return own > left / others + 2 * mean / view.best_rate
 
     def takeover(self, cost: float, rate: float, startup_us: Micros, left_us: Micros) -> bool:
         return startup_us + cost / rate + MARGIN < 0.9 * left_us

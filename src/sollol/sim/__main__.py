@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sollol.sim.faults import parse_events
+from sollol.sim.faults import FaultEvent, parse_events
 from sollol.sim.models import NodeSpec
 from sollol.sim.serve import new_loop, serve
 
@@ -50,8 +50,7 @@ def _spec(given: argparse.Namespace) -> NodeSpec:
     return replace(spec, **speeds)
 
 
-async def _main(given: argparse.Namespace) -> None:
-    spec, schedule = _spec(given), parse_events(json.loads(given.schedule))
+async def _main(given: argparse.Namespace, spec: NodeSpec, schedule: list[FaultEvent]) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -90,8 +89,12 @@ def main(argv: list[str] | None = None) -> None:
     given = _arguments(argv)
     if given.die_with is not None:
         _die_with(given.die_with)
+    try:
+        spec, schedule = _spec(given), parse_events(json.loads(given.schedule))
+    except (ValueError, TypeError, KeyError) as error:
+        raise SystemExit(f"sollol.sim: {error}") from None
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_main(given))
+        runner.run(_main(given, spec, schedule))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import msgspec
 
 from sollol.sim.ask import Ask, Refusal, encode
 from sollol.sim.generation import Answer, End, Wish, generate
-from sollol.sim.openai_routes import plain_content, sampling, text_model
+from sollol.sim.openai_routes import plain_content, plain_messages, sampling, text_model
 from sollol.sim.reply import PLAIN_JSON, SSE, SimReply
 from sollol.sim.text_routes import registry_name, tool_call
 from sollol.sim.words import render
@@ -128,7 +128,7 @@ def _reason(answer: Answer, end: End) -> str:
 async def messages(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
     data, name = ask.data, str(ask.data.get("model") or "")
-    turns = ask.field_of("messages", list, "MessagesRequest", "[]anthropic.MessageParam", [])
+    turns = ask.messages_of("MessagesRequest", "anthropic.MessageParam")
     if not name:
         raise Refusal(400, "model is required")
     if not turns:
@@ -139,7 +139,7 @@ async def messages(node: SimNode, ask: Ask) -> SimReply:
     tools = [_ollama_tool(tool) for tool in data.get("tools") or () if isinstance(tool, dict)]
     if tools and not model.tools:
         raise Refusal(400, f"{registry_name(model)} does not support tools")
-    plain = [m | {"content": plain_content(m.get("content"))} for m in turns if isinstance(m, dict)]
+    plain = plain_messages(turns)
     if data.get("system"):
         plain.insert(0, {"role": "system", "content": plain_content(data["system"])})
     options = sampling({"stop": data.get("stop_sequences"), **data}, "max_tokens")

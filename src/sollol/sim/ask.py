@@ -85,6 +85,20 @@ class Ask:
             )
         return value
 
+    def messages_of(self, kind: str, go_type: str) -> list[dict[str, Any]]:
+        """The `messages`, each of which must be an object with a text, or a list of parts, as its content."""
+        found: list[dict[str, Any]] = self.field_of("messages", list, kind, f"[]{go_type}", [])
+        for message in found:
+            if not isinstance(message, dict):
+                problem = f"{_go_kind(message)} into Go struct field {kind}.messages of type {go_type}"
+            elif not isinstance(message.get("content"), str | list | None):
+                content = _go_kind(message["content"])
+                problem = f"{content} into Go struct field {kind}.messages.content of type string"
+            else:
+                continue
+            raise Refusal(400, f"json: cannot unmarshal {problem}", early=True)
+        return found
+
     @property
     def streams(self) -> bool:
         """Ollama's default: streaming unless told otherwise."""

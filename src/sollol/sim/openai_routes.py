@@ -158,9 +158,9 @@ def openai_calls(answer: Answer) -> list[dict[str, Any]]:
     ]
 
 
-def plain_messages(messages: list[Any]) -> list[dict[str, Any]]:
+def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Contents may be lists of parts; the texts among them count."""
-    return [m | {"content": plain_content(m.get("content"))} for m in messages if isinstance(m, dict)]
+    return [m | {"content": plain_content(m.get("content"))} for m in messages]
 
 
 def plain_content(content: Any) -> str:
@@ -186,7 +186,7 @@ def sampling(data: dict[str, Any], limit: str) -> dict[str, Any]:
 async def chat(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
     data = ask.data
-    messages = ask.field_of("messages", list, "ChatCompletionRequest", "[]openai.Message", [])
+    messages = ask.messages_of("ChatCompletionRequest", "openai.Message")
     if not messages:
         raise Refusal(400, "[] is too short - 'messages'", early=True)
     name = str(data.get("model") or "")

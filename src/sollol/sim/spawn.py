@@ -43,10 +43,7 @@ class SpawnedNode:
         atexit.unregister(self.kill)
         if self.alive:
             self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        _close(self._process)
 
     def stop(self) -> None:
         """SIGSTOP: it accepts connections (the kernel does) and says nothing."""
@@ -85,6 +82,7 @@ def spawn_many(
     except BaseException:
         for process in started:
             process.kill()
+            _close(process)
         raise
     return found
 
@@ -105,3 +103,10 @@ def _await_url(process: subprocess.Popen[bytes]) -> str:
         raise RuntimeError(f"the simulated node ended with {process.returncode} before it listened")
     url: str = json.loads(line)["url"]
     return url
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

@@ -57,7 +57,7 @@ async def generate_route(node: SimNode, ask: Ask) -> SimReply:
 async def chat_route(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("ChatRequest")
     name = ask.field_of("model", str, "ChatRequest", "string", "")
-    messages = ask.field_of("messages", list, "ChatRequest", "[]api.Message", [])
+    messages = ask.messages_of("ChatRequest", "api.Message")
     keep = keep_alive_s(ask.data.get("keep_alive"))
     model = node.model(name, "model '{}' not found")
     voice = ChatVoice(name, node.stamp, logprobs=_logprobs(ask.data))
@@ -72,9 +72,8 @@ async def chat_route(node: SimNode, ask: Ask) -> SimReply:
     options = options_of(ask.data)
     if not messages:
         return await _preload(node, model, options, keep, voice)
-    if any(isinstance(m, dict) and m.get("images") for m in messages):
+    if any(m.get("images") for m in messages):
         raise Refusal(400, _NO_PICTURES)
-    messages = [m for m in messages if isinstance(m, dict)]
     prompt = render(model, messages, tools)
     if ask.data.get("_debug_render_only"):
         return voice.rendered(prompt)

@@ -124,8 +124,10 @@ def render(model: ModelSpec, messages: Sequence[dict[str, Any]], tools: Any = No
 
 def count_tokens(text: str) -> int:
     """About a word each, as the recorded models count; the marks of a turn cost what they cost there."""
-    words = max(text.count(" ") + 1, len(text) // 6) if text else 0
-    return 1 + words + 18 * text.count("<|im_start|>") + 10 * text.count("<|im_end|>")
+    starts, ends = text.count("<|im_start|>"), text.count("<|im_end|>")
+    bare = len(text) - 20 * starts - 12 * ends  # texts without spaces have tokens too
+    words = max(text.count(" ") + 1, bare // 6) if text else 0
+    return 1 + words + 18 * starts + 10 * ends
 
 
 def common_prefix(one: str, other: str) -> int:
