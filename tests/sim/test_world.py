@@ -81,6 +81,8 @@ def test_counters_and_repr() -> None:
 def test_two_nodes_need_two_names() -> None:
     with pytest.raises(ValueError, match="two nodes are called"):
         World([NodeSpec(), NodeSpec()])
+    with pytest.raises(ValueError, match="there are 127"):
+        World([NodeSpec()], [{"at_s": 1, "do": "die", "node": "nowhere:1"}])
     world = World([SimNode(NodeSpec())])
     world.add(NodeSpec(port=2))
     assert [endpoint.key for endpoint in world.endpoints] == ["127.0.0.1:11434", "127.0.0.1:2"]

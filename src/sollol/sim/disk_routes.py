@@ -143,7 +143,7 @@ async def blob_head(node: SimNode, ask: Ask) -> SimReply:
         return _json(400, {"error": "invalid digest format"})
     if ask.rest.replace("-", ":") in (f"sha256:{blob_of(model)}" for model in node.disk.values()):
         return SimReply.of(200, b"", "")
-    return _json(404, {"error": f'blob "{ask.rest}" not found'.ljust(90)})
+    return _json(404, {"error": f'blob "{ask.rest}" not found'})
 
 
 async def blob_post(node: SimNode, ask: Ask) -> SimReply:

@@ -36,6 +36,9 @@ class World:
         plain = [e for e in schedule if isinstance(e, FaultEvent)]
         parsed = parse_events([e for e in schedule if isinstance(e, dict)])
         self.schedule = sorted([*plain, *parsed], key=lambda event: event.at_s)
+        for event in self.schedule:
+            if event.node and event.node not in self.nodes:
+                raise ValueError(f"fault {event.action!r} is for {event.node}; there are {', '.join(self.nodes)}")
         self._timers: list[asyncio.TimerHandle] = []
         self._started = False
 
