@@ -28,7 +28,7 @@ test: lint
 	$(BIN)/pytest
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/sollol bench
+	$(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -14,7 +14,7 @@ from __future__ import annotations
 from sollol.core.policy import Again, BatchView
 from sollol.core.types import MILLISECOND, How, Micros, Outcome
 
-TARGET: Micros = 500 * MILLISECOND  # per request overhead is 1 to 5 ms: at most 1 %
+TARGET: Micros = 300 * MILLISECOND  # a request costs 1 to 3 ms: at most 1 %; and it is what a dying node loses
 SHARE = 0.5
 FLOOR: Micros = 10 * MILLISECOND  # no chunk shorter than this for the sake of balance
 FIRST_ITEMS = 4
