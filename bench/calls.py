@@ -1,4 +1,4 @@
-"""One `pool.chat` to an instant node, beside the official client to the same node; and what importing costs.
+"""One `pool.chat` to an instant node, beside the official client to the same node; and what importing costs."""
 
 from __future__ import annotations
 
