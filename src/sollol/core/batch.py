@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from sollol.core.fleet import Attempt
-from sollol.core.types import Micros, Outcome, Ranges, Task
+from sollol.core.types import Micros, Ranges, Task
 
 
 class Piece:
@@ -92,7 +92,6 @@ class Batch:
         self.wanted_upto = 0  # feeding up to this position was already asked for
         self.refused_alone = 0  # single items refused before anything succeeded
         self.failures_in_a_row = 0
-        self.last_failure: Outcome | None = None
         self.stuck_since: Micros | None = None
         self.look_at: Micros | None = None  # a takeover is to be considered again then
         self._since_forget = 0

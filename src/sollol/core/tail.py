@@ -15,12 +15,13 @@ from sollol.core.fleet import Attempt, Lane, Market
 from sollol.core.types import MILLISECOND, Micros
 
 if TYPE_CHECKING:
-    from sollol.core.scheduler import Scheduler
+    from sollol.core.chunks import Chunks
+    from sollol.core.ledger import Ledger
 
 LOOK_AGAIN: Micros = 20 * MILLISECOND
 
 
-def take_over(scheduler: Scheduler, batch: Batch, market: Market, at: Micros) -> None:
+def take_over(chunks: Chunks, ledger: Ledger, batch: Batch, market: Market, at: Micros) -> None:
     width = batch.task.width
     room = width - len(batch.live) if width else len(market.lanes)
     idle = [lane for lane in market.lanes.values() if not lane.attempts and lane.free(at) and lane.work.known]
@@ -30,18 +31,20 @@ def take_over(scheduler: Scheduler, batch: Batch, market: Market, at: Micros) ->
     victims = [attempt for attempt in batch.live.values() if attempt.uncovered]
     victims.sort(key=lambda attempt: -attempt.expected_end(at))
     for victim in victims:
-        idle = _share_out(scheduler, batch, victim, idle, at)
+        idle = _share_out(chunks, ledger, batch, victim, idle, at)
         if not idle:
             return
-    _look_again(scheduler, batch, market, at)
+    _look_again(ledger, batch, market, at)
 
 
-def _share_out(scheduler: Scheduler, batch: Batch, victim: Attempt, idle: list[Lane], at: Micros) -> list[Lane]:
+def _share_out(
+    chunks: Chunks, ledger: Ledger, batch: Batch, victim: Attempt, idle: list[Lane], at: Micros
+) -> list[Lane]:
     """Give the victim's items to idle lanes that would be sooner; the lanes that are left."""
     items = joined(i for lo, hi in victim.uncovered for i in range(lo, hi)).items()
     left_us = victim.expected_end(at) - at
     thieves = [lane for lane in idle if lane.node is not victim.lane.node][: len(items)]
-    batcher = scheduler.policies.batcher
+    batcher = ledger.policies.batcher
     rates = [lane.work.read() or 0.0 for lane in thieves]
     total = sum(rates)
     cost = batch.cost_of(victim.uncovered)
@@ -59,14 +62,14 @@ def _share_out(scheduler: Scheduler, batch: Batch, victim: Attempt, idle: list[L
         part = joined(items[position : position + share])
         if not batcher.takeover(batch.cost_of(part), rate, lane.startup_us(), left_us):
             continue
-        scheduler.start_takeover(victim, lane, part, at)
+        chunks.start_takeover(victim, lane, part, at)
         used.append(lane)
         position += share
     victim.uncovered = list(joined(items[position:]))
     return [lane for lane in idle if lane not in used]
 
 
-def _look_again(scheduler: Scheduler, batch: Batch, market: Market, at: Micros) -> None:
+def _look_again(ledger: Ledger, batch: Batch, market: Market, at: Micros) -> None:
     """Idle lanes remain: come back when the next chunk should have ended, or a little later if it is overdue."""
     ends = [a.due_us + (a.due_us - a.started_us) // 10 for a in batch.live.values() if a.uncovered]
     if not ends:
@@ -74,4 +77,4 @@ def _look_again(scheduler: Scheduler, batch: Batch, market: Market, at: Micros) 
     when = max(min(ends), at + LOOK_AGAIN)
     if batch.look_at is None or batch.look_at <= at or when < batch.look_at:
         batch.look_at = when
-        scheduler.wake(market.model, when)
+        ledger.serve_at(market.model, when)

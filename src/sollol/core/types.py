@@ -78,6 +78,9 @@ class How(enum.Enum):
     DEADLINE = "deadline"
 
 
+TRANSIENT = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING})  # another node may do it
+
+
 class Timing(NamedTuple):
     """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens."""
 

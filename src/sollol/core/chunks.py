@@ -1,0 +1,232 @@
+"""Serving batches: cutting chunks for free slots, taking their answers in, and what follows when one fails."""
+
+from __future__ import annotations
+
+from sollol.core import tail
+from sollol.core.batch import Batch, Piece, joined
+from sollol.core.fleet import Attempt, Lane, Market
+from sollol.core.ledger import Ledger, OpenTask
+from sollol.core.messages import Accept, Refuse, Want
+from sollol.core.policy import Again, BatchView
+from sollol.core.types import SECOND, TRANSIENT, Decision, How, Micros, Outcome, Ranges
+
+PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
+FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
+FEED_LEAST = 256
+HOPELESS = 24  # failures in a row before a batch that never succeeded is given up
+REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
+CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
+
+
+class Chunks:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    # --- feeding ---
+
+    def fed(self, opened: OpenTask, costs: list[int], closed: bool, at: Micros) -> None:
+        assert opened.batch is not None
+        had_pending = opened.batch.pending_count > 0
+        opened.batch.feed(costs, closed)
+        if not self._ended(opened) and not had_pending:
+            self._enqueue(opened, at)
+
+    def _enqueue(self, opened: OpenTask, at: Micros) -> None:
+        line = self._ledger.line(opened.task.model)
+        if opened.batch is not None and opened.batch.pending_count and opened.task.id not in line:
+            line.push(opened.task.id, opened.task.priority, at)
+
+    # --- serving ---
+
+    def serve(self, opened: OpenTask, batch: Batch, market: Market, only: list[Lane] | None, at: Micros) -> None:
+        """Cut chunks for free slots. `only`: these lanes alone can have changed."""
+        width = opened.task.width
+        if batch.closed and batch.pending_count <= 2 * len(market.lanes):
+            only = None  # so little is left that it matters who else is idle
+        lanes = market.usable(at) if only is None or width else [lane for lane in only if lane.usable(at)]
+        if not lanes and (only is None or not market.usable(at)):
+            self._no_lane(opened, batch, market, at)
+            return
+        batch.stuck_since = None
+        per_lane = -(-width // len(lanes)) if width else 0
+        fruitless: set[str] = set()
+        while batch.pending_count:
+            free = [
+                lane
+                for lane in lanes
+                if lane.node.key not in fruitless
+                and (lane.free(at) or (width and len(lane.attempts) < per_lane and lane.usable(at)))
+            ]
+            if not free or (width and len(batch.live) >= width):
+                break
+            for lane in sorted(free, key=lambda lane: len(lane.attempts)):
+                if width and len(batch.live) >= width:
+                    break
+                if not self._cut(opened, batch, market, lane, at):
+                    fruitless.add(lane.node.key)
+        if batch.pending_count and not batch.live and only is not None:
+            # Those that were asked leave it to others, and no event will come to ask these: ask them now.
+            self.serve(opened, batch, market, None, at)
+            return
+        self._after_cutting(opened, batch, market, at)
+
+    def _cut(self, opened: OpenTask, batch: Batch, market: Market, lane: Lane, at: Micros) -> bool:
+        if not batch.pending_count:
+            return False
+        view = BatchView(
+            pending_cost=batch.pending_cost,
+            pending_count=batch.pending_count,
+            inflight_cost=market.inflight_cost,
+            closed=batch.closed,
+            lane_rate=lane.work.read(),
+            lane_backlog=lane.backlog(at),
+            lane_startup_us=lane.startup_us(),
+            slots=opened.task.width or lane.limiter.limit,
+            total_rate=market.total_rate,
+            best_rate=market.best_rate,
+            lanes=len(market.lanes),
+        )
+        cost, count = self._ledger.policies.batcher.item_budget(view)
+        if count == 0 and batch.live:  # the others do it sooner; if there are none, nobody else would
+            return False
+        others = lambda: frozenset(other.node.key for other in market.usable(at))  # noqa: E731
+        cut = batch.cut(lane.node.key, max(cost, 1), max(count, 1), others)
+        if cut is None:
+            return False
+        ranges, piece = cut
+        attempt = self._start(opened, batch, lane, ranges, view.lane_backlog, at)
+        attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
+        batch.begin(attempt, ranges)
+        return True
+
+    def _start(
+        self,
+        opened: OpenTask,
+        batch: Batch,
+        lane: Lane,
+        ranges: Ranges,
+        backlog: float,
+        at: Micros,
+        reason: str = "free slot",
+    ) -> Attempt:
+        cost = batch.cost_of(ranges)
+        rate = lane.work.read() or lane.market.total_rate / max(1, len(lane.market.lanes))
+        predicted = lane.startup_us() + round((backlog + cost) / rate) if rate else 5 * SECOND
+        return self._ledger.start(opened, lane, cost, Decision(lane.node.key, predicted, reason), at, ranges)
+
+    def _after_cutting(self, opened: OpenTask, batch: Batch, market: Market, at: Micros) -> None:
+        task = opened.task
+        self._ledger.line(task.model).remove(task.id)
+        if batch.pending_count:
+            self._enqueue(opened, at)
+            self._wake_for_lanes(market, at)
+        if not batch.closed:
+            mean = max(1.0, batch.costs.total / max(1, batch.costs.end))
+            want = max(FEED_LEAST, round(market.total_rate * FEED_AHEAD / mean))
+            if batch.pending_count < want and batch.wanted_upto <= batch.costs.end:
+                batch.wanted_upto = batch.costs.end + 1
+                self._ledger.out.append(Want(task.id, 2 * want - batch.pending_count))
+
+    def _wake_for_lanes(self, market: Market, at: Micros) -> None:
+        """Work waits and no event may come: look again when the first breaker admits a trial."""
+        if any(lane.attempts for lane in market.lanes.values()):
+            return
+        times = [lane.breaker.retry_at() for lane in market.lanes.values() if lane.node.usable]
+        due = min((t for t in times if t is not None and t > at), default=None)
+        if due is not None:
+            self._ledger.serve_at(market.model, due)
+
+    def _no_lane(self, opened: OpenTask, batch: Batch, market: Market, at: Micros) -> None:
+        """No node can take any of this batch now: wait for one that may come, but not for ever."""
+        if batch.stuck_since is None:
+            batch.stuck_since = at
+            opened.since = at
+        if self._ledger.may_yet_come(opened, at):
+            return
+        hope = any(lane.node.succeeded for lane in market.lanes.values())
+        if hope and at - batch.stuck_since < PATIENCE:
+            self._ledger.serve_at(market.model, batch.stuck_since + PATIENCE)
+            self._wake_for_lanes(market, at)
+            return
+        self._ledger.settle_no_node(opened, "no node can take the rest of the batch")
+
+    # --- the tail ---
+
+    def take_over(self, batch: Batch, market: Market, at: Micros) -> None:
+        tail.take_over(self, self._ledger, batch, market, at)
+
+    def start_takeover(self, victim: Attempt, lane: Lane, ranges: Ranges, at: Micros) -> None:
+        """Let an idle lane try items that `victim` has under way (called by `core.tail`)."""
+        opened = self._ledger.open[victim.task.id]
+        assert opened.batch is not None
+        reason = f"takes over from {victim.lane.node.key}"
+        attempt = self._start(opened, opened.batch, lane, ranges, 0.0, at, reason)
+        opened.batch.contest(attempt, victim, ranges)
+
+    # --- answers ---
+
+    def answered(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
+        batch = opened.batch
+        assert batch is not None
+        fresh, idle = batch.accept(attempt)
+        batch.failures_in_a_row = 0
+        if fresh:
+            self._ledger.out.append(Accept(opened.task.id, attempt.id, fresh))
+        for loser in idle:
+            batch.drop(loser)
+            self._overtaken(loser, at)
+            self._ledger.abort(loser, at)
+        batch.forget()
+        self._ended(opened)
+
+    def _overtaken(self, loser: Attempt, at: Micros) -> None:
+        """Its items came from elsewhere. If it was overdue that tells of its node: it is slower than was thought."""
+        if at > loser.due_us:
+            loser.lane.work.add(0, at - max(loser.started_us, loser.lane.last_end_us))
+            loser.lane.breaker.record(at, Outcome(How.TIMEOUT))
+            self._ledger.health.ask(loser.lane.node, at, self._ledger.out)
+
+    def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+        batch = opened.batch
+        assert batch is not None
+        orphans = batch.drop(attempt)
+        if self._is_hopeless(batch, attempt, outcome):
+            self._ledger.abort_all(opened, at)
+            self._ledger.settle(opened, outcome)
+            return
+        if orphans:
+            self._put_back(opened, batch, attempt, orphans, outcome)
+            self._enqueue(opened, attempt.started_us)
+        self._ended(opened)
+
+    def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome) -> bool:
+        """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
+        if outcome.how is How.FAILED:
+            batch.failures_in_a_row += 1
+            return not batch.answered and batch.failures_in_a_row >= HOPELESS
+        if outcome.how is How.REFUSED and not batch.answered:
+            batch.refused_alone += attempt.items.total() == 1
+            return outcome.status not in CALL_IS_WRONG or batch.refused_alone >= REFUSED_ALONE
+        return False
+
+    def _put_back(self, opened: OpenTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome) -> None:
+        transient = outcome.how in TRANSIENT
+        counts = outcome.how not in (How.BUSY, How.MISSING, How.UNREACHABLE)
+        tries = attempt.tries + counts
+        failed_on = attempt.failed_on | {attempt.lane.node.key} if transient and counts else attempt.failed_on
+        match self._ledger.policies.batcher.again(outcome, tries, orphans.total()):
+            case Again.REFUSE:
+                batch.refused += orphans.total()
+                self._ledger.out.append(Refuse(opened.task.id, orphans, outcome))
+            case Again.RETRY:
+                batch.put_back(Piece(orphans, tries, failed_on, alone=tries > 1))
+            case Again.SPLIT:
+                items = orphans.items()
+                middle = len(items) // 2
+                for half in (items[middle:], items[:middle]):
+                    batch.put_back(Piece(joined(half), 0 if not transient else 2, frozenset(), alone=True))
+
+    def _ended(self, opened: OpenTask) -> bool:
+        if opened.task.id in self._ledger.open and opened.batch is not None and opened.batch.done:
+            self._ledger.settle(opened, Outcome(How.OK))
+        return opened.task.id not in self._ledger.open

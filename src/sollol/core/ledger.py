@@ -1,0 +1,202 @@
+"""The ledger of the scheduler: what is open, what runs where, what waits, and what is to happen later.
+
+It decides nothing. `core.singles` and `core.chunks` decide and write here; `core.scheduler` hears the events.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+
+from sollol.core.batch import Batch
+from sollol.core.fleet import Attempt, Fleet, Lane, Market, NodeState
+from sollol.core.health import Health
+from sollol.core.messages import Abort, Action, Settle, Start
+from sollol.core.policy import Policies
+from sollol.core.queue import WaitingLine
+from sollol.core.types import Decision, How, Micros, Outcome, Ranges, Task
+
+
+class OpenTask:
+    """A task that is not settled yet."""
+
+    __slots__ = ("attempts", "batch", "busy", "since", "task", "tried", "tries")
+
+    def __init__(self, task: Task, at: Micros) -> None:
+        self.task = task
+        self.since = at
+        self.batch = Batch(task) if task.batch else None
+        self.attempts: dict[int, Attempt] = {}
+        self.tried: dict[str, str] = {}  # node -> why it failed
+        self.tries = 0
+        self.busy = 0
+
+
+class Ledger:
+    def __init__(self, policies: Policies, rng: random.Random) -> None:
+        self.policies = policies
+        self.rng = rng
+        self.fleet = Fleet()
+        self.health = Health(self.fleet)
+        self.open: dict[int, OpenTask] = {}
+        self.attempts: dict[int, Attempt] = {}
+        self.lines: dict[str, WaitingLine] = {}
+        self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
+        self.out: list[Action] = []
+        self.serve: Callable[[str, Micros], None] = _nobody
+        self._serial = 0
+        self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
+
+    # --- attempts and tasks ---
+
+    def start(
+        self,
+        opened: OpenTask,
+        lane: Lane,
+        cost: float,
+        decision: Decision,
+        at: Micros,
+        ranges: Ranges | None = None,
+    ) -> Attempt:
+        self._serial += 1
+        attempt = Attempt(self._serial, opened.task, lane, cost, at, at + decision.predicted_us, decision)
+        self.attempts[attempt.id] = opened.attempts[attempt.id] = attempt
+        lane.add(attempt)
+        lane.breaker.begin(at)
+        self.out.append(Start(attempt.id, opened.task.id, lane.node.key, decision, ranges))
+        return attempt
+
+    def end(self, attempt: Attempt, at: Micros) -> None:
+        del self.attempts[attempt.id]
+        self.open[attempt.task.id].attempts.pop(attempt.id, None)
+        attempt.lane.remove(attempt)
+        attempt.lane.last_end_us = at
+
+    def abort(self, attempt: Attempt, at: Micros) -> None:
+        self.end(attempt, at)
+        attempt.lane.breaker.record(at, Outcome(How.LEFT))
+        self.out.append(Abort(attempt.id))
+
+    def abort_all(self, opened: OpenTask, at: Micros) -> list[Lane]:
+        attempts = list(opened.attempts.values())
+        for attempt in attempts:
+            self.abort(attempt, at)
+        return [attempt.lane for attempt in attempts]
+
+    def settle(self, opened: OpenTask, outcome: Outcome, attempt: int | None = None, tried: bool = False) -> None:
+        """The task is over. `tried`: tell what each node answered, or why it was not asked."""
+        task = opened.task
+        del self.open[task.id]
+        self.line(task.model).remove(task.id)
+        if opened.batch is not None:
+            self.batches.get(task.model, {}).pop(task.id, None)
+        reasons = tuple(self._reasons(opened)) if tried else ()
+        self.out.append(Settle(task.id, outcome, attempt, reasons))
+
+    def settle_no_node(self, opened: OpenTask, message: str) -> None:
+        self.settle(opened, Outcome(How.NO_NODE, message), tried=True)
+
+    def _reasons(self, opened: OpenTask) -> Iterable[tuple[str, str]]:
+        model = opened.task.model
+        for node in self.fleet.nodes.values():
+            if node.key in opened.tried:
+                yield node.key, opened.tried[node.key]
+            elif node.up is not True:
+                yield node.key, node.lost_why
+            elif model not in node.models:
+                have = ", ".join(sorted(node.models)) or "no models"
+                yield node.key, f"does not have {model}; it has {have}"
+            else:
+                yield node.key, "not tried"
+
+    def may_yet_come(self, opened: OpenTask, at: Micros) -> bool:
+        """Facts older than the task decide nothing: ask every node again before giving up."""
+        pending = False
+        for node in self.fleet.nodes.values():
+            if node.asked_us < opened.since and node.key not in opened.tried:
+                self.health.ask(node, at, self.out)
+            pending = pending or (node.probing and node.key not in opened.tried)
+        return pending
+
+    # --- lines and markets ---
+
+    def line(self, model: str) -> WaitingLine:
+        line = self.lines.get(model)
+        if line is None:
+            line = self.lines[model] = WaitingLine()
+        return line
+
+    def market(self, model: str, at: Micros) -> Market:
+        market = self.fleet.markets.get(model)
+        if market is None:
+            market = self.fleet.markets[model] = Market(model)
+            for node in self.fleet.nodes.values():
+                self.join(market, node)
+            market.recount(at)
+        return market
+
+    def join(self, market: Market, node: NodeState) -> None:
+        """Give the node a lane in this market if it has the model, take it away if it no longer has."""
+        lane = node.lanes.get(market.model)
+        if market.model in node.models:
+            if lane is None:
+                lane = Lane(node, market, self.policies.limiter(), self.policies.breaker())
+                node.lanes[market.model] = lane
+            market.lanes[node.key] = lane
+        elif lane is not None:
+            self.forget_model(lane)
+
+    def forget_model(self, lane: Lane) -> None:
+        lane.market.lanes.pop(lane.node.key, None)
+        if lane.model in lane.node.models:
+            lane.node.models = {m: size for m, size in lane.node.models.items() if m != lane.model}
+
+    def waiting(self) -> int:
+        return sum(len(line) for line in self.lines.values())
+
+    # --- time ---
+
+    def at(self, when: Micros, then: Callable[[Micros], None]) -> None:
+        """Call `then` at the first tick from `when` on."""
+        self._serial += 1
+        heapq.heappush(self._timers, (when, self._serial, then))
+
+    def serve_at(self, model: str, when: Micros) -> None:
+        self.at(when, lambda now: self.serve(model, now))
+
+    def pause(self, lane: Lane, until: Micros) -> None:
+        lane.paused_until = max(lane.paused_until, until)
+        self.serve_at(lane.model, until)
+
+    def run_timers(self, at: Micros) -> None:
+        while self._timers and self._timers[0][0] <= at:
+            heapq.heappop(self._timers)[2](at)
+
+    def next_timer(self) -> Micros | None:
+        """When a tick is needed, or None."""
+        due = self.health.next_at
+        if self._timers and (due is None or self._timers[0][0] < due):
+            due = self._timers[0][0]
+        return due
+
+    def invariants(self) -> None:
+        """What must hold between events; tests check it after every one. Raises AssertionError."""
+        for lane in (lane for node in self.fleet.nodes.values() for lane in node.lanes.values()):
+            assert all(self.attempts.get(a.id) is a for a in lane.attempts.values()), f"{lane} has a stray attempt"
+            assert abs(lane.cost_inflight - sum(a.cost for a in lane.attempts.values())) < 1, f"{lane}: cost"
+        for attempt in self.attempts.values():
+            assert attempt.id in attempt.lane.attempts
+            assert attempt.task.id in self.open, f"{attempt} outlives its task"
+        for opened in self.open.values():
+            line, task = self.line(opened.task.model), opened.task
+            assert set(opened.attempts) <= set(self.attempts)
+            if opened.batch is None:
+                assert (task.id in line) != bool(opened.attempts), f"task {task.id} neither waits nor runs, or both"
+            else:
+                opened.batch.invariants(task.id in line)
+        assert self.waiting() <= len(self.open)
+
+
+def _nobody(model: str, at: Micros) -> None:
+    raise RuntimeError("the ledger has no scheduler")
