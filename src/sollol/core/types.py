@@ -19,6 +19,27 @@ class RoutingMode(enum.StrEnum):
     ASYNC = "async"
 
 
+class RoutingStrategy(enum.StrEnum):
+    """Which question decides where a call goes. INTELLIGENT asks where it would finish first."""
+
+    ROUND_ROBIN = "round_robin"
+    LATENCY_FIRST = "latency_first"
+    LEAST_LOADED = "least_loaded"
+    FAIRNESS = "fairness"
+    INTELLIGENT = "intelligent"
+
+
+class TaskType(enum.StrEnum):
+    """What a call is about: how long its answer will be depends on it."""
+
+    CHAT = "chat"
+    CODE = "code"
+    SUMMARISE = "summarise"
+    CLASSIFY = "classify"
+    EXTRACT = "extract"
+    EMBED = "embed"
+
+
 class TaskPriority(enum.IntEnum):
     """One scale, 0 to 10, everywhere; higher goes first."""
 
