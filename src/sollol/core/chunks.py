@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sollol.core import tail
 from sollol.core.batch import Batch, Piece, joined
-from sollol.core.fleet import Attempt, Lane, Market
+from sollol.core.fleet import Attempt, Lane
 from sollol.core.ledger import Ledger, OpenTask
+from sollol.core.market import Market
 from sollol.core.messages import Accept, Refuse, Want
 from sollol.core.policy import Again, BatchView
 from sollol.core.types import SECOND, TRANSIENT, Decision, How, Micros, Outcome, Ranges
@@ -34,7 +35,7 @@ class Chunks:
     def _enqueue(self, opened: OpenTask, at: Micros) -> None:
         line = self._ledger.line(opened.task.model)
         if opened.batch is not None and opened.batch.pending_count and opened.task.id not in line:
-            line.push(opened.task.id, opened.task.priority, at)
+            self._ledger.enqueue(opened, at, at)
 
     # --- serving ---
 
@@ -50,6 +51,7 @@ class Chunks:
         batch.stuck_since = None
         per_lane = -(-width // len(lanes)) if width else 0
         fruitless: set[str] = set()
+        cost_before = batch.pending_cost
         while batch.pending_count:
             free = [
                 lane
@@ -68,7 +70,7 @@ class Chunks:
             # Those that were asked leave it to others, and no event will come to ask these: ask them now.
             self.serve(opened, batch, market, None, at)
             return
-        self._after_cutting(opened, batch, market, at)
+        self._after_cutting(opened, batch, market, cost_before - batch.pending_cost, at)
 
     def _cut(self, opened: OpenTask, batch: Batch, market: Market, lane: Lane, at: Micros) -> bool:
         if not batch.pending_count:
@@ -114,11 +116,15 @@ class Chunks:
         predicted = lane.startup_us() + round((backlog + cost) / rate) if rate else 5 * SECOND
         return self._ledger.start(opened, lane, cost, Decision(lane.node.key, predicted, reason), at, ranges)
 
-    def _after_cutting(self, opened: OpenTask, batch: Batch, market: Market, at: Micros) -> None:
+    def _after_cutting(self, opened: OpenTask, batch: Batch, market: Market, taken: int, at: Micros) -> None:
         task = opened.task
-        self._ledger.line(task.model).remove(task.id)
-        if batch.pending_count:
+        line = self._ledger.line(task.model)
+        if taken and task.id in line:
+            line.serve(task.id, at, market.prompt_tokens(taken))
             self._enqueue(opened, at)
+        if not batch.pending_count:
+            line.remove(task.id)
+        else:
             self._wake_for_lanes(market, at)
         if not batch.closed:
             mean = max(1.0, batch.costs.total / max(1, batch.costs.end))

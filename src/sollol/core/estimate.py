@@ -6,7 +6,11 @@ overhead counts for little, and requests that finish together (dt near 0) cannot
 
 from __future__ import annotations
 
+from collections import deque
+
 from sollol.core.types import Micros
+
+KINDS_MAX = 10_000  # of (application, task type, model) to remember
 
 
 class Rate:
@@ -36,16 +40,66 @@ class Rate:
 class Mean:
     """An exponentially weighted mean whose first samples count fully, so it has no warm-up bias."""
 
-    __slots__ = ("_count", "_value", "_weight")
+    __slots__ = ("_value", "_weight", "count")
 
     def __init__(self, weight: float = 0.2) -> None:
         self._value = 0.0
         self._weight = weight
-        self._count = 0
+        self.count = 0
 
     def add(self, sample: float) -> None:
-        self._count += 1
-        self._value += max(self._weight, 1 / self._count) * (sample - self._value)
+        self.count += 1
+        self._value += max(self._weight, 1 / self.count) * (sample - self._value)
 
     def read(self) -> float | None:
-        return self._value if self._count else None
+        return self._value if self.count else None
+
+
+class Lengths:
+    """How many tokens answers have: by application, type of task and model, or what of that was seen often enough."""
+
+    __slots__ = ("_means",)
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[str, ...], Mean] = {}
+
+    def add(self, app: str, kind: str, model: str, tokens: int) -> None:
+        if len(self._means) > KINDS_MAX:
+            self._means.clear()
+        for key in ((app, kind, model), (kind, model), (model,)):
+            mean = self._means.get(key)
+            if mean is None:
+                mean = self._means[key] = Mean(0.05)
+            mean.add(tokens)
+
+    def read(self, app: str, kind: str, model: str) -> float | None:
+        """The expected number of tokens, or None where nothing like it was seen."""
+        for key, least in (((app, kind, model), 3), ((kind, model), 3), ((model,), 1)):
+            mean = self._means.get(key)
+            if mean is not None and mean.count >= least:
+                return mean.read()
+        return None
+
+
+class Quantile:
+    """A quantile of the last `size` samples."""
+
+    __slots__ = ("_samples", "_sorted")
+
+    def __init__(self, size: int = 200) -> None:
+        self._samples: deque[float] = deque(maxlen=size)
+        self._sorted: list[float] | None = None
+
+    def add(self, sample: float) -> None:
+        self._samples.append(sample)
+        self._sorted = None
+
+    def read(self, share: float) -> float | None:
+        if not self._samples:
+            return None
+        if self._sorted is None:
+            self._sorted = sorted(self._samples)
+        return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
+
+    def __len__(self) -> int:
+        return len(self._samples)

@@ -1,16 +1,17 @@
 """The fleet: every node, what is known of it, and the ledger of what runs where.
 
 A `Lane` is one (node, model): the thing that has slots, rates and a breaker. Lanes of a model stand in a
-`Market`, which knows who has the model and who has room, so that an event touches the lanes it concerns and
-not the whole fleet. Only the scheduler writes here.
+`Market` (core.market). Only the scheduler writes here.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.estimate import Mean, Rate
+from sollol.core.estimate import Lengths, Mean, Rate
 from sollol.core.policy import Breaker, Limiter
 from sollol.core.types import (
     SECOND,
@@ -22,11 +23,16 @@ from sollol.core.types import (
     Timing,
 )
 
+if TYPE_CHECKING:
+    from sollol.core.market import Market
+
 # Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
 RATE_MEMORY: Micros = 4 * SECOND
 # Bytes per microsecond assumed for reading a model from disk, before one load was measured.
 LOAD_BANDWIDTH = 1_000.0
 LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
+DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
+COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
 class Attempt:
@@ -40,12 +46,15 @@ class Attempt:
         "id",
         "items",
         "lane",
+        "movable",
         "owed",
+        "resumed",
         "started",
         "started_us",
         "task",
         "tries",
         "uncovered",
+        "warm_cost",
     )
 
     def __init__(
@@ -66,6 +75,9 @@ class Attempt:
         self.due_us = due_us
         self.decision = decision
         self.started = False  # the caller has seen a part of the answer
+        self.movable = True  # it can go on elsewhere if this node fails
+        self.resumed = False  # it goes on with an answer that another node began
+        self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
         self.items = Ranges()
         self.uncovered: list[tuple[int, int]] = []  # items that no other attempt has taken over
         self.owed = 0  # items not answered by anyone yet
@@ -91,6 +103,7 @@ class Lane:
         "cost_inflight",
         "decode",
         "done_cost",
+        "draining",
         "embedded",
         "failed",
         "last_end_us",
@@ -100,9 +113,13 @@ class Lane:
         "market",
         "model",
         "node",
+        "options",
+        "options_used_us",
+        "overhead",
         "paused_until",
         "prefill",
-        "tokens_out",
+        "reliability",
+        "warm",
         "work",
     )
 
@@ -121,7 +138,12 @@ class Lane:
         self.work = Rate(RATE_MEMORY)  # embedding: cost units per microsecond, whole lane
         self.prefill = Rate(RATE_MEMORY)  # tokens per microsecond
         self.decode = Rate(RATE_MEMORY)
-        self.tokens_out = Mean()
+        self.overhead = Mean()  # microseconds of a call that the node's own timings do not tell
+        self.reliability = Mean(0.05)  # share of attempts that ended well
+        self.options = ""  # runner options it was loaded with, as far as we know
+        self.options_used_us: Micros = 0
+        self.warm: deque[tuple[int, ...]] = deque(maxlen=4)  # beginnings of the prompts that it read last
+        self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
         self.latency = Mean()  # microseconds per answered call, failures penalised
         self.answers = 0
         self.embedded = 0  # items of batches
@@ -131,10 +153,15 @@ class Lane:
     def free(self, at: Micros) -> bool:
         return (
             self.node.usable
-            and len(self.attempts) < self.limiter.limit
+            and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= at
             and self.breaker.admits(at)
         )
+
+    def still_draining(self, at: Micros) -> list[Micros]:
+        """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""
+        self.draining = [until for until in self.draining if until > at]
+        return self.draining
 
     def usable(self, at: Micros) -> bool:
         """Can it be expected to take work, now or when a slot frees?"""
@@ -144,9 +171,9 @@ class Lane:
     def is_loaded(self) -> bool:
         return self.loaded_by_us or self.model in self.node.loaded
 
-    def startup_us(self) -> Micros:
-        """Time before the first work: zero for a model in memory, else reading it from disk."""
-        if self.is_loaded:
+    def startup_us(self, options: str | None = None) -> Micros:
+        """Time before the first work: zero for a model in memory with these `options`, else reading it from disk."""
+        if self.is_loaded and (options is None or options == self.options):
             return 0
         size = self.node.models.get(self.model, 0)
         bandwidth = self.node.load_bandwidth.read()
@@ -162,14 +189,55 @@ class Lane:
         since = min((a.started_us for a in self.attempts.values()), default=at)
         return max(0.0, self.cost_inflight - rate * (at - max(since, self.last_end_us)))
 
+    def displaces(self, options: str, at: Micros) -> bool:
+        """Would these options put out a model that somebody used just now with others?"""
+        return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
+
+    def wait_us(self, at: Micros) -> Micros:
+        """How long until a slot is free here, as far as predictions tell."""
+        over = len(self.attempts) - self.limiter.limit
+        ends = []
+        if over >= 0:
+            ends = sorted(attempt.expected_end(at) for attempt in self.attempts.values())
+        if self.draining and (draining := self.still_draining(at)):
+            over += len(draining)
+            ends = sorted(
+                [*ends, *draining] if ends else [*(a.expected_end(at) for a in self.attempts.values()), *draining]
+            )
+        wait = self.paused_until - at
+        if over >= 0:
+            wait = max(wait, ends[over] - at)
+        return max(0, wait)
+
+    def warm_cost(self, prefix: tuple[tuple[int, int], ...]) -> int:
+        """How much of a prompt, in cost units, this lane has read just before."""
+        if not prefix or not self.warm:
+            return 0
+        known = {mark for marks in self.warm for mark in marks}
+        return max((cost for mark, cost in prefix if mark in known), default=0)
+
     def add(self, attempt: Attempt) -> None:
         self.attempts[attempt.id] = attempt
+        task = attempt.task
+        if task.options != self.options:
+            self.market.options_changed(self, task.options)
+            self.options = task.options
+            self.warm.clear()
+        self.options_used_us = attempt.started_us
+        attempt.warm_cost = self.warm_cost(task.prefix)
+        if task.prefix:
+            self.warm.append(tuple(mark for mark, _ in task.prefix))
+            self.market.remember(task.prefix, self)
+        if len(self.attempts) >= self.limiter.limit:
+            self.market.roomy.pop(self.node.key, None)
         self.cost_inflight += attempt.cost
         self.node.running += 1
         self.market.inflight_cost += attempt.cost
 
     def remove(self, attempt: Attempt) -> None:
         del self.attempts[attempt.id]
+        if self.market.lanes.get(self.node.key) is self:
+            self.market.roomy[self.node.key] = self
         self.cost_inflight -= attempt.cost
         self.node.running -= 1
         self.market.inflight_cost -= attempt.cost
@@ -181,16 +249,19 @@ class Lane:
         self.market.rate_changed(before, self.work.read() or 0.0, at)
         self.done_cost += cost
 
-    def measured_tokens(self, timing: Timing) -> None:
-        if timing.prompt_us > 0 and timing.prompt_tokens > 0:
+    def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
+        """An answer's own timings. `warm`: the share of its prompt that the node need not have read again."""
+        if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
             self.prefill.add(timing.prompt_tokens, timing.prompt_us)
         if timing.decode_us > 0 and timing.tokens > 0:
             self.decode.add(timing.tokens, timing.decode_us)
-            self.tokens_out.add(timing.tokens)
+            told = timing.load_us + timing.prompt_us + timing.decode_us
+            self.overhead.add(max(0, elapsed_us - told))
+        self.market.samples += 1
 
     def measured_load(self, timing: Timing, least_us: Micros) -> None:
         size = self.node.models.get(self.model, 0)
-        if not self.is_loaded and timing.load_us > least_us and size > 0:
+        if timing.load_us > least_us and size > 0:
             self.node.load_bandwidth.add(size, timing.load_us)
         self.loaded_by_us = True
 
@@ -255,41 +326,10 @@ class NodeState:
         return f"<Node {self.key} {state} · {self.running} running>"
 
 
-class Market:
-    """All lanes of one model, in order of arrival, and sums over them that would cost too much to add up each time."""
-
-    __slots__ = ("best_rate", "inflight_cost", "lanes", "model", "samples", "total_rate")
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.lanes: dict[str, Lane] = {}
-        self.total_rate = 0.0  # known work rates of the usable lanes, units per microsecond
-        self.best_rate = 0.0
-        self.inflight_cost = 0.0
-        self.samples = 0
-
-    def usable(self, at: Micros) -> list[Lane]:
-        return [lane for lane in self.lanes.values() if lane.usable(at)]
-
-    def recount(self, at: Micros) -> None:
-        """Sum the rates afresh: after a node came or went, and against the drift of many additions."""
-        rates = [lane.work.read() or 0.0 for lane in self.usable(at)]
-        self.total_rate = sum(rates)
-        self.best_rate = max(rates, default=0.0)
-        self.samples = 0
-
-    def rate_changed(self, before: float, after: float, at: Micros) -> None:
-        self.samples += 1
-        if self.samples >= 256:
-            self.recount(at)
-            return
-        self.total_rate += after - before
-        self.best_rate = max(self.best_rate, after)
-
-
 class Fleet:
-    """Nodes by key and markets by model."""
+    """Nodes by key, markets by model, and how long answers usually are."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeState] = {}
         self.markets: dict[str, Market] = {}
+        self.lengths = Lengths()

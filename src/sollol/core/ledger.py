@@ -10,18 +10,19 @@ import random
 from collections.abc import Callable, Iterable
 
 from sollol.core.batch import Batch
-from sollol.core.fleet import Attempt, Fleet, Lane, Market, NodeState
+from sollol.core.fleet import Attempt, Fleet, Lane, NodeState
 from sollol.core.health import Health
+from sollol.core.market import Market
 from sollol.core.messages import Abort, Action, Settle, Start
 from sollol.core.policy import Policies
-from sollol.core.queue import WaitingLine
+from sollol.core.queue import Shares, WaitingLine
 from sollol.core.types import Decision, How, Micros, Outcome, Ranges, Task
 
 
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "busy", "since", "task", "tried", "tries")
+    __slots__ = ("attempts", "batch", "begun", "busy", "hedged", "since", "task", "tokens", "tried", "tries")
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
@@ -31,6 +32,9 @@ class OpenTask:
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.tries = 0
         self.busy = 0
+        self.begun = False  # its caller has seen a part of the answer
+        self.hedged = False
+        self.tokens = 0.0  # that its application was charged for it
 
 
 class Ledger:
@@ -42,6 +46,7 @@ class Ledger:
         self.open: dict[int, OpenTask] = {}
         self.attempts: dict[int, Attempt] = {}
         self.lines: dict[str, WaitingLine] = {}
+        self.shares = Shares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
         self.out: list[Action] = []
         self.serve: Callable[[str, Micros], None] = _nobody
@@ -61,6 +66,7 @@ class Ledger:
     ) -> Attempt:
         self._serial += 1
         attempt = Attempt(self._serial, opened.task, lane, cost, at, at + decision.predicted_us, decision)
+        attempt.resumed = opened.begun
         self.attempts[attempt.id] = opened.attempts[attempt.id] = attempt
         lane.add(attempt)
         lane.breaker.begin(at)
@@ -75,7 +81,12 @@ class Ledger:
 
     def abort(self, attempt: Attempt, at: Micros) -> None:
         self.end(attempt, at)
-        attempt.lane.breaker.record(at, Outcome(How.LEFT))
+        lane = attempt.lane
+        lane.breaker.record(at, Outcome(How.LEFT))
+        reading_until = attempt.started_us + attempt.decision.first_us
+        if not attempt.started and at < reading_until and lane.node.usable:
+            lane.draining.append(reading_until)  # the node reads the prompt to its end, whoever has left
+            self.serve_at(lane.model, reading_until)
         self.out.append(Abort(attempt.id))
 
     def abort_all(self, opened: OpenTask, at: Micros) -> list[Lane]:
@@ -124,13 +135,22 @@ class Ledger:
     def line(self, model: str) -> WaitingLine:
         line = self.lines.get(model)
         if line is None:
-            line = self.lines[model] = WaitingLine()
+            line = self.lines[model] = WaitingLine(self.shares)
         return line
+
+    def enqueue(self, opened: OpenTask, since: Micros, at: Micros, priority: int | None = None) -> None:
+        """Put a task in line; an answer that was cut in the middle goes first (`priority`)."""
+        task = opened.task
+        market = self.market(task.model, at)
+        tokens = market.prompt_tokens(task.cost) + (0.0 if task.batch else market.expected_tokens(task))
+        self.line(task.model).push(
+            task.id, task.priority if priority is None else priority, since, at, task.app, tokens
+        )
 
     def market(self, model: str, at: Micros) -> Market:
         market = self.fleet.markets.get(model)
         if market is None:
-            market = self.fleet.markets[model] = Market(model)
+            market = self.fleet.markets[model] = Market(model, self.fleet)
             for node in self.fleet.nodes.values():
                 self.join(market, node)
             market.recount(at)
@@ -143,12 +163,12 @@ class Ledger:
             if lane is None:
                 lane = Lane(node, market, self.policies.limiter(), self.policies.breaker())
                 node.lanes[market.model] = lane
-            market.lanes[node.key] = lane
+            market.put(lane)
         elif lane is not None:
             self.forget_model(lane)
 
     def forget_model(self, lane: Lane) -> None:
-        lane.market.lanes.pop(lane.node.key, None)
+        lane.market.drop(lane.node.key)
         if lane.model in lane.node.models:
             lane.node.models = {m: size for m, size in lane.node.models.items() if m != lane.model}
 
@@ -184,6 +204,9 @@ class Ledger:
         """What must hold between events; tests check it after every one. Raises AssertionError."""
         for lane in (lane for node in self.fleet.nodes.values() for lane in node.lanes.values()):
             assert all(self.attempts.get(a.id) is a for a in lane.attempts.values()), f"{lane} has a stray attempt"
+            if lane.market.lanes.get(lane.node.key) is lane:
+                roomy = lane.node.key in lane.market.roomy
+                assert roomy or len(lane.attempts) >= lane.limiter.limit, f"{lane} has room and nobody knows"
             assert abs(lane.cost_inflight - sum(a.cost for a in lane.attempts.values())) < 1, f"{lane}: cost"
         for attempt in self.attempts.values():
             assert attempt.id in attempt.lane.attempts
@@ -192,6 +215,7 @@ class Ledger:
             line, task = self.line(opened.task.model), opened.task
             assert set(opened.attempts) <= set(self.attempts)
             if opened.batch is None:
+                assert len(opened.attempts) <= 2, f"task {task.id} has too many attempts"
                 assert (task.id in line) != bool(opened.attempts), f"task {task.id} neither waits nor runs, or both"
             else:
                 opened.batch.invariants(task.id in line)

@@ -26,9 +26,10 @@ class Fed(NamedTuple):
 
 
 class FirstToken(NamedTuple):
-    """The caller has begun to receive this attempt's answer: it can no longer move unnoticed."""
+    """The caller has begun to receive this attempt's answer. `movable`: another node could go on with it."""
 
     attempt: int
+    movable: bool = False
 
 
 class Finished(NamedTuple):

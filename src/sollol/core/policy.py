@@ -10,14 +10,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sollol.core.types import Decision, Micros, Outcome, Task
+from sollol.core.types import Decision, Micros, Outcome, RoutingMode, Task
 
 if TYPE_CHECKING:
     from sollol.core.fleet import Lane
 
 
 class Router(Protocol):
-    """Which node?"""
+    """Which node? `wide`: it must see every lane; others are shown a shortlist where there are many."""
+
+    wide: bool
 
     def choose(
         self,
@@ -107,11 +109,33 @@ class Batcher(Protocol):
         ...
 
 
+class Hedger(Protocol):
+    """Send a second copy of a slow request? When, and is there budget for it?"""
+
+    def deposit(self, task: Task) -> None:
+        """A task that may be hedged was submitted."""
+        ...
+
+    def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
+        """An attempt gave its first token, or its answer if that comes whole, after `elapsed_us`."""
+        ...
+
+    def after(self, task: Task, decision: Decision) -> Micros | None:
+        """How long to wait for the first attempt before a second is sent; None for never."""
+        ...
+
+    def withdraw(self) -> bool:
+        """Take one second copy from the budget; False if there is none left."""
+        ...
+
+
 class Policies(NamedTuple):
-    """The bundle of answers a scheduler is built with."""
+    """The bundle of answers a scheduler is built with. `modes`: routers of the modes that have their own."""
 
     router: Router
     batcher: Batcher
     retrier: Retrier
+    hedger: Hedger
     limiter: Callable[[], Limiter]
     breaker: Callable[[], Breaker]
+    modes: Mapping[RoutingMode, Router] = {}

@@ -1,12 +1,11 @@
-"""The waiting line of one model: bounded, by priority, and nobody starves.
+"""The waiting line of one model: by priority, fair between applications, and nobody starves.
 
-Priority ages linearly: a task that waited AGEING longer than another counts as one level higher. With linear
-ageing the order of two tasks never changes while they wait, so the key is fixed when they arrive,
-
-    key = arrival - priority x AGEING,
-
-and a plain heap serves them; nothing is ever re-sorted. A batch is keyed anew each time it is served, by the
-moment of that service: it waits from its last chunk, and so never outranks an urgent call by its age.
+Between priority levels, age decides: a level gains one step of priority for every AGEING since it was last served,
+so a LOW call under an endless flood of HIGH ones is served now and then, and no flood of old LOW ones bars an
+urgent call.
+Within a level, applications share by tokens: next is the one that was given least (start-time fair queueing,
+Goyal 1996; an application that was away resumes at the present, with neither credit nor debt).
+Within an application, first come, first served. A batch stands in line anew after each of its chunks.
 """
 
 from __future__ import annotations
@@ -15,45 +14,172 @@ import heapq
 
 from sollol.core.types import SECOND, Micros
 
-AGEING: Micros = 10 * SECOND  # a LOW call passes a fresh HIGH one after a minute of waiting
+AGEING: Micros = 5 * SECOND  # a LOW call passes HIGH ones after half a minute
+
+
+class Shares:
+    """Tokens given to each application: one for all lines, because the nodes are the same."""
+
+    __slots__ = ("_given", "_now", "_waiting")
+
+    def __init__(self) -> None:
+        self._given: dict[str, float] = {}
+        self._waiting: dict[str, int] = {}
+        self._now = 0.0  # what the application served last had then
+
+    def enter(self, app: str) -> None:
+        count = self._waiting.get(app, 0)
+        if count == 0:
+            self._given[app] = max(self._given.get(app, 0.0), self._now)
+        self._waiting[app] = count + 1
+
+    def leave(self, app: str) -> None:
+        self._waiting[app] -= 1
+        if self._waiting[app] == 0:
+            del self._waiting[app]
+            if len(self._given) > 10_000:  # keys come and go; those that are not behind the present say nothing
+                self._given = {a: t for a, t in self._given.items() if a in self._waiting or t > self._now}
+
+    def serve(self, app: str, tokens: float) -> None:
+        self._now = max(self._now, self._given.get(app, 0.0))
+        self.correct(app, tokens)
+
+    def correct(self, app: str, tokens: float) -> None:
+        """An answer was longer (or shorter, if negative) than expected."""
+        self._given[app] = self._given.get(app, 0.0) + tokens
+
+    def given(self, app: str) -> float:
+        return self._given.get(app, 0.0)
+
+
+class _Level:
+    """The tasks of one priority: a heap by arrival for each application."""
+
+    __slots__ = ("apps", "count", "since")
+
+    def __init__(self) -> None:
+        self.apps: dict[str, list[tuple[Micros, int, int]]] = {}
+        self.count = 0
+        self.since: Micros = 0  # when it was last served, or began to wait
+
+
+class _Place:
+    __slots__ = ("app", "key", "priority", "tokens")
+
+    def __init__(self, priority: int, app: str, key: tuple[Micros, int, int], tokens: float) -> None:
+        self.priority = priority
+        self.app = app
+        self.key = key
+        self.tokens = tokens
 
 
 class WaitingLine:
     """Task ids in the order in which they are to be served. Removal is lazy."""
 
-    __slots__ = ("_heap", "_keys", "_serial")
+    __slots__ = ("_levels", "_places", "_serial", "_shares")
 
-    def __init__(self) -> None:
-        self._heap: list[tuple[Micros, int, int]] = []
-        self._keys: dict[int, tuple[Micros, int]] = {}
+    def __init__(self, shares: Shares | None = None) -> None:
+        self._shares = shares or Shares()
+        self._levels: dict[int, _Level] = {}
+        self._places: dict[int, _Place] = {}
         self._serial = 0
 
-    def push(self, task: int, priority: int, at: Micros) -> None:
+    def push(self, task: int, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
+        """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
+        self.remove(task)
         self._serial += 1
-        key = (at - priority * AGEING, self._serial)
-        self._keys[task] = key
-        heapq.heappush(self._heap, (*key, task))
+        place = self._places[task] = _Place(priority, app, (since, self._serial, task), tokens)
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._levels[priority] = _Level()
+        if level.count == 0:
+            level.since = at
+        level.count += 1
+        heapq.heappush(level.apps.setdefault(app, []), place.key)
+        self._shares.enter(app)
 
-    def peek(self) -> int | None:
-        while self._heap:
-            *key, task = self._heap[0]
-            if self._keys.get(task) == tuple(key):
-                return task
-            heapq.heappop(self._heap)
-        return None
+    def peek(self, at: Micros) -> int | None:
+        """Who is next."""
+        if len(self._places) < 2:
+            return next(iter(self._places), None)
+        level = self._levels[self._order(at)[0]]
+        best: tuple[float, tuple[Micros, int, int]] | None = None
+        for app in list(level.apps):
+            head = self._head(level, app)
+            if head is not None and (best is None or (self._shares.given(app), head) < best):
+                best = self._shares.given(app), head
+        assert best is not None
+        return best[1][2]
+
+    def serve(self, task: int, at: Micros, tokens: float | None = None) -> None:
+        """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
+        place = self._places[task]
+        self._levels[place.priority].since = at
+        self.remove(task)
+        self._shares.serve(place.app, place.tokens if tokens is None else tokens)
 
     def remove(self, task: int) -> None:
-        self._keys.pop(task, None)
-        if len(self._heap) > 64 and len(self._heap) > 4 * len(self._keys):
-            self._heap = [entry for entry in self._heap if self._keys.get(entry[2]) == entry[:2]]
-            heapq.heapify(self._heap)
+        place = self._places.pop(task, None)
+        if place is None:
+            return
+        self._shares.leave(place.app)
+        level = self._levels[place.priority]
+        level.count -= 1
+        if level.count == 0:
+            del self._levels[place.priority]
+            return
+        heap = level.apps[place.app]
+        if heap[0] == place.key:
+            heapq.heappop(heap)
+        elif len(heap) > 64 and len(heap) > 4 * level.count:
+            level.apps[place.app] = heap = [key for key in heap if self._is_live(key)]
+            heapq.heapify(heap)
+        if not heap:
+            del level.apps[place.app]
 
-    def first(self, count: int) -> list[int]:
-        """The tasks to be served next, first one first."""
-        return heapq.nsmallest(count, self._keys, key=self._keys.__getitem__)
+    def first(self, count: int, at: Micros) -> list[int]:
+        """The tasks to be served next, first one first, as far as that can be told now."""
+        found: list[int] = []
+        for priority in self._order(at):
+            level = self._levels[priority]
+            queues = [
+                (self._shares.given(app), iter(heapq.nsmallest(count, (k for k in heap if self._is_live(k)))), app)
+                for app, heap in level.apps.items()
+            ]
+            merge = [(given, key, i) for i, (given, keys, _) in enumerate(queues) if (key := next(keys, None))]
+            heapq.heapify(merge)
+            while merge and len(found) < count:
+                given, key, i = merge[0]
+                found.append(key[2])
+                following = next(queues[i][1], None)
+                if following is None:
+                    heapq.heappop(merge)
+                else:
+                    heapq.heapreplace(merge, (given + self._places[key[2]].tokens, following, i))
+            if len(found) >= count:
+                break
+        return found
+
+    def _order(self, at: Micros) -> list[int]:
+        """Levels, the one to be served first."""
+        levels = self._levels
+        return sorted(levels, key=lambda p: (-(p + (at - levels[p].since) / AGEING), -p))
+
+    def _head(self, level: _Level, app: str) -> tuple[Micros, int, int] | None:
+        heap = level.apps[app]
+        while heap and not self._is_live(heap[0]):
+            heapq.heappop(heap)
+        if not heap:
+            del level.apps[app]
+            return None
+        return heap[0]
+
+    def _is_live(self, key: tuple[Micros, int, int]) -> bool:
+        place = self._places.get(key[2])
+        return place is not None and place.key == key
 
     def __contains__(self, task: int) -> bool:
-        return task in self._keys
+        return task in self._places
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places)

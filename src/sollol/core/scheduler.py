@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sollol.core.chunks import Chunks
-from sollol.core.fleet import Attempt, Lane, Market, NodeState
+from sollol.core.fleet import Attempt, Lane, NodeState
 from sollol.core.ledger import Ledger, OpenTask
+from sollol.core.market import Market
 from sollol.core.messages import (
     Action,
     Cancelled,
@@ -35,6 +36,7 @@ from sollol.core.types import SECOND, How, Kind, Micros, Outcome, Timing
 
 QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOKAHEAD = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
+LOOK_AFTER: Micros = SECOND  # how often single tasks under way are looked after
 WARM_LOAD: Micros = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
 
@@ -42,7 +44,6 @@ class Scheduler:
     """`handle(event, at)` returns what is to be done; `at` never goes back."""
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
-        self.policies = policies
         self.queue_bound = queue_bound
         self._ledger = ledger = Ledger(policies, rng)
         ledger.serve = self._serve
@@ -53,6 +54,7 @@ class Scheduler:
         self._singles = Singles(ledger)
         self._chunks = Chunks(ledger)
         self._wake_at: Micros | None = None
+        self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
             Submitted: self._submitted,
             Fed: self._fed,
@@ -76,6 +78,15 @@ class Scheduler:
             out.append(WakeAt(due))
         return out
 
+    @property
+    def policies(self) -> Policies:
+        """The bundle of answers in use; may be replaced at any time, except limiter and breaker of present lanes."""
+        return self._ledger.policies
+
+    @policies.setter
+    def policies(self, policies: Policies) -> None:
+        self._ledger.policies = policies
+
     def waiting(self) -> int:
         """Tasks in line."""
         return self._ledger.waiting()
@@ -89,18 +100,20 @@ class Scheduler:
     def _submitted(self, event: Submitted, at: Micros) -> None:
         task, ledger = event.task, self._ledger
         opened = ledger.open[task.id] = OpenTask(task, at)
-        line = ledger.line(task.model)
         if ledger.waiting() >= self.queue_bound:
             ledger.settle(opened, Outcome(How.QUEUE_FULL, f"{self.queue_bound} tasks are waiting already"))
             return
         self.policies.retrier.deposit(task)
+        self.policies.hedger.deposit(task)
         self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
             ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now))
         if opened.batch is not None:
             ledger.batches.setdefault(task.model, {})[task.id] = opened.batch
-        line.push(task.id, task.priority, at)
-        ledger.market(task.model, at)
+        elif not self._looking_after:
+            self._looking_after = True
+            ledger.at(at + LOOK_AFTER, self._look_after)
+        ledger.enqueue(opened, at, at)
         self._serve(task.model, at)
 
     def _fed(self, event: Fed, at: Micros) -> None:
@@ -112,7 +125,8 @@ class Scheduler:
     def _first_token(self, event: FirstToken, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
-            attempt.started = True
+            attempt.started, attempt.movable = True, event.movable
+            self._singles.begun(self.open[attempt.task.id], attempt, at)
 
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)
@@ -149,7 +163,7 @@ class Scheduler:
             if opened.batch is not None:
                 self._chunks.answered(opened, attempt, at)
             else:
-                self._ledger.settle(opened, outcome, attempt.id)
+                self._singles.answered(opened, attempt, outcome, at)
         else:
             self._debit(attempt, outcome, at)
             self._failed(opened, attempt, outcome, at)
@@ -170,19 +184,29 @@ class Scheduler:
         loading = timing.load_us if timing.load_us > WARM_LOAD else 0
         working_us = max(1, busy_us - loading)
         lane.node.succeeded += 1
+        lane.reliability.add(1.0)
         lane.busy_answers = 0
         lane.latency.add(at - attempt.started_us)
         if attempt.task.kind is Kind.EMBED:
             lane.measured_work(at, attempt.cost, working_us)
             amount = attempt.cost
         else:
-            lane.measured_tokens(timing)
+            self._measured_tokens(attempt, timing, at)
             amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
         lane.measured_load(timing, WARM_LOAD)
         lane.answers += 1
         lane.embedded += attempt.items.total()
         if not loading:
             lane.limiter.sample(amount, working_us, inflight, False)
+
+    def _measured_tokens(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
+        task, lane = attempt.task, attempt.lane
+        warm = attempt.warm_cost / task.cost if task.cost else 0.0
+        lane.measured_tokens(timing, warm, at - attempt.started_us)
+        if timing.prompt_tokens and not attempt.resumed:
+            lane.market.token_cost.add(task.cost, timing.prompt_tokens)
+        if timing.tokens:
+            self.fleet.lengths.add(task.app, task.type.value, lane.model, timing.tokens)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
@@ -191,6 +215,7 @@ class Scheduler:
             return
         lane.node.failed += 1
         lane.failed += 1
+        lane.reliability.add(0.0)
         lane.latency.add(max(at - attempt.started_us, 2 * (lane.latency.read() or SECOND)))
         if outcome.how in (How.BUSY, How.TIMEOUT):
             lane.limiter.sample(0.0, 0, 0, True)
@@ -217,7 +242,7 @@ class Scheduler:
         node.up = False
         self._lose_attempts(node, Outcome(How.UNREACHABLE, "the node was removed"), at)
         for market in self.fleet.markets.values():
-            market.lanes.pop(node.key, None)
+            market.drop(node.key)
         self._serve_all(at)
 
     def _node_seen(self, event: NodeSeen, at: Micros) -> None:
@@ -250,9 +275,9 @@ class Scheduler:
                 lane.market.recount(at)
 
     def _lose_attempts(self, node: NodeState, outcome: Outcome, at: Micros) -> None:
-        """Give back what a lost node had; a stream that its caller already reads is left to its own end."""
+        """Give back what a lost node had; what cannot go on elsewhere is left to its own end."""
         for lane in node.lanes.values():
-            for attempt in [a for a in lane.attempts.values() if not a.started]:
+            for attempt in [a for a in lane.attempts.values() if a.movable]:
                 if attempt.id not in self.attempts:  # its batch was given up meanwhile
                     continue
                 self._ledger.abort(attempt, at)
@@ -265,6 +290,12 @@ class Scheduler:
         self._ledger.run_timers(at)
         for attempt in self.health.tick(at, busy=bool(self.open), out=self._ledger.out):
             self._overdue(attempt, at)
+
+    def _look_after(self, at: Micros) -> None:
+        self._looking_after = any(opened.batch is None for opened in self.open.values())
+        if self._looking_after:
+            self._ledger.at(at + LOOK_AFTER, self._look_after)
+            self._singles.look_after(at)
 
     def _overdue(self, attempt: Attempt, at: Micros) -> None:
         seconds = (at - attempt.started_us) / SECOND
@@ -289,13 +320,13 @@ class Scheduler:
         if line is None or market is None:
             return
         only = None if freed is None else list(freed)
-        while (head := line.peek()) is not None:
+        while (head := line.peek(at)) is not None:
             if not self._serve_task(head, market, {}, only, at):
                 continue
             # The first one rather waits: those behind it may take what it leaves.
             ahead: dict[str, Micros] = {}
-            for task in line.first(LOOKAHEAD):
-                if not any(lane.free(at) for lane in market.lanes.values()):
+            for task in line.first(LOOKAHEAD, at):
+                if not any(lane.free(at) for lane in market.roomy.values()):
                     break
                 if task in line:
                     self._serve_task(task, market, ahead, only, at)
@@ -312,6 +343,6 @@ class Scheduler:
         line = self._ledger.line(market.model)
         if opened.batch is not None:
             self._chunks.serve(opened, opened.batch, market, only, at)
-        elif self._singles.serve(opened, market, ahead, at):
-            line.remove(task)
+        else:
+            self._singles.serve(opened, market, ahead, at)
         return task in line

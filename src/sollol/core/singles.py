@@ -1,45 +1,109 @@
-"""Serving single tasks: which node, when it is free, and what follows when an attempt fails."""
+"""Serving single tasks: which node, when it is free, a second copy if it is slow, and what follows a failure."""
 
 from __future__ import annotations
 
-from sollol.core.fleet import Attempt, Market
+from sollol.core.fleet import Attempt
 from sollol.core.ledger import Ledger, OpenTask
-from sollol.core.types import TRANSIENT, How, Micros, Outcome
+from sollol.core.market import Market
+from sollol.core.policy import Router
+from sollol.core.types import SECOND, TRANSIENT, Decision, How, Kind, Micros, Outcome, RoutingMode, Task, TaskPriority
+
+LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
+NO_AHEAD: dict[str, Micros] = {}
 
 
 class Singles:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> bool:
-        """True if the task left the line: started, or settled for want of any node."""
-        ledger = self._ledger
-        lanes = [lane for lane in market.lanes.values() if lane.node.key not in opened.tried]
-        admitted = [lane for lane in lanes if lane.usable(at)]
-        if not admitted:
+    def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> None:
+        """Start it, settle it for want of any node, or leave it in line."""
+        ledger, task = self._ledger, opened.task
+        router = self._router(task)
+        lanes = market.shortlist(task, opened.tried, router.wide, at)
+        if not lanes:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
-            admitted = [lane for lane in lanes if lane.node.usable and not lane.attempts]
-        if not admitted:
-            if ledger.may_yet_come(opened, at):
-                return False
-            ledger.settle_no_node(opened, "no node can serve it")
-            return True
-        decision = ledger.policies.router.choose(opened.task, admitted, ahead, at, ledger.rng)
+            lanes = [
+                lane
+                for lane in market.lanes.values()
+                if lane.node.key not in opened.tried and lane.node.usable and not lane.attempts
+            ]
+        if not lanes:
+            if not ledger.may_yet_come(opened, at):
+                ledger.settle_no_node(opened, "no node can serve it")
+            return
+        decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         if lane.free(at) or (not lane.attempts and not lane.breaker.admits(at)):
-            ledger.start(opened, lane, opened.task.cost, decision, at)
-            return True
+            opened.tokens += market.prompt_tokens(task.cost) + market.expected_tokens(task)
+            ledger.line(task.model).serve(task.id, at)
+            self._start(opened, decision, market, at)
+            return
         own = sum(t.us for c in decision.candidates if c.node == decision.node for t in c.terms if t.name != "wait")
         ahead[decision.node] = ahead.get(decision.node, 0) + (own or decision.predicted_us)
-        return False
+
+    def _router(self, task: Task) -> Router:
+        policies = self._ledger.policies
+        return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
+
+    def _start(self, opened: OpenTask, decision: Decision, market: Market, at: Micros) -> None:
+        attempt = self._ledger.start(opened, market.lanes[decision.node], opened.task.cost, decision, at)
+        if _hedges(opened.task) and not opened.begun:
+            delay = self._ledger.policies.hedger.after(opened.task, decision)
+            if delay is not None:
+                self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, market, now))
+
+    def _hedge(self, opened: OpenTask, first: Attempt, market: Market, at: Micros) -> None:
+        """The first attempt is later than 19 of 20 are: send a second one, if a node is idle and the budget allows."""
+        ledger, task = self._ledger, opened.task
+        if opened.attempts.get(first.id) is not first or len(opened.attempts) > 1 or opened.begun:
+            return
+        if len(ledger.line(task.model)):  # others wait for a first attempt
+            return
+        tried = {*opened.tried, first.lane.node.key}
+        lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
+        if not lanes or not ledger.policies.hedger.withdraw():
+            return
+        decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
+        reason = f"second copy: {first.lane.node.key} is late; {decision.reason}"
+        opened.hedged = True
+        ledger.start(opened, market.lanes[decision.node], task.cost, decision._replace(reason=reason), at)
+
+    def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
+        """The first token goes to the caller: this attempt has won."""
+        opened.begun = True
+        if opened.task.kind is not Kind.EMBED:
+            self._ledger.policies.hedger.learn(opened.task, attempt.decision, at - attempt.started_us)
+        self._drop_others(opened, attempt, at)
+
+    def answered(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+        ledger, task = self._ledger, opened.task
+        if task.kind is not Kind.EMBED and not task.stream:
+            ledger.policies.hedger.learn(task, attempt.decision, at - attempt.started_us)
+        used = outcome.timing.prompt_tokens + outcome.timing.tokens
+        if used:
+            ledger.shares.correct(task.app, used - opened.tokens)
+        self._drop_others(opened, attempt, at)
+        ledger.settle(opened, outcome, attempt.id)
+
+    def _drop_others(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
+        for other in list(opened.attempts.values()):
+            if other is not winner:
+                self._ledger.abort(other, at)
 
     def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """Another node, the line, or the end."""
         ledger, task, node = self._ledger, opened.task, attempt.lane.node.key
-        if outcome.how not in TRANSIENT or attempt.started:
+        if outcome.how not in TRANSIENT or (attempt.started and not attempt.movable):
+            self._drop_others(opened, attempt, at)
             ledger.settle(opened, outcome, attempt.id)
             return
         why = outcome.message or outcome.how.value
+        if outcome.how is How.FAILED and outcome.status and why in opened.tried.values():
+            # Two nodes answer in the same words: it is the request that is wrong.
+            self._drop_others(opened, attempt, at)
+            ledger.settle(opened, outcome._replace(how=How.REFUSED), attempt.id)
+            return
         if outcome.how is How.BUSY:
             opened.busy += 1
             tries = opened.busy
@@ -47,8 +111,24 @@ class Singles:
             opened.tries += 1
             tries = opened.tries
             opened.tried[node] = why
+        if opened.attempts:  # the other copy is still under way
+            return
         if ledger.policies.retrier.again(task, outcome, tries, at) is None:
             opened.tried.setdefault(node, why)
             ledger.settle_no_node(opened, "every attempt failed")
             return
-        ledger.line(task.model).push(task.id, task.priority, opened.since)
+        ledger.enqueue(opened, opened.since, at, int(TaskPriority.CRITICAL) if opened.begun else None)
+
+    def look_after(self, at: Micros) -> None:
+        """Ask the nodes of attempts that are clearly later than predicted whether they live."""
+        for attempt in self._ledger.attempts.values():
+            if attempt.task.batch:  # its tail looks after itself
+                continue
+            node = attempt.lane.node
+            late = at - attempt.due_us
+            if late > max(LATE_LEAST, (attempt.due_us - attempt.started_us) // 2) and at - node.asked_us > LATE_LEAST:
+                self._ledger.health.ask(node, at, self._ledger.out)
+
+
+def _hedges(task: Task) -> bool:
+    return task.mode is RoutingMode.FAST if task.hedge is None else task.hedge

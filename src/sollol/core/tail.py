@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sollol.core.batch import Batch, joined
-from sollol.core.fleet import Attempt, Lane, Market
+from sollol.core.fleet import Attempt, Lane
+from sollol.core.market import Market
 from sollol.core.types import MILLISECOND, Micros
 
 if TYPE_CHECKING:

@@ -67,6 +67,9 @@ class Task(NamedTuple):
     `options` names the runner options that would make a node reload the model ("" for none given).
     `batch` marks a task whose items arrive as Fed events and which is cut into chunks.
     `width` fixes the number of requests in flight for a batch (`max_workers`), or None.
+    `type` is what it is about, and `prefix` names the beginnings of a conversation, shortest first, as (hash, cost):
+    a node that has just answered one of them need not read it again.
+    `hedge`: send a second copy if the first is slow; None leaves it to the mode. `stream`: the answer comes in parts.
     """
 
     id: int
@@ -80,6 +83,11 @@ class Task(NamedTuple):
     deadline_us: Micros | None = None
     batch: bool = False
     width: int | None = None
+    type: TaskType = TaskType.CHAT
+    mode: RoutingMode | None = None
+    hedge: bool | None = None
+    stream: bool = False
+    prefix: tuple[tuple[int, int], ...] = ()
 
 
 class How(enum.Enum):
@@ -147,12 +155,14 @@ class Candidate(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer."""
+    """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer; `first_us`, to
+    the first token (0 where that was not predicted)."""
 
     node: str
     predicted_us: Micros
     reason: str
     candidates: tuple[Candidate, ...] = ()
+    first_us: Micros = 0
 
 
 class LoadedModel(NamedTuple):

@@ -1,11 +1,15 @@
 """Which node? The one where the task would finish first, in microseconds, from what was measured there.
 
-    finish = wait for a slot + load (if cold) + input / rate in + expected output / rate out
+    finish = wait for a slot + load or reload + prefill + decode + overhead        (chat, generate)
+    finish = wait for a slot + load or reload + input / rate                       (embed)
 
 No hand-set points: every term is a measured time. Busy nodes compete too, with the time until they are free and
 what the tasks ahead in the line have claimed, so a task may rather wait for a fast node than take a slow one.
-A lane without measurements is predicted by the others of its model; one that was never tried and has nothing under
-way is taken for as fast as the best, so that each is explored once, neither avoided nor flooded.
+A prompt whose beginning a node has just read costs only its rest there. A node that would put out a model in use with
+other options is charged a second load: the one that its users will pay to get it back.
+A lane without measurements is predicted by the others of its model; one that was never tried is taken for as fast as
+the best, so that each is explored once, neither avoided nor flooded; and so is one of which nothing was heard for
+STALE and which was not far behind then.
 """
 
 from __future__ import annotations
@@ -14,20 +18,24 @@ import random
 from collections.abc import Mapping, Sequence
 
 from sollol.core.fleet import Lane
-from sollol.core.types import SECOND, Candidate, Decision, Kind, Micros, Task, Term
+from sollol.core.market import Market, Typical
+from sollol.core.types import SECOND, Candidate, Decision, Kind, Micros, RoutingMode, RoutingStrategy, Task, Term
 
-TOKENS_OUT = 128.0  # expected answer before one was seen
-BYTES_PER_TOKEN = 4.0
-PREFILL = 200e-6  # tokens per microsecond assumed before anything was measured anywhere
-DECODE = 20e-6
-WORK = 2_000e-6  # cost units per microsecond, likewise
 SHOWN = 8  # candidates kept in a decision
+ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
+STALE: Micros = 300 * SECOND
+NOT_FAR = 8.0  # times slower than the best when it was last heard of
+_TERMS = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
+_EMBED_TERMS = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
+
+Parts = tuple[float, float, float, float, float, float, float]  # microseconds, in the order of _TERMS
 
 
 class CompletionRouter:
     """Predicted completion time."""
 
     __slots__ = ()
+    wide = False
 
     def choose(
         self,
@@ -37,82 +45,190 @@ class CompletionRouter:
         at: Micros,
         rng: random.Random,
     ) -> Decision:
-        fleet = _Typical(lanes)
-        candidates = [self._predict(task, lane, fleet, ahead.get(lane.node.key, 0), at) for lane in lanes]
-        best = min(c.finish_us for c in candidates)
-        # Within one per cent they are alike; the dice keep several clients from choosing the same one.
-        alike = [c for c in candidates if c.finish_us <= best * 1.01]
+        market = lanes[0].market
+        parts = self._parts(task, lanes, market, ahead, at)
+        finishes = [sum(p) for p in parts]
+        scores = self._scores(task, lanes, finishes, at)
+        best = min(scores)
+        alike = [i for i, score in enumerate(scores) if score <= best * ALIKE]
         chosen = alike[0] if len(alike) == 1 else alike[rng.randrange(len(alike))]
-        shown = candidates if len(candidates) <= SHOWN else sorted(candidates, key=lambda c: c.finish_us)[:SHOWN]
-        reason = "only candidate" if len(candidates) == 1 else f"finishes first of {len(candidates)}"
-        return Decision(chosen.node, chosen.finish_us, reason, tuple(shown))
+        order = range(len(lanes))
+        shown = order if len(lanes) <= SHOWN else sorted(order, key=scores.__getitem__)[:SHOWN]
+        names = _EMBED_TERMS if task.kind is Kind.EMBED else _TERMS
+        candidates = tuple(
+            Candidate(
+                lanes[i].node.key,
+                round(finishes[i]),
+                tuple(Term(name, round(us)) for name, us in zip(names, parts[i], strict=True) if us),
+            )
+            for i in shown
+        )
+        taken = parts[chosen]
+        first = 0 if task.kind is Kind.EMBED else round(sum(taken) - taken[4])
+        return Decision(
+            lanes[chosen].node.key, round(finishes[chosen]), self._reason(lanes, chosen, taken), candidates, first
+        )
 
-    def _predict(self, task: Task, lane: Lane, fleet: _Typical, claimed: Micros, at: Micros) -> Candidate:
-        terms = []
-        wait = claimed + _until_free(lane, at)
-        if wait:
-            terms.append(Term("wait", wait))
-        startup = lane.startup_us()
-        if startup:
-            terms.append(Term("load", startup))
-        unexplored = not lane.node.attempted
-        if task.kind is Kind.EMBED:
-            rate = lane.work.read() or (fleet.best_work if unexplored else fleet.work)
-            terms.append(Term("embed", round(task.cost / rate)))
-        else:
-            tokens = lane.tokens_out.read() or fleet.tokens_out
-            if task.tokens_out is not None and task.tokens_out >= 0:
-                tokens = min(tokens, task.tokens_out)
-            prefill = lane.prefill.read() or (fleet.best_prefill if unexplored else fleet.prefill)
-            decode = lane.decode.read() or (fleet.best_decode if unexplored else fleet.decode)
-            terms.append(Term("prefill", round(task.cost / BYTES_PER_TOKEN / prefill)))
-            terms.append(Term("decode", round(tokens / decode)))
-        penalty = lane.latency.read() if lane.failed and not lane.answers else None
-        if penalty:
-            terms.append(Term("failures", round(penalty)))
-        return Candidate(lane.node.key, sum(term.us for term in terms), tuple(terms))
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        return "only candidate" if len(lanes) == 1 else f"finishes first of {len(lanes)}"
+
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        """What is to be least; here the time of finishing itself."""
+        return finishes
+
+    def _parts(
+        self, task: Task, lanes: Sequence[Lane], market: Market, ahead: Mapping[str, Micros], at: Micros
+    ) -> list[Parts]:
+        typical = market.typical()
+        embed = task.kind is Kind.EMBED
+        tokens = 0.0 if embed else market.expected_tokens(task)
+        found: list[Parts] = []
+        for lane in lanes:
+            wait = lane.wait_us(at) if lane.attempts or lane.draining or lane.paused_until > at else 0
+            if ahead:
+                wait += ahead.get(lane.node.key, 0)
+            load = lane.startup_us(task.options)
+            displaces = load if load and lane.displaces(task.options, at) else 0
+            fresh = not lane.node.attempted
+            decode = 0.0
+            if embed:
+                work = lane.work.read() or (typical.best_work if fresh else typical.work)
+                read = task.cost / work
+            else:
+                prefill, speed = self._speeds(lane, typical, fresh, task, at)
+                cost = task.cost - lane.warm_cost(task.prefix) if task.prefix else task.cost
+                read = market.prompt_tokens(cost) / prefill
+                decode = tokens / speed
+            penalty = lane.latency.read() or 0.0 if lane.failed and not lane.answers else 0.0
+            found.append((wait, load, displaces, read, decode, lane.overhead.read() or 0.0, penalty))
+        return found
+
+    def _speeds(self, lane: Lane, typical: Typical, fresh: bool, task: Task, at: Micros) -> tuple[float, float]:
+        prefill, decode = lane.prefill.read(), lane.decode.read()
+        if decode is not None and at - lane.last_end_us > STALE and decode * NOT_FAR > typical.best_decode:
+            fresh, prefill, decode = task.priority <= 5, None, None
+        if fresh:
+            return prefill or typical.best_prefill, decode or typical.best_decode
+        return prefill or typical.prefill, decode or typical.decode
 
 
-def _until_free(lane: Lane, at: Micros) -> Micros:
-    if len(lane.attempts) < lane.limiter.limit:
-        return max(0, lane.paused_until - at)
-    ends = sorted(attempt.expected_end(at) for attempt in lane.attempts.values())
-    return max(0, ends[len(lane.attempts) - lane.limiter.limit] - at, lane.paused_until - at)
+class ReliableRouter(CompletionRouter):
+    """Completion time, where a failure costs a second try: nodes that often fail come last.
+
+    score = finish / share of attempts that ended well there, squared: a try that fails is paid twice, by the
+    time lost and by starting again elsewhere. A node without a history counts as one that fails now and then."""
+
+    __slots__ = ()
+    UNPROVEN = 0.8
+
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        shares = [lane.reliability.read() for lane in lanes]
+        return [
+            finish / max(0.1, self.UNPROVEN if share is None else share) ** 2
+            for finish, share in zip(finishes, shares, strict=True)
+        ]
+
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        share = lanes[chosen].reliability.read()
+        told = "no history" if share is None else f"{share:.0%} of its answers good"
+        return f"finishes first of {len(lanes)} when failures count ({told})"
 
 
-class _Typical:
-    """Middle and best rates among the lanes that have been measured, for those that have not."""
+class SparingRouter(CompletionRouter):
+    """For background work: the slowest node that is free now, so that the fast ones stay free for those who wait.
 
-    __slots__ = ("best_decode", "best_prefill", "best_work", "decode", "prefill", "tokens_out", "work")
+    Only nodes that would finish within PATIENCE times the best; nothing free means waiting for the best of them."""
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self.work, self.best_work = _middle([lane.work.read() for lane in lanes], WORK)
-        self.prefill, self.best_prefill = _middle([lane.prefill.read() for lane in lanes], PREFILL)
-        self.decode, self.best_decode = _middle([lane.decode.read() for lane in lanes], DECODE)
-        self.tokens_out, _ = _middle([lane.tokens_out.read() for lane in lanes], TOKENS_OUT)
+    __slots__ = ()
+    wide = True
+    PATIENCE = 20.0
+
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        bound = min(finishes) * self.PATIENCE
+        return [
+            1 / finish if finish <= bound and lane.free(at) else finish
+            for finish, lane in zip(finishes, lanes, strict=True)
+        ]
+
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        return f"leaves faster nodes free ({len(lanes)} candidates)"
 
 
-def _middle(values: Sequence[float | None], default: float) -> tuple[float, float]:
-    known = sorted(value for value in values if value)
-    return (known[len(known) // 2], known[-1]) if known else (default, default)
+class LatencyRouter(CompletionRouter):
+    """Least mean time per call so far, whatever the task."""
+
+    __slots__ = ()
+
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        return [(lane.latency.read() or 0.0) + lane.wait_us(at) for lane in lanes]
+
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        return "least latency so far"
 
 
-class RoundRobinRouter:
-    """The next node in turn, whatever it is doing: a reference to measure others against."""
+class LeastLoadedRouter(CompletionRouter):
+    """Fewest requests under way on the node."""
 
-    __slots__ = ("_turn",)
+    __slots__ = ()
+    wide = True
+
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        return [float(lane.node.running) for lane in lanes]
+
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        return f"{lanes[chosen].node.running} requests under way there"
+
+
+class FairRouter(CompletionRouter):
+    """Every node gets the same number of requests over time."""
+
+    __slots__ = ()
+    wide = True
+
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        return [float(lane.node.attempted + lane.node.running) for lane in lanes]
+
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        return f"{lanes[chosen].node.attempted} requests had so far"
+
+
+class RoundRobinRouter(CompletionRouter):
+    """The next free node in turn."""
+
+    __slots__ = ("_last",)
+    wide = True
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._last = ""
 
-    def choose(
-        self,
-        task: Task,
-        lanes: Sequence[Lane],
-        ahead: Mapping[str, Micros],
-        at: Micros,
-        rng: random.Random,
-    ) -> Decision:
-        self._turn += 1
-        lane = lanes[self._turn % len(lanes)]
-        return Decision(lane.node.key, round(lane.latency.read() or SECOND), "round robin")
+    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+        keys = [lane.node.key for lane in lanes]
+        start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
+        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at)]
+        if not free:
+            return finishes
+        self._last = keys[free[0]]
+        return [0.0 if i == free[0] else 1.0 for i in range(len(lanes))]
+
+    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+        return "next in turn"
+
+
+def router_of(strategy: RoutingStrategy) -> CompletionRouter:
+    match strategy:
+        case RoutingStrategy.ROUND_ROBIN:
+            return RoundRobinRouter()
+        case RoutingStrategy.LATENCY_FIRST:
+            return LatencyRouter()
+        case RoutingStrategy.LEAST_LOADED:
+            return LeastLoadedRouter()
+        case RoutingStrategy.FAIRNESS:
+            return FairRouter()
+        case RoutingStrategy.INTELLIGENT:
+            return CompletionRouter()
+
+
+MODES: Mapping[RoutingMode, CompletionRouter] = {
+    RoutingMode.RELIABLE: ReliableRouter(),
+    RoutingMode.ASYNC: SparingRouter(),
+}

@@ -17,9 +17,10 @@ from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
+from sollol.policies.hedge import QuantileHedger
 from sollol.policies.limits import ThroughputLimiter
 from sollol.policies.retry import BudgetRetrier
-from sollol.policies.routing import CompletionRouter
+from sollol.policies.routing import MODES, CompletionRouter
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, Message
 from sollol.pool.dispatcher import Dispatcher
@@ -31,7 +32,15 @@ TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
 
 
 def default_policies() -> Policies:
-    return Policies(CompletionRouter(), GuidedBatcher(), BudgetRetrier(), ThroughputLimiter, ConsecutiveBreaker)
+    return Policies(
+        CompletionRouter(),
+        GuidedBatcher(),
+        BudgetRetrier(),
+        QuantileHedger(),
+        ThroughputLimiter,
+        ConsecutiveBreaker,
+        MODES,
+    )
 
 
 class Engine:

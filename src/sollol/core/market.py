@@ -1,0 +1,175 @@
+"""All lanes of one model, and what would cost too much to add up for each decision.
+
+A decision looks at a few lanes, not at a thousand: those with a free slot that are fastest, the fastest busy ones (it
+may be better to wait for one), and those that have read the beginning of this conversation or hold the model with
+these options. `ranked` is their order, made anew now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+from sollol.core.estimate import Rate
+from sollol.core.types import SECOND, Micros, Task
+
+if TYPE_CHECKING:
+    from sollol.core.fleet import Fleet, Lane
+
+SHORTLIST = 24  # lanes looked at for one decision; all, if there are no more
+HALF = SHORTLIST // 2
+MATCHING = 4  # of those that hold the model with the options asked for
+MARKS_MAX = 10_000
+
+# Assumed before anything was measured anywhere; the first answers replace them.
+TOKENS_OUT = 128.0
+BYTES_PER_TOKEN = 4.0
+PREFILL = 200e-6  # tokens per microsecond
+DECODE = 20e-6
+WORK = 2_000e-6  # cost units per microsecond
+
+
+class Typical(NamedTuple):
+    """Middle and best rates among the lanes that have been measured, for those that have not."""
+
+    work: float = WORK
+    best_work: float = WORK
+    prefill: float = PREFILL
+    best_prefill: float = PREFILL
+    decode: float = DECODE
+    best_decode: float = DECODE
+
+
+class Market:
+    def __init__(self, model: str, fleet: Fleet) -> None:
+        self.model = model
+        self.lanes: dict[str, Lane] = {}
+        self.roomy: dict[str, Lane] = {}  # lanes with fewer requests in flight than their limit
+        self.total_rate = 0.0  # known work rates of the usable lanes, cost units per microsecond
+        self.best_rate = 0.0
+        self.inflight_cost = 0.0
+        self.token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
+        self.samples = 0
+        self._fleet = fleet
+        self._counted = 0  # samples seen by the last recount, and by the last ranking
+        self._ranked_at = -1
+        self._ranked: list[Lane] = []
+        self._typical = Typical()
+        self._marks: dict[int, Lane] = {}  # beginning of a conversation -> who has read it last
+        self._by_options: dict[str, dict[str, Lane]] = {}
+
+    # --- who is here ---
+
+    def put(self, lane: Lane) -> None:
+        self.lanes[lane.node.key] = lane
+        if len(lane.attempts) < lane.limiter.limit:
+            self.roomy[lane.node.key] = lane
+        self._ranked_at = -1
+
+    def drop(self, key: str) -> None:
+        lane = self.lanes.pop(key, None)
+        self.roomy.pop(key, None)
+        if lane is not None:
+            self._by_options.get(lane.options, {}).pop(key, None)
+        self._ranked_at = -1
+
+    def usable(self, at: Micros) -> list[Lane]:
+        return [lane for lane in self.lanes.values() if lane.usable(at)]
+
+    def options_changed(self, lane: Lane, options: str) -> None:
+        self._by_options.get(lane.options, {}).pop(lane.node.key, None)
+        if options:
+            self._by_options.setdefault(options, {})[lane.node.key] = lane
+
+    def remember(self, prefix: tuple[tuple[int, int], ...], lane: Lane) -> None:
+        if len(self._marks) > MARKS_MAX:
+            self._marks.clear()
+        for mark, _ in prefix:
+            self._marks[mark] = lane
+
+    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Lane]:
+        """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
+        if wide or len(self.lanes) <= SHORTLIST:
+            return [lane for lane in self.lanes.values() if lane.node.key not in tried and lane.usable(at)]
+        self._rank()
+        few = len(self.roomy) <= HALF
+        free = [lane for lane in self.roomy.values() if lane.free(at)] if few else []
+        busy: list[Lane] = []
+        for lane in self._ranked:
+            if lane.node.key in self.roomy:
+                if not few and lane.node.key not in tried and lane.free(at):
+                    free.append(lane)
+                    if len(free) >= HALF:
+                        break
+            elif lane.node.key not in tried and lane.usable(at):
+                busy.append(lane)
+                if len(busy) >= HALF:
+                    break
+        found = {lane.node.key: lane for lane in free + busy if lane.node.key not in tried}
+        known = [self._marks.get(mark) for mark, _ in task.prefix]
+        known += list(self._by_options.get(task.options, {}).values())[:MATCHING]
+        for lane_or_none in known:
+            if lane_or_none is not None and lane_or_none.node.key not in tried and lane_or_none.usable(at):
+                found.setdefault(lane_or_none.node.key, lane_or_none)
+        return list(found.values()) or [
+            lane for lane in self.lanes.values() if lane.node.key not in tried and lane.usable(at)
+        ]
+
+    # --- what is usual here ---
+
+    def typical(self) -> Typical:
+        self._rank()
+        return self._typical
+
+    def _rank(self) -> None:
+        if self._ranked_at >= 0 and self.samples - self._ranked_at < max(1, len(self.lanes) // 2):
+            return
+        self._ranked_at = self.samples
+        lanes = list(self.lanes.values())
+        self._typical = typical = Typical(
+            *_middle([lane.work.read() for lane in lanes], WORK),
+            *_middle([lane.prefill.read() for lane in lanes], PREFILL),
+            *_middle([lane.decode.read() for lane in lanes], DECODE),
+        )
+        if len(lanes) > SHORTLIST:
+            self._ranked = sorted(lanes, key=lambda lane: _usual_time(lane, typical))
+
+    def expected_tokens(self, task: Task) -> float:
+        """How long the answer will be."""
+        tokens = self._fleet.lengths.read(task.app, task.type.value, self.model) or TOKENS_OUT
+        return tokens if task.tokens_out is None or task.tokens_out < 0 else min(tokens, task.tokens_out)
+
+    def prompt_tokens(self, cost: float) -> float:
+        return cost / (self.token_cost.read() or BYTES_PER_TOKEN)
+
+    # --- sums for batches ---
+
+    def recount(self, at: Micros) -> None:
+        """Sum the rates afresh: after a node came or went, and against the drift of many additions."""
+        rates = [lane.work.read() or 0.0 for lane in self.usable(at)]
+        self.total_rate = sum(rates)
+        self.best_rate = max(rates, default=0.0)
+        self._counted = self.samples
+
+    def rate_changed(self, before: float, after: float, at: Micros) -> None:
+        self.samples += 1
+        if self.samples - self._counted >= 256:
+            self.recount(at)
+            return
+        self.total_rate += after - before
+        self.best_rate = max(self.best_rate, after)
+
+
+def _middle(values: list[float | None], default: float) -> tuple[float, float]:
+    known = sorted(value for value in values if value)
+    return (known[len(known) // 2], known[-1]) if known else (default, default)
+
+
+def _usual_time(lane: Lane, typical: Typical) -> float:
+    """How long a usual task takes there: only the order counts. A lane that was never tried counts as the best."""
+    if not lane.answers and not lane.failed:
+        return 0.0
+    decode, work = lane.decode.read(), lane.work.read()
+    if decode:
+        return lane.startup_us() + TOKENS_OUT / decode + 2 * TOKENS_OUT / (lane.prefill.read() or typical.prefill)
+    return lane.startup_us() + TOKENS_OUT * BYTES_PER_TOKEN / (work or typical.work)

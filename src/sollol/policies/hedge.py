@@ -1,0 +1,63 @@
+"""When to send a second copy of a request that is slow, and how often that may be done.
+
+After the learned p95 of how much later than predicted the first token comes for that kind of request (for an
+answer given whole: the answer). A share of the prediction, not seconds: long prompts are not taken for slow ones.
+At most BUDGET of the requests get a second copy (Dean and Barroso 2013, "The tail at scale"), and none before
+LEAST samples: a hedge that fires at random only adds load.
+"""
+
+from __future__ import annotations
+
+from sollol.core.estimate import Quantile
+from sollol.core.types import MILLISECOND, Decision, Kind, Micros, Task
+
+SHARE = 0.95
+LEAST = 20
+BUDGET = 0.05
+RESERVE = 2.0  # second copies that a quiet service may send at once
+MARGIN: Micros = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
+
+
+class QuantileHedger:
+    __slots__ = ("_kinds", "_tokens", "budget", "share")
+
+    def __init__(self, share: float = SHARE, budget: float = BUDGET) -> None:
+        self.share = share
+        self.budget = budget
+        self._kinds: dict[tuple[str, str, bool], Quantile] = {}
+        self._tokens = RESERVE
+
+    def deposit(self, task: Task) -> None:
+        self._tokens = min(self._tokens + self.budget, max(RESERVE, 100 * self.budget))
+
+    def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
+        """An attempt gave its first token (or its answer, if that comes whole) after `elapsed_us`."""
+        key = _kind(task)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = Quantile()
+        kind.add(elapsed_us / (_expected(task, decision) + MARGIN))
+
+    def after(self, task: Task, decision: Decision) -> Micros | None:
+        if task.kind is Kind.EMBED:
+            return None
+        kind = self._kinds.get(_kind(task))
+        if kind is None or len(kind) < LEAST:
+            return None
+        late = kind.read(self.share)
+        assert late is not None
+        return round(late * (_expected(task, decision) + MARGIN)) + MARGIN
+
+    def withdraw(self) -> bool:
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def _kind(task: Task) -> tuple[str, str, bool]:
+    return task.model, task.type.value, task.stream
+
+
+def _expected(task: Task, decision: Decision) -> Micros:
+    return decision.first_us if task.stream and decision.first_us else decision.predicted_us
