@@ -255,8 +255,8 @@ class Lane:
             self.prefill.add(timing.prompt_tokens, timing.prompt_us)
         if timing.decode_us > 0 and timing.tokens > 0:
             self.decode.add(timing.tokens, timing.decode_us)
-            told = timing.load_us + timing.prompt_us + timing.decode_us
-            self.overhead.add(max(0, elapsed_us - told))
+        told = timing.load_us + timing.prompt_us + timing.decode_us
+        self.overhead.add(max(0, elapsed_us - told))
         self.market.samples += 1
 
     def measured_load(self, timing: Timing, least_us: Micros) -> None:
@@ -275,6 +275,7 @@ class NodeState:
     __slots__ = (
         "asked_us",
         "attempted",
+        "digests",
         "down_since",
         "endpoint",
         "failed",
@@ -302,6 +303,7 @@ class NodeState:
         self.lost_why = "not seen yet"
         self.version = ""
         self.models: Mapping[str, int] = {}  # on disk: name -> bytes
+        self.digests: Mapping[str, str] = {}
         self.loaded: Mapping[str, LoadedModel] = {}
         self.lanes: dict[str, Lane] = {}
         self.running = 0

@@ -53,9 +53,11 @@ class Health:
             node.up_since = at
         node.up, node.probing, node.silences = True, False, 0
         node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
+        node.digests = facts.digests
         for model, lane in node.lanes.items():
             if model not in facts.loaded and not lane.attempts:
                 lane.loaded_by_us = False
+                lane.warm.clear()
         node.probe_backoff_us = 0
         self._plan(node, at + self._every(at))
         return changed

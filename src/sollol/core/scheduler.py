@@ -91,6 +91,36 @@ class Scheduler:
         """Tasks in line."""
         return self._ledger.waiting()
 
+    def position(self, task: int, at: Micros) -> tuple[int, Micros] | None:
+        """A waiting task's place in its line, from 1, and in how long it should start. None if it does not wait."""
+        opened = self.open.get(task)
+        line = self._ledger.lines.get(opened.task.model) if opened else None
+        if opened is None or line is None or task not in line:
+            return None
+        place = line.first(len(line), at).index(task) + 1
+        return place, self._wait_for(place, opened.task.model, at)
+
+    def line_up(self, model: str, at: Micros) -> list[tuple[int, Micros]]:
+        """The tasks that wait for a model in their order, each with the time in which it should start."""
+        line = self._ledger.lines.get(model)
+        if line is None:
+            return []
+        waiting = line.first(len(line), at)
+        return [(task, self._wait_for(place, model, at)) for place, task in enumerate(waiting, 1)]
+
+    def models_waited_for(self) -> list[str]:
+        return [model for model, line in self._ledger.lines.items() if line]
+
+    def _wait_for(self, place: int, model: str, at: Micros) -> Micros:
+        """Slots free at the rate at which the lanes answer; before any answered, what they are predicted to take."""
+        market = self.fleet.markets.get(model)
+        lanes = market.usable(at) if market else []
+        if not lanes:
+            return 0
+        soonest = min(lane.wait_us(at) for lane in lanes)
+        rate = sum(lane.limiter.limit / max(1.0, lane.latency.read() or SECOND) for lane in lanes)
+        return soonest + round((place - 1) / rate)
+
     def invariants(self) -> None:
         """What must hold between events. Raises AssertionError."""
         self._ledger.invariants()
@@ -101,10 +131,12 @@ class Scheduler:
         task, ledger = event.task, self._ledger
         opened = ledger.open[task.id] = OpenTask(task, at)
         if ledger.waiting() >= self.queue_bound:
-            ledger.settle(opened, Outcome(How.QUEUE_FULL, f"{self.queue_bound} tasks are waiting already"))
+            wait = self._wait_for(len(ledger.line(task.model)), task.model, at)
+            told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
+            ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
             return
         self.policies.retrier.deposit(task)
-        self.policies.hedger.deposit(task)
+        self._singles.deposit(task)
         self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
             ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now))
@@ -125,8 +157,10 @@ class Scheduler:
     def _first_token(self, event: FirstToken, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
-            attempt.started, attempt.movable = True, event.movable
-            self._singles.begun(self.open[attempt.task.id], attempt, at)
+            attempt.movable = event.movable
+            if not attempt.started:
+                attempt.started = True
+                self._singles.begun(self.open[attempt.task.id], attempt, at)
 
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)

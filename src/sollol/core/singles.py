@@ -5,7 +5,7 @@ from __future__ import annotations
 from sollol.core.fleet import Attempt
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
-from sollol.core.policy import Router
+from sollol.core.policy import Hedger, Router
 from sollol.core.types import SECOND, TRANSIENT, Decision, How, Kind, Micros, Outcome, RoutingMode, Task, TaskPriority
 
 LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
@@ -48,12 +48,25 @@ class Singles:
 
     def _start(self, opened: OpenTask, decision: Decision, market: Market, at: Micros) -> None:
         attempt = self._ledger.start(opened, market.lanes[decision.node], opened.task.cost, decision, at)
-        if _hedges(opened.task) and not opened.begun:
-            delay = self._ledger.policies.hedger.after(opened.task, decision)
+        hedger = self._hedger(opened.task)
+        if hedger is not None and not opened.begun:
+            delay = hedger.after(opened.task, decision)
             if delay is not None:
-                self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, market, now))
+                self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, market, hedger, now))
 
-    def _hedge(self, opened: OpenTask, first: Attempt, market: Market, at: Micros) -> None:
+    def deposit(self, task: Task) -> None:
+        """The budget for second copies grows with the calls that may have one."""
+        hedger = self._hedger(task)
+        if hedger is not None:
+            hedger.deposit(task)
+
+    def _hedger(self, task: Task) -> Hedger | None:
+        wanted = task.mode is RoutingMode.FAST if task.hedge is None else task.hedge
+        if not wanted or task.kind is Kind.EMBED:
+            return None
+        return self._ledger.policies.hedger if wanted is True else wanted
+
+    def _hedge(self, opened: OpenTask, first: Attempt, market: Market, hedger: Hedger, at: Micros) -> None:
         """The first attempt is later than 19 of 20 are: send a second one, if a node is idle and the budget allows."""
         ledger, task = self._ledger, opened.task
         if opened.attempts.get(first.id) is not first or len(opened.attempts) > 1 or opened.begun:
@@ -62,7 +75,7 @@ class Singles:
             return
         tried = {*opened.tried, first.lane.node.key}
         lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
-        if not lanes or not ledger.policies.hedger.withdraw():
+        if not lanes or not hedger.withdraw():
             return
         decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
         reason = f"second copy: {first.lane.node.key} is late; {decision.reason}"
@@ -72,14 +85,21 @@ class Singles:
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
         opened.begun = True
-        if opened.task.kind is not Kind.EMBED:
-            self._ledger.policies.hedger.learn(opened.task, attempt.decision, at - attempt.started_us)
+        self._learn_latency(opened.task, attempt, at)
         self._drop_others(opened, attempt, at)
+
+    def _learn_latency(self, task: Task, attempt: Attempt, at: Micros) -> None:
+        if task.kind is Kind.EMBED or attempt.resumed:
+            return
+        self._ledger.policies.hedger.learn(task, attempt.decision, at - attempt.started_us)
+        own = self._hedger(task)
+        if own is not None and own is not self._ledger.policies.hedger:
+            own.learn(task, attempt.decision, at - attempt.started_us)
 
     def answered(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         ledger, task = self._ledger, opened.task
-        if task.kind is not Kind.EMBED and not task.stream:
-            ledger.policies.hedger.learn(task, attempt.decision, at - attempt.started_us)
+        if not task.stream:
+            self._learn_latency(task, attempt, at)
         used = outcome.timing.prompt_tokens + outcome.timing.tokens
         if used:
             ledger.shares.correct(task.app, used - opened.tokens)
@@ -128,7 +148,3 @@ class Singles:
             late = at - attempt.due_us
             if late > max(LATE_LEAST, (attempt.due_us - attempt.started_us) // 2) and at - node.asked_us > LATE_LEAST:
                 self._ledger.health.ask(node, at, self._ledger.out)
-
-
-def _hedges(task: Task) -> bool:
-    return task.mode is RoutingMode.FAST if task.hedge is None else task.hedge

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sollol.core.policy import Hedger
 
 Micros = int  # a moment, or a duration, on the event loop's clock
 SECOND: Micros = 1_000_000
@@ -69,7 +72,8 @@ class Task(NamedTuple):
     `width` fixes the number of requests in flight for a batch (`max_workers`), or None.
     `type` is what it is about, and `prefix` names the beginnings of a conversation, shortest first, as (hash, cost):
     a node that has just answered one of them need not read it again.
-    `hedge`: send a second copy if the first is slow; None leaves it to the mode. `stream`: the answer comes in parts.
+    `hedge`: send a second copy if the first is slow, or who decides that; None leaves it to the mode.
+    `stream`: the answer comes in parts.
     """
 
     id: int
@@ -85,7 +89,7 @@ class Task(NamedTuple):
     width: int | None = None
     type: TaskType = TaskType.CHAT
     mode: RoutingMode | None = None
-    hedge: bool | None = None
+    hedge: bool | Hedger | None = None
     stream: bool = False
     prefix: tuple[tuple[int, int], ...] = ()
 
@@ -121,10 +125,13 @@ class Timing(NamedTuple):
 
 
 class Outcome(NamedTuple):
+    """How an attempt or a task ended. `retry_us`: in how long it is worth trying again, where that is known."""
+
     how: How
     message: str = ""
     status: int = 0
     timing: Timing = Timing()
+    retry_us: Micros | None = None
 
 
 class Ranges(tuple[tuple[int, int], ...]):
@@ -175,11 +182,12 @@ class LoadedModel(NamedTuple):
 
 
 class NodeFacts(NamedTuple):
-    """What a node said of itself: models on disk (name -> bytes) and models in memory."""
+    """What a node said of itself: models on disk (name -> bytes), models in memory, and digests of those on disk."""
 
     version: str
     models: Mapping[str, int]
     loaded: Mapping[str, LoadedModel]
+    digests: Mapping[str, str] = {}
 
 
 def canonical_model(name: str) -> str:

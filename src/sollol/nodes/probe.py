@@ -26,15 +26,15 @@ async def probe(transport: Transport, endpoint: Endpoint, version: str = "") -> 
     try:
         if not version:
             version = str(decode(await _get(transport, endpoint, "/api/version"))["version"])
-        models = {
-            _name(row): int(row.get("size") or 0) for row in iter_models(await _get(transport, endpoint, "/api/tags"))
-        }
+        rows = list(iter_models(await _get(transport, endpoint, "/api/tags")))
+        models = {_name(row): int(row.get("size") or 0) for row in rows}
+        digests = {_name(row): str(row.get("digest") or "") for row in rows}
         loaded = {_name(row): _loaded(row) for row in iter_models(await _get(transport, endpoint, "/api/ps"))}
     except TransportFault as fault:
         raise ProbeFailed(str(fault), certain=not fault.fault.is_timeout) from None
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ProbeFailed(f"{endpoint.url} answers, but not as Ollama does ({error})", certain=True) from None
-    return NodeFacts(version, models, loaded)
+    return NodeFacts(version, models, loaded, digests)
 
 
 async def _get(transport: Transport, endpoint: Endpoint, path: str) -> bytes:

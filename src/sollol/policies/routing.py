@@ -24,6 +24,7 @@ from sollol.core.types import SECOND, Candidate, Decision, Kind, Micros, Routing
 SHOWN = 8  # candidates kept in a decision
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
 STALE: Micros = 300 * SECOND
+FADES: Micros = 5 * SECOND  # in which the penalty of a lane that has only failed halves
 NOT_FAR = 8.0  # times slower than the best when it was last heard of
 _TERMS = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
 _EMBED_TERMS = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
@@ -99,7 +100,11 @@ class CompletionRouter:
                 cost = task.cost - lane.warm_cost(task.prefix) if task.prefix else task.cost
                 read = market.prompt_tokens(cost) / prefill
                 decode = tokens / speed
-            penalty = lane.latency.read() or 0.0 if lane.failed and not lane.answers else 0.0
+            penalty = 0.0
+            if (
+                lane.failed and not lane.answers
+            ):  # a fast failure is not a fast node; it fades, so that it is tried again
+                penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
             found.append((wait, load, displaces, read, decode, lane.overhead.read() or 0.0, penalty))
         return found
 

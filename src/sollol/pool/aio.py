@@ -8,6 +8,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Se
 from typing import Any
 
 from sollol.core.endpoint import DEFAULT_PORT
+from sollol.core.policy import Hedger
+from sollol.core.types import RoutingMode, TaskType
 from sollol.errors import SollolError
 from sollol.nodes.dialect import decode
 from sollol.pool import manage
@@ -25,7 +27,7 @@ from sollol.pool.batch import (
     rows_of,
     take,
 )
-from sollol.pool.engine import Engine, finish
+from sollol.pool.engine import Engine, finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob
 from sollol.pool.requests import (
     Request,
@@ -76,11 +78,16 @@ class AsyncOllamaPool(PoolBase):
         stream: bool = False,
         priority: int = 5,
         *,
+        mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        task_type: TaskType | str | None = None,
         **ollama: Any,
     ) -> Any:
         """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an async iterator."""
-        return await self._perform(chat_request(model, messages, stream, priority, self._bound(timeout), ollama))
+        return await self._perform(
+            chat_request(model, messages, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
+        )
 
     async def generate(
         self,
@@ -89,23 +96,42 @@ class AsyncOllamaPool(PoolBase):
         stream: bool = False,
         priority: int = 5,
         *,
+        mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        task_type: TaskType | str | None = None,
         **ollama: Any,
     ) -> Any:
         """`/api/generate`. A GenerateResponse, or with `stream` an async iterator of them."""
-        return await self._perform(generate_request(model, prompt, stream, priority, self._bound(timeout), ollama))
+        return await self._perform(
+            generate_request(model, prompt, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
+        )
 
     async def embed(
-        self, model: str, input: str | Sequence[str], priority: int = 5, *, timeout: float | None = None, **ollama: Any
+        self,
+        model: str,
+        input: str | Sequence[str],
+        priority: int = 5,
+        *,
+        mode: RoutingMode | str | None = None,
+        timeout: float | None = None,
+        **ollama: Any,
     ) -> Any:
         """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
-        return await self._perform(embed_request(model, input, priority, self._bound(timeout), ollama))
+        return await self._perform(embed_request(model, input, self._wish(priority, timeout, mode), ollama))
 
     async def embeddings(
-        self, model: str, prompt: str, priority: int = 5, *, timeout: float | None = None, **ollama: Any
+        self,
+        model: str,
+        prompt: str,
+        priority: int = 5,
+        *,
+        mode: RoutingMode | str | None = None,
+        timeout: float | None = None,
+        **ollama: Any,
     ) -> Any:
         """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
-        return await self._perform(old_embed_request(model, prompt, priority, self._bound(timeout), ollama))
+        return await self._perform(old_embed_request(model, prompt, self._wish(priority, timeout, mode), ollama))
 
     async def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -143,7 +169,8 @@ class AsyncOllamaPool(PoolBase):
         try:
             while True:
                 while lines:
-                    yield request.answer(decode(lines.popleft()))
+                    line = lines.popleft()
+                    yield finish_stream(job, request) if line is job.last else request.answer(decode(line))
                 job.drained.set()
                 if job.settled is not None and not lines:
                     break
@@ -250,6 +277,17 @@ class AsyncOllamaPool(PoolBase):
 
     # --- models ---
 
+    async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
+        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
+        engine = self._running()
+        nodes = await manage.holders(engine.transport, self._find_node(node), model)
+        body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
+        return self._changed(await manage.load(engine.transport, nodes, body))
+
+    async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
+        """`warm_model` for each, one after another: a node loads one at a time."""
+        return {model: await self.warm_model(model) for model in models}
+
     async def list(self) -> Answer:
         """All models on the nodes' disks, each once, with `nodes`: who has it."""
         return await manage.list_models(self._running().transport, self._find_node(None))
@@ -333,7 +371,7 @@ class AsyncOllamaPool(PoolBase):
         """Cancel what runs and close every connection."""
         self._closed = True
         if self._engine is not None:
-            await self._engine.dispatcher.aclose()
+            await self._engine.aclose()
 
     async def __aenter__(self) -> AsyncOllamaPool:
         self._running()

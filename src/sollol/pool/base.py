@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
+import sollol
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint
+from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.errors import BadInput
 from sollol.nodes.transport import Transport
 from sollol.pool.engine import Engine
 from sollol.pool.requests import (
     EMBED_FIELDS,
+    Wish,
     accept_old,
     check_count,
     check_fields,
+    check_mode,
     check_model,
     check_priority,
+    check_strategy,
     check_timeout,
+    wish,
 )
-from sollol.pool.views import NodeView, stats_of
+from sollol.pool.views import NodeView, explained, snapshot_of, stats_of
 
+T = TypeVar("T")
 PARALLEL_LEAST = 2  # tasks and machines from which running in parallel can be sooner
 
 
@@ -29,6 +38,8 @@ class PoolBase:
         self,
         nodes: Iterable[Any] | Mapping[str, Any] | str | None = None,
         *,
+        routing_mode: RoutingMode | str | None = None,
+        routing_strategy: RoutingStrategy | str | None = None,
         app_name: str | None = None,
         timeout: float | None = None,
         transport: Transport | None = None,
@@ -38,6 +49,9 @@ class PoolBase:
         accept_old(type(self).__name__, old)
         self.app_name = app_name or ""
         self.timeout = check_timeout(timeout)
+        self._mode = check_mode(routing_mode)
+        self._mode_here: ContextVar[RoutingMode | None] = ContextVar("sollol_mode", default=None)
+        self._strategy = check_strategy(routing_strategy or RoutingStrategy.INTELLIGENT)
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
         self._seed = seed
@@ -54,11 +68,55 @@ class PoolBase:
             from sollol.nodes.http import HttpTransport
 
             transport = HttpTransport()
-        return Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
+        engine = Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
+        engine.use_strategy(self._strategy)
+        return engine
 
     def _count(self, ok: bool) -> None:
         self._totals["total_requests"] += 1
         self._totals["successful_requests" if ok else "failed_requests"] += 1
+
+    # --- modes ---
+
+    @property
+    def routing_mode(self) -> RoutingMode | None:
+        """The mode of calls that name none; None: completion time, without second copies."""
+        return self._mode_here.get() or self._mode
+
+    def set_routing_mode(self, mode: RoutingMode | str | None) -> None:
+        """FAST: completion time, and a second copy of what is late. RELIABLE: failures count. ASYNC: leaves fast
+        nodes to others. None: completion time."""
+        self._mode = check_mode(mode)
+
+    @contextmanager
+    def mode(self, mode: RoutingMode | str) -> Iterator[None]:
+        """Calls made inside, in this thread or task, use this mode."""
+        token = self._mode_here.set(check_mode(mode))
+        try:
+            yield
+        finally:
+            self._mode_here.reset(token)
+
+    @property
+    def routing_strategy(self) -> RoutingStrategy:
+        """Which question decides where a call without a mode goes."""
+        return self._strategy
+
+    @routing_strategy.setter
+    def routing_strategy(self, strategy: RoutingStrategy | str) -> None:
+        self._strategy = check_strategy(strategy)
+        if self._engine is not None:
+            self._engine.use_strategy(self._strategy)
+
+    def _wish(self, priority: Any, timeout: Any, mode: Any = None, hedge: Any = None, task_type: Any = None) -> Wish:
+        """What a caller says of a call, with the pool's own defaults; checked."""
+        return wish(
+            priority,
+            self.timeout if timeout is None else timeout,
+            self.routing_mode if mode is None else mode,
+            hedge,
+            task_type,
+        )
 
     # --- nodes ---
 
@@ -108,7 +166,12 @@ class PoolBase:
 
     def get_stats(self) -> dict[str, Any]:
         """A copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        return stats_of(self._engine.scheduler if self._engine else None, dict(self._endpoints), dict(self._totals))
+        scheduler = self._engine.scheduler if self._engine else None
+        return self._read(lambda: stats_of(scheduler, dict(self._endpoints), dict(self._totals)))
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Look at the engine's state from where it may be looked at."""
+        return read()
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -139,6 +202,30 @@ class PoolBase:
             warnings.warn("max_workers= has no effect with use_adaptive=True; pass use_adaptive=False", stacklevel=4)
             max_workers = None
         return {name: value for name, value in extra.items() if value is not None}, max_workers
+
+    def explain(self, task_id: int) -> dict[str, Any]:
+        """Why a call went where it went: candidates and the terms of their predictions, what was tried, predicted and
+        actual milliseconds; for one that waits, its position and when it should start.
+
+        Raises BadInput for an id that is unknown, or too long ago (the last 1,000 calls are kept)."""
+        engine = self._engine
+        found = self._read(lambda: explained(engine, task_id)) if engine else None
+        if found is None:
+            raise BadInput(
+                f"task_id={task_id!r} is not known; expected the id of one of the last 1,000 calls (r.routing.id)"
+            )
+        return found
+
+    def snapshot(self) -> dict[str, Any]:
+        """Nodes, waiting and running tasks, recent calls and calibration, as plain values for displays."""
+        return {
+            "app_name": self.app_name,
+            "version": sollol.__version__,
+            "routing_mode": self.routing_mode.value if self.routing_mode else None,
+            "routing_strategy": self.routing_strategy.value,
+            "totals": dict(self._totals),
+            **self._read(lambda: snapshot_of(self._engine, dict(self._endpoints))),
+        }
 
     def __repr__(self) -> str:
         down = sum(not node.is_healthy for node in self.nodes)

@@ -133,7 +133,9 @@ class BatchJob:
 
     # --- attempts ---
 
-    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Callable[[], None]) -> Outcome:
+    async def perform(
+        self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]
+    ) -> Outcome:
         assert start.items is not None
         texts: list[str] = []
         for lo, hi in start.items:

@@ -40,8 +40,11 @@ from sollol.observe.journal import Journal
 class Job(Protocol):
     task: Task
 
-    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Callable[[], None]) -> Outcome:
-        """Carry out one attempt. `started()` when the caller has begun to receive it."""
+    async def perform(
+        self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]
+    ) -> Outcome:
+        """Carry out one attempt. `started(movable)` when the caller has begun to receive it; again, if it turns out
+        that another node could go on with it."""
         ...
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
@@ -114,7 +117,7 @@ class Dispatcher:
                 outcome = Outcome(How.UNREACHABLE, "the node was removed")
             else:
                 outcome = await job.perform(
-                    self.transport, node.endpoint, start, lambda: self.feed(FirstToken(attempt))
+                    self.transport, node.endpoint, start, lambda movable: self.feed(FirstToken(attempt, movable))
                 )
         except TransportFault as fault:
             outcome = outcome_of(fault)

@@ -11,7 +11,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.messages import NodeAdded, NodeRemoved, Tick
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import Kind, Micros, Task, canonical_model
+from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
 from sollol.nodes.dialect import decode
 from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
@@ -20,10 +20,12 @@ from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.hedge import QuantileHedger
 from sollol.policies.limits import ThroughputLimiter
 from sollol.policies.retry import BudgetRetrier
-from sollol.policies.routing import MODES, CompletionRouter
+from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, Message
+from sollol.pool.continuation import Continuity, Said, is_plain
 from sollol.pool.dispatcher import Dispatcher
+from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
 from sollol.pool.requests import Request
 
@@ -51,6 +53,8 @@ class Engine:
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self.transport = transport
+        self.continuity = Continuity(transport)
+        self.history = History()
         self._app = app
         self._ids = count(1)
         for endpoint in endpoints:
@@ -70,13 +74,44 @@ class Engine:
         self.dispatcher.feed(Tick())
 
     def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
-        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, done)
+        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self._noting(done))
         return self._submit(job)
 
     def stream(self, request: Request, done: Callable[[CallJob], None], push: Callable[[bytes], bool]) -> StreamJob:
-        job = StreamJob(self._task(request), request.path, request.body, TIMEOUTS, done, push)
+        said = Said(request.kind, request.fields) if is_plain(request.fields) else None
+        job = StreamJob(
+            self._task(request),
+            request.path,
+            request.body,
+            TIMEOUTS,
+            self._noting(done),
+            push,
+            said,
+            self.continuity,
+            self._holders,
+        )
         self._submit(job)
         return job
+
+    def _noting(self, done: Callable[[CallJob], None]) -> Callable[[CallJob], None]:
+        def noted(job: CallJob) -> None:
+            self.history.add(job)
+            done(job)
+
+        return noted
+
+    def _holders(self, model: str) -> dict[str, tuple[Endpoint, str]]:
+        """The nodes that have a model, and its digest there."""
+        nodes = self.scheduler.fleet.nodes.values()
+        return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
+
+    def use_strategy(self, strategy: RoutingStrategy) -> None:
+        """From now on, calls without a mode of their own go where this strategy says."""
+        self.scheduler.policies = self.scheduler.policies._replace(router=router_of(strategy))
+
+    async def aclose(self) -> None:
+        await self.continuity.aclose()
+        await self.dispatcher.aclose()
 
     def batch(
         self,
@@ -96,6 +131,7 @@ class Engine:
             deadline_us=self._deadline(timeout_s),
             batch=True,
             width=width,
+            type=TaskType.EMBED,
         )
         job = BatchJob(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
         self.dispatcher.submit(job)
@@ -107,16 +143,22 @@ class Engine:
         return job
 
     def _task(self, request: Request) -> Task:
+        how = request.wish
         return Task(
             next(self._ids),
             request.kind,
             request.model,
             request.cost,
-            request.priority,
+            how.priority,
             self._app,
             request.tokens_out,
             request.options,
-            self._deadline(request.timeout_s),
+            self._deadline(how.timeout_s),
+            type=request.type,
+            mode=how.mode,
+            hedge=how.hedge,
+            stream=request.stream,
+            prefix=request.prefix,
         )
 
     def _deadline(self, timeout_s: float | None) -> Micros | None:
@@ -139,5 +181,13 @@ def finish(job: CallJob, request: Request) -> Answer:
     if error is not None:
         raise error
     answer = request.answer(decode(job.body))
+    answer["_sollol_routing"] = job.story.record(job.settled.attempt)
+    return answer
+
+
+def finish_stream(job: StreamJob, request: Request) -> Answer:
+    """The last part of a streamed answer, with its routing."""
+    assert job.settled is not None
+    answer = request.answer(decode(job.last))
     answer["_sollol_routing"] = job.story.record(job.settled.attempt)
     return answer

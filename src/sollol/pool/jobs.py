@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Refuse, Settle, Start
 from sollol.core.types import Decision, How, Micros, Outcome, Task
@@ -20,43 +22,59 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
-from sollol.nodes.dialect import Lines, judge, judge_line
-from sollol.nodes.transport import Call, Timeouts, Transport
+from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of
+from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
+from sollol.pool.continuation import Continuity, Said, render
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
+# A stream is given up when nothing came for so many times its mean gap, but never before STALL_LEAST_S.
+STALL_TIMES = 50
+STALL_LEAST_S = 8.0
+
+Started = Callable[[bool], None]  # the caller has begun to receive; whether another node could go on
 
 
 class Story:
     """The attempts of one task, in the order in which they ended."""
 
-    __slots__ = ("attempts", "submitted_us")
+    __slots__ = ("attempts", "seams", "submitted_us", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self.task = task
         self.submitted_us: Micros = 0
+        self.seams: list[dict[str, Any]] = []  # where another node went on with the answer
         self.attempts: list[tuple[Start, Outcome, Micros, Micros]] = []
 
     def record(self, attempt: int | None) -> Answer:
-        """The routing record: of the attempt that answered, and of those before it."""
-        for start, _, began, ended in self.attempts:
-            if start.attempt == attempt:
-                return self._of(start.decision, began, ended)
-        return Answer(attempts=len(self.attempts), tried=self._tried())
-
-    def _of(self, decision: Decision, began: Micros, ended: Micros) -> Answer:
-        return Answer(
-            node=decision.node,
-            reasons=[decision.reason],
-            predicted_ms=decision.predicted_us / 1000,
-            actual_ms=(ended - began) / 1000,
-            queue_ms=(began - self.submitted_us) / 1000,
+        """The routing record: of the attempt that answered (or, for None, of the last one), and of those before it."""
+        answered = [entry for entry in self.attempts if entry[0].attempt == attempt] or self.attempts[-1:]
+        task = self.task
+        record = Answer(
+            id=task.id,
+            node="",
+            reasons=[],
+            predicted_ms=0.0,
+            actual_ms=0.0,
+            queue_ms=0.0,
             attempts=len(self.attempts),
             tried=self._tried(),
-            candidates=[
-                {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {t.name: t.us / 1000 for t in c.terms}}
-                for c in decision.candidates
-            ],
+            candidates=[],
+            task_type=task.type.value,
+            mode=task.mode.value if task.mode else None,
+            seams=self.seams,
         )
+        for start, _, began, ended in answered:
+            decision = start.decision
+            record.update(
+                node=decision.node,
+                reasons=[decision.reason],
+                predicted_ms=decision.predicted_us / 1000,
+                actual_ms=(ended - began) / 1000,
+                queue_ms=(began - self.submitted_us) / 1000,
+                candidates=shown_candidates(decision),
+            )
+        return record
 
     def _tried(self) -> list[dict[str, Any]]:
         return [
@@ -66,19 +84,27 @@ class Story:
         ]
 
 
+def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
+    """The nodes that were considered, with what their predictions are made of; milliseconds."""
+    return [
+        {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {t.name: t.us / 1000 for t in c.terms}}
+        for c in decision.candidates
+    ]
+
+
 class CallJob:
     """One request with one answer, given whole."""
 
     def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
         self.task = task
         self.call = Call("POST", path, body, timeouts=timeouts)
-        self.story = Story()
+        self.story = Story(task)
         self.body = b""
         self.settled: Settle | None = None
         self._bodies: dict[int, bytes] = {}
         self._done = done
 
-    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Callable[[], None]) -> Outcome:
+    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         reply = await transport.send(node, self.call)
         body = await reply.read()
         self._bodies[start.attempt] = body
@@ -106,8 +132,9 @@ class CallJob:
 class StreamJob(CallJob):
     """One request whose answer arrives line by line.
 
-    `push` receives each line as it comes; nothing is pushed before the node has begun well, so a failure
-    before that moves to another node unnoticed. `drained` is awaited when the consumer is far behind.
+    `push` receives each line as it comes, the last one when the task is settled; nothing is pushed before the
+    node has begun well, so a failure before that moves to another node unnoticed. After it, another node goes on
+    where that can be exact (`pool.continuation`). `drained` is awaited when the consumer is far behind.
     """
 
     def __init__(
@@ -118,45 +145,150 @@ class StreamJob(CallJob):
         timeouts: Timeouts,
         done: Callable[[CallJob], None],
         push: Callable[[bytes], bool],
+        said: Said | None,
+        continuity: Continuity,
+        holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
     ) -> None:
         super().__init__(task, path, body, timeouts, done)
         self.call = self.call._replace(stream=True)
-        self._push = push
+        self.last = b""  # the line that ends the answer
         self.drained = asyncio.Event()
+        self._push = push
+        self._said = said  # None where the request rules out going on
+        self._continuity = continuity
+        self._holders = holders  # of a model: node -> (endpoint, digest)
+        self._digest = ""
+        self._begun_at = 0.0
+        self._loop = asyncio.get_running_loop()
 
-    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Callable[[], None]) -> Outcome:
+    @property
+    def received(self) -> str:
+        """The text that went to the caller, where it was kept."""
+        return self._said.text if self._said else ""
+
+    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
+        if self._begun_at:
+            return await self._go_on(transport, node, started)
+        self._ask(node)
         reply = await transport.send(node, self.call)
         try:
             if reply.status != 200:
                 return judge(reply.status, await reply.read())
-            return await self._relay(reply.__aiter__(), started)
+            outcome = await self._relay(reply.__aiter__(), lambda: self._begins(started), _as_it_is)
+        except TransportFault as fault:
+            outcome = outcome_of(fault)
+        finally:
+            await reply.aclose()
+        if outcome.how is not How.OK and self._begun_at and self._said is not None:
+            started(await self._continuity.wait(self.task.model, self._digest))
+        return outcome
+
+    def _ask(self, node: Endpoint) -> None:
+        """Whether another node could go on with the answer has to be known before it is needed."""
+        if self._said is None:
+            return
+        model = self.task.model
+        holders = self._holders(model)
+        self._digest = holders[node.key][1] if node.key in holders else ""
+
+        def nodes() -> list[Endpoint]:
+            same = [e for e, digest in holders.values() if digest == self._digest and e.key != node.key]
+            return [node, *same]
+
+        self._continuity.ask(nodes, model, self._digest, self._said.body)
+
+    def _begins(self, started: Started) -> None:
+        """The first line is there."""
+        self._begun_at = self._loop.time()
+        started(self._said is not None and bool(self._continuity.can(self.task.model, self._digest)))
+
+    async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
+        said = self._said
+        assert said is not None
+        if said.left is not None and said.left <= 0:
+            self.last = said.finished(self._elapsed_us())
+            return Outcome(How.OK, "", 200)
+        if self._holders(self.task.model).get(node.key, (node, ""))[1] != self._digest:
+            return Outcome(How.FAILED, f"has another version of {self.task.model}: it cannot go on with the answer")
+        try:
+            prompt = await render(transport, node, said.body)
+        except (msgspec.DecodeError, AttributeError):
+            prompt = None
+        if prompt is None:
+            return Outcome(How.FAILED, "cannot tell how it would render the prompt, so it cannot go on exactly")
+        before = said.tokens
+        said.seams.append({"node": node.key, "characters": len(said.text), "tokens": before})
+        reply = await transport.send(node, said.call(prompt, self.call.timeouts))
+        try:
+            if reply.status != 200:
+                return judge(reply.status, await reply.read())
+            return await self._relay(
+                reply.__aiter__(),
+                lambda: started(True),
+                lambda line: said.translate(line, before, self._elapsed_us()),
+            )
         finally:
             await reply.aclose()
 
-    async def _relay(self, pieces: Any, started: Callable[[], None]) -> Outcome:
+    def _elapsed_us(self) -> int:
+        return round(self._loop.time() * 1e6) - self.story.submitted_us
+
+    async def _relay(self, pieces: Any, begins: Callable[[], None], translate: Callable[[bytes], bytes]) -> Outcome:
         lines = Lines()
-        end: Outcome | None = None
-        begun = False
-        async for piece in pieces:
-            for line in lines.feed(piece):
-                end = judge_line(line)
-                if end is not None and end.how is not How.OK:
-                    return end
-                if not begun:
-                    begun = True
-                    started()
-                await self._give(line)
+        begun = 0.0
+        count = 0
+        try:
+            async with asyncio.timeout(None) as silence:
+                async for piece in pieces:
+                    for line in lines.feed(piece):
+                        end = judge_line(line)
+                        if end is not None:
+                            if end.how is How.OK:
+                                self.last = translate(line)
+                            return end
+                        if not begun:
+                            begins()
+                            begun = self._loop.time()
+                        count += 1
+                        if not self._give(translate(line)):
+                            silence.reschedule(None)
+                            self.drained.clear()
+                            await self.drained.wait()
+                    if begun:
+                        now = self._loop.time()
+                        silence.reschedule(now + max(STALL_LEAST_S, STALL_TIMES * (now - begun) / count))
+        except TimeoutError:
+            return Outcome(How.TIMEOUT, f"fell silent after {count} tokens")
+        finally:
+            if self._said is not None and begun:
+                self._said.decode_us += round((self._loop.time() - begun) * 1e6)
         rest = lines.rest()
-        if rest:
-            end = judge_line(rest)
-            if end is None or end.how is How.OK:
-                await self._give(rest)
+        end = judge_line(rest) if rest else None
+        if end is not None and end.how is How.OK:
+            self.last = translate(rest)
         return end or Outcome(How.FAILED, "the answer ended before it was complete")
 
-    async def _give(self, line: bytes) -> None:
-        if not self._push(line):
-            self.drained.clear()
-            await self.drained.wait()
+    def _give(self, line: bytes) -> bool:
+        if self._said is not None:
+            self._said.hear(line)
+        return self._push(line)
+
+    def settle(self, action: Settle, at: Micros) -> None:
+        if self._said is not None:
+            self.story.seams = self._said.seams
+        if action.outcome.how is How.OK and self.last:
+            self._push(self.last)
+        super().settle(action, at)
+
+    def error(self) -> SollolError | None:
+        error = super().error()
+        if error is not None and self._begun_at and not isinstance(error, DeadlineExceeded):
+            return StreamBroken(f"the answer broke off after {len(self.received)} characters: {error}", self.received)
+        return error
+
+
+def _as_it_is(line: bytes) -> bytes:
+    return line
 
 
 def error_of(settled: Settle, task: Task) -> SollolError | None:
@@ -176,7 +308,8 @@ def error_of(settled: Settle, task: Task) -> SollolError | None:
                 )
             return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried)
         case How.QUEUE_FULL:
-            return QueueFull(f"{what}: {outcome.message}; try again later, or add nodes")
+            wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
+            return QueueFull(f"{what}: {outcome.message}; try again then, or add nodes", wait_s)
         case How.DEADLINE:
             return DeadlineExceeded(f"{what}: {outcome.message}; raise timeout=, or add nodes")
         case How.LEFT:

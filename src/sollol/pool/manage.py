@@ -18,12 +18,15 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
+LOADING = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=600.0)
 
 
-async def ask(transport: Transport, node: Endpoint, method: str, path: str, body: Any = None) -> Any:
+async def ask(
+    transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
+) -> Any:
     """One call to one node, decoded. Raises ResponseError for what the node refused."""
     data = b"" if body is None else encode(body)
-    reply = await transport.send(node, Call(method, path, data, timeouts=TIMEOUTS))
+    reply = await transport.send(node, Call(method, path, data, timeouts=timeouts))
     answer = await reply.read()
     if reply.status != 200:
         raise ResponseError(error_text(answer) or f"{node.url}{path} gave no text", reply.status)
@@ -31,13 +34,18 @@ async def ask(transport: Transport, node: Endpoint, method: str, path: str, body
 
 
 async def ask_all(
-    transport: Transport, nodes: Sequence[Endpoint], method: str, path: str, body: Any = None
+    transport: Transport,
+    nodes: Sequence[Endpoint],
+    method: str,
+    path: str,
+    body: Any = None,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> dict[str, Any]:
     """The same call to all nodes at once: node -> answer or exception."""
 
     async def one(node: Endpoint) -> Any:
         try:
-            return await ask(transport, node, method, path, body)
+            return await ask(transport, node, method, path, body, timeouts)
         except (ResponseError, TransportFault) as error:
             return error
 
@@ -113,9 +121,22 @@ async def everywhere(
 ) -> Answer:
     """A management call on each node; `status` is "success", or "partial" if some failed; `nodes` tells each."""
     answers = await ask_all(transport, nodes, method, path, body)
-    good = _need_one(f"{path} {body.get('model', '')}", answers)
+    return _told(f"{path} {body.get('model', '')}", answers)
+
+
+def _told(what: str, answers: dict[str, Any]) -> Answer:
+    good = _need_one(what, answers)
     told = {node: str(answer) if isinstance(answer, Exception) else "success" for node, answer in answers.items()}
     return Answer(status="success" if len(good) == len(answers) else "partial", nodes=told)
+
+
+async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, Any]) -> Answer:
+    """Load a model on nodes: an empty prompt; for an embedding model, which takes none, an empty list of inputs."""
+    answers = await ask_all(transport, nodes, "POST", "/api/generate", {**body, "stream": False}, LOADING)
+    refused = [node for node in nodes if isinstance(answers[node.key], ResponseError)]
+    if refused:
+        answers |= await ask_all(transport, refused, "POST", "/api/embed", {**body, "input": []}, LOADING)
+    return _told(f"load {body['model']}", answers)
 
 
 async def progress(

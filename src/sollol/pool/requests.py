@@ -8,17 +8,21 @@ from __future__ import annotations
 import base64
 import difflib
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sollol.core.types import Kind, RoutingMode, canonical_model
+from sollol.core.policy import Hedger
+from sollol.core.types import Kind, RoutingMode, RoutingStrategy, TaskType, canonical_model
 from sollol.errors import BadInput
 from sollol.nodes.dialect import encode, runner_key
 from sollol.policies.batching import item_cost
 from sollol.pool.answers import Answer, ChatResponse, EmbedResponse, GenerateResponse
 from sollol.pool.tools import as_tool
 
+PREFIXES = 7  # beginnings of a conversation that are remembered, besides its first message
+MESSAGE_COST = 30  # cost units of a message besides its text: role and marks
 CHAT_FIELDS = frozenset(
     ["tools", "think", "logprobs", "top_logprobs", "format", "options", "keep_alive", "truncate", "shift"]
 )
@@ -47,6 +51,23 @@ OLD_KEYWORDS = frozenset(
 _warned: set[str] = set()
 
 
+class Wish(NamedTuple):
+    """What a caller says of a call besides what the node is told."""
+
+    priority: int = 5
+    timeout_s: float | None = None
+    mode: RoutingMode | None = None
+    hedge: bool | Hedger | None = None
+    type: TaskType | None = None
+
+
+def wish(priority: Any, timeout: Any, mode: Any = None, hedge: Any = None, task_type: Any = None) -> Wish:
+    """Checked. Raises BadInput."""
+    return Wish(
+        check_priority(priority), check_timeout(timeout), check_mode(mode), check_hedge(hedge), check_type(task_type)
+    )
+
+
 class Request(NamedTuple):
     """One call of the inference API, ready to be scheduled."""
 
@@ -55,20 +76,21 @@ class Request(NamedTuple):
     model: str
     body: bytes
     cost: int
-    priority: int
     stream: bool
     options: str
     tokens_out: int | None
-    timeout_s: float | None
     answer: type[Answer]
+    wish: Wish
+    type: TaskType
+    prefix: tuple[tuple[int, int], ...]
+    fields: Mapping[str, Any]  # the body before it was encoded
 
 
 def chat_request(
     model: str,
     messages: Sequence[Any] | None,
     stream: bool,
-    priority: int,
-    timeout: float | None,
+    how: Wish,
     extra: dict[str, Any],
 ) -> Request:
     check_fields("chat", extra, CHAT_FIELDS)
@@ -77,22 +99,18 @@ def chat_request(
             f"chat: messages={_short(messages)}; expected a list such as [{{'role': 'user', 'content': 'Hello'}}]"
         )
     body = {"messages": [_message(m, i) for i, m in enumerate(messages)]}
-    return _inference(Kind.CHAT, "/api/chat", ChatResponse, model, body, stream, priority, timeout, extra)
+    return _inference(Kind.CHAT, "/api/chat", ChatResponse, model, body, stream, how, extra)
 
 
-def generate_request(
-    model: str, prompt: str | None, stream: bool, priority: int, timeout: float | None, extra: dict[str, Any]
-) -> Request:
+def generate_request(model: str, prompt: str | None, stream: bool, how: Wish, extra: dict[str, Any]) -> Request:
     check_fields("generate", extra, GENERATE_FIELDS)
     if prompt is not None and not isinstance(prompt, str):
         raise BadInput(f"generate: prompt={_short(prompt)}; expected a string")
     body = {"prompt": prompt or ""}
-    return _inference(Kind.GENERATE, "/api/generate", GenerateResponse, model, body, stream, priority, timeout, extra)
+    return _inference(Kind.GENERATE, "/api/generate", GenerateResponse, model, body, stream, how, extra)
 
 
-def embed_request(
-    model: str, input: str | Sequence[str], priority: int, timeout: float | None, extra: dict[str, Any]
-) -> Request:
+def embed_request(model: str, input: str | Sequence[str], how: Wish, extra: dict[str, Any]) -> Request:
     check_fields("embed", extra, EMBED_FIELDS)
     texts = [input] if isinstance(input, str) else input
     if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
@@ -101,15 +119,15 @@ def embed_request(
         check_text("input", index, text)
     body = {"model": check_model(model), "input": input, **_present(extra)}
     cost = sum(map(item_cost, texts))
-    return _request(Kind.EMBED, "/api/embed", EmbedResponse, model, body, cost, False, priority, timeout)
+    return _request(Kind.EMBED, "/api/embed", EmbedResponse, model, body, cost, False, how)
 
 
-def old_embed_request(model: str, prompt: str, priority: int, timeout: float | None, extra: dict[str, Any]) -> Request:
+def old_embed_request(model: str, prompt: str, how: Wish, extra: dict[str, Any]) -> Request:
     """`/api/embeddings`, the older call: one prompt, a vector that is not normalised."""
     check_fields("embeddings", extra, EMBED_FIELDS)
     check_text("prompt", None, prompt)
     body = {"model": check_model(model), "prompt": prompt, **_present(extra)}
-    return _request(Kind.EMBED, "/api/embeddings", Answer, model, body, item_cost(prompt), False, priority, timeout)
+    return _request(Kind.EMBED, "/api/embeddings", Answer, model, body, item_cost(prompt), False, how)
 
 
 def _inference(
@@ -119,8 +137,7 @@ def _inference(
     model: str,
     body: dict[str, Any],
     stream: bool,
-    priority: int,
-    timeout: float | None,
+    how: Wish,
     extra: dict[str, Any],
 ) -> Request:
     body = {"model": check_model(model), **body, **_present(extra), "stream": bool(stream)}
@@ -131,7 +148,7 @@ def _inference(
     schema = getattr(body.get("format"), "model_json_schema", None)
     if schema is not None:
         body["format"] = schema()
-    return _request(kind, path, answer, model, body, None, bool(stream), priority, timeout)
+    return _request(kind, path, answer, model, body, None, bool(stream), how)
 
 
 def _request(
@@ -142,8 +159,7 @@ def _request(
     body: dict[str, Any],
     cost: int | None,
     stream: bool,
-    priority: int,
-    timeout: float | None,
+    how: Wish,
 ) -> Request:
     options = body.get("options")
     if options is not None and not isinstance(options, Mapping):
@@ -161,13 +177,28 @@ def _request(
         canonical_model(model),
         encoded,
         len(encoded) if cost is None else cost,
-        check_priority(priority),
         stream,
         runner_key(options),
         predict if isinstance(predict, int) else None,
-        check_timeout(timeout),
         answer,
+        how,
+        TaskType.EMBED if kind is Kind.EMBED else how.type or TaskType.CHAT,
+        _prefix(body["messages"]) if kind is Kind.CHAT else (),
+        body,
     )
+
+
+def _prefix(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
+    mark, cost = 0, 0
+    marks = []
+    for message in messages:
+        content = message.get("content")
+        text = content if isinstance(content, str) else str(content)
+        mark = zlib.crc32(text.encode("utf-8", "surrogatepass"), mark)
+        cost += len(text) + MESSAGE_COST
+        marks.append((mark, cost))
+    return (*marks[:1], *marks[1:][-PREFIXES:])
 
 
 def _present(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,6 +283,33 @@ def check_mode(mode: Any) -> RoutingMode | None:
     except ValueError:
         names = ", ".join(repr(m.value) for m in RoutingMode)
         raise BadInput(f"mode={_short(mode)}; expected one of {names}") from None
+
+
+def check_hedge(hedge: Any) -> bool | Hedger | None:
+    if hedge is None or isinstance(hedge, bool):
+        return hedge
+    if all(callable(getattr(hedge, name, None)) for name in ("deposit", "learn", "after", "withdraw")):
+        found: Hedger = hedge
+        return found
+    raise BadInput(f"hedge={_short(hedge)}; expected True, False, None (as the mode says) or a hedging policy")
+
+
+def check_type(task_type: Any) -> TaskType | None:
+    if task_type is None:
+        return None
+    try:
+        return TaskType(task_type.lower() if isinstance(task_type, str) else task_type)
+    except ValueError:
+        names = ", ".join(repr(t.value) for t in TaskType)
+        raise BadInput(f"task_type={_short(task_type)}; expected one of {names}") from None
+
+
+def check_strategy(strategy: Any) -> RoutingStrategy:
+    try:
+        return RoutingStrategy(strategy.lower() if isinstance(strategy, str) else strategy)
+    except ValueError:
+        names = ", ".join(repr(s.value) for s in RoutingStrategy)
+        raise BadInput(f"routing_strategy={_short(strategy)}; expected one of {names}") from None
 
 
 def check_fields(verb: str, extra: Mapping[str, Any], known: frozenset[str]) -> None:

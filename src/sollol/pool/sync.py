@@ -14,13 +14,15 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from sollol.core.endpoint import DEFAULT_PORT
+from sollol.core.policy import Hedger
+from sollol.core.types import RoutingMode, TaskType
 from sollol.errors import SollolError
 from sollol.nodes.dialect import decode
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.answers import Answer
 from sollol.pool.base import PoolBase, configured_nodes
 from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted, as_sequence, rows_of, take
-from sollol.pool.engine import Engine, finish
+from sollol.pool.engine import Engine, finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.pool.requests import (
     Request,
@@ -118,6 +120,16 @@ class OllamaPool(PoolBase):
             if not self._closed:
                 raise
 
+    def _read(self, read: Callable[[], T]) -> T:
+        """On the loop, which alone changes what is read."""
+        if self._engine is None or self._closed or threading.current_thread() is self._thread:
+            return read()
+
+        async def now() -> T:
+            return read()
+
+        return self._on_loop(lambda inner: now())
+
     # --- inference ---
 
     def chat(
@@ -127,11 +139,16 @@ class OllamaPool(PoolBase):
         stream: bool = False,
         priority: int = 5,
         *,
+        mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        task_type: TaskType | str | None = None,
         **ollama: Any,
     ) -> Any:
         """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an iterator of them."""
-        return self._perform(chat_request(model, messages, stream, priority, self._bound(timeout), ollama))
+        return self._perform(
+            chat_request(model, messages, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
+        )
 
     def generate(
         self,
@@ -140,23 +157,42 @@ class OllamaPool(PoolBase):
         stream: bool = False,
         priority: int = 5,
         *,
+        mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        task_type: TaskType | str | None = None,
         **ollama: Any,
     ) -> Any:
         """`/api/generate`. A GenerateResponse, or with `stream` an iterator of them."""
-        return self._perform(generate_request(model, prompt, stream, priority, self._bound(timeout), ollama))
+        return self._perform(
+            generate_request(model, prompt, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
+        )
 
     def embed(
-        self, model: str, input: str | Sequence[str], priority: int = 5, *, timeout: float | None = None, **ollama: Any
+        self,
+        model: str,
+        input: str | Sequence[str],
+        priority: int = 5,
+        *,
+        mode: RoutingMode | str | None = None,
+        timeout: float | None = None,
+        **ollama: Any,
     ) -> Any:
         """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
-        return self._perform(embed_request(model, input, priority, self._bound(timeout), ollama))
+        return self._perform(embed_request(model, input, self._wish(priority, timeout, mode), ollama))
 
     def embeddings(
-        self, model: str, prompt: str, priority: int = 5, *, timeout: float | None = None, **ollama: Any
+        self,
+        model: str,
+        prompt: str,
+        priority: int = 5,
+        *,
+        mode: RoutingMode | str | None = None,
+        timeout: float | None = None,
+        **ollama: Any,
     ) -> Any:
         """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
-        return self._perform(old_embed_request(model, prompt, priority, self._bound(timeout), ollama))
+        return self._perform(old_embed_request(model, prompt, self._wish(priority, timeout, mode), ollama))
 
     def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -201,7 +237,7 @@ class OllamaPool(PoolBase):
         ok = False
         try:
             while (line := lines.get()) is not None:
-                yield request.answer(decode(line))
+                yield finish_stream(jobs[0], request) if line is jobs[0].last else request.answer(decode(line))
                 if lines.qsize() < STREAM_AHEAD // 2 and not jobs[0].drained.is_set():
                     self._post(jobs[0].drained.set)
             error = jobs[0].error()
@@ -352,6 +388,14 @@ class OllamaPool(PoolBase):
 
     # --- models ---
 
+    def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
+        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
+        return self._on_loop(lambda inner: inner.warm_model(model, node=node, keep_alive=keep_alive))
+
+    def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
+        """`warm_model` for each, one after another: a node loads one at a time."""
+        return self._on_loop(lambda inner: inner.warm_models(models))
+
     def list(self) -> Answer:
         """All models on the nodes' disks, each once, with `nodes`: who has it."""
         return self._on_loop(lambda inner: inner.list())
@@ -429,7 +473,7 @@ class OllamaPool(PoolBase):
             loop, thread, engine = self._loop, self._thread, self._engine
         if loop is None or thread is None or engine is None:
             return
-        closing = asyncio.run_coroutine_threadsafe(engine.dispatcher.aclose(), loop)
+        closing = asyncio.run_coroutine_threadsafe(engine.aclose(), loop)
         try:
             closing.result(CLOSE_S)
         except TimeoutError:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.fleet import NodeState
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import SECOND
+from sollol.core.types import SECOND, LoadedModel, Task
+from sollol.pool.jobs import shown_candidates
+
+if TYPE_CHECKING:
+    from sollol.pool.engine import Engine
+
+WAITING_SHOWN = 100
+RUNNING_SHOWN = 200
 
 
 class NodeView:
@@ -101,6 +108,103 @@ def stats_of(scheduler: Scheduler | None, endpoints: dict[str, Endpoint], totals
         "running": len(scheduler.attempts) if scheduler else 0,
         "node_performance": performance,
     }
+
+
+def _processor(model: LoadedModel) -> str:
+    """Where a model runs, as `ollama ps` says it. A size of 0 tells nothing."""
+    if model.size <= 0:
+        return "unknown"
+    on_gpu = min(1.0, model.size_vram / model.size)
+    if on_gpu in (0.0, 1.0):
+        return "100% GPU" if on_gpu else "100% CPU"
+    return f"{100 - round(100 * on_gpu)}%/{round(100 * on_gpu)}% CPU/GPU"
+
+
+def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
+    """What displays show, as plain values."""
+    scheduler = engine.scheduler if engine else None
+    rows = []
+    for key, endpoint in endpoints.items():
+        state = scheduler.fleet.nodes.get(key) if scheduler else None
+        view = NodeView(endpoint, state)
+        loaded = (
+            [
+                {"model": name, **model._asdict(), "processor": _processor(model)}
+                for name, model in sorted(state.loaded.items())
+            ]
+            if state
+            else []
+        )
+        row = _performance(view, state) | {"url": view.url, "why": view.why, "version": view.version}
+        rows.append(row | {"models": view.models, "loaded": loaded})
+    return {
+        "nodes": rows,
+        "waiting": _waiting(engine) if engine else [],
+        "running": _running(engine) if engine else [],
+        "recent": engine.history.recent() if engine else [],
+        "calibration": engine.history.calibration() if engine else {"median": None, "p90": None, "count": 0},
+    }
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {
+        "id": task.id, "kind": task.kind.value, "model": task.model, "app": task.app, "priority": task.priority
+    }  # fmt: skip
+
+
+def _waiting(engine: Engine) -> list[dict[str, Any]]:
+    scheduler, at = engine.scheduler, engine.dispatcher.now()
+    rows: list[dict[str, Any]] = []
+    for model in scheduler.models_waited_for():
+        for position, (task, wait) in enumerate(scheduler.line_up(model, at), 1):
+            opened = scheduler.open[task]
+            waited = (at - opened.since) / 1000
+            rows.append(_task(opened.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
+    return rows[:WAITING_SHOWN]
+
+
+def _running(engine: Engine) -> list[dict[str, Any]]:
+    at = engine.dispatcher.now()
+    return [
+        _task(attempt.task)
+        | {
+            "node": attempt.lane.node.key,
+            "predicted_ms": attempt.decision.predicted_us / 1000,
+            "elapsed_ms": (at - attempt.started_us) / 1000,
+            "reason": attempt.decision.reason,
+            "items": attempt.items.total(),
+        }
+        for attempt in list(engine.scheduler.attempts.values())[:RUNNING_SHOWN]
+    ]
+
+
+def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
+    """Everything known of one task, or None."""
+    opened = engine.scheduler.open.get(task_id)
+    if opened is None:
+        found = engine.history.find(task_id)
+        return found and {"state": "done", **found}
+    at = engine.dispatcher.now()
+    told = _task(opened.task) | {
+        "state": "running" if opened.attempts else "waiting",
+        "task_type": opened.task.type.value,
+        "queue_ms": (at - opened.since) / 1000,
+        "tried": [{"node": node, "why": why} for node, why in opened.tried.items()],
+        "running": [
+            {
+                "node": attempt.lane.node.key,
+                "reason": attempt.decision.reason,
+                "predicted_ms": attempt.decision.predicted_us / 1000,
+                "elapsed_ms": (at - attempt.started_us) / 1000,
+                "candidates": shown_candidates(attempt.decision),
+            }
+            for attempt in opened.attempts.values()
+        ],
+    }
+    place = engine.scheduler.position(task_id, at)
+    if place is not None:
+        told |= {"position": place[0], "eta_ms": place[1] / 1000}
+    return told
 
 
 def _performance(view: NodeView, state: NodeState | None) -> dict[str, Any]:

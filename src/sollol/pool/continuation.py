@@ -1,0 +1,185 @@
+"""Going on with an answer that broke off, on another node, without a repeated or lost character.
+
+A node renders the prompt of the request (`_debug_render_only`), and raw generate goes on from that prompt + the text so
+far; its lines are then said in the words of the request, with summed counts and what is left of `num_predict`.
+A chat whose last message is the assistant's is not a way: most templates close it and say everything again.
+Exact only for plain text: no tools, no format, no images, no thinking, no options that change what is sent. Whether
+a model's nodes can do it is asked once for each model digest, while its first stream runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.types import Kind
+from sollol.nodes.dialect import decode, encode
+from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
+
+TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
+PATIENCE_S = 5.0  # of a stream that has broken off, for the answer whether another node may go on
+# Fields that leave an answer plain text going on from its prompt. Any other makes continuation inexact.
+_PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_alive", "system", "template", "raw"])
+
+
+def is_plain(body: Mapping[str, Any]) -> bool:
+    """Could an answer to this request be continued, as far as the request tells?"""
+    if not all(name in _PLAIN or not value for name, value in body.items()):
+        return False
+    return not any(m.get("images") or m.get("tool_calls") for m in body.get("messages") or () if isinstance(m, Mapping))
+
+
+class Continuity:
+    """Which models can be continued, by their digest; asked beforehand and remembered."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._known: dict[tuple[str, str], bool] = {}
+        self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def can(self, model: str, digest: str) -> bool | None:
+        """None: not known yet."""
+        return self._known.get((model, digest))
+
+    def ask(self, nodes: Callable[[], Sequence[Endpoint]], model: str, digest: str, body: Mapping[str, Any]) -> None:
+        """Find out in the background, with the request at hand (its options: others would reload the model)."""
+        key = (model, digest)
+        if key not in self._known and key not in self._asking:
+            self._asking[key] = asyncio.get_running_loop().create_task(self._find_out(nodes, key, body))
+
+    async def wait(self, model: str, digest: str) -> bool:
+        """What was asked, once it is known; False if it cannot be found out."""
+        asking = self._asking.get((model, digest))
+        if asking is not None:
+            await asyncio.wait([asking], timeout=PATIENCE_S)
+        return bool(self.can(model, digest))
+
+    async def _find_out(
+        self, nodes: Callable[[], Sequence[Endpoint]], key: tuple[str, str], body: Mapping[str, Any]
+    ) -> None:
+        try:
+            for node in nodes():
+                try:
+                    reply = await self._transport.send(node, _post("/api/show", {"model": key[0]}))
+                    shown = decode(await reply.read())
+                    plain = reply.status == 200 and "thinking" not in (shown.get("capabilities") or [])
+                    self._known[key] = plain and await render(self._transport, node, body) is not None
+                    return
+                except (TransportFault, msgspec.DecodeError, AttributeError):
+                    continue  # another node may tell
+        finally:
+            del self._asking[key]
+
+    async def aclose(self) -> None:
+        for asking in list(self._asking.values()):
+            asking.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+
+async def render(transport: Transport, node: Endpoint, body: Mapping[str, Any]) -> str | None:
+    """The exact prompt that a node makes of a request; None if it does not know how to tell."""
+    if body.get("raw"):
+        return str(body.get("prompt", ""))
+    # A node that does not know the field would answer: let that be one token.
+    options = {**(body.get("options") or {}), "num_predict": 1}
+    asked = {**body, "options": options, "stream": False, "_debug_render_only": True}
+    reply = await transport.send(node, _post("/api/chat" if "messages" in body else "/api/generate", asked))
+    answer = decode(await reply.read())
+    info = answer.get("_debug_info") if reply.status == 200 and isinstance(answer, dict) else None
+    prompt = info.get("rendered_template") if isinstance(info, dict) else None
+    return prompt if isinstance(prompt, str) and prompt else None
+
+
+def _post(path: str, body: Mapping[str, Any]) -> Call:
+    return Call("POST", path, encode(body), timeouts=TIMEOUTS)
+
+
+class Said:
+    """What the caller has received of an answer, over all the nodes that gave it."""
+
+    __slots__ = ("_parts", "body", "decode_us", "kind", "model", "seams", "tokens")
+
+    def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.body = body
+        self.model = str(body["model"])
+        self.tokens = 0  # a line of a stream is a token
+        self.decode_us = 0
+        self.seams: list[dict[str, Any]] = []
+        self._parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    def hear(self, line: bytes) -> None:
+        """A part in the request's own dialect goes to the caller."""
+        found = _part(line)
+        text = found.response or (found.message.content if found.message else "")
+        if text:
+            self._parts.append(text)
+            self.tokens += 1
+
+    @property
+    def left(self) -> int | None:
+        """What is left of `num_predict`; None where there is no bound."""
+        predict = (self.body.get("options") or {}).get("num_predict")
+        return predict - self.tokens if isinstance(predict, int) and predict >= 0 else None
+
+    def call(self, prompt: str, timeouts: Timeouts) -> Call:
+        """The request that goes on from here."""
+        options = dict(self.body.get("options") or {})
+        if self.left is not None:
+            options["num_predict"] = self.left
+        body = {"model": self.model, "prompt": prompt + self.text, "raw": True, "stream": True, "options": options}
+        if "keep_alive" in self.body:
+            body["keep_alive"] = self.body["keep_alive"]
+        return Call("POST", "/api/generate", encode(body), stream=True, timeouts=timeouts)
+
+    def translate(self, line: bytes, before: int, elapsed_us: int) -> bytes:
+        """A line of raw generate in the words of the request. `before`: tokens said when this node took over."""
+        found = decode(line)
+        text = str(found.pop("response", ""))
+        found.pop("context", None)
+        if self.kind is Kind.CHAT:
+            said: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+        else:
+            said = {"response": text}
+        head = {name: found.pop(name) for name in ("model", "created_at") if name in found}
+        if found.get("done"):
+            # The node read the text so far as a part of its prompt.
+            found["prompt_eval_count"] = max(0, found.get("prompt_eval_count", 0) - before)
+            found["eval_count"] = before + found.get("eval_count", 0)
+            found["eval_duration"] = self.decode_us * 1000 + found.get("eval_duration", 0)
+            found["total_duration"] = elapsed_us * 1000
+        return encode({**head, **said, **found})
+
+    def finished(self, elapsed_us: int) -> bytes:
+        """The last line, where the node died between the last token allowed and saying so."""
+        said: dict[str, Any] = {"response": ""}
+        if self.kind is Kind.CHAT:
+            said = {"message": {"role": "assistant", "content": ""}}
+        ending = {
+            "done": True,
+            "done_reason": "length",
+            "total_duration": elapsed_us * 1000,
+            "eval_count": self.tokens,
+            "eval_duration": self.decode_us * 1000,
+        }
+        return encode({"model": self.model, **said, **ending})
+
+
+class _Message(msgspec.Struct):
+    content: str = ""
+
+
+class _Part(msgspec.Struct):
+    response: str = ""
+    message: _Message | None = None
+
+
+_part = msgspec.json.Decoder(_Part).decode
