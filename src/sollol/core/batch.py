@@ -92,6 +92,7 @@ class Batch:
         self.wanted_upto = 0  # feeding up to this position was already asked for
         self.refused_alone = 0  # single items refused before anything succeeded
         self.failures_in_a_row = 0
+        self.failing_since: Micros = 0
         self.stuck_since: Micros | None = None
         self.look_at: Micros | None = None  # a takeover is to be considered again then
         self._since_forget = 0

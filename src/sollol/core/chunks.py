@@ -14,7 +14,8 @@ from sollol.core.types import SECOND, TRANSIENT, Decision, How, Micros, Outcome,
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
 FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
 FEED_LEAST = 256
-HOPELESS = 24  # failures in a row before a batch that never succeeded is given up
+HOPELESS = 24  # failures in a row before a batch that never succeeded is given up, or fewer that take PATIENCE
+HOPELESS_LEAST = 6
 REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
 CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
 
@@ -149,7 +150,7 @@ class Chunks:
             opened.since = at
         if self._ledger.may_yet_come(opened, at):
             return
-        hope = any(lane.node.succeeded for lane in market.lanes.values())
+        hope = any(lane.node.succeeded or lane.node.usable for lane in market.lanes.values())
         if hope and at - batch.stuck_since < PATIENCE:
             self._ledger.serve_at(market.model, batch.stuck_since + PATIENCE)
             self._wake_for_lanes(market, at)
@@ -196,20 +197,28 @@ class Chunks:
         batch = opened.batch
         assert batch is not None
         orphans = batch.drop(attempt)
-        if self._is_hopeless(batch, attempt, outcome):
+        if outcome.how in TRANSIENT:
+            opened.tried[attempt.lane.node.key] = outcome.message or outcome.how.value
+        if self._is_hopeless(batch, attempt, outcome, at):
             self._ledger.abort_all(opened, at)
-            self._ledger.settle(opened, outcome)
+            if outcome.how is How.REFUSED:
+                self._ledger.settle(opened, outcome)
+            else:
+                self._ledger.settle_no_node(opened, "nothing of the batch succeeded anywhere")
             return
         if orphans:
             self._put_back(opened, batch, attempt, orphans, outcome)
             self._enqueue(opened, attempt.started_us)
         self._ended(opened)
 
-    def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome) -> bool:
+    def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
         """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
         if outcome.how is How.FAILED:
             batch.failures_in_a_row += 1
-            return not batch.answered and batch.failures_in_a_row >= HOPELESS
+            if batch.failures_in_a_row == 1:
+                batch.failing_since = at
+            long = batch.failures_in_a_row >= HOPELESS_LEAST and at - batch.failing_since > PATIENCE
+            return not batch.answered and (long or batch.failures_in_a_row >= HOPELESS)
         if outcome.how is How.REFUSED and not batch.answered:
             batch.refused_alone += attempt.items.total() == 1
             return outcome.status not in CALL_IS_WRONG or batch.refused_alone >= REFUSED_ALONE

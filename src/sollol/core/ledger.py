@@ -22,7 +22,7 @@ from sollol.core.types import Decision, How, Micros, Outcome, Ranges, Task
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "begun", "busy", "hedged", "since", "task", "tokens", "tried", "tries")
+    __slots__ = ("attempts", "batch", "begun", "since", "task", "tokens", "tried", "tries")
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
@@ -31,9 +31,7 @@ class OpenTask:
         self.attempts: dict[int, Attempt] = {}
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.tries = 0
-        self.busy = 0
         self.begun = False  # its caller has seen a part of the answer
-        self.hedged = False
         self.tokens = 0.0  # that its application was charged for it
 
 
@@ -125,9 +123,11 @@ class Ledger:
         """Facts older than the task decide nothing: ask every node again before giving up."""
         pending = False
         for node in self.fleet.nodes.values():
-            if node.asked_us < opened.since and node.key not in opened.tried:
+            if node.key in opened.tried and opened.batch is None:
+                continue
+            if node.asked_us < opened.since:
                 self.health.ask(node, at, self.out)
-            pending = pending or (node.probing and node.key not in opened.tried)
+            pending = pending or node.probing
         return pending
 
     # --- lines and markets ---

@@ -79,7 +79,6 @@ class Singles:
             return
         decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
         reason = f"second copy: {first.lane.node.key} is late; {decision.reason}"
-        opened.hedged = True
         ledger.start(opened, market.lanes[decision.node], task.cost, decision._replace(reason=reason), at)
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
@@ -125,8 +124,9 @@ class Singles:
             ledger.settle(opened, outcome._replace(how=How.REFUSED), attempt.id)
             return
         if outcome.how is How.BUSY:
-            opened.busy += 1
-            tries = opened.busy
+            # As long as one node was not busy that often, it may take it.
+            lanes = attempt.lane.market.usable(at)
+            tries = min((lane.busy_answers for lane in lanes), default=attempt.lane.busy_answers)
         else:
             opened.tries += 1
             tries = opened.tries
@@ -134,7 +134,8 @@ class Singles:
         if opened.attempts:  # the other copy is still under way
             return
         if ledger.policies.retrier.again(task, outcome, tries, at) is None:
-            opened.tried.setdefault(node, why)
+            opened.tried |= {lane.node.key: "busy" for lane in attempt.lane.market.usable(at) if lane.busy_answers}
+            opened.tried[node] = why
             ledger.settle_no_node(opened, "every attempt failed")
             return
         ledger.enqueue(opened, opened.since, at, int(TaskPriority.CRITICAL) if opened.begun else None)

@@ -47,7 +47,7 @@ class PoolBase:
         **old: Any,
     ) -> None:
         accept_old(type(self).__name__, old)
-        self.app_name = app_name or ""
+        self.app_name = _own_name() if app_name is None else app_name
         self.timeout = check_timeout(timeout)
         self._mode = check_mode(routing_mode)
         self._mode_here: ContextVar[RoutingMode | None] = ContextVar("sollol_mode", default=None)
@@ -241,8 +241,15 @@ def _endpoint(host: Any, port: int) -> Endpoint:
     return parse_endpoint(host, default_port=port)
 
 
+def _own_name() -> str:
+    from sollol.config import load_settings
+
+    return load_settings().app_name or ""
+
+
 def configured_nodes() -> list[Any]:
     """Nodes from SOLLOL_NODES, the config file or OLLAMA_HOST."""
     from sollol.config import load_settings
 
-    return list(load_settings().nodes)
+    settings = load_settings()
+    return list(settings.nodes) or [settings.ollama_host] * (settings.ollama_host is not None)

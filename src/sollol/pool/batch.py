@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, overload
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
 from sollol.core.types import SECOND, How, Micros, Outcome, Ranges, Task
-from sollol.errors import BatchError, ResponseError, SollolError
+from sollol.errors import BadInput, BatchError, ResponseError, SollolError
 from sollol.nodes.dialect import Vectors, encode, judge, read_vectors
 from sollol.nodes.transport import Call, Timeouts, Transport
 from sollol.policies.batching import item_cost
@@ -328,6 +328,8 @@ def take(source: Iterator[str], count: int, fed: int) -> tuple[list[str], bool]:
 
 def as_sequence(inputs: Iterable[str]) -> Sequence[str] | None:
     """The inputs as they are if they are all there already, checked; None for an iterator."""
+    if isinstance(inputs, (str, bytes)):
+        raise BadInput(f"inputs={inputs[:40]!r}; expected a list of strings: [text] for one text")
     if not isinstance(inputs, (list, tuple)):
         return None
     for index, text in enumerate(inputs):

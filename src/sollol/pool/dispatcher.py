@@ -7,6 +7,7 @@ answer means, and who waits for it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -63,6 +64,8 @@ class Dispatcher:
         self.transport = transport
         self.journal = journal
         self._loop = asyncio.get_running_loop()
+        # uvloop's own clock, the same one, steps in whole milliseconds.
+        self._clock = time.monotonic if type(self._loop).__module__.startswith("uvloop") else self._loop.time
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[asyncio.Task[None], Start, Job, Micros]] = {}
         self._probes: set[asyncio.Task[None]] = set()
@@ -70,7 +73,7 @@ class Dispatcher:
         self._closed = False
 
     def now(self) -> Micros:
-        return round(self._loop.time() * 1_000_000)
+        return round(self._clock() * 1_000_000)
 
     def submit(self, job: Job) -> None:
         self._jobs[job.task.id] = job

@@ -86,6 +86,7 @@ class OllamaPool(PoolBase):
             # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
             self._inner = AsyncOllamaPool()
             self._inner._engine, self._inner._endpoints = self._engine, self._endpoints
+            self._inner._totals = self._totals
             ready.set()
 
         def main() -> None:
