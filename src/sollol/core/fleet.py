@@ -152,7 +152,7 @@ class Lane:
 
     def free(self, at: Micros) -> bool:
         return (
-            self.node.usable
+            self.node.up is True
             and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= at
             and self.breaker.admits(at)
@@ -165,7 +165,7 @@ class Lane:
 
     def usable(self, at: Micros) -> bool:
         """Can it be expected to take work, now or when a slot frees?"""
-        return self.node.usable and (bool(self.attempts) or self.breaker.admits(at))
+        return self.node.up is True and (bool(self.attempts) or self.breaker.admits(at))
 
     @property
     def is_loaded(self) -> bool:
@@ -211,10 +211,11 @@ class Lane:
 
     def warm_cost(self, prefix: tuple[tuple[int, int], ...]) -> int:
         """How much of a prompt, in cost units, this lane has read just before."""
-        if not prefix or not self.warm:
-            return 0
-        known = {mark for marks in self.warm for mark in marks}
-        return max((cost for mark, cost in prefix if mark in known), default=0)
+        for mark, cost in reversed(prefix):
+            for marks in self.warm:
+                if mark in marks:
+                    return cost
+        return 0
 
     def add(self, attempt: Attempt) -> None:
         self.attempts[attempt.id] = attempt
@@ -224,8 +225,8 @@ class Lane:
             self.options = task.options
             self.warm.clear()
         self.options_used_us = attempt.started_us
-        attempt.warm_cost = self.warm_cost(task.prefix)
         if task.prefix:
+            attempt.warm_cost = self.warm_cost(task.prefix)
             self.warm.append(tuple(mark for mark, _ in task.prefix))
             self.market.remember(task.prefix, self)
         if len(self.attempts) >= self.limiter.limit:

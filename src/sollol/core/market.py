@@ -50,6 +50,8 @@ class Market:
         self.inflight_cost = 0.0
         self.token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
         self.samples = 0
+        self.quiet_until: Micros = 0  # the waiting tasks were asked in vain just now
+        self.look_planned = False
         self._fleet = fleet
         self._counted = 0  # samples seen by the last recount, and by the last ranking
         self._ranked_at = -1
@@ -101,9 +103,9 @@ class Market:
                     free.append(lane)
                     if len(free) >= HALF:
                         break
-            elif lane.node.key not in tried and lane.usable(at):
+            elif len(busy) < HALF and lane.node.key not in tried and lane.usable(at):
                 busy.append(lane)
-                if len(busy) >= HALF:
+                if few and len(busy) == HALF:
                     break
         found = {lane.node.key: lane for lane in free + busy if lane.node.key not in tried}
         known = [self._marks.get(mark) for mark, _ in task.prefix]
@@ -136,7 +138,7 @@ class Market:
 
     def expected_tokens(self, task: Task) -> float:
         """How long the answer will be."""
-        tokens = self._fleet.lengths.read(task.app, task.type.value, self.model) or TOKENS_OUT
+        tokens = self._fleet.lengths.read(task.app, task.type, self.model) or TOKENS_OUT
         return tokens if task.tokens_out is None or task.tokens_out < 0 else min(tokens, task.tokens_out)
 
     def prompt_tokens(self, cost: float) -> float:

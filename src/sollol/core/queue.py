@@ -111,12 +111,14 @@ class WaitingLine:
         assert best is not None
         return best[1][2]
 
-    def serve(self, task: int, at: Micros, tokens: float | None = None) -> None:
+    def serve(self, task: int, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
         place = self._places[task]
         self._levels[place.priority].since = at
         self.remove(task)
-        self._shares.serve(place.app, place.tokens if tokens is None else tokens)
+        paid = place.tokens if tokens is None else tokens
+        self._shares.serve(place.app, paid)
+        return paid
 
     def remove(self, task: int) -> None:
         place = self._places.pop(task, None)

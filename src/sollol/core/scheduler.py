@@ -31,11 +31,13 @@ from sollol.core.messages import (
     WakeAt,
 )
 from sollol.core.policy import Policies
+from sollol.core.queue import WaitingLine
 from sollol.core.singles import Singles
-from sollol.core.types import SECOND, How, Kind, Micros, Outcome, Timing
+from sollol.core.types import MILLISECOND, SECOND, How, Kind, Micros, Outcome, Timing
 
 QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOKAHEAD = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
+QUIET: Micros = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
 LOOK_AFTER: Micros = SECOND  # how often single tasks under way are looked after
 WARM_LOAD: Micros = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
@@ -240,7 +242,7 @@ class Scheduler:
         if timing.prompt_tokens and not attempt.resumed:
             lane.market.token_cost.add(task.cost, timing.prompt_tokens)
         if timing.tokens:
-            self.fleet.lengths.add(task.app, task.type.value, lane.model, timing.tokens)
+            self.fleet.lengths.add(task.app, task.type, lane.model, timing.tokens)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
@@ -353,21 +355,36 @@ class Scheduler:
         market = self.fleet.markets.get(model)
         if line is None or market is None:
             return
+        batches = self._ledger.batches.get(model)
+        if not batches and not market.roomy and market.lanes:
+            return  # every slot is taken: the next answer brings us back
         only = None if freed is None else list(freed)
         while (head := line.peek(at)) is not None:
             if not self._serve_task(head, market, {}, only, at):
                 continue
-            # The first one rather waits: those behind it may take what it leaves.
-            ahead: dict[str, Micros] = {}
-            for task in line.first(LOOKAHEAD, at):
-                if not any(lane.free(at) for lane in market.roomy.values()):
-                    break
-                if task in line:
-                    self._serve_task(task, market, ahead, only, at)
+            self._look_ahead(line, market, only, at)
             break
-        for batch in list(self._ledger.batches.get(model, {}).values()):
+        for batch in list(batches.values()) if batches else ():
             if batch.live and not batch.pending_count:
                 self._chunks.take_over(batch, market, at)
+
+    def _look_ahead(self, line: WaitingLine, market: Market, only: list[Lane] | None, at: Micros) -> None:
+        """The first one rather waits: those behind it may take what it leaves."""
+        if not any(lane.free(at) for lane in market.roomy.values()):
+            return
+        if at < market.quiet_until:
+            if not market.look_planned:
+                market.look_planned = True
+                self._ledger.serve_at(market.model, market.quiet_until)
+            return
+        market.look_planned = False
+        market.quiet_until = at + QUIET
+        ahead: dict[str, Micros] = {}
+        for task in line.first(LOOKAHEAD, at):
+            if task in line:
+                self._serve_task(task, market, ahead, only, at)
+                if not any(lane.free(at) for lane in market.roomy.values()):
+                    return
 
     def _serve_task(
         self, task: int, market: Market, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros

@@ -35,12 +35,11 @@ class Singles:
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         if lane.free(at) or (not lane.attempts and not lane.breaker.admits(at)):
-            opened.tokens += market.prompt_tokens(task.cost) + market.expected_tokens(task)
-            ledger.line(task.model).serve(task.id, at)
+            opened.tokens += ledger.line(task.model).serve(task.id, at)
             self._start(opened, decision, market, at)
             return
-        own = sum(t.us for c in decision.candidates if c.node == decision.node for t in c.terms if t.name != "wait")
-        ahead[decision.node] = ahead.get(decision.node, 0) + (own or decision.predicted_us)
+        own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
+        ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
 
     def _router(self, task: Task) -> Router:
         policies = self._ledger.policies

@@ -161,6 +161,10 @@ class Candidate(NamedTuple):
     terms: tuple[Term, ...] = ()
 
 
+# Names of the terms, and for each node their microseconds: made into Candidates only where somebody looks.
+Considered = tuple[tuple[str, ...], tuple[tuple[str, tuple[float, ...]], ...]]
+
+
 class Decision(NamedTuple):
     """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer; `first_us`, to
     the first token (0 where that was not predicted)."""
@@ -168,8 +172,21 @@ class Decision(NamedTuple):
     node: str
     predicted_us: Micros
     reason: str
-    candidates: tuple[Candidate, ...] = ()
+    considered: Considered | None = None
     first_us: Micros = 0
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The nodes that were considered, the best first."""
+        if self.considered is None:
+            return ()
+        names, rows = self.considered
+        return tuple(
+            Candidate(
+                node, round(sum(parts)), tuple(Term(n, round(us)) for n, us in zip(names, parts, strict=True) if us)
+            )
+            for node, parts in rows
+        )
 
 
 class LoadedModel(NamedTuple):

@@ -18,13 +18,14 @@ import random
 from collections.abc import Mapping, Sequence
 
 from sollol.core.fleet import Lane
-from sollol.core.market import Market, Typical
-from sollol.core.types import SECOND, Candidate, Decision, Kind, Micros, RoutingMode, RoutingStrategy, Task, Term
+from sollol.core.market import Typical
+from sollol.core.types import SECOND, Decision, Kind, Micros, RoutingMode, RoutingStrategy, Task
 
 SHOWN = 8  # candidates kept in a decision
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
 STALE: Micros = 300 * SECOND
 FADES: Micros = 5 * SECOND  # in which the penalty of a lane that has only failed halves
+STALE_PRIORITY = 5  # calls above it are not used to find out
 NOT_FAR = 8.0  # times slower than the best when it was last heard of
 _TERMS = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
 _EMBED_TERMS = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
@@ -46,75 +47,82 @@ class CompletionRouter:
         at: Micros,
         rng: random.Random,
     ) -> Decision:
-        market = lanes[0].market
-        parts = self._parts(task, lanes, market, ahead, at)
-        finishes = [sum(p) for p in parts]
+        parts, finishes = _predict(task, lanes, ahead, at)
         scores = self._scores(task, lanes, finishes, at)
-        best = min(scores)
-        alike = [i for i, score in enumerate(scores) if score <= best * ALIKE]
-        chosen = alike[0] if len(alike) == 1 else alike[rng.randrange(len(alike))]
+        chosen = 0
+        if len(lanes) > 1:
+            bound = min(scores) * ALIKE
+            alike = [i for i, score in enumerate(scores) if score <= bound]
+            chosen = alike[0] if len(alike) == 1 else alike[rng.randrange(len(alike))]
         order = range(len(lanes))
         shown = order if len(lanes) <= SHOWN else sorted(order, key=scores.__getitem__)[:SHOWN]
-        names = _EMBED_TERMS if task.kind is Kind.EMBED else _TERMS
-        candidates = tuple(
-            Candidate(
-                lanes[i].node.key,
-                round(finishes[i]),
-                tuple(Term(name, round(us)) for name, us in zip(names, parts[i], strict=True) if us),
-            )
-            for i in shown
-        )
+        embed = task.kind is Kind.EMBED
         taken = parts[chosen]
-        first = 0 if task.kind is Kind.EMBED else round(sum(taken) - taken[4])
         return Decision(
-            lanes[chosen].node.key, round(finishes[chosen]), self._reason(lanes, chosen, taken), candidates, first
+            lanes[chosen].node.key,
+            round(finishes[chosen]),
+            self._reason(lanes, chosen),
+            (_EMBED_TERMS if embed else _TERMS, tuple([(lanes[i].node.key, parts[i]) for i in shown])),
+            0 if embed else round(finishes[chosen] - taken[4]),
         )
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return "only candidate" if len(lanes) == 1 else f"finishes first of {len(lanes)}"
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         """What is to be least; here the time of finishing itself."""
         return finishes
 
-    def _parts(
-        self, task: Task, lanes: Sequence[Lane], market: Market, ahead: Mapping[str, Micros], at: Micros
-    ) -> list[Parts]:
-        typical = market.typical()
-        embed = task.kind is Kind.EMBED
-        tokens = 0.0 if embed else market.expected_tokens(task)
-        found: list[Parts] = []
-        for lane in lanes:
-            wait = lane.wait_us(at) if lane.attempts or lane.draining or lane.paused_until > at else 0
-            if ahead:
-                wait += ahead.get(lane.node.key, 0)
-            load = lane.startup_us(task.options)
-            displaces = load if load and lane.displaces(task.options, at) else 0
-            fresh = not lane.node.attempted
-            decode = 0.0
-            if embed:
-                work = lane.work.read() or (typical.best_work if fresh else typical.work)
-                read = task.cost / work
-            else:
-                prefill, speed = self._speeds(lane, typical, fresh, task, at)
-                cost = task.cost - lane.warm_cost(task.prefix) if task.prefix else task.cost
-                read = market.prompt_tokens(cost) / prefill
-                decode = tokens / speed
-            penalty = 0.0
-            if (
-                lane.failed and not lane.answers
-            ):  # a fast failure is not a fast node; it fades, so that it is tried again
-                penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
-            found.append((wait, load, displaces, read, decode, lane.overhead.read() or 0.0, penalty))
-        return found
 
-    def _speeds(self, lane: Lane, typical: Typical, fresh: bool, task: Task, at: Micros) -> tuple[float, float]:
-        prefill, decode = lane.prefill.read(), lane.decode.read()
-        if decode is not None and at - lane.last_end_us > STALE and decode * NOT_FAR > typical.best_decode:
-            fresh, prefill, decode = task.priority <= 5, None, None
-        if fresh:
-            return prefill or typical.best_prefill, decode or typical.best_decode
-        return prefill or typical.prefill, decode or typical.decode
+def _predict(
+    task: Task, lanes: Sequence[Lane], ahead: Mapping[str, Micros], at: Micros
+) -> tuple[list[Parts], list[float]]:
+    """The terms for each lane, and their sums. One loop without calls where it can be: it runs for each decision."""
+    market = lanes[0].market
+    usual: Typical | None = None  # looked up only for lanes without rates of their own
+    embed = task.kind is Kind.EMBED
+    tokens = 0.0 if embed else market.expected_tokens(task)
+    tokens_per_cost = market.prompt_tokens(1.0)
+    options, prefix, cost = task.options, task.prefix, task.cost
+    found: list[Parts] = []
+    finishes: list[float] = []
+    for lane in lanes:
+        node = lane.node
+        wait: float = lane.wait_us(at) if lane.attempts or lane.draining or lane.paused_until > at else 0
+        if ahead:
+            wait += ahead.get(node.key, 0)
+        load: float = 0
+        displaces: float = 0
+        if not lane.loaded_by_us or lane.options != options:
+            load = lane.startup_us(options)
+            if load and lane.displaces(options, at):
+                displaces = load
+        fresh = not node.attempted
+        decode = penalty = 0.0
+        if embed:
+            work = lane.work.read()
+            if work is None:
+                usual = usual or market.typical()
+                work = usual.best_work if fresh else usual.work
+            read = cost / work
+        else:
+            reads, speaks = lane.prefill.read(), lane.decode.read()
+            if speaks is not None and at - lane.last_end_us > STALE:
+                usual = usual or market.typical()
+                if speaks * NOT_FAR > usual.best_decode:
+                    fresh, reads, speaks = task.priority <= STALE_PRIORITY, None, None
+            if reads is None or speaks is None:
+                usual = usual or market.typical()
+                reads = reads or (usual.best_prefill if fresh else usual.prefill)
+                speaks = speaks or (usual.best_decode if fresh else usual.decode)
+            read = (cost - lane.warm_cost(prefix) if prefix and lane.warm else cost) * tokens_per_cost / reads
+            decode = tokens / speaks
+        if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
+            penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
+        overhead = lane.overhead.read() or 0.0
+        found.append((wait, load, displaces, read, decode, overhead, penalty))
+        finishes.append(wait + load + displaces + read + decode + overhead + penalty)
+    return found, finishes
 
 
 class ReliableRouter(CompletionRouter):
@@ -133,7 +141,7 @@ class ReliableRouter(CompletionRouter):
             for finish, share in zip(finishes, shares, strict=True)
         ]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         share = lanes[chosen].reliability.read()
         told = "no history" if share is None else f"{share:.0%} of its answers good"
         return f"finishes first of {len(lanes)} when failures count ({told})"
@@ -155,7 +163,7 @@ class SparingRouter(CompletionRouter):
             for finish, lane in zip(finishes, lanes, strict=True)
         ]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return f"leaves faster nodes free ({len(lanes)} candidates)"
 
 
@@ -167,7 +175,7 @@ class LatencyRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         return [(lane.latency.read() or 0.0) + lane.wait_us(at) for lane in lanes]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return "least latency so far"
 
 
@@ -180,7 +188,7 @@ class LeastLoadedRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         return [float(lane.node.running) for lane in lanes]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return f"{lanes[chosen].node.running} requests under way there"
 
 
@@ -193,7 +201,7 @@ class FairRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         return [float(lane.node.attempted + lane.node.running) for lane in lanes]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return f"{lanes[chosen].node.attempted} requests had so far"
 
 
@@ -215,7 +223,7 @@ class RoundRobinRouter(CompletionRouter):
         self._last = keys[free[0]]
         return [0.0 if i == free[0] else 1.0 for i in range(len(lanes))]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int, taken: Parts) -> str:
+    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return "next in turn"
 
 
