@@ -23,7 +23,11 @@ class Rate:
         self._span = 0.0
         self._memory_us = memory_us
 
-    def add(self, amount: float, span_us: Micros) -> None:
+    def add(self, amount: float, span_us: Micros, outlier: float = 0.0) -> None:
+        """`outlier`: a sample that took so many times longer than expected counts as one that took just that; a
+        straggler is no slow node, and a node that has become slow is believed a few samples later. 0 believes all."""
+        if outlier and self._span:
+            span_us = min(span_us, round(outlier * amount * self._span / max(self._amount, 1e-9)))
         keep = self._memory_us / (self._memory_us + span_us)
         self._amount = self._amount * keep + amount
         self._span = self._span * keep + max(span_us, 1)

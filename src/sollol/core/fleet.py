@@ -32,6 +32,7 @@ RATE_MEMORY: Micros = 4 * SECOND
 LOAD_BANDWIDTH = 1_000.0
 LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
 DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
+OUTLIER = 2.0  # times slower than usual that one answer may count
 COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
@@ -110,6 +111,7 @@ class Lane:
         "latency",
         "limiter",
         "loaded_by_us",
+        "loading_until",
         "market",
         "model",
         "node",
@@ -142,6 +144,7 @@ class Lane:
         self.reliability = Mean(0.05)  # share of attempts that ended well
         self.options = ""  # runner options it was loaded with, as far as we know
         self.options_used_us: Micros = 0
+        self.loading_until: Micros = 0  # a load without a request is under way
         self.warm: deque[tuple[int, ...]] = deque(maxlen=4)  # beginnings of the prompts that it read last
         self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
         self.latency = Mean()  # microseconds per answered call, failures penalised
@@ -253,9 +256,9 @@ class Lane:
     def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
         """An answer's own timings. `warm`: the share of its prompt that the node need not have read again."""
         if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
-            self.prefill.add(timing.prompt_tokens, timing.prompt_us)
+            self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
         if timing.decode_us > 0 and timing.tokens > 0:
-            self.decode.add(timing.tokens, timing.decode_us)
+            self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
         told = timing.load_us + timing.prompt_us + timing.decode_us
         self.overhead.add(max(0, elapsed_us - told))
         self.market.samples += 1
@@ -323,6 +326,10 @@ class NodeState:
     @property
     def usable(self) -> bool:
         return self.up is True
+
+    def in_use(self, at: Micros) -> bool:
+        """Has a model of it been used just now, which a load might put out?"""
+        return any(lane.answers and at - lane.last_end_us < DISPLACED for lane in self.lanes.values() if lane.is_loaded)
 
     def __repr__(self) -> str:
         state = {True: "up", False: "down", None: "unknown"}[self.up]

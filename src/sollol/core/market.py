@@ -52,6 +52,7 @@ class Market:
         self.samples = 0
         self.quiet_until: Micros = 0  # the waiting tasks were asked in vain just now
         self.look_planned = False
+        self.regret_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
         self._fleet = fleet
         self._counted = 0  # samples seen by the last recount, and by the last ranking
         self._ranked_at = -1

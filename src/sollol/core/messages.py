@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import Decision, Micros, NodeFacts, Outcome, Ranges, Task
+from sollol.core.types import Decision, Kind, Micros, NodeFacts, Outcome, Ranges, Task
 
 # --- events ---------------------------------------------------------------------------------------------
 
@@ -121,6 +121,15 @@ class Settle(NamedTuple):
     tried: tuple[tuple[str, str], ...] = ()
 
 
+class Load(NamedTuple):
+    """Bring a model into this node's memory, with these runner options, and then ask the node how it is."""
+
+    node: str
+    model: str
+    kind: Kind
+    options: str
+
+
 class Probe(NamedTuple):
     """Ask this node how it is; the answer comes back as NodeSeen or NodeLost."""
 
@@ -133,4 +142,4 @@ class WakeAt(NamedTuple):
     at: Micros
 
 
-Action = Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt
+Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt

@@ -332,6 +332,8 @@ class Scheduler:
         if self._looking_after:
             self._ledger.at(at + LOOK_AFTER, self._look_after)
             self._singles.look_after(at)
+            for model in self.models_waited_for():
+                self._singles.load_ahead(model, LOOK_AFTER, at)
 
     def _overdue(self, attempt: Attempt, at: Micros) -> None:
         seconds = (at - attempt.started_us) / SECOND

@@ -5,9 +5,23 @@ from __future__ import annotations
 from sollol.core.fleet import Attempt
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
+from sollol.core.messages import Load
 from sollol.core.policy import Hedger, Router
-from sollol.core.types import SECOND, TRANSIENT, Decision, How, Kind, Micros, Outcome, RoutingMode, Task, TaskPriority
+from sollol.core.types import (
+    MILLISECOND,
+    SECOND,
+    TRANSIENT,
+    Decision,
+    How,
+    Kind,
+    Micros,
+    Outcome,
+    RoutingMode,
+    Task,
+    TaskPriority,
+)
 
+HEDGE_AGAIN: Micros = 50 * MILLISECOND  # a late call for whose second copy there was no room
 LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 NO_AHEAD: dict[str, Micros] = {}
 
@@ -47,11 +61,14 @@ class Singles:
 
     def _start(self, opened: OpenTask, decision: Decision, market: Market, at: Micros) -> None:
         attempt = self._ledger.start(opened, market.lanes[decision.node], opened.task.cost, decision, at)
+        if not opened.begun:
+            self._plan_hedge(opened, attempt, market, at)
+
+    def _plan_hedge(self, opened: OpenTask, attempt: Attempt, market: Market, at: Micros) -> None:
         hedger = self._hedger(opened.task)
-        if hedger is not None and not opened.begun:
-            delay = hedger.after(opened.task, decision)
-            if delay is not None:
-                self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, market, hedger, now))
+        delay = hedger.after(opened.task, attempt.decision) if hedger is not None else None
+        if hedger is not None and delay is not None:
+            self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, market, hedger, now))
 
     def deposit(self, task: Task) -> None:
         """The budget for second copies grows with the calls that may have one."""
@@ -65,20 +82,32 @@ class Singles:
             return None
         return self._ledger.policies.hedger if wanted is True else wanted
 
-    def _hedge(self, opened: OpenTask, first: Attempt, market: Market, hedger: Hedger, at: Micros) -> None:
-        """The first attempt is later than 19 of 20 are: send a second one, if a node is idle and the budget allows."""
+    def _hedge(self, opened: OpenTask, late: Attempt, market: Market, hedger: Hedger, at: Micros) -> None:
+        """An attempt is later than 19 of 20 are: send another copy, if a node is idle and the budget allows.
+
+        At most two at once: if the second is late, too, the first is given up and its node tried anew."""
         ledger, task = self._ledger, opened.task
-        if opened.attempts.get(first.id) is not first or len(opened.attempts) > 1 or opened.begun:
+        if opened.attempts.get(late.id) is not late or opened.begun:
             return
-        if len(ledger.line(task.model)):  # others wait for a first attempt
+        oldest = next(iter(opened.attempts.values()))
+        second = len(opened.attempts) > 1
+        if second and oldest is late:
             return
-        tried = {*opened.tried, first.lane.node.key}
-        lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
-        if not lanes or not hedger.withdraw():
+        lanes = [oldest.lane]
+        if not second:
+            tried = {*opened.tried, late.lane.node.key}
+            lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
+        # Without a second copy under way, those who wait for their first one go before.
+        if (len(ledger.line(task.model)) and not second) or not lanes or not hedger.withdraw():
+            ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, market, hedger, now))
             return
+        if second:
+            ledger.abort(oldest, at)
         decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
-        reason = f"second copy: {first.lane.node.key} is late; {decision.reason}"
-        ledger.start(opened, market.lanes[decision.node], task.cost, decision._replace(reason=reason), at)
+        reason = f"another copy: {late.lane.node.key} is late; {decision.reason}"
+        lane = market.lanes[decision.node]
+        another = ledger.start(opened, lane, task.cost, decision._replace(reason=reason), at)
+        self._plan_hedge(opened, another, market, at)
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
@@ -138,6 +167,35 @@ class Singles:
             ledger.settle_no_node(opened, "every attempt failed")
             return
         ledger.enqueue(opened, opened.since, at, int(TaskPriority.CRITICAL) if opened.begun else None)
+
+    def load_ahead(self, model: str, span_us: Micros, at: Micros) -> None:
+        """Load a model on an idle node once tasks have waited, in sum, for as long as that takes.
+
+        Each task alone rather waits for a warm node than for a load; a load serves all that come after, too. Waiting
+        until the regret equals the price costs at most twice what foresight would (ski rental)."""
+        ledger = self._ledger
+        market, line = ledger.fleet.markets.get(model), ledger.line(model)
+        if market is None or not len(line):
+            return
+        if any(lane.loading_until > at for lane in market.lanes.values()):
+            return
+        idle = [
+            lane for lane in market.roomy.values() if not lane.is_loaded and lane.free(at) and not lane.node.running
+        ]
+        idle = [lane for lane in idle if not lane.node.in_use(at)]
+        if not idle:
+            market.regret_us = 0
+            return
+        market.regret_us += span_us * len(line)
+        best = min(idle, key=lambda lane: lane.startup_us())
+        if market.regret_us < best.startup_us():
+            return
+        first = line.peek(at)
+        assert first is not None
+        task = ledger.open[first].task
+        market.regret_us = 0
+        best.loading_until = at + 2 * best.startup_us()
+        ledger.out.append(Load(best.node.key, model, task.kind, task.options))
 
     def look_after(self, at: Micros) -> None:
         """Ask the nodes of attempts that are clearly later than predicted whether they live."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from sollol.core.types import How, Outcome, Timing
-from sollol.nodes.transport import Fault, TransportFault
+from sollol.core.types import How, Kind, Outcome, Timing
+from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
 RUNNER_OPTIONS = (
@@ -55,6 +55,26 @@ def runner_key(options: Any) -> str:
         return ""
     given = [f"{name}={options[name]}" for name in RUNNER_OPTIONS if options.get(name) is not None]
     return ",".join(given)
+
+
+def load_call(kind: Kind, model: str, options: str) -> Call:
+    """The request that only loads a model, with the runner options of a `runner_key`."""
+    pairs = [pair.partition("=") for pair in options.split(",") if pair]
+    body: dict[str, Any] = {
+        "model": model,
+        "stream": False,
+        "options": {name: _number(value) for name, _, value in pairs},
+    }
+    if kind is Kind.EMBED:
+        return Call("POST", "/api/embed", encode({**body, "input": []}))
+    return Call("POST", "/api/generate", encode(body))
+
+
+def _number(text: str) -> Any:
+    try:
+        return decode(text.lower())
+    except msgspec.DecodeError:
+        return text
 
 
 class _Timings(msgspec.Struct):

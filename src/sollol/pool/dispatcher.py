@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 from sollol.core.endpoint import Endpoint
@@ -19,6 +19,7 @@ from sollol.core.messages import (
     Event,
     Finished,
     FirstToken,
+    Load,
     NodeLost,
     NodeSeen,
     Probe,
@@ -32,7 +33,7 @@ from sollol.core.messages import (
 )
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import How, Micros, Outcome, Task
-from sollol.nodes.dialect import outcome_of
+from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, probe
 from sollol.nodes.transport import Transport, TransportFault
 from sollol.observe.journal import Journal
@@ -68,7 +69,7 @@ class Dispatcher:
         self._clock = time.monotonic if type(self._loop).__module__.startswith("uvloop") else self._loop.time
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[asyncio.Task[None], Start, Job, Micros]] = {}
-        self._probes: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -106,9 +107,9 @@ class Dispatcher:
                 case Want():
                     self._jobs[action.task].want(action.items)
                 case Probe():
-                    asking = self._loop.create_task(self._probe(action.node))
-                    self._probes.add(asking)
-                    asking.add_done_callback(self._probes.discard)
+                    self._in_background(self._probe(action.node))
+                case Load():
+                    self._in_background(self._load(action))
                 case Refuse():
                     self._jobs[action.task].refuse(action)
 
@@ -137,6 +138,20 @@ class Dispatcher:
             running, start, job, began = entry
             running.cancel()
             job.ended(start, Outcome(How.LEFT), began, at)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _load(self, action: Load) -> None:
+        node = self.scheduler.fleet.nodes.get(action.node)
+        if node is not None:
+            try:
+                await self.transport.send(node.endpoint, load_call(action.kind, action.model, action.options))
+            except TransportFault:
+                pass  # the probe will tell
+            await self._probe(action.node)
 
     async def _probe(self, key: str) -> None:
         node = self.scheduler.fleet.nodes.get(key)
@@ -167,7 +182,7 @@ class Dispatcher:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for asking in list(self._probes):
+        for asking in list(self._background):
             asking.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self.transport.aclose()
