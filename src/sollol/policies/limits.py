@@ -77,15 +77,3 @@ class ThroughputLimiter:
         self._hold = self._next_hold
         self._next_hold = min(2 * self._next_hold, HOLD_MAX)
         self._reset()
-
-
-class FixedLimiter:
-    """For those who know better than to learn it."""
-
-    __slots__ = ("limit",)
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool) -> None:
-        pass
