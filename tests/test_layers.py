@@ -23,9 +23,10 @@ LAW: dict[str, set[str]] = {
     "discovery": {"errors", "config", "core", "nodes"},
     "pool": {"errors", "config", "core", "policies", "nodes", "observe", "discovery"},
     "sim": {"errors", "core", "nodes"},
-    "cli": {"errors", "config", "core", "discovery", "pool", "sim", "nodes", ""},
+    "dashboard": {"errors", "config", "core", "nodes", "pool", ""},
+    "cli": {"errors", "config", "core", "discovery", "pool", "sim", "nodes", "dashboard", ""},
     "__main__": {"cli"},
-    "": {"errors", "core", "discovery", "pool"},
+    "": {"errors", "core", "discovery", "pool", "dashboard"},
 }
 PURE = ("core", "policies")
 IMPURE = {"asyncio", "time", "socket", "logging", "threading", "os", "subprocess", "datetime", "selectors"}

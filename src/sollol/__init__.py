@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sollol.core.types import RoutingMode, TaskPriority
+    from sollol.dashboard import UnifiedDashboard, run_unified_dashboard
     from sollol.discovery import discover_ollama_nodes
     from sollol.errors import (
         BadInput,
@@ -35,6 +36,8 @@ _HOMES = {
     "RoutingMode": "sollol.core.types",
     "TaskPriority": "sollol.core.types",
     "discover_ollama_nodes": "sollol.discovery",
+    "UnifiedDashboard": "sollol.dashboard",
+    "run_unified_dashboard": "sollol.dashboard",
     **dict.fromkeys(
         [
             "BadInput",
@@ -66,7 +69,9 @@ __all__ = [
     "SollolError",
     "StreamBroken",
     "TaskPriority",
+    "UnifiedDashboard",
     "discover_ollama_nodes",
+    "run_unified_dashboard",
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import Result
 
 Run = Callable[..., Result]
-COMMANDS = ["discover", "nodes", "embed", "search", "demo"]
+COMMANDS = ["discover", "nodes", "embed", "search", "demo", "ps", "chat", "top", "explain", "dashboard"]
 
 
 def test_the_manual_names_every_command_and_the_exit_codes(run: Run) -> None:

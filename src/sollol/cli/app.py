@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sollol.cli import console, demo, discover, embed, nodes, search
+from sollol.cli import bench, chat, console, dashboard, demo, discover, embed, explain, nodes, ps, search, top
 from sollol.errors import SollolError
 
 EPILOG = """\
@@ -21,6 +21,8 @@ EPILOG = """\
   sollol discover    which nodes are there?
   sollol embed ~/notes --model nomic-embed-text --out notes.npz
   sollol search notes.npz "what did we decide about backups?"
+  sollol chat "Name a colour." --model llama3.2
+  sollol top         nodes, queue and requests, live
 
 [bold]Which nodes[/bold]
 
@@ -55,7 +57,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     name="sollol",
-    help="Every Ollama you own becomes one pool: find the nodes, embed documents on all of them, search.",
+    help="Every Ollama you own becomes one pool: find the nodes, ask them, embed documents on all of them, search.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -83,6 +85,12 @@ def _root(
 
 app.command(epilog=discover.EPILOG)(discover.discover)
 app.command(epilog=nodes.EPILOG)(nodes.nodes)
+app.command(epilog=ps.EPILOG)(ps.ps)
+app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=embed.EPILOG)(embed.embed)
 app.command(epilog=search.EPILOG)(search.search)
 app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=top.EPILOG)(top.top)
+app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
+app.command(epilog=bench.EPILOG)(bench.bench)

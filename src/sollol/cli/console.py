@@ -100,14 +100,41 @@ def tell_warnings() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        stderr().print(Text.assemble(("Warning: ", "bold yellow"), str(message)), soft_wrap=True)
+        warn(str(message))
 
     warnings.showwarning = show
+
+
+def warn(message: str) -> None:
+    """A line on stderr about what may make the result worth less."""
+    stderr().print(Text.assemble(("Warning: ", "bold yellow"), message), soft_wrap=True)
+
+
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: object) -> str:
+    """Without the characters that would command a terminal: what a model or a node says is only shown."""
+    return str(text).translate(_CONTROLS)
 
 
 def plural(count: int, noun: str) -> str:
     """`1 file`, `2 files`, `1,234 passages`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def millis(value: float | None) -> str:
+    """Milliseconds at a glance: `812 ms`, `3.4 s`, `2 min 05 s`; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f} ms" if value < 999.5 else seconds(value / 1000)
+
+
+def size(count: int) -> str:
+    """Bytes as Ollama shows them: `274 MB`, `2.0 GB`; `-` for none."""
+    if count <= 0:
+        return "-"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def seconds(value: float) -> str:

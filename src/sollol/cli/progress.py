@@ -134,3 +134,29 @@ class Progress:
         line = Table.grid(padding=(0, 1))
         line.add_row(bar, Text(self._sentence(count)))
         return Group(line, node_table(node_rows(self._stats())))
+
+
+class Steps:
+    """A context manager around a run of few long steps: what is being done, in a line that changes on a terminal, and
+    elsewhere in a line each."""
+
+    def __init__(self) -> None:
+        console = stderr()
+        self._status = console.status("") if console.is_terminal else None
+
+    def __enter__(self) -> Steps:
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status:
+            self._status.stop()
+
+    def say(self, what: str) -> None:
+        if self._status:
+            self._status.update(Text(what))
+        else:
+            note(what)

@@ -241,7 +241,7 @@ class Scheduler:
         lane.measured_tokens(timing, warm, at - attempt.started_us)
         if timing.prompt_tokens and not attempt.resumed:
             lane.market.token_cost.add(task.cost, timing.prompt_tokens)
-        if timing.tokens:
+        if timing.tokens and not attempt.resumed:
             self.fleet.lengths.add(task.app, task.type, lane.model, timing.tokens)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
@@ -291,9 +291,7 @@ class Scheduler:
             for market in self.fleet.markets.values():
                 self._ledger.join(market, node)
                 market.recount(at)
-        for model in [m for m, line in self._ledger.lines.items() if line]:
-            if came_up or changed or not self.fleet.markets[model].usable(at):
-                self._serve(model, at)
+        self._serve_all(at)  # also those who have tried all others, and waited for this answer
 
     def _node_lost(self, event: NodeLost, at: Micros) -> None:
         node = self.fleet.nodes.get(event.node)

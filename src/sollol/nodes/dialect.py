@@ -102,14 +102,6 @@ class EmbedAnswer(msgspec.Struct):
 _embed_answer = msgspec.json.Decoder(EmbedAnswer).decode
 
 
-def timing_of(line: bytes) -> Timing:
-    """The timings in a whole answer, or in the last line of a streamed one; zeros where it has none."""
-    try:
-        return _timing(_timings(line))
-    except msgspec.DecodeError:
-        return Timing()
-
-
 def _timing(t: _Timings) -> Timing:
     return Timing(
         t.load_duration // 1000,
@@ -120,14 +112,20 @@ def _timing(t: _Timings) -> Timing:
     )
 
 
-def judge(status: int, body: bytes) -> Outcome:
+def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     """What a complete answer means."""
     if status != 200:
         return refusal(status, body)
     # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
     if body.lstrip()[:9].startswith(b'{"error"'):
         return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
-    return Outcome(How.OK, "", 200, timing_of(body))
+    try:
+        found = _timings(body)
+    except msgspec.DecodeError as error:
+        return Outcome(How.FAILED, f"the answer is not what Ollama says: {error}", 200)
+    if not (b'"embedding' in body if kind is Kind.EMBED else found.done):
+        return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
+    return Outcome(How.OK, "", 200, _timing(found))
 
 
 def refusal(status: int, body: bytes) -> Outcome:
@@ -183,6 +181,8 @@ def judge_line(line: bytes) -> Outcome | None:
     """A line of a stream: an error, the end, or None for a part of the answer."""
     if line.startswith(b'{"error"'):
         return Outcome(How.FAILED, error_text(line), 200)
+    if not line.startswith(b"{"):
+        return Outcome(How.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
     if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
         try:
             found = _timings(line)

@@ -159,7 +159,7 @@ class SparingRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         bound = min(finishes) * self.PATIENCE
         return [
-            1 / finish if finish <= bound and lane.free(at) else finish
+            1 / max(finish, 1.0) if finish <= bound and lane.free(at) else finish
             for finish, lane in zip(finishes, lanes, strict=True)
         ]
 

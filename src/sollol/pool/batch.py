@@ -16,7 +16,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
 from sollol.core.types import SECOND, How, Micros, Outcome, Ranges, Task
 from sollol.errors import BadInput, BatchError, ResponseError, SollolError
-from sollol.nodes.dialect import Vectors, encode, judge, read_vectors
+from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport
 from sollol.policies.batching import item_cost
 from sollol.pool.answers import EmbedResponse
@@ -145,7 +145,7 @@ class BatchJob:
         reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
         answer = await reply.read()
         if reply.status != 200:
-            return judge(reply.status, answer)
+            return refusal(reply.status, answer)
         outcome, vectors = read_vectors(answer, len(texts), self._dim)
         if vectors is not None:
             self._dim = vectors.dim

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import Kind
-from sollol.nodes.dialect import decode, encode
+from sollol.core.types import Kind, Outcome
+from sollol.nodes.dialect import decode, encode, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
+ASKED = 3  # nodes, at most, whether one of them can go on with a model
 PATIENCE_S = 5.0  # of a stream that has broken off, for the answer whether another node may go on
 # Fields that leave an answer plain text going on from its prompt. Any other makes continuation inexact.
 _PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_alive", "system", "template", "raw"])
@@ -28,6 +29,8 @@ _PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_al
 
 def is_plain(body: Mapping[str, Any]) -> bool:
     """Could an answer to this request be continued, as far as the request tells?"""
+    if not (body.get("messages") or body.get("prompt")):  # it only loads or unloads the model
+        return False
     if not all(name in _PLAIN or not value for name, value in body.items()):
         return False
     return not any(m.get("images") or m.get("tool_calls") for m in body.get("messages") or () if isinstance(m, Mapping))
@@ -62,14 +65,17 @@ class Continuity:
         self, nodes: Callable[[], Sequence[Endpoint]], key: tuple[str, str], body: Mapping[str, Any]
     ) -> None:
         try:
-            for node in nodes():
+            for node in nodes()[:ASKED]:
                 try:
                     reply = await self._transport.send(node, _post("/api/show", {"model": key[0]}))
                     shown = decode(await reply.read())
-                    plain = reply.status == 200 and "thinking" not in (shown.get("capabilities") or [])
+                    if reply.status != 200:
+                        continue
+                    plain = "thinking" not in (shown.get("capabilities") or [])
                     self._known[key] = plain and await render(self._transport, node, body) is not None
-                    return
-                except (TransportFault, msgspec.DecodeError, AttributeError):
+                    if self._known[key] or not plain:
+                        return
+                except (TransportFault, NotRendered, msgspec.DecodeError, AttributeError):
                     continue  # another node may tell
         finally:
             del self._asking[key]
@@ -80,16 +86,27 @@ class Continuity:
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
 
+class NotRendered(Exception):
+    """The node refused to render a prompt, now."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        super().__init__(outcome.message)
+
+
 async def render(transport: Transport, node: Endpoint, body: Mapping[str, Any]) -> str | None:
-    """The exact prompt that a node makes of a request; None if it does not know how to tell."""
+    """The exact prompt that a node makes of a request; None if it does not know how to tell. Raises NotRendered."""
     if body.get("raw"):
         return str(body.get("prompt", ""))
     # A node that does not know the field would answer: let that be one token.
     options = {**(body.get("options") or {}), "num_predict": 1}
     asked = {**body, "options": options, "stream": False, "_debug_render_only": True}
     reply = await transport.send(node, _post("/api/chat" if "messages" in body else "/api/generate", asked))
-    answer = decode(await reply.read())
-    info = answer.get("_debug_info") if reply.status == 200 and isinstance(answer, dict) else None
+    told = await reply.read()
+    if reply.status != 200:
+        raise NotRendered(refusal(reply.status, told))
+    answer = decode(told)
+    info = answer.get("_debug_info") if isinstance(answer, dict) else None
     prompt = info.get("rendered_template") if isinstance(info, dict) else None
     return prompt if isinstance(prompt, str) and prompt else None
 
@@ -126,9 +143,14 @@ class Said:
 
     @property
     def left(self) -> int | None:
-        """What is left of `num_predict`; None where there is no bound."""
+        """What is left of `num_predict`; None where there is no bound (0 is none either)."""
         predict = (self.body.get("options") or {}).get("num_predict")
-        return predict - self.tokens if isinstance(predict, int) and predict >= 0 else None
+        return int(predict) - self.tokens if isinstance(predict, (int, float)) and predict > 0 else None
+
+    @property
+    def is_complete(self) -> bool:
+        """All that was asked for is said; only the line that tells so is missing."""
+        return self.left is not None and self.left <= 0
 
     def call(self, prompt: str, timeouts: Timeouts) -> Call:
         """The request that goes on from here."""
@@ -174,11 +196,11 @@ class Said:
 
 
 class _Message(msgspec.Struct):
-    content: str = ""
+    content: str | None = ""
 
 
 class _Part(msgspec.Struct):
-    response: str = ""
+    response: str | None = ""
     message: _Message | None = None
 
 

@@ -77,6 +77,9 @@ class Dispatcher:
         return round(self._clock() * 1_000_000)
 
     def submit(self, job: Job) -> None:
+        if self._closed:
+            job.settle(Settle(job.task.id, Outcome(How.LEFT, "the pool is closed")), self.now())
+            return
         self._jobs[job.task.id] = job
         self.feed(Submitted(job.task))
 

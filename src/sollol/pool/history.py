@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from sollol.core.estimate import Quantile
+from sollol.core.messages import Settle
 from sollol.core.types import How
-from sollol.pool.jobs import CallJob
+from sollol.pool.jobs import CallJob, Story
 
 REMEMBERED = 1_000
 SHOWN = 100
+
+
+class Past(NamedTuple):
+    """A call that is over; without what was said, which may be large."""
+
+    at: float
+    settled: Settle
+    story: Story
 
 
 class History:
     """The last REMEMBERED single calls, by id."""
 
     def __init__(self) -> None:
-        self._jobs: deque[tuple[float, CallJob]] = deque(maxlen=REMEMBERED)
+        self._past: deque[Past] = deque(maxlen=REMEMBERED)
         self._ratios = Quantile(REMEMBERED)
 
     def add(self, job: CallJob) -> None:
         assert job.settled is not None
-        self._jobs.append((time.time(), job))
+        self._past.append(Past(time.time(), job.settled, job.story))
         if job.settled.outcome.how is not How.OK:
             return
         for start, outcome, began, ended in job.story.attempts:
@@ -31,41 +41,35 @@ class History:
                 self._ratios.add((ended - began) / start.decision.predicted_us)
 
     def find(self, task: int) -> dict[str, Any] | None:
-        for when, job in reversed(self._jobs):
-            if job.task.id == task:
-                return {**_row(when, job), **job.story.record(job.settled.attempt if job.settled else None)}
+        for past in reversed(self._past):
+            if past.settled.task == task:
+                return {**_row(past), **past.story.record(past.settled.attempt)}
         return None
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first."""
-        rows = []
-        for when, job in reversed(list(self._jobs)):
-            rows.append(_row(when, job))
-            if len(rows) == SHOWN:
-                break
-        return rows
+        return [_row(past) for past in islice(reversed(self._past), SHOWN)]
 
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
         return {"median": self._ratios.read(0.5), "p90": self._ratios.read(0.9), "count": len(self._ratios)}
 
 
-def _row(when: float, job: CallJob) -> dict[str, Any]:
-    assert job.settled is not None
-    task = job.task
-    record = job.story.record(job.settled.attempt)
+def _row(past: Past) -> dict[str, Any]:
+    task = past.story.task
+    record = past.story.record(past.settled.attempt)
     return {
         "id": task.id,
         "kind": task.kind.value,
         "model": task.model,
         "app": task.app,
         "node": record["node"],
-        "outcome": job.settled.outcome.how.value,
+        "outcome": past.settled.outcome.how.value,
         "predicted_ms": record["predicted_ms"],
         "actual_ms": record["actual_ms"],
         "queue_ms": record["queue_ms"],
         "attempts": record["attempts"],
         "reason": "; ".join(record["reasons"]),
         "task_type": task.type.value,
-        "at": when,
+        "at": past.at,
     }

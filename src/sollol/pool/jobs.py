@@ -22,10 +22,10 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
-from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of
+from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
-from sollol.pool.continuation import Continuity, Said, render
+from sollol.pool.continuation import Continuity, NotRendered, Said, render
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 # A stream is given up when nothing came for so many times its mean gap, but never before STALL_LEAST_S.
@@ -108,7 +108,7 @@ class CallJob:
         reply = await transport.send(node, self.call)
         body = await reply.read()
         self._bodies[start.attempt] = body
-        return judge(reply.status, body)
+        return judge(reply.status, body, self.task.kind)
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         self.story.attempts.append((start, outcome, began, at))
@@ -167,66 +167,77 @@ class StreamJob(CallJob):
         return self._said.text if self._said else ""
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
-        if self._begun_at:
-            return await self._go_on(transport, node, started)
-        self._ask(node)
+        resumes, said = bool(self._begun_at), self._said
+        try:
+            outcome = await (self._go_on if resumes else self._begin)(transport, node, started)
+        except TransportFault as fault:
+            outcome = outcome_of(fault)
+        if outcome.how is not How.OK and self._begun_at and said is not None:
+            if said.is_complete:
+                self.last = said.finished(self._elapsed_us())
+                return Outcome(How.OK, "", 200)
+            if not resumes:
+                started(await self._continuity.wait(self.task.model, self._digest))
+        return outcome
+
+    async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
+        digest = self._ask(node)
         reply = await transport.send(node, self.call)
         try:
             if reply.status != 200:
-                return judge(reply.status, await reply.read())
-            outcome = await self._relay(reply.__aiter__(), lambda: self._begins(started), _as_it_is)
-        except TransportFault as fault:
-            outcome = outcome_of(fault)
+                return refusal(reply.status, await reply.read())
+            return await self._relay(reply.__aiter__(), lambda: self._begins(digest, started), _as_it_is)
         finally:
             await reply.aclose()
-        if outcome.how is not How.OK and self._begun_at and self._said is not None:
-            started(await self._continuity.wait(self.task.model, self._digest))
-        return outcome
 
-    def _ask(self, node: Endpoint) -> None:
-        """Whether another node could go on with the answer has to be known before it is needed."""
+    def _ask(self, node: Endpoint) -> str:
+        """The digest of the model there. Whether others could go on with it has to be known before it is needed."""
         if self._said is None:
-            return
+            return ""
         model = self.task.model
         holders = self._holders(model)
-        self._digest = holders[node.key][1] if node.key in holders else ""
+        digest = holders[node.key][1] if node.key in holders else ""
 
         def nodes() -> list[Endpoint]:
-            same = [e for e, digest in holders.values() if digest == self._digest and e.key != node.key]
-            return [node, *same]
+            return [node, *(e for e, theirs in holders.values() if theirs == digest and e.key != node.key)]
 
-        self._continuity.ask(nodes, model, self._digest, self._said.body)
+        self._continuity.ask(nodes, model, digest, self._said.body)
+        return digest
 
-    def _begins(self, started: Started) -> None:
+    def _begins(self, digest: str, started: Started) -> None:
         """The first line is there."""
+        self._digest = digest
         self._begun_at = self._loop.time()
-        started(self._said is not None and bool(self._continuity.can(self.task.model, self._digest)))
+        started(self._said is not None and bool(self._continuity.can(self.task.model, digest)))
 
     async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
         said = self._said
         assert said is not None
-        if said.left is not None and said.left <= 0:
-            self.last = said.finished(self._elapsed_us())
-            return Outcome(How.OK, "", 200)
+        if said.is_complete:
+            return Outcome(How.FAILED, "there is nothing left to say")
         if self._holders(self.task.model).get(node.key, (node, ""))[1] != self._digest:
             return Outcome(How.FAILED, f"has another version of {self.task.model}: it cannot go on with the answer")
         try:
             prompt = await render(transport, node, said.body)
+        except NotRendered as refused:
+            return refused.outcome
         except (msgspec.DecodeError, AttributeError):
             prompt = None
         if prompt is None:
             return Outcome(How.FAILED, "cannot tell how it would render the prompt, so it cannot go on exactly")
         before = said.tokens
-        said.seams.append({"node": node.key, "characters": len(said.text), "tokens": before})
+        seam = {"node": node.key, "characters": len(said.text), "tokens": before}
+
+        def translate(line: bytes) -> bytes:
+            if seam not in said.seams[-1:]:  # it does go on
+                said.seams.append(seam)
+            return said.translate(line, before, self._elapsed_us())
+
         reply = await transport.send(node, said.call(prompt, self.call.timeouts))
         try:
             if reply.status != 200:
-                return judge(reply.status, await reply.read())
-            return await self._relay(
-                reply.__aiter__(),
-                lambda: started(True),
-                lambda line: said.translate(line, before, self._elapsed_us()),
-            )
+                return refusal(reply.status, await reply.read())
+            return await self._relay(reply.__aiter__(), lambda: started(True), translate)
         finally:
             await reply.aclose()
 
@@ -259,6 +270,8 @@ class StreamJob(CallJob):
                         silence.reschedule(now + max(STALL_LEAST_S, STALL_TIMES * (now - begun) / count))
         except TimeoutError:
             return Outcome(How.TIMEOUT, f"fell silent after {count} tokens")
+        except msgspec.DecodeError as error:
+            return Outcome(How.FAILED, f"a line of the answer is not what Ollama says: {error}", 200)
         finally:
             if self._said is not None and begun:
                 self._said.decode_us += round((self._loop.time() - begun) * 1e6)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -70,8 +71,7 @@ class OllamaPool(PoolBase):
         if engine is not None and not self._closed:
             return engine
         with self._lock:
-            if self._closed:
-                raise SollolError("the pool is closed; make a new one")
+            self._check_open()
             if self._engine is None:
                 self._start()
             assert self._engine is not None
@@ -94,6 +94,10 @@ class OllamaPool(PoolBase):
             loop.call_soon(begin)
             try:
                 loop.run_forever()
+                left = asyncio.all_tasks(loop)
+                for task in left:  # somebody may wait for them
+                    task.cancel()
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             finally:
                 loop.close()
 
@@ -104,14 +108,35 @@ class OllamaPool(PoolBase):
     def _on_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine of the inner pool on the loop and wait for it."""
         self._running()
-        assert self._loop is not None
         assert self._inner is not None
-        future = asyncio.run_coroutine_threadsafe(make(self._inner), self._loop)
+        future = self._schedule(make(self._inner))
         try:
             return future.result()
+        except CancelledError:
+            raise SollolError("the pool was closed meanwhile") from None
         except BaseException:
             future.cancel()
             raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SollolError("the pool is closed; make a new one")
+
+    def _schedule(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop. What comes before `close` is also handled before it."""
+        assert self._loop is not None
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+            self._check_open()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _submit(self, function: Callable[[], None]) -> None:
+        """Call `function` on the loop, for sure: somebody will wait for what it does."""
+        assert self._loop is not None
+        with self._lock:
+            self._check_open()
+            self._loop.call_soon_threadsafe(function)
 
     def _post(self, function: Callable[..., Any], *args: Any) -> None:
         assert self._loop is not None
@@ -211,7 +236,7 @@ class OllamaPool(PoolBase):
                 jobs.append(job)
             waiter.release()
 
-        self._post(submit)
+        self._submit(submit)
         try:
             waiter.acquire()
             answer = finish(jobs[0], request)
@@ -232,14 +257,23 @@ class OllamaPool(PoolBase):
             return lines.qsize() < STREAM_AHEAD
 
         def submit() -> None:
-            jobs.append(engine.stream(request, lambda job: lines.put(None), push))
+            jobs.append(engine.stream(request, done, push))
 
-        self._post(submit)
-        ok = False
+        def done(job: CallJob) -> None:
+            if not jobs:  # settled at once, before `submit` could note it
+                assert isinstance(job, StreamJob)
+                jobs.append(job)
+            lines.put(None)
+
+        self._submit(submit)
+        ok = behind = False
         try:
             while (line := lines.get()) is not None:
                 yield finish_stream(jobs[0], request) if line is jobs[0].last else request.answer(decode(line))
-                if lines.qsize() < STREAM_AHEAD // 2 and not jobs[0].drained.is_set():
+                if lines.qsize() >= STREAM_AHEAD // 2:
+                    behind = True  # the loop may wait for us, or will
+                elif behind:
+                    behind = False
                     self._post(jobs[0].drained.set)
             error = jobs[0].error()
             if error is not None:
@@ -251,35 +285,38 @@ class OllamaPool(PoolBase):
 
     async def chat_async(self, *args: Any, **kwargs: Any) -> Any:
         """`chat` for code that runs in an event loop of its own."""
-        return await self._from_other_loop(lambda inner: inner.chat(*args, **kwargs))
+        wishes = self._own_wishes(kwargs)
+        return await self._from_other_loop(lambda inner: inner.chat(*args, **wishes))
 
     async def generate_async(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` for code that runs in an event loop of its own."""
-        return await self._from_other_loop(lambda inner: inner.generate(*args, **kwargs))
+        wishes = self._own_wishes(kwargs)
+        return await self._from_other_loop(lambda inner: inner.generate(*args, **wishes))
 
     async def embed_async(self, *args: Any, **kwargs: Any) -> Any:
         """`embed` for code that runs in an event loop of its own."""
-        return await self._from_other_loop(lambda inner: inner.embed(*args, **kwargs))
+        wishes = self._own_wishes(kwargs)
+        return await self._from_other_loop(lambda inner: inner.embed(*args, **wishes))
+
+    def _own_wishes(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of a call, with this pool's mode and time where it names none: the inner pool has others."""
+        own = {"mode": self.routing_mode, "timeout": self.timeout}
+        return given | {name: value for name, value in own.items() if given.get(name) is None}
 
     async def _from_other_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
         self._running()
-        assert self._loop is not None
         assert self._inner is not None
-        answer = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(self._inner), self._loop))
+        answer = await asyncio.wrap_future(self._schedule(make(self._inner)))
         return self._foreign_stream(answer) if isinstance(answer, AsyncIterator) else answer
 
     async def _foreign_stream(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """An async iterator of the pool's loop, read from the caller's loop."""
-        assert self._loop is not None
         try:
-            while True:
-                step = asyncio.run_coroutine_threadsafe(_next(stream), self._loop)
-                item = await asyncio.wrap_future(step)
-                if item is _END:
-                    return
+            while (item := await asyncio.wrap_future(self._schedule(_next(stream)))) is not _END:
                 yield item
         finally:
-            asyncio.run_coroutine_threadsafe(_close(stream), self._loop)
+            if not self._closed:
+                self._schedule(_close(stream))
 
     # --- batches ---
 

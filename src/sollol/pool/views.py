@@ -110,7 +110,7 @@ def stats_of(scheduler: Scheduler | None, endpoints: dict[str, Endpoint], totals
     }
 
 
-def _processor(model: LoadedModel) -> str:
+def processor_of(model: LoadedModel) -> str:
     """Where a model runs, as `ollama ps` says it. A size of 0 tells nothing."""
     if model.size <= 0:
         return "unknown"
@@ -129,7 +129,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
         view = NodeView(endpoint, state)
         loaded = (
             [
-                {"model": name, **model._asdict(), "processor": _processor(model)}
+                {"model": name, **model._asdict(), "processor": processor_of(model)}
                 for name, model in sorted(state.loaded.items())
             ]
             if state

@@ -1,0 +1,112 @@
+"""What a decision costs, in wall time of `Scheduler.handle` alone: no sockets, no asyncio, no journal.
+
+Timed is one request's share: `handle(Submitted)` + `handle(Finished)`, each with everything that follows from it
+(learning, and starting whoever is next). "idle": nothing waits and every slot is free, so Submitted decides. "busy": every
+slot is taken and as many wait as there are nodes (at most 100), so Finished decides. Nodes have speeds of 1:16,
+answers take their predicted time on them, and rates are known: 20 requests a node come before the clock runs (5 with
+1,000 nodes). The reference is a scan for the node with the fewest in flight, in Python.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+
+from bench.rows import Row, median, row
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import Finished, NodeAdded, NodeSeen, Start, Submitted
+from sollol.core.scheduler import Scheduler
+from sollol.core.types import SECOND, How, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
+from sollol.pool.engine import default_policies
+
+MODEL = "llama3.2:latest"
+TIMED = 2000
+PROMPT, TOKENS = 100, 100
+
+
+class Fleet:
+    """A scheduler whose nodes answer as predicted."""
+
+    def __init__(self, nodes: int) -> None:
+        self.rng = random.Random(1)
+        self.scheduler = Scheduler(default_policies(), random.Random(1))
+        self.speed: dict[str, float] = {}
+        self.at = 0
+        self.ends: list[tuple[int, int, str]] = []
+        self.serial = 0
+        facts = NodeFacts("0.33.0", {MODEL: 10**9}, {MODEL: LoadedModel(1, 1)})
+        for i in range(nodes):
+            endpoint = Endpoint(f"10.0.{i // 250}.{i % 250 + 1}")
+            self.speed[endpoint.key] = 2 ** self.rng.uniform(0, 4)
+            self.scheduler.handle(NodeAdded(endpoint), 0)
+            self.scheduler.handle(NodeSeen(endpoint.key, facts), 0)
+
+    def submit(self) -> float:
+        """Seconds it took to decide, or to put it in line."""
+        self.serial += 1
+        prefix = ((self.serial, 4 * PROMPT),)
+        event = Submitted(Task(self.serial, Kind.CHAT, MODEL, 4 * PROMPT, prefix=prefix))
+        return self._handle(event)
+
+    def finish(self) -> float:
+        """The next answer comes."""
+        self.at, attempt, key = heapq.heappop(self.ends)
+        prompt_us, decode_us = self._times(key)
+        timing = Timing(2000, PROMPT, prompt_us, TOKENS, decode_us)
+        return self._handle(Finished(attempt, Outcome(How.OK, "", 200, timing)))
+
+    def _handle(self, event: Submitted | Finished) -> float:
+        began = time.perf_counter()
+        actions = self.scheduler.handle(event, self.at)
+        seconds = time.perf_counter() - began
+        for action in actions:
+            if isinstance(action, Start):
+                took_us = sum(self._times(action.node)) + 2000
+                took_us = round(took_us * self.rng.uniform(0.9, 1.1))
+                heapq.heappush(self.ends, (self.at + took_us, action.attempt, action.node))
+        return seconds
+
+    def _times(self, key: str) -> tuple[int, int]:
+        speed = self.speed[key]
+        return round(PROMPT / (100 * speed) * SECOND), round(TOKENS / (8 * speed) * SECOND)
+
+
+def cost_us(nodes: int, busy: bool) -> float:
+    fleet = Fleet(nodes)
+    waiting = min(nodes, 100)
+    for _ in range(nodes + waiting):
+        fleet.submit()
+    for _ in range(nodes * (20 if nodes < 100 else 5)):
+        fleet.finish()
+        fleet.submit()
+    while not busy and fleet.ends:
+        fleet.finish()
+    times = []
+    for _ in range(TIMED):
+        if busy:
+            times.append(fleet.finish() + fleet.submit())
+        else:
+            fleet.at += SECOND // 100
+            times.append(fleet.submit() + fleet.finish())
+    return median(times) * 1e6
+
+
+def scan_us(nodes: int) -> float:
+    inflight = {f"10.0.{i // 250}.{i % 250 + 1}:11434": i % 3 + 1 for i in range(nodes)}
+    times = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        inflight[min(inflight, key=inflight.__getitem__)] += 0
+        times.append(time.perf_counter() - began)
+    return median(times) * 1e6
+
+
+def run() -> list[Row]:
+    rows = []
+    for nodes, target in ((10, 30.0), (1000, 300.0)):
+        for busy in (False, True):
+            name = f"a decision, {nodes:,} nodes, {'busy' if busy else 'idle'} (submit + finish)"
+            beside = f"scan for least busy: {scan_us(nodes):.1f} us"
+            rows.append(row(name, cost_us(nodes, busy), "us", beside, target))
+    return rows

@@ -1,0 +1,190 @@
+"""The measurements of `sollol bench`, each through the pool that users have, on one node or on all.
+
+A rate is that of one batch as long as was asked for. How many items that takes is found by batches that grow until one
+is long enough; the pool has then learned how fast the node is, and the model is warm. All passages are equally
+long, because the few of a slow node and the many of a fast one have to mean the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sollol.cli import fleet
+from sollol.cli.nodes import gpu_share
+from sollol.core.endpoint import Endpoint
+from sollol.core.types import LoadedModel, canonical_model
+
+if TYPE_CHECKING:
+    from sollol.pool.batch import BatchReport
+
+PASSAGE_WORDS = 120
+_STEP = 7  # words from one passage to the next
+_GROWTH = 8  # at most, from one batch to the next
+_LONG_ENOUGH = 0.7  # of the time asked for
+_WARM_UP = 0.15  # of it, before all nodes together are measured
+_PATIENCE_S = 60.0  # for a batch, or ten times what it should take
+_CALLS, _CALLS_LEAST, _CALLS_S = 200, 5, 1.0
+_TOKENS = 128
+_TASK = "Summarise this in three sentences:"
+
+
+class Plan(NamedTuple):
+    """How much: seconds for each measurement, and a bound of the items in it."""
+
+    seconds: float
+    items: int
+
+    @property
+    def patience_s(self) -> float:
+        return max(_PATIENCE_S, 10 * self.seconds)
+
+    def count(self, rate: float, least: int = 1) -> int:
+        """Items that take `seconds` at a rate in items/s."""
+        return min(self.items, max(least, round(rate * self.seconds)))
+
+
+class Alone(NamedTuple):
+    """`load_s`: until the model was in memory. `runs_on`: "GPU", "CPU", parts of both, or "unknown"."""
+
+    load_s: float
+    report: BatchReport
+    runs_on: str
+
+
+class Talk(NamedTuple):
+    """A streamed answer; what is None did not happen."""
+
+    load_s: float
+    first_token_s: float | None
+    tokens_per_s: float | None
+
+
+class CallCost(NamedTuple):
+    """Medians in seconds of the same call, through the pool and without it."""
+
+    pool_s: float
+    raw_s: float
+    calls: int
+
+
+def passages(count: int) -> list[str]:
+    """The same every time: windows of PASSAGE_WORDS words over the texts of the demo."""
+    files = sorted((Path(__file__).parent / "demo_texts").glob("*.md"))
+    words = [word for file in files for word in file.read_text(encoding="utf-8").split()]
+    last = len(words) - PASSAGE_WORDS
+    starts = (number * _STEP % last for number in range(count))
+    return [" ".join(words[start : start + PASSAGE_WORDS]) for start in starts]
+
+
+def alone(endpoint: Endpoint, model: str, plan: Plan) -> Alone:
+    """One node by itself. Raises SollolError."""
+    with fleet.open_pool((endpoint,)) as pool:
+        load_s = _load(pool, model)
+        return Alone(load_s, _long_batch(pool, model, plan), _runs_on(pool, model))
+
+
+def together(endpoints: tuple[Endpoint, ...], model: str, rate: float, plan: Plan) -> BatchReport:
+    """One batch over all; `rate` is what is expected, in items/s. Raises SollolError."""
+    with fleet.open_pool(endpoints) as pool:
+        pool.wait_ready()
+        each_twice = 2 * len(endpoints)
+        _batch(pool, model, max(each_twice, round(_WARM_UP * plan.count(rate))), plan)
+        return _batch(pool, model, plan.count(rate, each_twice), plan)
+
+
+def talk(endpoint: Endpoint, model: str, plan: Plan) -> Talk:
+    """A streamed answer to a question about a passage; left after the time asked for. Raises SollolError."""
+    with fleet.open_pool((endpoint,)) as pool:
+        load_s = _load(pool, model)
+        pool.generate(model, "Hello", options={"num_predict": 1}, timeout=plan.patience_s)  # the first one is slower
+        return Talk(load_s, *_listen(pool, model, plan))
+
+
+def call_cost(endpoint: Endpoint, model: str) -> CallCost:
+    """A call that gives the model nothing to do, by turns through the pool and straight to the node."""
+    import asyncio
+
+    from sollol.nodes.dialect import encode
+    from sollol.nodes.http import HttpTransport
+    from sollol.nodes.transport import Call
+    from sollol.sim.serve import new_loop
+
+    call = Call("POST", "/api/embed", encode({"model": model, "input": []}))
+    ours: list[float] = []
+    raw: list[float] = []
+    with fleet.open_pool((endpoint,)) as pool, asyncio.Runner(loop_factory=new_loop) as runner:
+        transport = HttpTransport()
+
+        async def straight() -> None:
+            await (await transport.send(endpoint, call)).read()
+
+        try:
+            pool.embed(model, [])
+            runner.run(straight())  # both have their connection now
+            began = time.perf_counter()
+            while len(raw) < _CALLS_LEAST or (len(raw) < _CALLS and time.perf_counter() - began < _CALLS_S):
+                marks = [time.perf_counter()]
+                pool.embed(model, [])
+                marks.append(time.perf_counter())
+                runner.run(straight())
+                marks.append(time.perf_counter())
+                ours.append(marks[1] - marks[0])
+                raw.append(marks[2] - marks[1])
+        finally:
+            runner.run(transport.aclose())
+    return CallCost(statistics.median(ours), statistics.median(raw), len(raw))
+
+
+def _load(pool: Any, model: str) -> float:
+    """Seconds until the model is in the memory of every node of the pool."""
+    began = time.monotonic()
+    pool.warm_model(model)
+    return time.monotonic() - began
+
+
+def _long_batch(pool: Any, model: str, plan: Plan) -> BatchReport:
+    _batch(pool, model, 1, plan)
+    count = 1
+    while True:
+        report = _batch(pool, model, count, plan)
+        if report.seconds >= _LONG_ENOUGH * plan.seconds or count == plan.items:
+            return report
+        count = min(plan.count(report.items_per_s, count + 1), _GROWTH * count)
+
+
+def _batch(pool: Any, model: str, count: int, plan: Plan) -> BatchReport:
+    report: BatchReport = pool.embed_batch(model, passages(count), timeout=plan.patience_s).report
+    return report
+
+
+def _runs_on(pool: Any, model: str) -> str:
+    for row in pool.ps()["models"]:
+        if canonical_model(str(row["model"])) == canonical_model(model):
+            return gpu_share(LoadedModel(row.get("size") or 0, row.get("size_vram") or 0))
+    return "unknown"
+
+
+def _listen(pool: Any, model: str, plan: Plan) -> tuple[float | None, float | None]:
+    """Seconds to the first token, and tokens/s from there on."""
+    # A beginning that is new, or the node would find the question in its cache and not read it.
+    messages = [{"role": "user", "content": f"{time.time_ns()} {_TASK} {passages(1)[0]}"}]
+    began = time.monotonic()
+    first = last = None
+    parts = 0
+    stream = pool.chat(model, messages, stream=True, options={"num_predict": _TOKENS}, timeout=plan.patience_s)
+    with contextlib.closing(stream):
+        for part in stream:
+            now = time.monotonic()
+            if part.eval_count and part.eval_duration:  # the last part; the node has counted better than we can
+                return (first or now) - began, part.eval_count / (part.eval_duration / 1e9)
+            if part.message.content or part.message.thinking:
+                first, last, parts = first or now, now, parts + 1
+            if first and now - first > plan.seconds:
+                break
+    if first is None or last is None:
+        return None, None
+    return first - began, (parts - 1) / (last - first) if last > first else None

@@ -1,0 +1,69 @@
+"""Which model a command uses where none is named: what nodes have on disk, and what they say a model can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sollol.core.endpoint import Endpoint
+from sollol.nodes.transport import Call, TransportFault
+
+EMBED, CHAT = "embedding", "completion"  # what Ollama calls these abilities
+_ASKED_MODELS = 50
+
+Disks = Mapping[Endpoint, Mapping[str, int]]  # of nodes that answer: the names of their models, and bytes
+
+
+async def embedding_model(disks: Disks) -> str | None:
+    """The embedding model that most nodes have; by name among equals."""
+    holders = _holders(disks)
+    return await _first(holders, EMBED, lambda name: (-len(holders[name]), name))
+
+
+async def chat_model(disks: Disks) -> str | None:
+    """The smallest chat model that several nodes have; where nothing is on several, the smallest there is."""
+    holders = _holders(disks)
+    return await _first(holders, CHAT, lambda name: (len(holders[name]) < 2, disks[holders[name][0]][name], name))
+
+
+def _holders(disks: Disks) -> dict[str, list[Endpoint]]:
+    found: dict[str, list[Endpoint]] = {}
+    for endpoint, models in disks.items():
+        for name in models:
+            found.setdefault(name, []).append(endpoint)
+    return found
+
+
+async def _first(holders: Mapping[str, list[Endpoint]], ability: str, order: Callable[[str], Any]) -> str | None:
+    for name in sorted(holders, key=order)[:_ASKED_MODELS]:
+        told = await _shown(holders[name][0], name)
+        # A model in the cloud is not on the node, whatever its list says.
+        if ability in (told.get("capabilities") or ()) and not told.get("remote_host"):
+            return name
+    return None
+
+
+async def abilities(endpoint: Endpoint, model: str) -> frozenset[str]:
+    """What the node says the model can do; empty if it does not say."""
+    return frozenset((await _shown(endpoint, model)).get("capabilities") or ())
+
+
+async def _shown(endpoint: Endpoint, model: str) -> dict[str, Any]:
+    return await post(endpoint, "/api/show", {"model": model}) or {}
+
+
+async def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Ask one node directly, past the pool. None if it does not answer, or refuses."""
+    from sollol.nodes.dialect import decode, encode
+    from sollol.nodes.http import HttpTransport
+
+    transport = HttpTransport()
+    try:
+        reply = await transport.send(endpoint, Call("POST", path, encode(body)))
+        answer = await reply.read()
+        value = decode(answer) if reply.status == 200 else None
+        return value if isinstance(value, dict) else None
+    except (TransportFault, ValueError):
+        return None
+    finally:
+        await transport.aclose()

@@ -1,0 +1,83 @@
+"""`sollol ps`: the models in memory over all nodes, as `ollama ps` shows those of one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.text import Text
+
+from sollol.cli import fleet
+from sollol.cli.console import note, plural, print_json, printable, seconds, size, stdout, table
+from sollol.cli.fleet import JsonOption, NodesOption
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol ps
+  sollol ps --nodes 10.0.0.5,10.0.0.6:11435
+  sollol ps --json | jq '.models[] | select(.on_cpu)'
+
+[bold]Processor[/bold]
+
+  "!" marks a model of which a part runs on the CPU because it did not fit
+  into GPU memory. Ollama does this without a word, and it can be 20 times
+  slower. Fewer models in memory, a smaller context (num_ctx) or a smaller
+  quantisation help. A node without GPU has all its models there.
+
+[bold]Exit codes[/bold]
+
+  0    done, even if nodes are down
+  1    no node is known
+"""
+_FOREVER_YEARS = 50  # Ollama writes "never" as a date three centuries ahead
+
+
+def ps(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """List the models in memory over all nodes: size, share on GPU and CPU, context, and until when."""
+    import asyncio
+
+    chosen = fleet.choose(nodes)
+    frame = asyncio.run(_look(chosen.endpoints))
+    rows = [_row(node["host"], model) for node in frame["nodes"] for model in node["loaded"]]
+    down = [{"node": node["host"], "why": node["why"]} for node in frame["nodes"] if node["state"] != "up"]
+    if as_json:
+        print_json({"models": rows, "down": down})
+        return
+    if rows:
+        made = table("node", "model", "size", "processor", "context", "until", right=("size", "context"))
+        for row in rows:
+            mark = Text(f"{'! ' if row['on_cpu'] else ''}{row['processor']}", style="yellow" if row["on_cpu"] else "")
+            context = f"{row['context_length']:,}" if row["context_length"] else "-"
+            name = printable(row["model"])
+            made.add_row(row["node"], name, size(row["size"]), mark, context, _left(row["expires_at"]))
+        stdout().print(made)
+    up, total = len(frame["nodes"]) - len(down), plural(len(frame["nodes"]), "node")
+    note(f"{plural(len(rows), 'model')} in memory; {up} of {total} up (from {chosen.how}).")
+    for node in down:
+        note(f"  {node['node']} is down: {printable(node['why'])}")
+
+
+async def _look(endpoints: Any) -> dict[str, Any]:
+    from sollol.dashboard.watch import Watch
+
+    watch = Watch(endpoints)
+    try:
+        return await watch.snapshot(None)
+    finally:
+        await watch.aclose()
+
+
+def _row(node: str, model: dict[str, Any]) -> dict[str, Any]:
+    return {"node": node, **model, "on_cpu": "CPU" in model["processor"]}
+
+
+def _left(expires_at: str) -> str:
+    try:
+        when = datetime.fromisoformat(expires_at)
+        left = (when - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return "-"
+    if left > _FOREVER_YEARS * 365 * 86_400:
+        return "stays"
+    return f"{seconds(left)} from now" if left > 0 else "unloading"

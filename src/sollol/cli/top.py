@@ -1,0 +1,114 @@
+"""`sollol top`: the cluster at this moment, in a terminal.
+
+Requests and queue live in the program that has the pool; its dashboard, or a gateway, tells them. Where none runs,
+the nodes are asked directly: how they are is seen then, what they are asked is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sollol.cli import fleet
+from sollol.cli.attach import UrlOption, attach
+from sollol.cli.console import note, print_json, printable, stdout
+from sollol.cli.fleet import NodesOption
+from sollol.errors import BadInput, SollolError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    Read = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol top
+  sollol top --url http://127.0.0.1:8080 --interval 0.5
+  sollol top --once --nodes 10.0.0.5,10.0.0.6
+  sollol top --json | jq '.nodes[] | select(.state != "up")'
+
+[bold]What it reads[/bold]
+
+  --url, else a gateway (port 11435) or a dashboard (port 8080) on this
+  machine, else the nodes themselves. --nodes means the nodes themselves.
+  Ctrl-C ends it. Without a terminal it prints one frame, as with --once.
+
+[bold]Exit codes[/bold]
+
+  0    done
+  1    there is no dashboard at --url, or no node is known
+"""
+
+
+def top(
+    url: UrlOption = None,
+    nodes: NodesOption = None,
+    interval: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds from frame to frame.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
+) -> None:
+    """Watch nodes, queue and requests live in the terminal."""
+    import asyncio
+
+    from sollol.nodes.http import HttpTransport
+
+    if url is not None and nodes is not None:
+        raise BadInput("--url and --nodes exclude each other: a dashboard tells its own nodes")
+    with asyncio.Runner() as runner:
+        transport = HttpTransport()
+        try:
+            remote = runner.run(attach(transport, url)) if nodes is None else None
+            if remote is not None:
+                _watch(runner, remote.snapshot, remote.snapshot, interval, once, as_json)
+            else:
+                _watch_nodes(runner, nodes, interval, once, as_json)
+        finally:
+            runner.run(transport.aclose())
+
+
+def _watch_nodes(runner: asyncio.Runner, nodes: str | None, interval: float, once: bool, as_json: bool) -> None:
+    from sollol.dashboard.watch import Watch
+
+    watch = Watch(fleet.choose(nodes).endpoints)
+    try:
+        _watch(runner, watch.snapshot, lambda: watch.snapshot(None), interval, once, as_json)
+    finally:
+        runner.run(watch.aclose())
+
+
+def _watch(runner: asyncio.Runner, read: Read, read_whole: Read, interval: float, once: bool, as_json: bool) -> None:
+    """`read_whole` waits for what `read` would leave to a later frame."""
+    from sollol.cli.screen import draw
+
+    if as_json:
+        print_json(runner.run(read_whole()))
+    elif once or not stdout().is_terminal:
+        stdout().print(draw(runner.run(read_whole())))
+    else:
+        try:
+            _live(runner, read, interval)
+        except KeyboardInterrupt:  # the way to end it
+            note("")
+
+
+def _live(runner: asyncio.Runner, read: Read, interval: float) -> None:
+    import asyncio
+
+    from rich.live import Live
+
+    from sollol.cli.screen import draw
+
+    console = stdout()
+    frame = runner.run(read())
+    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+        trouble = ""
+        while True:
+            live.update(draw(frame, console.height, trouble), refresh=True)
+            runner.run(asyncio.sleep(interval))
+            try:
+                frame, trouble = runner.run(read()), ""
+            except SollolError as error:
+                trouble = f"{printable(error)}; trying again"

@@ -1,0 +1,78 @@
+"""One reader for all listeners: a snapshot is taken once a second, and only while somebody listens.
+
+Each listener gets the newest frame when it can take one: a slow one skips frames, and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+EVERY_S = 1.0
+LISTENERS = 32  # a frame may be 100 kB, and a browser opens one for each tab
+
+
+def encode(value: Any) -> bytes:
+    """JSON as browsers read it: a number that is none becomes null."""
+    return msgspec.json.encode(value)
+
+
+class Feed:
+    """`read` gives a snapshot. What it raises is told to the listeners; the next second it is asked again."""
+
+    def __init__(self, read: Callable[[], Awaitable[dict[str, Any]]], every_s: float = EVERY_S) -> None:
+        self._read = read
+        self._every_s = every_s
+        self._listening = 0
+        self._frame = b""
+        self._news = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def listening(self) -> int:
+        return self._listening
+
+    def take_place(self) -> bool:
+        """Room for one more listener? Then it must `leave` at the end."""
+        if self._listening >= LISTENERS or self._closed:
+            return False
+        self._listening += 1
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().create_task(self._run())
+        return True
+
+    def leave(self) -> None:
+        self._listening -= 1
+        if not self._listening and self._reading is not None:
+            self._reading.cancel()
+            self._reading, self._frame = None, b""
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Server-sent events, from the newest on, until the feed is closed."""
+        yield b"retry: 2000\n\n"
+        if self._frame:
+            yield self._frame
+        while not self._closed:
+            await self._news.wait()
+            if not self._closed:
+                yield self._frame
+
+    def close(self) -> None:
+        """End every stream."""
+        self._closed = True
+        self._news.set()
+
+    async def _run(self) -> None:
+        while not self._closed:
+            try:
+                event = b"snapshot", encode(await self._read())
+            except Exception as error:  # whatever it is, the page must not stand still without a word
+                event = b"trouble", encode({"error": str(error) or type(error).__name__})
+            self._frame = b"event: %b\ndata: %b\n\n" % event
+            news, self._news = self._news, asyncio.Event()
+            news.set()
+            await asyncio.sleep(self._every_s)

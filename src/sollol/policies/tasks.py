@@ -1,0 +1,278 @@
+"""What is a request about, and how demanding is it? Told from cheap signs, before any model has read it.
+
+The scheduler predicts the length of an answer by the type of its task, so a guess is worth something and an error costs
+little: the lengths of (application, type, model) are learned anyway. What it must not cost is time, since it runs for
+every call. So only the ends of the last user message and of the system message are looked at, whatever their length,
+and words are looked up, not searched for (`task_words`).
+
+What is asked stands at the beginning of a message, or at its end, after the material. The material itself speaks too:
+of code, of classes, of summaries. Therefore the first signs that reach two points decide, quotations and fenced code
+are left out, and a fence alone counts only where nothing was asked in words. "Write a function that summarises" is
+about code because the function comes first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sollol.core.types import TaskType
+from sollol.errors import BadInput
+from sollol.policies.task_words import (
+    ANYWHERE,
+    CLASSIFY,
+    CODE,
+    EXTENSIONS,
+    EXTRACT,
+    LIST,
+    MAKE,
+    OTHER,
+    PROSE,
+    SOURCE,
+    STEMS,
+    STEPS,
+    SUMMARISE,
+    WORDS,
+)
+
+HEAD, TAIL = 400, 300  # characters looked at, at both ends of a long message
+LINE = 200  # characters in which what is asked may stand
+ENOUGH = 2  # points that decide
+NEAR = 5  # words between "write" and what is written
+MESSAGES = 40  # of a conversation whose sizes are counted
+
+_WORD = re.compile(r"[\w.+#]+")
+_SPACED = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) in "_.+#")}
+_QUOTED = re.compile(r'"[^"\n]*"|“[^“”\n]*”|„[^„“”\n]*[“”]|«[^«»\n]*»|`[^`\n]+`|「[^「」\n]*」')
+_QUOTES = re.compile("[“„«「]")
+_LATIN = re.compile(r"[a-z][a-z+#]*")
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_CODE_LIKE = re.compile(
+    r"^[ \t]*(?:def|class|import|from|#include|SELECT|function|const|let|public|fn|func)\b.*[({;:]", re.M
+)
+_TRACE = "Traceback (most recent"
+_FENCE = "```"
+_TYPES = {
+    SUMMARISE: TaskType.SUMMARISE,
+    CLASSIFY: TaskType.CLASSIFY,
+    EXTRACT: TaskType.EXTRACT,
+    CODE: TaskType.CODE,
+}
+_REMEMBERED = 4096  # words whose meaning is kept at hand
+
+
+def detect_task_type(request: Any) -> TaskType:
+    """The type of a request: a text, a list of messages, or a payload as of `/api/chat`, `/api/generate`, `/api/embed`.
+
+    CHAT where nothing speaks for another. Raises BadInput for something else.
+    """
+    payload = _payload(request)
+    if payload.get("input") is not None and not payload.get("messages"):
+        return TaskType.EMBED
+    schema = payload.get("format")
+    if schema and not isinstance(schema, str):
+        return _of_schema(schema)
+    text, system = _texts(payload)
+    found = _of_text(text) if text else None
+    if found is not None:
+        return found
+    if payload.get("suffix"):
+        return TaskType.CODE
+    if schema == "json":
+        return TaskType.EXTRACT
+    return (_of_system(_ends(system)) if system else None) or TaskType.CHAT
+
+
+def estimate_complexity(request: Any) -> int:
+    """How demanding a request is, from 1 (a greeting) to 10, by the same signs and its size.
+
+    Points for: the size of the conversation (one for each doubling from 400 characters), its turns, tools, the type of
+    task, thinking, and words that ask for several steps.
+    """
+    payload = _payload(request)
+    if payload.get("input") is not None and not payload.get("messages"):
+        return 1
+    messages = payload.get("messages") or ()
+    text, system = _texts(payload)
+    size = len(text) + len(system) if not messages else sum(len(_content(m)) for m in messages[-MESSAGES:])
+    points = 1 + min(4, (size // 200).bit_length() if size >= 400 else 0)
+    points += (len(messages) >= 4) + (len(messages) >= 12)
+    tools = payload.get("tools")
+    if tools:
+        points += 1 + (len(tools) > 4)
+    points += {TaskType.CODE: 2, TaskType.SUMMARISE: 1, TaskType.EXTRACT: 1}.get(detect_task_type(payload), 0)
+    points += bool(payload.get("think"))
+    points += min(2, len(STEPS.intersection(_words(_ends(text)))))
+    return min(10, points)
+
+
+def _payload(request: Any) -> Mapping[str, Any]:
+    if isinstance(request, str):
+        return {"prompt": request}
+    if isinstance(request, (dict, Mapping)):
+        return request
+    if isinstance(request, Sequence) and not isinstance(request, (bytes, bytearray)):
+        return {"messages": request}
+    raise BadInput(f"request is {type(request).__name__}; expected a text, a list of messages or a payload")
+
+
+def _texts(payload: Mapping[str, Any]) -> tuple[str, str]:
+    """What the user asks last, and the system message."""
+    messages = payload.get("messages")
+    if not messages:
+        prompt, system = payload.get("prompt"), payload.get("system")
+        return prompt if isinstance(prompt, str) else "", system if isinstance(system, str) else ""
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, (list, Sequence)):
+        raise BadInput(f"messages is {type(messages).__name__}; expected a list of messages")
+    asked = ""
+    for message in reversed(messages[-MESSAGES:]):
+        if _field(message, "role") == "user":
+            asked = _content(message)
+            break
+    first = messages[0]
+    return asked, _content(first) if _field(first, "role") == "system" else ""
+
+
+def _field(message: Any, name: str) -> Any:
+    return message.get(name) if isinstance(message, (dict, Mapping)) else getattr(message, name, None)
+
+
+def _content(message: Any) -> str:
+    content = _field(message, "content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):  # parts, as OpenAI has them
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and "text" in part)
+    return ""
+
+
+def _of_schema(schema: Any) -> TaskType:
+    """One field with a few possible values is a label; anything else takes something out of a text."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    if isinstance(properties, Mapping) and len(properties) == 1:
+        (only,) = properties.values()
+        if isinstance(only, Mapping) and ("enum" in only or only.get("type") == "boolean"):
+            return TaskType.CLASSIFY
+    return TaskType.EXTRACT
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
+
+
+def _of_text(text: str) -> TaskType | None:
+    """What is asked in a message; CHAT where that is sure, None where nothing was found."""
+    text = _ends(text)
+    fenced = _FENCE in text
+    asked = _outside(text) if fenced else text
+    if '"' in asked or "`" in asked or (not asked.isascii() and _QUOTES.search(asked)):
+        asked = _QUOTED.sub(" ", asked)
+    asked = asked.strip()
+    for zone in _zones(asked):
+        found = _scan(zone)
+        if found is not None:
+            return found
+    if fenced or _TRACE in text:
+        return TaskType.CODE
+    brackets = "{" in text or ";" in text or "):" in text
+    return TaskType.CODE if brackets and _CODE_LIKE.search(text) else None
+
+
+@lru_cache(256)  # an application says the same to all its calls
+def _of_system(text: str) -> TaskType | None:
+    """A system message decides only where it speaks of one thing: many list all that an assistant can."""
+    spoken = {found[0] for found in map(_sign, _words(text)) if found and found[0] in _TYPES}
+    return _of_text(text) if len(spoken) == 1 else None
+
+
+def _outside(text: str) -> str:
+    """Before the first fence and after the last one."""
+    first, last = text.find(_FENCE), text.rfind(_FENCE)
+    after = text[last + 3 :] if last > first else ""
+    return f"{text[:first]}\n{after}"
+
+
+def _zones(text: str) -> tuple[str, ...]:
+    """Where to look, in order. A message that begins with a line or a colon begins with what is asked; one that
+    begins with a long paragraph ends with it."""
+    if len(text) <= LINE + TAIL // 2:
+        return (text,)
+    head, tail = text[:LINE], text[-LINE:]
+    tail = tail[tail.rfind("\n") + 1 :]
+    if "\n" in head or ":" in head:
+        return head, tail
+    return tail, head
+
+
+def _words(text: str) -> list[str]:
+    """In small letters. The first way is four times as quick."""
+    text = text.lower()
+    return text.translate(_SPACED).split() if text.isascii() else _WORD.findall(text)
+
+
+@lru_cache(_REMEMBERED)
+def _sign(word: str) -> tuple[int, int] | None:
+    """What a word (in small letters) speaks for, and its points."""
+    word = word.rstrip(".")
+    if "." in word and word.rpartition(".")[2] in EXTENSIONS:
+        return CODE, ENOUGH
+    return WORDS.get(word) or STEMS.get(word[:8]) or STEMS.get(word[:7]) or STEMS.get(word[:6])
+
+
+def _scan(text: str) -> TaskType | None:
+    """The type that first has ENOUGH points; None if none has."""
+    if not text.isascii() and _UNSPACED.search(text) is not None:
+        return _scan_unspaced(text)
+    words = _words(text)
+    points = [0] * 9
+    made = -NEAR - 1
+    for place, found in enumerate(map(_sign, words)):
+        if found is None:
+            continue
+        sign, weight = found
+        if sign == MAKE:
+            made = place
+        elif sign == PROSE:
+            if place - made <= NEAR:
+                return TaskType.CHAT
+        elif sign == OTHER:
+            return _of_translation(words)
+        elif sign >= LIST:
+            points[sign] = max(points[sign], weight)
+        else:
+            points[sign] += weight + (sign == CODE and place - made <= NEAR)
+            if points[sign] >= ENOUGH:
+                return _TYPES[sign]
+    if points[SUMMARISE] and points[SOURCE]:
+        return TaskType.SUMMARISE
+    if points[LIST] and points[LIST] + points[SOURCE] + points[EXTRACT] > ENOUGH:
+        return TaskType.EXTRACT
+    return None
+
+
+def _of_translation(words: list[str]) -> TaskType:
+    """From one programming language into another, or of human words."""
+    code = sum(found[1] for found in map(_sign, words[:15]) if found and found[0] == CODE)
+    return TaskType.CODE if code >= ENOUGH else TaskType.CHAT
+
+
+def _scan_unspaced(text: str) -> TaskType | None:
+    """Without spaces, and with the verb at the end: the most points, and then the first to come."""
+    points = [0] * 9
+    first = [len(text)] * 9
+    for part, sign, weight in ANYWHERE:
+        at = text.find(part)
+        if at >= 0:
+            points[sign] += weight
+            first[sign] = min(first[sign], at)
+    for found in map(_sign, _LATIN.findall(text.lower())):
+        if found is not None:
+            points[found[0]] += found[1]
+    if points[OTHER] or (points[PROSE] and points[MAKE]):
+        return TaskType.CHAT
+    if points[MAKE] and points[CODE]:
+        points[CODE] += ENOUGH
+    best = max((SUMMARISE, CLASSIFY, EXTRACT, CODE), key=lambda sign: (points[sign], -first[sign]))
+    return _TYPES[best] if points[best] >= ENOUGH else None

@@ -1,0 +1,224 @@
+"""The page as a browser shows it, while requests run. Needs a Chromium (Debian: `apt-get install chromium`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollol import OllamaPool, UnifiedDashboard
+from sollol.sim import Cluster
+from tests.dashboard.conftest import CHAT, EMBED
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+SHOTS = os.environ.get("SOLLOL_TEST_SHOTS")  # a folder for screenshots, for a person to look at
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+EVIL = "<img src=x onerror=document.title='taken'>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def busy(cluster: Cluster) -> Iterator[UnifiedDashboard]:
+    """A dashboard of a pool that is at work until the end of the test; one of its nodes is down."""
+    stop = threading.Event()
+    with OllamaPool([*cluster, "127.0.0.1:9"], app_name=EVIL) as pool, UnifiedDashboard(pool, 0) as dashboard:
+
+        def ask() -> None:
+            while not stop.is_set():
+                pool.chat(CHAT, [{"role": "user", "content": "Hello"}], options={"num_predict": 200})
+
+        def embed() -> None:
+            while not stop.is_set():
+                pool.embed_batch(EMBED, [f"text {number}" for number in range(50)])
+
+        threads = [threading.Thread(target=work) for work in [ask] * 6 + [embed]]
+        for thread in threads:
+            thread.start()
+        yield dashboard
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+class Page:
+    """A page that notes what went wrong in it, and where it asked."""
+
+    def __init__(self, browser: Any, url: str, **how: Any) -> None:
+        self.problems: list[str] = []
+        self.asked: list[str] = []
+        self.tab = browser.new_page(**how)
+        self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.tab.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.goto(url)
+        self.tab.wait_for_selector("#nodes-table tbody tr")
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Playwright's own `wait_for_function` evaluates a string, which the page's policy forbids."""
+        for _ in range(100):
+            if true():
+                return
+            self.tab.wait_for_timeout(100)
+        raise AssertionError("it did not happen in 10 s")
+
+    def texts(self, selector: str) -> list[str]:
+        return [str(text) for text in self.tab.locator(selector).all_inner_texts()]
+
+
+@pytest.fixture
+def page(browser: Any, busy: UnifiedDashboard) -> Iterator[Page]:
+    made = Page(browser, busy.url, viewport={"width": 1440, "height": 1000})
+    yield made
+    made.tab.close()
+    assert not made.problems
+    assert all(url.startswith((busy.url, "data:")) for url in made.asked)
+
+
+def test_it_shows_nodes_queue_and_requests_as_they_happen(page: Page) -> None:
+    tab = page.tab
+    page.until(lambda: tab.locator("#recent-table tbody tr").count() >= 5)
+    assert page.texts("#status") == ["Live"]
+    states = page.texts("#nodes-table tbody td:nth-child(2)")
+    assert [text.split("\n")[0] for text in states] == ["up", "up", "down"]
+    assert "refused the connection" in states[2]
+    tab.wait_for_selector("#nodes-table .badge.warn >> text=50%/50% CPU/GPU")
+    tab.wait_for_selector("#running-table tbody tr >> text= of ")
+    tab.wait_for_selector("#waiting-table tbody tr")
+    tab.wait_for_selector("#scatter circle")
+    assert "predicted time" in page.texts("#calibration-text")[0]
+    before = page.texts("#tiles dd")
+    page.until(lambda: page.texts("#tiles dd")[3] != before[3])
+
+
+def test_what_a_program_says_is_text(page: Page) -> None:
+    page.tab.wait_for_selector("#running-table tbody tr")
+    assert EVIL in page.texts("#who")[0]
+    assert page.tab.locator("img").count() == 0
+    assert "taken" not in page.tab.evaluate("document.title").replace(EVIL, "")
+
+
+def test_a_call_is_explained_with_the_keyboard_alone(page: Page) -> None:
+    tab = page.tab
+    tab.wait_for_selector("#recent-table tbody button")
+    tab.locator("#recent-table tbody button").first.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#explain[open] dl")
+    text = page.texts("#explain")[0]
+    assert "Predicted" in text
+    assert "(chosen)" in text
+    assert "decode" in text
+    tab.keyboard.press("Escape")
+    assert tab.locator("#explain[open]").count() == 0
+
+
+def test_rows_keep_their_place_and_focus_while_frames_come(page: Page) -> None:
+    tab = page.tab
+    tab.wait_for_selector("#recent-table .more >> text=Show all")
+    tab.locator("#recent-table .more").focus()
+    tab.keyboard.press("Enter")
+    page.until(lambda: tab.locator("#recent-table tbody tr").count() > 12)
+    tab.wait_for_timeout(2500)
+    assert tab.evaluate("document.activeElement.className") == "more"
+    assert tab.locator("#recent-table .more").inner_text() == "Show fewer"
+    numbers = [int(text) for text in page.texts("#recent-table tbody button")]
+    assert len(numbers) == len(set(numbers))
+
+
+def test_pausing_stops_the_news(page: Page) -> None:
+    tab = page.tab
+    tab.wait_for_selector("#recent-table tbody tr")
+    tab.get_by_role("button", name="Pause").click()
+    shown = page.texts("#recent-table tbody button")
+    tab.wait_for_timeout(2200)
+    assert page.texts("#recent-table tbody button") == shown
+    assert page.texts("#status")[0].startswith("Paused")
+    tab.get_by_role("button", name="Go on").click()
+    tab.wait_for_selector("#status >> text=Live")
+
+
+def test_it_says_so_when_the_server_is_gone_and_comes_back(browser: Any, pool: OllamaPool) -> None:
+    with UnifiedDashboard(pool, 0) as dashboard:
+        page = Page(browser, dashboard.url)
+        page.tab.wait_for_selector("#status >> text=Live")
+        dashboard.stop()
+        page.tab.wait_for_selector("#status[data-state=lost]")
+        dashboard.start()
+        page.tab.wait_for_selector("#status >> text=Live", timeout=15_000)
+        page.tab.close()
+
+
+def test_watched_nodes_have_no_numbers_of_requests(browser: Any, cluster: Cluster) -> None:
+    from sollol.dashboard import Watch
+
+    with UnifiedDashboard(Watch(cluster), 0) as dashboard:
+        page = Page(browser, dashboard.url)
+        assert page.texts("#tiles dd") == ["2 of 2", "1", "1"]
+        assert "not seen here" in page.texts("#notice")[0]
+        heads = page.texts("#nodes-table thead th:visible")
+        assert heads == ["Node", "State", "Models", "Latency", "Version"]
+        assert page.tab.locator("#recent-table").is_hidden()
+        page.tab.close()
+        assert not page.problems
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("name", "width", "height"), [("wide", 1440, 1000), ("middle", 900, 1000), ("phone", 360, 760)]
+)
+def test_it_fits_every_width_and_can_be_read(
+    browser: Any, busy: UnifiedDashboard, name: str, width: int, height: int, scheme: str
+) -> None:
+    page = Page(browser, busy.url, viewport={"width": width, "height": height}, color_scheme=scheme)
+    tab = page.tab
+    tab.wait_for_selector("#recent-table tbody tr")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert not tab.evaluate(LOW_CONTRAST)
+    # Tables stay tables for a screen reader, also where they are drawn as cards.
+    assert tab.get_by_role("table").count() >= 3
+    assert tab.get_by_role("columnheader", name="Models", exact=True).count() == 1
+    if SHOTS:
+        tab.screenshot(path=Path(SHOTS) / f"{name}-{scheme}.png", full_page=True)
+    tab.close()
+    assert not page.problems
+
+
+# Text whose contrast with its ground is under 4.5 (WCAG AA): [text, ratio].
+LOW_CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (el) => {
+    for (; el; el = el.parentElement) {
+      const color = parse(getComputedStyle(el).backgroundColor);
+      if (color.length < 4 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const says = (el) => [...el.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  const found = [];
+  for (const el of document.querySelectorAll("main *, header *")) {
+    if (!says(el) || !el.getClientRects().length) continue;
+    const [a, b] = [light(parse(getComputedStyle(el).color)), light(ground(el))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push([el.textContent.slice(0, 30), ratio]);
+  }
+  return found.length ? found : null;
+}"""
