@@ -21,7 +21,7 @@ from sollol.core.types import SECOND, How, Kind, LoadedModel, NodeFacts, Outcome
 from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
-TIMED = 2000
+TIMED = 1000
 PROMPT, TOKENS = 100, 100
 
 

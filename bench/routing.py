@@ -25,7 +25,7 @@ from sollol.sim import percentile
 from sollol.sim import run as simulate
 
 LOADS = (0.6, 0.8, 0.95)
-FLEETS, COUNT = 2, 3000
+FLEETS, COUNT = 2, 2500
 OURS, ORACLE = "SOLLOL", "oracle"
 LEARNT = 500
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from sollol import AsyncOllamaPool
+from sollol.errors import SollolError
 from sollol.nodes.dialect import encode
 from sollol.nodes.transport import Call, TransportFault
 from sollol.sim import ModelSpec, NodeSpec, SimNode, World
@@ -41,25 +43,25 @@ async def pool_over(world: World, seed: int = 1) -> AsyncIterator[AsyncOllamaPoo
 
 
 class LeastConnections:
-    """What stands in front of Ollama today: the node with the fewest requests in flight, by turns among equals.
+    """What stands in front of Ollama today: the node with the fewest requests in flight, a draw among equals.
 
     It assigns at once, knows nothing of health, and tries nothing again."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, seed: int = 1) -> None:
         self._transport = world.transport()
-        self._nodes = [[endpoint, 0] for endpoint in world.endpoints]
+        self._inflight = dict.fromkeys(world.endpoints, 0)
+        self._rng = random.Random(seed)
 
     async def chat(self, model: str, messages: list[dict[str, str]], **ollama: Any) -> bytes:
-        chosen = min(self._nodes, key=lambda node: node[1])
-        self._nodes.remove(chosen)
-        self._nodes.append(chosen)  # the last to be taken among equals
-        chosen[1] += 1
+        least = min(self._inflight.values())
+        chosen = self._rng.choice([endpoint for endpoint, count in self._inflight.items() if count == least])
+        self._inflight[chosen] += 1
         body = encode({"model": model, "messages": messages, "stream": False, **ollama})
         try:
-            reply = await self._transport.send(chosen[0], Call("POST", "/api/chat", body))
+            reply = await self._transport.send(chosen, Call("POST", "/api/chat", body))
             answer = await reply.read()
         finally:
-            chosen[1] -= 1
+            self._inflight[chosen] -= 1
         if reply.status != 200:
             raise RuntimeError(f"status {reply.status}")
         return answer
@@ -73,7 +75,7 @@ async def some_at_a_time(calls: Iterable[Coroutine[Any, Any, Any]], width: int) 
         async with turn:
             try:
                 await call
-            except (TransportFault, RuntimeError):
+            except (SollolError, TransportFault, RuntimeError):
                 return True
             return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from sollol.sim.runner import Runner, Runners
 
 CHATS, IN_FLIGHT, TOKENS = 120, 8, 30
 REQUESTS, CONTEXTS = 100, (2048, 4096)
+PAUSE_S = 0.3  # about what an answer takes
 SPEEDS = (100.0, 10.0)
 
 
@@ -72,10 +74,13 @@ def _nodes(loads: Counter[Any]) -> list[SimNode]:
 
 
 async def contexts(client: Any, clients: int) -> None:
-    """100 requests whose num_ctx alternates: from as many clients as there are sizes, or all from one."""
+    """100 requests whose num_ctx alternates: from as many clients as there are sizes, or all from one. With pauses, so
+    that both nodes may be free when a request comes."""
+    rng = random.Random(1)
 
     async def one(numbers: range, of: int) -> None:
         for i in numbers:
+            await asyncio.sleep(rng.expovariate(1 / PAUSE_S))
             options = {"num_predict": TOKENS, "num_ctx": CONTEXTS[(of + i) % 2 if clients == 1 else of]}
             await client.chat(MODEL, question(of * REQUESTS + i), options=options)
 

@@ -156,12 +156,12 @@ def _draw(count: int, rng: random.Random) -> Iterator[Ask]:
             continue
         kind, _, mean_tokens, mean_words = rng.choices(TYPES, [share for _, share, _, _ in TYPES])[0]
         model = rng.choices(CHATS, [share for _, _, share in CHATS])[0][0]
-        tokens = max(1, round(_lognormal(mean_tokens, LENGTHS, rng)))
-        words = min(6000, max(1, round(_lognormal(mean_words, PROMPTS, rng))))
+        tokens = max(1, round(lognormal(mean_tokens, LENGTHS, rng)))
+        words = min(6000, max(1, round(lognormal(mean_words, PROMPTS, rng))))
         yield Ask(number, 0.0, model, kind, words, tokens, (words + MARKS) / READS + tokens / WRITES)
 
 
-def _lognormal(mean: float, sigma: float, rng: random.Random) -> float:
+def lognormal(mean: float, sigma: float, rng: random.Random) -> float:
     return mean * math.exp(rng.gauss(0, sigma) - sigma * sigma / 2)
 
 

@@ -16,6 +16,7 @@ from sollol.core.policy import Breaker, Limiter
 from sollol.core.types import (
     SECOND,
     Decision,
+    Kind,
     LoadedModel,
     Micros,
     Ranges,
@@ -33,6 +34,8 @@ LOAD_BANDWIDTH = 1_000.0
 LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
 DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
 OUTLIER = 2.0  # times slower than usual that one answer may count
+# Models of one node at work at the same time share its GPU, so each would take as many times longer; they take turns.
+MODELS_AT_ONCE = 1
 COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
@@ -44,6 +47,7 @@ class Attempt:
         "decision",
         "due_us",
         "failed_on",
+        "heavy",
         "id",
         "items",
         "lane",
@@ -76,6 +80,7 @@ class Attempt:
         self.due_us = due_us
         self.decision = decision
         self.started = False  # the caller has seen a part of the answer
+        self.heavy = task.batch or task.kind is not Kind.EMBED  # else too short to be in another model's way
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began
         self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
@@ -107,6 +112,7 @@ class Lane:
         "draining",
         "embedded",
         "failed",
+        "heavy",
         "last_end_us",
         "latency",
         "limiter",
@@ -132,6 +138,7 @@ class Lane:
         self.limiter = limiter
         self.breaker = breaker
         self.attempts: dict[int, Attempt] = {}
+        self.heavy = 0  # of them that would be in another model's way
         self.cost_inflight = 0.0
         self.paused_until: Micros = 0
         self.busy_answers = 0
@@ -153,9 +160,11 @@ class Lane:
         self.failed = 0
         self.done_cost = 0.0
 
-    def free(self, at: Micros) -> bool:
+    def free(self, at: Micros, heavy: bool = True) -> bool:
+        """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
         return (
             self.node.up is True
+            and (not heavy or self.heavy > 0 or self.node.heavy_lanes < MODELS_AT_ONCE)
             and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= at
             and self.breaker.admits(at)
@@ -196,8 +205,14 @@ class Lane:
         """Would these options put out a model that somebody used just now with others?"""
         return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
 
-    def wait_us(self, at: Micros) -> Micros:
+    def wait_us(self, at: Micros, heavy: bool = True) -> Micros:
         """How long until a slot is free here, as far as predictions tell."""
+        node = self.node
+        if heavy and not self.heavy and node.heavy_lanes >= MODELS_AT_ONCE:
+            return max(self._own_wait_us(at), node.wait_us(at))
+        return self._own_wait_us(at)
+
+    def _own_wait_us(self, at: Micros) -> Micros:
         over = len(self.attempts) - self.limiter.limit
         ends = []
         if over >= 0:
@@ -223,6 +238,9 @@ class Lane:
     def add(self, attempt: Attempt) -> None:
         self.attempts[attempt.id] = attempt
         task = attempt.task
+        if attempt.heavy:
+            self.heavy += 1
+            self.node.heavy_lanes += self.heavy == 1
         if task.options != self.options:
             self.market.options_changed(self, task.options)
             self.options = task.options
@@ -240,6 +258,9 @@ class Lane:
 
     def remove(self, attempt: Attempt) -> None:
         del self.attempts[attempt.id]
+        if attempt.heavy:
+            self.heavy -= 1
+            self.node.heavy_lanes -= self.heavy == 0
         if self.market.lanes.get(self.node.key) is self:
             self.market.roomy[self.node.key] = self
         self.cost_inflight -= attempt.cost
@@ -259,6 +280,7 @@ class Lane:
             self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
         if timing.decode_us > 0 and timing.tokens > 0:
             self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
+            self.node.speed.add((self.decode.read() or 0.0) / self.market.typical().decode)
         told = timing.load_us + timing.prompt_us + timing.decode_us
         self.overhead.add(max(0, elapsed_us - told))
         self.market.samples += 1
@@ -283,6 +305,7 @@ class NodeState:
         "down_since",
         "endpoint",
         "failed",
+        "heavy_lanes",
         "key",
         "lanes",
         "load_bandwidth",
@@ -294,6 +317,7 @@ class NodeState:
         "probing",
         "running",
         "silences",
+        "speed",
         "succeeded",
         "up",
         "up_since",
@@ -311,6 +335,8 @@ class NodeState:
         self.loaded: Mapping[str, LoadedModel] = {}
         self.lanes: dict[str, Lane] = {}
         self.running = 0
+        self.heavy_lanes = 0  # models at work
+        self.speed = Mean()  # of its models, as shares of what is typical for them
         self.up_since: Micros = 0
         self.down_since: Micros = 0
         self.next_probe_us: Micros = 0
@@ -326,6 +352,16 @@ class NodeState:
     @property
     def usable(self) -> bool:
         return self.up is True
+
+    def wait_us(self, at: Micros) -> Micros:
+        """How long until one of the models at work here has nothing to do."""
+        ends = [
+            max(attempt.expected_end(at) for attempt in lane.attempts.values() if attempt.heavy)
+            for lane in self.lanes.values()
+            if lane.heavy
+        ]
+        over = len(ends) - MODELS_AT_ONCE
+        return max(0, sorted(ends)[over] - at) if 0 <= over < len(ends) else 0
 
     def in_use(self, at: Micros) -> bool:
         """Has a model of it been used just now, which a load might put out?"""

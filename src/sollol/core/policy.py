@@ -40,10 +40,10 @@ class Limiter(Protocol):
 
     @property
     def limit(self) -> int: ...
-    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool) -> None:
+    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
         """A request ended: `amount` of work in `busy_us` of the lane's time, with `inflight` under way.
 
-        `dropped`: the node refused the load, or did not answer in time."""
+        `dropped`: the node refused the load, or did not answer in time. `wanted`: others wait for a slot."""
         ...
 
 

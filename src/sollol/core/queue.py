@@ -111,6 +111,12 @@ class WaitingLine:
         assert best is not None
         return best[1][2]
 
+    def urgency(self, at: Micros) -> tuple[float, Micros]:
+        """Sorts lines: the one whose first task is the most urgent comes first."""
+        priority = self._order(at)[0]
+        level = self._levels[priority]
+        return -(priority + (at - level.since) / AGEING), level.since
+
     def serve(self, task: int, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
         place = self._places[task]

@@ -207,6 +207,7 @@ class Scheduler:
             self._serve_all(at)
         else:
             self._serve(lane.model, at, (lane,) if outcome.how is How.OK else None)
+            self._serve_others(lane, at)
 
     def _failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         if opened.batch is not None:
@@ -233,7 +234,8 @@ class Scheduler:
         lane.answers += 1
         lane.embedded += attempt.items.total()
         if not loading:
-            lane.limiter.sample(amount, working_us, inflight, False)
+            wanted = bool(self._ledger.line(lane.model))
+            lane.limiter.sample(amount, working_us, inflight, False, wanted)
 
     def _measured_tokens(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
         task, lane = attempt.task, attempt.lane
@@ -254,7 +256,7 @@ class Scheduler:
         lane.reliability.add(0.0)
         lane.latency.add(max(at - attempt.started_us, 2 * (lane.latency.read() or SECOND)))
         if outcome.how in (How.BUSY, How.TIMEOUT):
-            lane.limiter.sample(0.0, 0, 0, True)
+            lane.limiter.sample(0.0, 0, 0, True, False)
         if outcome.how is How.BUSY:
             pause = self.policies.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
             lane.busy_answers += 1
@@ -349,6 +351,15 @@ class Scheduler:
         for model in [m for m, line in self._ledger.lines.items() if line]:
             self._serve(model, at)
 
+    def _serve_others(self, freed: Lane, at: Micros) -> None:
+        """A node has less to do: other models of it may be waited for, the most urgent first."""
+        lanes = freed.node.lanes.values()
+        waited = [lane for lane in lanes if lane is not freed and self._ledger.lines.get(lane.model)]
+        if len(waited) > 1:
+            waited.sort(key=lambda lane: self._ledger.line(lane.model).urgency(at))
+        for lane in waited:
+            self._serve(lane.model, at)
+
     def _serve(self, model: str, at: Micros, freed: Iterable[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
         line = self._ledger.lines.get(model)
@@ -370,7 +381,7 @@ class Scheduler:
 
     def _look_ahead(self, line: WaitingLine, market: Market, only: list[Lane] | None, at: Micros) -> None:
         """The first one rather waits: those behind it may take what it leaves."""
-        if not any(lane.free(at) for lane in market.roomy.values()):
+        if not any(lane.free(at, False) for lane in market.roomy.values()):
             return
         if at < market.quiet_until:
             if not market.look_planned:
@@ -383,7 +394,7 @@ class Scheduler:
         for task in line.first(LOOKAHEAD, at):
             if task in line:
                 self._serve_task(task, market, ahead, only, at)
-                if not any(lane.free(at) for lane in market.roomy.values()):
+                if not any(lane.free(at, False) for lane in market.roomy.values()):
                     return
 
     def _serve_task(

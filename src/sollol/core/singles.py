@@ -48,7 +48,7 @@ class Singles:
             return
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
-        if lane.free(at) or (not lane.attempts and not lane.breaker.admits(at)):
+        if lane.free(at, task.kind is not Kind.EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
             opened.tokens += ledger.line(task.model).serve(task.id, at)
             self._start(opened, decision, market, at)
             return

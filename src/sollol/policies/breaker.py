@@ -2,7 +2,7 @@
 
 Consecutive, not a share: a node that fails at random 30 % of the time still does 70 % of its work and should
 go on doing it; one that fails THRESHOLD times in a row almost surely does none. An open breaker admits one trial
-after a pause that doubles with every failed trial. What the caller did wrong (4xx), a full load queue (503) and a
+after a pause that grows LONGER with every failed trial. What the caller did wrong (4xx), a full load queue (503) and a
 caller who left say nothing of the node.
 """
 
@@ -12,6 +12,7 @@ from sollol.core.types import SECOND, How, Micros, Outcome
 
 THRESHOLD = 4  # at 30 % random errors this opens by accident once in 120 requests, for a second
 PAUSE: Micros = 1 * SECOND
+LONGER = 3  # times, after each trial that failed
 PAUSE_MAX: Micros = 30 * SECOND
 _FAULTS = frozenset({How.FAILED, How.TIMEOUT, How.UNREACHABLE})
 
@@ -40,7 +41,7 @@ class ConsecutiveBreaker:
             self._failures += 1
             if self._trial or self._failures == THRESHOLD:
                 self._open_until = at + self._pause
-                self._pause = min(2 * self._pause, PAUSE_MAX)
+                self._pause = min(LONGER * self._pause, PAUSE_MAX)
         elif outcome.how in (How.OK, How.REFUSED):
             self._failures = 0
             self._pause = PAUSE

@@ -2,18 +2,20 @@
 
 A node with one slot queues a second request without a word, so more in flight only lengthens answers; a node
 with OLLAMA_NUM_PARALLEL=4, or one whose encoding overlaps with HTTP, finishes more. What tells them apart is
-throughput: work done per time the lane was busy. Start at 1; try one more; keep it while throughput rises
-by GAIN; otherwise step back and wait, longer each time, before trying again. Halve when the node says 503 or
+throughput: work done per time the lane was busy. Start at 1; when others wait, try one more; keep it while throughput
+rises by GAIN; otherwise step back and wait, longer each time, before trying again. Halve when the node says 503 or
 does not answer in time. (Netflix concurrency-limits asks latency instead; an LLM's latency depends on its input.)
 """
 
 from __future__ import annotations
 
-from sollol.core.types import Micros
+from sollol.core.types import SECOND, Micros
 
 GAIN = 1.08  # of 1.2 to 1.5 measured where a second list overlaps, against a few per cent of noise
 MAXIMUM = 32
 WINDOW = 6  # answers per judgement, times the limit under judgement
+TRIAL = 4  # answers after which a trial without any gain ends
+CHEAP: Micros = 3 * SECOND  # a window so short is a cheap trial: it need not be put off
 HOLD = 8  # windows to wait after a step back; doubles up to HOLD_MAX
 HOLD_MAX = 128
 
@@ -36,7 +38,7 @@ class ThroughputLimiter:
         self.maximum = maximum
         self._base = initial  # the limit known to be good, and its throughput
         self._base_rate = 0.0
-        self._hold = 0
+        self._hold = HOLD
         self._next_hold = HOLD
         self._reset()
 
@@ -45,7 +47,7 @@ class ThroughputLimiter:
         self._busy_us = 0
         self._count = 0
 
-    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool) -> None:
+    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
         if dropped:
             self._step_back(max(1, self.limit // 2))
             return
@@ -54,11 +56,14 @@ class ThroughputLimiter:
         self._work += amount
         self._busy_us += busy_us
         self._count += 1
-        if self._count >= WINDOW * self.limit:
-            self._judge(self._work / max(1, self._busy_us))
+        rate = self._work / max(1, self._busy_us)
+        if self.limit > self._base and self._count == TRIAL and rate <= self._base_rate:
+            self._step_back(self._base)  # no gain at all: do not wait for the whole window
+        elif self._count >= WINDOW * self.limit:
+            self._judge(rate, wanted)
             self._reset()
 
-    def _judge(self, rate: float) -> None:
+    def _judge(self, rate: float, wanted: bool) -> None:
         if self.limit > self._base:
             if rate > self._base_rate * GAIN:
                 self._base, self._base_rate = self.limit, rate
@@ -68,8 +73,8 @@ class ThroughputLimiter:
                 return
         else:
             self._base_rate = rate
-        self._hold -= 1
-        if self._hold <= 0 and self.limit < self.maximum:
+        self._hold -= HOLD if self._busy_us < CHEAP else 1
+        if self._hold <= 0 and self.limit < self.maximum and wanted:
             self.limit = self._base + 1
 
     def _step_back(self, limit: int) -> None:

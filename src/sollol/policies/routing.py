@@ -81,6 +81,7 @@ def _predict(
     market = lanes[0].market
     usual: Typical | None = None  # looked up only for lanes without rates of their own
     embed = task.kind is Kind.EMBED
+    heavy = not embed or task.batch
     tokens = 0.0 if embed else market.expected_tokens(task)
     tokens_per_cost = market.prompt_tokens(1.0)
     options, prefix, cost = task.options, task.prefix, task.cost
@@ -88,7 +89,9 @@ def _predict(
     finishes: list[float] = []
     for lane in lanes:
         node = lane.node
-        wait: float = lane.wait_us(at) if lane.attempts or lane.draining or lane.paused_until > at else 0
+        wait: float = 0
+        if lane.attempts or node.heavy_lanes or lane.draining or lane.paused_until > at:
+            wait = lane.wait_us(at, heavy)
         if ahead:
             wait += ahead.get(node.key, 0)
         load: float = 0
@@ -113,8 +116,10 @@ def _predict(
                     fresh, reads, speaks = task.priority <= STALE_PRIORITY, None, None
             if reads is None or speaks is None:
                 usual = usual or market.typical()
-                reads = reads or (usual.best_prefill if fresh else usual.prefill)
-                speaks = speaks or (usual.best_decode if fresh else usual.decode)
+                # What another model of this node told of its speed is the first guess for this one.
+                speed = 1.0 if fresh else node.speed.read() or 1.0
+                reads = reads or (usual.best_prefill if fresh else usual.prefill * speed)
+                speaks = speaks or (usual.best_decode if fresh else usual.decode * speed)
             read = (cost - lane.warm_cost(prefix) if prefix and lane.warm else cost) * tokens_per_cost / reads
             decode = tokens / speaks
         if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
@@ -158,8 +163,9 @@ class SparingRouter(CompletionRouter):
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         bound = min(finishes) * self.PATIENCE
+        heavy = task.kind is not Kind.EMBED
         return [
-            1 / max(finish, 1.0) if finish <= bound and lane.free(at) else finish
+            1 / max(finish, 1.0) if finish <= bound and lane.free(at, heavy) else finish
             for finish, lane in zip(finishes, lanes, strict=True)
         ]
 
@@ -217,7 +223,7 @@ class RoundRobinRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         keys = [lane.node.key for lane in lanes]
         start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
-        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at)]
+        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not Kind.EMBED)]
         if not free:
             return finishes
         self._last = keys[free[0]]

@@ -18,6 +18,7 @@ from sollol.core.types import Kind, RoutingMode, RoutingStrategy, TaskType, cano
 from sollol.errors import BadInput
 from sollol.nodes.dialect import encode, runner_key
 from sollol.policies.batching import item_cost
+from sollol.policies.tasks import detect_task_type
 from sollol.pool.answers import Answer, ChatResponse, EmbedResponse, GenerateResponse
 from sollol.pool.tools import as_tool
 
@@ -182,7 +183,7 @@ def _request(
         predict if isinstance(predict, int) else None,
         answer,
         how,
-        TaskType.EMBED if kind is Kind.EMBED else how.type or TaskType.CHAT,
+        TaskType.EMBED if kind is Kind.EMBED else how.type or detect_task_type(body),
         _prefix(body["messages"]) if kind is Kind.CHAT else (),
         body,
     )

@@ -1,0 +1,100 @@
+"""What a second copy of late requests saves, and what it costs: the same traffic with and without `hedge=True`.
+
+Two equal nodes; 2 % of the requests, drawn by the node, take 20 times as long, prefill and answer alike. Answers are
+lognormal around 30 tokens (sigma LENGTHS), which nobody is told. Poisson arrivals; "load" counts the stragglers'
+time, so 90 % is what two nodes can just bear. RUNS seeds with COUNT calls each, pooled; every call from the first
+on counts, those before the hedger has learnt what is late too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import weakref
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+from bench.rows import Row, row
+from bench.stage import MODEL, PROMPT_WORDS, asked, node
+from bench.workload import Ask, HiddenLengths, lognormal
+from sollol import AsyncOllamaPool
+from sollol.sim import SimNode, World, percentile
+from sollol.sim import run as simulate
+
+SHARE, FACTOR = 0.02, 20.0
+WRITES, READS, TOKENS, LENGTHS = 100.0, 2000.0, 30.0, 0.3
+LOADS, RUNS, COUNT = (0.3, 0.9), 4, 1500
+
+
+class Straggling(SimNode):
+    """Bad luck is the request's, not each of its phases': one draw for each task that carries one."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        super().__init__(node(number, WRITES, prefill_tokens_per_s=READS, jitter=0.1, seed=seed))
+        self.stragglers(SHARE, FACTOR)
+        self._luck: weakref.WeakKeyDictionary[asyncio.Task[Any], float] = weakref.WeakKeyDictionary()
+
+    def toss(self) -> float:
+        task = asyncio.current_task()
+        assert task is not None
+        if task not in self._luck:
+            self._luck[task] = super().toss()
+        return self._luck[task]
+
+
+class Trial(NamedTuple):
+    load: float
+    hedge: bool
+    seed: int
+
+
+class Found(NamedTuple):
+    seconds: list[float]
+    sent: int
+
+
+async def calls(trial: Trial) -> Found:
+    rng = random.Random(f"{trial.load} {trial.seed}")
+    tokens = [max(1, round(lognormal(TOKENS, LENGTHS, rng))) for _ in range(COUNT)]
+    read_s = (PROMPT_WORDS + 30) / READS
+    mean_s = (sum(tokens) / COUNT / WRITES + read_s) * (1 + SHARE * (FACTOR - 1))
+    gaps = [rng.expovariate(2 * trial.load / mean_s) for _ in range(COUNT)]
+    asks = [Ask(i, 0.0, MODEL, "chat", PROMPT_WORDS, tokens[i], 0.0) for i in range(COUNT)]
+    world = World([Straggling(1, trial.seed), Straggling(2, trial.seed)])
+    loop = asyncio.get_running_loop()
+    async with AsyncOllamaPool(world.endpoints, transport=HiddenLengths(world, asks), seed=trial.seed) as pool:
+
+        async def one(ask: Ask) -> float:
+            began_s = loop.time()
+            await pool.chat(MODEL, ask.messages, hedge=trial.hedge)
+            return loop.time() - began_s
+
+        under_way = []
+        for ask, gap_s in zip(asks, gaps, strict=True):
+            await asyncio.sleep(gap_s)
+            under_way.append(asyncio.create_task(one(ask)))
+        seconds = await asyncio.gather(*under_way)
+    return Found(seconds, sum(asked(one) for one in world.nodes.values()))
+
+
+def perform(trial: Trial) -> Found:
+    return simulate(calls(trial))
+
+
+def run() -> list[Row]:
+    trials = [Trial(load, hedge, seed) for load in LOADS for hedge in (False, True) for seed in range(1, RUNS + 1)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        found = dict(zip(trials, workers.map(perform, trials), strict=True))
+    rows = []
+    for load, target in zip(LOADS, (0.35, 1.0), strict=True):
+        p99, extra = {}, {}
+        for hedge in (False, True):
+            some = [one for trial, one in found.items() if (trial.load, trial.hedge) == (load, hedge)]
+            p99[hedge] = percentile([s for one in some for s in one.seconds], 0.99)
+            extra[hedge] = sum(one.sent for one in some) / (RUNS * COUNT) - 1
+        beside = f"without: {p99[False] * 1000:.0f} ms"
+        told = f"with: {p99[True] * 1000:.0f} ms"
+        rows.append(row(f"2 % stragglers of 20 x, {load:.0%} load: p99", p99[True] / p99[False], "x", beside, target, note=told))
+        rows.append(row("  requests sent besides", 100 * extra[True], "%", f"without: {100 * extra[False]:.1f} %", 5.0))
+    return rows
