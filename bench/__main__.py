@@ -8,10 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import batches, calls, discovery, fleet
+from bench import batches, calls, discovery, failover, fairness, fleet, hedging, routing, streams
 from bench.rows import show
 
-BENCHES: dict[str, Any] = {"calls": calls, "batches": batches, "discovery": discovery, "fleet": fleet}
+BENCHES: dict[str, Any] = {
+    "calls": calls,
+    "batches": batches,
+    "discovery": discovery,
+    "fleet": fleet,
+    "routing": routing,
+    "failover": failover,
+    "hedging": hedging,
+    "fairness": fairness,
+    "streams": streams,
+}
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
 """What a decision costs, in wall time of `Scheduler.handle` alone: no sockets, no asyncio, no journal.
 
 Timed is one request's share: `handle(Submitted)` + `handle(Finished)`, each with everything that follows from it
-(learning, and starting whoever is next). "idle": nothing waits and every slot is free, so Submitted decides. "busy": every
-slot is taken and as many wait as there are nodes (at most 100), so Finished decides. Nodes have speeds of 1:16,
-answers take their predicted time on them, and rates are known: 20 requests a node come before the clock runs (5 with
-1,000 nodes). The reference is a scan for the node with the fewest in flight, in Python.
+(learning, and starting whoever is next). "idle": nothing waits and every slot is free, so Submitted decides. "busy":
+as many wait as there are nodes (at most 100), so Finished decides, and may look at all who wait. Nodes have speeds of
+1:16, answers take their time on them (10 % jitter), and rates are known: 20 requests a node come before the clock runs
+(5 with 1,000 nodes). The median of TIMED. The reference is a scan for the node with the fewest in flight, in Python.
 """
 
 from __future__ import annotations

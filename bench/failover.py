@@ -8,8 +8,9 @@ there that is answered, while enough calls wait to use it. Two thirds of the cal
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from bench.rows import Row, row
 from bench.stage import MODEL, LeastConnections, asked, node, pool_over, question, some_at_a_time
 from sollol import AsyncOllamaPool, OllamaPool
 from sollol.errors import SollolError
-from sollol.sim import SimNode, SpawnedNode, World, spawn, spawn_many
+from sollol.sim import SimNode, World, spawn, spawn_many
 from sollol.sim import run as simulate
 
 CALLS, TOKENS = 120, 30
@@ -55,14 +56,15 @@ async def failing(width: int) -> tuple[int, int]:
 
 
 def failing_rows() -> list[Row]:
-    world = failing_world()
-    lost = simulate(call_failing(LeastConnections(world), 8))
+    lost = simulate(call_failing(LeastConnections(failing_world()), 8))
     found = {width: simulate(failing(width)) for width in WIDTHS}
-    told = ", ".join(f"{width} in flight: {sent}" for width, (_, sent) in found.items())
+    failed, sent = (max(column) for column in zip(*found.values(), strict=True))
+    beside = f"least connections: {lost}"
+    told = ", ".join(f"{width} in flight: {count}" for width, (_, count) in found.items())
     return [
-        row("a node that fails in 5 ms: failed calls", max(f for f, _ in found.values()), f"of {CALLS}", f"least connections: {lost}", 0),
-        row("  requests it was sent", max(s for _, s in found.values()), "", f"least connections: {lost}", 10, note=told),
-    ]  # fmt: skip
+        row("a node that fails in 5 ms: failed calls", failed, f"of {CALLS}", beside, 0),
+        row("  requests it was sent", sent, f"of {CALLS}", beside, 10, note=told),
+    ]
 
 
 # --- a node that goes and comes back ---------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ async def outage(fault: str, outage_s: float) -> Seen:
         back(victim)
         back_s = loop.time()
         await asyncio.gather(*workers)
-    first = min((start - back_s for start in starts if start >= back_s), default=float("inf"))
+    first = min((start - back_s for start in starts if start >= back_s), default=math.inf)
     return Seen(failed, len(took) - 1 + failed, max(took), first)
 
 
@@ -154,16 +156,20 @@ async def outage_reference(fault: str, outage_s: float) -> int:
 def outage_rows() -> list[Row]:
     rows = []
     for fault in FAULTS:
-        seen = [simulate(outage(fault, outage_s)) for outage_s in OUTAGES_S]
-        lost = simulate(outage_reference(fault, OUTAGES_S[1]))
-        calls = sum(one.calls for one in seen)
-        slowest = f"slowest call {max(one.slowest_s for one in seen):.1f} s"
-        away = ", ".join(f"away {outage_s:g} s: {one.back_s:.1f} s" for outage_s, one in zip(OUTAGES_S, seen, strict=True))
-        rows += [
-            row(f"simulated: a node {fault}: failed calls", sum(one.failed for one in seen), f"of {calls}", f"least connections: {lost}", 0, note=slowest),
-            row("  back in use after", max(one.back_s for one in seen), "s", "", 10, note=away),
-        ]  # fmt: skip
+        seen = {outage_s: simulate(outage(fault, outage_s)) for outage_s in OUTAGES_S}
+        away = ", ".join(f"away {outage_s:g} s: {one.back_s:.1f} s" for outage_s, one in seen.items())
+        beside = f"least connections: {simulate(outage_reference(fault, OUTAGES_S[1]))}"
+        rows += _rows(f"simulated: a node {fault}", list(seen.values()), beside, away)
     return rows
+
+
+def _rows(name: str, seen: Sequence[Seen], beside: str, away: str) -> list[Row]:
+    failed, calls = sum(one.failed for one in seen), sum(one.calls for one in seen)
+    slowest = f"slowest call {max(one.slowest_s for one in seen):.1f} s"
+    return [
+        row(f"{name}: failed calls", failed, f"of {calls}", beside, 0, note=slowest),
+        row("  back in use after", max(one.back_s for one in seen), "s", "", 10, note=away),
+    ]
 
 
 # --- the same with processes -----------------------------------------------------------------------------------------
@@ -175,58 +181,58 @@ def real(stop: bool) -> Seen:
     """Three processes, of which the fastest is killed and started again, or stopped and continued."""
     specs = [node(1, 300.0), node(2, 200.0), node(3, 100.0)]
     nodes = spawn_many(specs)
-    victim: SpawnedNode = nodes[0]
-    key = victim.url.removeprefix("http://")
-    until = time.perf_counter() + REAL_BEFORE_S + REAL_OUTAGE_S + REAL_AFTER_S
-    failed, took, starts = [0], [0.0], []
+    port = int(nodes[0].url.rpartition(":")[2])
     try:
-        with OllamaPool([one.url for one in nodes]) as pool:
-
-            def work(worker: int) -> None:
-                turn = worker
-                while time.perf_counter() < until:
-                    began = time.perf_counter()
-                    try:
-                        answer = pool.chat(MODEL, question(turn), options={"num_predict": TOKENS})
-                    except SollolError:
-                        failed[0] += 1
-                        time.sleep(0.1)
-                        continue
-                    ended = time.perf_counter()
-                    took.append(ended - began)
-                    if answer.routing.node == key:
-                        starts.append(ended - answer.routing.actual_ms / 1000)
-                    turn += WORKERS
-
-            with ThreadPoolExecutor(WORKERS) as workers:
-                done = [workers.submit(work, worker) for worker in range(WORKERS)]
-                time.sleep(REAL_BEFORE_S)
-                victim.stop() if stop else victim.kill()
-                time.sleep(REAL_OUTAGE_S)
-                if stop:
-                    victim.cont()
-                else:
-                    nodes[0] = spawn(specs[0], port=int(key.rpartition(":")[2]))
-                back = time.perf_counter()
-                for one in done:
-                    one.result()
+        with OllamaPool([one.url for one in nodes]) as pool, ThreadPoolExecutor(WORKERS) as workers:
+            callers = Callers(pool, REAL_BEFORE_S + REAL_OUTAGE_S + REAL_AFTER_S)
+            done = [workers.submit(callers.work, worker) for worker in range(WORKERS)]
+            time.sleep(REAL_BEFORE_S)
+            nodes[0].stop() if stop else nodes[0].kill()
+            time.sleep(REAL_OUTAGE_S)
+            if stop:
+                nodes[0].cont()
+            else:
+                nodes[0] = spawn(specs[0], port=port)
+            back = time.perf_counter()
+            for one in done:
+                one.result()
     finally:
-        for one in nodes:
-            one.kill()
-    first = min((start - back for start in starts if start >= back), default=float("inf"))
-    return Seen(failed[0], len(took) - 1 + failed[0], max(took), first)
+        for node_of_ours in nodes:
+            node_of_ours.kill()
+    starts = [start - back for key, start in callers.starts if key.endswith(f":{port}") and start >= back]
+    return Seen(callers.failed, callers.failed + len(callers.took), max(callers.took), min(starts, default=math.inf))
+
+
+class Callers:
+    """Threads that chat without rest for so many seconds."""
+
+    def __init__(self, pool: OllamaPool, seconds: float) -> None:
+        self._pool = pool
+        self._until = time.perf_counter() + seconds
+        self.failed = 0
+        self.took: list[float] = []
+        self.starts: list[tuple[str, float]] = []  # of answered calls: the node, and when it was sent there
+
+    def work(self, worker: int) -> None:
+        turn = worker
+        while (began := time.perf_counter()) < self._until:
+            try:
+                answer = self._pool.chat(MODEL, question(turn), options={"num_predict": TOKENS})
+            except SollolError:
+                self.failed += 1
+                time.sleep(0.1)
+                continue
+            ended = time.perf_counter()
+            self.took.append(ended - began)
+            self.starts.append((answer.routing.node, ended - answer.routing.actual_ms / 1000))
+            turn += WORKERS
 
 
 def real_rows() -> list[Row]:
-    rows = []
+    """Both at the same time, to take less of it."""
     with ThreadPoolExecutor(2) as both:
-        for name, seen in zip(("SIGKILL", "SIGSTOP"), both.map(real, (False, True)), strict=True):
-            told = f"slowest call {seen.slowest_s:.1f} s"
-            rows += [
-                row(f"processes: {name}: failed calls", seen.failed, f"of {seen.calls}", "", 0, note=told),
-                row("  back in use after", seen.back_s, "s", "", 10),
-            ]
-    return rows
+        killed, stopped = both.map(real, (False, True))
+    return [*_rows("processes: SIGKILL", [killed], "", ""), *_rows("processes: SIGSTOP", [stopped], "", "")]
 
 
 def run() -> list[Row]:

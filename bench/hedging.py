@@ -1,6 +1,6 @@
 """What a second copy of late requests saves, and what it costs: the same traffic with and without `hedge=True`.
 
-Two equal nodes; 2 % of the requests, drawn by the node, take 20 times as long, prefill and answer alike. Answers are
+Two equal nodes; 2 % of the requests take 20 times as long on a node, prefill and answer alike. Answers are
 lognormal around 30 tokens (sigma LENGTHS), which nobody is told. Poisson arrivals; "load" counts the stragglers'
 time, so 90 % is what two nodes can just bear. RUNS seeds with COUNT calls each, pooled; every call from the first
 on counts, those before the hedger has learnt what is late too.
@@ -10,37 +10,47 @@ from __future__ import annotations
 
 import asyncio
 import random
-import weakref
 from concurrent.futures import ProcessPoolExecutor
+from contextvars import ContextVar
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.rows import Row, row
 from bench.stage import MODEL, PROMPT_WORDS, asked, node
-from bench.workload import Ask, HiddenLengths, lognormal
+from bench.workload import Ask, HiddenLengths, lognormal, number_of
 from sollol import AsyncOllamaPool
+from sollol.core.endpoint import Endpoint
+from sollol.nodes.dialect import decode
+from sollol.nodes.transport import Call
 from sollol.sim import SimNode, World, percentile
 from sollol.sim import run as simulate
+from sollol.sim.reply import SimReply
 
 SHARE, FACTOR = 0.02, 20.0
 WRITES, READS, TOKENS, LENGTHS = 100.0, 2000.0, 30.0, 0.3
-LOADS, RUNS, COUNT = (0.3, 0.9), 4, 1500
+LOADS, RUNS, COUNT = (0.3, 0.9), 12, 1500
+
+
+NUMBER: ContextVar[int] = ContextVar("number")  # of the request that is on its way to a node
 
 
 class Straggling(SimNode):
-    """Bad luck is the request's, not each of its phases': one draw for each task that carries one."""
+    """Bad luck follows from the request and the node, so that it is the same with and without second copies."""
 
     def __init__(self, number: int, seed: int) -> None:
-        super().__init__(node(number, WRITES, prefill_tokens_per_s=READS, jitter=0.1, seed=seed))
-        self.stragglers(SHARE, FACTOR)
-        self._luck: weakref.WeakKeyDictionary[asyncio.Task[Any], float] = weakref.WeakKeyDictionary()
+        super().__init__(node(number, WRITES, prefill_tokens_per_s=READS))
+        self._seed = seed
 
     def toss(self) -> float:
-        task = asyncio.current_task()
-        assert task is not None
-        if task not in self._luck:
-            self._luck[task] = super().toss()
-        return self._luck[task]
+        rng = random.Random(f"{self._seed} {self.spec.key} {NUMBER.get()}")
+        return rng.uniform(0.9, 1.1) * (FACTOR if rng.random() < SHARE else 1.0)
+
+
+class Numbering(HiddenLengths):
+    async def send(self, node: Endpoint, call: Call) -> SimReply:
+        if call.path == "/api/chat" and isinstance(call.body, bytes):
+            NUMBER.set(number_of(decode(call.body)))
+        return await super().send(node, call)
 
 
 class Trial(NamedTuple):
@@ -63,7 +73,7 @@ async def calls(trial: Trial) -> Found:
     asks = [Ask(i, 0.0, MODEL, "chat", PROMPT_WORDS, tokens[i], 0.0) for i in range(COUNT)]
     world = World([Straggling(1, trial.seed), Straggling(2, trial.seed)])
     loop = asyncio.get_running_loop()
-    async with AsyncOllamaPool(world.endpoints, transport=HiddenLengths(world, asks), seed=trial.seed) as pool:
+    async with AsyncOllamaPool(world.endpoints, transport=Numbering(world, asks), seed=trial.seed) as pool:
 
         async def one(ask: Ask) -> float:
             began_s = loop.time()
@@ -95,6 +105,8 @@ def run() -> list[Row]:
             extra[hedge] = sum(one.sent for one in some) / (RUNS * COUNT) - 1
         beside = f"without: {p99[False] * 1000:.0f} ms"
         told = f"with: {p99[True] * 1000:.0f} ms"
-        rows.append(row(f"2 % stragglers of 20 x, {load:.0%} load: p99", p99[True] / p99[False], "x", beside, target, note=told))
+        rows.append(
+            row(f"2 % stragglers of 20 x, {load:.0%} load: p99", p99[True] / p99[False], "x", beside, target, note=told)
+        )
         rows.append(row("  requests sent besides", 100 * extra[True], "%", f"without: {100 * extra[False]:.1f} %", 5.0))
     return rows

@@ -55,8 +55,16 @@ PHRASES = {
     "chat": ("What do you think about this?", "I would like to talk about my garden.", "Why is the sky blue?"),
     "code": ("Write a Python function that does this:", "Fix the bug in this program:", "Implement this in Rust:"),
     "summarise": ("Summarise the following text.", "Give me the gist of this report:", "TL;DR of this, please:"),
-    "classify": ("Classify this review as positive or negative:", "Is this e-mail spam? Answer yes or no.", "Which of the labels a, b or c fits?"),
-    "extract": ("Extract all names and dates from this text.", "List every company mentioned here:", "Pull the address out of this letter."),
+    "classify": (
+        "Classify this review as positive or negative:",
+        "Is this e-mail spam? Answer yes or no.",
+        "Which of the labels a, b or c fits?",
+    ),
+    "extract": (
+        "Extract all names and dates from this text.",
+        "List every company mentioned here:",
+        "Pull the address out of this letter.",
+    ),
 }
 MARKS = 38  # tokens of a prompt besides its words: the phrase and the template's own
 TEXT = "a passage of ordinary length about nodes, models and queues, as an index is made of"
@@ -220,6 +228,12 @@ class SharedNode(SimNode):
         self._preload()
 
 
+def number_of(body: dict[str, Any]) -> int:
+    """Which request this is: its prompt begins with the number in brackets."""
+    text: str = body["messages"][0]["content"]
+    return int(text.partition("]")[0][1:])
+
+
 class HiddenLengths(SimTransport):
     """Tells each node how long its answer will be; what balancers send does not say it."""
 
@@ -230,8 +244,7 @@ class HiddenLengths(SimTransport):
     async def send(self, node: Endpoint, call: Call) -> SimReply:
         if call.path == "/api/chat" and isinstance(call.body, bytes):
             data = decode(call.body)
-            number = int(data["messages"][0]["content"].partition("]")[0][1:])
-            data["options"] = {**(data.get("options") or {}), "num_predict": self._tokens[number]}
+            data["options"] = {**(data.get("options") or {}), "num_predict": self._tokens[number_of(data)]}
             call = call._replace(body=encode(data))
         return await super().send(node, call)
 

@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from sollol.errors import BadInput, SollolError
@@ -28,13 +29,17 @@ def background() -> asyncio.AbstractEventLoop:
         return loop
 
 
+def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine in the background; the result is a future of threads, for `asyncio.wrap_future` too."""
+    return asyncio.run_coroutine_threadsafe(work, background())
+
+
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the background and wait for it; it is cancelled if the wait is interrupted."""
-    loop = background()
-    if _is_running_here(loop):
+    if _is_running_here(background()):
         work.close()
         raise SollolError("a coroutine that SOLLOL runs in the background cannot wait for another one there")
-    future = asyncio.run_coroutine_threadsafe(work, loop)
+    future = submit(work)
     try:
         return future.result()
     except BaseException:

@@ -81,7 +81,7 @@ class Chunks:
             pending_count=batch.pending_count,
             inflight_cost=market.inflight_cost,
             closed=batch.closed,
-            lane_rate=lane.work.read(),
+            lane_rate=lane.work.read() or None,
             lane_backlog=lane.backlog(at),
             lane_startup_us=lane.startup_us(),
             slots=opened.task.width or lane.limiter.limit,

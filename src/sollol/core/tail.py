@@ -25,7 +25,7 @@ LOOK_AGAIN: Micros = 20 * MILLISECOND
 def take_over(chunks: Chunks, ledger: Ledger, batch: Batch, market: Market, at: Micros) -> None:
     width = batch.task.width
     room = width - len(batch.live) if width else len(market.lanes)
-    idle = [lane for lane in market.lanes.values() if not lane.attempts and lane.free(at) and lane.work.known]
+    idle = [lane for lane in market.lanes.values() if not lane.attempts and lane.free(at) and lane.work.read()]
     idle = sorted(idle, key=lambda lane: -(lane.work.read() or 0.0))[: max(0, room)]
     if not idle:
         return

@@ -104,7 +104,7 @@ def _predict(
         decode = penalty = 0.0
         if embed:
             work = lane.work.read()
-            if work is None:
+            if not work:  # none yet, or only chunks that others were sooner with
                 usual = usual or market.typical()
                 work = usual.best_work if fresh else usual.work
             read = cost / work
@@ -114,7 +114,7 @@ def _predict(
                 usual = usual or market.typical()
                 if speaks * NOT_FAR > usual.best_decode:
                     fresh, reads, speaks = task.priority <= STALE_PRIORITY, None, None
-            if reads is None or speaks is None:
+            if not reads or not speaks:
                 usual = usual or market.typical()
                 # What another model of this node told of its speed is the first guess for this one.
                 speed = 1.0 if fresh else node.speed.read() or 1.0
