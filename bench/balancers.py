@@ -179,6 +179,7 @@ async def oracled(sites: Sequence[Site], asks: Sequence[Ask]) -> list[float]:
     """First come, first served, each where it will end first, known exactly up to the nodes' jitter.
 
     A node works on one request at a time: with lengths known, that is better than sharing its GPU between models.
+    Serving the shortest first as well would lower the mean by a tenth at most, and double or triple the p99.
     """
     transport = universe(sites, asks)
     loop = asyncio.get_running_loop()

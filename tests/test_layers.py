@@ -26,7 +26,16 @@ LAW: dict[str, set[str]] = {
     "dashboard": {"errors", "config", "core", "nodes", "pool", ""},
     "cli": {"errors", "config", "core", "discovery", "pool", "sim", "nodes", "dashboard", ""},
     "__main__": {"cli"},
-    "": {"errors", "core", "discovery", "pool", "dashboard"},
+    "_doors": {"errors"},
+    "_gpu": {"errors", "core", "nodes", "pool"},
+    "_hosts": {"errors", "_doors"},
+    "routing_modes": {"core"},
+    "routing_strategy": {"core"},
+    "hedging": {"errors", "core", "policies", "_doors"},
+    "gpu_controller": {"errors", "core", "pool", "_doors", "_gpu", "intelligence"},
+    "intelligence": {"errors", "core", "policies", "pool", "_doors", "_hosts", "gpu_controller"},
+    "network_observer": {"errors", "config", "core", "observe", "pool", "_doors"},
+    "": {"errors", "core", "discovery", "pool", "dashboard", "gpu_controller", "hedging", "intelligence"},
 }
 PURE = ("core", "policies")
 IMPURE = {"asyncio", "time", "socket", "logging", "threading", "os", "subprocess", "datetime", "selectors"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sollol.core.types import RoutingMode, TaskPriority
+    from sollol.core.types import RoutingMode, RoutingStrategy, TaskPriority, TaskType
     from sollol.dashboard import UnifiedDashboard, run_unified_dashboard
     from sollol.discovery import discover_ollama_nodes
     from sollol.errors import (
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         SollolError,
         StreamBroken,
     )
+    from sollol.gpu_controller import SOLLOLGPUController
+    from sollol.hedging import AdaptiveHedging, HedgingStrategy
+    from sollol.intelligence import IntelligentRouter, TaskContext
     from sollol.pool.aio import AsyncOllamaPool
     from sollol.pool.batch import BatchResult
     from sollol.pool.sync import OllamaPool
@@ -34,7 +37,14 @@ _HOMES = {
     "AsyncOllamaPool": "sollol.pool.aio",
     "BatchResult": "sollol.pool.batch",
     "RoutingMode": "sollol.core.types",
+    "RoutingStrategy": "sollol.core.types",
     "TaskPriority": "sollol.core.types",
+    "TaskType": "sollol.core.types",
+    "IntelligentRouter": "sollol.intelligence",
+    "TaskContext": "sollol.intelligence",
+    "SOLLOLGPUController": "sollol.gpu_controller",
+    "AdaptiveHedging": "sollol.hedging",
+    "HedgingStrategy": "sollol.hedging",
     "discover_ollama_nodes": "sollol.discovery",
     "UnifiedDashboard": "sollol.dashboard",
     "run_unified_dashboard": "sollol.dashboard",
@@ -55,20 +65,27 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptiveHedging",
     "AsyncOllamaPool",
     "BadInput",
     "BatchError",
     "BatchResult",
     "ConfigError",
     "DeadlineExceeded",
+    "HedgingStrategy",
+    "IntelligentRouter",
     "NoNodeAvailable",
     "OllamaPool",
     "QueueFull",
     "ResponseError",
     "RoutingMode",
+    "RoutingStrategy",
+    "SOLLOLGPUController",
     "SollolError",
     "StreamBroken",
+    "TaskContext",
     "TaskPriority",
+    "TaskType",
     "UnifiedDashboard",
     "discover_ollama_nodes",
     "run_unified_dashboard",

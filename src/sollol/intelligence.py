@@ -75,7 +75,8 @@ class TaskContext:
         if self.task_type is not None:
             self.task_type = _type_of(self.task_type) or check_type(self.task_type)
         elif self.operation is not None:
-            self.task_type = _type_of(self.operation)
+            named = _type_of(self.operation)
+            self.task_type = None if named is TaskType.CHAT else named  # "generation" says nothing: look at the text
         if self.complexity is not None:
             self.complexity = _complexity(self.complexity)
         self.priority = check_priority(self.priority)
@@ -186,8 +187,9 @@ class IntelligentRouter:
     def analyze_request(self, payload: Mapping[str, Any], priority: int = 5) -> TaskContext:
         """A payload of Ollama's API as a TaskContext. `estimated_tokens` are those of the input; the duration is the
         median of what was recorded for this type and model, if anything was."""
-        type_ = tasks.detect_task_type(payload)
-        model = payload.get("model") if isinstance(payload, Mapping) else None
+        if not isinstance(payload, Mapping):
+            raise BadInput(f"payload is {type(payload).__name__}; expected a dict with messages, prompt or input")
+        type_, model = tasks.detect_task_type(payload), payload.get("model")
         known = [ms for (kind, name, _), list_ in self._known() if (kind, name) == (type_, model) for ms in list_]
         return TaskContext(
             operation=type_.value,

@@ -233,7 +233,9 @@ class Scheduler:
         lane.measured_load(timing, WARM_LOAD)
         lane.answers += 1
         lane.embedded += attempt.items.total()
-        if not loading:
+        if loading:  # it may have put out another model
+            self.health.ask(lane.node, at, self._ledger.out)
+        else:
             wanted = bool(self._ledger.line(lane.model))
             lane.limiter.sample(amount, working_us, inflight, False, wanted)
 
