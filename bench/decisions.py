@@ -5,7 +5,7 @@ Timed is one request's share: `handle(Submitted)` + `handle(Finished)`, each wit
 taken and one request waits, so Finished decides. "a line": as many wait as there are nodes (at most 100), and where
 they would rather wait than take the freed node, all of them are asked; no target, but here to be seen.
 Nodes have speeds of 1:16, answers take their time on them (10 % jitter), and rates are known: 20 requests a node come
-before the clock runs (5 with 1,000 nodes). The median of TIMED. The reference is a scan for the node with the fewest
+before the clock runs (2 with 1,000 nodes). The median of TIMED. The reference is a scan for the node with the fewest
 in flight, in Python.
 """
 
@@ -23,7 +23,7 @@ from sollol.core.types import SECOND, How, Kind, LoadedModel, NodeFacts, Outcome
 from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
-TIMED = 1000
+TIMED = 500
 PROMPT, TOKENS = 100, 100
 
 
@@ -79,7 +79,7 @@ def cost_us(nodes: int, waiting: int | None) -> float:
     fleet = Fleet(nodes)
     for _ in range(nodes + (waiting or 0)):
         fleet.submit()
-    for _ in range(nodes * (20 if nodes < 100 else 5)):
+    for _ in range(nodes * (20 if nodes < 100 else 2)):
         fleet.finish()
         fleet.submit()
     while waiting is None and fleet.ends:

@@ -142,7 +142,7 @@ class IntelligentRouter:
             raise BadInput("route_request(): expected either messages or a prompt")
         name = check_model(model if model is not None else context.model_preference)
         asked = {"messages": messages, **more} if prompt is None else {"prompt": prompt, **more}
-        type_ = check_type(context.task_type) or tasks.detect_task_type(asked)
+        type_ = check_type(context.task_type)  # None: the pool finds it out
         more = {"stream": stream, "priority": context.priority, "task_type": type_, **more}
         notes = {
             "operation": context.operation,

@@ -1,0 +1,211 @@
+"""The scheduler under random events: its invariants hold after each, and every task ends exactly once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import (
+    Abort,
+    Accept,
+    Action,
+    Cancelled,
+    Event,
+    Fed,
+    Finished,
+    FirstToken,
+    NodeAdded,
+    NodeLost,
+    NodeRemoved,
+    NodeSeen,
+    Probe,
+    Refuse,
+    Settle,
+    Start,
+    Submitted,
+    Tick,
+    WakeAt,
+)
+from sollol.core.scheduler import Scheduler
+from sollol.core.types import MILLISECOND, SECOND, Decision, How, Kind, NodeFacts, Outcome, Task, Timing
+from sollol.pool.engine import default_policies
+
+MODELS = ("chat:latest", "embed:latest")
+ENDS = [How.OK] * 6 + [How.FAILED, How.BUSY, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.REFUSED]
+
+
+class Eager:
+    """Wants a second copy of everything that is not answered at once."""
+
+    def deposit(self, task: Task) -> None: ...
+    def learn(self, task: Task, decision: Decision, elapsed_us: int) -> None: ...
+
+    def after(self, task: Task, decision: Decision) -> int | None:
+        return 50 * MILLISECOND
+
+    def withdraw(self) -> bool:
+        return True
+
+
+class World:
+    """Carries out the scheduler's actions on paper, and keeps count."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        policies = default_policies()._replace(hedger=Eager())
+        self.scheduler = Scheduler(policies, random.Random(1), queue_bound=12)
+        self.at = 0
+        self.running: dict[int, Start] = {}
+        self.probes: set[str] = set()
+        self.settled: dict[int, Settle] = {}
+        self.items: dict[int, list[int]] = {}  # of a batch: how often each was accepted or refused
+        self.open_batches: dict[int, int] = {}  # task -> items still to be fed
+        self.started: set[int] = set()
+        self.wake: int | None = None
+        self.serial = 0
+
+    def feed(self, event: Event) -> None:
+        for action in self.scheduler.handle(event, self.at):
+            self.act(action)
+        self.scheduler.invariants()
+
+    def act(self, action: Action) -> None:
+        match action:
+            case Start():
+                assert action.task not in self.settled, "work began for a task that is over"
+                self.running[action.attempt] = action
+            case Abort():
+                del self.running[action.attempt]
+            case Settle():
+                assert action.task not in self.settled, "a task ended twice"
+                self.settled[action.task] = action
+            case Accept() | Refuse():
+                assert action.task not in self.settled
+                for item in action.items.items():
+                    self.items[action.task][item] += 1
+            case Probe():
+                self.probes.add(action.node)
+            case WakeAt():
+                self.wake = action.at
+            case _:
+                pass
+
+    def outcome(self, how: How) -> Outcome:
+        timing = Timing(1000, 20, 5000, 30, 300_000) if how is How.OK else Timing()
+        return Outcome(how, how.value, {How.OK: 200, How.FAILED: 500, How.REFUSED: 400}.get(how, 0), timing)
+
+    def submit(self) -> None:
+        self.serial += 1
+        rng = self.rng
+        deadline = self.at + rng.randint(1, 20) * SECOND if rng.random() < 0.2 else None
+        common: dict[str, Any] = {"priority": rng.randint(0, 10), "app": rng.choice("ab"), "deadline_us": deadline}
+        if rng.random() < 0.4:
+            count = rng.randint(0, 30)
+            self.items[self.serial] = [0] * count
+            self.open_batches[self.serial] = count
+            self.feed(Submitted(Task(self.serial, Kind.EMBED, MODELS[1], batch=True, **common)))
+            return
+        options = rng.choice(["", "num_ctx=8192"])
+        stream, hedge = rng.random() < 0.5, rng.random() < 0.5
+        prefix = ((rng.randint(1, 3), 40),)
+        self.feed(
+            Submitted(
+                Task(
+                    self.serial, Kind.CHAT, MODELS[0], 100, options=options, stream=stream, hedge=hedge, prefix=prefix,
+                    **common,
+                )
+            )
+        )  # fmt: skip
+
+    def supply(self, whole: bool) -> None:
+        for task, left in list(self.open_batches.items()):
+            if task in self.settled:
+                del self.open_batches[task]
+                continue
+            count = left if whole else self.rng.randint(0, left)
+            self.open_batches[task] -= count
+            closed = count == left
+            self.feed(Fed(task, [self.rng.randint(10, 500) for _ in range(count)], closed))
+            if closed:
+                del self.open_batches[task]
+
+    def finish(self, how: How | None = None) -> None:
+        if self.running:
+            attempt = self.rng.choice(sorted(self.running))
+            del self.running[attempt]
+            self.feed(Finished(attempt, self.outcome(how or self.rng.choice(ENDS))))
+
+    def first_token(self) -> None:
+        if streams := sorted(a for a, start in self.running.items() if start.items is None):
+            self.feed(FirstToken(self.rng.choice(streams), self.rng.random() < 0.5))
+
+    def answer_probes(self, lost: float) -> None:
+        for node in sorted(self.probes):
+            self.probes.discard(node)
+            if self.rng.random() < lost:
+                self.feed(NodeLost(node, "silent", self.rng.random() < 0.5))
+            else:
+                self.feed(NodeSeen(node, NodeFacts("0.33", dict.fromkeys(MODELS, 10**9), {})))
+
+    def pass_time(self, us: int) -> None:
+        target = self.at + us
+        while self.wake is not None and self.wake <= target:
+            self.at, self.wake = max(self.at, self.wake), None
+            self.feed(Tick())
+        self.at = target
+
+
+def nodes(world: World, count: int) -> Iterable[str]:
+    for i in range(count):
+        endpoint = Endpoint(f"10.0.0.{i + 1}")
+        world.feed(NodeAdded(endpoint))
+        yield endpoint.key
+
+
+@settings(derandomize=True, deadline=None, max_examples=120)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(10, 90))
+def test_every_task_ends_once_and_every_item_is_counted_once(seed: int, count: int, steps: int) -> None:
+    world = World(seed)
+    keys = list(nodes(world, count))
+    rng = world.rng
+    for _ in range(steps):
+        roll = rng.random()
+        if roll < 0.25:
+            world.submit()
+        elif roll < 0.35:
+            world.supply(whole=False)
+        elif roll < 0.65:
+            world.finish()
+        elif roll < 0.72:
+            world.first_token()
+        elif roll < 0.78:
+            world.answer_probes(lost=0.2)
+        elif roll < 0.82 and world.serial:
+            world.feed(Cancelled(rng.randint(1, world.serial)))
+        elif roll < 0.84:
+            world.feed(NodeRemoved(rng.choice(keys)))
+        elif roll < 0.86:
+            world.feed(NodeAdded(Endpoint(rng.choice(keys).split(":")[0])))
+        else:
+            world.pass_time(rng.choice([MILLISECOND, 100 * MILLISECOND, 3 * SECOND]))
+    for key in keys:
+        world.feed(NodeAdded(Endpoint(key.split(":")[0])))
+    for _ in range(2_000):
+        if len(world.settled) == world.serial:
+            break
+        world.supply(whole=True)
+        world.answer_probes(lost=0.0)
+        world.finish(How.OK)
+        world.pass_time(SECOND)
+    assert set(world.settled) == set(range(1, world.serial + 1)), "a task never ended"
+    assert not world.running, "something runs for nobody"
+    for task, seen in world.items.items():
+        ended = world.settled[task].outcome.how
+        assert all(times <= 1 for times in seen), "an item was counted twice"
+        if ended is How.OK:
+            assert all(times == 1 for times in seen), "an item was lost"

@@ -1,0 +1,368 @@
+"""Each policy by itself, without I/O and without a scheduler."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.fleet import Attempt, Fleet, Lane, NodeState
+from sollol.core.market import Market
+from sollol.core.policy import Again, BatchView
+from sollol.core.types import (
+    MILLISECOND,
+    SECOND,
+    Decision,
+    How,
+    Kind,
+    Outcome,
+    RoutingStrategy,
+    Task,
+    TaskType,
+    Timing,
+)
+from sollol.policies import batching, breaker, hedge, limits, retry
+from sollol.policies.routing import CompletionRouter, ReliableRouter, SparingRouter, router_of
+
+CHAT = Task(1, Kind.CHAT, "m:latest", 400)
+FIXED = settings(derandomize=True, deadline=None, max_examples=100)
+
+
+# --- limits ----------------------------------------------------------------------------------------------
+
+
+def learn(slots: int, gain: float, answers: int, wanted: bool = True) -> limits.ThroughputLimiter:
+    """A node whose throughput grows by `gain` for each further slot, up to `slots`."""
+    limiter = limits.ThroughputLimiter()
+    for _ in range(answers):
+        used = min(limiter.limit, slots)
+        rate = 1 + gain * (used - 1)
+        limiter.sample(100.0, round(100_000 / rate), limiter.limit, False, wanted)
+    return limiter
+
+
+def test_the_limiter_stays_near_one_on_a_node_with_one_slot() -> None:
+    assert learn(slots=1, gain=0.9, answers=400).limit <= 2
+    assert max(learn(1, 0.9, n).limit for n in range(0, 400, 7)) <= 2
+
+
+def test_the_limiter_finds_four_slots() -> None:
+    assert learn(slots=4, gain=0.9, answers=400).limit in (4, 5)
+
+
+def test_the_limiter_tries_nothing_while_nobody_waits() -> None:
+    assert learn(slots=4, gain=0.9, answers=400, wanted=False).limit == 1
+
+
+def test_a_node_that_refuses_the_load_is_given_half() -> None:
+    limiter = learn(slots=4, gain=0.9, answers=400)
+    before = limiter.limit
+    limiter.sample(0.0, 0, 0, True, False)
+    assert limiter.limit == before // 2
+
+
+# --- breaker ---------------------------------------------------------------------------------------------
+
+
+def fail(one: breaker.ConsecutiveBreaker, at: int, times: int = breaker.THRESHOLD) -> None:
+    for _ in range(times):
+        one.begin(at)
+        one.record(at, Outcome(How.FAILED))
+
+
+def test_the_breaker_opens_after_faults_in_a_row_only() -> None:
+    one = breaker.ConsecutiveBreaker()
+    fail(one, 0, breaker.THRESHOLD - 1)
+    one.record(0, Outcome(How.OK))
+    fail(one, 0, breaker.THRESHOLD - 1)
+    assert one.admits(0)
+    fail(one, 0, 1)
+    assert not one.admits(0)
+
+
+def test_an_open_breaker_admits_one_trial_and_waits_longer_after_each_that_fails() -> None:
+    one = breaker.ConsecutiveBreaker()
+    fail(one, 0)
+    at, pauses = 0, []
+    for _ in range(6):
+        due = one.retry_at()
+        assert due is not None
+        pauses.append(due - at)
+        at = due
+        assert one.admits(at)
+        one.begin(at)
+        assert not one.admits(at), "a second trial beside the first"
+        one.record(at, Outcome(How.FAILED))
+    assert pauses == sorted(pauses)
+    assert pauses[0] == breaker.PAUSE
+    assert pauses[-1] == breaker.PAUSE_MAX
+
+
+@pytest.mark.parametrize("how", [How.BUSY, How.LEFT, How.REFUSED, How.MISSING])
+def test_what_is_no_fault_of_the_node_does_not_open_the_breaker(how: How) -> None:
+    one = breaker.ConsecutiveBreaker()
+    for _ in range(50):
+        one.record(0, Outcome(how))
+    assert one.admits(0)
+
+
+def test_a_good_trial_closes_the_breaker() -> None:
+    one = breaker.ConsecutiveBreaker()
+    fail(one, 0)
+    one.begin(breaker.PAUSE)
+    one.record(breaker.PAUSE, Outcome(How.OK))
+    assert one.admits(breaker.PAUSE)
+    assert one.retry_at() is None
+
+
+# --- retry -----------------------------------------------------------------------------------------------
+
+
+def test_retries_are_a_share_of_the_traffic() -> None:
+    budget = retry.BudgetRetrier()
+    granted = 0
+    for _ in range(10_000):
+        budget.deposit(CHAT)
+        granted += budget.again(CHAT, Outcome(How.FAILED), 1, 0) is not None
+    assert granted == pytest.approx(10_000 * retry.SHARE + retry.RESERVE, abs=2)
+
+
+def test_waiting_for_a_busy_node_costs_no_budget_and_pauses_longer_each_time() -> None:
+    budget = retry.BudgetRetrier()
+    pauses = [budget.again(CHAT, Outcome(How.BUSY), tried, 0) for tried in range(retry.BUSY_TRIES)]
+    assert None not in pauses
+    assert pauses == sorted(p for p in pauses if p is not None)
+    assert budget.again(CHAT, Outcome(How.BUSY), retry.BUSY_TRIES, 0) is None
+    assert budget.again(CHAT, Outcome(How.FAILED), 1, 0) == 0
+
+
+def test_one_call_does_not_try_for_ever() -> None:
+    assert retry.BudgetRetrier().again(CHAT, Outcome(How.FAILED), retry.MAX_TRIES, 0) is None
+
+
+# --- batching --------------------------------------------------------------------------------------------
+
+
+def view(**change: object) -> BatchView:
+    known = BatchView(100_000, 1_000, 0.0, True, 0.01, 0.0, 0, 1, 0.04, 0.02, 4)
+    return known._replace(**change)  # type: ignore[arg-type]
+
+
+@FIXED
+@given(st.integers(1, 10**7), st.integers(1, 10**5), st.floats(1e-4, 1.0), st.floats(1e-4, 10.0), st.booleans())
+def test_a_chunk_never_lasts_longer_than_the_target(
+    cost: int, count: int, rate: float, total: float, closed: bool
+) -> None:
+    total = max(total, rate)
+    seen = view(pending_cost=cost, pending_count=count, lane_rate=rate, total_rate=total, best_rate=rate, closed=closed)
+    budget, items = batching.GuidedBatcher().item_budget(seen)
+    assert budget >= 1
+    assert items >= 1
+    assert budget <= rate * batching.TARGET + 1
+
+
+def test_chunks_become_smaller_towards_the_end() -> None:
+    batcher = batching.GuidedBatcher()
+    sizes = [
+        batcher.item_budget(view(pending_cost=cost, pending_count=10))[0] for cost in (40_000, 8_000, 4_000, 1_500)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+def test_a_node_of_unknown_speed_gets_a_few_items() -> None:
+    assert batching.GuidedBatcher().item_budget(view(lane_rate=None))[1] <= batching.FIRST_ITEMS
+
+
+def test_a_slow_node_leaves_the_end_to_the_fast_ones() -> None:
+    slow = view(pending_cost=400, pending_count=4, lane_rate=0.0001, total_rate=0.0401, best_rate=0.02)
+    assert batching.GuidedBatcher().item_budget(slow) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "tries", "count", "then"),
+    [
+        (How.REFUSED, 1, 5, Again.SPLIT),
+        (How.REFUSED, 1, 1, Again.REFUSE),
+        (How.BUSY, 99, 5, Again.RETRY),
+        (How.UNREACHABLE, 99, 5, Again.RETRY),
+        (How.FAILED, 1, 5, Again.RETRY),
+        (How.FAILED, batching.RETRIES, 5, Again.SPLIT),
+        (How.FAILED, batching.TRIES_MAX, 1, Again.REFUSE),
+    ],
+)
+def test_what_becomes_of_a_chunk_that_failed(how: How, tries: int, count: int, then: Again) -> None:
+    assert batching.GuidedBatcher().again(Outcome(how), tries, count) is then
+
+
+# --- hedging ---------------------------------------------------------------------------------------------
+
+DECISION = Decision("n", SECOND, "")
+
+
+def test_there_is_no_second_copy_before_something_was_learned() -> None:
+    hedger = hedge.QuantileHedger()
+    for _ in range(hedge.LEAST - 1):
+        hedger.learn(CHAT, DECISION, SECOND)
+    assert hedger.after(CHAT, DECISION) is None
+    hedger.learn(CHAT, DECISION, SECOND)
+    assert hedger.after(CHAT, DECISION) == pytest.approx(hedge.LATER * SECOND, rel=0.01)
+
+
+def test_the_delay_follows_the_prediction_and_is_beyond_the_learned_p95() -> None:
+    hedger = hedge.QuantileHedger()
+    dice = random.Random(1)
+    ratios = [dice.uniform(0.8, 2.0) for _ in range(200)]
+    for ratio in ratios:
+        hedger.learn(CHAT, DECISION, round(ratio * SECOND))
+    short, long = hedger.after(CHAT, DECISION), hedger.after(CHAT, Decision("n", 10 * SECOND, ""))
+    assert short is not None
+    assert long is not None
+    assert short > sorted(ratios)[189] * SECOND
+    assert long == pytest.approx(10 * short, rel=0.05)
+
+
+def test_second_copies_are_a_share_of_the_calls() -> None:
+    hedger = hedge.QuantileHedger()
+    granted = 0
+    for _ in range(2_000):
+        hedger.deposit(CHAT)
+        granted += hedger.withdraw()
+    assert granted <= 2_000 * hedge.BUDGET + hedge.RESERVE
+
+
+def test_embeddings_have_no_second_copy() -> None:
+    hedger = hedge.QuantileHedger()
+    task = CHAT._replace(kind=Kind.EMBED)
+    for _ in range(hedge.LEAST):
+        hedger.learn(task, DECISION, SECOND)
+    assert hedger.after(task, DECISION) is None
+
+
+# --- routing ---------------------------------------------------------------------------------------------
+
+
+def fleet(*speeds: float) -> list[Lane]:
+    """Lanes of one model in memory, of so many tokens/s; 0 is a node that was never tried."""
+    market = Market("m:latest", Fleet())
+    lanes = []
+    for number, speed in enumerate(speeds):
+        node = NodeState(Endpoint(f"10.0.0.{number + 1}"))
+        node.up, node.models = True, {"m:latest": 10**9}
+        lane = Lane(node, market, limits.ThroughputLimiter(), breaker.ConsecutiveBreaker())
+        node.lanes["m:latest"] = lane
+        market.put(lane)
+        lane.loaded_by_us = True
+        if speed:
+            lane.measured_tokens(Timing(0, 1000, round(1e8 / speed), 100, round(1e8 / speed)), 0.0, round(2e8 / speed))
+            lane.latency.add(2e8 / speed)
+            lane.answers = node.attempted = 1
+        lanes.append(lane)
+    return lanes
+
+
+def choose(lanes: list[Lane], router: CompletionRouter | None = None, task: Task = CHAT) -> Decision:
+    return (router or CompletionRouter()).choose(task, lanes, {}, 0, random.Random(1))
+
+
+def occupy(lane: Lane, us: int) -> None:
+    lane.add(Attempt(10_000 + us, CHAT, lane, 400, 0, us, Decision(lane.node.key, us, "")))
+
+
+def test_the_fastest_free_node_is_chosen_and_its_terms_add_up() -> None:
+    decision = choose(fleet(10, 100, 50))
+    assert decision.node == "10.0.0.2:11434"
+    best = next(c for c in decision.candidates if c.node == decision.node)
+    assert best.finish_us == decision.predicted_us == pytest.approx(sum(t.us for t in best.terms), abs=3)
+
+
+def test_it_waits_for_a_fast_node_rather_than_take_a_slow_one_but_not_for_ever() -> None:
+    lanes = fleet(10, 100)
+    occupy(lanes[1], SECOND)
+    assert choose(lanes).node == lanes[1].node.key
+    occupy(lanes[1], 100 * SECOND)
+    lanes[1].attempts.pop(10_000 + SECOND)
+    assert choose(lanes).node == lanes[0].node.key
+
+
+def test_a_node_that_was_never_tried_is_explored() -> None:
+    lanes = fleet(10, 0)
+    lanes[0].overhead.add(SECOND)
+    assert choose(lanes).node == lanes[1].node.key
+
+
+def test_a_model_that_must_be_loaded_costs_its_load() -> None:
+    lanes = fleet(50, 60)
+    lanes[1].loaded_by_us = False
+    decision = choose(lanes)
+    assert decision.node == lanes[0].node.key
+    assert "load" in [t.name for c in decision.candidates for t in c.terms]
+
+
+def test_other_options_are_a_reload_and_put_out_who_uses_the_model() -> None:
+    lanes = fleet(50, 40)
+    lanes[0].options_used_us = 0
+    lanes[1].options = "num_ctx=8192"
+    decision = choose(lanes, task=CHAT._replace(options="num_ctx=8192"))
+    assert decision.node == lanes[1].node.key
+    other = next(c for c in decision.candidates if c.node == lanes[0].node.key)
+    assert {"load", "displaces"} <= {t.name for t in other.terms}
+
+
+def test_a_conversation_goes_back_to_the_node_that_has_read_it() -> None:
+    lanes = fleet(50, 51)
+    lanes[0].warm.append((7,))
+    long = CHAT._replace(cost=40_000, prefix=((7, 39_000), (8, 40_000)))
+    assert choose(lanes, task=long).node == lanes[0].node.key
+
+
+def test_a_node_that_only_failed_is_not_taken_for_a_fast_one() -> None:
+    lanes = fleet(10, 0)
+    lanes[1].failed = lanes[1].node.attempted = 1
+    lanes[1].latency.add(60 * SECOND)
+    assert choose(lanes).node == lanes[0].node.key
+
+
+def test_the_reliable_mode_prefers_a_node_that_does_not_fail() -> None:
+    lanes = fleet(60, 50)
+    for _ in range(100):
+        lanes[0].reliability.add(0.5)
+        lanes[1].reliability.add(1.0)
+    assert choose(lanes).node == lanes[0].node.key
+    assert choose(lanes, ReliableRouter()).node == lanes[1].node.key
+
+
+def test_the_sparing_mode_leaves_the_fast_node_free() -> None:
+    assert choose(fleet(100, 20, 50), SparingRouter()).node == "10.0.0.2:11434"
+    assert choose(fleet(1000, 1, 50), SparingRouter()).node == "10.0.0.3:11434", "the slowest would take too long"
+
+
+def test_strategies_ask_their_own_question() -> None:
+    lanes = fleet(10, 100, 50)
+    lanes[0].node.attempted, lanes[1].node.attempted, lanes[2].node.attempted = 5, 9, 2
+    lanes[1].node.running = 2
+    lanes[2].node.running = 1
+    assert choose(lanes, router_of(RoutingStrategy.LATENCY_FIRST)).node == lanes[1].node.key
+    assert choose(lanes, router_of(RoutingStrategy.LEAST_LOADED)).node == lanes[0].node.key
+    assert choose(lanes, router_of(RoutingStrategy.FAIRNESS)).node == lanes[2].node.key
+    turns = router_of(RoutingStrategy.ROUND_ROBIN)
+    assert [choose(lanes, turns).node for _ in range(4)] == [lanes[i].node.key for i in (0, 1, 2, 0)]
+
+
+def test_the_expected_answer_is_as_long_as_those_of_its_type() -> None:
+    lanes = fleet(50, 50)
+    lengths = lanes[0].market._fleet.lengths
+    for _ in range(10):
+        lengths.add("", TaskType.CODE, "m:latest", 900)
+        lengths.add("", TaskType.CLASSIFY, "m:latest", 5)
+    code, label = (choose(lanes, task=CHAT._replace(type=kind)) for kind in (TaskType.CODE, TaskType.CLASSIFY))
+    assert code.predicted_us > 10 * label.predicted_us
+    assert choose(lanes, task=CHAT._replace(type=TaskType.CODE, tokens_out=5)).predicted_us < code.predicted_us / 10
+
+
+def test_the_first_token_is_predicted_without_the_rest_of_the_answer() -> None:
+    decision = choose(fleet(50))
+    assert 0 < decision.first_us < decision.predicted_us - 100 * MILLISECOND
