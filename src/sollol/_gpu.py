@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -71,9 +71,12 @@ class Forced(NamedTuple):
 
 
 class Placements:
-    """Looks at nodes, remembers which have a GPU, and moves models. Belongs to one running loop."""
+    """Looks at nodes, remembers which have a GPU, and moves models. Belongs to one running loop.
 
-    def __init__(self) -> None:
+    `moved` is called when a model was loaded or unloaded."""
+
+    def __init__(self, moved: Callable[[], None]) -> None:
+        self._moved = moved
         self._transport = HttpTransport()
         self._loop = asyncio.get_running_loop()
         self._seen: dict[str, tuple[float, Seen]] = {}
@@ -195,6 +198,7 @@ class Placements:
         if like is not None and like.context_length:
             body["options"] = {"num_ctx": like.context_length}
         await manage.load(self._transport, [node], body)
+        self._moved()
 
     async def _unload(self, node: Endpoint, name: str) -> bool:
         await manage.load(self._transport, [node], {"model": name, "keep_alive": 0})
@@ -203,6 +207,7 @@ class Placements:
             if self._loop.time() > until:
                 return False
             await asyncio.sleep(0.1)
+        self._moved()
         return True
 
     async def aclose(self) -> None:

@@ -11,6 +11,7 @@ is bounded in time: a load that takes longer goes on, but nobody waits for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -247,8 +248,15 @@ class SOLLOLGPUController:
         if self._closed:
             raise SollolError("the GPU controller is closed; make a new one")
         if self._placements is None:
-            self._placements = Placements()
+            self._placements = Placements(self._moved)
         return self._placements
+
+    def _moved(self) -> None:
+        """The pool must not wait for its next look at the nodes: it predicts by what they have loaded."""
+        engine = getattr(self._source, "_engine", None)
+        if engine is not None:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                engine.dispatcher._loop.call_soon_threadsafe(engine.refresh)
 
     def _look(self, nodes: list[Endpoint]) -> list[Seen]:
         async def look() -> list[Seen]:

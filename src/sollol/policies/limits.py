@@ -3,8 +3,8 @@
 A node with one slot queues a second request without a word, so more in flight only lengthens answers; a node
 with OLLAMA_NUM_PARALLEL=4, or one whose encoding overlaps with HTTP, finishes more. What tells them apart is
 throughput: work done per time the lane was busy. Start at 1; when others wait, try one more; keep it while throughput
-rises by GAIN, twice; otherwise step back and wait, longer each time, before trying again. Halve when the node says 503 or
-does not answer in time. (Netflix concurrency-limits asks latency instead; an LLM's latency depends on its input.)
+rises by GAIN, twice; otherwise step back and wait, longer each time, before trying again. Halve when the node says
+503 or does not answer in time. (Netflix concurrency-limits asks latency instead; an LLM's depends on its input.)
 """
 
 from __future__ import annotations
