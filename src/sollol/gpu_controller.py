@@ -30,6 +30,7 @@ KEEP_ALIVE = "1h"
 FORCE_S = 60.0
 CLUSTER_S = 180.0  # for all models together
 CALL_S = 20.0  # the most that a call waits for a GPU
+KNOWN_S = 0.5  # and then, until the pool has asked the node
 MB = 1024 * 1024
 
 
@@ -267,7 +268,26 @@ class SOLLOLGPUController:
     async def _ensure(self, model: str, keep_alive: Any, timeout_s: float) -> str | None:
         bound_s = check_number("timeout_s", timeout_s, 0)
         forced = await self._on_loop().ensure(self._nodes(), check_model(model), keep_alive, bound_s, FRESH_S)
-        return forced.endpoint.key if forced is not None and forced.success else None
+        if forced is None or not forced.success:
+            return None
+        await self._until_known(forced.endpoint.key, canonical_model(model))
+        return forced.endpoint.key
+
+    async def _until_known(self, key: str, name: str) -> None:
+        """A pool that is running predicts by what its nodes have loaded: it shall know of this one."""
+        if getattr(self._source, "_engine", None) is None:
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + KNOWN_S
+        told = False
+        while loop.time() < until:
+            node = next((node for node in self._source.nodes if node.key == key), None)
+            if node is None or name in node.loaded_models:
+                return
+            if not told:
+                self._moved()
+                told = True
+            await asyncio.sleep(0.005)
 
     async def _force(self, node: Endpoint, model: str, keep_alive: Any, timeout_s: float) -> Forced:
         return await self._on_loop().force(node, model, keep_alive, timeout_s)

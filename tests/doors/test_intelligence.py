@@ -13,7 +13,7 @@ from sollol.gpu_controller import SOLLOLGPUController, integrate_with_router
 from sollol.intelligence import IntelligentRouter, TaskContext
 from sollol.routing_modes import RoutingMode, TaskPriority
 from sollol.routing_strategy import RoutingStrategy
-from sollol.sim import Cluster, NodeSpec, sim_cluster
+from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
 CHAT = "llama3.2"
 HELLO = [{"role": "user", "content": "Hello, who is there?"}]
@@ -144,6 +144,27 @@ def test_a_gpu_is_seen_to(pool: OllamaPool) -> None:
         assert "gpu_node" not in router.route_request(CHAT, HELLO).routing
         controller.priority_models = [f"{CHAT}:latest"]
         assert router.route_request(CHAT, HELLO).routing.gpu_node
+
+
+def test_calls_that_require_a_gpu_go_there() -> None:
+    """The model is in memory on two nodes without a GPU, and on the disk of one that has one."""
+    model = ModelSpec(CHAT, size_bytes=1_000_000_000, mean_words=10)
+    specs = [
+        NodeSpec(models=(model,), vram_bytes=vram, decode_tokens_per_s=2_000, prefill_tokens_per_s=20_000, seed=i)
+        for i, vram in enumerate((10**10, 0, 0))
+    ]
+    with sim_cluster(specs) as nodes, OllamaPool(list(nodes)) as pool, SOLLOLGPUController(pool) as controller:
+        for url in nodes[1:]:
+            pool.warm_model(CHAT, node=url)
+        router = IntelligentRouter()
+        integrate_with_router(router, controller)
+        answers = [
+            router.route_request(CHAT, prompt=f"{i * 7919} is which number?", task_context={"requires_gpu": True})
+            for i in range(30)
+        ]
+    gpu = nodes[0].removeprefix("http://")
+    assert {answer.routing.gpu_node for answer in answers} == {gpu}
+    assert [answer.routing.node for answer in answers[20:]] == [gpu] * 10  # the others were tried once
 
 
 def test_a_gpu_without_a_controller_is_told_once(pool: OllamaPool) -> None:

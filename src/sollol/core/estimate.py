@@ -16,9 +16,10 @@ KINDS_MAX = 10_000  # of (application, task type, model) to remember
 class Rate:
     """Work per microsecond. A sample that covers `memory_us` of busy time replaces about two thirds of the past."""
 
-    __slots__ = ("_amount", "_memory_us", "_span")
+    __slots__ = ("_amount", "_memory_us", "_span", "value")
 
     def __init__(self, memory_us: Micros) -> None:
+        self.value: float | None = None  # units per microsecond; what read() gives, without a call
         self._amount = 0.0
         self._span = 0.0
         self._memory_us = memory_us
@@ -31,6 +32,7 @@ class Rate:
         keep = self._memory_us / (self._memory_us + span_us)
         self._amount = self._amount * keep + amount
         self._span = self._span * keep + max(span_us, 1)
+        self.value = self._amount / self._span
 
     @property
     def known(self) -> bool:
@@ -38,25 +40,26 @@ class Rate:
 
     def read(self) -> float | None:
         """Units per microsecond, or None before the first sample."""
-        return self._amount / self._span if self._span > 0 else None
+        return self.value
 
 
 class Mean:
     """An exponentially weighted mean whose first samples count fully, so it has no warm-up bias."""
 
-    __slots__ = ("_value", "_weight", "count")
+    __slots__ = ("_weight", "count", "value")
 
     def __init__(self, weight: float = 0.2) -> None:
-        self._value = 0.0
+        self.value: float | None = None  # what read() gives, without a call
         self._weight = weight
         self.count = 0
 
     def add(self, sample: float) -> None:
         self.count += 1
-        self._value += max(self._weight, 1 / self.count) * (sample - self._value)
+        before = self.value or 0.0
+        self.value = before + max(self._weight, 1 / self.count) * (sample - before)
 
     def read(self) -> float | None:
-        return self._value if self.count else None
+        return self.value
 
 
 class Lengths:

@@ -126,6 +126,7 @@ class Lane:
         "overhead",
         "paused_until",
         "prefill",
+        "rank",
         "reliability",
         "warm",
         "work",
@@ -138,6 +139,7 @@ class Lane:
         self.limiter = limiter
         self.breaker = breaker
         self.attempts: dict[int, Attempt] = {}
+        self.rank = 0  # among the lanes of its market, the fastest first
         self.heavy = 0  # of them that would be in another model's way
         self.cost_inflight = 0.0
         self.paused_until: Micros = 0

@@ -8,6 +8,7 @@ these options. `ranked` is their order, made anew now and then.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from sollol.core.estimate import Rate
@@ -93,22 +94,21 @@ class Market:
     def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Lane]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
         if wide or len(self.lanes) <= SHORTLIST:
-            return [lane for lane in self.lanes.values() if lane.node.key not in tried and lane.usable(at)]
+            return [
+                lane
+                for lane in self.lanes.values()
+                if (lane.attempts or lane.breaker.admits(at)) and lane.node.up and lane.node.key not in tried
+            ]
         self._rank()
-        few = len(self.roomy) <= HALF
-        free = [lane for lane in self.roomy.values() if lane.free(at)] if few else []
+        free = self._best_free(tried, at)
+        worst = free[-1].rank if len(free) >= HALF else len(self._ranked)
         busy: list[Lane] = []
-        for lane in self._ranked:
-            if lane.node.key in self.roomy:
-                if not few and lane.node.key not in tried and lane.free(at):
-                    free.append(lane)
-                    if len(free) >= HALF:
-                        break
-            elif len(busy) < HALF and lane.node.key not in tried and lane.usable(at):
+        for lane in self._ranked[:worst]:
+            if lane.node.key not in self.roomy and lane.node.key not in tried and lane.usable(at):
                 busy.append(lane)
-                if few and len(busy) == HALF:
+                if len(busy) == HALF:
                     break
-        found = {lane.node.key: lane for lane in free + busy if lane.node.key not in tried}
+        found = {lane.node.key: lane for lane in free + busy}
         known = [self._marks.get(mark) for mark, _ in task.prefix]
         known += list(self._by_options.get(task.options, {}).values())[:MATCHING]
         for lane_or_none in known:
@@ -117,6 +117,13 @@ class Market:
         return list(found.values()) or [
             lane for lane in self.lanes.values() if lane.node.key not in tried and lane.usable(at)
         ]
+
+    def _best_free(self, tried: Collection[str], at: Micros) -> list[Lane]:
+        """The fastest lanes with a free slot, the fastest first. Sought where there are fewer to look at."""
+        few = len(self.roomy) * 4 < len(self.lanes)
+        lanes = sorted(self.roomy.values(), key=_rank_of) if few else self._ranked
+        free = (lane for lane in lanes if lane.node.key in self.roomy and lane.node.key not in tried and lane.free(at))
+        return list(islice(free, HALF))
 
     # --- what is usual here ---
 
@@ -136,6 +143,8 @@ class Market:
         )
         if len(lanes) > SHORTLIST:
             self._ranked = sorted(lanes, key=lambda lane: _usual_time(lane, typical))
+            for rank, lane in enumerate(self._ranked):
+                lane.rank = rank
 
     def expected_tokens(self, task: Task) -> float:
         """How long the answer will be."""
@@ -166,6 +175,10 @@ class Market:
 def _middle(values: list[float | None], default: float) -> tuple[float, float]:
     known = sorted(value for value in values if value)
     return (known[len(known) // 2], known[-1]) if known else (default, default)
+
+
+def _rank_of(lane: Lane) -> int:
+    return lane.rank
 
 
 def _usual_time(lane: Lane, typical: Typical) -> float:

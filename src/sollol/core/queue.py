@@ -44,6 +44,12 @@ class Shares:
         self._now = max(self._now, self._given.get(app, 0.0))
         self.correct(app, tokens)
 
+    def pass_by(self, app: str, tokens: float) -> None:
+        """Served at once, without waiting."""
+        given = max(self._given.get(app, 0.0), self._now)
+        self._now = given
+        self._given[app] = given + tokens
+
     def correct(self, app: str, tokens: float) -> None:
         """An answer was longer (or shorter, if negative) than expected."""
         self._given[app] = self._given.get(app, 0.0) + tokens

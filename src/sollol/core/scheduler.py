@@ -13,6 +13,7 @@ from typing import Any
 
 from sollol.core.chunks import Chunks
 from sollol.core.fleet import Attempt, Lane, NodeState
+from sollol.core.forecast import Forecast
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import (
@@ -53,6 +54,7 @@ class Scheduler:
         self.health = ledger.health
         self.open = ledger.open
         self.attempts = ledger.attempts
+        self.forecast = Forecast(ledger)
         self._singles = Singles(ledger)
         self._chunks = Chunks(ledger)
         self._wake_at: Micros | None = None
@@ -93,36 +95,6 @@ class Scheduler:
         """Tasks in line."""
         return self._ledger.waiting()
 
-    def position(self, task: int, at: Micros) -> tuple[int, Micros] | None:
-        """A waiting task's place in its line, from 1, and in how long it should start. None if it does not wait."""
-        opened = self.open.get(task)
-        line = self._ledger.lines.get(opened.task.model) if opened else None
-        if opened is None or line is None or task not in line:
-            return None
-        place = line.first(len(line), at).index(task) + 1
-        return place, self._wait_for(place, opened.task.model, at)
-
-    def line_up(self, model: str, at: Micros) -> list[tuple[int, Micros]]:
-        """The tasks that wait for a model in their order, each with the time in which it should start."""
-        line = self._ledger.lines.get(model)
-        if line is None:
-            return []
-        waiting = line.first(len(line), at)
-        return [(task, self._wait_for(place, model, at)) for place, task in enumerate(waiting, 1)]
-
-    def models_waited_for(self) -> list[str]:
-        return [model for model, line in self._ledger.lines.items() if line]
-
-    def _wait_for(self, place: int, model: str, at: Micros) -> Micros:
-        """Slots free at the rate at which the lanes answer; before any answered, what they are predicted to take."""
-        market = self.fleet.markets.get(model)
-        lanes = market.usable(at) if market else []
-        if not lanes:
-            return 0
-        soonest = min(lane.wait_us(at) for lane in lanes)
-        rate = sum(lane.limiter.limit / max(1.0, lane.latency.read() or SECOND) for lane in lanes)
-        return soonest + round((place - 1) / rate)
-
     def invariants(self) -> None:
         """What must hold between events. Raises AssertionError."""
         self._ledger.invariants()
@@ -133,7 +105,7 @@ class Scheduler:
         task, ledger = event.task, self._ledger
         opened = ledger.open[task.id] = OpenTask(task, at)
         if ledger.waiting() >= self.queue_bound:
-            wait = self._wait_for(len(ledger.line(task.model)), task.model, at)
+            wait = self.forecast.wait_for(len(ledger.line(task.model)), task.model, at)
             told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
             return
@@ -147,8 +119,14 @@ class Scheduler:
         elif not self._looking_after:
             self._looking_after = True
             ledger.at(at + LOOK_AFTER, self._look_after)
+        if opened.batch is None and self._singles.start_now(opened, at):
+            return
         ledger.enqueue(opened, at, at)
-        self._serve(task.model, at)
+        market, line = ledger.market(task.model, at), ledger.line(task.model)
+        if opened.batch is None and at < market.quiet_until and line.peek(at) != task.id:
+            self._plan_look(market)  # those before it were asked just now
+        else:
+            self._serve(task.model, at)
 
     def _fed(self, event: Fed, at: Micros) -> None:
         opened = self.open.get(event.task)
@@ -334,7 +312,7 @@ class Scheduler:
         if self._looking_after:
             self._ledger.at(at + LOOK_AFTER, self._look_after)
             self._singles.look_after(at)
-            for model in self.models_waited_for():
+            for model in self.forecast.models_waited_for():
                 self._singles.load_ahead(model, LOOK_AFTER, at)
 
     def _overdue(self, attempt: Attempt, at: Micros) -> None:
@@ -373,31 +351,41 @@ class Scheduler:
             return  # every slot is taken: the next answer brings us back
         only = None if freed is None else list(freed)
         while (head := line.peek(at)) is not None:
-            if not self._serve_task(head, market, {}, only, at):
-                continue
-            self._look_ahead(line, market, only, at)
-            break
+            ahead: dict[str, Micros] = {}
+            if self._serve_task(head, market, ahead, only, at):
+                self._look_ahead(line, market, head, ahead, only, at)
+                break
         for batch in list(batches.values()) if batches else ():
             if batch.live and not batch.pending_count:
                 self._chunks.take_over(batch, market, at)
 
-    def _look_ahead(self, line: WaitingLine, market: Market, only: list[Lane] | None, at: Micros) -> None:
+    def _look_ahead(
+        self,
+        line: WaitingLine,
+        market: Market,
+        head: int,
+        ahead: dict[str, Micros],
+        only: list[Lane] | None,
+        at: Micros,
+    ) -> None:
         """The first one rather waits: those behind it may take what it leaves."""
-        if not any(lane.free(at, False) for lane in market.roomy.values()):
+        if len(line) < 2 or not any(lane.free(at, False) for lane in market.roomy.values()):
             return
         if at < market.quiet_until:
-            if not market.look_planned:
-                market.look_planned = True
-                self._ledger.serve_at(market.model, market.quiet_until)
+            self._plan_look(market)
             return
         market.look_planned = False
         market.quiet_until = at + QUIET
-        ahead: dict[str, Micros] = {}
         for task in line.first(LOOKAHEAD, at):
-            if task in line:
+            if task in line and task != head:
                 self._serve_task(task, market, ahead, only, at)
                 if not any(lane.free(at, False) for lane in market.roomy.values()):
                     return
+
+    def _plan_look(self, market: Market) -> None:
+        if not market.look_planned:
+            market.look_planned = True
+            self._ledger.serve_at(market.model, market.quiet_until)
 
     def _serve_task(
         self, task: int, market: Market, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros

@@ -55,6 +55,21 @@ class Singles:
         own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
         ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
 
+    def start_now(self, opened: OpenTask, at: Micros) -> bool:
+        """Where nobody waits and the best choice is free, a task need not stand in line first."""
+        ledger, task = self._ledger, opened.task
+        market = ledger.market(task.model, at)
+        router = self._router(task)
+        if ledger.line(task.model) or not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
+            return False
+        decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
+        if not market.lanes[decision.node].free(at, task.kind is not Kind.EMBED):
+            return False
+        opened.tokens = market.prompt_tokens(task.cost) + market.expected_tokens(task)
+        ledger.shares.pass_by(task.app, opened.tokens)
+        self._start(opened, decision, market, at)
+        return True
+
     def _router(self, task: Task) -> Router:
         policies = self._ledger.policies
         return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)

@@ -103,13 +103,13 @@ def _predict(
         fresh = not node.attempted
         decode = penalty = 0.0
         if embed:
-            work = lane.work.read()
+            work = lane.work.value
             if not work:  # none yet, or only chunks that others were sooner with
                 usual = usual or market.typical()
                 work = usual.best_work if fresh else usual.work
             read = cost / work
         else:
-            reads, speaks = lane.prefill.read(), lane.decode.read()
+            reads, speaks = lane.prefill.value, lane.decode.value
             if speaks is not None and at - lane.last_end_us > STALE:
                 usual = usual or market.typical()
                 if speaks * NOT_FAR > usual.best_decode:
@@ -124,7 +124,7 @@ def _predict(
             decode = tokens / speaks
         if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
             penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
-        overhead = lane.overhead.read() or 0.0
+        overhead = lane.overhead.value or 0.0
         found.append((wait, load, displaces, read, decode, overhead, penalty))
         finishes.append(wait + load + displaces + read + decode + overhead + penalty)
     return found, finishes

@@ -155,8 +155,8 @@ def _task(task: Task) -> dict[str, Any]:
 def _waiting(engine: Engine) -> list[dict[str, Any]]:
     scheduler, at = engine.scheduler, engine.dispatcher.now()
     rows: list[dict[str, Any]] = []
-    for model in scheduler.models_waited_for():
-        for position, (task, wait) in enumerate(scheduler.line_up(model, at), 1):
+    for model in scheduler.forecast.models_waited_for():
+        for position, (task, wait) in enumerate(scheduler.forecast.line_up(model, at), 1):
             opened = scheduler.open[task]
             waited = (at - opened.since) / 1000
             rows.append(_task(opened.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
@@ -201,7 +201,7 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
             for attempt in opened.attempts.values()
         ],
     }
-    place = engine.scheduler.position(task_id, at)
+    place = engine.scheduler.forecast.position(task_id, at)
     if place is not None:
         told |= {"position": place[0], "eta_ms": place[1] / 1000}
     return told
