@@ -1,4 +1,4 @@
-"""What waiting tasks can be told: their place in line, and when they should start. Reads the ledger, changes nothing."""
+"""What waiting tasks can be told: their place in line, and when they should start. Reads, and changes nothing."""
 
 from __future__ import annotations
 
