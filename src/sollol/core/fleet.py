@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sollol.core.endpoint import Endpoint
 from sollol.core.estimate import Lengths, Mean, Rate
 from sollol.core.policy import Breaker, Limiter
+from sollol.core.turns import Turns
 from sollol.core.types import (
     SECOND,
     Decision,
@@ -34,8 +35,6 @@ LOAD_BANDWIDTH = 1_000.0
 LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
 DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
 OUTLIER = 2.0  # times slower than usual that one answer may count
-# Models of one node at work at the same time share its GPU, so each would take as many times longer; they take turns.
-MODELS_AT_ONCE = 1
 COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
@@ -43,6 +42,7 @@ class Attempt:
     """One request under way: what it is, when it began, and when it should end."""
 
     __slots__ = (
+        "beside",
         "cost",
         "decision",
         "due_us",
@@ -81,6 +81,7 @@ class Attempt:
         self.decision = decision
         self.started = False  # the caller has seen a part of the answer
         self.heavy = task.batch or task.kind is not Kind.EMBED  # else too short to be in another model's way
+        self.beside = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began
         self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
@@ -166,7 +167,7 @@ class Lane:
         """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
         return (
             self.node.up is True
-            and (not heavy or self.heavy > 0 or self.node.heavy_lanes < MODELS_AT_ONCE)
+            and (not heavy or self.heavy > 0 or self.node.heavy_lanes < self.node.turns.at_once)
             and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= at
             and self.breaker.admits(at)
@@ -210,7 +211,7 @@ class Lane:
     def wait_us(self, at: Micros, heavy: bool = True) -> Micros:
         """How long until a slot is free here, as far as predictions tell."""
         node = self.node
-        if heavy and not self.heavy and node.heavy_lanes >= MODELS_AT_ONCE:
+        if heavy and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return max(self._own_wait_us(at), node.wait_us(at))
         return self._own_wait_us(at)
 
@@ -243,6 +244,8 @@ class Lane:
         if attempt.heavy:
             self.heavy += 1
             self.node.heavy_lanes += self.heavy == 1
+            if self.node.heavy_lanes > 1:
+                self.node.all_beside()
         if task.options != self.options:
             self.market.options_changed(self, task.options)
             self.options = task.options
@@ -321,6 +324,7 @@ class NodeState:
         "silences",
         "speed",
         "succeeded",
+        "turns",
         "up",
         "up_since",
         "version",
@@ -338,6 +342,7 @@ class NodeState:
         self.lanes: dict[str, Lane] = {}
         self.running = 0
         self.heavy_lanes = 0  # models at work
+        self.turns = Turns()
         self.speed = Mean()  # of its models, as shares of what is typical for them
         self.up_since: Micros = 0
         self.down_since: Micros = 0
@@ -362,8 +367,13 @@ class NodeState:
             for lane in self.lanes.values()
             if lane.heavy
         ]
-        over = len(ends) - MODELS_AT_ONCE
+        over = len(ends) - self.turns.at_once
         return max(0, sorted(ends)[over] - at) if 0 <= over < len(ends) else 0
+
+    def all_beside(self) -> None:
+        for lane in self.lanes.values():
+            for attempt in lane.attempts.values():
+                attempt.beside = True
 
     def in_use(self, at: Micros) -> bool:
         """Has a model of it been used just now, which a load might put out?"""

@@ -206,7 +206,7 @@ class Scheduler:
             lane.measured_work(at, attempt.cost, working_us)
             amount = attempt.cost
         else:
-            self._measured_tokens(attempt, timing, at)
+            self._singles.measured(attempt, timing, at)
             amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
         lane.measured_load(timing, WARM_LOAD)
         lane.answers += 1
@@ -216,15 +216,6 @@ class Scheduler:
         else:
             wanted = bool(self._ledger.line(lane.model))
             lane.limiter.sample(amount, working_us, inflight, False, wanted)
-
-    def _measured_tokens(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
-        task, lane = attempt.task, attempt.lane
-        warm = attempt.warm_cost / task.cost if task.cost else 0.0
-        lane.measured_tokens(timing, warm, at - attempt.started_us)
-        if timing.prompt_tokens and not attempt.resumed:
-            lane.market.token_cost.add(task.cost, timing.prompt_tokens)
-        if timing.tokens and not attempt.resumed:
-            self.fleet.lengths.add(task.app, task.type, lane.model, timing.tokens)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""

@@ -130,6 +130,23 @@ class Singles:
         self._learn_latency(opened.task, attempt, at)
         self._drop_others(opened, attempt, at)
 
+    def measured(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
+        """What an answer tells of its node, and of how long such answers are."""
+        task, lane = attempt.task, attempt.lane
+        turns = lane.node.turns
+        usual = lane.decode.value
+        if attempt.beside and usual and timing.decode_us:
+            turns.beside(timing.tokens / timing.decode_us / usual)
+        else:
+            warm = attempt.warm_cost / task.cost if task.cost else 0.0
+            lane.measured_tokens(timing, warm, at - attempt.started_us)
+        others = (other.model for other in lane.node.lanes.values() if other is not lane)
+        turns.answered(any(self._ledger.lines.get(model) for model in others))
+        if timing.prompt_tokens and not attempt.resumed:
+            lane.market.token_cost.add(task.cost, timing.prompt_tokens)
+        if timing.tokens and not attempt.resumed:
+            self._ledger.fleet.lengths.add(task.app, task.type, lane.model, timing.tokens)
+
     def _learn_latency(self, task: Task, attempt: Attempt, at: Micros) -> None:
         if task.kind is Kind.EMBED or attempt.resumed:
             return
