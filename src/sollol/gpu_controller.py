@@ -51,8 +51,16 @@ class SOLLOLGPUController:
     (`optimize_cluster`); `warm=False` leaves that to you. `close()` lets go of the connections.
     """
 
-    def __init__(self, pool: Any = None, priority_models: Iterable[str] = (), *, warm: bool = True, **old: Any) -> None:
-        accept_old("SOLLOLGPUController", old, frozenset(["enable_monitoring", "cache_timeout"]))
+    def __init__(
+        self,
+        pool: Any = None,
+        priority_models: Iterable[str] = (),
+        *,
+        registry: Any = None,
+        node_registry: Any = None,
+        warm: bool = True,
+    ) -> None:
+        pool = next((given for given in (pool, registry, node_registry) if given is not None), None)
         if isinstance(priority_models, str):
             raise BadInput(f"priority_models={priority_models!r}; expected a list of names")
         self.priority_models = [check_model(model) for model in priority_models]

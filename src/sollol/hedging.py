@@ -156,10 +156,13 @@ class AdaptiveHedging:
     """
 
     def __init__(
-        self, num_hedges: int | HedgingStrategy = 2, *, strategy: HedgingStrategy | None = None, **old: Any
+        self,
+        num_hedges: int | HedgingStrategy = 2,
+        *,
+        strategy: HedgingStrategy | None = None,
+        base_strategy: HedgingStrategy | None = None,
     ) -> None:
-        given = old.pop("base_strategy", None) or strategy or num_hedges
-        accept_old("AdaptiveHedging", old, frozenset(["enable_cancellation", "hedge_threshold_ms"]))
+        given = strategy or base_strategy or num_hedges
         self.strategy = given if isinstance(given, HedgingStrategy) else HedgingStrategy(given)
         self.num_hedges = self.strategy.num_hedges
 

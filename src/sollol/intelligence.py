@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sollol._doors import accept_old, check_number, warn_once
+from sollol._doors import check_number, warn_once
 from sollol._hosts import Host, read_host
 from sollol.core.types import TaskType, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
@@ -98,8 +98,7 @@ class IntelligentRouter:
     one that is made when it is first needed, of the nodes of the settings, or of those that discovery finds.
     """
 
-    def __init__(self, pool: Any = None, **old: Any) -> None:
-        accept_old("IntelligentRouter", old, frozenset(["enable_learning", "performance_history_size"]))
+    def __init__(self, pool: Any = None) -> None:
         if pool is not None and not callable(getattr(pool, "chat", None)):
             raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool, or None")
         self.gpu_controller: SOLLOLGPUController | None = None

@@ -212,6 +212,8 @@ def test_all_kinds_of_nodes(cluster: Cluster) -> None:
     ):
         with SOLLOLGPUController(source) as controller:
             assert controller.placements() == []
+    with SOLLOLGPUController(registry=[url]) as controller:
+        assert controller.get_model_status(url)["models"] == []
     with SOLLOLGPUController() as controller:
         assert controller.placements() == []
         assert controller.ensure_on_gpu(CHAT) is None
@@ -248,9 +250,9 @@ def test_it_does_not_block_a_loop(cluster: Cluster) -> None:
         (lambda c: SOLLOLGPUController(7), "pool=7; expected a pool"),
         (lambda c: SOLLOLGPUController(priority_models="llama3.2"), "expected a list of names"),
         (lambda c: SOLLOLGPUController(priority_models=[""]), "expected the name of a model"),
-        (lambda c: SOLLOLGPUController(prio=1), "unknown keyword 'prio'"),
         (lambda c: c.force_gpu_load("http://a b", CHAT), "is not an address"),
         (lambda c: c.force_gpu_load("a", CHAT, timeout_s=-1), "timeout_s=-1"),
+        (lambda c: c.force_gpu_load("a", CHAT, layers=3), "unknown keyword 'layers'"),
         (lambda c: c.verify_routing_decision("a", CHAT, "TPU"), "expected_location='TPU'; expected one of 'GPU'"),
         (lambda c: c.optimize_cluster("llama3.2"), "expected a list of names"),
         (lambda c: c.pre_warm_gpu_nodes([CHAT], max_concurrent=0), "max_concurrent=0"),

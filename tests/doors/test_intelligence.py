@@ -194,7 +194,6 @@ def test_a_pool_is_made_when_it_is_needed(cluster: Cluster, monkeypatch: pytest.
         (lambda router: router.route_request(CHAT, HELLO, {"prio": 7}), "task_context=.*'prio'"),
         (lambda router: router.route_request(CHAT, HELLO, fromat="json"), "did you mean 'format'"),
         (lambda router: IntelligentRouter("pool"), "pool='pool'; expected an OllamaPool"),
-        (lambda router: IntelligentRouter(strategy="fast"), "unknown keyword 'strategy'"),
         (lambda router: router.analyze_request(["text"]), "payload is list; expected a dict"),
         (lambda router: router.analyze_request({"prompt": "p"}, priority=11), "priority=11"),
         (lambda router: router.record_performance("code", CHAT, -1), "duration_ms=-1"),

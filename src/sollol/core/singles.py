@@ -19,6 +19,7 @@ from sollol.core.types import (
     RoutingMode,
     Task,
     TaskPriority,
+    Timing,
 )
 
 HEDGE_AGAIN: Micros = 50 * MILLISECOND  # a late call for whose second copy there was no room

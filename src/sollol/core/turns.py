@@ -1,8 +1,8 @@
 """How many models of one node should be at work at the same time?
 
-Those that share a GPU only slow each other, so they take turns; those on two GPUs do not. It is tried once in TURNS_HOLD
-answers, when another model is waited for, and kept if an answer beside another model's is written at least at ALONE of
-the usual rate.
+Those that share a GPU only slow each other, so they take turns; those on two GPUs do not. It is tried once in
+TURNS_HOLD answers, when another model is waited for, and kept if an answer beside another model's is written at
+least at ALONE of the usual rate.
 """
 
 from __future__ import annotations
