@@ -1,7 +1,6 @@
 """The fleet: every node, what is known of it, and the ledger of what runs where.
 
-A `Lane` is one (node, model): the thing that has slots, rates and a breaker. Lanes of a model stand in a
-`Market` (core.market). Only the scheduler writes here.
+A `Lane` is one (node, model): it has slots, rates and a breaker. Lanes of a model stand in a `core.market.Market`.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ LOAD_BANDWIDTH = 1_000.0
 LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
 DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
 OUTLIER = 2.0  # times slower than usual that one answer may count
+CPU_SLOWER = 20.0  # measured: a model that silently fell back to the CPU
 COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
@@ -181,6 +181,13 @@ class Lane:
     def usable(self, at: Micros) -> bool:
         """Can it be expected to take work, now or when a slot frees?"""
         return self.node.up is True and (bool(self.attempts) or self.breaker.admits(at))
+
+    def slowness(self) -> float:
+        """How many times slower than others it must be expected to be before it was tried: it may run on the CPU."""
+        loaded = self.node.loaded.get(self.model)
+        if loaded is None or loaded.size <= 0:
+            return 1.0
+        return 1.0 + (CPU_SLOWER - 1.0) * (1.0 - min(1.0, loaded.size_vram / loaded.size))
 
     @property
     def is_loaded(self) -> bool:

@@ -34,6 +34,7 @@ class Health:
             for node in self._fleet.nodes.values():
                 if at - node.asked_us > EVERY:
                     self.ask(node, at, out)
+                self._plan(node, min(node.next_probe_us, at + EVERY))
         self._last_submit = at
 
     def ask(self, node: NodeState, at: Micros, out: list[Action]) -> None:

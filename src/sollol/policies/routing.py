@@ -7,9 +7,9 @@ No hand-set points: every term is a measured time. Busy nodes compete too, with 
 what the tasks ahead in the line have claimed, so a task may rather wait for a fast node than take a slow one.
 A prompt whose beginning a node has just read costs only its rest there. A node that would put out a model in use with
 other options is charged a second load: the one that its users will pay to get it back.
-A lane without measurements is predicted by the others of its model; one that was never tried is taken for as fast as
-the best, so that each is explored once, neither avoided nor flooded; and so is one of which nothing was heard for
-STALE and which was not far behind then.
+A lane without measurements is predicted by the others of its model; a node that was never tried is taken for as fast
+as the best and a little faster, so that each is explored once, neither avoided nor flooded; and so is one of which
+nothing was heard for STALE and which was not far behind then.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sollol.core.types import SECOND, Decision, Kind, Micros, RoutingMode, Routi
 
 SHOWN = 8  # candidates kept in a decision
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
+EAGER = 1.2  # times the best: that a node which was never tried is assumed to be, so that it is tried
 STALE: Micros = 300 * SECOND
 FADES: Micros = 5 * SECOND  # in which the penalty of a lane that has only failed halves
 STALE_PRIORITY = 5  # calls above it are not used to find out
@@ -117,9 +118,11 @@ def _predict(
             if not reads or not speaks:
                 usual = usual or market.typical()
                 # What another model of this node told of its speed is the first guess for this one.
-                speed = 1.0 if fresh else node.speed.read() or 1.0
-                reads = reads or (usual.best_prefill if fresh else usual.prefill * speed)
-                speaks = speaks or (usual.best_decode if fresh else usual.decode * speed)
+                speed = EAGER if fresh else node.speed.value or 1.0
+                if node.loaded:
+                    speed /= lane.slowness()
+                reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
+                speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
             read = (cost - lane.warm_cost(prefix) if prefix and lane.warm else cost) * tokens_per_cost / reads
             decode = tokens / speaks
         if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
