@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sollol.core.estimate import Mean
 
-TURNS_HOLD = 60  # answers of a node before another of its models may try to work beside; four times as many each time
+TURNS_HOLD = 100  # answers of a node before another of its models may try to work beside; four times as many each time
 TURNS_LEAST = 3  # answers that tell
 TURNS_MOST = 4
 ALONE = 0.8

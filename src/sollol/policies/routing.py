@@ -23,7 +23,7 @@ from sollol.core.types import SECOND, Decision, Kind, Micros, RoutingMode, Routi
 
 SHOWN = 8  # candidates kept in a decision
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
-EAGER = 1.2  # times the best: that a node which was never tried is assumed to be, so that it is tried
+EAGER = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
 STALE: Micros = 300 * SECOND
 FADES: Micros = 5 * SECOND  # in which the penalty of a lane that has only failed halves
 STALE_PRIORITY = 5  # calls above it are not used to find out
