@@ -81,6 +81,8 @@ def _watch_nodes(runner: asyncio.Runner, nodes: str | None, interval: float, onc
 
 def _watch(runner: asyncio.Runner, read: Read, read_whole: Read, interval: float, once: bool, as_json: bool) -> None:
     """`read_whole` waits for what `read` would leave to a later frame."""
+    import asyncio
+
     from sollol.cli.screen import draw
 
     if as_json:
@@ -90,7 +92,7 @@ def _watch(runner: asyncio.Runner, read: Read, read_whole: Read, interval: float
     else:
         try:
             _live(runner, read, interval)
-        except KeyboardInterrupt:  # the way to end it
+        except (KeyboardInterrupt, asyncio.CancelledError):  # the way to end it, also in the midst of a timeout
             note("")
 
 
