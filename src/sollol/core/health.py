@@ -17,6 +17,7 @@ IDLE_AFTER: Micros = 30 * SECOND
 RETRY: Micros = 500 * MILLISECOND
 RETRY_MAX: Micros = 5 * SECOND
 SILENCES = 2
+NEWCOMERS: Micros = 250 * MILLISECOND  # the first call waits so long for all nodes to be known, not only the nearest
 # A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
 OVERDUE_TIMES = 8
 OVERDUE_LEAST: Micros = 20 * SECOND
@@ -27,6 +28,7 @@ class Health:
         self._fleet = fleet
         self._last_submit: Micros = 0
         self.next_at: Micros | None = None
+        self._newcomers_until: Micros = 0
 
     def touched(self, at: Micros, out: list[Action]) -> None:
         """A task came: after a long idle time, do not trust what was known."""
@@ -36,6 +38,17 @@ class Health:
                     self.ask(node, at, out)
                 self._plan(node, min(node.next_probe_us, at + EVERY))
         self._last_submit = at
+
+    def settles_at(self, at: Micros) -> Micros | None:
+        """Nodes that were added just now have not answered yet: until when it is worth waiting for them."""
+        if at >= self._newcomers_until:
+            return None
+        waiting = any(node.up is None for node in self._fleet.nodes.values())
+        return self._newcomers_until if waiting else None
+
+    def added(self, node: NodeState, at: Micros, out: list[Action]) -> None:
+        self._newcomers_until = at + NEWCOMERS
+        self.ask(node, at, out)
 
     def ask(self, node: NodeState, at: Micros, out: list[Action]) -> None:
         if node.probing:

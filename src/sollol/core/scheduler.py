@@ -242,7 +242,7 @@ class Scheduler:
     def _node_added(self, event: NodeAdded, at: Micros) -> None:
         if event.endpoint.key not in self.fleet.nodes:
             self.fleet.nodes[event.endpoint.key] = node = NodeState(event.endpoint)
-            self.health.ask(node, at, self._ledger.out)
+            self.health.added(node, at, self._ledger.out)
 
     def _node_removed(self, event: NodeRemoved, at: Micros) -> None:
         node = self.fleet.nodes.pop(event.node, None)

@@ -34,6 +34,10 @@ class Singles:
     def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> None:
         """Start it, settle it for want of any node, or leave it in line."""
         ledger, task = self._ledger, opened.task
+        settled_at = ledger.health.settles_at(at)
+        if settled_at is not None:
+            ledger.serve_at(task.model, settled_at)
+            return
         router = self._router(task)
         lanes = market.shortlist(task, opened.tried, router.wide, at)
         if not lanes:
@@ -61,7 +65,9 @@ class Singles:
         ledger, task = self._ledger, opened.task
         market = ledger.market(task.model, at)
         router = self._router(task)
-        if ledger.line(task.model) or not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
+        if ledger.line(task.model) or ledger.health.settles_at(at) is not None:
+            return False
+        if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
             return False
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         if not market.lanes[decision.node].free(at, task.kind is not Kind.EMBED):
