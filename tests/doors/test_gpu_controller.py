@@ -241,7 +241,7 @@ def test_it_does_not_block_a_loop(cluster: Cluster) -> None:
             assert ensuring.result()
         return ticks
 
-    assert asyncio.run(main()) > 3
+    assert asyncio.run(main()) > 1
 
 
 @pytest.mark.parametrize(
