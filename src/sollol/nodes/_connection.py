@@ -17,8 +17,8 @@ import httptools
 
 from sollol.nodes import _faults
 from sollol.nodes._deadline import Deadline
-from sollol.nodes._reply import Inbox, RawHeaders, StreamReply, WholeReply, fold
-from sollol.nodes.transport import Call, Reply, Timeouts, TransportFault
+from sollol.nodes._reply import Inbox, StreamReply, WholeReply, fold
+from sollol.nodes.transport import Call, RawHeaders, Reply, Sink, Timeouts, TransportFault
 
 ONE_WRITE_BYTES: Final = 65_536  # up to here copying the body behind its head beats a second system call
 
@@ -44,15 +44,29 @@ class Home(Protocol):
         ...
 
 
+class Teller(Protocol):
+    """Who has a call carried out for a sink."""
+
+    sink: Sink
+
+    def done(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """The answer is complete; `body` is what of it was not told before."""
+        ...
+
+    def failed(self, error: BaseException, silent: bool) -> None:
+        """`silent`: not a byte of an answer had come."""
+        ...
+
+
 class Connection(Deadline, asyncio.Protocol):
     """Speaks HTTP/1.1 to one node, one call at a time."""
 
     # fmt: off
     __slots__ = (
-        "_bare", "_blocked", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size", "_home",
-        "_inbox", "_keep", "_limits", "_parser", "_paused", "_pieces", "_raw", "_refusal", "_size", "_status",
-        "_stream", "_timeouts", "_transport", "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost",
-        "max_body_bytes", "silent", "turn", "url",
+        "_bare", "_blocked", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size", "_head_told",
+        "_home", "_inbox", "_keep", "_limits", "_parser", "_paused", "_pieces", "_raw", "_refusal", "_size",
+        "_status", "_stream", "_teller", "_timeouts", "_transport", "_unsent", "_upload", "_waiter", "_waiting",
+        "closed", "lost", "max_body_bytes", "silent", "turn", "url",
     )
     # fmt: on
 
@@ -76,6 +90,7 @@ class Connection(Deadline, asyncio.Protocol):
         self._drain: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._inbox: Inbox | None = None
+        self._teller: Teller | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self._busy else "idle"
@@ -85,7 +100,18 @@ class Connection(Deadline, asyncio.Protocol):
 
     def start(self, head: bytes, body: bytes, call: Call) -> asyncio.Future[Reply]:
         """Write a request whose body is at hand. `head` is what RequestHeads.for_call made."""
-        waiter = self._begin(call)
+        waiter = self._waiter = self.loop.create_future()
+        self._write(head, body, call)
+        return waiter
+
+    def start_telling(self, head: bytes, body: bytes, call: Call, teller: Teller) -> None:
+        """The same for a sink, which is told outside of the parser's callbacks, once for each arrival."""
+        self._teller = teller
+        self._head_told = False
+        self._write(head, body, call)
+
+    def _write(self, head: bytes, body: bytes, call: Call) -> None:
+        self._begin(call)
         self.expect(call.timeouts.first_byte_s)  # before the write, which may find the node blocked
         write = self._transport.write
         if not body:
@@ -95,17 +121,17 @@ class Connection(Deadline, asyncio.Protocol):
         else:
             write(b"%b%d\r\n\r\n" % (head, len(body)))
             write(body)
-        return waiter
 
     def start_upload(self, head: bytes, body: AsyncIterator[bytes], call: Call) -> asyncio.Future[Reply]:
         """Write a request whose body is still being made, in a task: the answer may come before its end."""
-        waiter = self._begin(call)
+        waiter = self._waiter = self.loop.create_future()
+        self._begin(call)
         self._transport.write(head)
         self._upload = self.loop.create_task(self._pump(body))
         self.expect(None)  # how long the pieces take is the caller's affair
         return waiter
 
-    def _begin(self, call: Call) -> asyncio.Future[Reply]:
+    def _begin(self, call: Call) -> None:
         self.turn += 1
         self.silent = self._busy = True
         self._waiting = True  # for the first byte of the answer proper
@@ -118,24 +144,39 @@ class Connection(Deadline, asyncio.Protocol):
         self._raw: RawHeaders = []
         self._pieces: list[bytes] = []
         self._refusal: TransportFault | None = None
-        waiter: asyncio.Future[Reply] = self.loop.create_future()
-        self._waiter = waiter
-        return waiter
 
     def _end(self, error: BaseException | None) -> None:
         """Tell whoever waits how the call ended; None means well."""
         self._busy = False
-        waiter, inbox, pieces = self._waiter, self._inbox, self._pieces
-        self._waiter = self._inbox = None
+        teller, waiter, inbox = self._teller, self._waiter, self._inbox
+        self._teller = self._waiter = self._inbox = None
+        if teller is not None:
+            if error is not None:
+                teller.failed(error, self.silent)
+            else:
+                teller.done(*self.gathered())
+            return
         if inbox is not None:
             inbox.end(error)
         elif waiter is not None and not waiter.done():
             if error is not None:
                 waiter.set_exception(error)
             else:
-                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                waiter.set_result(WholeReply(self._status, self._raw, body))
+                waiter.set_result(WholeReply(*self.gathered()))
         self._pieces = []  # an idle connection must not hold on to an answer
+
+    def gathered(self) -> tuple[int, RawHeaders, bytes]:
+        """Status, headers, and the body as far as it was not told."""
+        pieces, self._pieces = self._pieces, []
+        return self._status, self._raw, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _tell(self, teller: Teller) -> None:
+        """What came of a streamed answer in this turn of the loop."""
+        if self._status and not self._head_told:
+            self._head_told = True
+            teller.sink.on_head(self._status, self._raw)
+        if self._pieces and self._teller is teller:
+            teller.sink.on_body(self.gathered()[2])
 
     def _finish(self) -> None:
         """The answer is complete: hand it over, and go back to the pool if the connection can serve again."""
@@ -143,7 +184,17 @@ class Connection(Deadline, asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        self._end(None)
+        teller, self._teller = self._teller, None
+        if teller is None:
+            self._end(None)
+            self._retire(reusable)
+        else:  # what it is told may make it send the next call, which should find this connection idle
+            answer = self.gathered()
+            self._busy = False
+            self._retire(reusable)
+            teller.done(*answer)
+
+    def _retire(self, reusable: bool) -> None:
         if self._head_only:
             self._parser = httptools.HttpResponseParser(self)  # the old one waits for a body
         if reusable and self._home.release(self):
@@ -239,6 +290,10 @@ class Connection(Deadline, asyncio.Protocol):
                 self._break(self._refusal or _faults.not_http(self.url, error))
                 return
             self._dirty = True
+        if self._stream and (teller := self._teller) is not None:
+            self._tell(teller)
+            if self.closed:
+                return
         if self._complete or (self._head_only and self._status):
             self._finish()
         else:
@@ -277,14 +332,20 @@ class Connection(Deadline, asyncio.Protocol):
         inbox = self._inbox
         if inbox is not None and inbox.pieces:
             inbox.wake()
-            if inbox.size > self._limits.inbox_bytes and not self._paused:
-                self._paused = True
-                self._transport.pause_reading()
+            if inbox.size > self._limits.inbox_bytes:
+                self.pause()
         if not self._waiting:
             self._expect_answer()
 
+    def pause(self) -> None:
+        """The reader is behind: the node has to wait."""
+        if not self._paused and self._busy:
+            self._paused = True
+            self._transport.pause_reading()
+            self.expect(None)
+
     def resume(self) -> None:
-        """The inbox was emptied."""
+        """The reader has caught up."""
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
@@ -317,7 +378,7 @@ class Connection(Deadline, asyncio.Protocol):
             self._keep = self._parser.should_keep_alive()
         if status >= 400:  # it does not want the rest of the request
             self._stop_upload()
-        if self._stream:
+        if self._stream and self._teller is None:
             waiter, self._waiter = self._waiter, None
             self._inbox = Inbox(self)
             if waiter is not None and not waiter.done():  # else cancelled just now: `abandon` follows
@@ -331,7 +392,7 @@ class Connection(Deadline, asyncio.Protocol):
         elif inbox is not None:
             inbox.pieces.append(data)
             inbox.size += len(data)
-        elif size > self.max_body_bytes:
+        elif size > self.max_body_bytes and not self._stream:
             self._refuse(_faults.body_too_large(self.url, self.max_body_bytes))
         else:
             self._pieces.append(data)

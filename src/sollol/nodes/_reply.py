@@ -14,9 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from sollol.nodes import _faults
-from sollol.nodes.transport import TransportFault
-
-RawHeaders = list[tuple[bytes, bytes]]
+from sollol.nodes.transport import RawHeaders, TransportFault
 
 
 def fold(raw: RawHeaders) -> dict[str, str]:

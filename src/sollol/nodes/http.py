@@ -29,7 +29,7 @@ from sollol.errors import BadInput
 from sollol.nodes import _faults
 from sollol.nodes._connection import Connection, Limits
 from sollol.nodes._request import RequestHeads
-from sollol.nodes.transport import Call, Fault, Reply, TransportFault
+from sollol.nodes.transport import Call, Fault, RawHeaders, Reply, Sink, TransportFault
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # Ollama's heads have about 200 bytes; beyond this somebody is filling memory
 MAX_BODY_BYTES: Final = 1024**3  # 100,000 vectors of 1,024 floats as JSON; only for answers gathered in memory
@@ -77,6 +77,88 @@ class _Host:
         self.connections.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
+
+
+class HttpSending:
+    """A call under way for a sink: on a connection, or waiting for one."""
+
+    __slots__ = (
+        "_body",
+        "_call",
+        "_connecting",
+        "_connection",
+        "_head",
+        "_host",
+        "_over",
+        "_transport",
+        "reused",
+        "sink",
+    )
+
+    def __init__(self, transport: HttpTransport, host: _Host, call: Call, body: bytes, sink: Sink) -> None:
+        self.sink = sink
+        self._transport = transport
+        self._host = host
+        self._head = host.heads.for_call(call)
+        self._call = call
+        self._body = body
+        self._over = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection = connection = host.take()
+        self.reused = connection is not None
+        if connection is not None:
+            connection.start_telling(self._head, body, call, self)
+        else:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            connection = await self._transport._connect(self._host, self._call.timeouts.connect_s)
+        except TransportFault as fault:
+            self._connecting = None
+            self.failed(fault, False)
+            return
+        self._connecting, self._connection = None, connection
+        connection.start_telling(self._head, self._body, self._call, self)
+
+    def done(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        self._over, self._connection = True, None
+        if self._call.stream:
+            self.sink.on_end(None)
+        else:
+            self.sink.on_whole(status, headers, body)
+
+    def failed(self, error: BaseException, silent: bool) -> None:
+        if self._over:
+            return
+        self._connection = None
+        fault = error if isinstance(error, TransportFault) else _faults.cut(self._host.url, None, _as_exception(error))
+        if self.reused and silent and fault.fault is Fault.CUT and not self._transport.closed:
+            self.reused = False  # it went stale while idle
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            return
+        self._over = True
+        self.sink.on_end(fault)
+
+    def abort(self) -> None:
+        self._over = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+    def pause(self) -> None:
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+
+
+def _as_exception(error: BaseException) -> Exception | None:
+    return error if isinstance(error, Exception) else None
 
 
 class HttpTransport:
@@ -133,6 +215,23 @@ class HttpTransport:
             except asyncio.CancelledError:
                 connection.abandon(turn)
                 raise
+
+    def start(self, node: Endpoint, call: Call, sink: Sink) -> HttpSending:
+        """The same for a Sink: written in this turn of the loop, if a connection is idle. The body must be at hand.
+
+        Raises BadInput for a call that must not be sent."""
+        if asyncio.get_running_loop() is not self._loop:
+            self._move()
+        host = self._hosts.get(node) or self._add_host(node)
+        assert isinstance(call.body, bytes)
+        self._requests += 1
+        sending = HttpSending(self, host, call, call.body, sink)
+        self._reused += sending.reused
+        return sending
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     async def _send_upload(self, host: _Host, head: bytes, call: Call) -> Reply:
         assert not isinstance(call.body, bytes)

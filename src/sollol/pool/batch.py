@@ -20,6 +20,7 @@ from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport
 from sollol.policies.batching import item_cost
 from sollol.pool.answers import EmbedResponse
+from sollol.pool.dispatcher import CoroutineJob
 from sollol.pool.jobs import error_of
 from sollol.pool.requests import check_text
 
@@ -90,7 +91,7 @@ class Ended(NamedTuple):
 Message = Delivered | Refused | Wanted | Ended
 
 
-class BatchJob:
+class BatchJob(CoroutineJob):
     """The loop's side of a batch."""
 
     def __init__(

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Protocol
+from typing import Any, Protocol
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import (
     Abort,
     Accept,
+    Action,
     Cancelled,
     Event,
     Finished,
@@ -38,15 +40,14 @@ from sollol.nodes.probe import ProbeFailed, probe
 from sollol.nodes.transport import Transport, TransportFault
 from sollol.observe.journal import Journal
 
+GiveUp = Callable[[], object]
+
 
 class Job(Protocol):
     task: Task
 
-    async def perform(
-        self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]
-    ) -> Outcome:
-        """Carry out one attempt. `started(movable)` when the caller has begun to receive it; again, if it turns out
-        that another node could go on with it."""
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        """Begin one attempt; the result gives it up. Its end is told later with `dispatcher.finished`."""
         ...
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
@@ -59,6 +60,25 @@ class Job(Protocol):
     def settle(self, action: Settle, at: Micros) -> None: ...
 
 
+class CoroutineJob:
+    """A job whose attempts are coroutines: all but those whose every microsecond counts."""
+
+    task: Task
+
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        return dispatcher.run(self.perform, start, node)
+
+    async def perform(
+        self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]
+    ) -> Outcome:
+        """Carry out one attempt. `started(movable)` when the caller has begun to receive it; again, if it turns out
+        that another node could go on with it."""
+        raise NotImplementedError
+
+
+Perform = Callable[[Transport, Endpoint, Start, Callable[[bool], None]], Coroutine[Any, Any, Outcome]]
+
+
 class Dispatcher:
     def __init__(self, scheduler: Scheduler, transport: Transport, journal: Journal) -> None:
         self.scheduler = scheduler
@@ -68,7 +88,9 @@ class Dispatcher:
         # uvloop's own clock, the same one, steps in whole milliseconds.
         self._clock = time.monotonic if type(self._loop).__module__.startswith("uvloop") else self._loop.time
         self._jobs: dict[int, Job] = {}
-        self._running: dict[int, tuple[asyncio.Task[None], Start, Job, Micros]] = {}
+        self._running: dict[int, tuple[GiveUp, Start, Job, Micros]] = {}
+        self._events: deque[Event] = deque()  # that came while the actions of another were carried out
+        self._feeding = False
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -88,58 +110,84 @@ class Dispatcher:
             self.feed(Cancelled(task))
 
     def feed(self, event: Event) -> None:
+        """Hand an event to the scheduler and carry out what follows; one that comes meanwhile is next."""
         if self._closed:
             return
-        at = self.now()
-        actions = self.scheduler.handle(event, at)
-        self.journal.record(at, event, actions)
-        for action in actions:
-            match action:
-                case Start():
-                    job = self._jobs[action.task]
-                    running = self._loop.create_task(self._attempt(action, job))
-                    self._running[action.attempt] = (running, action, job, at)
-                case Accept():
-                    self._jobs[action.task].accept(action)
-                case Settle():
-                    self._jobs.pop(action.task).settle(action, at)
-                case WakeAt():
-                    self._wake_at(action.at)
-                case Abort():
-                    self._abort(action.attempt, at)
-                case Want():
-                    self._jobs[action.task].want(action.items)
-                case Probe():
-                    self._in_background(self._probe(action.node))
-                case Load():
-                    self._in_background(self._load(action))
-                case Refuse():
-                    self._jobs[action.task].refuse(action)
-
-    async def _attempt(self, start: Start, job: Job) -> None:
-        node = self.scheduler.fleet.nodes.get(start.node)
-        attempt = start.attempt
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
         try:
-            if node is None:
-                outcome = Outcome(How.UNREACHABLE, "the node was removed")
-            else:
-                outcome = await job.perform(
-                    self.transport, node.endpoint, start, lambda movable: self.feed(FirstToken(attempt, movable))
-                )
+            while self._events:
+                event = self._events.popleft()
+                at = self.now()
+                actions = self.scheduler.handle(event, at)
+                self.journal.record(at, event, actions)
+                for action in actions:
+                    self._carry_out(action, at)
+        finally:
+            self._feeding = False
+
+    def _carry_out(self, action: Action, at: Micros) -> None:
+        match action:
+            case Start():
+                self._start(action, at)
+            case Settle():
+                self._jobs.pop(action.task).settle(action, at)
+            case WakeAt():
+                self._wake_at(action.at)
+            case Accept():
+                self._jobs[action.task].accept(action)
+            case Abort():
+                self._abort(action.attempt, at)
+            case Want():
+                self._jobs[action.task].want(action.items)
+            case Probe():
+                self._in_background(self._probe(action.node))
+            case Load():
+                self._in_background(self._load(action))
+            case Refuse():
+                self._jobs[action.task].refuse(action)
+
+    def _start(self, start: Start, at: Micros) -> None:
+        job = self._jobs[start.task]
+        node = self.scheduler.fleet.nodes[start.node].endpoint
+        try:
+            give_up = job.launch(self, start, node)
+        except Exception as error:  # what must not be sent, or a fault of ours: the task must still end
+            give_up = self.run(_raise(error), start, node)
+        self._running[start.attempt] = (give_up, start, job, at)
+
+    def run(self, perform: Perform, start: Start, node: Endpoint) -> GiveUp:
+        """Carry out an attempt as a coroutine, in a task of its own."""
+        return self._loop.create_task(self._attempt(perform, start, node)).cancel
+
+    async def _attempt(self, perform: Perform, start: Start, node: Endpoint) -> None:
+        try:
+            outcome = await perform(self.transport, node, start, lambda movable: self.began(start.attempt, movable))
         except TransportFault as fault:
             outcome = outcome_of(fault)
         except Exception as error:  # a fault of ours, or of a caller's object: the task must still end
             outcome = Outcome(How.REFUSED, f"{type(error).__name__}: {error}")
+        self.finished(start.attempt, outcome)
+
+    def began(self, attempt: int, movable: bool) -> None:
+        """The caller has begun to receive this attempt's answer."""
+        self.feed(FirstToken(attempt, movable))
+
+    def finished(self, attempt: int, outcome: Outcome) -> None:
+        """An attempt has ended by itself. One that was aborted meanwhile is not heard any more."""
         entry = self._running.pop(attempt, None)
         if entry is not None:
-            job.ended(start, outcome, entry[3], self.now())
+            _, start, job, began = entry
+            job.ended(start, outcome, began, self.now())
             self.feed(Finished(attempt, outcome))
 
     def _abort(self, attempt: int, at: Micros) -> None:
         entry = self._running.pop(attempt, None)
         if entry is not None:
-            running, start, job, began = entry
-            running.cancel()
+            give_up, start, job, began = entry
+            give_up()
             job.ended(start, Outcome(How.LEFT), began, at)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
@@ -189,3 +237,10 @@ class Dispatcher:
             asking.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.transport.aclose()
+
+
+def _raise(error: Exception) -> Perform:
+    async def perform(*_: object) -> Outcome:
+        raise error
+
+    return perform

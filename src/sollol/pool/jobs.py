@@ -26,6 +26,7 @@ from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 from sollol.pool.continuation import Continuity, NotRendered, Said, render
+from sollol.pool.dispatcher import CoroutineJob
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 # A stream is given up when nothing came for so many times its mean gap, but never before STALL_LEAST_S.
@@ -92,7 +93,7 @@ def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
     ]
 
 
-class CallJob:
+class CallJob(CoroutineJob):
     """One request with one answer, given whole."""
 
     def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
