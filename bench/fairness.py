@@ -44,7 +44,7 @@ async def call(pool: AsyncOllamaPool, number: int, app: str = "", priority: int 
     job = CallJob(
         engine._task(request)._replace(app=app), request.path, request.body, TIMEOUTS, lambda _: done.set_result(None)
     )
-    engine._submit(job)
+    engine.submit(job)
     await done
     answer = finish(job, request)
     began_s = loop.time() - answer.routing.actual_ms / 1000

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sollol.cli import bench, chat, console, dashboard, demo, discover, embed, explain, nodes, ps, search, top
+from sollol.cli import bench, chat, console, dashboard, demo, discover, embed, explain, nodes, ps, search, serve, top
 from sollol.errors import SollolError
 
 EPILOG = """\
@@ -92,5 +92,6 @@ app.command(epilog=search.EPILOG)(search.search)
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=top.EPILOG)(top.top)
 app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
 app.command(epilog=bench.EPILOG)(bench.bench)

@@ -156,6 +156,10 @@ class HttpSending:
         if self._connection is not None:
             self._connection.resume()
 
+    def within(self, idle_s: float) -> None:
+        if self._connection is not None:
+            self._connection.within(idle_s)
+
 
 def _as_exception(error: BaseException) -> Exception | None:
     return error if isinstance(error, Exception) else None

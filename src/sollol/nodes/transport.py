@@ -78,6 +78,9 @@ class Sending(Protocol):
         ...
 
     def resume(self) -> None: ...
+    def within(self, idle_s: float) -> None:
+        """From now on, this is how long the node may be silent inside its answer."""
+        ...
 
 
 class Transport(Protocol):
@@ -86,6 +89,14 @@ class Transport(Protocol):
 
     async def send(self, node: Endpoint, call: Call) -> Reply: ...
     async def aclose(self) -> None: ...
+
+
+class SinkTransport(Transport, Protocol):
+    """One that can tell a Sink as well: the gateway's."""
+
+    def start(self, node: Endpoint, call: Call, sink: Sink) -> Sending:
+        """The body must be bytes. Raises BadInput for a call that must not be sent."""
+        ...
 
 
 class Fault(enum.Enum):

@@ -69,6 +69,11 @@ class AsyncOllamaPool(PoolBase):
             self._engine = self._make_engine()
         return self._engine
 
+    @property
+    def engine(self) -> Engine:
+        """Scheduler, dispatcher, transport and history: what a face that serves others builds on."""
+        return self._running()
+
     # --- inference ---
 
     async def chat(
@@ -150,9 +155,9 @@ class AsyncOllamaPool(PoolBase):
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 engine.dispatcher.cancel(job.task.id)
-            self._count(False)
+            self.count(False)
             raise
-        self._count(True)
+        self.count(True)
         return answer
 
     async def _stream(self, engine: Engine, request: Request) -> AsyncIterator[Answer]:
@@ -181,7 +186,7 @@ class AsyncOllamaPool(PoolBase):
                 raise error
             ok = True
         finally:
-            self._count(ok)
+            self.count(ok)
             engine.dispatcher.cancel(job.task.id)
 
     # --- batches ---
@@ -209,7 +214,7 @@ class AsyncOllamaPool(PoolBase):
             elif isinstance(message, Refused):
                 result._refuse(message)
             elif isinstance(message, Ended):
-                self._count(message.error is None)
+                self.count(message.error is None)
                 return result._finish(message, on_error)
         raise AssertionError("a batch ends with a message")
 

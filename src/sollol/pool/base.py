@@ -72,7 +72,8 @@ class PoolBase:
         engine.use_strategy(self._strategy)
         return engine
 
-    def _count(self, ok: bool) -> None:
+    def count(self, ok: bool) -> None:
+        """A call was answered, or not."""
         self._totals["total_requests"] += 1
         self._totals["successful_requests" if ok else "failed_requests"] += 1
 

@@ -74,8 +74,8 @@ class Engine:
         self.dispatcher.feed(Tick())
 
     def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
-        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self._noting(done))
-        return self._submit(job)
+        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.noting(done))
+        return self.submit(job)
 
     def stream(self, request: Request, done: Callable[[CallJob], None], push: Callable[[bytes], bool]) -> StreamJob:
         said = Said(request.kind, request.fields) if is_plain(request.fields) else None
@@ -84,23 +84,25 @@ class Engine:
             request.path,
             request.body,
             TIMEOUTS,
-            self._noting(done),
+            self.noting(done),
             push,
             said,
             self.continuity,
-            self._holders,
+            self.holders,
         )
-        self._submit(job)
+        self.submit(job)
         return job
 
-    def _noting(self, done: Callable[[CallJob], None]) -> Callable[[CallJob], None]:
+    def noting(self, done: Callable[[CallJob], None]) -> Callable[[CallJob], None]:
+        """`done`, after the call was put into the history."""
+
         def noted(job: CallJob) -> None:
             self.history.add(job)
             done(job)
 
         return noted
 
-    def _holders(self, model: str) -> dict[str, tuple[Endpoint, str]]:
+    def holders(self, model: str) -> dict[str, tuple[Endpoint, str]]:
         """The nodes that have a model, and its digest there."""
         nodes = self.scheduler.fleet.nodes.values()
         return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
@@ -123,12 +125,12 @@ class Engine:
         post: Callable[[Message], None],
     ) -> BatchJob:
         task = Task(
-            next(self._ids),
+            self.next_id(),
             Kind.EMBED,
             canonical_model(model),
             priority=priority,
             app=self._app,
-            deadline_us=self._deadline(timeout_s),
+            deadline_us=self.deadline(timeout_s),
             batch=True,
             width=width,
             type=TaskType.EMBED,
@@ -137,7 +139,10 @@ class Engine:
         self.dispatcher.submit(job)
         return job
 
-    def _submit(self, job: CallJob) -> CallJob:
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def submit(self, job: CallJob) -> CallJob:
         job.story.submitted_us = self.dispatcher.now()
         self.dispatcher.submit(job)
         return job
@@ -145,7 +150,7 @@ class Engine:
     def _task(self, request: Request) -> Task:
         how = request.wish
         return Task(
-            next(self._ids),
+            self.next_id(),
             request.kind,
             request.model,
             request.cost,
@@ -153,7 +158,7 @@ class Engine:
             self._app,
             request.tokens_out,
             request.options,
-            self._deadline(how.timeout_s),
+            self.deadline(how.timeout_s),
             type=request.type,
             mode=how.mode,
             hedge=how.hedge,
@@ -161,7 +166,7 @@ class Engine:
             prefix=request.prefix,
         )
 
-    def _deadline(self, timeout_s: float | None) -> Micros | None:
+    def deadline(self, timeout_s: float | None) -> Micros | None:
         return None if timeout_s is None else self.dispatcher.now() + round(timeout_s * 1_000_000)
 
     def _available(self, key: str, since: Micros, until: Micros) -> float:

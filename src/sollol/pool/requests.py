@@ -184,12 +184,12 @@ def _request(
         answer,
         how,
         TaskType.EMBED if kind is Kind.EMBED else how.type or detect_task_type(body),
-        _prefix(body["messages"]) if kind is Kind.CHAT else (),
+        prefix_of(body["messages"]) if kind is Kind.CHAT else (),
         body,
     )
 
 
-def _prefix(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
     mark, cost = 0, 0
     marks = []

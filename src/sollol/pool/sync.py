@@ -243,9 +243,9 @@ class OllamaPool(PoolBase):
         except BaseException as error:
             if not isinstance(error, Exception):  # interrupted: the node must stop
                 self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
-            self._count(False)
+            self.count(False)
             raise
-        self._count(True)
+        self.count(True)
         return answer
 
     def _stream(self, engine: Engine, request: Request) -> Iterator[Answer]:
@@ -280,7 +280,7 @@ class OllamaPool(PoolBase):
                 raise error
             ok = True
         finally:
-            self._count(ok)
+            self.count(ok)
             self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id))
 
     async def chat_async(self, *args: Any, **kwargs: Any) -> Any:
@@ -355,7 +355,7 @@ class OllamaPool(PoolBase):
                     result._refuse(message)
                     advance(message.items.total())
                 elif isinstance(message, Ended):
-                    self._count(message.error is None)
+                    self.count(message.error is None)
                     return result._finish(message, on_error)
         finally:
             finished(0)

@@ -1,0 +1,264 @@
+"""The gateway itself: who may ask, which handler answers, and the life of the server.
+
+Inference is answered by callbacks (`infer`), because its cost is the gateway's throughput; everything else by
+coroutines, one task a request, cancelled when the client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, NamedTuple
+
+from sollol.errors import BadInput, SollolError
+from sollol.gateway import infer
+from sollol.gateway.cors import Cors
+from sollol.gateway.keys import Key, Keyring
+from sollol.gateway.refusals import status_of
+from sollol.gateway.request import Request
+from sollol.gateway.settings import GatewaySettings
+from sollol.gateway.wire import ClientConnection
+from sollol.nodes.transport import SinkTransport, TransportFault
+from sollol.pool.aio import AsyncOllamaPool
+from sollol.pool.engine import Engine
+
+log = logging.getLogger("sollol.gateway")
+
+Handler = Callable[..., Awaitable[None]]
+_OWN_SUFFIXES = (".localhost", ".local", ".internal")
+_ABORT_WAIT_S = 1.0
+
+
+class Route(NamedTuple):
+    handler: Callable[..., Any]
+    direct: bool = False  # called in the turn of the loop in which the request came; else a task
+    public: bool = False  # asked without a key
+    upload: bool = False  # takes the body in pieces
+
+
+class Gateway:
+    """Serves `pool` on `settings.host`:`settings.port`. Lives on the loop that starts it."""
+
+    def __init__(
+        self,
+        pool: AsyncOllamaPool,
+        settings: GatewaySettings,
+        keyring: Keyring | None = None,
+        *,
+        transport: SinkTransport,
+    ) -> None:
+        """`transport`: the pool's."""
+        self.pool = pool
+        self.sinks = transport
+        self.settings = settings
+        self.keyring = keyring or Keyring()
+        self.draining = False
+        self.common = b""  # header lines of every answer
+        self._cors = Cors(settings.cors_origins)
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
+        self._connections: set[ClientConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._local_only = is_loopback(settings.host)
+        for path, handler in infer.ROUTES.items():
+            self.add("POST", path, Route(handler, direct=True))
+
+    def add(self, method: str, path: str, route: Route) -> None:
+        self._exact.setdefault(path, {})[method] = route
+
+    def add_pattern(self, method: str, pattern: re.Pattern[str], route: Route) -> None:
+        self._patterns.append((method, pattern, route))
+
+    # --- life ---
+
+    async def start(self) -> int:
+        """Listen; the port. Raises BadInput if that is not possible."""
+        loop = asyncio.get_running_loop()
+        self._tick()
+        self.engine.scheduler.queue_bound = self.settings.limits.queue
+        try:
+            self._server = await loop.create_server(
+                lambda: ClientConnection(self, loop), self.settings.host, self.settings.port, backlog=4096
+            )
+        except (OSError, UnicodeError) as error:
+            where = f"{self.settings.host}:{self.settings.port}"
+            raise BadInput(f"cannot listen on {where}: {error}; choose another --host or --port") from None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def engine(self) -> Engine:
+        return self.pool.engine
+
+    def _tick(self) -> None:
+        self.common = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
+        self._ticker = asyncio.get_running_loop().call_later(1.0, self._tick)
+
+    async def aclose(self, drain_s: float | None = None) -> int:
+        """Stop listening, let what is under way end for `drain_s` seconds, then cut it off; how many were cut off."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.drain()
+        wait_s = self.settings.drain_s if drain_s is None else drain_s
+        try:
+            async with asyncio.timeout(wait_s):
+                while self._connections:  # noqa: ASYNC110 - they end one by one, seldom
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pass
+        left = len(self._connections)
+        for connection in list(self._connections):
+            connection.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.wait([asyncio.create_task(self._end_of_tasks())], timeout=_ABORT_WAIT_S)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        return left
+
+    async def _end_of_tasks(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- connections ---
+
+    def welcome(self, connection: ClientConnection) -> bool:
+        if len(self._connections) >= self.settings.limits.max_connections:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def farewell(self, connection: ClientConnection) -> None:
+        self._connections.discard(connection)
+
+    def wants_pieces(self, request: Request) -> bool:
+        """Is it an upload, whose body may be larger than memory?"""
+        if request.method != "POST" or not self._patterns:
+            return False
+        return any(
+            route.upload and method == "POST" and pattern.fullmatch(request.path)
+            for method, pattern, route in self._patterns
+        )
+
+    # --- requests ---
+
+    def handle(self, request: Request) -> None:
+        """Answer it, now or later. Raises nothing."""
+        headers = request.headers
+        if self._local_only and not _is_own_host(headers.get(b"host", b"")):
+            request.answer(403, b"")  # as Ollama does: another site's page may have been led here by DNS
+            return
+        if b"origin" in headers and not self._cors.admit(request):
+            return
+        methods = self._exact.get(request.path)
+        route = methods.get(request.method) if methods is not None else None
+        parts: tuple[str, ...] = ()
+        if route is None:
+            route, parts = self._find(request)
+            if route is None:
+                return
+        if self.keyring.required and not self._let_in(request, route):
+            return
+        if route.direct:
+            try:
+                route.handler(self, request)
+            except SollolError as error:
+                self.refuse(request, error)
+            return
+        self._in_task(route.handler, request, parts)
+
+    def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
+        """A route that is not found at once: HEAD, a path with a parameter, or none."""
+        method = "GET" if request.method == "HEAD" else request.method
+        allowed = dict(self._exact.get(request.path, {}))
+        if (route := allowed.get(request.method) or allowed.get(method)) is not None:
+            return route, ()
+        for verb, pattern, route in self._patterns:
+            found = pattern.fullmatch(request.path)
+            if found is not None:
+                if verb in (request.method, method):
+                    return route, found.groups()
+                allowed[verb] = route
+        if not allowed:
+            request.refuse(404, "")
+        elif request.method == "OPTIONS":
+            request.answer(204, b"", headers=[("Allow", ", ".join(allowed))])
+        else:
+            request.refuse(405, "", [("Allow", ", ".join(allowed))])
+        return None, ()
+
+    def _let_in(self, request: Request, route: Route) -> bool:
+        scheme, _, token = request.header(b"authorization").partition(" ")
+        if scheme.lower() != "bearer":
+            token = request.header(b"x-api-key")  # Anthropic's clients
+        request.key = self.keyring.find(token.strip()) if token else None
+        if request.key is not None or route.public:
+            return True
+        told = "this key is not known here, or was revoked" if token else "this server asks for a key"
+        request.refuse(
+            401,
+            f"{told}; send 'Authorization: Bearer KEY' with a key that `sollol keys add NAME` made",
+            [("WWW-Authenticate", "Bearer")],
+        )
+        return False
+
+    def _in_task(self, handler: Handler, request: Request, parts: tuple[str, ...]) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(handler, request, parts))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        request.on_gone = task.cancel
+
+    async def _run(self, handler: Handler, request: Request, parts: tuple[str, ...]) -> None:
+        try:
+            await handler(self, request, *parts)
+        except SollolError as error:
+            self.refuse(request, error)
+        except TransportFault as fault:
+            request.refuse(502, str(fault))
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            if request.has_begun:
+                request.cut()
+            else:
+                request.refuse(500, "the gateway failed at this request; its log tells more")
+
+    def refuse(self, request: Request, error: SollolError) -> None:
+        status, headers = status_of(error)
+        message = error.error if hasattr(error, "error") else str(error)
+        if request.has_begun:
+            request.cut()
+        else:
+            request.refuse(status, message, headers)
+
+    def identify(self, request: Request) -> Key | None:
+        return request.key
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_own_host(host: bytes) -> bool:
+    """An address, localhost, or a name that only means something here; not the name of some site."""
+    name = host.rsplit(b":", 1)[0] if host[-1:] != b"]" else host
+    if name in (b"localhost", b"127.0.0.1"):
+        return True
+    text = name.decode("latin-1").lower().strip("[]")
+    if text.endswith(_OWN_SUFFIXES) or text in ("localhost", socket.gethostname().lower()):
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,207 @@
+"""Inference: a request becomes a task in the pool's queue, and its answer goes back as it comes.
+
+What a client says of a call besides its body stands in headers (`X-Sollol-Priority`, `-Mode`, `-App`, `-Deadline-Ms`,
+`-Hedge`, `-Node`); what an API key allows bounds it. Where no node can serve a model, those named as its fallbacks
+are tried in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from sollol.core.types import How, RoutingMode, Task, canonical_model
+from sollol.errors import BadInput, NoNodeAvailable, ResponseError
+from sollol.gateway.refusals import status_of
+from sollol.gateway.relay import StreamRelay, WholeRelay
+from sollol.gateway.request import Request
+from sollol.gateway.tongues import TONGUES, Asked, Tongue, peeked
+from sollol.nodes.dialect import decode, encode
+from sollol.pool.engine import TIMEOUTS
+from sollol.pool.jobs import CallJob
+from sollol.pool.requests import check_mode
+
+if TYPE_CHECKING:
+    from sollol.gateway.app import Gateway
+
+_YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+class Wanted(NamedTuple):
+    """What the headers say."""
+
+    priority: int = 5
+    mode: RoutingMode | None = None
+    app: str = ""
+    timeout_s: float | None = None
+    hedge: bool | None = None
+
+
+def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
+    """Raises BadInput, or ResponseError, for what cannot be asked."""
+    body = request.body
+    if not body:
+        raise BadInput("missing request body")
+    try:
+        asked = peeked(tongue, body)
+    except msgspec.DecodeError as error:
+        raise BadInput(f"the request is not JSON: {error}") from None
+    if not asked.model:
+        raise BadInput("model is required")
+    Inference(tongue, gateway, request, body, asked).submit(asked.model)
+
+
+class Inference:
+    """One request and the models it may be answered with."""
+
+    __slots__ = ("_asked", "_body", "_fallbacks", "_gateway", "_request", "_tongue", "_wanted")
+
+    def __init__(self, tongue: Tongue, gateway: Gateway, request: Request, body: bytes, asked: Asked) -> None:
+        self._tongue = tongue
+        self._gateway = gateway
+        self._request = request
+        self._asked = asked
+        self._wanted = wanted(request, gateway)
+        self._body = body
+        self._fallbacks: list[str] | None = None  # those still to be tried
+
+    def submit(self, name: str) -> None:
+        gateway, request, asked = self._gateway, self._request, self._asked
+        model = gateway.settings.resolve_model(name)
+        key = request.key
+        if key is not None and not key.allows(model):
+            raise ResponseError(f"this key may not use the model '{name}'", 403)
+        body = self._body
+        if model != asked.model:
+            body = encode({**decode(body), "model": model})
+        engine = gateway.engine
+        how = self._wanted
+        task = Task(
+            engine.next_id(),
+            self._tongue.kind,
+            canonical_model(model),
+            len(body),
+            how.priority,
+            how.app,
+            asked.tokens_out,
+            asked.options,
+            engine.deadline(how.timeout_s),
+            type=asked.type,
+            mode=how.mode,
+            hedge=how.hedge,
+            stream=asked.stream,
+            prefix=asked.prefix,
+        )
+        request.id = str(task.id)
+        done = engine.noting(partial(self._done, model))
+        job: WholeRelay | StreamRelay
+        if asked.stream:
+            said = self._tongue.said(body)
+            job = StreamRelay(
+                task,
+                request,
+                body,
+                self._tongue,
+                TIMEOUTS,
+                done,
+                gateway.sinks,
+                said,
+                engine.continuity,
+                engine.holders,
+            )
+        else:
+            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, done, gateway.sinks)
+        request.on_gone = partial(engine.dispatcher.cancel, task.id)
+        engine.submit(job)
+
+    def _done(self, model: str, job: CallJob) -> None:
+        """The task is over: tell the client."""
+        assert isinstance(job, (WholeRelay, StreamRelay))
+        settled, request = job.settled, self._request
+        assert settled is not None
+        how = settled.outcome.how
+        self._gateway.pool.count(how is How.OK)
+        if how is How.LEFT:
+            return
+        if how is How.OK or (how is How.REFUSED and job.body):
+            job.answer(settled)
+        elif request.has_begun and isinstance(job, StreamRelay):
+            job.break_off(settled)
+        elif how is not How.NO_NODE or not self._falls_back(model):
+            self._refuse(model, job)
+
+    def _falls_back(self, model: str) -> bool:
+        """No node can serve the model: try the next of its fallbacks."""
+        if self._fallbacks is None:
+            self._fallbacks = list(self._gateway.settings.fallbacks_of(model))
+        while self._fallbacks:
+            try:
+                self.submit(self._fallbacks.pop(0))
+            except ResponseError:  # this key may not use it
+                continue
+            return True
+        return False
+
+    def _refuse(self, model: str, job: CallJob) -> None:
+        error = job.error()
+        assert error is not None
+        request, headers = self._request, routing_headers(job)
+        if isinstance(error, NoNodeAvailable) and self._nobody_has(model):
+            request.refuse(404, f"model '{self._asked.model}' not found", headers)
+            return
+        status, more = status_of(error)
+        request.refuse(status, error.error if isinstance(error, ResponseError) else str(error), [*headers, *more])
+
+    def _nobody_has(self, model: str) -> bool:
+        nodes = [node for node in self._gateway.engine.scheduler.fleet.nodes.values() if node.usable]
+        return bool(nodes) and not any(canonical_model(model) in node.models for node in nodes)
+
+
+def routing_headers(job: CallJob) -> list[tuple[str, str]]:
+    return [
+        ("X-Sollol-Request-Id", str(job.task.id)),
+        ("X-Sollol-Attempts", str(len(job.story.attempts))),
+    ]
+
+
+def wanted(request: Request, gateway: Gateway) -> Wanted:
+    """The headers, bounded by what the key allows. Raises BadInput."""
+    key = request.key
+    timeout_s = gateway.settings.limits.request_timeout_s
+    if not any(name.startswith(b"x-sollol-") for name in request.headers):
+        if key is None:
+            return Wanted(timeout_s=timeout_s)
+        return Wanted(min(5, key.priority_max), app=key.app, timeout_s=timeout_s)
+    priority = _number(request, b"x-sollol-priority", 0, 10, 5)
+    deadline_ms = _number(request, b"x-sollol-deadline-ms", 1, 86_400_000, 0)
+    mode = request.header(b"x-sollol-mode")
+    hedge = request.header(b"x-sollol-hedge")
+    if hedge and hedge.lower() not in _YES:
+        raise BadInput(f"X-Sollol-Hedge: {hedge!r}; expected true or false")
+    app = request.header(b"x-sollol-app")[:64]
+    return Wanted(
+        priority if key is None else min(priority, key.priority_max),
+        check_mode(mode or None),
+        app if key is None else key.app,
+        deadline_ms / 1000 if deadline_ms else timeout_s,
+        _YES[hedge.lower()] if hedge else None,
+    )
+
+
+def _number(request: Request, name: bytes, least: int, most: int, default: int) -> int:
+    text = request.header(name)
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        raise BadInput(f"{name.decode().title()}: {text!r}; expected a whole number from {least} to {most}")
+    return value
+
+
+ROUTES: dict[str, Callable[..., Any]] = {tongue.path: partial(infer, tongue) for tongue in TONGUES}

@@ -1,0 +1,63 @@
+"""Errors in the words of the API that was called: Ollama's, OpenAI's or Anthropic's."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from sollol.errors import (
+    BadInput,
+    DeadlineExceeded,
+    NoNodeAvailable,
+    QueueFull,
+    ResponseError,
+    SollolError,
+)
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_OPENAI = {400, 404, 401, 403, 429}  # others are its "api_error"
+
+
+def error_body(path: str, status: int, message: str) -> bytes:
+    """The body of an error answer for a request to `path`."""
+    if status in (404, 405) and not message:
+        return b"404 page not found" if status == 404 else b"405 method not allowed"
+    if path.startswith("/v1/messages"):
+        kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        told: dict[str, Any] = {
+            "type": "error",
+            "error": {"type": kind, "message": message},
+            "request_id": f"req_{secrets.token_hex(12)}",
+        }
+    elif path.startswith("/v1/"):
+        kind = _TYPES[status] if status in _OPENAI else "api_error" if status >= 500 else "invalid_request_error"
+        told = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    else:
+        told = {"error": message}
+    return msgspec.json.encode(told)
+
+
+def status_of(error: SollolError) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """The status of an error of ours, and the headers that go with it."""
+    match error:
+        case ResponseError():
+            return error.status_code if 400 <= error.status_code < 600 else 502, ()
+        case BadInput():
+            return 400, ()
+        case QueueFull():
+            return 503, (("Retry-After", str(max(1, round(error.retry_after_s or 1)))),)
+        case DeadlineExceeded():
+            return 504, ()
+        case NoNodeAvailable():
+            return (502, ()) if error.tried else (503, (("Retry-After", "5"),))
+    return 502, ()

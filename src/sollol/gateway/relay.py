@@ -1,0 +1,262 @@
+"""An inference request on its way: to a node and back, by callbacks in the turns of the loop in which bytes arrive.
+
+The same jobs as the pool's, for the same dispatcher: what differs is that the answer goes on as bytes, that nothing
+is decoded that does not decide, and that no task is made for an attempt. Before the first byte has gone to the client,
+a failure moves on unnoticed; after it, another node goes on where that can be exact (`pool.continuation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import Settle, Start
+from sollol.core.types import How, Micros, Outcome, Task
+from sollol.gateway.request import JSON, Request, type_line
+from sollol.gateway.tongues import Reader, Tongue
+from sollol.nodes.dialect import outcome_of, refusal
+from sollol.nodes.transport import RawHeaders, SinkTransport, Timeouts, TransportFault
+from sollol.pool.continuation import Continuity, Said
+from sollol.pool.dispatcher import Dispatcher, GiveUp
+from sollol.pool.jobs import STALL_LEAST_S, STALL_TIMES, CallJob, StreamJob
+
+_JSON_LINE: Final = type_line(JSON)
+PACE_EVERY: Final = 32  # pieces after which the patience with a stream is adapted to its pace
+Done = Callable[[CallJob], None]
+
+
+class WholeRelay(CallJob):
+    """A request whose answer comes whole."""
+
+    def __init__(
+        self,
+        task: Task,
+        request: Request,
+        body: bytes,
+        tongue: Tongue,
+        timeouts: Timeouts,
+        done: Done,
+        transport: SinkTransport,
+    ) -> None:
+        super().__init__(task, tongue.path, body, timeouts, done)
+        self.request = request
+        self._sinks = transport
+        self._judge = tongue.judge
+
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        attempt = _WholeAttempt(self, dispatcher, start.attempt)
+        return self._sinks.start(node, self.call, attempt).abort
+
+    def came(self, attempt: int, status: int, body: bytes) -> Outcome:
+        self._bodies[attempt] = body
+        return self._judge(status, body)
+
+    def answer(self, settled: Settle) -> None:
+        """To the client, what the node said."""
+        self.request.answer_with(settled.outcome.status, self.body, _JSON_LINE, routing_lines(self, settled.attempt))
+
+
+class _WholeAttempt:
+    """One attempt, as the transport's sink."""
+
+    __slots__ = ("_attempt", "_dispatcher", "_job")
+
+    def __init__(self, job: WholeRelay, dispatcher: Dispatcher, attempt: int) -> None:
+        self._job = job
+        self._dispatcher = dispatcher
+        self._attempt = attempt
+
+    def on_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        self._dispatcher.finished(self._attempt, self._job.came(self._attempt, status, body))
+
+    def on_head(self, status: int, headers: RawHeaders) -> None: ...
+    def on_body(self, piece: bytes) -> None: ...
+
+    def on_end(self, fault: TransportFault | None) -> None:
+        assert fault is not None
+        self._dispatcher.finished(self._attempt, outcome_of(fault))
+
+
+class StreamRelay(StreamJob):
+    """A request whose answer is passed on as it comes. Another node goes on with it as for the pool's streams."""
+
+    def __init__(
+        self,
+        task: Task,
+        request: Request,
+        body: bytes,
+        tongue: Tongue,
+        timeouts: Timeouts,
+        done: Done,
+        transport: SinkTransport,
+        said: Said | None,
+        continuity: Continuity,
+        holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
+    ) -> None:
+        super().__init__(task, tongue.path, body, timeouts, done, self._pass_on, said, continuity, holders)
+        self.request = request
+        self.tongue = tongue
+        self.sinks = transport
+
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        if self._begun_at:  # another node has to go on: seldom, and several questions
+            return dispatcher.run(self.perform, start, node)
+        attempt = StreamAttempt(self, dispatcher, start, self._ask(node))
+        return attempt.begin(node)
+
+    def begins(self, attempt: StreamAttempt, piece: bytes) -> None:
+        """The first piece: this node has won, and the client is told who answers."""
+        lines = routing_lines(self, None, attempt)
+        self.request.begin_with(200, self.tongue.type_line, lines, piece)
+        self._begins(attempt.digest, lambda movable: attempt.dispatcher.began(attempt.start.attempt, movable))
+
+    def _pass_on(self, line: bytes) -> bool:
+        """A part that another node went on with."""
+        return self.request.write(self.tongue.framed(line))
+
+    def ended_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
+        """An attempt has failed. Whether another node may go on might not be known yet."""
+        said = self._said
+        dispatcher, number = attempt.dispatcher, attempt.start.attempt
+        if not self._begun_at or said is None:
+            dispatcher.finished(number, outcome)
+        elif said.is_complete:
+            self.last = said.finished(self._elapsed_us())
+            dispatcher.finished(number, Outcome(How.OK, "", 200))
+        elif (known := self._continuity.can(self.task.model, self._digest)) is not None:
+            dispatcher.began(number, known)
+            dispatcher.finished(number, outcome)
+        else:
+            asyncio.get_running_loop().create_task(self._ask_and_end(attempt, outcome))
+
+    async def _ask_and_end(self, attempt: StreamAttempt, outcome: Outcome) -> None:
+        movable = await self._continuity.wait(self.task.model, self._digest)
+        attempt.dispatcher.began(attempt.start.attempt, movable)
+        attempt.dispatcher.finished(attempt.start.attempt, outcome)
+
+    def hear(self, piece: bytes) -> None:
+        if self._said is not None:
+            self._said.hear(piece)
+
+    def settle(self, action: Settle, at: Micros) -> None:
+        if self._said is not None:
+            self.story.seams = self._said.seams
+        CallJob.settle(self, action, at)
+
+    def answer(self, settled: Settle) -> None:
+        request = self.request
+        if settled.outcome.how is not How.OK:  # refused before anything was passed on
+            request.answer_with(settled.outcome.status, self.body, _JSON_LINE, routing_lines(self, settled.attempt))
+            return
+        if not request.has_begun:
+            request.begin_with(200, self.tongue.type_line, routing_lines(self, settled.attempt))
+        request.end(self.tongue.framed(self.last))
+
+    def break_off(self, settled: Settle) -> None:
+        """The answer cannot go on: said as an error, in the words of the request."""
+        self.request.end(self.tongue.error_event(str(self.error())))
+
+
+class StreamAttempt:
+    """One attempt at a stream, as the transport's sink."""
+
+    __slots__ = (
+        "_began",
+        "_ending",
+        "_job",
+        "_reader",
+        "_refused",
+        "_sending",
+        "_status",
+        "began_us",
+        "digest",
+        "dispatcher",
+        "start",
+    )
+
+    def __init__(self, job: StreamRelay, dispatcher: Dispatcher, start: Start, digest: str) -> None:
+        self.dispatcher = dispatcher
+        self.start = start
+        self.digest = digest
+        self.began_us = dispatcher.now()
+        self._job = job
+        self._reader: Reader = job.tongue.reader()
+        self._status = 0
+        self._refused: list[bytes] = []
+        self._began = 0.0
+        self._ending: asyncio.Handle | None = None
+
+    def begin(self, node: Endpoint) -> GiveUp:
+        self._sending = self._job.sinks.start(node, self._job.call, self)
+        return self._sending.abort
+
+    def on_whole(self, status: int, headers: RawHeaders, body: bytes) -> None: ...
+
+    def on_head(self, status: int, headers: RawHeaders) -> None:
+        self._status = status
+
+    def on_body(self, piece: bytes) -> None:
+        if self._status != 200:
+            self._refused.append(piece)
+            return
+        if self._ending is not None:
+            return
+        reader, job = self._reader, self._job
+        passed = reader.feed(piece)
+        if passed:
+            job.hear(passed)
+            if not self._began:
+                self._began = asyncio.get_running_loop().time()
+                job.begins(self, passed)
+            elif not job.request.write(passed):
+                job.request.on_drained = self._sending.resume
+                self._sending.pause()
+            if reader.count % PACE_EVERY == 0:
+                self._keep_pace(reader.count)
+        if reader.ended is not None:  # the end of the connection's turn follows at once, most often
+            self._ending = asyncio.get_running_loop().call_soon(self._finish, reader.ended)
+
+    def _keep_pace(self, count: int) -> None:
+        """A node that falls silent for long against its own pace has failed."""
+        mean = (asyncio.get_running_loop().time() - self._began) / count
+        self._sending.within(max(STALL_LEAST_S, STALL_TIMES * mean))
+
+    def on_end(self, fault: TransportFault | None) -> None:
+        if self._status not in (0, 200):
+            body = b"".join(self._refused)
+            self._job._bodies[self.start.attempt] = body
+            self._finish(refusal(self._status, body))
+        elif self._ending is not None:
+            self._ending.cancel()
+            assert self._reader.ended is not None
+            self._finish(self._reader.ended)
+        else:
+            ended = self._reader.close()
+            self._finish(ended if ended.how is How.OK or fault is None else outcome_of(fault))
+
+    def _finish(self, outcome: Outcome) -> None:
+        job = self._job
+        if outcome.how is How.OK:
+            job.last = self._reader.tail
+            self.dispatcher.finished(self.start.attempt, outcome)
+        else:
+            job.ended_badly(self, outcome)
+
+
+def routing_lines(job: CallJob, attempt: int | None, now: StreamAttempt | None = None) -> bytes:
+    """Where it went and why, as header lines: of the attempt that answered, or of the one that does so now."""
+    story = job.story
+    node, predicted, queue_us, attempts = "", 0, 0, len(story.attempts)
+    if now is not None:
+        node, predicted, attempts = now.start.node, now.start.decision.predicted_us, attempts + 1
+        queue_us = now.began_us - story.submitted_us
+    for entry in story.attempts:
+        if entry[0].attempt == attempt:
+            node, predicted = entry[0].node, entry[0].decision.predicted_us
+            queue_us = entry[2] - story.submitted_us
+    return (
+        f"X-Sollol-Node: {node}\r\nX-Sollol-Request-Id: {job.task.id}\r\nX-Sollol-Queue-Ms: {queue_us // 1000}\r\n"
+        f"X-Sollol-Predicted-Ms: {predicted // 1000}\r\nX-Sollol-Attempts: {attempts}\r\n"
+    ).encode("latin-1")

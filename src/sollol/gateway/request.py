@@ -1,0 +1,251 @@
+"""One request of a client, and the ways to answer it.
+
+A request is answered once: whole (`answer`, `refuse`), or as a stream (`begin`, `write`, `end`). What is written after
+the client has left goes nowhere and is no error: its handler is told by `on_gone`, or cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl
+
+from sollol.gateway.refusals import error_body
+
+if TYPE_CHECKING:
+    from sollol.gateway.keys import Key
+    from sollol.gateway.wire import ClientConnection
+
+JSON: Final = "application/json; charset=utf-8"
+NDJSON: Final = "application/x-ndjson"
+SSE: Final = "text/event-stream"
+TEXT: Final = "text/plain; charset=utf-8"
+
+_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, "application/json")}
+Headers = Iterable[tuple[str, str]]
+
+
+class Request:
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_drain",
+        "_ended",
+        "_upload",
+        "body",
+        "headers",
+        "id",
+        "keep_alive",
+        "key",
+        "method",
+        "on_drained",
+        "on_gone",
+        "origin",
+        "path",
+        "target",
+        "version",
+    )
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        method: str,
+        target: str,
+        version: str,
+        headers: dict[bytes, bytes],
+    ) -> None:
+        self._connection: ClientConnection | None = connection
+        self.method = method
+        self.target = target  # path and query, as they came
+        self.path = target.partition("?")[0] if "?" in target else target
+        self.version = version
+        self.headers = headers  # names in lower case
+        self.body = b""
+        self.keep_alive = False
+        self.key: Key | None = None
+        self.id = ""  # shown to the client
+        self.origin = b""  # of a browser's page that may read the answer
+        self.on_gone: Callable[[], object] | None = None
+        self.on_drained: Callable[[], object] | None = None  # the client has caught up after a `write` gave False
+        self._begun = False
+        self._ended = False
+        self._drain: asyncio.Future[None] | None = None
+        self._upload: asyncio.Queue[bytes] | None = None
+
+    # --- what was asked ---
+
+    def header(self, name: bytes) -> str:
+        """A header by its name in lower case; "" if absent."""
+        value = self.headers.get(name)
+        return value.decode("latin-1").strip() if value is not None else ""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query; a name that came more than once has its values joined by commas."""
+        found: dict[str, str] = {}
+        for name, value in parse_qsl(self.target.partition("?")[2], keep_blank_values=True):
+            found[name] = f"{found[name]},{value}" if name in found else value
+        return found
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body of an upload as it comes, in any cutting. Waits for the client; ends with the body."""
+        assert self._upload is not None
+        while piece := await self._upload.get():
+            if self._connection is not None:
+                self._connection.upload_taken(len(piece))
+            yield piece
+
+    @property
+    def is_gone(self) -> bool:
+        """The client has left."""
+        return self._connection is None and not self._ended
+
+    # --- answers ---
+
+    def answer(self, status: int, body: bytes, content_type: str = JSON, headers: Headers = ()) -> None:
+        """The whole answer."""
+        extra = b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers]) if headers else b""
+        self.answer_with(status, body, type_line(content_type), extra)
+
+    def answer_with(self, status: int, body: bytes, type_line: bytes, extra: bytes) -> None:
+        """The same with header lines at hand."""
+        connection = self._connection
+        if connection is None or self._begun:
+            return
+        self._begun = True
+        parts = [_LINES[status], type_line, connection.gateway.common, extra]
+        if self.origin:
+            parts.append(_cors(self.origin))
+        if not self.keep_alive or connection.draining:
+            self.keep_alive = False
+            parts.append(b"Connection: close\r\n")
+        elif self.version == "1.0":
+            parts.append(b"Connection: keep-alive\r\n")
+        if status != 204:
+            parts.append(b"Content-Length: %d\r\n" % len(body))
+        parts.append(b"\r\n")
+        if self.method != "HEAD":
+            parts.append(body)
+        connection.send(b"".join(parts))
+        self._finish(connection)
+
+    def begin(self, status: int = 200, content_type: str = NDJSON, headers: Headers = ()) -> None:
+        """A streamed answer begins: `write` its pieces, then `end`."""
+        extra = b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers])
+        self.begin_with(status, type_line(content_type), extra)
+
+    def begin_with(self, status: int, type_line: bytes, extra: bytes, first: bytes = b"") -> None:
+        """The same with header lines, and perhaps a first piece, at hand: one write."""
+        connection = self._connection
+        if connection is None or self._begun:
+            return
+        self._begun = True
+        parts = [_LINES[status], type_line, connection.gateway.common, extra]
+        if self.origin:
+            parts.append(_cors(self.origin))
+        if self.version == "1.0":  # the end of the connection is the end of the answer
+            self.keep_alive = False
+        else:
+            parts.append(b"Transfer-Encoding: chunked\r\n")
+        if not self.keep_alive or connection.draining:
+            self.keep_alive = False
+            parts.append(b"Connection: close\r\n")
+        parts.append(b"\r\n")
+        if first and self.method != "HEAD":
+            parts.append(b"%x\r\n%b\r\n" % (len(first), first) if self.version != "1.0" else first)
+        connection.send(b"".join(parts))
+
+    def write(self, piece: bytes) -> bool:
+        """A piece of a streamed answer. False: the client is behind; wait for `drained` or `on_drained`."""
+        connection = self._connection
+        if connection is None:
+            return True
+        if piece and self.method != "HEAD":
+            connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if self.version != "1.0" else piece)
+        return not connection.blocked
+
+    def end(self, last: bytes = b"") -> None:
+        """The streamed answer is complete, with `last`."""
+        connection = self._connection
+        if connection is None or self._ended:
+            return
+        if self.version == "1.0":
+            connection.send(last)
+        elif last and self.method != "HEAD":
+            connection.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+        elif self.method != "HEAD":
+            connection.send(b"0\r\n\r\n")
+        self._finish(connection)
+
+    def cut(self) -> None:
+        """Break a streamed answer off, so that the client sees that it is not whole."""
+        if self._connection is not None:
+            self._connection.abort()
+
+    async def drained(self) -> None:
+        """Wait until the client has caught up."""
+        connection = self._connection
+        if connection is not None and connection.blocked:
+            self._drain = asyncio.get_running_loop().create_future()
+            await self._drain
+
+    def refuse(self, status: int, message: str, headers: Headers = ()) -> None:
+        """An error in the words of the API that was called."""
+        kind = TEXT if status in (404, 405) and not message else JSON
+        self.answer(status, error_body(self.path, status, message), kind, headers)
+
+    @property
+    def is_answered(self) -> bool:
+        return self._ended
+
+    @property
+    def has_begun(self) -> bool:
+        return self._begun
+
+    def _finish(self, connection: ClientConnection) -> None:
+        self._ended = True
+        self._connection = None
+        self.on_gone = self.on_drained = None
+        connection.answered(self)
+
+    # --- what the connection tells ---
+
+    def gone(self) -> None:
+        """The client has left."""
+        self._connection = None
+        if self._upload is not None:
+            self._upload.put_nowait(b"")
+        self.caught_up()
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+    def caught_up(self) -> None:
+        if self._drain is not None and not self._drain.done():
+            self._drain.set_result(None)
+        self._drain = None
+        if self.on_drained is not None:
+            self.on_drained()
+
+    def uploads(self) -> None:
+        """The body will come in pieces."""
+        self._upload = asyncio.Queue()
+
+    def uploaded(self, piece: bytes) -> None:
+        """A piece of the body; b"" is its end."""
+        assert self._upload is not None
+        self._upload.put_nowait(piece)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.path} {self.id}>"
+
+
+def type_line(content_type: str) -> bytes:
+    return _TYPES.get(content_type) or f"Content-Type: {content_type}\r\n".encode("latin-1")
+
+
+def _cors(origin: bytes) -> bytes:
+    return b"Access-Control-Allow-Origin: " + origin + b"\r\nVary: Origin\r\n"

@@ -1,0 +1,173 @@
+"""How each inference route speaks: which of its fields decide, and what an answer means. No I/O.
+
+Bodies are peeked at, not decoded: only the fields that decide are made into objects, and what goes to the node are
+the bytes that came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sollol.core.types import Kind, Outcome, TaskType
+from sollol.gateway.request import NDJSON, type_line
+from sollol.nodes.dialect import Lines, decode, encode, judge, judge_line, runner_key
+from sollol.policies.tasks import detect_task_type
+from sollol.pool.continuation import Said, is_plain
+from sollol.pool.requests import prefix_of
+
+
+class Asked(NamedTuple):
+    """What of a request decides."""
+
+    model: str
+    stream: bool
+    tokens_out: int | None
+    options: str
+    type: TaskType
+    prefix: tuple[tuple[int, int], ...]
+
+
+class Reader:
+    """A streamed answer in NDJSON: what may be passed on, and how it stands."""
+
+    __slots__ = ("_lines", "count", "ended", "tail")
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+        self.ended: Outcome | None = None
+        self.tail = b""
+        self.count = 0
+
+    def feed(self, piece: bytes) -> bytes:
+        passed = []
+        for line in self._lines.feed(piece):
+            self.ended = judge_line(line)
+            if self.ended is not None:
+                self.tail = line + b"\n"
+                break
+            self.count += 1
+            passed.append(line + b"\n")
+        return b"".join(passed)
+
+    def close(self) -> Outcome:
+        from sollol.core.types import How
+
+        return self.ended or Outcome(How.FAILED, "the answer ended before it was complete")
+
+
+class Tongue(NamedTuple):
+    path: str
+    kind: Kind
+    peek: Callable[[bytes], Asked]
+    judge: Callable[[int, bytes], Outcome]
+    reader: Callable[[], Reader]
+    said: Callable[[bytes], Said | None]
+    """Of a body: what is needed to go on with the answer elsewhere; None where that cannot be exact."""
+    error_event: Callable[[str], bytes]
+    type_line: bytes
+
+    def framed(self, line: bytes) -> bytes:
+        """A part of a stream with its end."""
+        return line if line.endswith(b"\n") or not line else line + b"\n"
+
+
+class _Chat(msgspec.Struct):
+    model: str = ""
+    stream: bool | None = None
+    messages: list[dict[str, Any]] = []
+    options: dict[str, Any] | None = None
+    format: Any = None
+    prompt: str | None = None
+    system: str | None = None
+    suffix: str | None = None
+
+
+class _OpenAI(msgspec.Struct):
+    model: str = ""
+    stream: bool | None = None
+    messages: list[dict[str, Any]] = []
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    prompt: Any = None
+    input: Any = None
+
+
+class _Bare(msgspec.Struct):
+    model: str = ""
+    stream: Any = None
+
+
+_chat = msgspec.json.Decoder(_Chat).decode
+_openai = msgspec.json.Decoder(_OpenAI).decode
+_bare = msgspec.json.Decoder(_Bare).decode
+
+
+def _peek_ollama(body: bytes) -> Asked:
+    found = _chat(body)
+    options = found.options
+    predict = options.get("num_predict") if options else None
+    payload: dict[str, Any] = {"messages": found.messages} if found.messages else {"prompt": found.prompt}
+    payload |= {"format": found.format, "system": found.system, "suffix": found.suffix}
+    return Asked(
+        found.model,
+        found.stream is not False,
+        predict if isinstance(predict, int) and predict > 0 else None,
+        runner_key(options) if options else "",
+        detect_task_type(payload),
+        prefix_of(found.messages) if found.messages else (),
+    )
+
+
+def _peek_openai(body: bytes) -> Asked:
+    found = _openai(body)
+    messages = found.messages
+    if found.input is not None:
+        messages = found.input if isinstance(found.input, list) else [{"role": "user", "content": found.input}]
+    payload: dict[str, Any] = {"messages": messages} if messages else {"prompt": found.prompt}
+    return Asked(
+        found.model,
+        bool(found.stream),
+        found.max_tokens or found.max_completion_tokens or found.max_output_tokens,
+        "",
+        detect_task_type(payload),
+        prefix_of(messages),
+    )
+
+
+def peeked(tongue: Tongue, body: bytes) -> Asked:
+    """Raises msgspec.DecodeError for what is not JSON. Where a field has a wrong type, a node is left to say so."""
+    try:
+        return tongue.peek(body)
+    except (msgspec.ValidationError, AttributeError, TypeError):
+        found = _bare(body)
+        streams = tongue.peek is _peek_ollama
+        return Asked(
+            found.model, bool(found.stream if found.stream is not None else streams), None, "", TaskType.CHAT, ()
+        )
+
+
+def _judge_as(kind: Kind) -> Callable[[int, bytes], Outcome]:
+    return lambda status, body: judge(status, body, kind)
+
+
+def _said_as(kind: Kind) -> Callable[[bytes], Said | None]:
+    def said(body: bytes) -> Said | None:
+        fields = decode(body)
+        return Said(kind, fields) if is_plain(fields) else None
+
+    return said
+
+
+def _error_line(message: str) -> bytes:
+    return encode({"error": message}) + b"\n"
+
+
+_NDJSON = type_line(NDJSON)
+TONGUES = [
+    Tongue(path, kind, _peek_ollama, _judge_as(kind), Reader, _said_as(kind), _error_line, _NDJSON)
+    for path, kind in (("/api/chat", Kind.CHAT), ("/api/generate", Kind.GENERATE))
+]
