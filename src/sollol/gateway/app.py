@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, NamedTuple
 
+from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
-from sollol.gateway import infer
+from sollol.gateway import embed, infer
 from sollol.gateway.cors import Cors
-from sollol.gateway.keys import Key, Keyring
+from sollol.gateway.keys import Keyring
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.gateway.settings import GatewaySettings
@@ -67,7 +68,7 @@ class Gateway:
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._local_only = is_loopback(settings.host)
-        for path, handler in infer.ROUTES.items():
+        for path, handler in (infer.ROUTES | embed.ROUTES).items():
             self.add("POST", path, Route(handler, direct=True))
 
     def add(self, method: str, path: str, route: Route) -> None:
@@ -173,7 +174,7 @@ class Gateway:
             except SollolError as error:
                 self.refuse(request, error)
             return
-        self._in_task(route.handler, request, parts)
+        self.in_task(route.handler, request, parts)
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
         """A route that is not found at once: HEAD, a path with a parameter, or none."""
@@ -210,13 +211,14 @@ class Gateway:
         )
         return False
 
-    def _in_task(self, handler: Handler, request: Request, parts: tuple[str, ...]) -> None:
+    def in_task(self, handler: Handler, request: Request, parts: tuple[Any, ...]) -> None:
+        """Answer by a coroutine, which is cancelled when the client leaves."""
         task = asyncio.get_running_loop().create_task(self._run(handler, request, parts))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         request.on_gone = task.cancel
 
-    async def _run(self, handler: Handler, request: Request, parts: tuple[str, ...]) -> None:
+    async def _run(self, handler: Handler, request: Request, parts: tuple[Any, ...]) -> None:
         try:
             await handler(self, request, *parts)
         except SollolError as error:
@@ -238,8 +240,13 @@ class Gateway:
         else:
             request.refuse(status, message, headers)
 
-    def identify(self, request: Request) -> Key | None:
-        return request.key
+    def nobody_has(self, model: str) -> bool:
+        """Nodes are up, and none has this model."""
+        nodes = [node for node in self.engine.scheduler.fleet.nodes.values() if node.usable]
+        return bool(nodes) and not any(canonical_model(model) in node.models for node in nodes)
+
+    def charge(self, request: Request, tokens: int) -> None:
+        """A call of a key has used so many tokens."""
 
 
 def is_loopback(host: str) -> bool:

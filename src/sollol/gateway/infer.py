@@ -11,8 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgspec
-
 from sollol.core.types import How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.refusals import status_of
@@ -43,12 +41,7 @@ class Wanted(NamedTuple):
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     """Raises BadInput, or ResponseError, for what cannot be asked."""
     body = request.body
-    if not body:
-        raise BadInput("missing request body")
-    try:
-        asked = peeked(tongue, body)
-    except msgspec.DecodeError as error:
-        raise BadInput(f"the request is not JSON: {error}") from None
+    asked = peeked(tongue, body)
     if not asked.model:
         raise BadInput("model is required")
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
@@ -83,7 +76,7 @@ class Inference:
             engine.next_id(),
             self._tongue.kind,
             canonical_model(model),
-            len(body),
+            asked.cost or len(body),
             how.priority,
             how.app,
             asked.tokens_out,
@@ -148,23 +141,18 @@ class Inference:
     def _refuse(self, model: str, job: CallJob) -> None:
         error = job.error()
         assert error is not None
-        request, headers = self._request, routing_headers(job)
-        if isinstance(error, NoNodeAvailable) and self._nobody_has(model):
+        request, headers = self._request, routed(job.task.id, "", len(job.story.attempts))
+        if isinstance(error, NoNodeAvailable) and self._gateway.nobody_has(model):
             request.refuse(404, f"model '{self._asked.model}' not found", headers)
             return
         status, more = status_of(error)
         request.refuse(status, error.error if isinstance(error, ResponseError) else str(error), [*headers, *more])
 
-    def _nobody_has(self, model: str) -> bool:
-        nodes = [node for node in self._gateway.engine.scheduler.fleet.nodes.values() if node.usable]
-        return bool(nodes) and not any(canonical_model(model) in node.models for node in nodes)
 
-
-def routing_headers(job: CallJob) -> list[tuple[str, str]]:
-    return [
-        ("X-Sollol-Request-Id", str(job.task.id)),
-        ("X-Sollol-Attempts", str(len(job.story.attempts))),
-    ]
+def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:
+    """The headers that tell where a call went."""
+    told = [("X-Sollol-Request-Id", str(task)), ("X-Sollol-Attempts", str(attempts))]
+    return [("X-Sollol-Node", nodes), *told] if nodes else told
 
 
 def wanted(request: Request, gateway: Gateway) -> Wanted:

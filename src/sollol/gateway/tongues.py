@@ -6,14 +6,16 @@ the bytes that came.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from sollol.core.types import Kind, Outcome, TaskType
+from sollol.errors import BadInput
 from sollol.gateway.request import NDJSON, type_line
 from sollol.nodes.dialect import Lines, decode, encode, judge, judge_line, runner_key
+from sollol.policies.batching import item_cost
 from sollol.policies.tasks import detect_task_type
 from sollol.pool.continuation import Said, is_plain
 from sollol.pool.requests import prefix_of
@@ -28,6 +30,12 @@ class Asked(NamedTuple):
     options: str
     type: TaskType
     prefix: tuple[tuple[int, int], ...]
+    cost: int = 0
+
+    @classmethod
+    def of_embedding(cls, model: str, options: Any, texts: Sequence[Any]) -> Asked:
+        cost = sum(item_cost(text) for text in texts if isinstance(text, str))
+        return cls(model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost)
 
 
 class Reader:
@@ -96,6 +104,19 @@ class _OpenAI(msgspec.Struct):
     input: Any = None
 
 
+class Embedding(msgspec.Struct):
+    """The fields of all three embedding routes."""
+
+    model: str = ""
+    input: Any = None
+    prompt: str | None = None
+    truncate: bool | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: Any = None
+    dimensions: int | None = None
+    encoding_format: str | None = None
+
+
 class _Bare(msgspec.Struct):
     model: str = ""
     stream: Any = None
@@ -103,6 +124,7 @@ class _Bare(msgspec.Struct):
 
 _chat = msgspec.json.Decoder(_Chat).decode
 _openai = msgspec.json.Decoder(_OpenAI).decode
+_embedding = msgspec.json.Decoder(Embedding).decode
 _bare = msgspec.json.Decoder(_Bare).decode
 
 
@@ -138,16 +160,31 @@ def _peek_openai(body: bytes) -> Asked:
     )
 
 
+def peek_embed(body: bytes) -> Embedding:
+    """Raises BadInput for what is not JSON, or lacks a model; a field of another wrong type is left to a node."""
+    try:
+        return _embedding(body)
+    except msgspec.DecodeError:
+        return Embedding(_peek_bare(body).model)
+
+
 def peeked(tongue: Tongue, body: bytes) -> Asked:
-    """Raises msgspec.DecodeError for what is not JSON. Where a field has a wrong type, a node is left to say so."""
+    """Raises BadInput for what is not JSON. Where a field has a wrong type, a node is left to say so."""
     try:
         return tongue.peek(body)
-    except (msgspec.ValidationError, AttributeError, TypeError):
-        found = _bare(body)
-        streams = tongue.peek is _peek_ollama
-        return Asked(
-            found.model, bool(found.stream if found.stream is not None else streams), None, "", TaskType.CHAT, ()
-        )
+    except (msgspec.DecodeError, AttributeError, TypeError):
+        found = _peek_bare(body)
+    streams = tongue.peek is _peek_ollama if found.stream is None else bool(found.stream)
+    return Asked(found.model, streams, None, "", TaskType.CHAT, ())
+
+
+def _peek_bare(body: bytes) -> _Bare:
+    try:
+        return _bare(body)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"the request cannot be read: {error}") from None
+    except msgspec.DecodeError as error:
+        raise BadInput(f"the request is not JSON: {error}" if body else "missing request body") from None
 
 
 def _judge_as(kind: Kind) -> Callable[[int, bytes], Outcome]:
@@ -170,4 +207,14 @@ _NDJSON = type_line(NDJSON)
 TONGUES = [
     Tongue(path, kind, _peek_ollama, _judge_as(kind), Reader, _said_as(kind), _error_line, _NDJSON)
     for path, kind in (("/api/chat", Kind.CHAT), ("/api/generate", Kind.GENERATE))
+]
+
+
+def _no_stream() -> Reader:
+    raise AssertionError("embeddings come whole")
+
+
+EMBED_TONGUES = [
+    Tongue(path, Kind.EMBED, _peek_ollama, _judge_as(Kind.EMBED), _no_stream, lambda body: None, _error_line, _NDJSON)
+    for path in ("/api/embed", "/v1/embeddings", "/api/embeddings")
 ]

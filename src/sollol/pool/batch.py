@@ -147,7 +147,11 @@ class BatchJob(CoroutineJob):
         answer = await reply.read()
         if reply.status != 200:
             return refusal(reply.status, answer)
-        outcome, vectors = read_vectors(answer, len(texts), self._dim)
+        return self._keep(start, answer, len(texts))
+
+    def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
+        """Read an answer, which should have `count` vectors, and hold them until it is told which of them are new."""
+        outcome, vectors = read_vectors(answer, count, self._dim)
         if vectors is not None:
             self._dim = vectors.dim
             self._answers[start.attempt] = (start, vectors)
@@ -168,7 +172,7 @@ class BatchJob(CoroutineJob):
     def accept(self, action: Accept) -> None:
         start, vectors = self._answers.pop(action.attempt)
         items, fresh = start.items or Ranges(), action.items
-        self._nodes[start.node].items += fresh.total()
+        self.count_items(start.node, fresh.total())
         if fresh == items:
             flat = vectors.flat
         else:  # after a takeover: only the rows that nobody else had answered
@@ -179,6 +183,9 @@ class BatchJob(CoroutineJob):
                 flat += vectors.flat[at : at + vectors.dim]
         self._drop_texts(fresh)
         self._post(Delivered(fresh, flat, vectors.dim))
+
+    def count_items(self, node: str, count: int) -> None:
+        self._nodes[node].items += count
 
     def refuse(self, action: Refuse) -> None:
         self._failed += action.items.total()

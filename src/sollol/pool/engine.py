@@ -123,19 +123,23 @@ class Engine:
         width: int | None,
         timeout_s: float | None,
         post: Callable[[Message], None],
+        *,
+        app: str | None = None,
+        make: type[BatchJob] = BatchJob,
     ) -> BatchJob:
+        """A batch of embeddings. `make`: what takes its answers."""
         task = Task(
             self.next_id(),
             Kind.EMBED,
             canonical_model(model),
             priority=priority,
-            app=self._app,
+            app=self._app if app is None else app,
             deadline_us=self.deadline(timeout_s),
             batch=True,
             width=width,
             type=TaskType.EMBED,
         )
-        job = BatchJob(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
+        job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
         self.dispatcher.submit(job)
         return job
 

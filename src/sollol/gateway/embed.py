@@ -1,0 +1,172 @@
+"""Embeddings. A few texts are one call to one node; a long list is cut up and embedded on all nodes at once.
+
+What comes back is put together as the node would have written it: the rows of vectors are kept as the bytes that the
+nodes sent, never read as numbers and written anew (which costs 30 times as much and would change their digits).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from array import array
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from sollol.core.messages import Accept, Refuse, Start
+from sollol.core.types import How, Outcome, Ranges, Timing, canonical_model
+from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
+from sollol.gateway.infer import Inference, routed, wanted
+from sollol.gateway.request import JSON, Request
+from sollol.gateway.tongues import EMBED_TONGUES, Asked, Tongue, peek_embed
+from sollol.nodes.dialect import encode
+from sollol.pool.batch import BatchJob, BatchReport, Ended, Message, Refused
+
+if TYPE_CHECKING:
+    from sollol.gateway.app import Gateway
+
+SPLIT: Final = 8  # texts from which several nodes are sooner than one
+SPLIT_ALWAYS: Final = 64  # texts from which one node's slot would be taken for too long at once
+_FIELDS: Final = ("truncate", "options", "keep_alive", "dimensions")  # what a chunk says as the whole did
+
+
+class _Rows(msgspec.Struct):
+    embeddings: list[msgspec.Raw] = []
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+
+
+_rows = msgspec.json.Decoder(_Rows).decode
+
+
+class RawBatch(BatchJob):
+    """A batch whose rows stay the bytes that came."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.rows: dict[int, msgspec.Raw] = {}
+        self.tokens = 0.0
+        self.load_ns = 0
+        self._kept: dict[int, tuple[Start, _Rows]] = {}
+
+    def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
+        try:
+            found = _rows(answer)
+        except msgspec.DecodeError as error:
+            return Outcome(How.FAILED, f"the answer is not what /api/embed gives: {error}", 200)
+        if len(found.embeddings) != count:
+            return Outcome(How.FAILED, f"{len(found.embeddings)} vectors for {count} inputs", 200)
+        self._kept[start.attempt] = (start, found)
+        return Outcome(How.OK, "", 200, Timing(found.load_duration // 1000, found.prompt_eval_count))
+
+    def accept(self, action: Accept) -> None:
+        start, found = self._kept.pop(action.attempt)
+        items = (start.items or Ranges()).items()
+        row = dict(zip(items, found.embeddings, strict=True))
+        fresh = action.items.items()
+        for item in fresh:
+            self.rows[item] = row[item]
+        self.tokens += found.prompt_eval_count * len(fresh) / max(1, len(items))
+        self.load_ns = max(self.load_ns, found.load_duration)
+        self.count_items(start.node, len(fresh))
+
+    def refuse(self, action: Refuse) -> None:
+        self._post(Refused(action.items, ResponseError(action.outcome.message, action.outcome.status)))
+
+
+def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
+    """Raises BadInput, or ResponseError, for what cannot be asked."""
+    found = peek_embed(request.body)
+    if not found.model:
+        raise BadInput("model is required")
+    texts = found.input
+    if isinstance(texts, list) and len(texts) >= SPLIT and tongue in EMBED_TONGUES[:2]:
+        if not all(isinstance(text, str) for text in texts):
+            raise BadInput("invalid input type")
+        lanes = gateway.engine.scheduler.fleet.markets.get(canonical_model(gateway.settings.resolve_model(found.model)))
+        if len(texts) >= SPLIT_ALWAYS or lanes is None or len(lanes.lanes) > 1:
+            gateway.in_task(_split, request, (tongue, found))
+            return
+    inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
+    asked = Asked.of_embedding(found.model, found.options, inputs or [found.prompt or ""])
+    Inference(tongue, gateway, request, request.body, asked).submit(found.model)
+
+
+async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any) -> None:
+    """One list over all nodes. If one of its texts is refused, the whole call is, as a node does it."""
+    how = wanted(request, gateway)
+    models = [found.model, *gateway.settings.fallbacks_of(gateway.settings.resolve_model(found.model))]
+    for place, name in enumerate(models):
+        model = gateway.settings.resolve_model(name)
+        if request.key is not None and not request.key.allows(model):
+            raise ResponseError(f"this key may not use the model '{name}'", 403)
+        try:
+            job, report, took_ns = await _run(gateway, request, model, found, how)
+        except SollolError as error:
+            if place + 1 < len(models) and isinstance(error, NoNodeAvailable):
+                continue
+            if gateway.nobody_has(model):
+                raise ResponseError(f"model '{name}' not found", 404) from None
+            raise
+        tokens = round(job.tokens)
+        gateway.charge(request, tokens)
+        count = len(found.input)
+        rows = [bytes(job.rows[index]) for index in range(count)]
+        if tongue.path == "/v1/embeddings":
+            body = _as_openai(found, rows, tokens)
+        else:
+            body = _as_ollama(found, rows, tokens, took_ns, job.load_ns)
+        nodes = ",".join(node for node, share in report.nodes.items() if share.items)
+        request.answer(200, body, JSON, routed(job.task.id, nodes, report.requests))
+        return
+
+
+async def _run(
+    gateway: Gateway, request: Request, model: str, found: Any, how: Any
+) -> tuple[RawBatch, BatchReport, int]:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BatchReport] = loop.create_future()
+
+    def post(message: Message) -> None:
+        if ended.done():
+            return
+        if isinstance(message, Refused):
+            ended.set_exception(message.error)
+        elif isinstance(message, Ended):
+            if message.error is not None:
+                ended.set_exception(message.error)
+            else:
+                ended.set_result(message.report)
+
+    engine, began = gateway.engine, loop.time()
+    fields = {name: value for name in _FIELDS if (value := getattr(found, name)) is not None}
+    job = engine.batch(model, fields, how.priority, None, how.timeout_s, post, app=how.app, make=RawBatch)
+    assert isinstance(job, RawBatch)
+    request.id = str(job.task.id)
+    try:
+        engine.dispatcher.feed(job.whole(found.input))
+        report = await ended
+    finally:
+        gateway.pool.count(ended.done() and not ended.cancelled() and ended.exception() is None)
+        engine.dispatcher.cancel(job.task.id)
+    return job, report, round((loop.time() - began) * 1e9)
+
+
+def _as_ollama(found: Any, rows: list[bytes], tokens: int, took_ns: int, load_ns: int) -> bytes:
+    head = b'{"model":%b,"embeddings":[' % encode(found.model)
+    tail = b'],"total_duration":%d,"load_duration":%d,"prompt_eval_count":%d}' % (took_ns, load_ns, tokens)
+    return head + b",".join(rows) + tail
+
+
+def _as_openai(found: Any, rows: list[bytes], tokens: int) -> bytes:
+    if found.encoding_format == "base64":
+        rows = [b'"%b"' % base64.b64encode(array("f", msgspec.json.decode(row)).tobytes()) for row in rows]
+    data = b",".join(
+        b'{"object":"embedding","embedding":%b,"index":%d}' % (row, index) for index, row in enumerate(rows)
+    )
+    usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
+    return b'{"object":"list","data":[%b],"model":%b,"usage":%b}\n' % (data, encode(found.model), usage)
+
+
+ROUTES: Final = {tongue.path: partial(embed, tongue) for tongue in EMBED_TONGUES}
