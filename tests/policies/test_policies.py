@@ -315,6 +315,7 @@ def test_other_options_are_a_reload_and_put_out_who_uses_the_model() -> None:
 def test_a_conversation_goes_back_to_the_node_that_has_read_it() -> None:
     lanes = fleet(50, 51)
     lanes[0].warm.append((7,))
+    lanes[0].market.remember(((7, 39_000),), lanes[0])
     long = CHAT._replace(cost=40_000, prefix=((7, 39_000), (8, 40_000)))
     assert choose(lanes, task=long).node == lanes[0].node.key
 

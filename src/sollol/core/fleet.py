@@ -165,12 +165,13 @@ class Lane:
 
     def free(self, at: Micros, heavy: bool = True) -> bool:
         """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
+        node, breaker = self.node, self.breaker
         return (
-            self.node.up is True
-            and (not heavy or self.heavy > 0 or self.node.heavy_lanes < self.node.turns.at_once)
+            node.up is True
+            and (not heavy or self.heavy > 0 or node.heavy_lanes < node.turns.at_once)
             and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= at
-            and self.breaker.admits(at)
+            and (breaker.closed or breaker.admits(at))
         )
 
     def still_draining(self, at: Micros) -> list[Micros]:
@@ -180,7 +181,7 @@ class Lane:
 
     def usable(self, at: Micros) -> bool:
         """Can it be expected to take work, now or when a slot frees?"""
-        return self.node.up is True and (bool(self.attempts) or self.breaker.admits(at))
+        return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(at))
 
     def slowness(self) -> float:
         """How many times slower than others it must be expected to be before it was tried: it may run on the CPU."""
@@ -224,14 +225,14 @@ class Lane:
 
     def _own_wait_us(self, at: Micros) -> Micros:
         over = len(self.attempts) - self.limiter.limit
-        ends = []
-        if over >= 0:
-            ends = sorted(attempt.expected_end(at) for attempt in self.attempts.values())
+        if over < 0 and not self.draining:
+            return max(0, self.paused_until - at)
+        ends = [attempt.expected_end(at) for attempt in self.attempts.values()]
+        if len(ends) > 1:
+            ends.sort()
         if self.draining and (draining := self.still_draining(at)):
             over += len(draining)
-            ends = sorted(
-                [*ends, *draining] if ends else [*(a.expected_end(at) for a in self.attempts.values()), *draining]
-            )
+            ends = sorted([*ends, *draining])
         wait = self.paused_until - at
         if over >= 0:
             wait = max(wait, ends[over] - at)

@@ -21,6 +21,8 @@ SHORTLIST = 24  # lanes looked at for one decision; all, if there are no more
 HALF = SHORTLIST // 2
 MATCHING = 4  # of those that hold the model with the options asked for
 MARKS_MAX = 10_000
+RANK_EVERY = 16  # answers after which the lanes are ranked anew, or half as many as there are lanes
+RANK_OFTEN = 64  # first answers, after each of which they are
 
 # Assumed before anything was measured anywhere; the first answers replace them.
 TOKENS_OUT = 128.0
@@ -91,13 +93,20 @@ class Market:
         for mark, _ in prefix:
             self._marks[mark] = lane
 
+    def knows(self, prefix: tuple[tuple[int, int], ...]) -> bool:
+        """Has some lane read the beginning of this conversation?"""
+        marks = self._marks
+        return any(mark in marks for mark, _ in prefix)
+
     def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Lane]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
         if wide or len(self.lanes) <= SHORTLIST:
             return [
                 lane
                 for lane in self.lanes.values()
-                if (lane.attempts or lane.breaker.admits(at)) and lane.node.up and lane.node.key not in tried
+                if (lane.attempts or lane.breaker.closed or lane.breaker.admits(at))
+                and lane.node.up
+                and (not tried or lane.node.key not in tried)
             ]
         self._rank()
         free = self._best_free(tried, at)
@@ -132,7 +141,8 @@ class Market:
         return self._typical
 
     def _rank(self) -> None:
-        if self._ranked_at >= 0 and self.samples - self._ranked_at < max(1, len(self.lanes) // 2):
+        every = max(RANK_EVERY if self.samples >= RANK_OFTEN else 1, len(self.lanes) // 2)
+        if self._ranked_at >= 0 and self.samples - self._ranked_at < every:
             return
         self._ranked_at = self.samples
         lanes = list(self.lanes.values())

@@ -50,6 +50,9 @@ class Limiter(Protocol):
 class Breaker(Protocol):
     """May this (node, model) be tried now?"""
 
+    closed: bool
+    """It admits everything: looked at for every lane of every decision, so an attribute spares a call."""
+
     def admits(self, at: Micros) -> bool: ...
     def retry_at(self) -> Micros | None:
         """When it will next admit a trial, or None while closed."""

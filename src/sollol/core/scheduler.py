@@ -119,9 +119,12 @@ class Scheduler:
         elif not self._looking_after:
             self._looking_after = True
             ledger.at(at + LOOK_AFTER, self._look_after)
-        if opened.batch is None and self._singles.start_now(opened, at):
+        started = self._singles.start_now(opened, at) if opened.batch is None else None
+        if started:
             return
         ledger.enqueue(opened, at, at)
+        if started is False:
+            return  # the answer that it waits for brings us back
         market, line = ledger.market(task.model, at), ledger.line(task.model)
         if opened.batch is None and at < market.quiet_until and line.peek(at) != task.id:
             self._plan_look(market)  # those before it were asked just now

@@ -60,15 +60,17 @@ class Singles:
         own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
         ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
 
-    def start_now(self, opened: OpenTask, at: Micros) -> bool:
-        """Where nobody waits and the best choice is free, a task need not stand in line first."""
+    def start_now(self, opened: OpenTask, at: Micros) -> bool | None:
+        """Where nobody waits and the best choice is free, a task need not stand in line first.
+
+        False: it rather waits for a busy node. None: not decided here."""
         ledger, task = self._ledger, opened.task
         market = ledger.market(task.model, at)
         router = self._router(task)
-        if ledger.line(task.model) or ledger.health.settles_at(at) is not None:
-            return False
+        if not market.roomy or ledger.line(task.model) or ledger.health.settles_at(at) is not None:
+            return None
         if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
-            return False
+            return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         if not market.lanes[decision.node].free(at, task.kind is not Kind.EMBED):
             return False

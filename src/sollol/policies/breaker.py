@@ -18,13 +18,14 @@ _FAULTS = frozenset({How.FAILED, How.TIMEOUT, How.UNREACHABLE})
 
 
 class ConsecutiveBreaker:
-    __slots__ = ("_failures", "_open_until", "_pause", "_trial")
+    __slots__ = ("_failures", "_open_until", "_pause", "_trial", "closed")
 
     def __init__(self) -> None:
         self._failures = 0
         self._pause = PAUSE
         self._open_until: Micros | None = None
         self._trial = False
+        self.closed = True
 
     def admits(self, at: Micros) -> bool:
         return self._open_until is None or (at >= self._open_until and not self._trial)
@@ -41,9 +42,11 @@ class ConsecutiveBreaker:
             self._failures += 1
             if self._trial or self._failures == THRESHOLD:
                 self._open_until = at + self._pause
+                self.closed = False
                 self._pause = min(LONGER * self._pause, PAUSE_MAX)
         elif outcome.how in (How.OK, How.REFUSED):
             self._failures = 0
             self._pause = PAUSE
             self._open_until = None
+            self.closed = True
         self._trial = False

@@ -86,19 +86,18 @@ def _predict(
     tokens = 0.0 if embed else market.expected_tokens(task)
     tokens_per_cost = market.prompt_tokens(1.0)
     options, prefix, cost = task.options, task.prefix, task.cost
+    warm = bool(prefix) and market.knows(prefix)
     found: list[Parts] = []
     finishes: list[float] = []
     for lane in lanes:
         node = lane.node
-        wait: float = 0
+        wait = load = displaces = 0.0
         if lane.attempts or node.heavy_lanes or lane.draining or lane.paused_until > at:
-            wait = lane.wait_us(at, heavy)
+            wait = float(lane.wait_us(at, heavy))
         if ahead:
-            wait += ahead.get(node.key, 0)
-        load: float = 0
-        displaces: float = 0
+            wait += float(ahead.get(node.key, 0))
         if not lane.loaded_by_us or lane.options != options:
-            load = lane.startup_us(options)
+            load = float(lane.startup_us(options))
             if load and lane.displaces(options, at):
                 displaces = load
         fresh = not node.attempted
@@ -123,7 +122,7 @@ def _predict(
                     speed /= lane.slowness()
                 reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
                 speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
-            read = (cost - lane.warm_cost(prefix) if prefix and lane.warm else cost) * tokens_per_cost / reads
+            read = (cost - lane.warm_cost(prefix) if warm else cost) * tokens_per_cost / reads
             decode = tokens / speaks
         if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
             penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
