@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint compile pure bench clean
 
 # The interpreter is recorded, so that a newer pyproject.toml or another Python installs again.
 $(VENV)/.installed-demo: pyproject.toml
@@ -27,8 +27,15 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(BIN)/pytest
 
+# Compiles what decides, in place; `make pure` goes back to plain Python.
+compile: $(VENV)/.installed-dev
+	$(BIN)/python hatch_build.py
+
+pure:
+	find src -name '*.so' -delete
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench
 
-clean:
+clean: pure
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

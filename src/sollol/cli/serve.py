@@ -36,6 +36,9 @@ def serve(
             new_loop = uvloop.new_event_loop
         except ImportError:
             pass
+    import gc
+
+    gc.set_threshold(100_000, 20, 50)
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_serve(settings))
 

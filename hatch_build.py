@@ -1,0 +1,82 @@
+"""Compiles the deciding part of SOLLOL (core, policies) with mypyc, on request: `SOLLOL_COMPILE=1 pip install .`, or
+in place with `python hatch_build.py` (`make compile`). Without it everything runs as plain Python, four times slower
+to decide. See docs/decisions/compiled.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent
+SOURCE = ROOT / "src"
+LEFT_OUT = {"__init__.py", "types.py", "task_words.py"}  # values and words: nothing in them runs often
+ROOMS = ("core", "policies")
+
+
+def modules() -> list[str]:
+    """What is compiled, as paths below src."""
+    found = (path for room in ROOMS for path in sorted((SOURCE / "sollol" / room).glob("*.py")))
+    return [str(path.relative_to(SOURCE)) for path in found if path.name not in LEFT_OUT]
+
+
+def compile_into(target: Path) -> list[Path]:
+    """Build the extension modules below `target`; their paths. Needs a C compiler, mypy and setuptools."""
+    from mypyc.build import mypycify
+    from setuptools import Distribution
+    from setuptools.command.build_ext import build_ext
+
+    before = Path.cwd()
+    os.chdir(SOURCE)
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            extensions = mypycify(modules(), opt_level="3", target_dir=work, group_name="sollol")
+            command = build_ext(Distribution({"ext_modules": extensions}))
+            command.build_lib, command.build_temp = str(target), work
+            command.ensure_finalized()
+            command.run()
+            return [target / Path(path).relative_to(target) for path in command.get_outputs()]
+    finally:
+        os.chdir(before)
+
+
+def clean() -> None:
+    for path in [*SOURCE.glob("*.so"), *(SOURCE / "sollol").rglob("*.so")]:
+        path.unlink()
+
+
+def main() -> None:
+    clean()
+    with tempfile.TemporaryDirectory() as work:
+        built = Path(work) / "lib"
+        for path in compile_into(built):
+            target = SOURCE / path.relative_to(built)
+            shutil.copy(path, target)
+            print(target.relative_to(ROOT))
+
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # `make compile` runs in an environment without hatchling
+    pass
+else:
+
+    class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
+        PLUGIN_NAME = "custom"
+
+        def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+            if os.environ.get("SOLLOL_COMPILE") != "1" or version == "editable":
+                return
+            built = Path(tempfile.mkdtemp())
+            build_data["force_include"].update(
+                {str(path): str(path.relative_to(built)) for path in compile_into(built)}
+            )
+            build_data.update(pure_python=False, infer_tag=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
