@@ -14,8 +14,9 @@ from typing import Final
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
 from sollol.core.types import How, Micros, Outcome, Task
+from sollol.gateway.dialects.reading import Reader
 from sollol.gateway.request import JSON, Request, type_line
-from sollol.gateway.tongues import Reader, Tongue
+from sollol.gateway.tongues import Tongue
 from sollol.nodes.dialect import outcome_of, refusal
 from sollol.nodes.transport import RawHeaders, SinkTransport, Timeouts, TransportFault
 from sollol.pool.continuation import Continuity, Said
@@ -156,7 +157,7 @@ class StreamRelay(StreamJob):
 
     def break_off(self, settled: Settle) -> None:
         """The answer cannot go on: said as an error, in the words of the request."""
-        self.request.end(self.tongue.error_event(str(self.error())))
+        self.request.end(self.tongue.error_event(self.request.path, str(self.error())))
 
 
 class StreamAttempt:

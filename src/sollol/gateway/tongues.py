@@ -7,14 +7,18 @@ the bytes that came.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
 from sollol.core.types import Kind, Outcome, TaskType
 from sollol.errors import BadInput
-from sollol.gateway.request import NDJSON, type_line
-from sollol.nodes.dialect import Lines, decode, encode, judge, judge_line, runner_key
+from sollol.gateway.dialects import anthropic, openai, responses
+from sollol.gateway.dialects.reading import LineReader, Reader
+from sollol.gateway.refusals import error_body
+from sollol.gateway.request import NDJSON, SSE, type_line
+from sollol.nodes.dialect import decode, judge, runner_key
 from sollol.policies.batching import item_cost
 from sollol.policies.tasks import detect_task_type
 from sollol.pool.continuation import Said, is_plain
@@ -38,34 +42,6 @@ class Asked(NamedTuple):
         return cls(model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost)
 
 
-class Reader:
-    """A streamed answer in NDJSON: what may be passed on, and how it stands."""
-
-    __slots__ = ("_lines", "count", "ended", "tail")
-
-    def __init__(self) -> None:
-        self._lines = Lines()
-        self.ended: Outcome | None = None
-        self.tail = b""
-        self.count = 0
-
-    def feed(self, piece: bytes) -> bytes:
-        passed = []
-        for line in self._lines.feed(piece):
-            self.ended = judge_line(line)
-            if self.ended is not None:
-                self.tail = line + b"\n"
-                break
-            self.count += 1
-            passed.append(line + b"\n")
-        return b"".join(passed)
-
-    def close(self) -> Outcome:
-        from sollol.core.types import How
-
-        return self.ended or Outcome(How.FAILED, "the answer ended before it was complete")
-
-
 class Tongue(NamedTuple):
     path: str
     kind: Kind
@@ -74,7 +50,7 @@ class Tongue(NamedTuple):
     reader: Callable[[], Reader]
     said: Callable[[bytes], Said | None]
     """Of a body: what is needed to go on with the answer elsewhere; None where that cannot be exact."""
-    error_event: Callable[[str], bytes]
+    error_event: Callable[[str, str], bytes]
     type_line: bytes
 
     def framed(self, line: bytes) -> bytes:
@@ -102,6 +78,8 @@ class _OpenAI(msgspec.Struct):
     max_output_tokens: int | None = None
     prompt: Any = None
     input: Any = None
+    system: Any = None
+    instructions: str | None = None
 
 
 class Embedding(msgspec.Struct):
@@ -150,6 +128,7 @@ def _peek_openai(body: bytes) -> Asked:
     if found.input is not None:
         messages = found.input if isinstance(found.input, list) else [{"role": "user", "content": found.input}]
     payload: dict[str, Any] = {"messages": messages} if messages else {"prompt": found.prompt}
+    payload["system"] = found.instructions or (found.system if isinstance(found.system, str) else None)
     return Asked(
         found.model,
         bool(found.stream),
@@ -199,14 +178,39 @@ def _said_as(kind: Kind) -> Callable[[bytes], Said | None]:
     return said
 
 
-def _error_line(message: str) -> bytes:
-    return encode({"error": message}) + b"\n"
+def _error_line(path: str, message: str) -> bytes:
+    return error_body(path, 502, message) + b"\n"
 
 
-_NDJSON = type_line(NDJSON)
+def _error_event(path: str, message: str) -> bytes:
+    """An answer that breaks off says so; the mark of a good end does not follow."""
+    named = path in ("/v1/messages", "/v1/responses")
+    return (b"event: error\n" if named else b"") + b"data: " + error_body(path, 502, message) + b"\n\n"
+
+
+_NDJSON, _SSE = type_line(NDJSON), type_line(SSE)
 TONGUES = [
-    Tongue(path, kind, _peek_ollama, _judge_as(kind), Reader, _said_as(kind), _error_line, _NDJSON)
-    for path, kind in (("/api/chat", Kind.CHAT), ("/api/generate", Kind.GENERATE))
+    *(
+        Tongue(path, kind, _peek_ollama, _judge_as(kind), LineReader, _said_as(kind), _error_line, _NDJSON)
+        for path, kind in (("/api/chat", Kind.CHAT), ("/api/generate", Kind.GENERATE))
+    ),
+    *(
+        Tongue(
+            path,
+            kind,
+            _peek_openai,
+            openai.judge_whole,
+            openai.reader,
+            partial(openai.said, kind),
+            _error_event,
+            _SSE,
+        )
+        for path, kind in (("/v1/chat/completions", Kind.CHAT), ("/v1/completions", Kind.GENERATE))
+    ),
+    *(
+        Tongue(path, Kind.CHAT, _peek_openai, room.judge_whole, room.reader, room.said, _error_event, _SSE)
+        for path, room in (("/v1/messages", anthropic), ("/v1/responses", responses))
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
 ASKED = 3  # nodes, at most, whether one of them can go on with a model
+UNREAD = 64  # parts that are kept as they came
 PATIENCE_S = 5.0  # of a stream that has broken off, for the answer whether another node may go on
 # Fields that leave an answer plain text going on from its prompt. Any other makes continuation inexact.
 _PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_alive", "system", "template", "raw"])
@@ -118,28 +119,48 @@ def _post(path: str, body: Mapping[str, Any]) -> Call:
 class Said:
     """What the caller has received of an answer, over all the nodes that gave it."""
 
-    __slots__ = ("_parts", "body", "decode_us", "kind", "model", "seams", "tokens")
+    __slots__ = ("_parts", "_tokens", "_unread", "body", "decode_us", "kind", "model", "seams")
 
     def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
         self.kind = kind
         self.body = body
         self.model = str(body["model"])
-        self.tokens = 0  # a line of a stream is a token
         self.decode_us = 0
         self.seams: list[dict[str, Any]] = []
         self._parts: list[str] = []
+        self._tokens = 0  # a line of a stream is a token
+        self._unread: list[bytes] = []
 
     @property
     def text(self) -> str:
+        self._read()
         return "".join(self._parts)
 
-    def hear(self, line: bytes) -> None:
-        """A part in the request's own dialect goes to the caller."""
+    @property
+    def tokens(self) -> int:
+        self._read()
+        return self._tokens
+
+    def hear(self, piece: bytes) -> None:
+        """A part in the request's own dialect, one line or several, goes to the caller.
+
+        Decoding each as it passes would cost as much as passing it on: it is done in batches, or when somebody asks."""
+        self._unread.append(piece)
+        if len(self._unread) >= UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        for piece in unread:
+            for line in piece.split(b"\n"):
+                if line and (text := self.text_of(line)):
+                    self._parts.append(text)
+                    self._tokens += 1
+
+    def text_of(self, line: bytes) -> str:
+        """The text that a line says."""
         found = _part(line)
-        text = found.response or (found.message.content if found.message else "")
-        if text:
-            self._parts.append(text)
-            self.tokens += 1
+        return found.response or (found.message.content if found.message else "") or ""
 
     @property
     def left(self) -> int | None:
