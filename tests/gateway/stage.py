@@ -1,0 +1,88 @@
+"""A gateway over simulated nodes, both on real sockets, each in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import httpx
+
+from sollol.gateway.app import Gateway
+from sollol.gateway.settings import GatewaySettings
+from sollol.nodes.http import HttpTransport
+from sollol.pool.aio import AsyncOllamaPool
+from sollol.sim import ModelSpec, NodeSpec
+from sollol.sim.serve import new_loop
+
+T = TypeVar("T")
+MODEL = "llama3.2"
+WAIT_S = 10.0
+
+
+def talker(number: int, tokens_per_s: float = 200.0, *, continues: bool = False, **more: Any) -> NodeSpec:
+    """A node with MODEL in memory."""
+    model = ModelSpec(MODEL, size_bytes=2_000_000_000, continues=continues, tools=True, mean_words=math.inf)
+    given: dict[str, Any] = {"models": (model,), "loaded": (MODEL,), "load_bytes_per_s": 1e9} | more
+    return NodeSpec(decode_tokens_per_s=tokens_per_s, prefill_tokens_per_s=20 * tokens_per_s, seed=number, **given)
+
+
+class Stage:
+    """The gateway's address, and a way onto its loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, gateway: Gateway, port: int) -> None:
+        self._loop = loop
+        self.gateway = gateway
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def client(self, **more: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False, **more)
+
+    def on_loop(self, work: Callable[[Gateway], Awaitable[T]]) -> T:
+        async def run() -> T:
+            return await work(self.gateway)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(WAIT_S)
+
+    def look(self, read: Callable[[Gateway], T]) -> T:
+        async def run(gateway: Gateway) -> T:
+            return read(gateway)
+
+        return self.on_loop(run)
+
+
+@contextmanager
+def gateway_over(urls: Iterable[str], settings: GatewaySettings | None = None, **more: Any) -> Iterator[Stage]:
+    """A gateway on a free port, closed at the end of the block."""
+    loop = new_loop()
+    thread = threading.Thread(target=loop.run_forever, name="gateway", daemon=True)
+    thread.start()
+    given = settings or GatewaySettings()
+    urls = list(urls)
+
+    async def start() -> tuple[Gateway, int]:
+        transport = HttpTransport()
+        pool = AsyncOllamaPool(urls, transport=transport, seed=1)
+        gateway = Gateway(pool, given._replace(port=0), transport=transport, **more)
+        port = await gateway.start()
+        await pool.wait_ready()
+        return gateway, port
+
+    async def stop(gateway: Gateway) -> None:
+        await gateway.aclose(0.0)
+        await gateway.pool.aclose()
+
+    gateway = None
+    try:
+        gateway, port = asyncio.run_coroutine_threadsafe(start(), loop).result(WAIT_S)
+        yield Stage(loop, gateway, port)
+    finally:
+        if gateway is not None:
+            asyncio.run_coroutine_threadsafe(stop(gateway), loop).result(WAIT_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(WAIT_S)
+        loop.close()

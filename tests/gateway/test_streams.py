@@ -1,0 +1,91 @@
+"""Streams through the gateway whose node dies in the middle, in every dialect: each word arrives once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sollol.sim.serve import Cluster, sim_cluster
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker
+from tests.gateway.test_dialects import spoken
+
+WORDS = 20
+QUESTION = "the small node sends the ready model and waits for it"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat-stream": ("/api/chat", {"messages": MESSAGES, "options": {"num_predict": WORDS}}),
+    "generate-stream": ("/api/generate", {"prompt": QUESTION, "options": {"num_predict": WORDS}}),
+    "v1-chat-stream": (
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "max_tokens": WORDS, "stream_options": {"include_usage": True}},
+    ),
+    "v1-completions-stream": ("/v1/completions", {"prompt": QUESTION, "max_tokens": WORDS}),
+    "v1-messages-stream": ("/v1/messages", {"messages": MESSAGES, "max_tokens": WORDS}),
+    "v1-responses-stream": ("/v1/responses", {"input": QUESTION, "max_output_tokens": WORDS}),
+}
+ENDINGS = {
+    "chat-stream": b'"done":true',
+    "generate-stream": b'"done":true',
+    "v1-chat-stream": b"data: [DONE]\n\n",
+    "v1-completions-stream": b"data: [DONE]\n\n",
+    "v1-messages-stream": b"message_stop",
+    "v1-responses-stream": b"response.completed",
+}
+
+
+def ask(stage: Stage, case: str) -> bytes:
+    path, body = ROUTES[case]
+    with stage.client() as client:
+        answer = client.post(path, json={"model": MODEL, "stream": True, **body})
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def unbroken(case: str, continues: bool) -> str:
+    with sim_cluster([talker(1, continues=continues)]) as nodes, gateway_over(nodes.urls) as stage:
+        return spoken(case, ask(stage, case))
+
+
+def break_all(nodes: Cluster, place: int, fault: str, after: int) -> None:
+    def switch(found: list[Any]) -> None:
+        getattr(found[place], fault)(after)
+
+    nodes.do(switch)
+
+
+@pytest.mark.parametrize("continues", [False, True])
+@pytest.mark.parametrize("fault", ["cut_after", "late_error_after"])
+@pytest.mark.parametrize("case", ROUTES)
+def test_another_node_goes_on(case: str, fault: str, continues: bool) -> None:
+    right = unbroken(case, continues)
+    # The faster node is asked first, and fails in the middle.
+    specs = [talker(1, 400.0, continues=continues), talker(2, 100.0, continues=continues)]
+    with sim_cluster(specs) as nodes, gateway_over(nodes.urls) as stage:
+        for after in (1, 7, WORDS - 1, WORDS):
+            break_all(nodes, 0, fault, after)
+            answer = ask(stage, case)
+            assert spoken(case, answer) == right
+            assert ENDINGS[case] in answer
+            if case in ("chat-stream", "generate-stream"):
+                assert json.loads(answer.splitlines()[-1])["eval_count"] == WORDS
+        moved = stage.look(lambda gateway: [row for row in gateway.engine.history.recent() if row["attempts"] > 1])
+        assert moved
+
+
+@pytest.mark.parametrize("case", ROUTES)
+def test_an_answer_that_cannot_go_on_ends_as_an_error(case: str) -> None:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage:
+        break_all(nodes, 0, "cut_after", 7)
+        answer = ask(stage, case)
+        assert ENDINGS[case] not in answer
+        assert b"error" in answer
+
+
+def test_before_the_first_byte_a_failure_is_not_seen() -> None:
+    with sim_cluster([talker(1, 400.0), talker(2, 100.0)]) as nodes, gateway_over(nodes.urls) as stage:
+        nodes.do(lambda found: found[0].error_rate(1.0))
+        for case in ROUTES:
+            assert ENDINGS[case] in ask(stage, case)
+        assert not stage.look(lambda gateway: gateway.pool.get_stats()["failed_requests"])
