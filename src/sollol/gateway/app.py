@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
-from sollol.gateway import embed, infer
+from sollol.gateway import embed, fanout, infer, models, own
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
 from sollol.gateway.refusals import status_of
@@ -33,6 +33,8 @@ log = logging.getLogger("sollol.gateway")
 Handler = Callable[..., Awaitable[None]]
 _OWN_SUFFIXES = (".localhost", ".local", ".internal")
 _ABORT_WAIT_S = 1.0
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAMES = 10_000  # ids of clients that are remembered
 
 
 class Route(NamedTuple):
@@ -62,20 +64,21 @@ class Gateway:
         self.common = b""  # header lines of every answer
         self._cors = Cors(settings.cors_origins)
         self._exact: dict[str, dict[str, Route]] = {}
-        self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
         self._connections: set[ClientConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._local_only = is_loopback(settings.host)
+        self.once = fanout.Once()
+        self._names: dict[str, int] = {}  # ids that clients gave to their requests -> tasks
         for path, handler in (infer.ROUTES | embed.ROUTES).items():
             self.add("POST", path, Route(handler, direct=True))
+        for (method, path), route in ROUTES.items():
+            self.add(method, path, route)
+        self._patterns = list(PATTERNS)
 
     def add(self, method: str, path: str, route: Route) -> None:
         self._exact.setdefault(path, {})[method] = route
-
-    def add_pattern(self, method: str, pattern: re.Pattern[str], route: Route) -> None:
-        self._patterns.append((method, pattern, route))
 
     # --- life ---
 
@@ -245,8 +248,53 @@ class Gateway:
         nodes = [node for node in self.engine.scheduler.fleet.nodes.values() if node.usable]
         return bool(nodes) and not any(canonical_model(model) in node.models for node in nodes)
 
+    def name_task(self, request: Request, task: int) -> None:
+        """The client may give its request an id of its own, to ask for its place in the queue while it waits."""
+        name = request.header(b"x-sollol-request-id")
+        if name:
+            if not _ID.fullmatch(name):
+                raise BadInput(f"X-Sollol-Request-Id: {name!r}; expected 1 to 64 letters, digits, '.', '_' or '-'")
+            if len(self._names) >= NAMES:
+                del self._names[next(iter(self._names))]
+            self._names[name] = task
+
+    def task_of(self, name: str) -> int | None:
+        """The task of a request, by its number or by the id that the client gave."""
+        found = self._names.get(name)
+        return found if found is not None else int(name) if name.isdecimal() and len(name) < 19 else None
+
     def charge(self, request: Request, tokens: int) -> None:
         """A call of a key has used so many tokens."""
+
+
+ROUTES: dict[tuple[str, str], Route] = {
+    ("GET", "/"): Route(fanout.root, public=True),
+    ("GET", "/api/version"): Route(fanout.version),
+    ("GET", "/api/status"): Route(fanout.first_answer),
+    ("GET", "/api/tags"): Route(fanout.tags),
+    ("GET", "/api/ps"): Route(fanout.ps),
+    ("GET", "/v1/models"): Route(fanout.models),
+    ("POST", "/api/show"): Route(fanout.show),
+    ("POST", "/api/me"): Route(fanout.first_answer),
+    ("POST", "/api/signout"): Route(fanout.first_answer),
+    ("POST", "/api/pull"): Route(models.pull),
+    ("POST", "/api/push"): Route(models.push),
+    ("POST", "/api/create"): Route(models.create),
+    ("POST", "/api/copy"): Route(models.copy),
+    ("DELETE", "/api/delete"): Route(models.delete),
+    ("GET", "/sollol/health"): Route(own.health, public=True),
+    ("GET", "/sollol/ready"): Route(own.ready, public=True),
+    ("GET", "/sollol/snapshot"): Route(own.snapshot),
+    ("GET", "/sollol/nodes"): Route(own.nodes),
+    ("GET", "/sollol/openapi.json"): Route(own.openapi),
+}
+PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
+    ("GET", re.compile(r"/v1/models/(.+)"), Route(fanout.model)),
+    ("HEAD", models.BLOB, Route(models.has_blob)),
+    ("POST", models.BLOB, Route(models.upload_blob, upload=True)),
+    ("GET", own.EXPLAIN, Route(own.explain)),
+    ("GET", own.QUEUE, Route(own.queue)),
+]
 
 
 def is_loopback(host: str) -> bool:

@@ -144,6 +144,7 @@ async def _run(
     job = engine.batch(model, fields, how.priority, None, how.timeout_s, post, app=how.app, make=RawBatch)
     assert isinstance(job, RawBatch)
     request.id = str(job.task.id)
+    gateway.name_task(request, job.task.id)
     try:
         engine.dispatcher.feed(job.whole(found.input))
         report = await ended

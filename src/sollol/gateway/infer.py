@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sollol.core.types import How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
+from sollol.gateway import models
 from sollol.gateway.refusals import status_of
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request
@@ -44,6 +45,9 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     asked = peeked(tongue, body)
     if not asked.model:
         raise BadInput("model is required")
+    if asked.unloads:
+        gateway.in_task(models.unload, request, (gateway.settings.resolve_model(asked.model),))
+        return
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
 
 
@@ -89,6 +93,7 @@ class Inference:
             prefix=asked.prefix,
         )
         request.id = str(task.id)
+        gateway.name_task(request, task.id)
         done = engine.noting(partial(self._done, model))
         job: WholeRelay | StreamRelay
         if asked.stream:

@@ -20,6 +20,7 @@ class GatewaySettings(NamedTuple):
     cors_origins: tuple[str, ...] = ()
     limits: Limits = Limits()
     drain_s: float = 30.0
+    aliases: tuple[str, ...] = ()
 
     def resolve_model(self, name: str) -> str:
         return name

@@ -35,6 +35,7 @@ class Asked(NamedTuple):
     type: TaskType
     prefix: tuple[tuple[int, int], ...]
     cost: int = 0
+    unloads: bool = False  # it only asks to put the model out of memory
 
     @classmethod
     def of_embedding(cls, model: str, options: Any, texts: Sequence[Any]) -> Asked:
@@ -58,6 +59,9 @@ class Tongue(NamedTuple):
         return line if line.endswith(b"\n") or not line else line + b"\n"
 
 
+_NOW = (0, "0", "0s", "0m", "0h")
+
+
 class _Chat(msgspec.Struct):
     model: str = ""
     stream: bool | None = None
@@ -67,6 +71,7 @@ class _Chat(msgspec.Struct):
     prompt: str | None = None
     system: str | None = None
     suffix: str | None = None
+    keep_alive: Any = None
 
 
 class _OpenAI(msgspec.Struct):
@@ -119,6 +124,7 @@ def _peek_ollama(body: bytes) -> Asked:
         runner_key(options) if options else "",
         detect_task_type(payload),
         prefix_of(found.messages) if found.messages else (),
+        unloads=found.keep_alive in _NOW and not (found.messages or found.prompt),
     )
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
@@ -19,6 +19,9 @@ from sollol.pool.answers import Answer
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
 LOADING = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=600.0)
+
+
+Unanswered = (ResponseError, TransportFault)  # what asking a node can end in
 
 
 async def ask(
@@ -46,14 +49,14 @@ async def ask_all(
     async def one(node: Endpoint) -> Any:
         try:
             return await ask(transport, node, method, path, body, timeouts)
-        except (ResponseError, TransportFault) as error:
+        except Unanswered as error:
             return error
 
     answers = await asyncio.gather(*(one(node) for node in nodes))
     return dict(zip([node.key for node in nodes], answers, strict=True))
 
 
-def _need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
+def need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
     """The good answers; if there are none, why."""
     good = {node: answer for node, answer in answers.items() if not isinstance(answer, Exception)}
     if good:
@@ -67,7 +70,7 @@ def _need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
 async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """All models on disk, each once, with `nodes`: who has it."""
     merged: dict[str, dict[str, Any]] = {}
-    for node, answer in _need_one("list", await ask_all(transport, nodes, "GET", "/api/tags")).items():
+    for node, answer in need_one("list", await ask_all(transport, nodes, "GET", "/api/tags")).items():
         for row in answer.get("models") or []:
             merged.setdefault(str(row.get("model")), {**row, "nodes": []})["nodes"].append(node)
     return Answer(models=list(merged.values()))
@@ -76,14 +79,14 @@ async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer
 async def running_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """All models in memory, a row per node and model, with `node`."""
     rows: list[dict[str, Any]] = []
-    for node, answer in _need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps")).items():
+    for node, answer in need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps")).items():
         rows += [{**row, "node": node} for row in answer.get("models") or []]
     return Answer(models=rows)
 
 
 async def version(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """`version`: the oldest of the nodes' versions; `nodes`: each one's."""
-    answers = _need_one("version", await ask_all(transport, nodes, "GET", "/api/version"))
+    answers = need_one("version", await ask_all(transport, nodes, "GET", "/api/version"))
     versions = {node: str(answer.get("version", "")) for node, answer in answers.items()}
     return Answer(version=min(versions.values(), key=_version_key), nodes=versions)
 
@@ -98,16 +101,16 @@ async def show(transport: Transport, nodes: Sequence[Endpoint], model: str) -> A
     for node in nodes:
         try:
             return Answer(await ask(transport, node, "POST", "/api/show", {"model": model}))
-        except (ResponseError, TransportFault) as error:
+        except Unanswered as error:
             answers[node.key] = error
-    _need_one(f"show {model}", answers)
+    need_one(f"show {model}", answers)
     raise AssertionError("unreachable")
 
 
 async def holders(transport: Transport, nodes: Sequence[Endpoint], model: str) -> list[Endpoint]:
     """The nodes that have a model. Raises ResponseError 404, naming what there is, if none has."""
     wanted = canonical_model(model)
-    answers = _need_one(f"find {model}", await ask_all(transport, nodes, "GET", "/api/tags"))
+    answers = need_one(f"find {model}", await ask_all(transport, nodes, "GET", "/api/tags"))
     have = {node: {str(row.get("model")) for row in answer.get("models") or []} for node, answer in answers.items()}
     found = [node for node in nodes if wanted in have.get(node.key, ())]
     if not found:
@@ -125,7 +128,7 @@ async def everywhere(
 
 
 def _told(what: str, answers: dict[str, Any]) -> Answer:
-    good = _need_one(what, answers)
+    good = need_one(what, answers)
     told = {node: str(answer) if isinstance(answer, Exception) else "success" for node, answer in answers.items()}
     return Answer(status="success" if len(good) == len(answers) else "partial", nodes=told)
 
@@ -141,7 +144,7 @@ async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, 
 
 async def progress(
     transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]
-) -> AsyncIterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     """Progress lines of all nodes as they come, each with `node`; a node that fails gives a line with `error`."""
     lines: asyncio.Queue[Answer | None] = asyncio.Queue()
 
@@ -152,7 +155,7 @@ async def progress(
             try:
                 if reply.status != 200:
                     error = error_text(await reply.read()) or f"status {reply.status}"
-                    lines.put_nowait(Answer(node=node.key, error=error))
+                    lines.put_nowait(Answer(node=node.key, error=error, status_code=reply.status))
                     return
                 splitter = Lines()
                 async for piece in reply:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sollol.sim.ask import FOREVER_S, Ask, Refusal, encode
-from sollol.sim.models import blob_of, full_name, sha256
+from sollol.sim.models import ModelSpec, blob_of, full_name, sha256
 from sollol.sim.reply import JSON, NDJSON, PLAIN_JSON, SimReply
 
 if TYPE_CHECKING:
@@ -103,15 +104,27 @@ async def create(node: SimNode, ask: Ask) -> SimReply:
 
 
 async def pull(node: SimNode, ask: Ask) -> SimReply:
-    """A model that is there already is up to date; another would need a registry."""
+    """A model that is there already is up to date; another comes from `NodeSpec.registry`, if it is there."""
     ask.read_json("PullRequest")
     name = str(ask.data.get("model") or ask.data.get("name") or "")
     if full_name(name) in node.disk:
         steps = [{"status": "pulling manifest"}, {"status": "verifying sha256 digest"}, {"status": "success"}]
         return _stream(200, steps) if ask.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
+    model = next((model for model in node.spec.registry if model.name == full_name(name)), None)
+    if model is not None:
+        node.disk[model.name] = model
+        steps = [{"status": "pulling manifest"}, *_layers(model)]
+        steps += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
+        return _stream(200, steps) if ask.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
     bare, _, tag = full_name(name).partition(":")
     message = f'pull model manifest: Get "https://registry.ollama.ai/v2/library/{bare}/manifests/{tag}": {_NO_WAY_OUT}'
     return _failed_transfer(ask, "pulling manifest", message)
+
+
+def _layers(model: ModelSpec) -> list[dict[str, Any]]:
+    digest = blob_of(model)
+    line = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": model.size_bytes}
+    return [line, *(line | {"completed": model.size_bytes * part // 4} for part in range(1, 5))]
 
 
 async def push(node: SimNode, ask: Ask) -> SimReply:
@@ -129,7 +142,9 @@ def _failed_transfer(ask: Ask, first: str, message: str) -> SimReply:
     return SimReply.of(500, encode({"error": message}), PLAIN_JSON)
 
 
-def _stream(status: int, lines: list[dict[str, str]], content_type: str = NDJSON, *, newline: bool = True) -> SimReply:
+def _stream(
+    status: int, lines: Sequence[Mapping[str, Any]], content_type: str = NDJSON, *, newline: bool = True
+) -> SimReply:
     reply = SimReply()
     reply.begin(status, content_type)
     for line in lines:
@@ -141,7 +156,8 @@ def _stream(status: int, lines: list[dict[str, str]], content_type: str = NDJSON
 async def blob_head(node: SimNode, ask: Ask) -> SimReply:
     if not _DIGEST.match(ask.rest):
         return _json(400, {"error": "invalid digest format"})
-    if ask.rest.replace("-", ":") in (f"sha256:{blob_of(model)}" for model in node.disk.values()):
+    digest = ask.rest.replace("-", ":")
+    if digest in node.blobs or digest in (f"sha256:{blob_of(model)}" for model in node.disk.values()):
         return SimReply.of(200, b"", "")
     return _json(404, {"error": f'blob "{ask.rest}" not found'})
 
@@ -153,4 +169,5 @@ async def blob_post(node: SimNode, ask: Ask) -> SimReply:
     expected = ask.rest.replace("-", ":")
     if got != expected:
         raise Refusal(400, f'digest mismatch, expected "{expected}", got "{got}"')
+    node.blobs.add(expected)
     return SimReply.of(201, b"", "")

@@ -146,6 +146,7 @@ class NodeSpec:
     seed: int = 0
     vectors: Literal["hashed", "cheap"] = "hashed"
     loaded: tuple[str, ...] = ()
+    registry: tuple[ModelSpec, ...] = ()
 
     @property
     def key(self) -> str:
@@ -163,10 +164,10 @@ class NodeSpec:
         if unknown:
             raise TypeError(f"NodeSpec has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         given = dict(data)
-        if "models" in given:
-            given["models"] = tuple(
+        for name in {"models", "registry"} & given.keys():
+            given[name] = tuple(
                 m if isinstance(m, ModelSpec) else ModelSpec(**({"name": m} if isinstance(m, str) else m))
-                for m in given["models"]
+                for m in given[name]
             )
         if "loaded" in given:
             given["loaded"] = tuple(given["loaded"])

@@ -49,6 +49,7 @@ class SimNode:
     def __init__(self, spec: NodeSpec | None = None) -> None:
         self.spec = spec or NodeSpec()
         self.disk: dict[str, ModelSpec] = {model.name: model for model in self.spec.models}
+        self.blobs: set[str] = set()  # digests that were uploaded
         self.dice = random.Random(f"{self.spec.seed}/{self.spec.key}")
         self.machine = Machine()
         self.runners = Runners(self.machine, self.spec)

@@ -1,0 +1,62 @@
+"""The gateway's own routes, under /sollol: is it well, what does it do, why did it decide so."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import sollol
+from sollol.errors import BadInput
+from sollol.gateway.openapi import document
+from sollol.gateway.request import Request
+from sollol.nodes.dialect import encode
+
+if TYPE_CHECKING:
+    from sollol.gateway.app import Gateway
+
+EXPLAIN: Final = re.compile(r"/sollol/explain/([^/]+)")
+QUEUE: Final = re.compile(r"/sollol/queue/([^/]+)")
+
+
+async def health(gateway: Gateway, request: Request) -> None:
+    """It serves."""
+    request.answer(200, encode({"status": "ok", "version": sollol.__version__}))
+
+
+async def ready(gateway: Gateway, request: Request) -> None:
+    """At least one node can be asked, and the gateway is not about to end."""
+    nodes = gateway.pool.nodes
+    up = sum(node.is_healthy for node in nodes)
+    told = {"status": "ready" if up and not gateway.draining else "not ready", "nodes_up": up, "nodes": len(nodes)}
+    request.answer(200 if up and not gateway.draining else 503, encode(told))
+
+
+async def snapshot(gateway: Gateway, request: Request) -> None:
+    request.answer(200, encode(gateway.pool.snapshot()))
+
+
+async def nodes(gateway: Gateway, request: Request) -> None:
+    request.answer(200, encode({"nodes": gateway.pool.snapshot()["nodes"]}))
+
+
+async def explain(gateway: Gateway, request: Request, task: str) -> None:
+    request.answer(200, encode(_explained(gateway, task)))
+
+
+async def queue(gateway: Gateway, request: Request, task: str) -> None:
+    """Where a request stands: its position and when it should start, in milliseconds."""
+    found = _explained(gateway, task)
+    told = {"id": found["id"], "state": found["state"], "model": found["model"]}
+    told |= {"position": found.get("position"), "eta_ms": found.get("eta_ms"), "queue_ms": found.get("queue_ms")}
+    request.answer(200, encode(told))
+
+
+def _explained(gateway: Gateway, task: str) -> dict[str, Any]:
+    number = gateway.task_of(task)
+    if number is None:
+        raise BadInput(f"id {task!r}; expected the number in X-Sollol-Request-Id, or the id that the client gave there")
+    return gateway.pool.explain(number)
+
+
+async def openapi(gateway: Gateway, request: Request) -> None:
+    request.answer(200, encode(document()))
