@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint, parse_endpoint
@@ -24,6 +25,7 @@ from sollol.errors import BadInput, ConfigError
 
 SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
+GATEWAY_TABLES = ("gateway", "limits", "routing", "aliases", "fallbacks")
 _SEPARATORS = re.compile(r"[\s,;]+")
 
 
@@ -39,6 +41,8 @@ class Settings(NamedTuple):
     discovery_subnets: tuple[str, ...] | None = None
     """None: the private networks of this machine."""
     discovery_ports: tuple[int, ...] = (11434,)
+    gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """The file's tables for `sollol serve`, as they stand there: read by `sollol.gateway.settings`."""
 
 
 def load_settings(
@@ -182,10 +186,15 @@ def _from_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path}: {why}; check SOLLOL_CONFIG or --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(f"configuration file {path} is not valid TOML: {problem}") from None
+    tables = {name: content.pop(name) for name in GATEWAY_TABLES if name in content}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(_sentence(f"configuration file {path}: {name}", table, "expected a table"))
     values = dict(_checked(path, content))
     for key, value in dict(values.pop("discovery", {})).items():
         values[f"discovery_{key}"] = value
-    return _read(ConfigError, f"configuration file {path}: {{}}", values)
+    read = _read(ConfigError, f"configuration file {path}: {{}}", values)
+    return {**read, "gateway": tables} if tables else read
 
 
 def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
@@ -212,28 +221,36 @@ def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
     try:
         checked = msgspec.to_builtins(msgspec.convert(content, file))
     except msgspec.ValidationError as problem:
-        raise ConfigError(_explained(path, content, str(problem))) from None
+        raise ConfigError(explained(path, content, str(problem), _KNOWN)) from None
     assert isinstance(checked, dict)
     return checked
 
 
-def _explained(path: str, content: dict[str, Any], problem: str) -> str:
-    """msgspec says "Expected `int`, got `str` - at `$.discovery.ports[0]`"; the user wants the value too."""
+_KNOWN = {
+    "": "nodes, app_name, observer_sampling and [discovery]; for `sollol serve` also "
+    + ", ".join(f"[{name}]" for name in GATEWAY_TABLES),
+    "discovery": "subnets and ports",
+}
+
+
+def explained(path: str, content: Mapping[str, Any], problem: str, known: Mapping[str, str]) -> str:
+    """msgspec says "Expected `int`, got `str` - at `$.discovery.ports[0]`"; the user wants the value too.
+
+    `known`: what there is in each table."""
     what, _, where = problem.partition(" - at `$")
     field = where.rstrip("`").lstrip(".")
     unknown = re.match(r"Object contains unknown field `(.*)`", what)
     if unknown:
         name = ".".join(filter(None, (field, unknown[1])))
-        known = "subnets and ports" if field else "nodes, app_name, observer_sampling and [discovery]"
-        return f"configuration file {path}: {name} is not a setting; expected {known}"
+        return f"configuration file {path}: {name} is not a setting; expected {known[field]}"
     value: Any = content
-    for step in re.findall(r"\w+|\[\.\.\.\]", field):
+    for step in re.findall(r"\w[\w-]*|\[\.\.\.\]", field):
         try:
             value = value[int(step) if isinstance(value, list) else step]
         except (KeyError, IndexError, ValueError, TypeError):
             break
     field = field.replace("[...]", "")
-    expected = what.split(",")[0].removeprefix("Expected ").replace("`", "").replace("object", "table")
+    expected = re.sub(r", got .*", "", what).removeprefix("Expected ").replace("`", "").replace("object", "table")
     return _sentence(f"configuration file {path}: {field}", value, f"expected {expected}")
 
 

@@ -67,7 +67,7 @@ def gateway_over(urls: Iterable[str], settings: GatewaySettings | None = None, *
     async def start() -> tuple[Gateway, int]:
         transport = HttpTransport()
         pool = AsyncOllamaPool(urls, transport=transport, seed=1)
-        gateway = Gateway(pool, given._replace(port=0), transport=transport, **more)
+        gateway = Gateway(pool, given.listening(port=0), transport=transport, **more)
         port = await gateway.start()
         await pool.wait_ready()
         return gateway, port

@@ -11,7 +11,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sollol.cli import bench, chat, console, dashboard, demo, discover, embed, explain, nodes, ps, search, serve, top
+from sollol.cli import (
+    bench,
+    chat,
+    console,
+    dashboard,
+    demo,
+    discover,
+    embed,
+    explain,
+    init,
+    keys,
+    nodes,
+    ps,
+    search,
+    serve,
+    top,
+)
 from sollol.errors import SollolError
 
 EPILOG = """\
@@ -23,6 +39,7 @@ EPILOG = """\
   sollol search notes.npz "what did we decide about backups?"
   sollol chat "Name a colour." --model llama3.2
   sollol top         nodes, queue and requests, live
+  sollol serve       one address for all of them
 
 [bold]Which nodes[/bold]
 
@@ -93,5 +110,7 @@ app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=top.EPILOG)(top.top)
 app.command(epilog=explain.EPILOG)(explain.explain)
 app.command(epilog=serve.EPILOG)(serve.serve)
+app.command(epilog=init.EPILOG)(init.init)
+app.add_typer(keys.app, name="keys")
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
 app.command(epilog=bench.EPILOG)(bench.bench)

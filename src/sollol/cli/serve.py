@@ -1,63 +1,209 @@
-"""`sollol serve`: the gateway."""
+"""`sollol serve`: the gateway as a process: settings, keys, signals, reload and drain."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import signal
-import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sollol.cli import console
+from sollol.cli import fleet
+from sollol.cli.console import note, plural, say, stdout, table, warn
+from sollol.cli.fleet import NodesOption
+from sollol.errors import BadInput, ConfigError, NoNodeAvailable
+
+if TYPE_CHECKING:
+    from sollol.core.endpoint import Endpoint
+    from sollol.gateway.app import Gateway
+    from sollol.gateway.keys import Keyring
+    from sollol.gateway.settings import GatewaySettings
 
 EPILOG = """\
 [bold]Examples[/bold]
 
   sollol serve
   SOLLOL_NODES=gpu-box,10.0.0.7 sollol serve --port 11434
+  sollol serve --config sollol.toml --check
+
+[bold]Clients[/bold]
+
+  Ollama      OLLAMA_HOST=http://127.0.0.1:11435
+  OpenAI      base_url http://127.0.0.1:11435/v1, any api_key
+  Anthropic   ANTHROPIC_BASE_URL=http://127.0.0.1:11435
+
+[bold]Signals[/bold]
+
+  HUP    read the configuration and the keys again
+  TERM   take no new requests, end the running ones, leave
+
+[bold]Exit codes[/bold]
+
+  0    ended by a signal, or --check found nothing wrong
+  1    no node is known
+  2    a setting cannot be used, the port is taken, or --check found something
 """
+WATCH_S = 2.0  # how often the files are looked at
+# Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
+GC_THRESHOLDS = (50_000, 20, 50)
 
 
 def serve(
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]", show_default=False
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Port to listen on; 0 takes a free one.  [default: 11435]",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Settings. Without it: SOLLOL_CONFIG, ./sollol.toml, ~/.config/sollol/sollol.toml.",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: NodesOption = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no keys, wherever it listens.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only tell whether it would work.")] = False,
 ) -> None:
     """One address for the whole cluster: Ollama's, OpenAI's and Anthropic's API."""
-    from sollol.gateway.settings import GatewaySettings
+    from sollol.gateway.settings import check_keys
 
-    settings = GatewaySettings()
-    settings = settings._replace(host=host or settings.host, port=settings.port if port is None else port)
-    new_loop = asyncio.new_event_loop
-    if sys.platform != "win32":
+    read = Reading(config, host, port, insecure)
+    settings = read.settings()
+    keyring = read.keyring(settings)
+    chosen = _nodes(nodes, settings)
+    if check:
+        raise typer.Exit(_check(settings, chosen, len(keyring)))
+    check_keys(settings, len(keyring))
+    gc.set_threshold(*GC_THRESHOLDS)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_serve(read, settings, keyring, chosen))
+
+
+class Reading:
+    """Where settings and keys are read from, now and again."""
+
+    def __init__(self, config: str | None, host: str | None, port: int | None, insecure: bool) -> None:
+        from sollol.gateway.settings import find_file
+
+        self.file = find_file(config)
+        self._given = (host, port, insecure)
+
+    def settings(self) -> GatewaySettings:
+        from sollol.config import load_settings
+        from sollol.gateway.settings import gateway_settings
+
+        return gateway_settings(load_settings(config=self.file), self.file or "").listening(*self._given)
+
+    def keyring(self, settings: GatewaySettings) -> Keyring:
+        from sollol.gateway.keys import Keyring, keys_of_environment
+
+        fixed = keys_of_environment(os.environ.get("SOLLOL_API_KEYS", ""))
+        return Keyring(fixed, settings.keys_path, required=settings.needs_keys)
+
+    def version(self) -> int:
+        """Changes when the file does."""
         try:
-            import uvloop
-
-            new_loop = uvloop.new_event_loop
-        except ImportError:
-            pass
-    import gc
-
-    gc.set_threshold(100_000, 20, 50)
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(settings))
+            return os.stat(self.file).st_mtime_ns if self.file else 0
+        except OSError:
+            return -1
 
 
-async def _serve(settings: object) -> None:
+def _nodes(option: str | None, settings: GatewaySettings) -> tuple[Endpoint, ...]:
+    """Those of --nodes, SOLLOL_NODES, the file or OLLAMA_HOST; else what discovery finds."""
+    if option is None and settings.nodes:
+        return settings.nodes
+    return fleet.choose(option).endpoints
+
+
+def _check(settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int) -> int:
+    from sollol.gateway.check import check
+
+    made = table("what", "", "")
+    findings = asyncio.run(check(settings, nodes, keys))
+    for finding in findings:
+        made.add_row(finding.what, "ok" if finding.ok else "wrong", finding.told, style=None if finding.ok else "red")
+    stdout().print(made)
+    return 0 if all(finding.ok for finding in findings) else 2
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one: it halves the cost of a request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:
     from sollol.gateway.app import Gateway
-    from sollol.gateway.settings import GatewaySettings
     from sollol.nodes.http import HttpTransport
     from sollol.pool.aio import AsyncOllamaPool
 
-    assert isinstance(settings, GatewaySettings)
-    transport = HttpTransport()
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stop, again = asyncio.Event(), asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, stop.set)
-    async with AsyncOllamaPool.from_settings(transport=transport) as pool:
-        gateway = Gateway(pool, settings, transport=transport)
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, again.set)
+    transport = HttpTransport()
+    async with AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name) as pool:
+        gateway = Gateway(pool, settings, keyring, transport=transport)
         port = await gateway.start()
-        console.say(f"listening on http://{settings.host}:{port}")
+        _greet(gateway, port)
+        watching = asyncio.create_task(_watch(read, gateway, again))
         await stop.wait()
-        await gateway.aclose()
+        watching.cancel()
+        note("Ending: running requests may finish.")
+        cut = await gateway.aclose()
+        if cut:
+            warn(f"{plural(cut, 'request')} did not end in time and was cut off")
+
+
+def _greet(gateway: Gateway, port: int) -> None:
+    listen = gateway.settings.listen
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    say(f"http://{host}:{port}")
+    keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
+    note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
+    if listen.insecure:
+        warn("whoever reaches this address can use the nodes, and delete their models")
+
+
+async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
+    """Take up changes of the file and the keys, on SIGHUP and by itself. What cannot be used changes nothing."""
+    seen = read.version()
+    while True:
+        try:
+            async with asyncio.timeout(WATCH_S):
+                await again.wait()
+        except TimeoutError:
+            pass
+        asked = again.is_set()
+        again.clear()
+        try:
+            if gateway.keyring.reload():
+                note(f"{plural(len(gateway.keyring), 'key')} read.")
+            if asked or read.version() != seen:
+                seen = read.version()
+                gateway.apply(read.settings())
+                note("Settings read again.")
+        except (ConfigError, BadInput, NoNodeAvailable) as problem:
+            warn(f"{problem}; everything stays as it was")

@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import re
 import socket
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, NamedTuple
 
+import msgspec
+
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
 from sollol.gateway import embed, fanout, infer, models, own
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
+from sollol.gateway.meter import Meter
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
-from sollol.gateway.settings import GatewaySettings
+from sollol.gateway.settings import GatewaySettings, Listen, is_loopback
 from sollol.gateway.wire import ClientConnection
 from sollol.nodes.transport import SinkTransport, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
@@ -62,13 +66,14 @@ class Gateway:
         self.keyring = keyring or Keyring()
         self.draining = False
         self.common = b""  # header lines of every answer
-        self._cors = Cors(settings.cors_origins)
+        self._cors = Cors(())
+        self._meter = Meter()
         self._exact: dict[str, dict[str, Route]] = {}
         self._connections: set[ClientConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
-        self._local_only = is_loopback(settings.host)
+        self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
         self._names: dict[str, int] = {}  # ids that clients gave to their requests -> tasks
         for path, handler in (infer.ROUTES | embed.ROUTES).items():
@@ -86,16 +91,36 @@ class Gateway:
         """Listen; the port. Raises BadInput if that is not possible."""
         loop = asyncio.get_running_loop()
         self._tick()
-        self.engine.scheduler.queue_bound = self.settings.limits.queue
+        self.apply(self.settings)
+        listen = self.settings.listen
         try:
             self._server = await loop.create_server(
-                lambda: ClientConnection(self, loop), self.settings.host, self.settings.port, backlog=4096
+                lambda: ClientConnection(self, loop), listen.host, listen.port, backlog=4096
             )
         except (OSError, UnicodeError) as error:
-            where = f"{self.settings.host}:{self.settings.port}"
+            where = f"{listen.host}:{listen.port}"
             raise BadInput(f"cannot listen on {where}: {error}; choose another --host or --port") from None
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    def apply(self, settings: GatewaySettings) -> None:
+        """From now on these settings hold, for the next request and for the nodes; what runs is left alone.
+
+        Where it listens stays as it was."""
+        settings = msgspec.structs.replace(settings, listen=_listening_as(settings.listen, self.settings.listen))
+        self.settings = settings
+        self._cors = Cors(settings.listen.cors_origins)
+        self.engine.scheduler.queue_bound = settings.limits.queue
+        self.engine.observe(settings.observer_sampling)
+        self.pool.set_routing_mode(settings.mode)
+        self.pool.routing_strategy = settings.strategy
+        if settings.nodes:
+            wanted = {endpoint.key: endpoint for endpoint in settings.nodes}
+            for node in self.pool.nodes:
+                if node.key not in wanted:
+                    self.pool.remove_node(node.url)
+            for endpoint in wanted.values():
+                self.pool.add_node(endpoint)
 
     @property
     def engine(self) -> Engine:
@@ -112,7 +137,7 @@ class Gateway:
             self._server.close()
         for connection in list(self._connections):
             connection.drain()
-        wait_s = self.settings.drain_s if drain_s is None else drain_s
+        wait_s = self.settings.listen.drain_s if drain_s is None else drain_s
         try:
             async with asyncio.timeout(wait_s):
                 while self._connections:  # noqa: ASYNC110 - they end one by one, seldom
@@ -169,7 +194,8 @@ class Gateway:
             route, parts = self._find(request)
             if route is None:
                 return
-        if self.keyring.required and not self._let_in(request, route):
+        keyring = self.keyring
+        if (keyring.required or len(keyring)) and not self._let_in(request, route):
             return
         if route.direct:
             try:
@@ -203,9 +229,15 @@ class Gateway:
         scheme, _, token = request.header(b"authorization").partition(" ")
         if scheme.lower() != "bearer":
             token = request.header(b"x-api-key")  # Anthropic's clients
-        request.key = self.keyring.find(token.strip()) if token else None
-        if request.key is not None or route.public:
+        key = request.key = self.keyring.find(token.strip()) if token else None
+        if key is None and (route.public or not self.keyring.required):
             return True
+        if key is not None:
+            wait_s = self._meter.admit(key, asyncio.get_running_loop().time()) if route.direct else 0.0
+            if wait_s:
+                told = f"the key {key.name!r} has asked for as much as it may in a minute; try again in {wait_s:.0f} s"
+                request.refuse(429, told, [("Retry-After", str(max(1, math.ceil(wait_s))))])
+            return not wait_s
         told = "this key is not known here, or was revoked" if token else "this server asks for a key"
         request.refuse(
             401,
@@ -265,6 +297,8 @@ class Gateway:
 
     def charge(self, request: Request, tokens: int) -> None:
         """A call of a key has used so many tokens."""
+        if request.key is not None and tokens:
+            self._meter.charge(request.key, tokens, asyncio.get_running_loop().time())
 
 
 ROUTES: dict[tuple[str, str], Route] = {
@@ -297,11 +331,8 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
 ]
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _listening_as(new: Listen, old: Listen) -> Listen:
+    return msgspec.structs.replace(new, host=old.host, port=old.port)
 
 
 def _is_own_host(host: bytes) -> bool:

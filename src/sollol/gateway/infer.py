@@ -124,6 +124,8 @@ class Inference:
         self._gateway.pool.count(how is How.OK)
         if how is How.LEFT:
             return
+        timing = settled.outcome.timing
+        self._gateway.charge(request, timing.prompt_tokens + timing.tokens)
         if how is How.OK or (how is How.REFUSED and job.body):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
@@ -163,11 +165,11 @@ def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:
 def wanted(request: Request, gateway: Gateway) -> Wanted:
     """The headers, bounded by what the key allows. Raises BadInput."""
     key = request.key
-    timeout_s = gateway.settings.limits.request_timeout_s
+    settings = gateway.settings
+    timeout_s, default_hedge = settings.limits.request_timeout_s, settings.routing.hedge
     if not any(name.startswith(b"x-sollol-") for name in request.headers):
-        if key is None:
-            return Wanted(timeout_s=timeout_s)
-        return Wanted(min(5, key.priority_max), app=key.app, timeout_s=timeout_s)
+        app = settings.app_name if key is None else key.app
+        return Wanted(5 if key is None else min(5, key.priority_max), settings.mode, app, timeout_s, default_hedge)
     priority = _number(request, b"x-sollol-priority", 0, 10, 5)
     deadline_ms = _number(request, b"x-sollol-deadline-ms", 1, 86_400_000, 0)
     mode = request.header(b"x-sollol-mode")
@@ -177,10 +179,10 @@ def wanted(request: Request, gateway: Gateway) -> Wanted:
     app = request.header(b"x-sollol-app")[:64]
     return Wanted(
         priority if key is None else min(priority, key.priority_max),
-        check_mode(mode or None),
-        app if key is None else key.app,
+        check_mode(mode) if mode else settings.mode,
+        app or settings.app_name if key is None else key.app,
         deadline_ms / 1000 if deadline_ms else timeout_s,
-        _YES[hedge.lower()] if hedge else None,
+        _YES[hedge.lower()] if hedge else default_hedge,
     )
 
 

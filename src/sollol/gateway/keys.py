@@ -1,21 +1,201 @@
+"""API keys: who may ask for what. Shown once, kept as hashes.
+
+A key is 32 random bytes, so a plain SHA-256 is enough to keep it: there is no word list to try, which is what slow
+password hashes are for, and a look-up costs a microsecond. The file is the user's own (mode 0600), written whole and
+renamed, under a lock, so that a reader never sees half of it.
+"""
+
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+import fnmatch
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from sollol.core.types import canonical_model
+from sollol.errors import BadInput, ConfigError
+
+PREFIX: Final = "sk-sollol-"
+_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Key(NamedTuple):
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a key allows. `models`: patterns (empty: all). `app`: the name in fairness and displays."""
+
     name: str
+    hash: str
+    start: str = ""
+    """Its first characters, to recognise it by."""
     app: str = ""
     models: tuple[str, ...] = ()
-    priority_max: int = 10
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    priority_max: Annotated[int, msgspec.Meta(ge=0, le=10)] = 10
     admin: bool = False
+    created: str = ""
 
     def allows(self, model: str) -> bool:
-        return True
+        """May it use this model? `llama3.2` in a pattern is `llama3.2:latest`; `llama3.2:*` is every tag."""
+        if not self.models:
+            return True
+        name = canonical_model(model)
+        return any(fnmatch.fnmatchcase(name, canonical_model(pattern)) or pattern == "*" for pattern in self.models)
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    keys: list[Key] = []
+
+
+def hash_of(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
 class Keyring:
-    required = False
+    """The keys of a file and of SOLLOL_API_KEYS."""
+
+    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None, *, required: bool = False) -> None:
+        self.required = required
+        self.path = path
+        self._fixed = tuple(keys)  # of the environment: not in the file
+        self._by_hash: dict[str, Key] = {}
+        self._seen: tuple[int, int] = (0, 0)
+        self.reload()
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
 
     def find(self, token: str) -> Key | None:
-        return None
+        """The key of a token, or None. What is looked up and compared is the hash: its timing tells nothing."""
+        told = hash_of(token)
+        key = self._by_hash.get(told)
+        return key if key is not None and hmac.compare_digest(key.hash, told) else None
+
+    def reload(self) -> bool:
+        """Read the file if it has changed; True if it had. Raises ConfigError and keeps what it had."""
+        seen = _version(self.path)
+        if seen == self._seen and self._by_hash:
+            return False
+        keys = {key.hash: key for key in (*self._fixed, *(read_keys(self.path) if self.path else ()))}
+        changed = keys != self._by_hash
+        self._by_hash, self._seen = keys, seen
+        return changed
+
+
+def _version(path: Path | None) -> tuple[int, int]:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        found = None
+    return (found.st_mtime_ns, found.st_size) if found is not None else (0, 0)
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file, none if there is no file. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_File).keys
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"keys file {path}: {error.strerror or error}") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"keys file {path} cannot be read: {error}; restore it, or move it away and make new keys"
+        ) from None
+
+
+def keys_of_environment(text: str) -> list[Key]:
+    """SOLLOL_API_KEYS: `token`, `name=token` or `name:admin=token`, separated by commas or spaces."""
+    found: list[Key] = []
+    for place, item in enumerate(re.split(r"[\s,]+", text.strip()) if text.strip() else (), 1):
+        name, equals, token = item.partition("=")
+        if not equals:
+            name, token = f"key-{place}", item
+        name, colon, right = name.partition(":")
+        if not token or not _NAME.fullmatch(name) or (colon and right != "admin"):
+            raise ConfigError(
+                f"environment variable SOLLOL_API_KEYS: entry {place} cannot be used; expected TOKEN, NAME=TOKEN or "
+                "NAME:admin=TOKEN"
+            )
+        if len(token) < 16:
+            raise ConfigError(
+                f"environment variable SOLLOL_API_KEYS: the token of {name} has under 16 characters: too easy to guess"
+            )
+        found.append(Key(name, hash_of(token), app=name, admin=right == "admin"))
+    return found
+
+
+def add_key(path: Path, key: Key) -> str:
+    """Write a new key (without its hash) into the file; the token, which is nowhere else. Raises BadInput."""
+    if not _NAME.fullmatch(key.name):
+        raise BadInput(f"name {key.name!r} cannot be used; expected 1 to 64 letters, digits, '.', '_', '@' or '-'")
+    token = PREFIX + secrets.token_urlsafe(32)
+    with _locked(path):
+        keys = read_keys(path)
+        if any(other.name == key.name for other in keys):
+            raise BadInput(f"a key is called {key.name!r} already; choose another name, or revoke it first")
+        made = msgspec.structs.replace(
+            key,
+            hash=hash_of(token),
+            start=token[: len(PREFIX) + 4],
+            app=key.app or key.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        _write(path, [*keys, made])
+    return token
+
+
+def revoke_key(path: Path, name: str) -> Key:
+    """Take a key out of the file. Raises BadInput if there is none of that name."""
+    with _locked(path):
+        keys = read_keys(path)
+        found = next((key for key in keys if key.name == name), None)
+        if found is None:
+            known = ", ".join(key.name for key in keys) or "none"
+            raise BadInput(f"no key is called {name!r}; there are: {known}")
+        _write(path, [key for key in keys if key is not found])
+    return found
+
+
+def _write(path: Path, keys: list[Key]) -> None:
+    data = msgspec.json.format(msgspec.json.encode(_File(keys)), indent=2)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time, where the system has file locks."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (path.parent / f"{path.name}.lock").open("w")
+    except OSError as error:
+        raise BadInput(
+            f"keys file {path}: cannot be written: {error.strerror or error}; set keys_file in [gateway]"
+        ) from None
+    with file:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

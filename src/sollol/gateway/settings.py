@@ -1,29 +1,210 @@
+"""What can be set for `sollol serve`: the file's tables, checked, with every default.
+
+The file is the one that `sollol.config` reads; these are its tables [gateway], [limits], [routing], [aliases] and
+[fallbacks]. Bounds are there because a server without them can be filled by anybody who reaches it.
+"""
+
 from __future__ import annotations
 
-from typing import NamedTuple
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from sollol.config import Settings, explained
+from sollol.core.endpoint import Endpoint
+from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
+from sollol.errors import BadInput, ConfigError
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
-class Limits(NamedTuple):
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_head_bytes: int = 64 * 1024
-    header_timeout_s: float = 10.0
-    body_timeout_s: float = 30.0
-    idle_timeout_s: float = 75.0
-    max_connections: int = 10_000
-    queue: int = 10_000
-    request_timeout_s: float | None = None
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[gateway]"""
 
-
-class GatewaySettings(NamedTuple):
     host: str = "127.0.0.1"
-    port: int = 11435
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 11435
+    insecure: bool = False
+    require_keys: bool = False
+    keys_file: str | None = None
     cors_origins: tuple[str, ...] = ()
+    drain_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 30.0
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[limits]"""
+
+    max_body_mb: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 100
+    max_head_kb: Annotated[int, msgspec.Meta(ge=1, le=1_024)] = 64
+    header_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 30.0
+    idle_timeout_s: Seconds = 75.0
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    queue: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    request_timeout_s: Seconds | None = None
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.max_body_mb * 1024 * 1024
+
+    @property
+    def max_head_bytes(self) -> int:
+        return self.max_head_kb * 1024
+
+
+class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[routing]"""
+
+    mode: Literal["fast", "reliable", "async"] | None = None
+    strategy: Literal["round_robin", "latency_first", "least_loaded", "fairness", "intelligent"] = "intelligent"
+    hedge: bool | None = None
+
+
+class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    gateway: Listen = Listen()
     limits: Limits = Limits()
-    drain_s: float = 30.0
-    aliases: tuple[str, ...] = ()
+    routing: Routing = Routing()
+    aliases: dict[str, str] = {}
+    fallbacks: dict[str, list[str]] = {}
+
+
+_KNOWN: Final = {
+    name: ", ".join(field.name for field in msgspec.structs.fields(table))
+    for name, table in (("gateway", Listen), ("limits", Limits), ("routing", Routing))
+}
+
+
+class GatewaySettings(msgspec.Struct, frozen=True):
+    """Everything resolved. Replaced as a whole when the file changes."""
+
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    routing: Routing = Routing()
+    aliases: Mapping[str, str] = {}
+    fallbacks: Mapping[str, tuple[str, ...]] = {}
+    nodes: tuple[Endpoint, ...] = ()
+    app_name: str = ""
+    observer_sampling: float = 1.0
+
+    @property
+    def mode(self) -> RoutingMode | None:
+        return RoutingMode(self.routing.mode) if self.routing.mode else None
+
+    @property
+    def strategy(self) -> RoutingStrategy:
+        return RoutingStrategy(self.routing.strategy)
+
+    @property
+    def keys_path(self) -> Path:
+        return Path(self.listen.keys_file).expanduser() if self.listen.keys_file else default_keys_path()
+
+    @property
+    def needs_keys(self) -> bool:
+        """Others than the programs of this machine can reach it."""
+        return self.listen.require_keys or not (is_loopback(self.listen.host) or self.listen.insecure)
 
     def resolve_model(self, name: str) -> str:
-        return name
+        """The model behind an alias, or the name itself."""
+        aliases = self.aliases
+        if not aliases:
+            return name
+        return aliases.get(canonical_model(name), name)
 
     def fallbacks_of(self, name: str) -> tuple[str, ...]:
-        return ()
+        """The models to try when no node can serve this one."""
+        return self.fallbacks.get(canonical_model(name), ()) if self.fallbacks else ()
+
+    def listening(self, host: str | None = None, port: int | None = None, insecure: bool = False) -> GatewaySettings:
+        """With what the command line says."""
+        own = self.listen
+        listen = msgspec.structs.replace(
+            own,
+            host=own.host if host is None else host,
+            port=own.port if port is None else port,
+            insecure=own.insecure or insecure,
+        )
+        return msgspec.structs.replace(self, listen=listen)
+
+
+def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
+    """Raises ConfigError, which names the file, the field, the value and what was expected."""
+    where = path or os.environ.get("SOLLOL_CONFIG", "")
+    try:
+        tables = msgspec.convert(dict(settings.gateway), _Tables)
+    except msgspec.ValidationError as problem:
+        raise ConfigError(explained(where, settings.gateway, str(problem), _KNOWN)) from None
+    return GatewaySettings(
+        tables.gateway,
+        tables.limits,
+        tables.routing,
+        _resolved(tables.aliases, where),
+        {canonical_model(name): tuple(others) for name, others in tables.fallbacks.items()},
+        settings.nodes,
+        settings.app_name or "",
+        settings.observer_sampling,
+    )
+
+
+def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
+    """Each alias with the model at the end of its chain."""
+    by_name = {canonical_model(name): target for name, target in aliases.items()}
+    found = {}
+    for alias, first in by_name.items():
+        target, seen = first, [alias]
+        while canonical_model(target) in by_name:
+            seen.append(canonical_model(target))
+            if seen[-1] in seen[:-1]:
+                raise ConfigError(
+                    f"configuration file {where}: aliases {' -> '.join(seen)} never end; expected the name of a model"
+                )
+            target = by_name[seen[-1]]
+        found[alias] = target
+    return found
+
+
+def default_keys_path() -> Path:
+    return config_home() / "keys.json"
+
+
+def config_home() -> Path:
+    """$XDG_CONFIG_HOME/sollol, by default ~/.config/sollol."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sollol"
+
+
+def find_file(given: str | None = None) -> str | None:
+    """The configuration file of `sollol serve`: the one named, SOLLOL_CONFIG, ./sollol.toml, or the user's own."""
+    named = given or os.environ.get("SOLLOL_CONFIG", "").strip()
+    if named:
+        return named
+    for path in (Path("sollol.toml"), config_home() / "sollol.toml"):
+        if path.is_file():
+            return str(path)
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_keys(settings: GatewaySettings, keys: int) -> None:
+    """Raises BadInput where keys are needed and there are none."""
+    if settings.needs_keys and not keys:
+        host = settings.listen.host
+        raise BadInput(
+            f"listening on {host} lets other machines in, and there are no keys in {settings.keys_path}; make one with "
+            "`sollol keys add NAME`, listen on 127.0.0.1, or pass --insecure to let everybody in"
+        )
+
+
+def template() -> dict[str, list[tuple[str, Any]]]:
+    """Every setting of the gateway's tables with its default, by table."""
+    return {
+        name: [(field.name, field.default) for field in msgspec.structs.fields(table)]
+        for name, table in (("gateway", Listen), ("limits", Limits), ("routing", Routing))
+    }

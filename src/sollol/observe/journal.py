@@ -27,8 +27,11 @@ class Journal:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._ring: deque[Entry] = deque(maxlen=capacity)
         self._listeners: list[Callable[[Entry], None]] = []
+        self.recording = True  # False: nothing is kept, and nobody is told
 
     def record(self, at: Micros, event: Event, actions: Sequence[Action]) -> None:
+        if not self.recording:
+            return
         entry = Entry(at, event, actions)
         self._ring.append(entry)
         for listener in self._listeners:

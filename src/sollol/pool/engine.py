@@ -56,6 +56,7 @@ class Engine:
         self.continuity = Continuity(transport)
         self.history = History()
         self._app = app
+        self._share = 1.0
         self._ids = count(1)
         for endpoint in endpoints:
             self.add(endpoint)
@@ -97,7 +98,8 @@ class Engine:
         """`done`, after the call was put into the history."""
 
         def noted(job: CallJob) -> None:
-            self.history.add(job)
+            if self._sees(job.task.id):
+                self.history.add(job)
             done(job)
 
         return noted
@@ -142,6 +144,15 @@ class Engine:
         job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
         self.dispatcher.submit(job)
         return job
+
+    def observe(self, share: float) -> None:
+        """Record this share of the calls, from 0.0 to 1.0, in the history; with 0.0 no events either."""
+        self._share = share
+        self.journal.recording = share > 0
+
+    def _sees(self, task: int) -> bool:
+        """Whether a call is recorded: by its number, so that all faces agree on it."""
+        return self._share >= 1.0 or (task * 0x9E3779B1 & 0xFFFFFFFF) < self._share * 0x100000000
 
     def next_id(self) -> int:
         return next(self._ids)

@@ -1,0 +1,101 @@
+"""`sollol init`: a configuration file with every setting in it, commented out, to be edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sollol.cli.console import note
+from sollol.errors import BadInput
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol init
+  sollol init ~/.config/sollol/sollol.toml
+  sollol serve --config sollol.toml --check
+"""
+MEANINGS = {
+    "host": "The address to listen on. Anything but this machine needs keys.",
+    "port": "11434 takes the place of a local Ollama.",
+    "insecure": "Let everybody in, without keys, wherever it listens.",
+    "require_keys": "Ask for a key even on this machine.",
+    "keys_file": 'Where `sollol keys` keeps the hashes, for instance "~/.config/sollol/keys.json".',
+    "cors_origins": 'Pages that may use the gateway besides local ones: ["https://chat.example.org"].',
+    "drain_s": "When it is told to end: how long running answers may still take.",
+    "max_body_mb": "The largest request, in megabytes; images and long lists of texts are large.",
+    "max_head_kb": "The largest head of a request, in kilobytes.",
+    "header_timeout_s": "A head that takes longer is cut off.",
+    "body_timeout_s": "So is a body of which nothing came for so long.",
+    "idle_timeout_s": "A connection without a request is closed after this.",
+    "max_connections": "More clients at once are told to come back later.",
+    "queue": "Requests that may wait for a node; more are told when to come back.",
+    "request_timeout_s": "For requests without X-Sollol-Deadline-Ms, waiting included. None by default.",
+    "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode.',
+    "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
+    "hedge": "A second copy of late requests: true, false, or by the mode.",
+}
+_HEAD = """\
+# Settings of SOLLOL. What is commented out is the default. `sollol serve --config {name} --check` tells whether
+# it can be used; a running gateway takes up changes by itself (all but host and port).
+
+# Your nodes. Without any, they are looked for on this machine and its private networks.
+# nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]
+
+# The name under which requests without a key are shown and share fairly.
+# app_name = "office"
+
+# The share of requests that is recorded: true, false or a fraction.
+# observer_sampling = true
+
+[discovery]
+# subnets = ["192.168.1.0/24"]
+# ports = [11434]
+"""
+_TAIL = """
+# Names that stand for a model.
+[aliases]
+# "gpt-4o" = "llama3.2"
+
+# Models to try, in this order, when no node can serve the first.
+[fallbacks]
+# "llama3.3:70b" = ["llama3.2"]
+"""
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.", show_default=True)] = Path("sollol.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a configuration file with every setting, commented out and explained."""
+    if path.exists() and not force:
+        raise BadInput(f"{path} is there already; edit it, name another file, or pass --force")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text_of(path.name))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
+    note(f"{path} is written. Start with: sollol serve --config {path}")
+
+
+def text_of(name: str = "sollol.toml") -> str:
+    """The file: parses, and means the defaults."""
+    from sollol.gateway.settings import template
+
+    tables = []
+    for table, fields in template().items():
+        lines = [f"# {MEANINGS[field]}\n# {field} = {_toml(field, default)}" for field, default in fields]
+        tables.append(f"[{table}]\n" + "\n".join(lines) + "\n")
+    return _HEAD.replace("{name}", name) + "\n" + "\n".join(tables) + _TAIL
+
+
+def _toml(field: str, value: Any) -> str:
+    if value is None:
+        return {"request_timeout_s": "600.0", "keys_file": '"keys.json"', "mode": '"fast"', "hedge": "true"}[field]
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

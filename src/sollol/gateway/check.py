@@ -1,0 +1,78 @@
+"""`sollol serve --check`: would it work? Asked of the file, the keys, the port, the nodes and their models."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import NamedTuple
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.types import NodeFacts, canonical_model
+from sollol.errors import BadInput
+from sollol.gateway.settings import GatewaySettings, check_keys
+from sollol.nodes.http import HttpTransport
+from sollol.nodes.probe import ProbeFailed, probe
+
+
+class Finding(NamedTuple):
+    what: str
+    ok: bool
+    told: str
+
+
+async def check(settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int) -> list[Finding]:
+    """Everything at once; raises nothing that a setting can cause."""
+    found = [_keys(settings, keys), _port(settings)]
+    transport = HttpTransport()
+    try:
+        facts = dict(zip(nodes, await asyncio.gather(*(_ask(transport, node) for node in nodes)), strict=True))
+    finally:
+        await transport.aclose()
+    for node, told in facts.items():
+        if isinstance(told, NodeFacts):
+            found.append(Finding(f"node {node.key}", True, f"Ollama {told.version}, {len(told.models)} models"))
+        else:
+            found.append(Finding(f"node {node.key}", False, told))
+    up = [told for told in facts.values() if isinstance(told, NodeFacts)]
+    if not up:
+        found.append(Finding("nodes", False, "none answers; name them in nodes = [...], or in SOLLOL_NODES"))
+    models = {model for told in up for model in told.models}
+    found += [_model("alias", alias, target, models) for alias, target in settings.aliases.items()]
+    for name, others in settings.fallbacks.items():
+        found += [_model("fallback", name, other, models) for other in others]
+    return found
+
+
+def _keys(settings: GatewaySettings, keys: int) -> Finding:
+    try:
+        check_keys(settings, keys)
+    except BadInput as problem:
+        return Finding("keys", False, str(problem))
+    return Finding("keys", True, f"{keys} keys, " + ("asked for" if settings.needs_keys else "not asked for"))
+
+
+def _port(settings: GatewaySettings) -> Finding:
+    listen = settings.listen
+    where = f"{listen.host}:{listen.port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        return Finding("address", False, f"cannot listen on {where}: {error.strerror or error}")
+    return Finding("address", True, f"{where} is free")
+
+
+async def _ask(transport: HttpTransport, node: Endpoint) -> NodeFacts | str:
+    try:
+        return await probe(transport, node)
+    except ProbeFailed as failed:
+        return str(failed)
+
+
+def _model(kind: str, name: str, target: str, models: set[str]) -> Finding:
+    there = canonical_model(target) in models
+    return Finding(
+        f"{kind} {name}", there, target if there else f"{target} is on no node; pull it, or change the {kind}"
+    )

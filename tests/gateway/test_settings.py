@@ -1,0 +1,129 @@
+"""The gateway's settings: what the file may say, what is said of mistakes, and that a running gateway follows it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sollol.cli.init import MEANINGS, text_of
+from sollol.config import load_settings
+from sollol.errors import ConfigError
+from sollol.gateway.settings import GatewaySettings, gateway_settings, template
+from sollol.sim import ModelSpec, NodeSpec
+from sollol.sim.serve import sim_cluster
+from tests.gateway.stage import gateway_over
+
+FULL = """
+nodes = ["10.0.0.5"]
+app_name = "office"
+[gateway]
+host = "0.0.0.0"
+port = 1
+keys_file = "/k"
+cors_origins = ["https://a.example"]
+drain_s = 5
+[limits]
+max_body_mb = 7
+queue = 3
+request_timeout_s = 60
+[routing]
+mode = "fast"
+strategy = "fairness"
+hedge = false
+[aliases]
+"gpt-4o" = "mini"
+"mini" = "llama3.2"
+[fallbacks]
+"big:70b" = ["llama3.2", "small"]
+"""
+
+
+def read(tmp_path: Path, text: str) -> GatewaySettings:
+    path = tmp_path / "sollol.toml"
+    path.write_text(text)
+    return gateway_settings(load_settings({}, config=str(path)), str(path))
+
+
+def test_the_file_says_everything(tmp_path: Path) -> None:
+    found = read(tmp_path, FULL)
+    assert (found.listen.host, found.listen.port, found.listen.drain_s) == ("0.0.0.0", 1, 5.0)
+    assert (found.limits.max_body_bytes, found.limits.queue) == (7 * 1024 * 1024, 3)
+    assert (found.mode, found.strategy, found.routing.hedge) == ("fast", "fairness", False)
+    assert found.resolve_model("gpt-4o") == "llama3.2"
+    assert found.resolve_model("gpt-4o:latest") == "llama3.2"
+    assert found.resolve_model("other") == "other"
+    assert found.fallbacks_of("big:70b") == ("llama3.2", "small")
+    assert [node.key for node in found.nodes] == ["10.0.0.5:11434"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[gateway]\nprot = 1", "gateway.prot is not a setting; expected host, port"),
+        ("[gateway]\nport = 'x'", "gateway.port: 'x' cannot be used; expected int"),
+        ("[gateway]\nport = 70000", "gateway.port: 70000 cannot be used; expected int <= 65535"),
+        ("[limits]\nqueue = 0", "limits.queue: 0 cannot be used; expected int >= 1"),
+        ("[routing]\nmode = 'slow'", "routing.mode: 'slow' cannot be used"),
+        ("[aliases]\na = 1", "aliases"),
+        ("[aliases]\na = 'b'\nb = 'a'", "never end"),
+        ("aliases = 3", "aliases: 3 cannot be used; expected a table"),
+        ("[gatewya]\nport = 1", "gatewya is not a setting; expected nodes"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert told in str(caught.value)
+    assert "sollol.toml" in str(caught.value)
+
+
+def test_the_written_file_has_every_setting_and_means_the_defaults(tmp_path: Path) -> None:
+    text = text_of()
+    assert read(tmp_path, text) == GatewaySettings()
+    for fields in template().values():
+        for field, _ in fields:
+            assert f"# {field} = " in text
+            assert MEANINGS[field] in text
+    # Uncommented it can be used, too.
+    lines = [line.removeprefix("# ") for line in text.splitlines() if " = " in line or line.startswith("[")]
+    tomllib.loads("\n".join(line for line in lines if not line.startswith(("nodes", "Settings"))))
+    assert read(tmp_path, "\n".join(line for line in lines if not line.startswith("#"))).mode == "fast"
+
+
+def ask(client: Any, model: str) -> Any:
+    return client.post("/api/generate", json={"model": model, "prompt": "x", "stream": False})
+
+
+def test_aliases_and_fallbacks() -> None:
+    small = ModelSpec("small", size_bytes=10)
+    settings = GatewaySettings(
+        aliases={"gpt-4o:latest": "small"}, fallbacks={"big:70b": ("nothing", "small"), "lost:latest": ("gone",)}
+    )
+    with (
+        sim_cluster([NodeSpec(models=(small,))]) as nodes,
+        gateway_over(nodes.urls, settings) as stage,
+        stage.client() as client,
+    ):
+        assert ask(client, "gpt-4o").json()["model"] == "small"
+        assert client.post("/api/show", json={"model": "gpt-4o"}).status_code == 200
+        assert "gpt-4o:latest" in [row["id"] for row in client.get("/v1/models").json()["data"]]
+        assert ask(client, "big:70b").json()["model"] == "small"
+        lost = ask(client, "lost")
+        assert (lost.status_code, lost.json()) == (404, {"error": "model 'lost' not found"})
+
+
+def test_a_running_gateway_takes_up_a_change() -> None:
+    with sim_cluster(2) as nodes, gateway_over(nodes.urls[:1]) as stage, stage.client() as client:
+        from sollol.core.endpoint import parse_endpoint
+
+        before = stage.gateway.settings
+        new = msgspec.structs.replace(
+            before, nodes=tuple(map(parse_endpoint, nodes.urls[1:])), aliases={"x:latest": "llama3.2"}
+        )
+        stage.look(lambda gateway: gateway.apply(new))
+        answer = ask(client, "x")
+        assert answer.headers["x-sollol-node"] == nodes.urls[1].removeprefix("http://")
