@@ -24,7 +24,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+# Plain Python: a compiled module would hide what was edited since.
+test: pure lint
 	$(BIN)/pytest
 
 # Compiles what decides, in place; `make pure` goes back to plain Python.

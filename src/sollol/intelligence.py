@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sollol._doors import check_number, warn_once
+from sollol._doors import check_number
 from sollol._hosts import Host, read_host
 from sollol.core.types import TaskType, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
@@ -143,6 +143,8 @@ class IntelligentRouter:
         asked = {"messages": messages, **more} if prompt is None else {"prompt": prompt, **more}
         type_ = check_type(context.task_type)  # None: the pool finds it out
         more = {"stream": stream, "priority": context.priority, "task_type": type_, **more}
+        if context.requires_gpu:
+            more["requires_gpu"] = True
         notes = {
             "operation": context.operation,
             "complexity": context.complexity or tasks.estimate_complexity(asked),
@@ -175,8 +177,6 @@ class IntelligentRouter:
         """The controller, if this call is its concern."""
         controller = self.gpu_controller
         if controller is None:
-            if context.requires_gpu:
-                warn_once("requires_gpu has no effect without a GPU controller; see integrate_with_router()")
             return None
         mine = {canonical_model(name) for name in controller.priority_models}
         return controller if context.requires_gpu or canonical_model(model) in mine else None

@@ -164,14 +164,22 @@ def test_calls_that_require_a_gpu_go_there() -> None:
         ]
     gpu = nodes[0].removeprefix("http://")
     assert {answer.routing.gpu_node for answer in answers} == {gpu}
-    assert [answer.routing.node for answer in answers[20:]] == [gpu] * 10  # the others were tried once
+    assert {answer.routing.node for answer in answers} == {gpu}
 
 
-def test_a_gpu_without_a_controller_is_told_once(pool: OllamaPool) -> None:
-    router = IntelligentRouter(pool)
-    with pytest.warns(UserWarning, match="requires_gpu has no effect"):
-        router.route_request(CHAT, HELLO, TaskContext(requires_gpu=True))
-    router.route_request(CHAT, HELLO, TaskContext(requires_gpu=True))
+def test_without_a_controller_a_call_that_requires_a_gpu_goes_to_no_node_that_holds_the_model_on_its_cpu() -> None:
+    model = ModelSpec(CHAT, size_bytes=1_000_000_000, mean_words=10)
+    specs = [NodeSpec(models=(model,), vram_bytes=vram, loaded=(CHAT,), seed=i) for i, vram in enumerate((0, 10**10))]
+    with sim_cluster(specs) as nodes, OllamaPool(list(nodes)) as pool:
+        router = IntelligentRouter(pool)
+        asked = [router.route_request(CHAT, HELLO, TaskContext(requires_gpu=True)) for _ in range(6)]
+        assert {answer.routing.node for answer in asked} == {nodes[1].removeprefix("http://")}
+        pool.remove_node(nodes[1])
+        with pytest.raises(NoNodeAvailable, match="on its CPU, and a GPU is required"):
+            router.route_request(CHAT, HELLO, TaskContext(requires_gpu=True))
+        assert pool.chat(CHAT, HELLO).routing.node == nodes[0].removeprefix("http://")
+        with pytest.raises(NoNodeAvailable, match="not among the nodes"):
+            pool.chat(CHAT, HELLO, node="10.0.0.1")
 
 
 def test_a_pool_is_made_when_it_is_needed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

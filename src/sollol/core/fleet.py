@@ -190,6 +190,13 @@ class Lane:
             return 1.0
         return 1.0 + (CPU_SLOWER - 1.0) * (1.0 - min(1.0, loaded.size_vram / loaded.size))
 
+    def suits(self, task: Task) -> bool:
+        """May this task go here, by what its caller said of nodes?"""
+        if task.only is not None and self.node.key not in task.only:
+            return False
+        loaded = self.node.loaded.get(self.model) if task.gpu else None
+        return loaded is None or loaded.size <= 0 or loaded.size_vram > 0
+
     @property
     def is_loaded(self) -> bool:
         return self.loaded_by_us or self.model in self.node.loaded

@@ -111,11 +111,15 @@ class Ledger:
         for node in self.fleet.nodes.values():
             if node.key in opened.tried:
                 yield node.key, opened.tried[node.key]
+            elif opened.task.only is not None and node.key not in opened.task.only:
+                yield node.key, "not among the nodes that the call may go to"
             elif node.up is not True:
                 yield node.key, node.lost_why
             elif model not in node.models:
                 have = ", ".join(sorted(node.models)) or "no models"
                 yield node.key, f"does not have {model}; it has {have}"
+            elif opened.task.gpu and not node.lanes[model].suits(opened.task):
+                yield node.key, f"holds {model} on its CPU, and a GPU is required"
             else:
                 yield node.key, "not tried"
 
@@ -124,6 +128,8 @@ class Ledger:
         pending = False
         for node in self.fleet.nodes.values():
             if node.key in opened.tried and opened.batch is None:
+                continue
+            if opened.task.only is not None and node.key not in opened.task.only:
                 continue
             if node.asked_us < opened.since:
                 self.health.ask(node, at, self.out)

@@ -100,6 +100,12 @@ class Market:
 
     def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Lane]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
+        if task.only is not None or task.gpu:
+            return [
+                lane
+                for lane in self.lanes.values()
+                if lane.node.key not in tried and lane.usable(at) and lane.suits(task)
+            ]
         if wide or len(self.lanes) <= SHORTLIST:
             return [
                 lane

@@ -45,7 +45,7 @@ class Singles:
             lanes = [
                 lane
                 for lane in market.lanes.values()
-                if lane.node.key not in opened.tried and lane.node.usable and not lane.attempts
+                if lane.node.key not in opened.tried and lane.node.usable and not lane.attempts and lane.suits(task)
             ]
         if not lanes:
             if not ledger.may_yet_come(opened, at):

@@ -74,6 +74,7 @@ class Task(NamedTuple):
     a node that has just answered one of them need not read it again.
     `hedge`: send a second copy if the first is slow, or who decides that; None leaves it to the mode.
     `stream`: the answer comes in parts.
+    `only`: it may go to these nodes and no others (None: to any). `gpu`: not to one that holds the model on its CPU.
     """
 
     id: int
@@ -92,6 +93,8 @@ class Task(NamedTuple):
     hedge: bool | Hedger | None = None
     stream: bool = False
     prefix: tuple[tuple[int, int], ...] = ()
+    only: tuple[str, ...] | None = None
+    gpu: bool = False
 
 
 class How(enum.Enum):

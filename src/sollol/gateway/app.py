@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sollol.core.types import canonical_model
+from sollol.core.endpoint import Endpoint
+from sollol.core.types import Task, canonical_model
 from sollol.errors import BadInput, SollolError
 from sollol.gateway import embed, fanout, infer, models, own
 from sollol.gateway.cors import Cors
@@ -28,7 +29,8 @@ from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.gateway.settings import GatewaySettings, Listen, is_loopback
 from sollol.gateway.wire import ClientConnection
-from sollol.nodes.transport import SinkTransport, TransportFault
+from sollol.nodes.dialect import load_call
+from sollol.nodes.transport import Call, SinkTransport, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.engine import Engine
 
@@ -294,6 +296,21 @@ class Gateway:
         """The task of a request, by its number or by the id that the client gave."""
         found = self._names.get(name)
         return found if found is not None else int(name) if name.isdecimal() and len(name) < 19 else None
+
+    def keep(self, node: str, model: str, task: Task, keep_alive: int | str) -> None:
+        """Tell a node, in the background, how long it should keep a model that has just answered."""
+        state = self.engine.scheduler.fleet.nodes.get(node)
+        if state is not None:
+            call = load_call(task.kind, model, task.options, keep_alive)
+            sending = asyncio.get_running_loop().create_task(self._quietly(state.endpoint, call))
+            self._tasks.add(sending)
+            sending.add_done_callback(self._tasks.discard)
+
+    async def _quietly(self, node: Endpoint, call: Call) -> None:
+        try:
+            await self.engine.transport.send(node, call)
+        except TransportFault as fault:
+            log.info("%s was not told how long to keep a model: %s", node.key, fault)
 
     def charge(self, request: Request, tokens: int) -> None:
         """A call of a key has used so many tokens."""

@@ -21,7 +21,7 @@ from sollol.gateway.tongues import TONGUES, Asked, Tongue, peeked
 from sollol.nodes.dialect import decode, encode
 from sollol.pool.engine import TIMEOUTS
 from sollol.pool.jobs import CallJob
-from sollol.pool.requests import check_mode
+from sollol.pool.requests import check_mode, check_only
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -37,6 +37,7 @@ class Wanted(NamedTuple):
     app: str = ""
     timeout_s: float | None = None
     hedge: bool | None = None
+    only: tuple[str, ...] | None = None
 
 
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
@@ -91,6 +92,7 @@ class Inference:
             hedge=how.hedge,
             stream=asked.stream,
             prefix=asked.prefix,
+            only=how.only,
         )
         request.id = str(task.id)
         gateway.name_task(request, task.id)
@@ -126,12 +128,24 @@ class Inference:
             return
         timing = settled.outcome.timing
         self._gateway.charge(request, timing.prompt_tokens + timing.tokens)
+        if how is How.OK and b"x-sollol-keep-alive" in request.headers:
+            self._keep(model, job)
         if how is How.OK or (how is How.REFUSED and job.body):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
             job.break_off(settled)
         elif how is not How.NO_NODE or not self._falls_back(model):
             self._refuse(model, job)
+
+    def _keep(self, model: str, job: CallJob) -> None:
+        """Set how long the node that answered keeps the model, which /v1 has no word for."""
+        text = self._request.header(b"x-sollol-keep-alive")
+        keep_alive = int(text) if text.lstrip("-").isdecimal() else text
+        settled = job.settled
+        node = next(
+            (start.node for start, *_ in job.story.attempts if settled and start.attempt == settled.attempt), ""
+        )
+        self._gateway.keep(node, model, job.task, keep_alive)
 
     def _falls_back(self, model: str) -> bool:
         """No node can serve the model: try the next of its fallbacks."""
@@ -183,7 +197,20 @@ def wanted(request: Request, gateway: Gateway) -> Wanted:
         app or settings.app_name if key is None else key.app,
         deadline_ms / 1000 if deadline_ms else timeout_s,
         _YES[hedge.lower()] if hedge else default_hedge,
+        _known_nodes(request, gateway),
     )
+
+
+def _known_nodes(request: Request, gateway: Gateway) -> tuple[str, ...] | None:
+    text = request.header(b"x-sollol-node")
+    if not text:
+        return None
+    only = check_only(text.split(","))
+    known = gateway.engine.scheduler.fleet.nodes
+    for node in only or ():
+        if node not in known:
+            raise BadInput(f"X-Sollol-Node: {node!r} is not a node here; expected one of {', '.join(known)}")
+    return only
 
 
 def _number(request: Request, name: bytes, least: int, most: int, default: int) -> int:

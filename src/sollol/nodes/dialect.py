@@ -57,14 +57,16 @@ def runner_key(options: Any) -> str:
     return ",".join(given)
 
 
-def load_call(kind: Kind, model: str, options: str) -> Call:
-    """The request that only loads a model, with the runner options of a `runner_key`."""
+def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:
+    """The request that only loads a model, with the runner options of a `runner_key`; or sets how long it stays."""
     pairs = [pair.partition("=") for pair in options.split(",") if pair]
     body: dict[str, Any] = {
         "model": model,
         "stream": False,
         "options": {name: _number(value) for name, _, value in pairs},
     }
+    if keep_alive is not None:
+        body["keep_alive"] = keep_alive
     if kind is Kind.EMBED:
         return Call("POST", "/api/embed", encode({**body, "input": []}))
     return Call("POST", "/api/generate", encode(body))

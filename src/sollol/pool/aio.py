@@ -87,12 +87,14 @@ class AsyncOllamaPool(PoolBase):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
-        """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an async iterator."""
-        return await self._perform(
-            chat_request(model, messages, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
-        )
+        """`/api/chat` on the node that would finish first. `node`: only on this one, or on these; `requires_gpu`: on
+        none that holds the model on its CPU. A ChatResponse, or with `stream` an async iterator."""
+        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        return await self._perform(chat_request(model, messages, stream, how, ollama))
 
     async def generate(
         self,
@@ -105,12 +107,13 @@ class AsyncOllamaPool(PoolBase):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
         """`/api/generate`. A GenerateResponse, or with `stream` an async iterator of them."""
-        return await self._perform(
-            generate_request(model, prompt, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
-        )
+        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        return await self._perform(generate_request(model, prompt, stream, how, ollama))
 
     async def embed(
         self,

@@ -109,14 +109,13 @@ class PoolBase:
         if self._engine is not None:
             self._engine.use_strategy(self._strategy)
 
-    def _wish(self, priority: Any, timeout: Any, mode: Any = None, hedge: Any = None, task_type: Any = None) -> Wish:
+    def _wish(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> Wish:
         """What a caller says of a call, with the pool's own defaults; checked."""
         return wish(
             priority,
             self.timeout if timeout is None else timeout,
             self.routing_mode if mode is None else mode,
-            hedge,
-            task_type,
+            *more,
         )
 
     # --- nodes ---

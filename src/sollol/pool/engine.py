@@ -179,6 +179,8 @@ class Engine:
             hedge=how.hedge,
             stream=request.stream,
             prefix=request.prefix,
+            only=how.only,
+            gpu=how.gpu,
         )
 
     def deadline(self, timeout_s: float | None) -> Micros | None:

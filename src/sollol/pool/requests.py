@@ -9,10 +9,11 @@ import base64
 import difflib
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sollol.core.endpoint import parse_endpoint
 from sollol.core.policy import Hedger
 from sollol.core.types import Kind, RoutingMode, RoutingStrategy, TaskType, canonical_model
 from sollol.errors import BadInput
@@ -60,12 +61,28 @@ class Wish(NamedTuple):
     mode: RoutingMode | None = None
     hedge: bool | Hedger | None = None
     type: TaskType | None = None
+    only: tuple[str, ...] | None = None
+    gpu: bool = False
 
 
-def wish(priority: Any, timeout: Any, mode: Any = None, hedge: Any = None, task_type: Any = None) -> Wish:
+def wish(
+    priority: Any,
+    timeout: Any,
+    mode: Any = None,
+    hedge: Any = None,
+    task_type: Any = None,
+    node: Any = None,
+    requires_gpu: Any = False,
+) -> Wish:
     """Checked. Raises BadInput."""
     return Wish(
-        check_priority(priority), check_timeout(timeout), check_mode(mode), check_hedge(hedge), check_type(task_type)
+        check_priority(priority),
+        check_timeout(timeout),
+        check_mode(mode),
+        check_hedge(hedge),
+        check_type(task_type),
+        check_only(node),
+        check_flag("requires_gpu", requires_gpu),
     )
 
 
@@ -303,6 +320,22 @@ def check_type(task_type: Any) -> TaskType | None:
     except ValueError:
         names = ", ".join(repr(t.value) for t in TaskType)
         raise BadInput(f"task_type={_short(task_type)}; expected one of {names}") from None
+
+
+def check_only(node: Any) -> tuple[str, ...] | None:
+    """The names of the nodes that a call may go to: of one, or of several; None for any."""
+    if node is None:
+        return None
+    nodes = [node] if isinstance(node, (str, Mapping)) or not isinstance(node, Iterable) else list(node)
+    if not nodes:
+        raise BadInput("node=[]; expected a node such as '10.0.0.5:11434', several of them, or None for any")
+    return tuple(dict.fromkeys(parse_endpoint(one).key for one in nodes))
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadInput(f"{name}={_short(value)}; expected True or False")
+    return value
 
 
 def check_strategy(strategy: Any) -> RoutingStrategy:

@@ -169,12 +169,14 @@ class OllamaPool(PoolBase):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
-        """`/api/chat` on the node that would finish first. A ChatResponse, or with `stream` an iterator of them."""
-        return self._perform(
-            chat_request(model, messages, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
-        )
+        """`/api/chat` on the node that would finish first. `node`: only on this one, or on these; `requires_gpu`: on
+        none that holds the model on its CPU. A ChatResponse, or with `stream` an iterator of them."""
+        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        return self._perform(chat_request(model, messages, stream, how, ollama))
 
     def generate(
         self,
@@ -187,12 +189,13 @@ class OllamaPool(PoolBase):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
         """`/api/generate`. A GenerateResponse, or with `stream` an iterator of them."""
-        return self._perform(
-            generate_request(model, prompt, stream, self._wish(priority, timeout, mode, hedge, task_type), ollama)
-        )
+        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        return self._perform(generate_request(model, prompt, stream, how, ollama))
 
     def embed(
         self,
