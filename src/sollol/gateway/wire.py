@@ -46,9 +46,9 @@ class ClientConnection(Deadline, asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_parser", "_paused",
-        "_raw", "_reading", "_transport", "_unsent", "_upload_size", "_url", "_waiting", "blocked", "draining",
-        "gateway",
+        "_arrived", "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_parser",
+        "_paused", "_raw", "_reading", "_transport", "_unsent", "_upload_size", "_url", "_waiting", "blocked",
+        "draining", "gateway",
     )
     # fmt: on
 
@@ -67,7 +67,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
         self._url = b""
         self._raw: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._head_size = self._body_size = self._upload_size = self._unsent = 0
+        self._arrived = self._head_size = self._body_size = self._upload_size = self._unsent = 0
         self.blocked = False  # it takes no more of ours
         self.draining = gateway.draining
 
@@ -83,10 +83,13 @@ class ClientConnection(Deadline, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._broken is not None:
             return
+        self._arrived = len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break(400, "this server speaks HTTP/1.1 and upgrades to nothing else")
+        except httptools.HttpParserUpgrade:  # as HTTP allows: answered in HTTP/1.1, and then closed
+            self._broken = Broken(0, "")
+            if self._current is None:
+                self._linger()
             return
         except httptools.HttpParserError as error:
             found = error.__context__
@@ -186,6 +189,9 @@ class ClientConnection(Deadline, asyncio.Protocol):
             self._check_repeated()
         if len(self._raw) > HEADERS:
             raise Broken(431, f"more than {HEADERS} headers")
+        bound = self.gateway.settings.limits.max_head_bytes
+        if self._arrived > bound and sum(len(name) + len(value) for name, value in self._raw) > bound:
+            raise Broken(431, f"the head of the request is larger than {bound} bytes")
         if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
             headers[b"host"], _, path = self._url[7:].partition(b"/")
             self._url = b"/" + path
@@ -250,7 +256,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
         request, self._reading = self._reading, None
         assert request is not None
         self._in_message = False
-        request.keep_alive = self._parser.should_keep_alive()
+        request.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         if request is self._current or request.is_answered:  # an upload, whose handler has it already
             if request is self._current:
                 request.uploaded(b"")
