@@ -192,7 +192,7 @@ def test_own_routes(stage: Stage) -> None:
         for name in ("my-own.id", number):
             assert client.get(f"/sollol/queue/{name}").json()["state"] == "done"
             assert client.get(f"/sollol/explain/{name}").json()["node"] == answer.headers["x-sollol-node"]
-        assert client.get("/sollol/queue/unknown").status_code == 400
+        assert client.get("/sollol/queue/unknown").status_code == 404
         assert client.get("/sollol/snapshot").json()["recent"]
 
 

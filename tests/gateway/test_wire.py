@@ -182,20 +182,21 @@ def test_chunks_in_any_cutting(stage: Stage) -> None:
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:
     settings = msgspec.structs.replace(GatewaySettings(), limits=LIMITS)
-    with sim_cluster([talker(1, 1e6)]) as nodes, gateway_over(nodes.urls, settings) as stage:
-        with socket.create_connection(("127.0.0.1", stage.port), timeout=5) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            body = b'{"model":"llama3.2","prompt":"x","options":{"num_predict":400000}}'
-            sock.sendall(
-                b"POST /api/generate HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-            )
-            deadline = time.monotonic() + 15
-            busy = True
-            while busy and time.monotonic() < deadline:
-                time.sleep(0.1)
-                busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.attempts or gateway._connections))
-            assert not busy
-            assert stage.look(lambda gateway: gateway.engine.scheduler.fleet.nodes[nodes[0][7:]].failed) == 0
+    body = b'{"model":"llama3.2","prompt":"x","options":{"num_predict":400000}}'
+    head = b"POST /api/generate HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body)
+    with (
+        sim_cluster([talker(1, 1e6)]) as nodes,
+        gateway_over(nodes.urls, settings) as stage,
+        socket.create_connection(("127.0.0.1", stage.port), timeout=5) as sock,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(head + body)
+        deadline, busy = time.monotonic() + 15, True
+        while busy and time.monotonic() < deadline:
+            time.sleep(0.1)
+            busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.attempts or gateway._connections))
+        assert not busy
+        assert stage.look(lambda gateway: gateway.engine.scheduler.fleet.nodes[nodes[0][7:]].failed) == 0
 
 
 def test_too_many_connections() -> None:

@@ -88,7 +88,7 @@ async def show(gateway: Gateway, request: Request) -> None:
     fields = fields_of(request, "model", "name")
     name = str(fields.get("model") or fields["name"])
     model = gateway.settings.resolve_model(name)
-    for node in holders(gateway, model, name):
+    for node in await holders(gateway, model, name, asked=False):
         try:
             found = await manage.ask(gateway.engine.transport, node, "POST", "/api/show", {**fields, "model": model})
         except ResponseError as error:
@@ -100,14 +100,24 @@ async def show(gateway: Gateway, request: Request) -> None:
     raise NoNodeAvailable(f"show {name}: no node answered")
 
 
-def holders(gateway: Gateway, model: str, told: str = "") -> list[Endpoint]:
-    """The nodes up that have a model. Raises ResponseError 404 if none has."""
+async def holders(gateway: Gateway, model: str, told: str = "", *, asked: bool = True) -> list[Endpoint]:
+    """The nodes up that have a model: by what they say now, or with `asked=False` by what is known of them, if that is
+    enough. Raises ResponseError 404 if none has."""
     wanted = canonical_model(model)
     nodes = gateway.engine.scheduler.fleet.nodes.values()
-    found = [node.endpoint for node in nodes if node.usable and wanted in node.models]
+    known = [node.endpoint for node in nodes if node.usable and wanted in node.models]
+    if known and not asked:
+        return known
+    answers = await gateway.once.ask("holders", lambda: _ask_all(gateway, "/api/tags"))
+    have = {key for key, answer in answers.items() if wanted in _names(answer)}
+    found = [node.endpoint for node in nodes if node.key in have]
     if not found:
         raise ResponseError(f"model '{told or model}' not found", 404)
     return found
+
+
+def _names(answer: dict[str, Any]) -> set[str]:
+    return {str(row.get("model")) for row in answer.get("models") or ()}
 
 
 async def models(gateway: Gateway, request: Request) -> None:
@@ -123,8 +133,8 @@ async def models(gateway: Gateway, request: Request) -> None:
 
 
 async def model(gateway: Gateway, request: Request, name: str) -> None:
-    node = holders(gateway, gateway.settings.resolve_model(name), canonical_model(name))[0]
     target = gateway.settings.resolve_model(name)
+    node = (await holders(gateway, target, canonical_model(name), asked=False))[0]
     found = await manage.ask(gateway.engine.transport, node, "GET", f"/v1/models/{target}", timeouts=READING)
     request.answer(200, encode({**found, "id": name}), "application/json")
 

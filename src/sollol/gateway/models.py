@@ -93,7 +93,7 @@ async def pull(gateway: Gateway, request: Request) -> None:
 async def push(gateway: Gateway, request: Request) -> None:
     admin(request)
     fields = _renamed(gateway, fields_of(request, "model", "name"))
-    nodes = chosen(gateway, request) or holders(gateway, fields["model"])[:1]
+    nodes = chosen(gateway, request) or (await holders(gateway, fields["model"]))[:1]
     await _carry_out(gateway, request, fields, nodes)
 
 
@@ -105,7 +105,7 @@ async def create(gateway: Gateway, request: Request) -> None:
         base = fields.get("from")
         if isinstance(base, str) and base and not fields.get("files"):
             fields["from"] = gateway.settings.resolve_model(base)
-            nodes = holders(gateway, fields["from"], base)
+            nodes = await holders(gateway, fields["from"], base)
         else:
             nodes = _all_up(gateway)
     await _carry_out(gateway, request, fields, nodes)
@@ -114,14 +114,14 @@ async def create(gateway: Gateway, request: Request) -> None:
 async def copy(gateway: Gateway, request: Request) -> None:
     admin(request)
     fields = fields_of(request, "source")
-    nodes = chosen(gateway, request) or holders(gateway, fields["source"])
+    nodes = chosen(gateway, request) or await holders(gateway, fields["source"])
     await _everywhere(gateway, request, fields, nodes)
 
 
 async def delete(gateway: Gateway, request: Request) -> None:
     admin(request)
     fields = fields_of(request, "model", "name")
-    nodes = chosen(gateway, request) or holders(gateway, str(fields.get("model") or fields["name"]))
+    nodes = chosen(gateway, request) or await holders(gateway, str(fields.get("model") or fields["name"]))
     await _everywhere(gateway, request, fields, nodes)
 
 
@@ -288,7 +288,8 @@ async def unload(gateway: Gateway, request: Request, model: str) -> None:
     fields = {**fields_of(request, "model"), "model": model, "stream": False}
     name = canonical_model(model)
     nodes = gateway.engine.scheduler.fleet.nodes.values()
-    holding = [node.endpoint for node in nodes if node.usable and name in node.loaded] or holders(gateway, model)[:1]
+    holding = [node.endpoint for node in nodes if node.usable and name in node.loaded]
+    holding = holding or (await holders(gateway, model))[:1]
     answers = await manage.ask_all(gateway.engine.transport, holding, "POST", request.path, fields, manage.LOADING)
     good = manage.need_one(f"unload {model}", answers)
     gateway.engine.refresh()

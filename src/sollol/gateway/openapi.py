@@ -18,9 +18,14 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": required, "properties": properties}
 
 
-def _get(summary: str, answers: dict[str, Any], *, id_in_path: bool = False) -> dict[str, Any]:
+def _get(summary: str, answers: dict[str, Any], *, id_in_path: bool = False, public: bool = False) -> dict[str, Any]:
     refused = {"401": _answer("A key is needed.", _ERROR), "403": {"description": "Foreign Host or Origin."}}
+    if id_in_path:
+        answers["400"] = _answer("Not an id.", _ERROR)
+        answers["404"] = _answer("No such request, or too long ago.", _ERROR)
     operation: dict[str, Any] = {"summary": summary, "responses": answers | refused}
+    if public:
+        operation["security"] = []
     if id_in_path:
         operation["parameters"] = [
             {
@@ -31,12 +36,11 @@ def _get(summary: str, answers: dict[str, Any], *, id_in_path: bool = False) -> 
                 "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9._-]+$"},
             }
         ]
-        answers["400"] = _answer("No such id, or too long ago.", _ERROR)
     return {"get": operation}
 
 
-def document() -> dict[str, Any]:
-    """An OpenAPI 3.1 document."""
+def document(keys: bool) -> dict[str, Any]:
+    """An OpenAPI 3.1 document. `keys`: they are asked for."""
     rows = {"type": "array", "items": {"type": "object"}}
     ready = _object(
         ["status", "nodes_up", "nodes"],
@@ -64,11 +68,13 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "SOLLOL gateway", "version": sollol.__version__},
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-        "security": [{"key": []}],
+        "security": [{"key": []}] if keys else [],
         "paths": {
-            "/sollol/health": _get("Does it serve?", {"200": _answer("Yes.", health)}),
+            "/sollol/health": _get("Does it serve?", {"200": _answer("Yes.", health)}, public=True),
             "/sollol/ready": _get(
-                "Can it answer?", {"200": _answer("A node is up.", ready), "503": _answer("None is.", ready)}
+                "Can it answer?",
+                {"200": _answer("A node is up.", ready), "503": _answer("None is.", ready)},
+                public=True,
             ),
             "/sollol/snapshot": _get("Nodes, queue and requests.", {"200": _answer("Now.", snapshot)}),
             "/sollol/nodes": _get(

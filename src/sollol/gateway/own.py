@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import sollol
-from sollol.errors import BadInput
+from sollol.errors import BadInput, ResponseError
 from sollol.gateway.openapi import document
 from sollol.gateway.request import Request
 from sollol.nodes.dialect import encode
@@ -54,9 +54,12 @@ async def queue(gateway: Gateway, request: Request, task: str) -> None:
 def _explained(gateway: Gateway, task: str) -> dict[str, Any]:
     number = gateway.task_of(task)
     if number is None:
-        raise BadInput(f"id {task!r}; expected the number in X-Sollol-Request-Id, or the id that the client gave there")
-    return gateway.pool.explain(number)
+        raise ResponseError(f"no request is called {task!r}; the number is in X-Sollol-Request-Id", 404)
+    try:
+        return gateway.pool.explain(number)
+    except BadInput as unknown:
+        raise ResponseError(str(unknown), 404) from None
 
 
 async def openapi(gateway: Gateway, request: Request) -> None:
-    request.answer(200, encode(document()))
+    request.answer(200, encode(document(gateway.keyring.required)))

@@ -1,0 +1,177 @@
+"""`sollol serve` as a process: it greets, reloads, drains, checks, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sollol.sim import NodeSpec
+from sollol.sim.serve import free_port, sim_cluster
+
+WAIT_S = 20
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOLLOL", "OLLAMA"))}
+    return {**kept, "XDG_CONFIG_HOME": str(tmp_path / "config"), "NO_COLOR": "1"}
+
+
+def sollol(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sollol", *words]
+    return subprocess.run(
+        command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+
+
+@contextmanager
+def serving(tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "sollol", "serve", "--port", "0", *words]
+    process = subprocess.Popen(
+        command, env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://"), process.stderr and process.stderr.read()
+        yield process, url
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ask(url: str, model: str = "llama3.2", tokens: int = 3, stream: bool = False) -> httpx.Response:
+    body = {"model": model, "prompt": "x", "stream": stream, "options": {"num_predict": tokens}}
+    return httpx.post(f"{url}/api/generate", json=body, timeout=WAIT_S, trust_env=False)
+
+
+def test_it_ends_what_it_has_begun(tmp_path: Path) -> None:
+    slow = NodeSpec(decode_tokens_per_s=10.0, loaded=("llama3.2",))
+    with sim_cluster([slow]) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (process, url):
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(ask(url, tokens=10, stream=True)))
+        thread.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        with pytest.raises(httpx.ConnectError):
+            ask(url)
+        thread.join()
+        assert b'"done":true' in answers[0].content
+        assert process.wait(WAIT_S) == 0
+
+
+def test_it_reloads_under_load_without_losing_a_request(tmp_path: Path) -> None:
+    config = tmp_path / "sollol.toml"
+    with sim_cluster([NodeSpec(decode_tokens_per_s=500.0, seed=i) for i in range(2)]) as nodes:
+        config.write_text(f"nodes = [{nodes.urls[0]!r}]\n")
+        with serving(tmp_path) as (process, url):
+            statuses: list[int] = []
+            going = threading.Event()
+
+            def load() -> None:
+                while not going.is_set():
+                    statuses.append(ask(url).status_code)
+
+            threads = [threading.Thread(target=load) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for round_ in range(6):
+                config.write_text(
+                    f"nodes = [{nodes.urls[round_ % 2]!r}, {nodes.urls[1]!r}]\n[aliases]\nnew = 'llama3.2'\n"
+                )
+                process.send_signal(signal.SIGHUP)
+                time.sleep(0.15)
+            going.set()
+            for thread in threads:
+                thread.join()
+            assert len(statuses) > 20
+            assert set(statuses) == {200}
+            assert ask(url, "new").status_code == 200
+            config.write_text("nodes = 3\n")
+            process.send_signal(signal.SIGHUP)
+            assert ask(url, "new").status_code == 200
+
+
+def test_keys_are_asked_for_elsewhere_than_on_this_machine(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes:
+        refused = sollol(tmp_path, "serve", "--host", "0.0.0.0", "--nodes", nodes.urls[0])
+        assert refused.returncode == 2
+        assert "sollol keys add" in refused.stderr
+        made = sollol(tmp_path, "keys", "add", "me", "--admin")
+        token = made.stdout.strip()
+        assert made.returncode == 0
+        assert token.startswith("sk-sollol-")
+        listed = sollol(tmp_path, "keys", "list")
+        assert token not in listed.stdout
+        assert "me" in listed.stdout
+        with serving(tmp_path, "--host", "0.0.0.0", "--nodes", nodes.urls[0]) as (_, url):
+            local = url.replace("0.0.0.0", "127.0.0.1")
+            assert httpx.get(f"{local}/api/tags", trust_env=False).status_code == 401
+            bearer = {"Authorization": f"Bearer {token}"}
+            assert httpx.get(f"{local}/api/tags", headers=bearer, trust_env=False).status_code == 200
+            assert sollol(tmp_path, "keys", "revoke", "me").returncode == 0
+            deadline = time.monotonic() + 10
+            while httpx.get(f"{local}/api/tags", headers=bearer, trust_env=False).status_code == 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+
+def test_check_tells_what_is_wrong(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes:
+        good = sollol(tmp_path, "serve", "--check", "--port", str(free_port()), "--nodes", nodes.urls[0])
+        assert good.returncode == 0, good.stdout
+        (tmp_path / "sollol.toml").write_text("[aliases]\n'gpt-4o' = 'nothing'\n")
+        bad = sollol(tmp_path, "serve", "--check", "--nodes", f"{nodes.urls[0]},127.0.0.1:1")
+        assert bad.returncode == 2
+        assert "nothing is on no node" in bad.stdout
+        assert "refused the connection" in bad.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--port", "99999"), "99999"),
+        (("--config", "/nowhere.toml"), "/nowhere.toml"),
+        (("--nodes", ""), "--nodes is empty"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_2(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    ended = sollol(tmp_path, "serve", *words)
+    assert ended.returncode == 2
+    assert told in ended.stderr
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (_, url):
+        ended = sollol(tmp_path, "serve", "--port", url.rpartition(":")[2], "--nodes", nodes.urls[0])
+        assert ended.returncode == 2
+        assert "--port" in ended.stderr
+
+
+def test_init_writes_a_file_that_serves(tmp_path: Path) -> None:
+    assert sollol(tmp_path, "init").returncode == 0
+    again: Any = sollol(tmp_path, "init")
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    with sim_cluster(1) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (_, url):
+        assert ask(url).status_code == 200
+
+
+def test_top_and_explain_read_a_gateway(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (_, url):
+        number = ask(url).headers["x-sollol-request-id"]
+        explained = sollol(tmp_path, "explain", number, "--url", url)
+        assert explained.returncode == 0, explained.stderr
+        assert nodes.urls[0].removeprefix("http://") in explained.stdout
