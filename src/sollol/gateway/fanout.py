@@ -108,7 +108,7 @@ async def holders(gateway: Gateway, model: str, told: str = "", *, asked: bool =
     known = [node.endpoint for node in nodes if node.usable and wanted in node.models]
     if known and not asked:
         return known
-    answers = await gateway.once.ask("holders", lambda: _ask_all(gateway, "/api/tags"))
+    answers = await _ask_all(gateway, "/api/tags")
     have = {key for key, answer in answers.items() if wanted in _names(answer)}
     found = [node.endpoint for node in nodes if node.key in have]
     if not found:
