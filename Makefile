@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint compile pure bench clean
+.PHONY: demo test lint compile pure bench bench-tools clean
 
 # The interpreter is recorded, so that a newer pyproject.toml or another Python installs again.
 $(VENV)/.installed-demo: pyproject.toml
@@ -37,6 +37,14 @@ pure:
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench
+
+# nginx, Caddy and wrk from Debian's packages, the LiteLLM proxy in an environment of its own.
+bench-tools:
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq nginx-light caddy wrk util-linux; \
+	else echo "nginx, caddy and wrk are installed by root on Debian; without them their rows say that they are missing"; fi
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
 
 clean: pure
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import batches, calls, discovery, failover, fairness, fleet, hedging, routing, streams
+from bench import batches, calls, decisions, discovery, failover, fairness, fleet, gateway, hedging, routing, streams
 from bench.rows import show
 
 BENCHES: dict[str, Any] = {
@@ -21,6 +21,8 @@ BENCHES: dict[str, Any] = {
     "hedging": hedging,
     "fairness": fairness,
     "streams": streams,
+    "decisions": decisions,
+    "gateway": gateway,
 }
 
 
