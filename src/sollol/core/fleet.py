@@ -235,8 +235,9 @@ class Lane:
         if over < 0 and not self.draining:
             return max(0, self.paused_until - at)
         ends = [attempt.expected_end(at) for attempt in self.attempts.values()]
-        if len(ends) > 1:
-            ends.sort()
+        if over == 0 and not self.draining:
+            return max(0, self.paused_until - at, min(ends) - at)
+        ends.sort()
         if self.draining and (draining := self.still_draining(at)):
             over += len(draining)
             ends = sorted([*ends, *draining])

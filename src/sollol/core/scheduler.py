@@ -341,10 +341,10 @@ class Scheduler:
         if line is None or market is None:
             return
         batches = self._ledger.batches.get(model)
-        if not batches and not market.roomy and market.lanes:
-            return  # every slot is taken: the next answer brings us back
         only = None if freed is None else list(freed)
         while (head := line.peek(at)) is not None:
+            if not batches and not market.roomy and market.lanes:
+                return  # every slot is taken: the next answer brings us back
             ahead: dict[str, Micros] = {}
             if self._serve_task(head, market, ahead, only, at):
                 self._look_ahead(line, market, head, ahead, only, at)

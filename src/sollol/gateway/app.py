@@ -102,7 +102,8 @@ class Gateway:
         except (OSError, UnicodeError) as error:
             where = f"{listen.host}:{listen.port}"
             raise BadInput(f"cannot listen on {where}: {error}; choose another --host or --port") from None
-        port: int = self._server.sockets[0].getsockname()[1]
+        server: Any = self._server  # whose sockets are a tuple, or with uvloop a list
+        port: int = server.sockets[0].getsockname()[1]
         return port
 
     def apply(self, settings: GatewaySettings) -> None:

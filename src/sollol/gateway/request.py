@@ -90,13 +90,17 @@ class Request:
             found[name] = f"{found[name]},{value}" if name in found else value
         return found
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    def pieces(self) -> AsyncIterator[bytes]:
         """The body of an upload as it comes, in any cutting. Waits for the client; ends with the body."""
+        return Upload(self)
+
+    async def next_piece(self) -> bytes:
+        """The next piece of an upload; b"" is its end."""
         assert self._upload is not None
-        while piece := await self._upload.get():
-            if self._connection is not None:
-                self._connection.upload_taken(len(piece))
-            yield piece
+        piece = await self._upload.get()
+        if self._connection is not None:
+            self._connection.upload_taken(len(piece))
+        return piece
 
     @property
     def is_gone(self) -> bool:
@@ -241,6 +245,22 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} {self.id}>"
+
+
+class Upload:
+    """The pieces of a body that is too large to be held."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __aiter__(self) -> Upload:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._request.next_piece()
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
 
 def type_line(content_type: str) -> bytes:
