@@ -1,6 +1,6 @@
-"""Compiles the deciding part of SOLLOL (core, policies) with mypyc, on request: `SOLLOL_COMPILE=1 pip install .`, or
-in place with `python hatch_build.py` (`make compile`). Without it everything runs as plain Python, four times slower
-to decide. See docs/decisions/compiled.md.
+"""Compiles what runs for every request (deciding, dispatching, relaying) with mypyc, on request:
+`SOLLOL_COMPILE=1 pip install .`, or in place with `python hatch_build.py` (`make compile`). Without it everything runs
+as plain Python. See docs/decisions/compiled.md.
 """
 
 from __future__ import annotations
@@ -16,12 +16,31 @@ ROOT = Path(__file__).parent
 SOURCE = ROOT / "src"
 LEFT_OUT = {"__init__.py", "types.py", "task_words.py"}  # values and words: nothing in them runs often
 ROOMS = ("core", "policies")
+# Of the other rooms, what is on the way of a request and defines no msgspec structure, which mypyc cannot build.
+ON_THE_WAY = (
+    "gateway/app.py",
+    "gateway/dialects/reading.py",
+    "gateway/infer.py",
+    "gateway/relay.py",
+    "gateway/request.py",
+    "gateway/wire.py",
+    "nodes/_connection.py",
+    "nodes/_deadline.py",
+    "nodes/_reply.py",
+    "nodes/_request.py",
+    "nodes/http.py",
+    "observe/journal.py",
+    "pool/dispatcher.py",
+    "pool/history.py",
+    "pool/jobs.py",
+)
 
 
 def modules() -> list[str]:
     """What is compiled, as paths below src."""
     found = (path for room in ROOMS for path in sorted((SOURCE / "sollol" / room).glob("*.py")))
-    return [str(path.relative_to(SOURCE)) for path in found if path.name not in LEFT_OUT]
+    chosen = [str(path.relative_to(SOURCE)) for path in found if path.name not in LEFT_OUT]
+    return chosen + [f"sollol/{path}" for path in ON_THE_WAY]
 
 
 def compile_into(target: Path) -> list[Path]:

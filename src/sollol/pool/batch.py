@@ -20,7 +20,7 @@ from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport
 from sollol.policies.batching import item_cost
 from sollol.pool.answers import EmbedResponse
-from sollol.pool.dispatcher import CoroutineJob
+from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import error_of
 from sollol.pool.requests import check_text
 
@@ -91,7 +91,7 @@ class Ended(NamedTuple):
 Message = Delivered | Refused | Wanted | Ended
 
 
-class BatchJob(CoroutineJob):
+class BatchJob:
     """The loop's side of a batch."""
 
     def __init__(
@@ -133,6 +133,9 @@ class BatchJob(CoroutineJob):
         return Fed(self.task.id, [item_cost(text) for text in texts], closed)
 
     # --- attempts ---
+
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        return dispatcher.run(self.perform, start, node)
 
     async def perform(
         self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]

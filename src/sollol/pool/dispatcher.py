@@ -60,22 +60,8 @@ class Job(Protocol):
     def settle(self, action: Settle, at: Micros) -> None: ...
 
 
-class CoroutineJob:
-    """A job whose attempts are coroutines: all but those whose every microsecond counts."""
-
-    task: Task
-
-    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
-        return dispatcher.run(self.perform, start, node)
-
-    async def perform(
-        self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]
-    ) -> Outcome:
-        """Carry out one attempt. `started(movable)` when the caller has begun to receive it; again, if it turns out
-        that another node could go on with it."""
-        raise NotImplementedError
-
-
+# Carries out one attempt as a coroutine. The last argument is called with whether another node could go on with the
+# answer, when its caller has begun to receive it, and again if that turns out to be otherwise.
 Perform = Callable[[Transport, Endpoint, Start, Callable[[bool], None]], Coroutine[Any, Any, Outcome]]
 
 

@@ -26,7 +26,7 @@ from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 from sollol.pool.continuation import Continuity, NotRendered, Said, render
-from sollol.pool.dispatcher import CoroutineJob
+from sollol.pool.dispatcher import Dispatcher, GiveUp
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 # A stream is given up when nothing came for so many times its mean gap, but never before STALL_LEAST_S.
@@ -93,7 +93,7 @@ def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
     ]
 
 
-class CallJob(CoroutineJob):
+class CallJob:
     """One request with one answer, given whole."""
 
     def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
@@ -104,6 +104,9 @@ class CallJob(CoroutineJob):
         self.settled: Settle | None = None
         self._bodies: dict[int, bytes] = {}
         self._done = done
+
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        return dispatcher.run(self.perform, start, node)
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         reply = await transport.send(node, self.call)

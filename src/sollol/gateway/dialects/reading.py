@@ -59,13 +59,15 @@ class LineReader:
             return piece
         if self.ended is not None:
             return b""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        lines = (self._rest + piece).split(b"\n")
+        self._rest = lines.pop()
         passed = []
         for line in lines:
             if not line.strip():
                 continue
-            self.ended = judge_line(line)
-            if self.ended is not None:
+            ended = judge_line(line)
+            if ended is not None:
+                self.ended = ended
                 self.tail = line + b"\n"
                 break
             self.count += 1
@@ -73,10 +75,11 @@ class LineReader:
         return b"".join(passed)
 
     def close(self) -> Outcome:
-        if self.ended is None and self._rest.strip():  # a last line without its end
-            self.ended = judge_line(self._rest)
+        ended = self.ended
+        if ended is None and self._rest.strip():  # a last line without its end
+            self.ended = ended = judge_line(self._rest)
             self.tail = self._rest + b"\n"
-        return self.ended or CUT
+        return ended or CUT
 
 
 def _is_line(piece: bytes) -> bool:
@@ -130,11 +133,11 @@ class EventReader:
             return piece
         if self.ended is not None:
             return b""
-        *events, self._rest = (self._rest + piece).split(b"\n\n")
+        events = (self._rest + piece).split(b"\n\n")
+        self._rest = events.pop()
         passed: list[bytes] = []
         for event in events:
-            self._hear(event, passed)
-            if self.ended is not None:
+            if self._hear(event, passed):
                 break
         return b"".join(passed)
 
@@ -144,12 +147,16 @@ class EventReader:
                 return True
         return False
 
-    def _hear(self, event: bytes, passed: list[bytes]) -> None:
+    def _hear(self, event: bytes, passed: list[bytes]) -> bool:
+        """Pass it on, or hold it back; True if the answer has ended."""
         whole = event + b"\n\n"
-        sign, outcome = self._judge(event) if self._is_marked(event) else (Sign.GOES_ON, None)
+        sign: Sign = Sign.GOES_ON
+        outcome: Outcome | None = None
+        if self._is_marked(event):
+            sign, outcome = self._judge(event)
         if outcome is not None and outcome.how is not How.OK:
             self.ended = outcome
-            return
+            return True
         if outcome is not None:
             self._tokens = outcome.timing
         if sign is Sign.GOES_ON and self._sign is not Sign.ENDS:
@@ -158,21 +165,24 @@ class EventReader:
             self._sign = sign
             self.count += 1
             passed.append(whole)
-            return
+            return False
         self._held.append(whole)
         if sign in (Sign.ENDS, Sign.MAY_END) and self._sign is not Sign.ENDS:
             self._sign = sign
-        if sign is Sign.ENDED:
-            self.ended = self._good()
+        if sign is not Sign.ENDED:
+            return False
+        self.ended = self._good()
+        return True
 
     def _good(self) -> Outcome:
         return Outcome(How.OK, "", 200, self._tokens or Timing(tokens=self.count))
 
     def close(self) -> Outcome:
-        if self.ended is None and self._sign is Sign.ENDS:  # all is said; only the last mark is missing
+        ended = self.ended
+        if ended is None and self._sign is Sign.ENDS:  # all is said; only the last mark is missing
             self._held.append(self._seal)
-            self.ended = self._good()
-        return self.ended or CUT
+            self.ended = ended = self._good()
+        return ended or CUT
 
 
 def data_of(event: bytes) -> bytes:
