@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,13 @@ def serving(tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str]
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def ask(url: str, model: str = "llama3.2", tokens: int = 3, stream: bool = False) -> httpx.Response:
@@ -126,6 +133,39 @@ def test_keys_are_asked_for_elsewhere_than_on_this_machine(tmp_path: Path) -> No
             while httpx.get(f"{local}/api/tags", headers=bearer, trust_env=False).status_code == 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+
+
+def test_nodes_of_the_command_line_are_over_those_of_the_file(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes:
+        config = tmp_path / "sollol.toml"
+        config.write_text('nodes = ["127.0.0.1:1"]\n')
+        with serving(tmp_path, "--nodes", nodes.urls[0]) as (process, url):
+            assert ask(url).status_code == 200
+            config.write_text('nodes = ["127.0.0.1:2"]\n[aliases]\nnew = "llama3.2"\n')
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: ask(url, "new").status_code == 200)
+            told = httpx.get(f"{url}/sollol/nodes", trust_env=False).json()["nodes"]
+            assert [node["host"] for node in told] == [nodes.urls[0].removeprefix("http://")]
+
+
+def test_keys_asked_for_from_now_on(tmp_path: Path) -> None:
+    """A gateway that began without keys, and without a keys file, takes up both."""
+    config, keys = tmp_path / "sollol.toml", tmp_path / "elsewhere.json"
+    config.write_text("")
+    with sim_cluster(1) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (process, url):
+
+        def status(token: str = "nobody") -> int:
+            headers = {"Authorization": f"Bearer {token}"}
+            return httpx.get(f"{url}/api/tags", headers=headers, trust_env=False).status_code
+
+        assert status() == 200
+        config.write_text(f'[gateway]\nrequire_keys = true\nkeys_file = "{keys}"\n')
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: status() == 401)
+        token = sollol(tmp_path, "keys", "add", "me").stdout.strip()
+        assert keys.exists()
+        wait_for(lambda: status(token) == 200)
+        assert status() == 401
 
 
 def test_check_tells_what_is_wrong(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ MEANINGS = {
     "port": "11434 takes the place of a local Ollama.",
     "insecure": "Let everybody in, without keys, wherever it listens.",
     "require_keys": "Ask for a key even on this machine.",
-    "keys_file": 'Where `sollol keys` keeps the hashes, for instance "~/.config/sollol/keys.json".',
+    "keys_file": "Where `sollol keys` keeps the hashes. By default ~/.config/sollol/keys.json.",
     "cors_origins": 'Pages that may use the gateway besides local ones: ["https://chat.example.org"].',
     "drain_s": "When it is told to end: how long running answers may still take.",
     "max_body_mb": "The largest request, in megabytes; images and long lists of texts are large.",
@@ -33,13 +33,14 @@ MEANINGS = {
     "max_connections": "More clients at once are told to come back later.",
     "queue": "Requests that may wait for a node; more are told when to come back.",
     "request_timeout_s": "For requests without X-Sollol-Deadline-Ms, waiting included. None by default.",
-    "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode.',
+    "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode. None by default.',
     "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
-    "hedge": "A second copy of late requests: true, false, or by the mode.",
+    "hedge": "A second copy of late requests: true or false. By default as the mode says.",
 }
 _HEAD = """\
-# Settings of SOLLOL. What is commented out is the default. `sollol serve --config {name} --check` tells whether
-# it can be used; a running gateway takes up changes by itself (all but host and port).
+# Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
+# `sollol serve --config {name} --check` tells whether it can be used. A running gateway takes up changes by itself,
+# all but host and port.
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
 # nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]
@@ -50,8 +51,11 @@ _HEAD = """\
 # The share of requests that is recorded: true, false or a fraction.
 # observer_sampling = true
 
+# Where nodes are looked for.
 [discovery]
+# By default the private networks of this machine.
 # subnets = ["192.168.1.0/24"]
+# The ports at which they may answer.
 # ports = [11434]
 """
 _TAIL = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sollol.cli.console import note, plural, print_json, say, stdout, table
+from sollol.cli.console import note, plural, print_json, printable, say, stdout, table
 from sollol.cli.fleet import JsonOption
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             made.add_row(
                 key.name,
                 f"{key.start}…",
-                key.app,
-                ", ".join(key.models) or "all",
+                printable(key.app),
+                printable(", ".join(key.models)) or "all",
                 _bound(key.requests_per_minute),
                 _bound(key.tokens_per_minute),
                 f"≤ {key.priority_max}",

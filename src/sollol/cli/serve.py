@@ -84,13 +84,13 @@ def serve(
     """One address for the whole cluster: Ollama's, OpenAI's and Anthropic's API."""
     from sollol.gateway.settings import check_keys
 
-    read = Reading(config, host, port, insecure)
+    read = Reading(config, nodes, host, port, insecure)
     settings = read.settings()
     keyring = read.keyring(settings)
-    chosen = _nodes(nodes, settings)
     if check:
-        raise typer.Exit(_check(settings, chosen, len(keyring)))
+        raise typer.Exit(_check(read, settings, len(keyring)))
     check_keys(settings, len(keyring))
+    chosen = _nodes(settings)
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(read, settings, keyring, chosen))
@@ -99,17 +99,22 @@ def serve(
 class Reading:
     """Where settings and keys are read from, now and again."""
 
-    def __init__(self, config: str | None, host: str | None, port: int | None, insecure: bool) -> None:
+    def __init__(
+        self, config: str | None, nodes: str | None, host: str | None, port: int | None, insecure: bool
+    ) -> None:
         from sollol.gateway.settings import find_file
 
         self.file = find_file(config)
+        named = fleet.named(nodes) if nodes is not None else None
+        self._nodes = named.endpoints if named else None  # of the command line: over those of the file, also later
         self._given = (host, port, insecure)
 
     def settings(self) -> GatewaySettings:
         from sollol.config import load_settings
         from sollol.gateway.settings import gateway_settings
 
-        return gateway_settings(load_settings(config=self.file), self.file or "").listening(*self._given)
+        read = load_settings(config=self.file, nodes=self._nodes)
+        return gateway_settings(read, self.file or "").listening(*self._given)
 
     def keyring(self, settings: GatewaySettings) -> Keyring:
         from sollol.gateway.keys import Keyring, keys_of_environment
@@ -125,18 +130,20 @@ class Reading:
             return -1
 
 
-def _nodes(option: str | None, settings: GatewaySettings) -> tuple[Endpoint, ...]:
+def _nodes(settings: GatewaySettings) -> tuple[Endpoint, ...]:
     """Those of --nodes, SOLLOL_NODES, the file or OLLAMA_HOST; else what discovery finds."""
-    if option is None and settings.nodes:
-        return settings.nodes
-    return fleet.choose(option).endpoints
+    return settings.nodes or fleet.choose(None).endpoints
 
 
-def _check(settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int) -> int:
+def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
     from sollol.gateway.check import check
 
+    try:
+        nodes = _nodes(settings)
+    except NoNodeAvailable:
+        nodes = ()  # one finding among the others
     made = table("what", "", "")
-    findings = asyncio.run(check(settings, nodes, keys))
+    findings = asyncio.run(check(settings, nodes, keys, read.file))
     for finding in findings:
         made.add_row(finding.what, "ok" if finding.ok else "wrong", finding.told, style=None if finding.ok else "red")
     stdout().print(made)
@@ -199,11 +206,12 @@ async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
         asked = again.is_set()
         again.clear()
         try:
-            if gateway.keyring.reload():
-                note(f"{plural(len(gateway.keyring), 'key')} read.")
             if asked or read.version() != seen:
                 seen = read.version()
                 gateway.apply(read.settings())
+                gateway.keyring.follow(gateway.settings.keys_path, required=gateway.settings.needs_keys)
                 note("Settings read again.")
+            if gateway.keyring.reload():
+                note(f"{plural(len(gateway.keyring), 'key')} read.")
         except (ConfigError, BadInput, NoNodeAvailable) as problem:
             warn(f"{problem}; everything stays as it was")

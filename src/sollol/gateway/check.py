@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import stat
+from collections.abc import Sized
+from pathlib import Path
 from typing import NamedTuple
 
 from sollol.core.endpoint import Endpoint
@@ -20,9 +24,12 @@ class Finding(NamedTuple):
     told: str
 
 
-async def check(settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int) -> list[Finding]:
-    """Everything at once; raises nothing that a setting can cause."""
-    found = [_keys(settings, keys), _port(settings)]
+async def check(
+    settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int, file: str | None = None
+) -> list[Finding]:
+    """Everything at once; raises nothing that a setting can cause. `file`: where the settings were read."""
+    read = Finding("file", True, file or "none was found, so the defaults hold")
+    found = [read, _keys(settings, keys), *_keys_file(settings.keys_path), _port(settings)]
     transport = HttpTransport()
     try:
         facts = dict(zip(nodes, await asyncio.gather(*(_ask(transport, node) for node in nodes)), strict=True))
@@ -30,16 +37,17 @@ async def check(settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: in
         await transport.aclose()
     for node, told in facts.items():
         if isinstance(told, NodeFacts):
-            found.append(Finding(f"node {node.key}", True, f"Ollama {told.version}, {len(told.models)} models"))
+            found.append(Finding(f"node {node.key}", True, f"Ollama {told.version}, {_count(told.models, 'model')}"))
         else:
             found.append(Finding(f"node {node.key}", False, told))
     up = [told for told in facts.values() if isinstance(told, NodeFacts)]
     if not up:
-        found.append(Finding("nodes", False, "none answers; name them in nodes = [...], or in SOLLOL_NODES"))
+        why = "none answers" if nodes else "none is known"
+        found.append(Finding("nodes", False, f"{why}; name them in nodes = [...], or in SOLLOL_NODES"))
     models = {model for told in up for model in told.models}
     found += [_model("alias", alias, target, models) for alias, target in settings.aliases.items()]
     for name, others in settings.fallbacks.items():
-        found += [_model("fallback", name, other, models) for other in others]
+        found += [_model("fallback", name, settings.resolve_model(other), models) for other in others]
     return found
 
 
@@ -48,7 +56,18 @@ def _keys(settings: GatewaySettings, keys: int) -> Finding:
         check_keys(settings, keys)
     except BadInput as problem:
         return Finding("keys", False, str(problem))
-    return Finding("keys", True, f"{keys} keys, " + ("asked for" if settings.needs_keys else "not asked for"))
+    return Finding("keys", True, f"{_count(range(keys), 'key')}, {'' if settings.needs_keys else 'not '}asked for")
+
+
+def _keys_file(path: Path) -> list[Finding]:
+    """Who can write it can let himself in. Reading it gives nobody a key, but is nobody's business either."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return []
+    if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return [Finding("keys file", False, f"others than its owner can change {path}; run: chmod 600 {path}")]
+    return [Finding("keys file", True, str(path))]
 
 
 def _port(settings: GatewaySettings) -> Finding:
@@ -76,3 +95,7 @@ def _model(kind: str, name: str, target: str, models: set[str]) -> Finding:
     return Finding(
         f"{kind} {name}", there, target if there else f"{target} is on no node; pull it, or change the {kind}"
     )
+
+
+def _count(items: Sized, noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"

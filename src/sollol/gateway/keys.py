@@ -69,11 +69,15 @@ class Keyring:
         self.path = path
         self._fixed = tuple(keys)  # of the environment: not in the file
         self._by_hash: dict[str, Key] = {}
-        self._seen: tuple[int, int] = (0, 0)
+        self._seen: Version | None = None
         self.reload()
 
     def __len__(self) -> int:
         return len(self._by_hash)
+
+    def __bool__(self) -> bool:
+        """A ring without keys is not the same as no ring: it may be required, and then lets nobody in."""
+        return True
 
     def find(self, token: str) -> Key | None:
         """The key of a token, or None. What is looked up and compared is the hash: its timing tells nothing."""
@@ -82,22 +86,35 @@ class Keyring:
         return key if key is not None and hmac.compare_digest(key.hash, told) else None
 
     def reload(self) -> bool:
-        """Read the file if it has changed; True if it had. Raises ConfigError and keeps what it had."""
+        """Read the file if it has changed; True if the keys did. Costs a `stat`.
+
+        Raises ConfigError, once for each change, and keeps what it had."""
         seen = _version(self.path)
-        if seen == self._seen and self._by_hash:
+        if seen == self._seen:
             return False
+        self._seen = seen
         keys = {key.hash: key for key in (*self._fixed, *(read_keys(self.path) if self.path else ()))}
         changed = keys != self._by_hash
-        self._by_hash, self._seen = keys, seen
+        self._by_hash = keys
         return changed
 
+    def follow(self, path: Path, *, required: bool) -> None:
+        """The settings have changed: the next `reload` reads this file."""
+        self.required = required
+        if path != self.path:
+            self.path, self._seen = path, None
 
-def _version(path: Path | None) -> tuple[int, int]:
+
+Version = tuple[int, ...]
+
+
+def _version(path: Path | None) -> Version:
+    """Another one after each change: a writer renames a new file into place, `chmod` moves the second time."""
     try:
         found = path.stat() if path is not None else None
     except OSError:
         found = None
-    return (found.st_mtime_ns, found.st_size) if found is not None else (0, 0)
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size) if found is not None else ()
 
 
 def read_keys(path: Path) -> list[Key]:
@@ -115,7 +132,9 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def keys_of_environment(text: str) -> list[Key]:
-    """SOLLOL_API_KEYS: `token`, `name=token` or `name:admin=token`, separated by commas or spaces."""
+    """SOLLOL_API_KEYS: `token`, `name=token` or `name:admin=token`, separated by commas or spaces.
+
+    Errors tell the place of an entry and none of its text: what looks like a name may be the token."""
     found: list[Key] = []
     for place, item in enumerate(re.split(r"[\s,]+", text.strip()) if text.strip() else (), 1):
         name, equals, token = item.partition("=")
@@ -129,7 +148,8 @@ def keys_of_environment(text: str) -> list[Key]:
             )
         if len(token) < 16:
             raise ConfigError(
-                f"environment variable SOLLOL_API_KEYS: the token of {name} has under 16 characters: too easy to guess"
+                f"environment variable SOLLOL_API_KEYS: the token of entry {place} has under 16 characters: "
+                "too easy to guess"
             )
         found.append(Key(name, hash_of(token), app=name, admin=right == "admin"))
     return found
@@ -169,15 +189,19 @@ def revoke_key(path: Path, name: str) -> Key:
 
 def _write(path: Path, keys: list[Key]) -> None:
     data = msgspec.json.format(msgspec.json.encode(_File(keys)), indent=2)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from None
         raise
 
 
@@ -188,9 +212,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (path.parent / f"{path.name}.lock").open("w")
     except OSError as error:
-        raise BadInput(
-            f"keys file {path}: cannot be written: {error.strerror or error}; set keys_file in [gateway]"
-        ) from None
+        raise _unwritable(path, error) from None
     with file:
         try:
             import fcntl
@@ -199,3 +221,7 @@ def _locked(path: Path) -> Iterator[None]:
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _unwritable(path: Path, error: OSError) -> BadInput:
+    return BadInput(f"keys file {path}: cannot be written: {error.strerror or error}; set keys_file in [gateway]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,6 +21,8 @@ from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+_ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,8 +70,8 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: Listen = Listen()
     limits: Limits = Limits()
     routing: Routing = Routing()
-    aliases: dict[str, str] = {}
-    fallbacks: dict[str, list[str]] = {}
+    aliases: dict[Name, Name] = {}
+    fallbacks: dict[Name, list[Name]] = {}
 
 
 _KNOWN: Final = {
@@ -136,6 +139,12 @@ def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
         tables = msgspec.convert(dict(settings.gateway), _Tables)
     except msgspec.ValidationError as problem:
         raise ConfigError(explained(where, settings.gateway, str(problem), _KNOWN)) from None
+    for origin in tables.gateway.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"configuration file {where}: gateway.cors_origins: {origin!r} cannot be used; expected an origin "
+                'such as "https://chat.example.org", without a path, or "*" for every site'
+            )
     return GatewaySettings(
         tables.gateway,
         tables.limits,

@@ -1,0 +1,85 @@
+"""`sollol serve --check`: what it finds, each finding by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sollol.core.endpoint import parse_endpoint
+from sollol.gateway.check import Finding, check
+from sollol.gateway.keys import Key, add_key
+from sollol.gateway.settings import GatewaySettings, Listen
+from sollol.sim import ModelSpec, NodeSpec
+from sollol.sim.serve import free_port, sim_cluster
+
+
+def findings(
+    tmp_path: Path, urls: list[str], keys: int = 0, listen: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Finding]:
+    where = {"port": free_port(), "keys_file": str(tmp_path / "keys.json")} | (listen or {})
+    settings = GatewaySettings(Listen(**where), **more)
+    found = asyncio.run(check(settings, tuple(map(parse_endpoint, urls)), keys, "sollol.toml"))
+    return {finding.what: finding for finding in found}
+
+
+def test_a_gateway_that_would_work(tmp_path: Path) -> None:
+    add_key(tmp_path / "keys.json", Key("a", ""))
+    with sim_cluster([NodeSpec(models=(ModelSpec("small"),))]) as nodes:
+        found = findings(
+            tmp_path,
+            nodes.urls,
+            1,
+            {"host": "0.0.0.0"},
+            aliases={"mini:latest": "small"},
+            fallbacks={"big:70b": ("mini", "small")},
+        )
+        assert all(finding.ok for finding in found.values()), found
+        assert found["file"].told == "sollol.toml"
+        assert found["keys"].told == "1 key, asked for"
+        assert found["fallback big:70b"].ok, "a fallback may be an alias"
+
+
+def test_nodes_that_are_down_and_none_at_all(tmp_path: Path) -> None:
+    down = findings(tmp_path, ["127.0.0.1:1"])
+    assert not down["node 127.0.0.1:1"].ok
+    assert down["nodes"].told.startswith("none answers")
+    assert findings(tmp_path, [])["nodes"].told.startswith("none is known")
+
+
+def test_keys_that_are_missing_and_a_file_that_others_can_change(tmp_path: Path) -> None:
+    found = findings(tmp_path, [], 0, {"host": "0.0.0.0"})
+    assert not found["keys"].ok
+    assert "sollol keys add" in found["keys"].told
+    assert "keys file" not in found
+    path = tmp_path / "keys.json"
+    add_key(path, Key("a", ""))
+    path.chmod(0o640)
+    assert findings(tmp_path, [])["keys file"].ok, "a mounted secret is often read by a group"
+    path.chmod(0o660)
+    found = findings(tmp_path, [])
+    assert not found["keys file"].ok
+    assert "chmod 600" in found["keys file"].told
+
+
+def test_an_address_that_cannot_be_listened_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        found = findings(tmp_path, [], 0, {"port": taken.getsockname()[1]})
+        assert "cannot listen on 127.0.0.1" in found["address"].told
+    assert not findings(tmp_path, [], 1, {"host": "203.0.113.1"})["address"].ok
+
+
+def test_models_that_no_node_has(tmp_path: Path) -> None:
+    with sim_cluster([NodeSpec(models=(ModelSpec("small"),))]) as nodes:
+        settings: dict[str, Any] = {"aliases": {"a:latest": "gone"}, "fallbacks": {"b:latest": ("small", "lost")}}
+        told = asyncio.run(
+            check(msgspec.structs.replace(GatewaySettings(), **settings), (parse_endpoint(nodes.urls[0]),), 0)
+        )
+        wrong = [f"{finding.what}: {finding.told}" for finding in told if not finding.ok and finding.what != "address"]
+        assert wrong == [
+            "alias a:latest: gone is on no node; pull it, or change the alias",
+            "fallback b:latest: lost is on no node; pull it, or change the fallback",
+        ]

@@ -1,0 +1,74 @@
+"""Token buckets: no more than the rate over time, a burst of a minute, and a wait that is enough."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollol.gateway.keys import Key
+from sollol.gateway.meter import MINUTE_S, Bucket, Meter
+
+SIZES = st.integers(1, 100_000)
+TIMES = st.floats(0, 1e6)
+
+
+@given(SIZES, st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1)), max_size=50))
+def test_a_bucket_never_lets_more_through_than_its_rate(size: int, steps: list[tuple[float, float]]) -> None:
+    bucket, now, taken = Bucket(size, 0.0), 0.0, 0.0
+    for wait, share in steps:
+        now, amount = now + wait, share * size
+        if not bucket.wait_s(amount, now):
+            bucket.take(amount, now)
+            taken += amount
+    assert taken <= size * (1 + now / MINUTE_S) * (1 + 1e-9)
+
+
+@given(SIZES, TIMES, st.integers(0, 10_000_000))
+def test_who_waits_as_long_as_told_is_let_in(size: int, now: float, used: int) -> None:
+    meter, key = Meter(), Key("a", "h", tokens_per_minute=size)
+    meter.charge(key, used, now)
+    wait_s = meter.admit(key, now)
+    assert wait_s >= 0
+    assert meter.admit(key, now + wait_s * (1 + 1e-6) + 1e-3) == 0.0
+    if wait_s > 0.1:
+        assert meter.admit(key, now + wait_s / 2) > 0.0
+
+
+@given(st.integers(1, 200), TIMES)
+def test_a_minute_of_requests_may_come_at_once_and_no_more(size: int, now: float) -> None:
+    meter, key = Meter(), Key("a", "h", requests_per_minute=size)
+    assert [meter.admit(key, now) for _ in range(size)] == [0.0] * size
+    assert meter.admit(key, now) == pytest.approx(MINUTE_S / size)
+
+
+def test_a_request_that_is_not_let_in_costs_nothing() -> None:
+    meter, key = Meter(), Key("a", "h", requests_per_minute=1)
+    assert meter.admit(key, 0.0) == 0.0
+    waits = [meter.admit(key, 30.0) for _ in range(5)]
+    assert waits == [pytest.approx(30.0)] * 5
+    assert meter.admit(key, 60.0) == 0.0
+
+
+def test_tokens_are_charged_afterwards_and_then_waited_for() -> None:
+    meter, key = Meter(), Key("a", "h", tokens_per_minute=60)
+    assert meter.admit(key, 0.0) == 0.0
+    meter.charge(key, 180, 0.0)
+    assert meter.admit(key, 0.0) == pytest.approx(121.0)
+    assert meter.admit(key, 122.0) == 0.0
+
+
+def test_keys_do_not_share_and_a_key_without_bounds_has_none() -> None:
+    meter = Meter()
+    one, two, free = (Key(n, n, requests_per_minute=1) for n in "ab"), Key("c", "c"), Key("d", "d")
+    assert [meter.admit(key, 0.0) for key in one] == [0.0, 0.0]
+    for key in (two, free):
+        meter.charge(key, 10**9, 0.0)
+        assert {meter.admit(key, 0.0) for _ in range(1000)} == {0.0}
+
+
+def test_a_bound_that_was_changed_holds_at_once() -> None:
+    meter = Meter()
+    assert meter.admit(Key("a", "h", requests_per_minute=1), 0.0) == 0.0
+    assert meter.admit(Key("a", "h", requests_per_minute=1), 0.0) > 0.0
+    assert meter.admit(Key("a", "h", requests_per_minute=2), 0.0) == 0.0
