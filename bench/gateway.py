@@ -1,32 +1,39 @@
 """The gateway beside nginx, Caddy and the LiteLLM proxy: same core, same backend, rounds in turn, ratios.
 
 A backend that answers at once makes a gateway look its worst: a real answer takes a hundred milliseconds and more.
+Processor time a request is told beside the rates: it depends less on what else the machine does.
+docs/benchmarks.md says what each row means.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench import load, proxies
 from bench.hangups import hang_ups
 from bench.proxies import CHAT, LOAD_CORE, MODEL, Running, missing
 from bench.rows import Row, median, row, skipped
-from sollol.sim.serve import free_port
 
 ROUNDS = 5
-SEQUENTIAL = 1500
+SLICES, SLICE = 40, 100  # of requests one after another
+RECORDING_ROUNDS = 20
 STREAMS, PARTS = 40, 200
 MANY, LONG = 1000, bool(os.environ.get("SOLLOL_BENCH_LONG"))
+FILLING = 12  # rounds of MANY short streams, after which all that is remembered of calls is full
 STREAMED = {**CHAT, "stream": True}
 
 
 def run() -> list[Row]:
     if lacking := missing("nginx", "wrk", "taskset"):
-        return [skipped("the gateway beside nginx", lacking)]
+        return [skipped("the gateway beside nginx", lacking), *many_streams(), *hang_ups()]
+    if len(os.sched_getaffinity(0)) < 2:
+        return [skipped("the gateway beside nginx", "needs two processor cores")]
     rows = [*rates(), *latency(), *recording()]
     for path, kind in (("/api/chat", "NDJSON"), ("/v1/chat/completions", "SSE")):
         rows.append(chunk_cost(path, kind))
@@ -34,7 +41,6 @@ def run() -> list[Row]:
 
 
 def rates() -> list[Row]:
-    note = "compiled" if proxies.compiled() else "plain Python; `make compile` makes deciding four times as cheap"
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(proxies.instant_backend())
         ngx = stack.enter_context(proxies.nginx(ports))
@@ -45,43 +51,59 @@ def rates() -> list[Row]:
         for _ in range(ROUNDS):
             for proxy in (ngx, ours, *others):
                 found.setdefault(proxy.name, []).append(load.wrk(proxy, "/api/chat", CHAT, seconds=2))
-        rows = [_rate_row(found, "nginx", 0.45, note)]
-        rows.append(
-            _rate_row(found, "Caddy", 1.0, "") if others else skipped("requests/s beside Caddy", missing("caddy"))
-        )
-        if lacking := missing("litellm"):
-            rows.append(skipped("requests/s beside the LiteLLM proxy", lacking))
-        else:
-            with proxies.litellm(ports) as lite:
-                body = {"model": MODEL, "messages": CHAT["messages"]}
-                load.wrk(lite, "/v1/chat/completions", body, seconds=5)
-                found["LiteLLM"] = [load.wrk(lite, "/v1/chat/completions", body, seconds=10)]
-            rows.append(_rate_row(found, "LiteLLM", 50.0, ""))
+        lacking = missing("litellm")
+        if not lacking:
+            try:
+                found["LiteLLM"] = [_litellm(ports)]
+            except RuntimeError as error:
+                lacking = str(error)
+    rows = [_rate_row(found, "nginx", 0.45)]
+    rows.append(_rate_row(found, "Caddy", 1.0) if others else skipped("requests/s beside Caddy", missing("caddy")))
+    rows.append(skipped("requests/s beside LiteLLM", lacking) if lacking else _rate_row(found, "LiteLLM", 50.0))
     cpu = {name: median([rate.cpu_us for rate in rates]) for name, rates in found.items()}
-    told = ", ".join(f"{name} {us:.1f} us" for name, us in cpu.items() if name != "sollol")
-    rows.append(row("CPU a request, 64 connections", cpu["sollol"], "us", told))
-    failed = sum(rate.failed for rate in found["sollol"])
-    rows.append(row("answers that were not 200", failed, "", "", 0))
+    told = ", ".join(f"{name} {us:,.1f} us" for name, us in cpu.items() if name != "sollol")
+    rows.append(row("  processor time a request", cpu["sollol"], "us", told))
+    failed = {name: sum(rate.failed for rate in rates) for name, rates in found.items()}
+    told = ", ".join(f"{name} {count}" for name, count in failed.items() if name != "sollol")
+    rows.append(row("  answers that were not 200", failed["sollol"], "", told, 0))
     return rows
 
 
-def _rate_row(found: dict[str, list[load.Rate]], name: str, target: float, note: str) -> Row:
+def _litellm(ports: Sequence[int]) -> load.Rate:
+    body = {"model": MODEL, "messages": CHAT["messages"]}
+    with proxies.litellm(ports) as lite:
+        load.wrk(lite, "/v1/chat/completions", body, seconds=5)
+        return load.wrk(lite, "/v1/chat/completions", body, seconds=10)
+
+
+def _rate_row(found: dict[str, list[load.Rate]], name: str, target: float) -> Row:
     ours = median([rate.per_s for rate in found["sollol"]])
     theirs = median([rate.per_s for rate in found[name]])
     beside = f"{name}: {theirs:,.0f}/s, ours: {ours:,.0f}/s"
+    note = "compiled" if proxies.compiled() else "plain Python; `make compile` makes it faster"
+    if name != "nginx":
+        note = f"{name} is {theirs / median([rate.per_s for rate in found['nginx']]):.3f} of nginx"
     what = f"requests/s, 64 connections, beside {name}"
     return row(what, ours / theirs, "x", beside, target, at_least=True, note=note)
 
 
 def latency() -> list[Row]:
+    """Direct, through nginx, and through ours in turn, SLICE requests at a time."""
+    times: dict[str, list[float]] = {"direct": [], "nginx": [], "ours": []}
     with proxies.instant_backend() as ports, proxies.nginx(ports) as ngx, proxies.sollol(ports) as ours:
-        times: dict[str, list[list[float]]] = {}
-        for _ in range(ROUNDS):
-            for name, port in (("direct", ports[0]), ("nginx", ngx.port), ("ours", ours.port)):
-                times.setdefault(name, []).append(load.latencies_us(port, "/api/chat", CHAT, SEQUENTIAL))
+        with proxies.on_load_core(), contextlib.ExitStack() as stack:
+            lines = {
+                name: stack.enter_context(load.Line(port, "/api/chat", CHAT))
+                for name, port in (("direct", ports[0]), ("nginx", ngx.port), ("ours", ours.port))
+            }
+            for line in lines.values():
+                line.ask(5 * SLICE)
+            for _ in range(SLICES):
+                for name, line in lines.items():
+                    times[name] += line.ask(SLICE)
     rows = []
     for share in (0.5, 0.99):
-        at = {name: median([run[int(share * len(run))] for run in runs]) for name, runs in times.items()}
+        at = {name: sorted(all_)[int(share * len(all_))] for name, all_ in times.items()}
         added = {name: at[name] - at["direct"] for name in ("nginx", "ours")}
         beside = f"nginx adds {added['nginx']:.0f} us, ours {added['ours']:.0f} us to {at['direct']:.0f} us"
         name = f"added latency, one at a time, p{share * 100:.0f}"
@@ -90,25 +112,28 @@ def latency() -> list[Row]:
 
 
 def recording() -> list[Row]:
-    """Processor time a request with everything recorded, against nothing recorded."""
+    """Processor time a request with everything recorded, against nothing recorded: the median of pairs."""
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(proxies.instant_backend())
         on = stack.enter_context(proxies.sollol(ports, SOLLOL_OBSERVER_SAMPLING="true"))
         off = stack.enter_context(proxies.sollol(ports, SOLLOL_OBSERVER_SAMPLING="false"))
-        costs: dict[str, list[float]] = {"on": [], "off": []}
         for which in (on, off):
-            load.wrk(which, "/api/chat", CHAT, seconds=2)
-        for _ in range(2 * ROUNDS):
-            for name, proxy in (("on", on), ("off", off)):
-                costs[name].append(load.wrk(proxy, "/api/chat", CHAT, seconds=1).cpu_us)
-    with_, without = median(costs["on"]), median(costs["off"])
-    beside = f"{with_:.1f} us with, {without:.1f} us without"
-    return [row("everything recorded against nothing, CPU a request", with_ / without, "x", beside, 1.02)]
+            load.wrk(which, "/api/chat", CHAT, seconds=3)
+        pairs = []
+        for number in range(RECORDING_ROUNDS):
+            order = (on, off) if number % 2 else (off, on)
+            costs = {id(proxy): load.wrk(proxy, "/api/chat", CHAT, seconds=1).cpu_us for proxy in order}
+            pairs.append((costs[id(on)], costs[id(off)]))
+    ratios = sorted(with_ / without for with_, without in pairs)
+    middle = f"{ratios[len(ratios) // 4]:.3f} to {ratios[-len(ratios) // 4]:.3f}"
+    beside = f"{median([pair[0] for pair in pairs]):.1f} us with, {median([pair[1] for pair in pairs]):.1f} us without"
+    name = "everything recorded against nothing, processor time a request"
+    return [row(name, median(ratios), "x", beside, 1.02, note=f"half of the rounds: {middle}")]
 
 
 @contextlib.contextmanager
 def stream_nodes(count: int, parts: int, pause_ms: int) -> Iterator[list[int]]:
-    first = free_port() if count == 1 else 23_000
+    first = proxies.free_ports(count)
     command = [sys.executable, "-m", "bench.stream_backend", str(first), str(count), str(parts), str(pause_ms)]
     with proxies.running("stream backend", first + count - 1, command, core=LOAD_CORE):
         yield list(range(first, first + count))
@@ -116,38 +141,67 @@ def stream_nodes(count: int, parts: int, pause_ms: int) -> Iterator[list[int]]:
 
 def chunk_cost(path: str, kind: str) -> Row:
     """STREAMS streams at once, one a node, so that none has to wait for a slot."""
+    costs: dict[str, list[float]] = {"nginx": [], "sollol": []}
     with stream_nodes(STREAMS, PARTS, 5) as ports, proxies.nginx(ports) as ngx, proxies.sollol(ports) as ours:
-        costs: dict[str, list[float]] = {}
-        load.streams(ours, path, STREAMED, STREAMS)
-        for _ in range(3):
-            for proxy in (ngx, ours):
-                found = load.streams(proxy, path, STREAMED, STREAMS)
-                if found.broken:
-                    raise RuntimeError(f"{proxy.name}: {found.broken} of {STREAMS} streams were not whole")
-                costs.setdefault(proxy.name, []).append(found.cpu_us)
+        with proxies.on_load_core():
+            load.streams(ours, path, STREAMED, STREAMS)
+            for _ in range(ROUNDS):
+                for proxy in (ngx, ours):
+                    found = load.streams(proxy, path, STREAMED, STREAMS)
+                    if found.broken:
+                        raise RuntimeError(f"{proxy.name}: {found.broken} of {STREAMS} streams were not whole")
+                    costs[proxy.name].append(found.cpu_us)
     mine, theirs = median(costs["sollol"]), median(costs["nginx"])
     beside = f"nginx: {theirs:.1f} us, ours: {mine:.1f} us"
-    return row(f"CPU a relayed chunk, {kind}", mine / theirs, "x", beside, 1.5)
+    return row(f"processor time a relayed chunk, {kind}", mine / theirs, "x", beside, 1.5)
 
 
 def many_streams() -> list[Row]:
     """MANY streams at once over as many nodes, twice; SOLLOL_BENCH_LONG=1 for a minute each."""
+    name = f"{MANY:,} streams at once"
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4 * MANY:
+        return [skipped(name, f"needs {4 * MANY} open files; `ulimit -Hn` says fewer")]
     seconds = 60 if LONG else 10
-    parts = seconds * 4
-    with stream_nodes(MANY, parts, 250) as ports, proxies.sollol(ports) as ours:
-        idle = _settled_rss(ours)
-        first = load.streams(ours, "/api/chat", STREAMED, MANY)
+    with proxies.on_load_core(), stream_nodes(MANY, seconds * 4, 250) as ports, proxies.sollol(ports) as ours:
+        short = {**STREAMED, "options": {"num_predict": 1}}
+        broken = sum(load.streams(ours, "/api/chat", short, MANY).broken for _ in range(FILLING))
+        before = _settled_rss(ours)
+        with Peak(ours) as peak:
+            first = load.streams(ours, "/api/chat", STREAMED, MANY)
         after_one = _settled_rss(ours)
         second = load.streams(ours, "/api/chat", STREAMED, MANY)
         after_two = _settled_rss(ours)
-    broken = first.broken + second.broken
-    per_stream = (max(after_one, after_two) - idle) / MANY / 1024
-    told = f"{first.seconds:.0f} s each, {first.chunks + second.chunks:,} parts"
+    broken += first.broken + second.broken
+    told = f"2 x {first.seconds:.0f} s, {first.chunks + second.chunks:,} parts"
+    held = f"{before / 1e6:.0f} MB before, {peak.bytes / 1e6:.0f} MB at most, {after_two / 1e6:.0f} MB after two rounds"
     return [
-        row(f"{MANY:,} streams at once, not whole or out of order", broken, "", told, 0),
-        row("  memory a stream", per_stream, "KB", f"{idle / 1e6:.0f} MB before, {after_two / 1e6:.0f} MB after", 100),
-        row("  memory after the second round / after the first", after_two / after_one, "x", "", 1.05),
+        row(f"{name}, not whole or out of order", broken, "", told, 0),
+        row("  memory a stream, while they run", (peak.bytes - before) / MANY / 1000, "KB", held, 100),
+        row("  memory after the second round / after the first", after_two / after_one, "x", "", 1.02),
+        row("  processor time a chunk", second.cpu_us, "us", f"{second.chunks / second.seconds:,.0f} chunks/s"),
     ]
+
+
+class Peak:
+    """The most memory that a process held in a block."""
+
+    def __init__(self, proxy: Running) -> None:
+        self.bytes = 0
+        self._proxy = proxy
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            self.bytes = max(self.bytes, self._proxy.rss_bytes())
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def _settled_rss(proxy: Running) -> int:

@@ -1,12 +1,21 @@
-"""A thousand clients that hang up at random phases: does their work stop, and does anybody else notice?"""
+"""A thousand clients that hang up at random phases: does their work stop, and does anybody else notice?
+
+Each client has a phase in which it leaves: before its head is whole, before its body is, soon after asking (most are
+in the queue then), while the node reads the prompt, or after some parts of the answer. There are fewer nodes than
+clients at a time, so that a queue exists. The nodes are known to the gateway before: it has to know how long they read
+a prompt, because a real node reads it to the end even when nobody wants the answer any more.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import random
-import socket
 import time
 import urllib.request
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from bench import proxies
@@ -15,12 +24,16 @@ from bench.rows import Row, row
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 
-CLIENTS, AT_ONCE, NODES = 1000, 50, 4
+CLIENTS, AT_ONCE, NODES = 1000, 48, 24
 MODEL = "llama3.2"
+PHASES = ("in the head", "in the body", "just asked", "reading", "mid-stream")
+PROMPT_WORDS = 300  # about 0.1 s to read
+READING_S = 0.1
+WAIT_S = 30.0
 
 
 def hang_ups() -> list[Row]:
-    model = ModelSpec(MODEL, size_bytes=2_000_000_000, mean_words=200.0)
+    model = ModelSpec(MODEL, size_bytes=2_000_000_000, mean_words=math.inf)
     specs = [
         NodeSpec(models=(model,), loaded=(MODEL,), decode_tokens_per_s=200.0, prefill_tokens_per_s=4000.0, seed=seed)
         for seed in range(NODES)
@@ -28,46 +41,92 @@ def hang_ups() -> list[Row]:
     with sim_cluster(specs) as nodes:
         ports = [int(url.rpartition(":")[2]) for url in nodes.urls]
         with proxies.sollol(ports) as ours:
-            _leave(ours.port)
-            left = time.monotonic()
+            asyncio.run(_get_to_know(ours.port))
+            before, asked = _get(ours.port, "/sollol/snapshot"), _asked(nodes)
+            left_in = asyncio.run(_all_leave(ours.port))
             time.sleep(0.1)
             running = _running(nodes)
-            waited = time.monotonic() - left
-            told = _get(ours.port, "/sollol/snapshot")
-            began = time.perf_counter()
-            _ask(ours.port)
-            next_ms = (time.perf_counter() - began) * 1000
-    failed = sum(node["failed_requests"] for node in told["nodes"])
+            after, reached = _get(ours.port, "/sollol/snapshot"), _asked(nodes) - asked
+            next_ms, waited_ms = _ask(ours.port)
+            direct_ms, _ = _ask(ports[0])
+    told = ", ".join(f"{count} {phase}" for phase, count in left_in.items())
+    answered = after["totals"]["successful_requests"] - before["totals"]["successful_requests"]
     return [
-        row(f"{CLIENTS:,} clients hang up: running at the nodes {waited * 1000:.0f} ms later", running, "", "", 0),
-        row("  counted as answered", told["totals"]["successful_requests"], "", "", 0),
-        row("  counted as faults of nodes", failed, "", "", 0),
-        row("  waiting or running here", len(told["waiting"]) + len(told["running"]), "", "", 0),
-        row("  the next request takes", next_ms, "ms", "one word"),
-    ]
+        row(f"{CLIENTS:,} clients hang up: running at the nodes 100 ms later", running, "", f"{reached} had got there",
+            0, note=f"left: {told}"),
+        row("  counted as answered", answered, "", "", 0),
+        row("  counted as faults of nodes", _faults(after) - _faults(before), "", "", 0),
+        row("  nodes no longer up", sum(node["state"] != "up" for node in after["nodes"]), "", "", 0),
+        row("  waiting or running here", len(after["waiting"]) + len(after["running"]), "", "", 0),
+        row("  the next request waits for", waited_ms, "ms", f"takes {next_ms:.0f} ms, directly {direct_ms:.0f} ms", 5),
+    ]  # fmt: skip
 
 
-def _leave(port: int) -> None:
+def _faults(snapshot: Any) -> int:
+    return sum(node["failed_requests"] for node in snapshot["nodes"])
+
+
+async def _get_to_know(port: int) -> None:
+    """Some whole answers from every node."""
+
+    async def ask(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_request(port, number, 3))
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+
+    for start in range(4):
+        await asyncio.gather(*(ask(start * NODES + number) for number in range(NODES)))
+
+
+def _request(port: int, number: int, words: int) -> bytes:
+    messages = [{"role": "user", "content": f"[{number}] " + "word " * PROMPT_WORDS}]
+    return request_bytes(port, "/api/chat", {"model": MODEL, "messages": messages, "options": {"num_predict": words}})
+
+
+async def _all_leave(port: int) -> Counter[str]:
+    """How many left in which phase: as it was for them, which may be another than planned."""
+    turn = asyncio.Semaphore(AT_ONCE)
     dice = random.Random(7)
-    held: list[tuple[float, socket.socket]] = []
-    for number in range(CLIENTS):
-        sock = socket.create_connection(("127.0.0.1", port))
-        messages = [{"role": "user", "content": f"[{number}] " + "word " * 200}]
-        data = request_bytes(port, "/api/chat", {"model": MODEL, "messages": messages})
-        sock.sendall(data if dice.random() < 0.9 else data[: dice.randrange(len(data))])
-        held.append((time.monotonic() + dice.choice([0.0, 0.005, 0.02, 0.1, 0.3]), sock))
-        while len(held) > AT_ONCE:
-            _close_due(held)
-    while held:
-        _close_due(held)
+
+    async def one(number: int, phase: str, share: float) -> str:
+        async with turn:
+            return await _leave(port, number, phase, share)
+
+    plans = [(number, dice.choice(PHASES), dice.random()) for number in range(CLIENTS)]
+    return Counter(await asyncio.gather(*(one(*plan) for plan in plans)))
 
 
-def _close_due(held: list[tuple[float, socket.socket]]) -> None:
-    now = time.monotonic()
-    for entry in [entry for entry in held if entry[0] <= now]:
-        entry[1].close()
-        held.remove(entry)
-    time.sleep(0.0005)
+async def _leave(port: int, number: int, phase: str, share: float) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request = _request(port, number, 1000)
+    head = request.index(b"\r\n\r\n")
+    came = b""
+    try:
+        if phase == "in the head":
+            writer.write(request[: int(share * head)])
+            await asyncio.sleep(share * 0.02)
+        elif phase == "in the body":
+            writer.write(request[: head + 4 + int(share * (len(request) - head - 5))])
+            await asyncio.sleep(share * 0.02)
+        else:
+            writer.write(request)
+            wait_s = {"just asked": share * 0.005, "reading": 1.5 * share * READING_S}.get(phase, WAIT_S)
+            parts = 1 + int(share * 8)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    while came.count(b"\n{") < parts:
+                        piece = await reader.read(65536)
+                        if not piece:
+                            raise RuntimeError(f"the gateway closed the connection after {came!r}")
+                        came += piece
+    finally:
+        writer.transport.abort() if number % 2 else writer.close()
+    return phase if phase in PHASES[:2] else "mid-stream" if came else "before an answer"
+
+
+def _asked(nodes: Cluster) -> int:
+    return nodes.do(lambda found: sum(node.counters.requests.get("POST /api/chat", 0) for node in found))
 
 
 def _running(nodes: Cluster) -> int:
@@ -79,8 +138,11 @@ def _get(port: int, path: str) -> Any:
         return json.load(answer)
 
 
-def _ask(port: int) -> None:
+def _ask(port: int) -> tuple[float, int]:
+    """Milliseconds of a short request, and of them in the queue."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "stream": False}
     data = json.dumps(body | {"options": {"num_predict": 1}}).encode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/chat", data, timeout=10) as answer:
+    began = time.perf_counter()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/chat", data, timeout=WAIT_S) as answer:
         answer.read()
+    return (time.perf_counter() - began) * 1000, int(answer.headers.get("X-Sollol-Queue-Ms", 0))

@@ -18,7 +18,7 @@ from bench.proxies import LOAD_CORE, Running, pinned
 class Rate(NamedTuple):
     per_s: float
     cpu_us: float  # of the proxy, a request
-    failed: int
+    failed: int  # not 200, broken off, or late
 
 
 def request_bytes(port: int, path: str, body: Any) -> bytes:
@@ -45,21 +45,34 @@ def wrk(proxy: Running, path: str, body: Any, *, connections: int = 64, seconds:
     assert count
     assert rate
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", told)
-    return Rate(float(rate[1]), used / max(1, int(count[1])) * 1e6, int(bad[1]) if bad else 0)
+    lost = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", told)
+    failed = (int(bad[1]) if bad else 0) + sum(int(number) for number in (lost.groups() if lost else ()))
+    return Rate(float(rate[1]), used / max(1, int(count[1])) * 1e6, failed)
 
 
-def latencies_us(port: int, path: str, body: Any, count: int) -> list[float]:
-    """The times of requests one after another on one kept connection; sorted."""
-    asked = request_bytes(port, path, body)
-    times = []
-    with socket.create_connection(("127.0.0.1", port), 10.0) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+class Line:
+    """Requests one after another on one kept connection."""
+
+    def __init__(self, port: int, path: str, body: Any) -> None:
+        self._asked = request_bytes(port, path, body)
+        self._sock = socket.create_connection(("127.0.0.1", port), 10.0)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, count: int) -> list[float]:
+        """The time of each, in microseconds."""
+        times = []
         for _ in range(count):
             began = time.perf_counter_ns()
-            sock.sendall(asked)
-            _read_answer(sock)
+            self._sock.sendall(self._asked)
+            _read_answer(self._sock)
             times.append((time.perf_counter_ns() - began) / 1000)
-    return sorted(times)
+        return times
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
 
 
 def _read_answer(sock: socket.socket) -> None:

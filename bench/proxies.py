@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -66,7 +67,7 @@ class Running:
 
     def cpu_s(self) -> float:
         """Seconds of processor time that it and its children have used."""
-        return sum(_ticks(pid) for pid in _family(self.process.pid)) / os.sysconf("SC_CLK_TCK")
+        return sum(_cpu_s(pid) for pid in _family(self.process.pid))
 
     def rss_bytes(self) -> int:
         """Memory that it and its children hold."""
@@ -74,9 +75,14 @@ class Running:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def _cpu_s(pid: int) -> float:
+    """To the nanosecond, where the kernel tells it; `stat` counts in hundredths of a second."""
+    try:
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    except FileNotFoundError:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _family(pid: int) -> list[int]:
@@ -84,6 +90,30 @@ def _family(pid: int) -> list[int]:
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         found += _family(int(child))
     return found
+
+
+@contextlib.contextmanager
+def on_load_core() -> Iterator[None]:
+    """This process, as the load, beside the proxy and not on its core; and with as many sockets as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cores = os.sched_getaffinity(0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.sched_setaffinity(0, {LOAD_CORE} & cores or cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    for first in range(20_000, 32_000 - count, 500):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise RuntimeError(f"no {count} free ports in a row below 32000")
 
 
 def pinned(core: int, command: Sequence[str]) -> list[str]:
@@ -207,7 +237,7 @@ def litellm(backends: Sequence[int]) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def sollol(backends: Sequence[int], **settings: str) -> Iterator[Running]:
-    """Our gateway, as it comes."""
+    """Our gateway, as it comes. `settings`: environment variables."""
     port = free_port()
     nodes = ",".join(f"127.0.0.1:{backend}" for backend in backends)
     with tempfile.TemporaryDirectory() as home:

@@ -2,12 +2,14 @@
 
 Listens on PORTS ports from PORT on: so many nodes in one process, cheap enough to stand behind a proxy that is being
 measured. /api/chat is NDJSON, /v1/chat/completions server-sent events, one part a chunk, as Ollama sends them.
+A request's `num_predict` may ask for other than PARTS parts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from typing import cast
 
@@ -36,7 +38,8 @@ def _chunk(data: bytes) -> bytes:
 
 class Node(asyncio.Protocol):
     def __init__(self, parts: int, pause_s: float) -> None:
-        self._parts, self._pause_s = parts, pause_s
+        self._usual, self._parts, self._pause_s = parts, parts, pause_s
+        self._body = b""
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -52,7 +55,10 @@ class Node(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_begin(self) -> None:
-        self._url = b""
+        self._url = self._body = b""
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -65,6 +71,8 @@ class Node(asyncio.Protocol):
             head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
             self._transport.write(head + body)
             return
+        asked = re.search(rb'"num_predict": ?(\d+)', self._body)
+        self._parts = int(asked[1]) if asked else self._usual
         self._events = self._url.startswith(b"/v1")
         kind = b"text/event-stream" if self._events else b"application/x-ndjson"
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % kind)
