@@ -1,23 +1,19 @@
-"""`sollol serve`: the gateway as a process: settings, keys, signals, reload and drain."""
+"""`sollol serve`: what is asked for, what is read, and whether it would work. The process itself: `serving.py`."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import os
-import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sollol.cli import fleet
-from sollol.cli.console import note, plural, say, stdout, table, warn
+from sollol.cli.console import stdout, table
 from sollol.cli.fleet import NodesOption
-from sollol.errors import BadInput, ConfigError, NoNodeAvailable
+from sollol.errors import NoNodeAvailable
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
-    from sollol.gateway.app import Gateway
     from sollol.gateway.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
@@ -45,9 +41,6 @@ EPILOG = """\
   1    no node is known
   2    a setting cannot be used, the port is taken, or --check found something
 """
-WATCH_S = 2.0  # how often the files are looked at
-# Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
-GC_THRESHOLDS = (50_000, 20, 50)
 
 
 def serve(
@@ -82,6 +75,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Only tell whether it would work.")] = False,
 ) -> None:
     """One address for the whole cluster: Ollama's, OpenAI's and Anthropic's API."""
+    from sollol.cli.serving import run
     from sollol.gateway.settings import check_keys
 
     read = Reading(config, nodes, host, port, insecure)
@@ -91,9 +85,7 @@ def serve(
         raise typer.Exit(_check(read, settings, len(keyring)))
     check_keys(settings, len(keyring))
     chosen = _nodes(settings)
-    gc.set_threshold(*GC_THRESHOLDS)
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_serve(read, settings, keyring, chosen))
+    run(read, settings, keyring, chosen)
 
 
 class Reading:
@@ -136,6 +128,8 @@ def _nodes(settings: GatewaySettings) -> tuple[Endpoint, ...]:
 
 
 def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
+    import asyncio
+
     from sollol.gateway.check import check
 
     try:
@@ -148,70 +142,3 @@ def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
         made.add_row(finding.what, "ok" if finding.ok else "wrong", finding.told, style=None if finding.ok else "red")
     stdout().print(made)
     return 0 if all(finding.ok for finding in findings) else 2
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where there is one: it halves the cost of a request."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:
-    from sollol.gateway.app import Gateway
-    from sollol.nodes.http import HttpTransport
-    from sollol.pool.aio import AsyncOllamaPool
-
-    loop = asyncio.get_running_loop()
-    stop, again = asyncio.Event(), asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
-    if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, again.set)
-    transport = HttpTransport()
-    async with AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name) as pool:
-        gateway = Gateway(pool, settings, keyring, transport=transport)
-        port = await gateway.start()
-        _greet(gateway, port)
-        watching = asyncio.create_task(_watch(read, gateway, again))
-        await stop.wait()
-        watching.cancel()
-        note("Ending: running requests may finish.")
-        cut = await gateway.aclose()
-        if cut:
-            warn(f"{plural(cut, 'request')} did not end in time and was cut off")
-
-
-def _greet(gateway: Gateway, port: int) -> None:
-    listen = gateway.settings.listen
-    host = f"[{listen.host}]" if ":" in listen.host else listen.host
-    say(f"http://{host}:{port}")
-    keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
-    note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
-    if listen.insecure:
-        warn("whoever reaches this address can use the nodes, and delete their models")
-
-
-async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
-    """Take up changes of the file and the keys, on SIGHUP and by itself. What cannot be used changes nothing."""
-    seen = read.version()
-    while True:
-        try:
-            async with asyncio.timeout(WATCH_S):
-                await again.wait()
-        except TimeoutError:
-            pass
-        asked = again.is_set()
-        again.clear()
-        try:
-            if asked or read.version() != seen:
-                seen = read.version()
-                gateway.apply(read.settings())
-                gateway.keyring.follow(gateway.settings.keys_path, required=gateway.settings.needs_keys)
-                note("Settings read again.")
-            if gateway.keyring.reload():
-                note(f"{plural(len(gateway.keyring), 'key')} read.")
-        except (ConfigError, BadInput, NoNodeAvailable) as problem:
-            warn(f"{problem}; everything stays as it was")

@@ -105,7 +105,10 @@ async def create(gateway: Gateway, request: Request) -> None:
         base = fields.get("from")
         if isinstance(base, str) and base and not fields.get("files"):
             fields["from"] = gateway.settings.resolve_model(base)
-            nodes = await holders(gateway, fields["from"], base)
+            try:
+                nodes = await holders(gateway, fields["from"], base)
+            except ResponseError:  # the node that it fits will pull it
+                nodes = pull_targets(gateway, fields["from"])
         else:
             nodes = _all_up(gateway)
     await _carry_out(gateway, request, fields, nodes)

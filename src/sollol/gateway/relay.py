@@ -234,7 +234,7 @@ class StreamAttempt:
             assert self._reader.ended is not None
             self._finish(self._reader.ended)
         else:
-            ended = self._reader.close()
+            ended = self._reader.close(fault is None)
             self._finish(ended if ended.how is How.OK or fault is None else outcome_of(fault))
 
     def _finish(self, outcome: Outcome) -> None:

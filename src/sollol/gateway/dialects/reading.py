@@ -37,23 +37,28 @@ class Reader(Protocol):
         """What of it, and of what was held back, may be passed on."""
         ...
 
-    def close(self) -> Outcome:
-        """The connection has ended."""
+    def close(self, clean: bool = True) -> Outcome:
+        """The connection has ended. `clean`: as HTTP ends an answer."""
         ...
 
 
 class LineReader:
-    """NDJSON: a line a part; the last has `"done":true`, or is an error."""
+    """NDJSON: a line a part; the last has `"done":true`, or is an error.
 
-    __slots__ = ("_rest", "count", "ended", "tail")
+    Where no line says whether it is the last, which Ollama's always do, a clean end is the end."""
+
+    __slots__ = ("_marked", "_rest", "count", "ended", "tail")
 
     def __init__(self) -> None:
         self._rest = b""
+        self._marked = False
         self.ended: Outcome | None = None
         self.tail = b""
         self.count = 0
 
     def feed(self, piece: bytes) -> bytes:
+        if not self.count:
+            self._marked = b'"done"' in piece
         if not self._rest and _is_line(piece):  # by far the most
             self.count += 1
             return piece
@@ -74,11 +79,14 @@ class LineReader:
             passed.append(line + b"\n")
         return b"".join(passed)
 
-    def close(self) -> Outcome:
+    def close(self, clean: bool = True) -> Outcome:
         ended = self.ended
         if ended is None and self._rest.strip():  # a last line without its end
             self.ended = ended = judge_line(self._rest)
             self.tail = self._rest + b"\n"
+        if ended is None and clean and self.count and not self._marked:
+            self.ended = ended = Outcome(How.OK, "", 200, Timing(tokens=self.count))
+            self.tail = b""
         return ended or CUT
 
 
@@ -177,7 +185,7 @@ class EventReader:
     def _good(self) -> Outcome:
         return Outcome(How.OK, "", 200, self._tokens or Timing(tokens=self.count))
 
-    def close(self) -> Outcome:
+    def close(self, clean: bool = True) -> Outcome:
         ended = self.ended
         if ended is None and self._sign is Sign.ENDS:  # all is said; only the last mark is missing
             self._held.append(self._seal)

@@ -1,0 +1,94 @@
+"""The gateway as a process: signals, reload and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from typing import TYPE_CHECKING
+
+from sollol.cli.console import note, plural, say, warn
+from sollol.errors import BadInput, ConfigError, NoNodeAvailable
+from sollol.gateway.app import Gateway
+from sollol.nodes.http import HttpTransport
+from sollol.pool.aio import AsyncOllamaPool
+
+if TYPE_CHECKING:
+    from sollol.cli.serve import Reading
+    from sollol.core.endpoint import Endpoint
+    from sollol.gateway.keys import Keyring
+    from sollol.gateway.settings import GatewaySettings
+
+WATCH_S = 2.0  # how often the files are looked at
+# Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
+GC_THRESHOLDS = (50_000, 20, 50)
+
+
+def run(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:
+    """Serve until a signal ends it."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_serve(read, settings, keyring, nodes))
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one: it halves the cost of a request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:
+    loop = asyncio.get_running_loop()
+    stop, again = asyncio.Event(), asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop.set)
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, again.set)
+    transport = HttpTransport()
+    async with AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name) as pool:
+        gateway = Gateway(pool, settings, keyring, transport=transport)
+        port = await gateway.start()
+        _greet(gateway, port)
+        watching = asyncio.create_task(_watch(read, gateway, again))
+        await stop.wait()
+        watching.cancel()
+        note("Ending: running requests may finish.")
+        cut = await gateway.aclose()
+        if cut:
+            warn(f"{plural(cut, 'request')} did not end in time and was cut off")
+
+
+def _greet(gateway: Gateway, port: int) -> None:
+    listen = gateway.settings.listen
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    say(f"http://{host}:{port}")
+    keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
+    note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
+    if listen.insecure:
+        warn("whoever reaches this address can use the nodes, and delete their models")
+
+
+async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
+    """Take up changes of the file and the keys, on SIGHUP and by itself. What cannot be used changes nothing."""
+    seen = read.version()
+    while True:
+        try:
+            async with asyncio.timeout(WATCH_S):
+                await again.wait()
+        except TimeoutError:
+            pass
+        asked = again.is_set()
+        again.clear()
+        try:
+            if asked or read.version() != seen:
+                seen = read.version()
+                gateway.apply(read.settings())
+                gateway.keyring.follow(gateway.settings.keys_path, required=gateway.settings.needs_keys)
+                note("Settings read again.")
+            if gateway.keyring.reload():
+                note(f"{plural(len(gateway.keyring), 'key')} read.")
+        except (ConfigError, BadInput, NoNodeAvailable) as problem:
+            warn(f"{problem}; everything stays as it was")
