@@ -90,7 +90,7 @@ def _rate_row(found: dict[str, list[load.Rate]], name: str, target: float) -> Ro
 def latency() -> list[Row]:
     """Direct, through nginx, and through ours in turn, SLICE requests at a time."""
     times: dict[str, list[float]] = {"direct": [], "nginx": [], "ours": []}
-    with proxies.instant_backend() as ports, proxies.nginx(ports) as ngx, proxies.sollol(ports) as ours:
+    with proxies.instant_backend() as ports, proxies.nginx(ports) as ngx, proxies.sollol(ports) as ours:  # noqa: SIM117 - these start before the pinning
         with proxies.on_load_core(), contextlib.ExitStack() as stack:
             lines = {
                 name: stack.enter_context(load.Line(port, "/api/chat", CHAT))
@@ -142,7 +142,7 @@ def stream_nodes(count: int, parts: int, pause_ms: int) -> Iterator[list[int]]:
 def chunk_cost(path: str, kind: str) -> Row:
     """STREAMS streams at once, one a node, so that none has to wait for a slot."""
     costs: dict[str, list[float]] = {"nginx": [], "sollol": []}
-    with stream_nodes(STREAMS, PARTS, 5) as ports, proxies.nginx(ports) as ngx, proxies.sollol(ports) as ours:
+    with stream_nodes(STREAMS, PARTS, 5) as ports, proxies.nginx(ports) as ngx, proxies.sollol(ports) as ours:  # noqa: SIM117 - these start before the pinning
         with proxies.on_load_core():
             load.streams(ours, path, STREAMED, STREAMS)
             for _ in range(ROUNDS):

@@ -104,14 +104,13 @@ class StreamRelay(StreamJob):
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         if self._begun_at:  # another node has to go on: seldom, and several questions
             return dispatcher.run(self.perform, start, node)
-        attempt = StreamAttempt(self, dispatcher, start, self._ask(node))
-        return attempt.begin(node)
+        return StreamAttempt(self, dispatcher, start, node).begin()
 
     def begins(self, attempt: StreamAttempt, piece: bytes) -> None:
         """The first piece: this node has won, and the client is told who answers."""
         lines = routing_lines(self, None, attempt)
         self.request.begin_with(200, self.tongue.type_line, lines, piece)
-        self._begins(attempt.digest, lambda movable: attempt.dispatcher.began(attempt.start.attempt, movable))
+        self._begins(attempt.node, lambda movable: attempt.dispatcher.began(attempt.start.attempt, movable))
 
     def _pass_on(self, line: bytes) -> bool:
         """A part that another node went on with."""
@@ -172,15 +171,15 @@ class StreamAttempt:
         "_sending",
         "_status",
         "began_us",
-        "digest",
         "dispatcher",
+        "node",
         "start",
     )
 
-    def __init__(self, job: StreamRelay, dispatcher: Dispatcher, start: Start, digest: str) -> None:
+    def __init__(self, job: StreamRelay, dispatcher: Dispatcher, start: Start, node: Endpoint) -> None:
         self.dispatcher = dispatcher
         self.start = start
-        self.digest = digest
+        self.node = node
         self.began_us = dispatcher.now()
         self._job = job
         self._reader: Reader = job.tongue.reader()
@@ -189,8 +188,8 @@ class StreamAttempt:
         self._began = 0.0
         self._ending: asyncio.Handle | None = None
 
-    def begin(self, node: Endpoint) -> GiveUp:
-        self._sending = self._job.sinks.start(node, self._job.call, self)
+    def begin(self) -> GiveUp:
+        self._sending = self._job.sinks.start(self.node, self._job.call, self)
         return self._sending.abort
 
     def on_whole(self, status: int, headers: RawHeaders, body: bytes) -> None: ...

@@ -185,17 +185,17 @@ class StreamJob(CallJob):
         return outcome
 
     async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        digest = self._ask(node)
         reply = await transport.send(node, self.call)
         try:
             if reply.status != 200:
                 return refusal(reply.status, await reply.read())
-            return await self._relay(reply.__aiter__(), lambda: self._begins(digest, started), _as_it_is)
+            return await self._relay(reply.__aiter__(), lambda: self._begins(node, started), _as_it_is)
         finally:
             await reply.aclose()
 
     def _ask(self, node: Endpoint) -> str:
-        """The digest of the model there. Whether others could go on with it has to be known before it is needed."""
+        """The digest of the model there. Whether others could go on with it has to be known before it is needed; the
+        node is asked when it has begun to answer, so as not to be in its way."""
         if self._said is None:
             return ""
         model = self.task.model
@@ -208,9 +208,9 @@ class StreamJob(CallJob):
         self._continuity.ask(nodes, model, digest, self._said.body)
         return digest
 
-    def _begins(self, digest: str, started: Started) -> None:
+    def _begins(self, node: Endpoint, started: Started) -> None:
         """The first line is there."""
-        self._digest = digest
+        self._digest = digest = self._ask(node)
         self._begun_at = self._loop.time()
         started(self._said is not None and bool(self._continuity.can(self.task.model, digest)))
 
