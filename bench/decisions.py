@@ -7,6 +7,11 @@ they would rather wait than take the freed node, all of them are asked; no targe
 Nodes have speeds of 1:16, answers take their time on them (10 % jitter), and rates are known: 20 requests a node come
 before the clock runs (2 with 1,000 nodes). The median of TIMED. The reference is a scan for the node with the fewest
 in flight, in Python.
+
+"a request": the same and all that a gateway adds to it, which is making the events and `journal.record` for each, of
+nodes that answer at once, so that CPU is all that counts (`bench.gateway` shows the rest). "idle": one client.
+"lanes with room": two of the four slots of each node are taken. "a line of n": every slot is taken and n wait.
+Conversations have two beginnings: one that all share, and their own.
 """
 
 from __future__ import annotations
@@ -14,17 +19,24 @@ from __future__ import annotations
 import heapq
 import random
 import time
+from collections import deque
 
 from bench.rows import Row, median, row
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Finished, NodeAdded, NodeSeen, Start, Submitted
+from sollol.core.messages import Action, Event, Finished, FirstToken, NodeAdded, NodeSeen, Start, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import SECOND, How, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
+from sollol.observe.journal import Journal
+from sollol.policies.limits import ThroughputLimiter
 from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
 TIMED = 500
 PROMPT, TOKENS = 100, 100
+SHARED = (1, 40)  # a beginning of all conversations, as a system prompt is
+INSTANT = Timing(1000, 48, 1000, 17, 8500)
+REQUESTS, BLOCK = 4000, 100
+ROOM = 4  # slots of a lane in which some are free
 
 
 class Fleet:
@@ -94,6 +106,60 @@ def cost_us(nodes: int, waiting: int | None) -> float:
     return median(times) * 1e6
 
 
+class Desk:
+    """A scheduler with a journal whose nodes answer at once; what is timed is what a gateway does for each request."""
+
+    def __init__(self, nodes: int, slots: int) -> None:
+        policies = default_policies()._replace(limiter=lambda: ThroughputLimiter(slots, slots))
+        self.scheduler = Scheduler(policies, random.Random(1))
+        self.journal = Journal()
+        self.at = self.serial = 0
+        self.running: deque[int] = deque()
+        facts = NodeFacts("0.33.0", {MODEL: 10**9}, {MODEL: LoadedModel(1, 1)})
+        for i in range(nodes):
+            endpoint = Endpoint(f"10.0.0.{i + 1}")
+            self._feed(NodeAdded(endpoint))
+            self._feed(NodeSeen(endpoint.key, facts))
+
+    def _feed(self, event: Event) -> list[Action]:
+        actions = self.scheduler.handle(event, self.at)
+        self.journal.record(self.at, event, actions)
+        return actions
+
+    def begin(self, stream: bool) -> float:
+        self.serial += 1
+        prefix = (SHARED, (self.serial, 4 * PROMPT))
+        task = Task(self.serial, Kind.CHAT, MODEL, 4 * PROMPT, stream=stream, prefix=prefix)
+        began = time.perf_counter()
+        actions = self._feed(Submitted(task))
+        seconds = time.perf_counter() - began
+        self._note(actions)
+        return seconds
+
+    def end(self, stream: bool) -> float:
+        self.at += 40
+        attempt, outcome = self.running.popleft(), Outcome(How.OK, "", 200, INSTANT)
+        began = time.perf_counter()
+        if stream:
+            self._feed(FirstToken(attempt))
+        actions = self._feed(Finished(attempt, outcome))
+        seconds = time.perf_counter() - began
+        self._note(actions)
+        return seconds
+
+    def _note(self, actions: list[Action]) -> None:
+        self.running.extend(action.attempt for action in actions if type(action) is Start)
+
+
+def request_us(nodes: int, slots: int, clients: int, stream: bool = False) -> float:
+    """`clients` requests are open at any moment. The median of the means of BLOCKs: garbage is collected, too."""
+    desk = Desk(nodes, slots)
+    for _ in range(clients):
+        desk.begin(stream)
+    blocks = [sum(desk.end(stream) + desk.begin(stream) for _ in range(BLOCK)) for _ in range(REQUESTS // BLOCK)]
+    return median(blocks[len(blocks) // 4 :]) / BLOCK * 1e6
+
+
 def scan_us(nodes: int) -> float:
     inflight = {f"10.0.{i // 250}.{i % 250 + 1}:11434": i % 3 + 1 for i in range(nodes)}
     times = []
@@ -112,4 +178,18 @@ def run() -> list[Row]:
             name = f"a decision, {nodes:,} nodes, {name} (submit + finish)"
             beside = f"scan for least busy: {scan_us(nodes):.1f} us"
             rows.append(row(name, cost_us(nodes, waiting), "us", beside, target if waiting in (None, 1) else None))
-    return rows
+    return rows + [one for nodes, target in ((2, 12.0), (10, 15.0)) for one in _requests(nodes, target)]
+
+
+def _requests(nodes: int, target: float) -> list[Row]:
+    situations = (
+        ("idle", 1, 1, False),
+        ("idle, a stream", 1, 1, True),
+        ("lanes with room", ROOM, 2 * nodes, False),
+        ("a line of 1", 1, nodes + 1, False),
+        ("a line of 64", 1, nodes + 64, False),
+    )
+    return [
+        row(f"a request, {nodes} nodes, {name}", request_us(nodes, slots, clients, stream), "us", "", target)
+        for name, slots, clients, stream in situations
+    ]

@@ -12,6 +12,8 @@ import asyncio
 import random
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from bench.rows import Row, row
 from bench.stage import MODEL, PROMPT_WORDS, node, question
 from bench.workload import Ask, HiddenLengths, lognormal
@@ -42,7 +44,7 @@ async def call(pool: AsyncOllamaPool, number: int, app: str = "", priority: int 
     request = chat_request(MODEL, question(number), False, Wish(priority), {})
     done: asyncio.Future[None] = loop.create_future()
     job = CallJob(
-        engine._task(request)._replace(app=app), request.path, request.body, TIMEOUTS, lambda _: done.set_result(None)
+        replace(engine._task(request), app=app), request.path, request.body, TIMEOUTS, lambda _: done.set_result(None)
     )
     engine.submit(job)
     await done

@@ -8,9 +8,11 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch, Piece, joined
 from sollol.core.endpoint import Endpoint
-from sollol.core.fleet import Attempt, Fleet, Lane, NodeState
+from sollol.core.fleet import Fleet, NodeState
+from sollol.core.lane import Lane
 from sollol.core.market import Market
 from sollol.core.types import Decision, Kind, Ranges, Task
 from sollol.policies.breaker import ConsecutiveBreaker

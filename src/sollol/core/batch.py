@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from sollol.core.fleet import Attempt
+from sollol.core.attempt import Attempt
 from sollol.core.types import Micros, Ranges, Task
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sollol.core import tail
+from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch, Piece, joined
-from sollol.core.fleet import Attempt, Lane
+from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Accept, Refuse, Want

@@ -27,12 +27,15 @@ class Rate:
     def add(self, amount: float, span_us: Micros, outlier: float = 0.0) -> None:
         """`outlier`: a sample that took so many times longer than expected counts as one that took just that; a
         straggler is no slow node, and a node that has become slow is believed a few samples later. 0 believes all."""
-        if outlier and self._span:
-            span_us = min(span_us, round(outlier * amount * self._span / max(self._amount, 1e-9)))
+        amounts, span = self._amount, self._span
+        if outlier and span:
+            longest = outlier * amount * span / (amounts if amounts > 1e-9 else 1e-9)
+            if span_us > longest:
+                span_us = round(longest)
         keep = self._memory_us / (self._memory_us + span_us)
-        self._amount = self._amount * keep + amount
-        self._span = self._span * keep + max(span_us, 1)
-        self.value = self._amount / self._span
+        self._amount = amounts = amounts * keep + amount
+        self._span = span = span * keep + (span_us if span_us > 1 else 1)
+        self.value = amounts / span
 
     @property
     def known(self) -> bool:
@@ -54,38 +57,60 @@ class Mean:
         self.count = 0
 
     def add(self, sample: float) -> None:
-        self.count += 1
-        before = self.value or 0.0
-        self.value = before + max(self._weight, 1 / self.count) * (sample - before)
+        self.count = count = self.count + 1
+        before, weight = self.value, self._weight
+        if before is None:
+            self.value = sample
+            return
+        if count * weight < 1:
+            weight = 1 / count
+        self.value = before + weight * (sample - before)
 
     def read(self) -> float | None:
         return self.value
 
 
+class Length:
+    """How many tokens some kind of answer has; where it was not seen often enough, what a wider kind has."""
+
+    __slots__ = ("_least", "_mean", "_wider")
+
+    def __init__(self, least: int, wider: Length | None) -> None:
+        self._mean = Mean(0.05)
+        self._least = least  # answers before this kind is believed
+        self._wider = wider
+
+    def add(self, tokens: int) -> None:
+        self._mean.add(float(tokens))
+        if self._wider is not None:
+            self._wider.add(tokens)
+
+    def read(self) -> float | None:
+        """The expected number of tokens, or None where nothing like it was seen."""
+        if self._wider is None or self._mean.count >= self._least:
+            return self._mean.value
+        return self._wider.read()
+
+
 class Lengths:
     """How many tokens answers have: by application, type of task and model, or what of that was seen often enough."""
 
-    __slots__ = ("_means",)
+    __slots__ = ("_kinds",)
 
     def __init__(self) -> None:
-        self._means: dict[tuple[str, ...], Mean] = {}
+        self._kinds: dict[tuple[str, ...], Length] = {}
 
-    def add(self, app: str, kind: str, model: str, tokens: int) -> None:
-        if len(self._means) > KINDS_MAX:
-            self._means.clear()
-        for key in ((app, kind, model), (kind, model), (model,)):
-            mean = self._means.get(key)
-            if mean is None:
-                mean = self._means[key] = Mean(0.05)
-            mean.add(tokens)
-
-    def read(self, app: str, kind: str, model: str) -> float | None:
-        """The expected number of tokens, or None where nothing like it was seen."""
-        for key, least in (((app, kind, model), 3), ((kind, model), 3), ((model,), 1)):
-            mean = self._means.get(key)
-            if mean is not None and mean.count >= least:
-                return mean.read()
-        return None
+    def of(self, app: str, kind: str, model: str) -> Length:
+        if len(self._kinds) > KINDS_MAX:
+            self._kinds.clear()
+        wider: Length | None = None
+        for key, least in (((model,), 1), ((kind, model), 3), ((app, kind, model), 3)):
+            found = self._kinds.get(key)
+            if found is None:
+                found = self._kinds[key] = Length(least, wider)
+            wider = found
+        assert wider is not None
+        return wider
 
 
 class Quantile:

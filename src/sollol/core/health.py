@@ -7,9 +7,10 @@ under load answers late, so it takes SILENCES in a row.
 
 from __future__ import annotations
 
-from sollol.core.fleet import Attempt, Fleet, NodeState
+from sollol.core.attempt import Attempt
+from sollol.core.fleet import Fleet, NodeState
 from sollol.core.messages import Action, Probe
-from sollol.core.types import MILLISECOND, SECOND, Kind, Micros, NodeFacts
+from sollol.core.types import MILLISECOND, NEVER, SECOND, Kind, Micros, NodeFacts
 
 EVERY: Micros = 5 * SECOND
 EVERY_IDLE: Micros = 60 * SECOND
@@ -27,7 +28,7 @@ class Health:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._last_submit: Micros = 0
-        self.next_at: Micros | None = None
+        self.next_at: Micros = NEVER
         self._newcomers_until: Micros = 0
 
     def touched(self, at: Micros, out: list[Action]) -> None:
@@ -72,6 +73,7 @@ class Health:
             if model not in facts.loaded and not lane.attempts:
                 lane.loaded_by_us = False
                 lane.warm.clear()
+            lane.unsettle()
         node.probe_backoff_us = 0
         self._plan(node, at + self._every(at))
         return changed
@@ -91,6 +93,8 @@ class Health:
 
     def down(self, node: NodeState, why: str, at: Micros) -> None:
         node.up = False
+        for lane in node.lanes.values():
+            lane.unsettle()
         node.lost_why = why
         node.down_since = at
         self._back_off(node, at)
@@ -107,24 +111,22 @@ class Health:
 
     def _plan(self, node: NodeState, when: Micros) -> None:
         node.next_probe_us = when
-        if self.next_at is None or when < self.next_at:
-            self.next_at = when
+        self.next_at = min(self.next_at, when)
 
     def tick(self, at: Micros, busy: bool, out: list[Action]) -> list[Attempt]:
         """Ask the nodes whose time has come; the chunks that took far too long."""
         if busy:
             self._last_submit = at
-        if self.next_at is None or at < self.next_at:
+        if at < self.next_at:
             return []
         overdue: list[Attempt] = []
-        upcoming: Micros | None = None
+        upcoming = NEVER
         for node in self._fleet.nodes.values():
             if node.next_probe_us <= at:
                 self.ask(node, at, out)
                 node.next_probe_us = at + EVERY
                 overdue += [a for lane in node.lanes.values() for a in lane.attempts.values() if _late(a, at)]
-            if upcoming is None or node.next_probe_us < upcoming:
-                upcoming = node.next_probe_us
+            upcoming = min(upcoming, node.next_probe_us)
         self.next_at = upcoming
         return overdue
 

@@ -9,20 +9,22 @@ import heapq
 import random
 from collections.abc import Callable, Iterable
 
+from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
-from sollol.core.fleet import Attempt, Fleet, Lane, NodeState
+from sollol.core.fleet import Fleet, NodeState
 from sollol.core.health import Health
+from sollol.core.lane import Lane
 from sollol.core.market import Market
 from sollol.core.messages import Abort, Action, Settle, Start
-from sollol.core.policy import Policies
+from sollol.core.policy import Hedger, Policies
 from sollol.core.queue import Shares, WaitingLine
-from sollol.core.types import Decision, How, Micros, Outcome, Ranges, Task
+from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Ranges, Task
 
 
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "begun", "since", "task", "tokens", "tried", "tries")
+    __slots__ = ("attempts", "batch", "begun", "hedger", "since", "task", "tokens", "tried", "tries")
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
@@ -33,6 +35,7 @@ class OpenTask:
         self.tries = 0
         self.begun = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
+        self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
 
 
 class Ledger:
@@ -47,9 +50,11 @@ class Ledger:
         self.shares = Shares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
         self.out: list[Action] = []
+        self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.serve: Callable[[str, Micros], None] = _nobody
         self._serial = 0
         self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
+        self.next_at: Micros = NEVER  # the first of them
 
     # --- attempts and tasks ---
 
@@ -62,13 +67,15 @@ class Ledger:
         at: Micros,
         ranges: Ranges | None = None,
     ) -> Attempt:
-        self._serial += 1
-        attempt = Attempt(self._serial, opened.task, lane, cost, at, at + decision.predicted_us, decision)
+        self._serial = id = self._serial + 1
+        task = opened.task
+        attempt = Attempt(id, task, lane, cost, at, at + decision.predicted_us, decision)
         attempt.resumed = opened.begun
-        self.attempts[attempt.id] = opened.attempts[attempt.id] = attempt
+        self.attempts[id] = opened.attempts[id] = attempt
         lane.add(attempt)
-        lane.breaker.begin(at)
-        self.out.append(Start(attempt.id, opened.task.id, lane.node.key, decision, ranges))
+        if not lane.breaker.closed:
+            lane.breaker.begin(at)
+        self.out.append(Start(id, task.id, lane.key, decision, ranges))
         return attempt
 
     def end(self, attempt: Attempt, at: Micros) -> None:
@@ -81,6 +88,7 @@ class Ledger:
         self.end(attempt, at)
         lane = attempt.lane
         lane.breaker.record(at, Outcome(How.LEFT))
+        lane.unsettle()
         reading_until = attempt.started_us + attempt.decision.first_us
         if not attempt.started and at < reading_until and lane.node.usable:
             lane.draining.append(reading_until)  # the node reads the prompt to its end, whoever has left
@@ -97,7 +105,9 @@ class Ledger:
         """The task is over. `tried`: tell what each node answered, or why it was not asked."""
         task = opened.task
         del self.open[task.id]
-        self.line(task.model).remove(task.id)
+        line = self.lines.get(task.model)
+        if line is not None and task.id in line:
+            line.remove(task.id)
         if opened.batch is not None:
             self.batches.get(task.model, {}).pop(task.id, None)
         reasons = tuple(self._reasons(opened)) if tried else ()
@@ -149,14 +159,12 @@ class Ledger:
         task = opened.task
         market = self.market(task.model, at)
         tokens = market.prompt_tokens(task.cost) + (0.0 if task.batch else market.expected_tokens(task))
-        self.line(task.model).push(
-            task.id, task.priority if priority is None else priority, since, at, task.app, tokens
-        )
+        market.line.push(task.id, task.priority if priority is None else priority, since, at, task.app, tokens)
 
     def market(self, model: str, at: Micros) -> Market:
         market = self.fleet.markets.get(model)
         if market is None:
-            market = self.fleet.markets[model] = Market(model, self.fleet)
+            market = self.fleet.markets[model] = Market(model, self.fleet, self.line(model))
             for node in self.fleet.nodes.values():
                 self.join(market, node)
             market.recount(at)
@@ -187,29 +195,26 @@ class Ledger:
         """Call `then` at the first tick from `when` on."""
         self._serial += 1
         heapq.heappush(self._timers, (when, self._serial, then))
+        self.next_at = min(self.next_at, when)
 
     def serve_at(self, model: str, when: Micros) -> None:
         self.at(when, lambda now: self.serve(model, now))
 
     def pause(self, lane: Lane, until: Micros) -> None:
         lane.paused_until = max(lane.paused_until, until)
+        lane.unsettle()
         self.serve_at(lane.model, until)
 
     def run_timers(self, at: Micros) -> None:
         while self._timers and self._timers[0][0] <= at:
             heapq.heappop(self._timers)[2](at)
-
-    def next_timer(self) -> Micros | None:
-        """When a tick is needed, or None."""
-        due = self.health.next_at
-        if self._timers and (due is None or self._timers[0][0] < due):
-            due = self._timers[0][0]
-        return due
+        self.next_at = self._timers[0][0] if self._timers else NEVER
 
     def invariants(self) -> None:
         """What must hold between events; tests check it after every one. Raises AssertionError."""
         for lane in (lane for node in self.fleet.nodes.values() for lane in node.lanes.values()):
             assert all(self.attempts.get(a.id) is a for a in lane.attempts.values()), f"{lane} has a stray attempt"
+            assert not lane.steady or lane.is_steady(self.now), f"{lane} is not steady and nobody knows"
             if lane.market.lanes.get(lane.node.key) is lane:
                 roomy = lane.node.key in lane.market.roomy
                 assert roomy or len(lane.attempts) >= lane.limiter.limit, f"{lane} has room and nobody knows"

@@ -7,15 +7,17 @@ these options. `ranked` is their order, made anew now and then.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from sollol.core.estimate import Rate
-from sollol.core.types import SECOND, Micros, Task
+from sollol.core.estimate import KINDS_MAX, Length, Rate
+from sollol.core.queue import WaitingLine
+from sollol.core.types import SECOND, Micros, Task, TaskType
 
 if TYPE_CHECKING:
-    from sollol.core.fleet import Fleet, Lane
+    from sollol.core.fleet import Fleet
+    from sollol.core.lane import Lane
 
 SHORTLIST = 24  # lanes looked at for one decision; all, if there are no more
 HALF = SHORTLIST // 2
@@ -44,10 +46,12 @@ class Typical(NamedTuple):
 
 
 class Market:
-    def __init__(self, model: str, fleet: Fleet) -> None:
+    def __init__(self, model: str, fleet: Fleet, line: WaitingLine | None = None) -> None:
         self.model = model
         self.lanes: dict[str, Lane] = {}
         self.roomy: dict[str, Lane] = {}  # lanes with fewer requests in flight than their limit
+        self.unsteady: dict[str, Lane] = {}  # lanes about which something is out of the ordinary (`core.lane`)
+        self.line = WaitingLine() if line is None else line  # those who wait for this model
         self.total_rate = 0.0  # known work rates of the usable lanes, cost units per microsecond
         self.best_rate = 0.0
         self.inflight_cost = 0.0
@@ -57,24 +61,30 @@ class Market:
         self.look_planned = False
         self.regret_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
         self._fleet = fleet
+        self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
         self._counted = 0  # samples seen by the last recount, and by the last ranking
         self._ranked_at = -1
         self._ranked: list[Lane] = []
         self._typical = Typical()
-        self._marks: dict[int, Lane] = {}  # beginning of a conversation -> who has read it last
+        self._all: list[Lane] = []
+        self.marks: dict[int, Lane] = {}  # beginning of a conversation -> who has read it last
         self._by_options: dict[str, dict[str, Lane]] = {}
 
     # --- who is here ---
 
     def put(self, lane: Lane) -> None:
-        self.lanes[lane.node.key] = lane
+        self.lanes[lane.key] = lane
+        self._all = list(self.lanes.values())
+        lane.unsettle()
         if len(lane.attempts) < lane.limiter.limit:
-            self.roomy[lane.node.key] = lane
+            self.roomy[lane.key] = lane
         self._ranked_at = -1
 
     def drop(self, key: str) -> None:
         lane = self.lanes.pop(key, None)
+        self._all = list(self.lanes.values())
         self.roomy.pop(key, None)
+        self.unsteady.pop(key, None)
         if lane is not None:
             self._by_options.get(lane.options, {}).pop(key, None)
         self._ranked_at = -1
@@ -87,20 +97,19 @@ class Market:
         if options:
             self._by_options.setdefault(options, {})[lane.node.key] = lane
 
-    def remember(self, prefix: tuple[tuple[int, int], ...], lane: Lane) -> None:
-        if len(self._marks) > MARKS_MAX:
-            self._marks.clear()
-        for mark, _ in prefix:
-            self._marks[mark] = lane
+    def known(self, prefix: tuple[tuple[int, int], ...]) -> Sequence[tuple[int, int]]:
+        """The beginnings of a conversation that some lane has read."""
+        marks = self.marks
+        return [beginning for beginning in prefix if beginning[0] in marks]
 
-    def knows(self, prefix: tuple[tuple[int, int], ...]) -> bool:
-        """Has some lane read the beginning of this conversation?"""
-        marks = self._marks
-        return any(mark in marks for mark, _ in prefix)
-
-    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Lane]:
+    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> Sequence[Lane]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
-        if task.only is not None or task.gpu:
+        if self.unsteady:
+            self._review(at)
+        limited = task.only is not None or task.gpu
+        if not limited and not tried and not self.unsteady and (wide or len(self.lanes) <= SHORTLIST):
+            return self._all
+        if limited:
             return [
                 lane
                 for lane in self.lanes.values()
@@ -124,7 +133,7 @@ class Market:
                 if len(busy) == HALF:
                     break
         found = {lane.node.key: lane for lane in free + busy}
-        known = [self._marks.get(mark) for mark, _ in task.prefix]
+        known = [self.marks.get(mark) for mark, _ in task.prefix]
         known += list(self._by_options.get(task.options, {}).values())[:MATCHING]
         for lane_or_none in known:
             if lane_or_none is not None and lane_or_none.node.key not in tried and lane_or_none.usable(at):
@@ -132,6 +141,12 @@ class Market:
         return list(found.values()) or [
             lane for lane in self.lanes.values() if lane.node.key not in tried and lane.usable(at)
         ]
+
+    def _review(self, at: Micros) -> None:
+        for key, lane in list(self.unsteady.items()):
+            if lane.is_steady(at):
+                lane.steady = True
+                del self.unsteady[key]
 
     def _best_free(self, tried: Collection[str], at: Micros) -> list[Lane]:
         """The fastest lanes with a free slot, the fastest first. Sought where there are fewer to look at."""
@@ -164,11 +179,22 @@ class Market:
 
     def expected_tokens(self, task: Task) -> float:
         """How long the answer will be."""
-        tokens = self._fleet.lengths.read(task.app, task.type, self.model) or TOKENS_OUT
-        return tokens if task.tokens_out is None or task.tokens_out < 0 else min(tokens, task.tokens_out)
+        tokens = self.length(task).read() or TOKENS_OUT
+        limit = task.tokens_out
+        return tokens if limit is None or limit < 0 else min(tokens, float(limit))
+
+    def length(self, task: Task) -> Length:
+        """What is known of the answers to such tasks."""
+        kind = task.app, task.type
+        found = self._lengths.get(kind)
+        if found is None:
+            if len(self._lengths) > KINDS_MAX:
+                self._lengths.clear()
+            found = self._lengths[kind] = self._fleet.lengths.of(task.app, task.type, self.model)
+        return found
 
     def prompt_tokens(self, cost: float) -> float:
-        return cost / (self.token_cost.read() or BYTES_PER_TOKEN)
+        return cost / (self.token_cost.value or BYTES_PER_TOKEN)
 
     # --- sums for batches ---
 

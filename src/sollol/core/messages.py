@@ -1,9 +1,14 @@
-"""Events go into the scheduler, actions come out. Nothing else crosses that line."""
+"""Events go into the scheduler, actions come out. Nothing else crosses that line.
+
+Structs of msgspec for those that every request has (`core.types` says why), tuples for the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Decision, Kind, Micros, NodeFacts, Outcome, Ranges, Task
@@ -11,7 +16,7 @@ from sollol.core.types import Decision, Kind, Micros, NodeFacts, Outcome, Ranges
 # --- events ---------------------------------------------------------------------------------------------
 
 
-class Submitted(NamedTuple):
+class Submitted(msgspec.Struct, frozen=True):
     """A caller wants this done."""
 
     task: Task
@@ -25,19 +30,19 @@ class Fed(NamedTuple):
     closed: bool
 
 
-class FirstToken(NamedTuple):
+class FirstToken(msgspec.Struct, frozen=True, gc=False):
     """The caller has begun to receive this attempt's answer. `movable`: another node could go on with it."""
 
     attempt: int
     movable: bool = False
 
 
-class Finished(NamedTuple):
+class Finished(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     outcome: Outcome
 
 
-class Cancelled(NamedTuple):
+class Cancelled(msgspec.Struct, frozen=True, gc=False):
     """The caller left."""
 
     task: int
@@ -73,7 +78,7 @@ Event = Submitted | Fed | FirstToken | Finished | Cancelled | NodeAdded | NodeRe
 # --- actions --------------------------------------------------------------------------------------------
 
 
-class Start(NamedTuple):
+class Start(msgspec.Struct, frozen=True, gc=False):
     """Send this task, or these items of it, to this node."""
 
     attempt: int
@@ -83,7 +88,7 @@ class Start(NamedTuple):
     items: Ranges | None = None
 
 
-class Abort(NamedTuple):
+class Abort(msgspec.Struct, frozen=True, gc=False):
     """Close this attempt's connection; nothing will be heard of it any more."""
 
     attempt: int
@@ -112,7 +117,7 @@ class Want(NamedTuple):
     items: int
 
 
-class Settle(NamedTuple):
+class Settle(msgspec.Struct, frozen=True, gc=False):
     """The task is over. `attempt` answered it (None for a batch, or where `outcome` is a failure)."""
 
     task: int
@@ -136,7 +141,7 @@ class Probe(NamedTuple):
     node: str
 
 
-class WakeAt(NamedTuple):
+class WakeAt(msgspec.Struct, frozen=True, gc=False):
     """Send a Tick at this moment. A later one may be dropped in favour of an earlier one."""
 
     at: Micros

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sollol.core.types import Decision, Micros, Outcome, RoutingMode, Task
 
 if TYPE_CHECKING:
-    from sollol.core.fleet import Lane
+    from sollol.core.lane import Lane
 
 
 class Router(Protocol):

@@ -41,8 +41,9 @@ class Shares:
                 self._given = {a: t for a, t in self._given.items() if a in self._waiting or t > self._now}
 
     def serve(self, app: str, tokens: float) -> None:
-        self._now = max(self._now, self._given.get(app, 0.0))
-        self.correct(app, tokens)
+        given = self._given.get(app, 0.0)
+        self._now = max(self._now, given)
+        self._given[app] = given + tokens
 
     def pass_by(self, app: str, tokens: float) -> None:
         """Served at once, without waiting."""
@@ -92,7 +93,8 @@ class WaitingLine:
 
     def push(self, task: int, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
-        self.remove(task)
+        if task in self._places:
+            self.remove(task)
         self._serial += 1
         place = self._places[task] = _Place(priority, app, (since, self._serial, task), tokens)
         level = self._levels.get(priority)
@@ -101,14 +103,22 @@ class WaitingLine:
         if level.count == 0:
             level.since = at
         level.count += 1
-        heapq.heappush(level.apps.setdefault(app, []), place.key)
+        heap = level.apps.get(app)
+        if heap is None:
+            heap = level.apps[app] = []
+        heapq.heappush(heap, place.key)
         self._shares.enter(app)
 
     def peek(self, at: Micros) -> int | None:
         """Who is next."""
         if len(self._places) < 2:
             return next(iter(self._places), None)
-        level = self._levels[self._order(at)[0]]
+        level = self._first_level(at)
+        if len(level.apps) == 1:
+            (app,) = level.apps
+            head = self._head(level, app)
+            assert head is not None
+            return head[2]
         best: tuple[float, tuple[Micros, int, int]] | None = None
         for app in list(level.apps):
             head = self._head(level, app)
@@ -116,6 +126,13 @@ class WaitingLine:
                 best = self._shares.given(app), head
         assert best is not None
         return best[1][2]
+
+    def _first_level(self, at: Micros) -> _Level:
+        levels = self._levels
+        if len(levels) > 1:
+            return levels[self._order(at)[0]]
+        (level,) = levels.values()
+        return level
 
     def urgency(self, at: Micros) -> tuple[float, Micros]:
         """Sorts lines: the one whose first task is the most urgent comes first."""
@@ -143,7 +160,7 @@ class WaitingLine:
             del self._levels[place.priority]
             return
         heap = level.apps[place.app]
-        if heap[0] == place.key:
+        if heap[0] is place.key:
             heapq.heappop(heap)
         elif len(heap) > 64 and len(heap) > 4 * level.count:
             level.apps[place.app] = heap = [key for key in heap if self._is_live(key)]
@@ -181,16 +198,18 @@ class WaitingLine:
 
     def _head(self, level: _Level, app: str) -> tuple[Micros, int, int] | None:
         heap = level.apps[app]
-        while heap and not self._is_live(heap[0]):
+        while heap:
+            key = heap[0]
+            place = self._places.get(key[2])
+            if place is not None and place.key is key:
+                return key
             heapq.heappop(heap)
-        if not heap:
-            del level.apps[app]
-            return None
-        return heap[0]
+        del level.apps[app]
+        return None
 
     def _is_live(self, key: tuple[Micros, int, int]) -> bool:
         place = self._places.get(key[2])
-        return place is not None and place.key == key
+        return place is not None and place.key is key
 
     def __contains__(self, task: int) -> bool:
         return task in self._places

@@ -11,9 +11,11 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sollol.core.attempt import Attempt
 from sollol.core.chunks import Chunks
-from sollol.core.fleet import Attempt, Lane, NodeState
+from sollol.core.fleet import NodeState
 from sollol.core.forecast import Forecast
+from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import (
@@ -34,7 +36,7 @@ from sollol.core.messages import (
 from sollol.core.policy import Policies
 from sollol.core.queue import WaitingLine
 from sollol.core.singles import Singles
-from sollol.core.types import MILLISECOND, SECOND, How, Kind, Micros, Outcome, Timing
+from sollol.core.types import MILLISECOND, NEVER, SECOND, How, Kind, Micros, Outcome, Timing
 
 QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOKAHEAD = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
@@ -57,7 +59,7 @@ class Scheduler:
         self.forecast = Forecast(ledger)
         self._singles = Singles(ledger)
         self._chunks = Chunks(ledger)
-        self._wake_at: Micros | None = None
+        self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
             Submitted: self._submitted,
@@ -74,11 +76,12 @@ class Scheduler:
 
     def handle(self, event: Event, at: Micros) -> list[Action]:
         out: list[Action] = []
-        self._ledger.out = out
+        ledger = self._ledger
+        ledger.out = out
+        ledger.now = at
         self._handlers[type(event)](event, at)
-        due = self._ledger.next_timer()
-        if due is not None and (self._wake_at is None or due < self._wake_at):
-            self._wake_at = due
+        if ledger.next_at < self._wake_at or self.health.next_at < self._wake_at:
+            self._wake_at = due = min(ledger.next_at, self.health.next_at)
             out.append(WakeAt(due))
         return out
 
@@ -104,13 +107,14 @@ class Scheduler:
     def _submitted(self, event: Submitted, at: Micros) -> None:
         task, ledger = event.task, self._ledger
         opened = ledger.open[task.id] = OpenTask(task, at)
-        if ledger.waiting() >= self.queue_bound:
+        if len(ledger.open) > self.queue_bound and ledger.waiting() >= self.queue_bound:
             wait = self.forecast.wait_for(len(ledger.line(task.model)), task.model, at)
             told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
             return
-        self.policies.retrier.deposit(task)
-        self._singles.deposit(task)
+        ledger.policies.retrier.deposit(task)
+        if task.hedge is not None or task.mode is not None:
+            self._singles.may_hedge(opened)
         self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
             ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now))
@@ -119,13 +123,14 @@ class Scheduler:
         elif not self._looking_after:
             self._looking_after = True
             ledger.at(at + LOOK_AFTER, self._look_after)
-        started = self._singles.start_now(opened, at) if opened.batch is None else None
+        market = ledger.market(task.model, at)
+        started = self._singles.start_now(opened, market, at) if opened.batch is None else None
         if started:
             return
         ledger.enqueue(opened, at, at)
         if started is False:
             return  # the answer that it waits for brings us back
-        market, line = ledger.market(task.model, at), ledger.line(task.model)
+        line = market.line
         if opened.batch is None and at < market.quiet_until and line.peek(at) != task.id:
             self._plan_look(market)  # those before it were asked just now
         else:
@@ -171,7 +176,8 @@ class Scheduler:
         outcome = event.outcome
         lane, opened = attempt.lane, self.open[attempt.task.id]
         inflight = len(lane.attempts)
-        busy_us = at - max(attempt.started_us, lane.last_end_us)
+        began, before = attempt.started_us, lane.last_end_us
+        busy_us = at - (began if began > before else before)
         self._ledger.end(attempt, at)
         lane.node.attempted += 1
         lane.breaker.record(at, outcome)
@@ -186,8 +192,10 @@ class Scheduler:
             self._failed(opened, attempt, outcome, at)
         if outcome.how is How.UNREACHABLE:  # other models of that node have lost work too
             self._serve_all(at)
-        else:
+            return
+        if lane.market.line or self._ledger.batches:
             self._serve(lane.model, at, (lane,) if outcome.how is How.OK else None)
+        if len(lane.node.lanes) > 1:
             self._serve_others(lane, at)
 
     def _failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
@@ -200,29 +208,32 @@ class Scheduler:
         """A good answer: what it tells of rates and slots."""
         lane = attempt.lane
         loading = timing.load_us if timing.load_us > WARM_LOAD else 0
-        working_us = max(1, busy_us - loading)
+        working_us = busy_us - loading
+        if working_us < 1:
+            working_us = 1
         lane.node.succeeded += 1
         lane.reliability.add(1.0)
         lane.busy_answers = 0
         lane.latency.add(at - attempt.started_us)
         if attempt.task.kind is Kind.EMBED:
             lane.measured_work(at, attempt.cost, working_us)
+            lane.embedded += attempt.items.total()
             amount = attempt.cost
         else:
             self._singles.measured(attempt, timing, at)
             amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
-        lane.measured_load(timing, WARM_LOAD)
         lane.answers += 1
-        lane.embedded += attempt.items.total()
+        lane.loaded_by_us = True
         if loading:  # it may have put out another model
+            lane.measured_load(timing)
             self.health.ask(lane.node, at, self._ledger.out)
         else:
-            wanted = bool(self._ledger.line(lane.model))
-            lane.limiter.sample(amount, working_us, inflight, False, wanted)
+            lane.limiter.sample(amount, working_us, inflight, False, len(lane.market.line) > 0)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
         lane = attempt.lane
+        lane.unsettle()
         if outcome.how in (How.REFUSED, How.LEFT):
             return
         lane.node.failed += 1
@@ -296,7 +307,7 @@ class Scheduler:
     # --- time -------------------------------------------------------------------------------------------
 
     def _tick(self, event: Tick, at: Micros) -> None:
-        self._wake_at = None
+        self._wake_at = NEVER
         self._ledger.run_timers(at)
         for attempt in self.health.tick(at, busy=bool(self.open), out=self._ledger.out):
             self._overdue(attempt, at)
@@ -342,9 +353,11 @@ class Scheduler:
             return
         batches = self._ledger.batches.get(model)
         only = None if freed is None else list(freed)
-        while (head := line.peek(at)) is not None:
+        while line:
             if not batches and not market.roomy and market.lanes:
                 return  # every slot is taken: the next answer brings us back
+            head = line.peek(at)
+            assert head is not None
             ahead: dict[str, Micros] = {}
             if self._serve_task(head, market, ahead, only, at):
                 self._look_ahead(line, market, head, ahead, only, at)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sollol.core.fleet import Attempt
+import msgspec
+
+from sollol.core.attempt import Attempt
+from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Load
@@ -54,63 +57,58 @@ class Singles:
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         if lane.free(at, task.kind is not Kind.EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
-            opened.tokens += ledger.line(task.model).serve(task.id, at)
-            self._start(opened, decision, market, at)
+            opened.tokens += market.line.serve(task.id, at)
+            self._start(opened, decision, lane, at)
             return
         own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
         ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
 
-    def start_now(self, opened: OpenTask, at: Micros) -> bool | None:
+    def start_now(self, opened: OpenTask, market: Market, at: Micros) -> bool | None:
         """Where nobody waits and the best choice is free, a task need not stand in line first.
 
         False: it rather waits for a busy node. None: not decided here."""
         ledger, task = self._ledger, opened.task
-        market = ledger.market(task.model, at)
-        router = self._router(task)
-        if not market.roomy or ledger.line(task.model) or ledger.health.settles_at(at) is not None:
+        if not market.roomy or market.line or ledger.health.settles_at(at) is not None:
             return None
+        router = self._router(task)
         if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
-        if not market.lanes[decision.node].free(at, task.kind is not Kind.EMBED):
+        lane = market.lanes[decision.node]
+        if not lane.free(at, task.kind is not Kind.EMBED):
             return False
-        opened.tokens = market.prompt_tokens(task.cost) + market.expected_tokens(task)
-        ledger.shares.pass_by(task.app, opened.tokens)
-        self._start(opened, decision, market, at)
+        opened.tokens = tokens = market.prompt_tokens(task.cost) + market.expected_tokens(task)
+        ledger.shares.pass_by(task.app, tokens)
+        self._start(opened, decision, lane, at)
         return True
 
     def _router(self, task: Task) -> Router:
         policies = self._ledger.policies
         return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
 
-    def _start(self, opened: OpenTask, decision: Decision, market: Market, at: Micros) -> None:
-        attempt = self._ledger.start(opened, market.lanes[decision.node], opened.task.cost, decision, at)
-        if not opened.begun:
-            self._plan_hedge(opened, attempt, market, at)
+    def _start(self, opened: OpenTask, decision: Decision, lane: Lane, at: Micros) -> None:
+        attempt = self._ledger.start(opened, lane, opened.task.cost, decision, at)
+        if opened.hedger is not None and not opened.begun:
+            self._plan_hedge(opened, opened.hedger, attempt, at)
 
-    def _plan_hedge(self, opened: OpenTask, attempt: Attempt, market: Market, at: Micros) -> None:
-        hedger = self._hedger(opened.task)
-        delay = hedger.after(opened.task, attempt.decision) if hedger is not None else None
-        if hedger is not None and delay is not None:
-            self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, market, hedger, now))
+    def _plan_hedge(self, opened: OpenTask, hedger: Hedger, attempt: Attempt, at: Micros) -> None:
+        delay = hedger.after(opened.task, attempt.decision)
+        if delay is not None:
+            self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, hedger, now))
 
-    def deposit(self, task: Task) -> None:
-        """The budget for second copies grows with the calls that may have one."""
-        hedger = self._hedger(task)
-        if hedger is not None:
-            hedger.deposit(task)
-
-    def _hedger(self, task: Task) -> Hedger | None:
+    def may_hedge(self, opened: OpenTask) -> None:
+        """Who decides on second copies of it; the budget for them grows with the calls that may have one."""
+        task = opened.task
         wanted = task.mode is RoutingMode.FAST if task.hedge is None else task.hedge
-        if not wanted or task.kind is Kind.EMBED:
-            return None
-        return self._ledger.policies.hedger if wanted is True else wanted
+        if wanted and task.kind is not Kind.EMBED:
+            opened.hedger = self._ledger.policies.hedger if wanted is True else wanted
+            opened.hedger.deposit(task)
 
-    def _hedge(self, opened: OpenTask, late: Attempt, market: Market, hedger: Hedger, at: Micros) -> None:
+    def _hedge(self, opened: OpenTask, late: Attempt, hedger: Hedger, at: Micros) -> None:
         """An attempt is later than 19 of 20 are: send another copy, if a node is idle and the budget allows.
 
         At most two at once: if the second is late, too, the first is given up and its node tried anew."""
-        ledger, task = self._ledger, opened.task
+        ledger, task, market = self._ledger, opened.task, late.lane.market
         if opened.attempts.get(late.id) is not late or opened.begun:
             return
         oldest = next(iter(opened.attempts.values()))
@@ -122,56 +120,62 @@ class Singles:
             tried = {*opened.tried, late.lane.node.key}
             lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
         # Without a second copy under way, those who wait for their first one go before.
-        if (len(ledger.line(task.model)) and not second) or not lanes or not hedger.withdraw():
-            ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, market, hedger, now))
+        if (market.line and not second) or not lanes or not hedger.withdraw():
+            ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
             return
         if second:
             ledger.abort(oldest, at)
         decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
         reason = f"another copy: {late.lane.node.key} is late; {decision.reason}"
         lane = market.lanes[decision.node]
-        another = ledger.start(opened, lane, task.cost, decision._replace(reason=reason), at)
-        self._plan_hedge(opened, another, market, at)
+        another = ledger.start(opened, lane, task.cost, msgspec.structs.replace(decision, reason=reason), at)
+        self._plan_hedge(opened, hedger, another, at)
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
         opened.begun = True
-        self._learn_latency(opened.task, attempt, at)
+        self._learn_latency(opened, attempt, at)
         self._drop_others(opened, attempt, at)
 
     def measured(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
         """What an answer tells of its node, and of how long such answers are."""
         task, lane = attempt.task, attempt.lane
-        turns = lane.node.turns
+        node, market = lane.node, lane.market
         usual = lane.decode.value
         if attempt.beside and usual and timing.decode_us:
-            turns.beside(timing.tokens / timing.decode_us / usual)
+            node.turns.beside(timing.tokens / timing.decode_us / usual)
         else:
             warm = attempt.warm_cost / task.cost if task.cost else 0.0
             lane.measured_tokens(timing, warm, at - attempt.started_us)
-        others = (other.model for other in lane.node.lanes.values() if other is not lane)
-        turns.answered(any(self._ledger.lines.get(model) for model in others))
-        if timing.prompt_tokens and not attempt.resumed:
-            lane.market.token_cost.add(task.cost, timing.prompt_tokens)
-        if timing.tokens and not attempt.resumed:
-            self._ledger.fleet.lengths.add(task.app, task.type, lane.model, timing.tokens)
+        node.turns.answered(len(node.lanes) > 1 and self._others_wanted(lane))
+        if not attempt.resumed:
+            if timing.prompt_tokens:
+                market.token_cost.add(task.cost, timing.prompt_tokens)
+            if timing.tokens:
+                market.length(task).add(timing.tokens)
 
-    def _learn_latency(self, task: Task, attempt: Attempt, at: Micros) -> None:
+    def _others_wanted(self, lane: Lane) -> bool:
+        """Is another model of its node waited for?"""
+        return any(other.market.line for other in lane.node.lanes.values() if other is not lane)
+
+    def _learn_latency(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
+        task = opened.task
         if task.kind is Kind.EMBED or attempt.resumed:
             return
-        self._ledger.policies.hedger.learn(task, attempt.decision, at - attempt.started_us)
-        own = self._hedger(task)
-        if own is not None and own is not self._ledger.policies.hedger:
+        everybody, own = self._ledger.policies.hedger, opened.hedger
+        everybody.learn(task, attempt.decision, at - attempt.started_us)
+        if own is not None and own is not everybody:
             own.learn(task, attempt.decision, at - attempt.started_us)
 
     def answered(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         ledger, task = self._ledger, opened.task
         if not task.stream:
-            self._learn_latency(task, attempt, at)
+            self._learn_latency(opened, attempt, at)
         used = outcome.timing.prompt_tokens + outcome.timing.tokens
         if used:
             ledger.shares.correct(task.app, used - opened.tokens)
-        self._drop_others(opened, attempt, at)
+        if opened.attempts:
+            self._drop_others(opened, attempt, at)
         ledger.settle(opened, outcome, attempt.id)
 
     def _drop_others(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
@@ -190,7 +194,7 @@ class Singles:
         if outcome.how is How.FAILED and outcome.status and why in opened.tried.values():
             # Two nodes answer in the same words: it is the request that is wrong.
             self._drop_others(opened, attempt, at)
-            ledger.settle(opened, outcome._replace(how=How.REFUSED), attempt.id)
+            ledger.settle(opened, msgspec.structs.replace(outcome, how=How.REFUSED), attempt.id)
             return
         if outcome.how is How.BUSY:
             # As long as one node was not busy that often, it may take it.

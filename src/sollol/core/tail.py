@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch, joined
-from sollol.core.fleet import Attempt, Lane
+from sollol.core.lane import Lane
 from sollol.core.market import Market
 from sollol.core.types import MILLISECOND, Micros
 

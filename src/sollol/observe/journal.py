@@ -1,7 +1,7 @@
 """What happened: a bounded ring of (moment, event, actions), and those who want to hear of it at once.
 
-Recording is an append to a deque (0.13 microseconds), so everything is recorded. `digest` turns a run into one
-string: two simulated runs from one seed must give the same.
+Recording is an append to a deque (0.13 microseconds), so everything is recorded; an entry gets its form when it is
+read. `digest` turns a run into one string: two simulated runs from one seed must give the same.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ class Entry(NamedTuple):
 
 class Journal:
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._ring: deque[Entry] = deque(maxlen=capacity)
+        self._ring: deque[tuple[Micros, Event, Sequence[Action]]] = deque(maxlen=capacity)
         self._listeners: list[Callable[[Entry], None]] = []
         self.recording = True  # False: nothing is kept, and nobody is told
 
     def record(self, at: Micros, event: Event, actions: Sequence[Action]) -> None:
         if not self.recording:
             return
-        entry = Entry(at, event, actions)
-        self._ring.append(entry)
-        for listener in self._listeners:
-            listener(entry)
+        self._ring.append((at, event, actions))
+        if self._listeners:
+            entry = Entry(at, event, actions)
+            for listener in self._listeners:
+                listener(entry)
 
     def subscribe(self, listener: Callable[[Entry], None]) -> Callable[[], None]:
         """Call `listener` with every entry from now on; the result unsubscribes."""
@@ -43,7 +44,7 @@ class Journal:
         return lambda: self._listeners.remove(listener)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(list(self._ring))
+        return map(Entry._make, list(self._ring))
 
     def __len__(self) -> int:
         return len(self._ring)

@@ -38,15 +38,21 @@ class ConsecutiveBreaker:
             self._trial = True
 
     def record(self, at: Micros, outcome: Outcome) -> None:
-        if outcome.how in _FAULTS:
+        if outcome.how is How.OK:
+            if self._failures or not self.closed:
+                self._close()
+        elif outcome.how in _FAULTS:
             self._failures += 1
             if self._trial or self._failures == THRESHOLD:
                 self._open_until = at + self._pause
                 self.closed = False
                 self._pause = min(LONGER * self._pause, PAUSE_MAX)
-        elif outcome.how in (How.OK, How.REFUSED):
-            self._failures = 0
-            self._pause = PAUSE
-            self._open_until = None
-            self.closed = True
+        elif outcome.how is How.REFUSED:
+            self._close()
         self._trial = False
+
+    def _close(self) -> None:
+        self._failures = 0
+        self._pause = PAUSE
+        self._open_until = None
+        self.closed = True

@@ -9,7 +9,7 @@ LEAST samples: a hedge that fires at random only adds load.
 from __future__ import annotations
 
 from sollol.core.estimate import Quantile
-from sollol.core.types import MILLISECOND, Decision, Kind, Micros, Task
+from sollol.core.types import MILLISECOND, Decision, Kind, Micros, Task, TaskType
 
 SHARE = 0.95
 LATER = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
@@ -25,7 +25,7 @@ class QuantileHedger:
     def __init__(self, share: float = SHARE, budget: float = BUDGET) -> None:
         self.share = share
         self.budget = budget
-        self._kinds: dict[tuple[str, str, bool], Quantile] = {}
+        self._kinds: dict[tuple[str, TaskType, bool], Quantile] = {}
         self._tokens = RESERVE
 
     def deposit(self, task: Task) -> None:
@@ -56,8 +56,8 @@ class QuantileHedger:
         return True
 
 
-def _kind(task: Task) -> tuple[str, str, bool]:
-    return task.model, task.type.value, task.stream
+def _kind(task: Task) -> tuple[str, TaskType, bool]:
+    return task.model, task.type, task.stream
 
 
 def _expected(task: Task, decision: Decision) -> Micros:

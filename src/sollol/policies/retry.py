@@ -30,7 +30,8 @@ class BudgetRetrier:
         self._tokens = RESERVE
 
     def deposit(self, task: Task) -> None:
-        self._tokens = min(CAPACITY, self._tokens + SHARE)
+        if self._tokens < CAPACITY:
+            self._tokens += SHARE
 
     def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None:
         if outcome.how is How.BUSY:

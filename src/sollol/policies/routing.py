@@ -17,12 +17,23 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from sollol.core.fleet import Lane
+from sollol.core.lane import Lane
 from sollol.core.market import Typical
-from sollol.core.types import SECOND, Decision, Kind, Micros, RoutingMode, RoutingStrategy, Task
+from sollol.core.types import (
+    SECOND,
+    SHOWN,
+    Considered,
+    Decision,
+    Kind,
+    Micros,
+    RoutingMode,
+    RoutingStrategy,
+    Row,
+    Task,
+)
 
-SHOWN = 8  # candidates kept in a decision
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
+KEPT = 16  # candidates of which all rows are kept; of more, the best
 EAGER = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
 STALE: Micros = 300 * SECOND
 FADES: Micros = 5 * SECOND  # in which the penalty of a lane that has only failed halves
@@ -32,6 +43,7 @@ _TERMS = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failure
 _EMBED_TERMS = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
 
 Parts = tuple[float, float, float, float, float, float, float]  # microseconds, in the order of _TERMS
+_REASONS = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 
 class CompletionRouter:
@@ -48,88 +60,145 @@ class CompletionRouter:
         at: Micros,
         rng: random.Random,
     ) -> Decision:
-        parts, finishes = _predict(task, lanes, ahead, at)
+        rows, finishes = _predict(task, lanes, ahead, at)
         scores = self._scores(task, lanes, finishes, at)
-        chosen = 0
-        if len(lanes) > 1:
-            bound = min(scores) * ALIKE
-            alike = [i for i, score in enumerate(scores) if score <= bound]
-            chosen = alike[0] if len(alike) == 1 else alike[rng.randrange(len(alike))]
-        order = range(len(lanes))
-        shown = order if len(lanes) <= SHOWN else sorted(order, key=scores.__getitem__)[:SHOWN]
+        chosen = _least(scores, rng) if len(lanes) > 1 else 0
+        key, parts = rows[chosen]
+        finish = finishes[chosen]
         embed = task.kind is Kind.EMBED
-        taken = parts[chosen]
+        if len(lanes) > KEPT:
+            best = sorted(range(len(lanes)), key=scores.__getitem__)[:SHOWN]
+            rows, scores = [rows[i] for i in best], [scores[i] for i in best]
         return Decision(
-            lanes[chosen].node.key,
-            round(finishes[chosen]),
+            key,
+            round(finish),
             self._reason(lanes, chosen),
-            (_EMBED_TERMS if embed else _TERMS, tuple([(lanes[i].node.key, parts[i]) for i in shown])),
-            0 if embed else round(finishes[chosen] - taken[4]),
+            Considered(_EMBED_TERMS if embed else _TERMS, rows, scores),
+            0 if embed else round(finish - parts[4]),
         )
 
     def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
-        return "only candidate" if len(lanes) == 1 else f"finishes first of {len(lanes)}"
+        count = len(lanes)
+        return _REASONS[count] if count < len(_REASONS) else f"finishes first of {count}"
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         """What is to be least; here the time of finishing itself."""
         return finishes
 
 
+def _least(scores: Sequence[float], rng: random.Random) -> int:
+    """The place of the least; the dice choose among those that are as good as the same."""
+    least = min(scores)
+    bound = least * ALIKE
+    alike: list[int] = []
+    for place, score in enumerate(scores):
+        if score <= bound:
+            alike.append(place)
+    return alike[0] if len(alike) == 1 else alike[int(rng.random() * len(alike))]
+
+
 def _predict(
     task: Task, lanes: Sequence[Lane], ahead: Mapping[str, Micros], at: Micros
-) -> tuple[list[Parts], list[float]]:
-    """The terms for each lane, and their sums. One loop without calls where it can be: it runs for each decision."""
+) -> tuple[list[Row], list[float]]:
+    """The terms for each lane, and their sums.
+
+    One loop without calls for lanes that are steady and have rates of their own, as nearly all are nearly always: it
+    runs for every lane of every decision. The others are asked everything (`_Inquiry`)."""
     market = lanes[0].market
-    usual: Typical | None = None  # looked up only for lanes without rates of their own
     embed = task.kind is Kind.EMBED
     heavy = not embed or task.batch
     tokens = 0.0 if embed else market.expected_tokens(task)
     tokens_per_cost = market.prompt_tokens(1.0)
-    options, prefix, cost = task.options, task.prefix, task.cost
-    warm = bool(prefix) and market.knows(prefix)
-    found: list[Parts] = []
+    options, cost = task.options, float(task.cost)
+    known = market.known(task.prefix) if task.prefix else ()
+    inquiry: _Inquiry | None = None
+    rows: list[Row] = []
     finishes: list[float] = []
     for lane in lanes:
         node = lane.node
-        wait = load = displaces = 0.0
-        if lane.attempts or node.heavy_lanes or lane.draining or lane.paused_until > at:
+        wait = 0.0
+        if (lane.attempts or node.heavy_lanes or not lane.steady) and not lane.free(at, heavy):
             wait = float(lane.wait_us(at, heavy))
         if ahead:
-            wait += float(ahead.get(node.key, 0))
-        if not lane.loaded_by_us or lane.options != options:
-            load = float(lane.startup_us(options))
-            if load and lane.displaces(options, at):
+            wait += float(ahead.get(lane.key, 0))
+        reads, speaks = lane.prefill.value, lane.decode.value
+        if lane.steady and lane.options == options and reads and speaks and not embed and at - lane.last_end_us < STALE:
+            new = cost - lane.warm_cost(known) if known else cost
+            read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, lane.overhead.value or 0.0
+            rows.append((lane.key, (wait, 0.0, 0.0, read, decode, overhead, 0.0)))
+            finishes.append(wait + read + decode + overhead)
+            continue
+        if inquiry is None:
+            inquiry = _Inquiry(task, at, tokens, tokens_per_cost, known)
+        parts = inquiry.parts(lane, wait)
+        rows.append((lane.key, parts))
+        finishes.append(sum(parts))
+    return rows, finishes
+
+
+class _Inquiry:
+    """The terms of one task on lanes where more than their load and their rates decides."""
+
+    __slots__ = ("_at", "_known", "_task", "_tokens", "_tokens_per_cost", "_usual")
+
+    def __init__(
+        self, task: Task, at: Micros, tokens: float, tokens_per_cost: float, known: Sequence[tuple[int, int]]
+    ) -> None:
+        self._task = task
+        self._at = at
+        self._tokens = tokens
+        self._tokens_per_cost = tokens_per_cost
+        self._known = known
+        self._usual: Typical | None = None  # looked up only for lanes without rates of their own
+
+    def parts(self, lane: Lane, wait: float) -> Parts:
+        task, at = self._task, self._at
+        load = displaces = 0.0
+        if not lane.loaded_by_us or lane.options != task.options:
+            load = float(lane.startup_us(task.options))
+            if load and lane.displaces(task.options, at):
                 displaces = load
-        fresh = not node.attempted
         decode = penalty = 0.0
-        if embed:
-            work = lane.work.value
-            if not work:  # none yet, or only chunks that others were sooner with
-                usual = usual or market.typical()
-                work = usual.best_work if fresh else usual.work
-            read = cost / work
+        if task.kind is Kind.EMBED:
+            read = task.cost / self._work(lane)
         else:
-            reads, speaks = lane.prefill.value, lane.decode.value
-            if speaks is not None and at - lane.last_end_us > STALE:
-                usual = usual or market.typical()
-                if speaks * NOT_FAR > usual.best_decode:
-                    fresh, reads, speaks = task.priority <= STALE_PRIORITY, None, None
-            if not reads or not speaks:
-                usual = usual or market.typical()
-                # What another model of this node told of its speed is the first guess for this one.
-                speed = EAGER if fresh else node.speed.value or 1.0
-                if node.loaded:
-                    speed /= lane.slowness()
-                reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
-                speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
-            read = (cost - lane.warm_cost(prefix) if warm else cost) * tokens_per_cost / reads
-            decode = tokens / speaks
+            reads, speaks = self._rates(lane)
+            new = task.cost - lane.warm_cost(self._known) if self._known else task.cost
+            read = new * self._tokens_per_cost / reads
+            decode = self._tokens / speaks
         if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
             penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
-        overhead = lane.overhead.value or 0.0
-        found.append((wait, load, displaces, read, decode, overhead, penalty))
-        finishes.append(wait + load + displaces + read + decode + overhead + penalty)
-    return found, finishes
+        return wait, load, displaces, read, decode, lane.overhead.value or 0.0, penalty
+
+    def _typical(self, lane: Lane) -> Typical:
+        if self._usual is None:
+            self._usual = lane.market.typical()
+        return self._usual
+
+    def _work(self, lane: Lane) -> float:
+        work = lane.work.value
+        if not work:  # none yet, or only chunks that others were sooner with
+            usual = self._typical(lane)
+            work = usual.work if lane.node.attempted else usual.best_work
+        return work
+
+    def _rates(self, lane: Lane) -> tuple[float, float]:
+        """How fast it reads and speaks; where that is not known, or stale, what may be assumed."""
+        node = lane.node
+        fresh = not node.attempted
+        reads, speaks = lane.prefill.value, lane.decode.value
+        stale = speaks is not None and self._at - lane.last_end_us > STALE
+        if stale and (speaks or 0.0) * NOT_FAR > self._typical(lane).best_decode:
+            fresh, reads, speaks = self._task.priority <= STALE_PRIORITY, None, None
+        if not reads or not speaks:
+            usual = self._typical(lane)
+            # What another model of this node told of its speed is the first guess for this one.
+            speed = EAGER if fresh else node.speed.value or 1.0
+            if node.loaded:
+                speed /= lane.slowness()
+            reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
+            speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
+        return reads, speaks
 
 
 class ReliableRouter(CompletionRouter):
@@ -223,7 +292,7 @@ class RoundRobinRouter(CompletionRouter):
         self._last = ""
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        keys = [lane.node.key for lane in lanes]
+        keys = [lane.key for lane in lanes]
         start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
         free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not Kind.EMBED)]
         if not free:

@@ -1,0 +1,74 @@
+"""One request under way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sollol.core.types import Decision, Kind, Micros, Ranges, Task
+
+if TYPE_CHECKING:
+    from sollol.core.lane import Lane
+
+NOTHING = Ranges()
+NOWHERE: frozenset[str] = frozenset()
+
+
+class Attempt:
+    """One request under way: what it is, when it began, and when it should end."""
+
+    __slots__ = (
+        "beside",
+        "cost",
+        "decision",
+        "due_us",
+        "failed_on",
+        "heavy",
+        "id",
+        "items",
+        "lane",
+        "movable",
+        "owed",
+        "resumed",
+        "started",
+        "started_us",
+        "task",
+        "tries",
+        "uncovered",
+        "warm_cost",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        task: Task,
+        lane: Lane,
+        cost: float,
+        started_us: Micros,
+        due_us: Micros,
+        decision: Decision,
+    ) -> None:
+        self.id = id
+        self.task = task
+        self.lane = lane
+        self.cost = cost
+        self.started_us = started_us
+        self.due_us = due_us
+        self.decision = decision
+        self.started = False  # the caller has seen a part of the answer
+        self.heavy = task.batch or task.kind is not Kind.EMBED  # else too short to be in another model's way
+        self.beside = False  # another model of its node was at work in the meantime
+        self.movable = True  # it can go on elsewhere if this node fails
+        self.resumed = False  # it goes on with an answer that another node began
+        self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
+        self.items = NOTHING
+        self.uncovered: list[tuple[int, int]] = []  # items that no other attempt has taken over
+        self.owed = 0  # items not answered by anyone yet
+        self.tries = 0  # how often these items have failed before, and where
+        self.failed_on = NOWHERE
+
+    def expected_end(self, at: Micros) -> Micros:
+        """When it should end, seen from now: once overdue, half as long again as it has taken so far."""
+        return self.due_us if at <= self.due_us else at + (at - self.started_us) // 2
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.id} of task {self.task.id} on {self.lane.node.key}>"

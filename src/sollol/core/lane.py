@@ -1,0 +1,302 @@
+"""One model on one node: its slots, its rates, its breaker, and what runs there.
+
+A lane is steady while nothing about it is out of the ordinary: its node is up, its breaker closed, its model loaded, no
+slot is draining or paused, and it does not only fail. Then only its load and its rates decide, and a decision need
+not ask the rest for every lane. Whoever writes one of these facts says `unsettle()`; the market looks again
+before the next decision. A lane that is taken for unsteady costs time; one taken for steady wrongly would
+cost answers, so the ledger's invariants check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sollol.core.attempt import Attempt
+from sollol.core.estimate import Mean, Rate
+from sollol.core.market import MARKS_MAX
+from sollol.core.policy import Breaker, Limiter
+from sollol.core.types import NEVER, SECOND, Micros, Task, Timing
+
+if TYPE_CHECKING:
+    from sollol.core.fleet import NodeState
+    from sollol.core.market import Market
+
+# Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
+RATE_MEMORY: Micros = 4 * SECOND
+# Bytes per microsecond assumed for reading a model from disk, before one load was measured.
+LOAD_BANDWIDTH = 1_000.0
+LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
+DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
+OUTLIER = 2.0  # times slower than usual that one answer may count
+CPU_SLOWER = 20.0  # measured: a model that silently fell back to the CPU
+SPEED_EVERY = 8  # answers, after the first few, of which one tells how fast the node is compared with others
+PROMPTS_WARM = 4  # prompts whose beginnings a node is expected to know still
+MARKS_WARM = 256  # of beginnings to remember, before those of older prompts are dropped
+COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
+
+
+class Lane:
+    """One model on one node."""
+
+    __slots__ = (
+        "answers",
+        "attempts",
+        "breaker",
+        "busy_answers",
+        "cost_inflight",
+        "decode",
+        "done_cost",
+        "draining",
+        "embedded",
+        "failed",
+        "heavy",
+        "key",
+        "last_end_us",
+        "latency",
+        "limiter",
+        "loaded_by_us",
+        "loading_until",
+        "market",
+        "model",
+        "node",
+        "options",
+        "options_used_us",
+        "overhead",
+        "paused_until",
+        "prefill",
+        "prompts",
+        "rank",
+        "reliability",
+        "steady",
+        "warm",
+        "work",
+    )
+
+    def __init__(self, node: NodeState, market: Market, limiter: Limiter, breaker: Breaker) -> None:
+        self.node = node
+        self.key = node.key
+        self.market = market
+        self.model = market.model
+        self.limiter = limiter
+        self.breaker = breaker
+        self.attempts: dict[int, Attempt] = {}
+        self.steady = False
+        self.rank = 0  # among the lanes of its market, the fastest first
+        self.heavy = 0  # of them that would be in another model's way
+        self.cost_inflight = 0.0
+        self.paused_until: Micros = 0
+        self.busy_answers = 0
+        self.last_end_us: Micros = 0
+        self.loaded_by_us = False  # an answer came since the node was last seen without the model
+        self.work = Rate(RATE_MEMORY)  # embedding: cost units per microsecond, whole lane
+        self.prefill = Rate(RATE_MEMORY)  # tokens per microsecond
+        self.decode = Rate(RATE_MEMORY)
+        self.overhead = Mean()  # microseconds of a call that the node's own timings do not tell
+        self.reliability = Mean(0.05)  # share of attempts that ended well
+        self.options = ""  # runner options it was loaded with, as far as we know
+        self.options_used_us: Micros = 0
+        self.loading_until: Micros = 0  # a load without a request is under way
+        self.warm: dict[int, int] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
+        self.prompts = 0
+        self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
+        self.latency = Mean()  # microseconds per answered call, failures penalised
+        self.answers = 0
+        self.embedded = 0  # items of batches
+        self.failed = 0
+        self.done_cost = 0.0
+
+    # --- may it take work? ---
+
+    def unsettle(self) -> None:
+        """Something about it is, or may be, out of the ordinary."""
+        self.steady = False
+        if self.market.lanes.get(self.key) is self:
+            self.market.unsteady[self.key] = self
+
+    def is_steady(self, at: Micros) -> bool:
+        return (
+            self.node.up is True
+            and self.breaker.closed
+            and self.loaded_by_us
+            and self.paused_until <= at
+            and not (self.draining and self.still_draining(at))
+            and (self.answers > 0 or not self.failed)
+        )
+
+    def free(self, at: Micros, heavy: bool = True) -> bool:
+        """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
+        node = self.node
+        if heavy and node.heavy_lanes and not self.heavy and node.heavy_lanes >= node.turns.at_once:
+            return False
+        if self.steady:
+            return len(self.attempts) < self.limiter.limit
+        return (
+            node.up is True
+            and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
+            and self.paused_until <= at
+            and (self.breaker.closed or self.breaker.admits(at))
+        )
+
+    def still_draining(self, at: Micros) -> list[Micros]:
+        """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""
+        self.draining = [until for until in self.draining if until > at]
+        return self.draining
+
+    def usable(self, at: Micros) -> bool:
+        """Can it be expected to take work, now or when a slot frees?"""
+        return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(at))
+
+    def slowness(self) -> float:
+        """How many times slower than others it must be expected to be before it was tried: it may run on the CPU."""
+        loaded = self.node.loaded.get(self.model)
+        if loaded is None or loaded.size <= 0:
+            return 1.0
+        return 1.0 + (CPU_SLOWER - 1.0) * (1.0 - min(1.0, loaded.size_vram / loaded.size))
+
+    def suits(self, task: Task) -> bool:
+        """May this task go here, by what its caller said of nodes?"""
+        if task.only is not None and self.node.key not in task.only:
+            return False
+        loaded = self.node.loaded.get(self.model) if task.gpu else None
+        return loaded is None or loaded.size <= 0 or loaded.size_vram > 0
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.loaded_by_us or self.model in self.node.loaded
+
+    def startup_us(self, options: str | None = None) -> Micros:
+        """Time before the first work: zero for a model in memory with these `options`, else reading it from disk."""
+        if self.is_loaded and (options is None or options == self.options):
+            return 0
+        size = self.node.models.get(self.model, 0)
+        bandwidth = self.node.load_bandwidth.read()
+        if size <= 0:
+            return LOAD_UNKNOWN
+        return round(size / (bandwidth or LOAD_BANDWIDTH))
+
+    def backlog(self, at: Micros) -> float:
+        """Cost units in flight that are still to be done, by the clock rather than by hope."""
+        rate = self.work.read()
+        if rate is None or not self.attempts:
+            return self.cost_inflight
+        since = min((a.started_us for a in self.attempts.values()), default=at)
+        return max(0.0, self.cost_inflight - rate * (at - max(since, self.last_end_us)))
+
+    def displaces(self, options: str, at: Micros) -> bool:
+        """Would these options put out a model that somebody used just now with others?"""
+        return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
+
+    def wait_us(self, at: Micros, heavy: bool = True) -> Micros:
+        """How long until a slot is free here, as far as predictions tell."""
+        node = self.node
+        if heavy and not self.heavy and node.heavy_lanes >= node.turns.at_once:
+            return max(self._own_wait_us(at), node.wait_us(at))
+        return self._own_wait_us(at)
+
+    def _own_wait_us(self, at: Micros) -> Micros:
+        over = len(self.attempts) - self.limiter.limit
+        if over < 0 and not self.draining:
+            return max(0, self.paused_until - at)
+        if over == 0 and not self.draining:
+            soonest = NEVER
+            for attempt in self.attempts.values():
+                soonest = min(soonest, attempt.expected_end(at))
+            return max(0, self.paused_until - at, soonest - at)
+        ends = sorted([attempt.expected_end(at) for attempt in self.attempts.values()])
+        if self.draining and (draining := self.still_draining(at)):
+            over += len(draining)
+            ends = sorted([*ends, *draining])
+        wait = self.paused_until - at
+        if over >= 0:
+            wait = max(wait, ends[over] - at)
+        return max(0, wait)
+
+    def warm_cost(self, prefix: Sequence[tuple[int, int]]) -> int:
+        """How much of a prompt, in cost units, this lane has read just before."""
+        since, warm = self.prompts - PROMPTS_WARM, self.warm
+        for mark, cost in reversed(prefix):
+            if warm.get(mark, -PROMPTS_WARM) > since:
+                return cost
+        return 0
+
+    def read(self, prefix: tuple[tuple[int, int], ...]) -> None:
+        """It is given a prompt with these beginnings."""
+        self.prompts += 1
+        warm, marks = self.warm, self.market.marks
+        if len(marks) > MARKS_MAX:
+            marks.clear()
+        for mark, _ in prefix:
+            warm[mark] = self.prompts
+            marks[mark] = self
+        if len(warm) > MARKS_WARM:
+            since = self.prompts - PROMPTS_WARM
+            self.warm = {mark: number for mark, number in warm.items() if number > since}
+
+    # --- attempts ---
+
+    def add(self, attempt: Attempt) -> None:
+        self.attempts[attempt.id] = attempt
+        task, node, market = attempt.task, self.node, self.market
+        if attempt.heavy:
+            self.heavy += 1
+            if self.heavy == 1:
+                node.heavy_lanes += 1
+            if node.heavy_lanes > 1:
+                node.all_beside()
+        if task.options != self.options:
+            market.options_changed(self, task.options)
+            self.options = task.options
+            self.warm.clear()
+        self.options_used_us = attempt.started_us
+        if task.prefix:
+            attempt.warm_cost = self.warm_cost(task.prefix)
+            self.read(task.prefix)
+        if len(self.attempts) >= self.limiter.limit:
+            market.roomy.pop(self.key, None)
+        self.cost_inflight += attempt.cost
+        node.running += 1
+        market.inflight_cost += attempt.cost
+
+    def remove(self, attempt: Attempt) -> None:
+        node, market = self.node, self.market
+        del self.attempts[attempt.id]
+        if attempt.heavy:
+            self.heavy -= 1
+            if not self.heavy:
+                node.heavy_lanes -= 1
+        if market.lanes.get(self.key) is self:
+            market.roomy[self.key] = self
+        self.cost_inflight -= attempt.cost
+        node.running -= 1
+        market.inflight_cost -= attempt.cost
+
+    # --- what answers tell ---
+
+    def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
+        """An embedding ended: its work took the time since this lane was last known to be idle or done."""
+        before = self.work.read() or 0.0
+        self.work.add(cost, working_us)
+        self.market.rate_changed(before, self.work.read() or 0.0, at)
+        self.done_cost += cost
+
+    def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
+        """An answer's own timings. `warm`: the share of its prompt that the node need not have read again."""
+        if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
+            self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
+        if timing.decode_us > 0 and timing.tokens > 0:
+            self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
+            if self.decode.value and (self.answers < SPEED_EVERY or not self.answers % SPEED_EVERY):
+                self.node.speed.add(self.decode.value / self.market.typical().decode)
+        besides = elapsed_us - timing.load_us - timing.prompt_us - timing.decode_us
+        self.overhead.add(float(besides) if besides > 0 else 0.0)
+        self.market.samples += 1
+
+    def measured_load(self, timing: Timing) -> None:
+        """It had to load the model first."""
+        size = self.node.models.get(self.model, 0)
+        if size > 0:
+            self.node.load_bandwidth.add(size, timing.load_us)
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.model} on {self.node.key} {len(self.attempts)}/{self.limiter.limit}>"
