@@ -12,7 +12,7 @@ import pytest
 from sollol.cli.init import MEANINGS, text_of
 from sollol.config import load_settings
 from sollol.errors import ConfigError
-from sollol.gateway.settings import GatewaySettings, gateway_settings, template
+from sollol.gateway.settings import GatewaySettings, find_file, gateway_settings, template
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import gateway_over
@@ -102,6 +102,32 @@ def test_the_written_file_has_every_setting_and_means_the_defaults(tmp_path: Pat
     lines = [line.removeprefix("# ") for line in text.splitlines() if " = " in line or line.startswith("[")]
     tomllib.loads("\n".join(line for line in lines if not line.startswith(("nodes", "Settings"))))
     assert read(tmp_path, "\n".join(line for line in lines if not line.startswith("#"))).mode == "fast"
+
+
+def test_every_setting_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    for table, fields in template().items():
+        assert f"`[{table}]`" in page
+        for field, _ in fields:
+            assert f"`{field}`" in page, field
+    assert "`SOLLOL_API_KEYS`" in page
+
+
+def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, home = tmp_path / "here", tmp_path / "config" / "sollol"
+    here.mkdir()
+    home.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("SOLLOL_CONFIG", raising=False)
+    assert find_file() is None
+    (home / "sollol.toml").write_text("")
+    assert find_file() == str(home / "sollol.toml")
+    (here / "sollol.toml").write_text("")
+    assert find_file() == "sollol.toml"
+    monkeypatch.setenv("SOLLOL_CONFIG", "named.toml")
+    assert find_file() == "named.toml"
+    assert find_file("given.toml") == "given.toml"
 
 
 def ask(client: Any, model: str) -> Any:
