@@ -201,7 +201,7 @@ async def has_blob(gateway: Gateway, request: Request, digest: str) -> None:
     nodes = (targets.chosen(gateway, request) or targets.all_up(gateway)).nodes
     statuses = set(await asyncio.gather(*(targets.head(gateway, node, request.path) for node in nodes)))
     if statuses == {200}:
-        request.answer(200, b"", "")
+        request.answer_with(200, b"", b"", b"")
     elif 400 in statuses:
         request.answer(400, encode({"error": "invalid digest format"}))
     else:
@@ -231,7 +231,7 @@ async def upload_blob(gateway: Gateway, request: Request, digest: str) -> None:
     outcomes |= to.down
     good = [found for found in answers if isinstance(found, int)]
     if len(good) == len(outcomes):
-        request.answer(max(good), b"", "")
+        request.answer_with(max(good), b"", b"", b"")
     else:
         _tell(request, outcomes, JSON, max(good, default=200))
 
