@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,6 +29,14 @@ def talker(number: int, tokens_per_s: float = 200.0, *, continues: bool = False,
     model = ModelSpec(MODEL, size_bytes=2_000_000_000, continues=continues, tools=True, mean_words=math.inf)
     given: dict[str, Any] = {"models": (model,), "loaded": (MODEL,), "load_bytes_per_s": 1e9} | more
     return NodeSpec(decode_tokens_per_s=tokens_per_s, prefill_tokens_per_s=20 * tokens_per_s, seed=number, **given)
+
+
+def until(true: Callable[[], Any]) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 class Stage:

@@ -29,6 +29,7 @@ class NodeState:
         "endpoint",
         "failed",
         "heavy_lanes",
+        "held_bytes",
         "key",
         "lanes",
         "load_bandwidth",
@@ -57,6 +58,7 @@ class NodeState:
         self.models: Mapping[str, int] = {}  # on disk: name -> bytes
         self.digests: Mapping[str, str] = {}
         self.loaded: Mapping[str, LoadedModel] = {}
+        self.held_bytes = 0  # of the largest model that was ever seen wholly in its GPU
         self.lanes: dict[str, Lane] = {}
         self.running = 0
         self.heavy_lanes = 0  # models at work

@@ -69,6 +69,9 @@ class Health:
         node.up, node.probing, node.silences = True, False, 0
         node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
         node.digests = facts.digests
+        for held in facts.loaded.values():
+            if held.size_vram >= held.size > node.held_bytes:
+                node.held_bytes = held.size
         for model, lane in node.lanes.items():
             if model not in facts.loaded and not lane.attempts:
                 lane.loaded_by_us = False

@@ -1,27 +1,35 @@
-"""What a node says of its models, asked of all nodes at once and put together. Dead nodes are left out.
+"""What nodes say of their models, asked of all at once and put together.
 
-Interfaces poll these routes; the same question asked again while it is being answered waits for that answer.
+The scheduler knows names and sizes, but not the details that interfaces show, so the nodes are asked each time. A node
+that is down is not asked, and one that does not answer in time is left out. Interfaces poll these routes; the same
+question asked again while it is being answered waits for that answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import unquote
 
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
+from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
 from sollol.nodes.dialect import decode, encode
-from sollol.nodes.transport import Timeouts
+from sollol.nodes.transport import Call, Timeouts, TransportFault
 from sollol.pool import manage
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
+    from sollol.core.fleet import NodeState
     from sollol.gateway.app import Gateway
 
 T = TypeVar("T")
-READING: Final = Timeouts(connect_s=1.5, first_byte_s=5.0, idle_s=5.0)
+READING: Final = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)  # milliseconds if well, as when probed
+SHOWING: Final = Timeouts(connect_s=1.5, first_byte_s=15.0, idle_s=15.0)  # reads the file of the model
+LEARN_S: Final = 2.5  # for which a change waits for the scheduler to know of it
+_AGAIN_S: Final = 0.01
 
 
 class Once:
@@ -34,20 +42,48 @@ class Once:
         task = self._asking.get(name)
         if task is None:
             task = self._asking[name] = asyncio.ensure_future(_run(question))
-            task.add_done_callback(lambda _: self._asking.pop(name, None))
+            task.add_done_callback(lambda done: self._answered(name, done))
         # One who leaves must not take the answer from the others.
         found: T = await asyncio.shield(task)
         return found
+
+    def _answered(self, name: str, task: asyncio.Task[Any]) -> None:
+        self._asking.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # seen here: all who asked may have left
 
 
 async def _run(question: Callable[[], Awaitable[T]]) -> T:
     return await question()
 
 
+def states(gateway: Gateway) -> list[NodeState]:
+    """All nodes, as the scheduler knows them."""
+    return list(gateway.engine.scheduler.fleet.nodes.values())
+
+
 def up_nodes(gateway: Gateway) -> list[Endpoint]:
     """The nodes that answered last time; all, if none did: one may be back."""
-    nodes = gateway.engine.scheduler.fleet.nodes.values()
+    nodes = states(gateway)
     return [node.endpoint for node in nodes if node.up is not False] or [node.endpoint for node in nodes]
+
+
+async def relearn(gateway: Gateway, keys: Iterable[str]) -> None:
+    """Models of these nodes have changed: returns when the scheduler knows, or after LEARN_S.
+
+    So a client that was told of a change and asks for the model in the next moment is not told that there is none."""
+    engine = gateway.engine
+    since = engine.dispatcher.now()
+    changed = [node for node in states(gateway) if node.key in set(keys)]
+    engine.refresh()
+    try:
+        async with asyncio.timeout(LEARN_S):
+            while late := [node for node in changed if node.probing or node.asked_us < since]:
+                if not all(node.probing for node in late):  # a question from before the change has just ended
+                    engine.refresh()
+                await asyncio.sleep(_AGAIN_S)
+    except TimeoutError:
+        pass  # it is silent, and will be asked again
 
 
 def fields_of(request: Request, *names: str) -> dict[str, Any]:
@@ -70,41 +106,54 @@ async def root(gateway: Gateway, request: Request) -> None:
 
 
 async def version(gateway: Gateway, request: Request) -> None:
-    found = await gateway.once.ask("version", lambda: manage.version(gateway.engine.transport, up_nodes(gateway)))
+    try:
+        found = await gateway.once.ask("version", lambda: _merged(gateway, manage.version))
+    except NoNodeAvailable as nobody:
+        raise NoNodeAvailable(str(nobody)) from None  # 503: there is no version to tell, and there may be one soon
     request.answer(200, encode({"version": found["version"]}))
 
 
 async def tags(gateway: Gateway, request: Request) -> None:
-    found = await gateway.once.ask("tags", lambda: manage.list_models(gateway.engine.transport, up_nodes(gateway)))
-    request.answer(200, encode(found))
+    request.answer(200, encode(await gateway.once.ask("tags", lambda: _merged(gateway, manage.list_models))))
 
 
 async def ps(gateway: Gateway, request: Request) -> None:
-    found = await gateway.once.ask("ps", lambda: manage.running_models(gateway.engine.transport, up_nodes(gateway)))
-    request.answer(200, encode(found))
+    request.answer(200, encode(await gateway.once.ask("ps", lambda: _merged(gateway, manage.running_models))))
+
+
+def _merged(gateway: Gateway, read: Callable[..., Awaitable[T]]) -> Awaitable[T]:
+    return read(gateway.engine.transport, up_nodes(gateway), READING)
 
 
 async def show(gateway: Gateway, request: Request) -> None:
+    """As the first node that has the model and answers says it, byte for byte."""
     fields = fields_of(request, "model", "name")
     name = str(fields.get("model") or fields["name"])
     model = gateway.settings.resolve_model(name)
-    for node in await holders(gateway, model, name, asked=False):
+    missing = f"model '{canonical_model(name)}' not found"
+    why: list[tuple[str, str]] = []
+    for node in await holders(gateway, model, missing, asked=False):
         try:
-            found = await manage.ask(gateway.engine.transport, node, "POST", "/api/show", {**fields, "model": model})
+            found = await manage.ask_whole(
+                gateway.engine.transport, node, "POST", "/api/show", {**fields, "model": model}, SHOWING
+            )
         except ResponseError as error:
-            if error.status_code < 500:
+            if error.status_code < 500 and error.status_code != 404:
                 raise
-            continue
-        request.answer(200, encode(found))
-        return
-    raise NoNodeAvailable(f"show {name}: no node answered")
+            why.append((node.key, error.error))
+        except TransportFault as fault:
+            why.append((node.key, str(fault)))
+        else:
+            request.answer(200, found)
+            return
+    raise NoNodeAvailable(f"show {name}: no node answered", why)
 
 
-async def holders(gateway: Gateway, model: str, told: str = "", *, asked: bool = True) -> list[Endpoint]:
+async def holders(gateway: Gateway, model: str, missing: str, *, asked: bool = True) -> list[Endpoint]:
     """The nodes up that have a model: by what they say now, or with `asked=False` by what is known of them, if that is
-    enough. Raises ResponseError 404 if none has."""
+    enough. If none has: ResponseError 404 that says `missing`."""
     wanted = canonical_model(model)
-    nodes = gateway.engine.scheduler.fleet.nodes.values()
+    nodes = states(gateway)
     known = [node.endpoint for node in nodes if node.usable and wanted in node.models]
     if known and not asked:
         return known
@@ -112,7 +161,7 @@ async def holders(gateway: Gateway, model: str, told: str = "", *, asked: bool =
     have = {key for key, answer in answers.items() if wanted in _names(answer)}
     found = [node.endpoint for node in nodes if node.key in have]
     if not found:
-        raise ResponseError(f"model '{told or model}' not found", 404)
+        raise ResponseError(missing, 404)
     return found
 
 
@@ -121,43 +170,76 @@ def _names(answer: dict[str, Any]) -> set[str]:
 
 
 async def models(gateway: Gateway, request: Request) -> None:
-    """OpenAI's list, each model once; aliases are models, too."""
-    answers = await gateway.once.ask("models", lambda: _ask_all(gateway, "/v1/models"))
-    rows: dict[str, dict[str, Any]] = {}
-    for answer in answers.values():
-        for row in answer.get("data") or []:
-            rows.setdefault(str(row.get("id")), row)
-    for alias in gateway.settings.aliases:
-        rows.setdefault(alias, {"id": alias, "object": "model", "created": 0, "owned_by": "alias"})
-    request.answer(200, encode({"object": "list", "data": list(rows.values())}), "application/json")
+    """OpenAI's list, each model once; an alias of one of them is a model, too."""
+    rows = await gateway.once.ask("models", lambda: _openai_models(gateway))
+    _answer_openai(request, {"object": "list", "data": list(rows.values())})
 
 
 async def model(gateway: Gateway, request: Request, name: str) -> None:
-    target = gateway.settings.resolve_model(name)
-    node = (await holders(gateway, target, canonical_model(name), asked=False))[0]
-    found = await manage.ask(gateway.engine.transport, node, "GET", f"/v1/models/{target}", timeouts=READING)
-    request.answer(200, encode({**found, "id": name}), "application/json")
+    name = unquote(name)
+    rows = await gateway.once.ask("models", lambda: _openai_models(gateway))
+    row = rows.get(name) or rows.get(canonical_model(gateway.settings.resolve_model(name)))
+    if row is None:
+        message = f"model '{canonical_model(name)}' not found"
+        request.answer(404, error_body(request.path, 404, message) + b"\n", "application/json")
+        return
+    _answer_openai(request, {**row, "id": name})
 
 
-async def _ask_all(gateway: Gateway, path: str) -> dict[str, Any]:
-    answers = await manage.ask_all(gateway.engine.transport, up_nodes(gateway), "GET", path, timeouts=READING)
+async def _openai_models(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for answer in (await _ask_all(gateway, "/v1/models")).values():
+        for row in answer.get("data") or ():
+            rows.setdefault(str(row.get("id")), row)
+    for alias, target in gateway.settings.aliases.items():
+        row = rows.get(canonical_model(target))
+        if row is not None:
+            rows.setdefault(alias, {**row, "id": alias, "owned_by": "alias"})
+    return rows
+
+
+def _answer_openai(request: Request, found: dict[str, Any]) -> None:
+    request.answer(200, encode(found) + b"\n", "application/json")
+
+
+async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
+    answers = await manage.ask_all(gateway.engine.transport, up_nodes(gateway), "GET", path, None, READING)
     return manage.need_one(path, answers)
 
 
 async def first_answer(gateway: Gateway, request: Request) -> None:
-    """What only one node can say: the first that answers."""
+    """What tells of an account or of Ollama's cloud, not of a node: as one node says it, with its status.
+
+    /api/status is read by interfaces, so all are asked at once; the others are asked in turn, until one answers that is
+    not in trouble."""
+    if request.method == "GET":
+        answers = await gateway.once.ask(request.path, lambda: _ask_all(gateway, request.path))
+        request.answer(200, encode(next(iter(answers.values()))))
+        return
+    if request.path == "/api/signout":
+        admin(request)
     why: list[tuple[str, str]] = []
-    refused: ResponseError | None = None
+    said: tuple[int, bytes, str] | None = None
+    call = Call(request.method, request.path, request.body, timeouts=SHOWING)
     for node in up_nodes(gateway):
         try:
-            body = fields_of(request) if request.method == "POST" and request.body else None
-            found = await manage.ask(gateway.engine.transport, node, request.method, request.path, body, READING)
-        except manage.Unanswered as error:
-            why.append((node.key, str(error)))
-            refused = error if isinstance(error, ResponseError) else refused
+            reply = await gateway.engine.transport.send(node, call)
+            said = reply.status, await reply.read(), reply.headers.get("content-type", JSON)
+        except TransportFault as fault:
+            why.append((node.key, str(fault)))
             continue
-        request.answer(200, encode(found), JSON)
-        return
-    if refused is not None:
-        raise refused
-    raise NoNodeAvailable(f"{request.path}: no node answered", why)
+        if reply.status < 500:
+            break
+    if said is None:
+        raise NoNodeAvailable(f"{request.path}: no node answered", why)
+    request.answer(*said)
+
+
+def admin(request: Request) -> None:
+    """Raises ResponseError for a key that may not change the nodes."""
+    if request.key is not None and not request.key.admin:
+        raise ResponseError(
+            f"the key {request.key.name!r} may not change models or nodes; an admin key may "
+            "(sollol keys add NAME --admin)",
+            403,
+        )

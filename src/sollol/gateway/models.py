@@ -1,131 +1,84 @@
 """Changing the models of the nodes: pull, push, create, copy, delete, and the blobs that a create needs.
 
-A change goes to the nodes that it concerns (`targets`), at once, and is told for each: progress is one stream whose
-lines name their node; an outcome that differs between nodes is not hidden in one word.
+A change goes at once to the nodes that it concerns (`targets`), and is told for each: progress is one stream whose
+lines name their node; an outcome that differs between nodes is not hidden in one word. The answer comes when the
+scheduler knows of the change, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
-from sollol.errors import BadInput, NoNodeAvailable, ResponseError
-from sollol.gateway.fanout import fields_of, holders
-from sollol.gateway.request import NDJSON, Request
+from sollol.errors import ResponseError
+from sollol.gateway import targets
+from sollol.gateway.fanout import admin, fields_of, holders, relearn, states
+from sollol.gateway.request import JSON, NDJSON, Request
+from sollol.gateway.targets import Targets
 from sollol.nodes.dialect import encode, error_text
 from sollol.nodes.transport import Call, TransportFault
 from sollol.pool import manage
 
 if TYPE_CHECKING:
-    from sollol.core.fleet import NodeState
     from sollol.gateway.app import Gateway
 
 BLOB: Final = re.compile(r"/api/blobs/([^/]+)")
-_PARAMETERS: Final = re.compile(r"(\d+(?:\.\d+)?)b\b")
-BYTES_PER_PARAMETER: Final = 0.6  # of the usual quantisation to four bits, with what goes with it
 AHEAD: Final = 8  # pieces of an upload that a node may be behind the fastest
+STALL_S: Final = 60.0  # for which a node may take nothing of an upload, before the others go on without it
+PLAIN_JSON: Final = "application/json"  # what Ollama calls the answers of these routes
 
-
-def admin(request: Request) -> None:
-    """Raises ResponseError for a key that may not change the nodes."""
-    if request.key is not None and not request.key.admin:
-        raise ResponseError(
-            f"the key {request.key.name!r} may not change models; an admin key may (sollol keys add NAME --admin)", 403
-        )
-
-
-def chosen(gateway: Gateway, request: Request) -> list[Endpoint] | None:
-    """The nodes that the query names (`node=HOST:PORT`, also several, or `nodes=all`); None if it names none."""
-    query = request.query
-    nodes = {node.key: node for node in gateway.engine.scheduler.fleet.nodes.values()}
-    if query.get("nodes") == "all":
-        return [node.endpoint for node in nodes.values() if node.up is not False]
-    names = query.get("node") or query.get("nodes")
-    if not names:
-        return None
-    found = []
-    for name in names.split(","):
-        key = name.strip()
-        node = nodes.get(key) or nodes.get(f"{key}:11434")
-        if node is None:
-            raise BadInput(f"node={key!r} is not a node here; expected one of {', '.join(nodes)}, or nodes=all")
-        found.append(node.endpoint)
-    return found
-
-
-def pull_targets(gateway: Gateway, model: str) -> list[Endpoint]:
-    """Where a model goes if nobody says: to the nodes that have it, else to one that it fits.
-
-    No API tells how much memory a node has. What is known is the largest model it has held wholly in its GPU, and
-    the model's size, if its name tells it ("70b"). Among the nodes known to hold as much, the fastest; without such,
-    the one that has held the most."""
-    nodes = [node for node in gateway.engine.scheduler.fleet.nodes.values() if node.usable]
-    if not nodes:
-        raise NoNodeAvailable("pull: no node is up")
-    have = [node.endpoint for node in nodes if canonical_model(model) in node.models]
-    if have:
-        return have
-    told = _PARAMETERS.search(model.lower())
-    needed = float(told[1]) * 1e9 * BYTES_PER_PARAMETER if told else 0.0
-    fitting = [node for node in nodes if needed and held(node) >= needed]
-    if fitting:
-        return [max(fitting, key=lambda node: (node.speed.read() or 0.0, held(node))).endpoint]
-    return [max(nodes, key=lambda node: (held(node), node.speed.read() or 0.0)).endpoint]
-
-
-def held(node: NodeState) -> float:
-    """Bytes of the largest model that a node is known to hold in its GPU; for want of that, on its disk, a little."""
-    on_gpu = [model.size for model in node.loaded.values() if model.size and model.size_vram >= model.size]
-    return max(on_gpu, default=0.0) or 1e-3 * max(node.models.values(), default=0)
+Outcomes = dict[str, Exception | str | None]  # by node: None is success, a text why it was not reached
 
 
 async def pull(gateway: Gateway, request: Request) -> None:
     admin(request)
     fields = _renamed(gateway, fields_of(request, "model", "name"))
-    nodes = chosen(gateway, request) or pull_targets(gateway, fields["model"])
-    await _carry_out(gateway, request, fields, nodes)
+    to = targets.chosen(gateway, request) or targets.of_pull(gateway, fields["model"])
+    await _carry_out(gateway, request, fields, to)
 
 
 async def push(gateway: Gateway, request: Request) -> None:
+    """From one node that has it."""
     admin(request)
     fields = _renamed(gateway, fields_of(request, "model", "name"))
-    nodes = chosen(gateway, request) or (await holders(gateway, fields["model"]))[:1]
-    await _carry_out(gateway, request, fields, nodes)
+    to = targets.chosen(gateway, request)
+    if to is None:
+        have = await holders(gateway, fields["model"], f"model '{fields['model']}' not found")
+        to = Targets(tuple(have[:1]), {})
+    await _carry_out(gateway, request, fields, to)
 
 
 async def create(gateway: Gateway, request: Request) -> None:
     admin(request)
     fields = fields_of(request, "model", "name")
-    nodes = chosen(gateway, request)
-    if nodes is None:
-        base = fields.get("from")
-        if isinstance(base, str) and base and not fields.get("files"):
-            fields["from"] = gateway.settings.resolve_model(base)
-            try:
-                nodes = await holders(gateway, fields["from"], base)
-            except ResponseError:  # the node that it fits will pull it
-                nodes = pull_targets(gateway, fields["from"])
-        else:
-            nodes = _all_up(gateway)
-    await _carry_out(gateway, request, fields, nodes)
+    if isinstance(fields.get("from"), str):
+        fields["from"] = gateway.settings.resolve_model(fields["from"])
+    to = targets.chosen(gateway, request) or await targets.of_create(gateway, fields)
+    await _carry_out(gateway, request, fields, to)
 
 
 async def copy(gateway: Gateway, request: Request) -> None:
     admin(request)
     fields = fields_of(request, "source")
-    nodes = chosen(gateway, request) or await holders(gateway, fields["source"])
-    await _everywhere(gateway, request, fields, nodes)
+    name = str(fields["source"])
+    fields["source"] = gateway.settings.resolve_model(name)
+    to = targets.chosen(gateway, request)
+    to = to or await targets.of_holders(gateway, fields["source"], f'model "{name}" not found')
+    await _everywhere(gateway, request, fields, to)
 
 
 async def delete(gateway: Gateway, request: Request) -> None:
+    """An alias is not followed: who deletes `gpt-4o` does not mean the model behind it."""
     admin(request)
     fields = fields_of(request, "model", "name")
-    nodes = chosen(gateway, request) or await holders(gateway, str(fields.get("model") or fields["name"]))
-    await _everywhere(gateway, request, fields, nodes)
+    name = str(fields.get("model") or fields["name"])
+    to = targets.chosen(gateway, request)
+    to = to or await targets.of_holders(gateway, name, f"model '{name}' not found")
+    await _everywhere(gateway, request, fields, to)
 
 
 def _renamed(gateway: Gateway, fields: dict[str, Any]) -> dict[str, Any]:
@@ -133,54 +86,54 @@ def _renamed(gateway: Gateway, fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "model": gateway.settings.resolve_model(name)}
 
 
-def _all_up(gateway: Gateway) -> list[Endpoint]:
-    nodes = [node.endpoint for node in gateway.engine.scheduler.fleet.nodes.values() if node.usable]
-    if not nodes:
-        raise NoNodeAvailable("no node is up")
-    return nodes
+# --- carrying out, and telling ---
 
 
-async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any], nodes: Sequence[Endpoint]) -> None:
-    """One call to each node. All good: as a node answers it; otherwise told for each."""
+async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
+    """One call to each node."""
     try:
-        found = await manage.everywhere(gateway.engine.transport, nodes, request.method, request.path, fields)
-    finally:
+        answers = await manage.ask_all(gateway.engine.transport, to.nodes, request.method, request.path, fields)
+    except asyncio.CancelledError:
         gateway.engine.refresh()
-    request.answer(200, encode(found))
+        raise
+    outcomes: Outcomes = {node: answer if isinstance(answer, Exception) else None for node, answer in answers.items()}
+    await relearn(gateway, answers)
+    _tell(request, {**outcomes, **to.down}, JSON)
 
 
-async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any], nodes: Sequence[Endpoint]) -> None:
-    """A call with progress: one stream for all nodes, or without `stream` one answer."""
-    transport = gateway.engine.transport
-    if fields.get("stream") is False:
-        await _everywhere(gateway, request, fields, nodes)
-        return
-    lines = manage.progress(transport, nodes, request.path, fields)
-    told: dict[str, str] = {}
-    refused = 0  # the status with which a node would not begin
-    sums = Sums(len(nodes))
+async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
+    """A call with progress: one stream for all nodes, or with `"stream": false` one answer."""
+    streams = fields.get("stream") is not False
+    lines = manage.follow(gateway.engine.transport, to.nodes, request.path, fields)
+    keys = [node.key for node in to.nodes]
+    outcomes: Outcomes = {**dict.fromkeys(keys, "ended without a word"), **to.down}
+    sums = Sums(len(keys))
+    late: list[dict[str, Any]] = []  # failures that came before anything good
     try:
-        async for line in lines:
-            node = str(line["node"])
-            if line.get("error"):
-                told[node] = str(line["error"])
-                refused = refused or int(line.get("status_code") or 0)
-                continue
-            if line.get("status") == "success":
-                told[node] = "success"
-            if not request.has_begun:
-                request.begin(200, NDJSON)
-            if node not in told:
-                await _say(request, sums.of(line))
-        if not request.has_begun:
-            if refused:
-                raise ResponseError(next(iter(told.values())), refused)
-            request.begin(200, NDJSON)
-        await _say(request, _outcome(told, nodes))
-        request.end()
+        async for node, line in lines:
+            if isinstance(line, Exception):
+                outcomes[node] = line
+                late.append({"status": f"failed on {node}: {manage.words(line)}", "node": node})
+            elif line.get("status") == "success":
+                outcomes[node] = None
+            elif streams:
+                if not request.has_begun:
+                    request.begin(200, NDJSON)
+                await _say(request, sums.of({**line, "node": node}))
+            while late and request.has_begun and len(keys) > 1:
+                await _say(request, late.pop(0))
+        await relearn(gateway, keys)
+    except asyncio.CancelledError:
+        gateway.engine.refresh()  # what was done before the client left
+        raise
     finally:
         await lines.aclose()
-        gateway.engine.refresh()
+    if streams and (request.has_begun or None in outcomes.values()):
+        request.begin(200, NDJSON)
+        await _say(request, _last_line(outcomes))
+        request.end()
+    else:
+        _tell(request, outcomes, PLAIN_JSON)
 
 
 async def _say(request: Request, line: dict[str, Any]) -> None:
@@ -188,12 +141,39 @@ async def _say(request: Request, line: dict[str, Any]) -> None:
         await request.drained()
 
 
-def _outcome(told: dict[str, str], nodes: Sequence[Endpoint]) -> dict[str, Any]:
-    """The last line: success if it is one anywhere, with what became of it on each node."""
-    outcomes = {node.key: told.get(node.key, "ended without a word") for node in nodes}
-    if "success" in outcomes.values():
-        return {"status": "success", "nodes": outcomes}
-    return {"error": next(iter(outcomes.values())), "nodes": outcomes}
+def _words(outcomes: Outcomes) -> dict[str, str]:
+    return {
+        node: "success" if found is None else found if isinstance(found, str) else manage.words(found)
+        for node, found in outcomes.items()
+    }
+
+
+def _last_line(outcomes: Outcomes) -> dict[str, Any]:
+    """Success if it is one anywhere, with what became of it on each node."""
+    if None in outcomes.values():
+        return {"status": "success", "nodes": _words(outcomes)}
+    return _error(outcomes)[1]
+
+
+def _tell(request: Request, outcomes: Outcomes, content_type: str, status: int = 200) -> None:
+    """One answer for all nodes. `status`: of success."""
+    good = [node for node, found in outcomes.items() if found is None]
+    if good:
+        told = {"status": "success" if len(good) == len(outcomes) else "partial", "nodes": _words(outcomes)}
+        request.answer(status, encode(told), content_type)
+    else:
+        status, body = _error(outcomes)
+        if len(set(_words(outcomes).values())) == 1:
+            del body["nodes"]  # all said the same, as one would
+        request.answer(status, encode(body), content_type)
+
+
+def _error(outcomes: Outcomes) -> tuple[int, dict[str, Any]]:
+    """What a node that refused said, rather than that another did not answer; and of each."""
+    words = _words(outcomes)
+    refused = [(found.status_code, node) for node, found in outcomes.items() if isinstance(found, ResponseError)]
+    status, node = min(refused, default=(502, next(iter(words))))
+    return status, {"error": words[node], "nodes": words}
 
 
 class Sums:
@@ -218,69 +198,90 @@ class Sums:
 
 async def has_blob(gateway: Gateway, request: Request, digest: str) -> None:
     """200 only if every node that a create would go to has it."""
-    nodes = chosen(gateway, request) or _all_up(gateway)
-    statuses = await asyncio.gather(*(_head(gateway, node, request.path) for node in nodes))
-    request.answer(max(statuses), b"")
-
-
-async def _head(gateway: Gateway, node: Endpoint, path: str) -> int:
-    try:
-        reply = await gateway.engine.transport.send(node, Call("HEAD", path, timeouts=manage.TIMEOUTS))
-        await reply.aclose()
-    except TransportFault:
-        return 502
-    return reply.status
+    nodes = (targets.chosen(gateway, request) or targets.all_up(gateway)).nodes
+    statuses = set(await asyncio.gather(*(targets.head(gateway, node, request.path) for node in nodes)))
+    if statuses == {200}:
+        request.answer_with(200, b"", b"", b"")
+    elif 400 in statuses:
+        request.answer(400, encode({"error": "invalid digest format"}))
+    else:
+        request.answer(404, encode({"error": f'blob "{digest}" not found'}))
 
 
 async def upload_blob(gateway: Gateway, request: Request, digest: str) -> None:
-    """To all nodes at once as it comes; the slowest sets the pace, and one that fails is left out."""
+    """To all nodes at once as it comes; the slowest sets the pace, and one that fails or stands still is left out."""
     admin(request)
-    nodes = chosen(gateway, request) or _all_up(gateway)
-    queues: dict[str, asyncio.Queue[bytes]] = {node.key: asyncio.Queue(AHEAD) for node in nodes}
-    sending = {node.key: asyncio.create_task(_upload(gateway, node, request.path, queues[node.key])) for node in nodes}
+    to = targets.chosen(gateway, request) or targets.all_up(gateway)
+    uploads = [Upload(gateway, node, request.path) for node in to.nodes]
     try:
         async for piece in request.pieces():
-            await _hand_out(piece, queues, sending)
-            if all(task.done() for task in sending.values()):
+            for upload in uploads:
+                await upload.put(piece)
+            if all(upload.task.done() for upload in uploads):
                 break
-        await _hand_out(b"", queues, sending)
         if request.is_gone:
             return
-        answers = dict(zip(sending, await asyncio.gather(*sending.values()), strict=True))
+        answers = await asyncio.gather(*(upload.end() for upload in uploads))
     finally:
-        for task in sending.values():
-            task.cancel()
-    good = [status for status, _ in answers.values() if status < 300]
-    if not good:
-        status, why = next(iter(answers.values()))
-        raise ResponseError(why, status)
-    nodes_told = {node: "success" if status < 300 else why for node, (status, why) in answers.items()}
-    request.answer(max(good), b"" if len(good) == len(nodes) else encode({"nodes": nodes_told}))
+        for upload in uploads:
+            upload.task.cancel()
+    outcomes: Outcomes = {
+        u.key: found if isinstance(found, Exception) else None for u, found in zip(uploads, answers, strict=True)
+    }
+    outcomes |= to.down
+    good = [found for found in answers if isinstance(found, int)]
+    if len(good) == len(outcomes):
+        request.answer_with(max(good), b"", b"", b"")
+    else:
+        _tell(request, outcomes, JSON, max(good, default=200))
 
 
-async def _hand_out(
-    piece: bytes, queues: dict[str, asyncio.Queue[bytes]], sending: dict[str, asyncio.Task[tuple[int, str]]]
-) -> None:
-    for node, queue in queues.items():
-        task = sending[node]
-        putting = asyncio.ensure_future(queue.put(piece))
-        await asyncio.wait({putting, task}, return_when=asyncio.FIRST_COMPLETED)
-        putting.cancel()
+class Upload:
+    """A blob on its way to one node."""
 
+    def __init__(self, gateway: Gateway, node: Endpoint, path: str) -> None:
+        self.key = node.key
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
+        call = Call("POST", path, self._pieces(), "application/octet-stream", timeouts=manage.TIMEOUTS)
+        self.task = asyncio.create_task(_upload(gateway, node, call))
 
-async def _upload(gateway: Gateway, node: Endpoint, path: str, queue: asyncio.Queue[bytes]) -> tuple[int, str]:
-    async def pieces() -> AsyncIterator[bytes]:
-        while piece := await queue.get():
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        while piece := await self._queue.get():
             yield piece
 
+    async def put(self, piece: bytes) -> None:
+        """Returns when there is room for it, or it is of no use any more."""
+        if self.task.done():
+            return
+        if not self._queue.full():
+            self._queue.put_nowait(piece)
+            return
+        putting = asyncio.ensure_future(self._queue.put(piece))
+        try:
+            await asyncio.wait({putting, self.task}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not putting.done():
+                putting.cancel()
+                self.task.cancel()
+
+    async def end(self) -> int | Exception:
+        """That was all: the status of success, or what it failed with."""
+        await self.put(b"")
+        try:
+            return await self.task
+        except asyncio.CancelledError:
+            if self.task.cancelled():
+                return ResponseError(f"took nothing for {STALL_S:g} s", 504)
+            raise
+
+
+async def _upload(gateway: Gateway, node: Endpoint, call: Call) -> int | Exception:
     try:
-        reply = await gateway.engine.transport.send(
-            node, Call("POST", path, pieces(), "application/octet-stream", timeouts=manage.TIMEOUTS)
-        )
+        reply = await gateway.engine.transport.send(node, call)
         body = await reply.read()
     except TransportFault as fault:
-        return 502, str(fault)
-    return reply.status, error_text(body)
+        return fault
+    return reply.status if reply.status < 300 else ResponseError(error_text(body), reply.status)
 
 
 # --- memory ---
@@ -290,10 +291,9 @@ async def unload(gateway: Gateway, request: Request, model: str) -> None:
     """`keep_alive: 0` with nothing to say: out of the memory of every node that holds it."""
     fields = {**fields_of(request, "model"), "model": model, "stream": False}
     name = canonical_model(model)
-    nodes = gateway.engine.scheduler.fleet.nodes.values()
-    holding = [node.endpoint for node in nodes if node.usable and name in node.loaded]
-    holding = holding or (await holders(gateway, model))[:1]
+    holding = [node.endpoint for node in states(gateway) if node.usable and name in node.loaded]
+    holding = holding or (await holders(gateway, model, f"model '{name}' not found"))[:1]
     answers = await manage.ask_all(gateway.engine.transport, holding, "POST", request.path, fields, manage.LOADING)
     good = manage.need_one(f"unload {model}", answers)
-    gateway.engine.refresh()
+    await relearn(gateway, answers)
     request.answer(200, encode(next(iter(good.values()))))

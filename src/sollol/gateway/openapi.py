@@ -1,91 +1,171 @@
-"""OpenAPI of the gateway's own routes. The routes of Ollama, OpenAI and Anthropic are documented by those."""
+"""OpenAPI of the gateway's own routes. The routes of Ollama, OpenAI and Anthropic are documented by those.
+
+Exact enough for a tool to check answers against it (tests/gateway/test_openapi.py does): every field that a reader may
+rely on is required, times are milliseconds, and what may be added later is left open.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import sollol
 
-_NUMBER = {"type": ["number", "null"]}
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+Schema = dict[str, Any]
+_TEXT: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "number"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_FLAG: Schema = {"type": "boolean"}
+_MS: Schema = {"type": "number", "description": "milliseconds"}
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 
 
-def _answer(what: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": what, "content": {"application/json": {"schema": schema}}}
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(required: list[str], **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": required, "properties": properties}
+def _list(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
 
 
-def _get(summary: str, answers: dict[str, Any], *, id_in_path: bool = False, public: bool = False) -> dict[str, Any]:
-    refused = {"401": _answer("A key is needed.", _ERROR), "403": {"description": "Foreign Host or Origin."}}
-    if id_in_path:
-        answers["400"] = _answer("Not an id.", _ERROR)
-        answers["404"] = _answer("No such request, or too long ago.", _ERROR)
-    operation: dict[str, Any] = {"summary": summary, "responses": answers | refused}
+def _or_null(schema: Schema) -> Schema:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _object(**properties: Schema) -> Schema:
+    """All of them are required; there may be more."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _state(*names: str) -> Schema:
+    return {"type": "string", "enum": list(names)}
+
+
+_TASK = {"id": _COUNT, "kind": _state("chat", "generate", "embed"), "model": _TEXT, "app": _TEXT}
+_ASKED = {**_TASK, "priority": {"type": "integer", "minimum": 0, "maximum": 10}}
+_FATE = {"node": _TEXT, "predicted_ms": _MS, "queue_ms": _MS, "actual_ms": _MS, "attempts": _COUNT, "outcome": _TEXT}
+_PAST = {**_TASK, **_FATE, "reason": _TEXT, "task_type": _TEXT, "at": {**_NUMBER, "description": "seconds since 1970"}}
+_GOING = {"node": _TEXT, "reason": _TEXT, "predicted_ms": _MS, "elapsed_ms": _MS}
+
+SCHEMAS: dict[str, Schema] = {
+    "Error": _object(error=_TEXT),
+    "Health": _object(status={"const": "ok"}, version=_TEXT),
+    "Ready": _object(
+        status=_state("ready", "not ready"),
+        nodes_up=_COUNT,
+        nodes=_COUNT,
+        why={"type": "object", "additionalProperties": _TEXT, "description": "of each node that is not up, or gateway"},
+    ),
+    "Loaded": _object(
+        model=_TEXT, size=_COUNT, size_vram=_COUNT, expires_at=_TEXT, context_length=_COUNT, processor=_TEXT
+    ),
+    "Node": _object(
+        host=_TEXT,
+        url=_TEXT,
+        state=_state("up", "down", "unknown"),
+        available=_FLAG,
+        why=_TEXT,
+        version=_TEXT,
+        models=_list(_TEXT),
+        loaded=_list(_ref("Loaded")),
+        loaded_models=_list(_TEXT),
+        latency_ms=_MS,
+        success_rate=_SHARE,
+        total_requests=_COUNT,
+        failed_requests=_COUNT,
+        active_requests=_COUNT,
+        batch_throughput={**_NUMBER, "description": "texts embedded per second"},
+        items=_COUNT,
+        slots={"type": "object", "additionalProperties": _COUNT},
+    ),
+    "Nodes": _object(nodes=_list(_ref("Node"))),
+    "Waiting": _object(**_ASKED, waited_ms=_MS, position={"type": "integer", "minimum": 1}, eta_ms=_MS),
+    "Running": _object(**_ASKED, **_GOING, items=_COUNT),
+    "Past": _object(**_PAST),
+    "Calibration": _object(median=_or_null(_NUMBER), p90=_or_null(_NUMBER), count=_COUNT),
+    "Totals": _object(total_requests=_COUNT, successful_requests=_COUNT, failed_requests=_COUNT),
+    "Snapshot": _object(
+        app_name=_TEXT,
+        version=_TEXT,
+        routing_mode=_or_null(_TEXT),
+        routing_strategy=_TEXT,
+        totals=_ref("Totals"),
+        nodes=_list(_ref("Node")),
+        waiting=_list(_ref("Waiting")),
+        running=_list(_ref("Running")),
+        recent=_list(_ref("Past")),
+        calibration=_ref("Calibration"),
+    ),
+    "Queue": _object(
+        id=_COUNT,
+        state=_state("waiting", "running", "done"),
+        model=_TEXT,
+        position=_or_null({"type": "integer", "minimum": 1}),
+        eta_ms=_or_null(_MS),
+        queue_ms=_or_null(_MS),
+    ),
+    "Candidate": _object(node=_TEXT, finish_ms=_MS, terms={"type": "object", "additionalProperties": _MS}),
+    "Done": _object(
+        state={"const": "done"}, **_PAST, reasons=_list(_TEXT), tried=_list({"type": "object"}),
+        candidates=_list(_ref("Candidate")),
+    ),
+    "Open": _object(
+        state=_state("waiting", "running"), **_ASKED, task_type=_TEXT, queue_ms=_MS,
+        tried=_list(_object(node=_TEXT, why=_TEXT)),
+        running=_list(_object(**_GOING, candidates=_list(_ref("Candidate")))),
+    ),
+    "Explained": {"oneOf": [_ref("Done"), _ref("Open")]},
+    "Document": _object(openapi=_TEXT, info={"type": "object"}, paths={"type": "object"}),
+}  # fmt: skip
+
+_ID: Schema = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "The number in X-Sollol-Request-Id, or the id that the client gave there.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9._-]+$"},
+}
+
+
+def _answer(what: str, schema: str) -> Schema:
+    return {"description": what, "content": {"application/json": {"schema": _ref(schema)}}}
+
+
+def _get(
+    name: str, summary: str, schema: str, *, public: bool = False, of_id: bool = False, refusals: Schema | None = None
+) -> Schema:
+    answers: Schema = {"200": _answer("As asked.", schema), "403": {"description": "Foreign Host or Origin."}}
+    operation: Schema = {"operationId": name, "summary": summary, "responses": answers}
     if public:
         operation["security"] = []
-    if id_in_path:
-        operation["parameters"] = [
-            {
-                "name": "id",
-                "in": "path",
-                "required": True,
-                "description": "The number in X-Sollol-Request-Id, or the id that the client gave there.",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9._-]+$"},
-            }
-        ]
+    else:
+        answers["401"] = _answer("A key is needed.", "Error")
+    if of_id:
+        answers["404"] = _answer("No such request, or too long ago (the last 1,000 are kept).", "Error")
+        operation["parameters"] = [_ID]
+    answers |= refusals or {}
     return {"get": operation}
 
 
-def document(keys: bool) -> dict[str, Any]:
+@cache
+def document(keys: bool) -> Schema:
     """An OpenAPI 3.1 document. `keys`: they are asked for."""
-    rows = {"type": "array", "items": {"type": "object"}}
-    ready = _object(
-        ["status", "nodes_up", "nodes"],
-        status={"enum": ["ready", "not ready"]},
-        nodes_up={"type": "integer"},
-        nodes={"type": "integer"},
-    )
-    health = _object(["status", "version"], status={"const": "ok"}, version={"type": "string"})
-    names = ["nodes", "waiting", "running", "recent", "calibration", "totals", "app_name", "version"]
-    snapshot = _object(
-        names, nodes=rows, waiting=rows, running=rows, recent=rows, calibration={"type": "object"},
-        totals={"type": "object"}, app_name={"type": "string"}, version={"type": "string"},
-    )  # fmt: skip
-    queue = _object(
-        ["id", "state", "model", "position", "eta_ms", "queue_ms"],
-        id={"type": "integer"},
-        state={"enum": ["waiting", "running", "done"]},
-        model={"type": "string"},
-        position={"type": ["integer", "null"]},
-        eta_ms=_NUMBER,
-        queue_ms=_NUMBER,
-    )
-    explained = _object(["id", "state"], id={"type": "integer"}, state={"enum": ["waiting", "running", "done"]})
+    not_ready = _answer("No node is up, or the gateway is about to end: why tells.", "Ready")
     return {
         "openapi": "3.1.0",
         "info": {"title": "SOLLOL gateway", "version": sollol.__version__},
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
         "security": [{"key": []}] if keys else [],
         "paths": {
-            "/sollol/health": _get("Does it serve?", {"200": _answer("Yes.", health)}, public=True),
-            "/sollol/ready": _get(
-                "Can it answer?",
-                {"200": _answer("A node is up.", ready), "503": _answer("None is.", ready)},
-                public=True,
-            ),
-            "/sollol/snapshot": _get("Nodes, queue and requests.", {"200": _answer("Now.", snapshot)}),
-            "/sollol/nodes": _get(
-                "The nodes.", {"200": _answer("Each with its state.", _object(["nodes"], nodes=rows))}
-            ),
-            "/sollol/explain/{id}": _get(
-                "Why a request went where it went.", {"200": _answer("Its story.", explained)}, id_in_path=True
-            ),
-            "/sollol/queue/{id}": _get(
-                "Where a request stands.", {"200": _answer("Position and ETA.", queue)}, id_in_path=True
-            ),
-            "/sollol/openapi.json": _get("This document.", {"200": _answer("OpenAPI 3.1.", {"type": "object"})}),
+            "/sollol/health": _get("health", "Does it serve?", "Health", public=True),
+            "/sollol/ready": _get("ready", "Can it answer?", "Ready", public=True, refusals={"503": not_ready}),
+            "/sollol/snapshot": _get("snapshot", "Nodes, queue and requests.", "Snapshot"),
+            "/sollol/nodes": _get("nodes", "The nodes.", "Nodes"),
+            "/sollol/explain/{id}": _get("explain", "Why a request went where it went.", "Explained", of_id=True),
+            "/sollol/queue/{id}": _get("queue", "Where a request stands.", "Queue", of_id=True),
+            "/sollol/openapi.json": _get("openapi", "This document.", "Document"),
         },
     }

@@ -24,11 +24,17 @@ async def health(gateway: Gateway, request: Request) -> None:
 
 
 async def ready(gateway: Gateway, request: Request) -> None:
-    """At least one node can be asked, and the gateway is not about to end."""
+    """At least one node is up, and the gateway is not about to end; if not, why."""
     nodes = gateway.pool.nodes
-    up = sum(node.is_healthy for node in nodes)
-    told = {"status": "ready" if up and not gateway.draining else "not ready", "nodes_up": up, "nodes": len(nodes)}
-    request.answer(200 if up and not gateway.draining else 503, encode(told))
+    why = {node.key: node.why or "it was not asked yet" for node in nodes if node.state != "up"}
+    up = len(nodes) - len(why)
+    if gateway.draining:
+        why["gateway"] = "it is about to end"
+    elif not nodes:
+        why["gateway"] = "it has no nodes"
+    good = up > 0 and not gateway.draining
+    told = {"status": "ready" if good else "not ready", "nodes_up": up, "nodes": len(nodes), "why": why}
+    request.answer(200 if good else 503, encode(told), headers=() if good else [("Retry-After", "5")])
 
 
 async def snapshot(gateway: Gateway, request: Request) -> None:

@@ -346,7 +346,7 @@ class AsyncOllamaPool(PoolBase):
         engine = self._running()
         if stream:
             return manage.progress(engine.transport, nodes, path, body)
-        return self._changed(await manage.everywhere(engine.transport, nodes, "POST", path, {**body, "stream": False}))
+        return self._changed(await manage.complete(engine.transport, nodes, path, body))
 
     def _changed(self, answer: Answer) -> Answer:
         """The nodes have other models now: ask them."""

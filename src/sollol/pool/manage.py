@@ -1,39 +1,61 @@
 """The model verbs: they go to nodes directly, not through the queue, because they need no slot.
 
 `list` and `ps` are merged over the nodes that answer; `show` asks one that has the model; `pull`, `create`,
-`copy` and `delete` go to every node concerned, and tell per node how it went.
+`copy` and `delete` go to every node concerned, and tell per node how it went. What takes minutes (pull, push, create)
+is always asked for with its progress, also for a caller who wants none of it: silence then means trouble, not work.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError
 from sollol.nodes.dialect import Lines, decode, encode, error_text
-from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
+from sollol.nodes.transport import Call, Reply, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
 LOADING = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=600.0)
 
 
+LINES_AHEAD = 256  # of progress, not yet taken by the reader; then the nodes have to wait
+
 Unanswered = (ResponseError, TransportFault)  # what asking a node can end in
 
 
-async def ask(
+async def ask_whole(
     transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
-) -> Any:
-    """One call to one node, decoded. Raises ResponseError for what the node refused."""
+) -> bytes:
+    """One call to one node; its answer as it came. Raises ResponseError for what the node refused."""
     data = b"" if body is None else encode(body)
     reply = await transport.send(node, Call(method, path, data, timeouts=timeouts))
     answer = await reply.read()
     if reply.status != 200:
         raise ResponseError(error_text(answer) or f"{node.url}{path} gave no text", reply.status)
-    return decode(answer) if answer.strip() else {}
+    return answer
+
+
+async def ask(
+    transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
+) -> dict[str, Any]:
+    """One call to one node, decoded; {} for an empty answer. Raises ResponseError for what the node refused."""
+    answer = await ask_whole(transport, node, method, path, body, timeouts)
+    return _object(answer, f"{node.url}{path}") if answer.strip() else {}
+
+
+def _object(text: bytes, source: str) -> dict[str, Any]:
+    try:
+        found = decode(text)
+    except ValueError as error:
+        raise ResponseError(f"{source} does not answer as Ollama does: {error}", 502) from None
+    if not isinstance(found, dict):
+        raise ResponseError(f"{source} does not answer as Ollama does: {text[:80]!r}", 502)
+    return found
 
 
 async def ask_all(
@@ -67,26 +89,26 @@ def need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
     raise NoNodeAvailable(f"{what}: no node answered", [(node, str(error)) for node, error in answers.items()])
 
 
-async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
+async def list_models(transport: Transport, nodes: Sequence[Endpoint], timeouts: Timeouts = TIMEOUTS) -> Answer:
     """All models on disk, each once, with `nodes`: who has it."""
     merged: dict[str, dict[str, Any]] = {}
-    for node, answer in need_one("list", await ask_all(transport, nodes, "GET", "/api/tags")).items():
+    for node, answer in need_one("list", await ask_all(transport, nodes, "GET", "/api/tags", None, timeouts)).items():
         for row in answer.get("models") or []:
             merged.setdefault(str(row.get("model")), {**row, "nodes": []})["nodes"].append(node)
     return Answer(models=list(merged.values()))
 
 
-async def running_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
+async def running_models(transport: Transport, nodes: Sequence[Endpoint], timeouts: Timeouts = TIMEOUTS) -> Answer:
     """All models in memory, a row per node and model, with `node`."""
     rows: list[dict[str, Any]] = []
-    for node, answer in need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps")).items():
+    for node, answer in need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps", None, timeouts)).items():
         rows += [{**row, "node": node} for row in answer.get("models") or []]
     return Answer(models=rows)
 
 
-async def version(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
+async def version(transport: Transport, nodes: Sequence[Endpoint], timeouts: Timeouts = TIMEOUTS) -> Answer:
     """`version`: the oldest of the nodes' versions; `nodes`: each one's."""
-    answers = need_one("version", await ask_all(transport, nodes, "GET", "/api/version"))
+    answers = need_one("version", await ask_all(transport, nodes, "GET", "/api/version", None, timeouts))
     versions = {node: str(answer.get("version", "")) for node, answer in answers.items()}
     return Answer(version=min(versions.values(), key=_version_key), nodes=versions)
 
@@ -142,40 +164,97 @@ async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, 
     return _told(f"load {body['model']}", answers)
 
 
+Line = tuple[str, dict[str, Any] | ResponseError | TransportFault]
+
+
+async def follow(
+    transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]
+) -> AsyncGenerator[Line, None]:
+    """Progress of a call on all nodes as it comes: (node, line). A node's last is its `success`, or what it failed
+    with. Closing it, or cancelling who waits for it, ends the calls."""
+    lines: asyncio.Queue[Line | None] = asyncio.Queue()
+    room = asyncio.Semaphore(LINES_AHEAD)
+    data = encode({**body, "stream": True})
+
+    async def hear(node: Endpoint) -> None:
+        try:
+            async with aclosing(_lines(transport, node, path, data)) as found:
+                async for line in found:
+                    await room.acquire()
+                    lines.put_nowait((node.key, line))
+        except Unanswered as error:
+            await room.acquire()
+            lines.put_nowait((node.key, error))
+
+    hearing = [asyncio.create_task(hear(node)) for node in nodes]
+    for task in hearing:
+        task.add_done_callback(lambda _: lines.put_nowait(None))
+    try:
+        left = len(hearing)
+        while left:
+            found = await lines.get()
+            if found is None:
+                left -= 1
+            else:
+                room.release()
+                yield found
+    finally:
+        for task in hearing:
+            task.cancel()
+        await asyncio.gather(*hearing, return_exceptions=True)
+
+
+async def _lines(transport: Transport, node: Endpoint, path: str, data: bytes) -> AsyncGenerator[dict[str, Any], None]:
+    """A node's lines, of which the last is `success`. Raises what it failed with."""
+    reply = await transport.send(node, Call("POST", path, data, stream=True, timeouts=TIMEOUTS))
+    source = f"{node.url}{path}"
+    try:
+        if reply.status != 200:
+            raise ResponseError(error_text(await reply.read()) or f"{source} gave no text", reply.status)
+        splitter = Lines()
+        line: dict[str, Any] = {}
+        async for piece in _pieces_and_end(reply):
+            for text in splitter.feed(piece):
+                line = _object(text, source)
+                if line.get("error"):
+                    raise ResponseError(error_text(text), 500)  # the status that it has without a stream
+                yield line
+        if line.get("status") != "success":
+            raise ResponseError(f"{source} ended without success", 502)
+    finally:
+        await reply.aclose()
+
+
+async def _pieces_and_end(reply: Reply) -> AsyncGenerator[bytes, None]:
+    """A reply's pieces, and a line end: the last line may lack its own."""
+    async for piece in reply:
+        yield piece
+    yield b"\n"
+
+
 async def progress(
     transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]
 ) -> AsyncGenerator[Answer, None]:
     """Progress lines of all nodes as they come, each with `node`; a node that fails gives a line with `error`."""
-    lines: asyncio.Queue[Answer | None] = asyncio.Queue()
-
-    async def follow(node: Endpoint) -> None:
-        try:
-            call = Call("POST", path, encode({**body, "stream": True}), stream=True, timeouts=TIMEOUTS)
-            reply = await transport.send(node, call)
-            try:
-                if reply.status != 200:
-                    error = error_text(await reply.read()) or f"status {reply.status}"
-                    lines.put_nowait(Answer(node=node.key, error=error, status_code=reply.status))
-                    return
-                splitter = Lines()
-                async for piece in reply:
-                    for line in splitter.feed(piece):
-                        lines.put_nowait(Answer({**decode(line), "node": node.key}))
-            finally:
-                await reply.aclose()
-        except TransportFault as fault:
-            lines.put_nowait(Answer(node=node.key, error=str(fault)))
-
-    async def follow_all() -> None:
-        try:
-            await asyncio.gather(*(follow(node) for node in nodes))
-        finally:
-            lines.put_nowait(None)
-
-    following = asyncio.create_task(follow_all())
+    lines = follow(transport, nodes, path, body)
     try:
-        while (line := await lines.get()) is not None:
-            yield line
+        async for node, line in lines:
+            yield (
+                Answer(node=node, error=words(line)) if isinstance(line, Exception) else Answer({**line, "node": node})
+            )
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await lines.aclose()
+
+
+async def complete(transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]) -> Answer:
+    """The same for who does not want to watch: as `everywhere`."""
+    lines = follow(transport, nodes, path, body)
+    outcomes = {
+        node: line async for node, line in lines if isinstance(line, Exception) or line.get("status") == "success"
+    }
+    return _told(f"{path} {body.get('model', '')}", outcomes)
+
+
+def words(error: Exception) -> str:
+    """An error in one line, without its status."""
+    return error.error if isinstance(error, ResponseError) else str(error)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sollol.sim.ask import FOREVER_S, Ask, Refusal, encode
+from sollol.sim.machine import NodeDied
 from sollol.sim.models import ModelSpec, blob_of, full_name, sha256
 from sollol.sim.reply import JSON, NDJSON, PLAIN_JSON, SimReply
 
@@ -112,19 +113,45 @@ async def pull(node: SimNode, ask: Ask) -> SimReply:
         return _stream(200, steps) if ask.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
     model = next((model for model in node.spec.registry if model.name == full_name(name)), None)
     if model is not None:
-        node.disk[model.name] = model
-        steps = [{"status": "pulling manifest"}, *_layers(model)]
-        steps += [{"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
-        return _stream(200, steps) if ask.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
+        reply = SimReply()
+        if not ask.streams:
+            await _download(node, model, reply)
+            return SimReply.of(200, encode({"status": "success"}), PLAIN_JSON)
+        reply.begin(200, NDJSON)
+        reply.writer = node.spawn(_downloading(node, model, reply))
+        return reply
     bare, _, tag = full_name(name).partition(":")
     message = f'pull model manifest: Get "https://registry.ollama.ai/v2/library/{bare}/manifests/{tag}": {_NO_WAY_OUT}'
     return _failed_transfer(ask, "pulling manifest", message)
 
 
-def _layers(model: ModelSpec) -> list[dict[str, Any]]:
-    digest = blob_of(model)
-    line = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": model.size_bytes}
-    return [line, *(line | {"completed": model.size_bytes * part // 4} for part in range(1, 5))]
+_PARTS = 4
+
+
+async def _download(node: SimNode, model: ModelSpec, reply: SimReply) -> None:
+    """In _PARTS steps, at the node's `pull_bytes_per_s`; the model is there at the end."""
+
+    def say(line: dict[str, Any]) -> None:
+        reply.push(encode(line) + b"\n")
+
+    digest, rate, size = blob_of(model), node.spec.pull_bytes_per_s, model.size_bytes
+    layer = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": size}
+    say({"status": "pulling manifest"})
+    say(layer)
+    for part in range(1, _PARTS + 1):
+        await node.machine.work(size / _PARTS / rate if rate else 0.0)
+        say(layer | {"completed": size * part // _PARTS})
+    node.disk[model.name] = model
+    for text in ("verifying sha256 digest", "writing manifest", "success"):
+        say({"status": text})
+
+
+async def _downloading(node: SimNode, model: ModelSpec, reply: SimReply) -> None:
+    try:
+        await _download(node, model, reply)
+        reply.finish()
+    except NodeDied:
+        reply.fail("the connection was closed")
 
 
 async def push(node: SimNode, ask: Ask) -> SimReply:

@@ -147,6 +147,7 @@ class NodeSpec:
     vectors: Literal["hashed", "cheap"] = "hashed"
     loaded: tuple[str, ...] = ()
     registry: tuple[ModelSpec, ...] = ()
+    pull_bytes_per_s: float | None = None
 
     @property
     def key(self) -> str:
