@@ -13,8 +13,7 @@ from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
 from sollol.nodes.dialect import error_text, refusal
 
-_MARK: Final = b"event: content_block_delta\n"
-_ERROR: Final = b"event: error\n"
+_DELTA: Final = b"event: content_block_delta\n"  # an ordinary event begins so
 _OPTIONS: Final = {"max_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
 _KNOWN: Final = frozenset([*_OPTIONS, "messages", "system", "stop_sequences"])
 _MESSAGE: Final = frozenset(("role", "content"))
@@ -85,7 +84,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
 
 
 def reader() -> EventReader:
-    return EventReader(_MARK, _ERROR, judge_event, _STOP)
+    return EventReader(_DELTA, judge_event, _STOP)
 
 
 def said(body: bytes) -> AnthropicSaid | None:

@@ -1,9 +1,9 @@
 """What a request of another API is in Ollama's own words, where its answer is plain text going on from its prompt.
 
 Only then can another node go on with it exactly: the same prompt has to be rendered, the same sampling asked for. What
-each field becomes is what Ollama's middleware makes of it (openai/openai.go, openai/responses.go, anthropic/anthropic.go
-in ollama/ollama), defaults included; a field that it does not know changes nothing there, but might in a later version, so
-it counts as inexact unless it is among those that can never matter.
+each field becomes is what Ollama's middleware makes of it (openai/openai.go, openai/responses.go and
+anthropic/anthropic.go in ollama/ollama), defaults included. A field that it does not know changes nothing there, but
+might in another version: it counts as inexact unless it is among those that can never matter.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
 from sollol.nodes.dialect import error_text, refusal
 
-_MARK: Final = b'"finish_reason":null'
+_GOES_ON: Final = b'"finish_reason":null'
 _LATE_ERROR: Final = b'"model":""'  # how Ollama lets a late error show here
 _DONE: Final = b"data: [DONE]\n\n"
 _OPTIONS: Final = {
@@ -104,7 +104,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
 
 
 def reader() -> EventReader:
-    return EventReader(_MARK, _LATE_ERROR, judge_event, _DONE)
+    return EventReader(b"data: {", judge_event, _DONE, _GOES_ON, _LATE_ERROR)
 
 
 def said(kind: Kind, body: bytes) -> OpenAISaid | None:

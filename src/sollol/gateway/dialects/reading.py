@@ -4,9 +4,8 @@ An answer is passed on as the bytes that came, but not its end: that waits until
 that dies between its last word and its last mark is no failure that the client sees. Nor is half an event passed on:
 nobody could go on from there.
 
-An ordinary piece is one whose every event bears the mark of an ordinary one, which costs two counts of bytes. The
-marks hold quotes or line ends, which are escaped inside of JSON: no text can look like them. Whatever does not bear
-the mark is decoded.
+An ordinary event is known by how it begins and by a mark in it, which costs a few searches for bytes. The marks hold
+quotes or line ends, which are escaped inside of JSON: no text can look like them. Whatever is not ordinary is decoded.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Cutter:
 class LineReader:
     """NDJSON: a line a part; the last has `"done":true`, or is an error."""
 
-    __slots__ = ("_cutter", "_clear", "count", "ended", "tail")
+    __slots__ = ("_clear", "_cutter", "count", "ended", "tail")
 
     def __init__(self) -> None:
         self._cutter = Cutter(b"\n")
@@ -108,7 +107,7 @@ class LineReader:
                     break
                 self.count += 1
             passed.append(line)
-        if self._cutter.size > HELD_BYTES:
+        if self.ended is None and self._cutter.size > HELD_BYTES:
             self.ended = _too_long()
         self._clear = not self._cutter.size and self.ended is None
         return b"".join(passed)
@@ -146,6 +145,7 @@ class EventReader:
     __slots__ = (
         "_clear",
         "_cutter",
+        "_head",
         "_held",
         "_held_size",
         "_judge",
@@ -158,9 +158,10 @@ class EventReader:
         "ended",
     )
 
-    def __init__(self, mark: bytes, spoilt: bytes, judge: Judge, seal: bytes) -> None:
-        """`mark`: an ordinary event bears it once, and not `spoilt`; what others say is asked of `judge`.
+    def __init__(self, head: bytes, judge: Judge, seal: bytes, mark: bytes = b"", spoilt: bytes = b"") -> None:
+        """An ordinary event begins with `head`, bears `mark` and not `spoilt`; what others say is asked of `judge`.
         `seal`: the last mark, which is put there if only it is missing."""
+        self._head = head
         self._mark = mark
         self._spoilt = spoilt
         self._judge = judge
@@ -180,7 +181,7 @@ class EventReader:
 
     def feed(self, piece: bytes) -> bytes:
         if self._clear and self._is_ordinary(piece):
-            self.count += piece.count(b"\n\n")
+            self.count += 1
             return piece
         if self.ended is not None:
             return b""
@@ -188,14 +189,19 @@ class EventReader:
         for event in self._cutter.cut(piece):
             if self._hear(event, passed):
                 break
-        if self._cutter.size + self._held_size > HELD_BYTES:
+        if self.ended is None and self._cutter.size + self._held_size > HELD_BYTES:
             self.ended = _too_long()
         self._clear = not self._cutter.size and not self._held and self.ended is None
         return b"".join(passed)
 
     def _is_ordinary(self, piece: bytes) -> bool:
+        """One whole event that goes on. (Searching from the end is the quicker one for marks.)"""
+        head, mark = self._head, self._mark
         return (
-            piece.endswith(b"}\n\n") and piece.count(self._mark) == piece.count(b"\n\n") and self._spoilt not in piece
+            piece.startswith(head)
+            and piece.find(b"\n", len(head)) == len(piece) - 2
+            and piece.endswith(b"}\n\n")
+            and (not mark or (piece.rfind(mark) >= 0 and piece.rfind(self._spoilt) < 0))
         )
 
     def _hear(self, event: bytes, passed: list[bytes]) -> bool:
@@ -258,7 +264,8 @@ class EventReader:
 
 def data_of(event: bytes) -> bytes:
     """The data of an event; b"" for none."""
-    _, found, data = event.partition(b"data: ")
-    if found and b"\n" not in data.rstrip(b"\n") and (len(data) + 6 == len(event) or event.startswith(b"event: ")):
-        return data.rstrip(b"\n")
+    head, _, rest = event.partition(b"data: ")
+    data = rest.rstrip(b"\n")
+    if b"\n" not in data and (not head or head.startswith(b"event: ")):
+        return data
     return b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))

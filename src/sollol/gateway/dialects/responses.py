@@ -13,8 +13,7 @@ from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
 from sollol.nodes.dialect import decode, error_text, refusal
 
-_MARK: Final = b"event: response.output_text.delta\n"
-_ERROR: Final = b"event: error\n"
+_DELTA: Final = b"event: response.output_text.delta\n"  # an ordinary event begins so
 _OPTIONS: Final = {"max_output_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p"}
 _KNOWN: Final = frozenset([*_OPTIONS, "input", "instructions", "include"])
 _ITEM: Final = frozenset(("type", "role", "content", "id", "status"))
@@ -94,7 +93,7 @@ def _why(data: bytes) -> str:
 
 
 def reader() -> EventReader:
-    return EventReader(_MARK, _ERROR, judge_event, b"")
+    return EventReader(_DELTA, judge_event, b"")
 
 
 def said(body: bytes) -> ResponsesSaid | None:

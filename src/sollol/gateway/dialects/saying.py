@@ -60,5 +60,5 @@ class EventsSaid(Said):
         raise NotImplementedError
 
     def last(self, reason: str, prompt_tokens: int | None, tokens: int, elapsed_us: int) -> bytes:
-        """The events that end the answer. `reason`: Ollama's done_reason. `prompt_tokens` is None where no node told."""
+        """The events that end the answer. `reason`: Ollama's done_reason. `prompt_tokens`: None where no node told."""
         raise NotImplementedError
