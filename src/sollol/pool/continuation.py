@@ -119,7 +119,7 @@ def _post(path: str, body: Mapping[str, Any]) -> Call:
 class Said:
     """What the caller has received of an answer, over all the nodes that gave it."""
 
-    __slots__ = ("_parts", "_tokens", "_unread", "body", "decode_us", "kind", "model", "seams")
+    __slots__ = ("_exact", "_parts", "_tokens", "_unread", "body", "decode_us", "kind", "model", "seams")
 
     def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
         self.kind = kind
@@ -130,6 +130,7 @@ class Said:
         self._parts: list[str] = []
         self._tokens = 0  # a line of a stream is a token
         self._unread: list[bytes] = []
+        self._exact = True
 
     @property
     def text(self) -> str:
@@ -141,6 +142,12 @@ class Said:
         self._read()
         return self._tokens
 
+    @property
+    def is_exact(self) -> bool:
+        """False once it was more than text (a thought, a tool call), or cannot be read: nobody can go on from there."""
+        self._read()
+        return self._exact
+
     def hear(self, piece: bytes) -> None:
         """A part in the request's own dialect, one line or several, goes to the caller.
 
@@ -150,17 +157,25 @@ class Said:
             self._read()
 
     def _read(self) -> None:
-        unread, self._unread = self._unread, []
-        for piece in unread:
-            for line in piece.split(b"\n"):
-                if line and (text := self.text_of(line)):
-                    self._parts.append(text)
-                    self._tokens += 1
+        if self._unread:
+            unread, self._unread = self._unread, []
+            try:
+                texts = [text for text in self.texts_of(unread) if text]
+            except msgspec.DecodeError:
+                self._exact = False
+            else:
+                self._parts.append("".join(texts))
+                self._tokens += len(texts)
 
-    def text_of(self, line: bytes) -> str:
-        """The text that a line says."""
-        found = _part(line)
-        return found.response or (found.message.content if found.message else "") or ""
+    def texts_of(self, pieces: list[bytes]) -> list[str]:
+        """The texts of the parts in pieces, "" where there is none. Raises DecodeError."""
+        texts = []
+        for line in _lines(b"\n".join(pieces)):
+            said = line.message or line
+            if said.thinking or said.tool_calls:
+                self._exact = False
+            texts.append(line.response or (line.message.content if line.message else "") or "")
+        return texts
 
     @property
     def left(self) -> int | None:
@@ -171,10 +186,12 @@ class Said:
     @property
     def is_complete(self) -> bool:
         """All that was asked for is said; only the line that tells so is missing."""
-        return self.left is not None and self.left <= 0
+        return self.is_exact and self.left is not None and self.left <= 0
 
     def call(self, prompt: str, timeouts: Timeouts) -> Call:
-        """The request that goes on from here."""
+        """The request that goes on from here. ValueError where it cannot be one (see `is_exact`)."""
+        if not self.is_exact:
+            raise ValueError("the answer so far is not plain text: no other node can go on with it")
         options = dict(self.body.get("options") or {})
         if self.left is not None:
             options["num_predict"] = self.left
@@ -218,11 +235,15 @@ class Said:
 
 class _Message(msgspec.Struct):
     content: str | None = ""
+    thinking: str | None = ""
+    tool_calls: list[Any] | None = None
 
 
-class _Part(msgspec.Struct):
+class _Line(msgspec.Struct):
     response: str | None = ""
     message: _Message | None = None
+    thinking: str | None = ""
+    tool_calls: list[Any] | None = None
 
 
-_part = msgspec.json.Decoder(_Part).decode
+_lines = msgspec.json.Decoder(_Line).decode_lines

@@ -8,25 +8,15 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import How, Kind, Outcome, Timing
-from sollol.gateway.dialects.reading import EventReader, Sign, data_of
+from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
+from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
-from sollol.nodes.dialect import decode, error_text, refusal
+from sollol.nodes.dialect import error_text, refusal
 
-_MARKS: Final = (b"content_block_stop", b"message_delta", b"message_stop", b"event: error", b'"type":"error"')
-_PLAIN: Final = frozenset(
-    [
-        "model",
-        "messages",
-        "system",
-        "stream",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "stop_sequences",
-        "metadata",
-    ]
-)
+_DELTA: Final = b"event: content_block_delta\n"  # an ordinary event begins so
+_OPTIONS: Final = {"max_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
+_KNOWN: Final = frozenset([*_OPTIONS, "messages", "system", "stop_sequences"])
+_MESSAGE: Final = frozenset(("role", "content"))
 _STOP: Final = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _REASONS: Final = {"length": "max_tokens", "stop": "end_turn"}
 
@@ -36,8 +26,25 @@ class _Usage(msgspec.Struct):
     output_tokens: int = 0
 
 
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+
+
+class _Message(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+
+
 class _Event(msgspec.Struct):
     type: str = ""
+    index: int = 0
+    delta: _Delta | None = None
+    content_block: _Block | None = None
+    message: _Message | None = None
     usage: _Usage | None = None
     stop_reason: str | None = None
     error: Any = None
@@ -62,90 +69,88 @@ def _timing(usage: _Usage | None) -> Timing:
     return Timing(prompt_tokens=usage.input_tokens, tokens=usage.output_tokens) if usage else Timing()
 
 
-def judge_event(found: bytes) -> tuple[Sign, Outcome | None]:
-    data = data_of(found)
-    try:
-        told = _event(data)
-    except msgspec.DecodeError as error:
-        return Sign.GOES_ON, Outcome(How.FAILED, f"an event of the answer is not JSON: {error}", 200)
+def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
+    told = _event(data)
     match told.type:
         case "error":
             return Sign.GOES_ON, Outcome(How.FAILED, error_text(data) or "the node failed in its answer", 200)
         case "content_block_stop":  # another block may follow
             return Sign.MAY_END, None
         case "message_delta":
-            return Sign.ENDS, Outcome(How.OK, timing=_timing(told.usage))
+            return Sign.ENDS, Outcome(How.OK, timing=_timing(told.usage)) if told.usage else None
         case "message_stop":
             return Sign.ENDED, None
     return Sign.GOES_ON, None
 
 
 def reader() -> EventReader:
-    return EventReader(_MARKS, judge_event, _STOP)
+    return EventReader(_DELTA, judge_event, _STOP)
 
 
 def said(body: bytes) -> AnthropicSaid | None:
     """What is needed to go on with the answer elsewhere; None where that cannot be exact."""
-    fields = decode(body)
-    ollama = as_ollama(fields) if isinstance(fields, Mapping) else None
-    return AnthropicSaid(Kind.CHAT, ollama) if ollama is not None else None
+    found = asked(body, as_ollama)
+    return AnthropicSaid(Kind.CHAT, found[0]) if found is not None else None
 
 
-def as_ollama(fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The request in Ollama's own words, if its answer is plain text."""
-    if not all(name in _PLAIN or not value for name, value in fields.items()):
-        return None
-    messages: list[dict[str, Any]] = []
-    system = _text(fields.get("system") or "")
-    if system is None:
-        return None
-    if system:
-        messages.append({"role": "system", "content": system})
-    for message in fields.get("messages") or ():
-        text = _text(message.get("content")) if isinstance(message, Mapping) else None
-        if text is None:
-            return None
-        messages.append({"role": str(message.get("role", "")).lower(), "content": text})
-    options: dict[str, Any] = {"num_predict": fields.get("max_tokens")}
-    for theirs, ours in (
-        ("temperature", "temperature"),
-        ("top_p", "top_p"),
-        ("top_k", "top_k"),
-        ("stop_sequences", "stop"),
-    ):
-        if fields.get(theirs) is not None:
-            options[ours] = fields[theirs]
-    return {"model": fields["model"], "messages": messages, "options": options} if fields.get("messages") else None
-
-
-def _text(content: Any) -> str | None:
-    """Text, or blocks of text in one; None for anything else."""
-    if isinstance(content, str):
-        return content
-    texts = []
-    for block in content or ():
-        if not isinstance(block, Mapping) or block.get("type") != "text" or not isinstance(block.get("text"), str):
-            return None
-        texts.append(block["text"])
-    return "".join(texts)
+def as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises Inexact."""
+    check(fields, _KNOWN)
+    system = "".join(parts(fields.get("system") or ""))
+    messages = [{"role": "system", "content": system}] if system else []
+    for message in items(fields.get("messages")):
+        if any(value for name, value in message.items() if name not in _MESSAGE):
+            raise Inexact("messages")
+        text = "".join(parts(message.get("content")))
+        if text:  # Ollama leaves out what is empty
+            messages.append({"role": role(message).lower(), "content": text})
+    if not messages:
+        raise Inexact("messages")
+    stops = texts(fields.get("stop_sequences"))
+    return {"messages": messages, "options": {**numbers(fields, _OPTIONS), **({"stop": stops} if stops else {})}}
 
 
 class AnthropicSaid(EventsSaid):
-    """Events of `/v1/messages`: one block of text, open since its beginning."""
+    """Events of `/v1/messages`: one block of text, open from its first word to the end."""
 
-    def text_of(self, line: bytes) -> str:
-        delta = decode(line).get("delta")
-        return str(delta.get("text") or "") if isinstance(delta, dict) else ""
+    def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
+        super().__init__(kind, body)
+        self._open = False
+        self._index = 0
+        self._estimate = 0  # of the prompt's tokens, as the first event tells it
+
+    def text_of(self, data: bytes) -> str:
+        told = _event(data)
+        match told.type:
+            case "content_block_delta":
+                if told.delta is None or told.delta.type != "text_delta":
+                    self._exact = False
+                    return ""
+                return told.delta.text
+            case "content_block_start":
+                self._open, self._index = True, told.index
+                if told.content_block is None or told.content_block.type != "text":
+                    self._exact = False
+            case "content_block_stop":
+                self._open, self._index = False, told.index + 1
+            case "message_start" if told.message is not None and told.message.usage is not None:
+                self._estimate = told.message.usage.input_tokens
+        return ""
 
     def part(self, text: str) -> bytes:
-        delta = {"type": "text_delta", "text": text}
-        return event({"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta")
-
-    def last(self, reason: str, prompt_tokens: int, tokens: int) -> bytes:
-        usage = {"input_tokens": prompt_tokens, "output_tokens": tokens}
-        told = {"stop_reason": _REASONS.get(reason, "end_turn")}
-        return (
-            event({"type": "content_block_stop", "index": 0}, "content_block_stop")
-            + event({"type": "message_delta", "delta": told, "usage": usage}, "message_delta")
-            + _STOP
+        block = {"type": "text", "text": ""}
+        begin = event(
+            {"type": "content_block_start", "index": self._index, "content_block": block}, "content_block_start"
         )
+        delta = {"type": "text_delta", "text": text}
+        told = event({"type": "content_block_delta", "index": self._index, "delta": delta}, "content_block_delta")
+        return told if self._open else begin + told
+
+    def last(self, reason: str, prompt_tokens: int | None, tokens: int, elapsed_us: int) -> bytes:
+        stop = event({"type": "content_block_stop", "index": self._index}, "content_block_stop") if self._open else b""
+        usage = {
+            "input_tokens": self._estimate if prompt_tokens is None else prompt_tokens,
+            "output_tokens": tokens,
+        }
+        told = {"stop_reason": _REASONS.get(reason, "stop_sequence")}
+        return stop + event({"type": "message_delta", "delta": told, "usage": usage}, "message_delta") + _STOP

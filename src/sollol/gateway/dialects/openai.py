@@ -2,7 +2,7 @@
 
 What a request becomes is what Ollama's own middleware makes of it (openai/openai.go: FromChatRequest,
 FromCompleteRequest), so that the prompt another node renders is the one that the first had read, and the sampling is
-the same.
+the same. `max_completion_tokens` is passed over as there (ollama/ollama#7125).
 """
 
 from __future__ import annotations
@@ -13,30 +13,24 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import How, Kind, Outcome, Timing
-from sollol.gateway.dialects.reading import EventReader, Sign, data_of
+from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
+from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
-from sollol.nodes.dialect import decode, error_text, refusal
+from sollol.nodes.dialect import error_text, refusal
 
-_MARKS: Final = (b'"finish_reason":"', b"[DONE]", b'"model":""', b'{"error"', b'"usage"')
-# Fields under which an answer is plain text going on from its prompt.
-_PLAIN: Final = frozenset(
-    [
-        "model",
-        "messages",
-        "prompt",
-        "stream",
-        "stream_options",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "seed",
-        "stop",
-        "frequency_penalty",
-        "presence_penalty",
-        "user",
-    ]
-)
-_MESSAGE: Final = frozenset(("role", "content", "name"))
+_GOES_ON: Final = b'"finish_reason":null'
+_LATE_ERROR: Final = b'"model":""'  # how Ollama lets a late error show here
+_DONE: Final = b"data: [DONE]\n\n"
+_OPTIONS: Final = {
+    "max_tokens": "num_predict",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "seed": "seed",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+}
+_KNOWN: Final = frozenset([*_OPTIONS, "messages", "prompt", "stream_options", "stop", "max_completion_tokens"])
+_MESSAGE: Final = frozenset(("role", "content", "name", "refusal", "annotations"))
 
 
 class _Usage(msgspec.Struct):
@@ -44,8 +38,16 @@ class _Usage(msgspec.Struct):
     completion_tokens: int = 0
 
 
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    text: str | None = None
+    delta: _Delta | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -55,7 +57,18 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
+class _Head(msgspec.Struct):
+    """What each chunk of a stream repeats."""
+
+    id: str = ""
+    object: str = ""
+    created: int = 0
+    model: str = ""
+    system_fingerprint: str = ""
+
+
 _chunk = msgspec.json.Decoder(_Chunk).decode
+_head = msgspec.json.Decoder(_Head).decode
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:
@@ -66,7 +79,7 @@ def judge_whole(status: int, body: bytes) -> Outcome:
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what /v1 gives: {error}", 200)
     if found.error is not None:
-        return Outcome(How.FAILED, error_text(body), 200)
+        return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
     if not found.choices or found.choices[0].finish_reason is None:
         return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
     return Outcome(How.OK, "", 200, _timing(found.usage))
@@ -76,107 +89,100 @@ def _timing(usage: _Usage | None) -> Timing:
     return Timing(prompt_tokens=usage.prompt_tokens, tokens=usage.completion_tokens) if usage else Timing()
 
 
-def judge_event(found: bytes) -> tuple[Sign, Outcome | None]:
-    data = data_of(found)
+def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
     if data == b"[DONE]":
         return Sign.ENDED, None
-    try:
-        chunk = _chunk(data)
-    except msgspec.DecodeError as error:
-        return Sign.GOES_ON, Outcome(How.FAILED, f"an event of the answer is not JSON: {error}", 200)
+    chunk = _chunk(data)
     if chunk.error is not None:
-        return Sign.GOES_ON, Outcome(How.FAILED, error_text(data), 200)
-    if chunk.model == "":  # how Ollama lets a late error show here
+        return Sign.GOES_ON, Outcome(How.FAILED, error_text(data) or "error without a text", 200)
+    if chunk.model == "":
         return Sign.GOES_ON, Outcome(How.FAILED, "the node failed in the middle of its answer", 200)
-    told = Outcome(How.OK, timing=_timing(chunk.usage)) if chunk.usage else None
-    ends = any(choice.finish_reason is not None for choice in chunk.choices) or (chunk.usage and not chunk.choices)
+    # With `include_usage`, completions have a usage of zeros in each chunk but the last.
+    told = Outcome(How.OK, timing=_timing(chunk.usage)) if chunk.usage and not chunk.choices else None
+    ends = told is not None or any(choice.finish_reason is not None for choice in chunk.choices)
     return Sign.ENDS if ends else Sign.GOES_ON, told
 
 
 def reader() -> EventReader:
-    return EventReader(_MARKS, judge_event, b"data: [DONE]\n\n")
+    return EventReader(b"data: {", judge_event, _DONE, _GOES_ON, _LATE_ERROR)
 
 
 def said(kind: Kind, body: bytes) -> OpenAISaid | None:
     """What is needed to go on with the answer elsewhere; None where that cannot be exact."""
-    fields = decode(body)
-    ollama = as_ollama(kind, fields) if isinstance(fields, Mapping) else None
-    return OpenAISaid(kind, ollama, fields) if ollama is not None else None
-
-
-def as_ollama(kind: Kind, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The request in Ollama's own words, if its answer is plain text."""
-    if not all(name in _PLAIN or value in (None, [], False) for name, value in fields.items()):
+    found = asked(body, completion_as_ollama if kind is Kind.GENERATE else chat_as_ollama)
+    if found is None:
         return None
-    options: dict[str, Any] = {"temperature": fields.get("temperature"), "top_p": fields.get("top_p")}
-    options = {name: 1.0 if value is None else value for name, value in options.items()}
+    usage = (found[1].get("stream_options") or {}).get("include_usage") is True
+    return OpenAISaid(kind, found[0], usage)
+
+
+def chat_as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`prompt` is none of it, the options are those of a request to Ollama. Raises Inexact."""
+    messages: list[dict[str, Any]] = []
+    for message in items(fields.get("messages")):
+        if any(value for name, value in message.items() if name not in _MESSAGE):
+            raise Inexact("messages")
+        # Each part becomes a message of its own.
+        messages += ({"role": role(message), "content": text} for text in parts(message.get("content")))
+    if not messages:
+        raise Inexact("messages")
+    return {"messages": messages, "options": {"temperature": 1.0, "top_p": 1.0, **_options(fields)}}
+
+
+def completion_as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises Inexact."""
+    prompt = fields.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        raise Inexact("prompt")
+    # Numbers without a pointer in Ollama: these are always sent, whatever the model's own parameters are.
+    options = {"temperature": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, **_options(fields)}
+    return {"prompt": prompt, "options": {**options, "top_p": options.get("top_p") or 1.0}}
+
+
+def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    check(fields, _KNOWN)
+    if not isinstance(fields.get("stream_options") or {}, dict):
+        raise Inexact("stream_options")
     stop = fields.get("stop")
-    if stop is not None:
-        options["stop"] = [stop] if isinstance(stop, str) else stop
-    for theirs, ours in (
-        ("max_tokens", "num_predict"),
-        ("seed", "seed"),
-        ("frequency_penalty", "frequency_penalty"),
-        ("presence_penalty", "presence_penalty"),
-    ):
-        if fields.get(theirs) is not None:
-            options[ours] = fields[theirs]
-    if kind is Kind.GENERATE:
-        prompt = fields.get("prompt")
-        if not isinstance(prompt, str) or not prompt:
-            return None
-        return {"model": fields["model"], "prompt": prompt, "options": options}
-    messages = plain_messages(fields.get("messages"))
-    return {"model": fields["model"], "messages": messages, "options": options} if messages else None
-
-
-def plain_messages(messages: Any) -> list[dict[str, Any]] | None:
-    """Messages of text alone, each part one of its own as Ollama takes them."""
-    found: list[dict[str, Any]] = []
-    for message in messages or ():
-        if not isinstance(message, Mapping) or any(value for name, value in message.items() if name not in _MESSAGE):
-            return None
-        content = message.get("content")
-        for part in content if isinstance(content, list) else [content]:
-            text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else part
-            if not isinstance(text, str) or message.get("role") == "tool":
-                return None
-            found.append({"role": message["role"], "content": text})
-    return found or None
+    stops = [stop] if isinstance(stop, str) else texts(stop)
+    return {**numbers(fields, _OPTIONS), **({"stop": stops} if stops else {})}
 
 
 class OpenAISaid(EventsSaid):
-    """Chunks of `/v1/chat/completions` or `/v1/completions`."""
+    """Chunks of `/v1/chat/completions` or `/v1/completions`. `usage`: the client asked for the counts at the end."""
 
-    def __init__(self, kind: Kind, body: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    def __init__(self, kind: Kind, body: Mapping[str, Any], usage: bool) -> None:
         super().__init__(kind, body)
-        self._fields = fields
-        self._head: dict[str, Any] = {}
+        self._usage = usage
+        self._head: dict[str, Any] | None = None
 
-    def text_of(self, line: bytes) -> str:
-        found = decode(line)
-        choices = found.pop("choices", None)
-        if not self._head:
-            found.pop("usage", None)
-            self._head = found
-        if not choices:
+    def text_of(self, data: bytes) -> str:
+        chunk = _chunk(data)
+        if self._head is None:
+            self._head = msgspec.structs.asdict(_head(data))
+        if not chunk.choices:
             return ""
-        choice = choices[0]
-        return str((choice.get("delta") or {}).get("content") or choice.get("text") or "")
+        choice = chunk.choices[0]
+        delta = choice.delta
+        if delta is None:
+            return choice.text or ""
+        if delta.reasoning or delta.tool_calls:
+            self._exact = False
+        return delta.content or ""
 
     def part(self, text: str) -> bytes:
         return self._event(text, None)
 
-    def last(self, reason: str, prompt_tokens: int, tokens: int) -> bytes:
+    def last(self, reason: str, prompt_tokens: int | None, tokens: int, elapsed_us: int) -> bytes:
         found = self._event("", reason)
-        if (self._fields.get("stream_options") or {}).get("include_usage"):
+        if self._usage and prompt_tokens is not None:  # else it may be missing, as OpenAI says of streams broken off
             usage = {
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": tokens,
                 "total_tokens": prompt_tokens + tokens,
             }
-            found += event({**self._head, "choices": [], "usage": usage})
-        return found + b"data: [DONE]\n\n"
+            found += event({**(self._head or {}), "choices": [], "usage": usage})
+        return found + _DONE
 
     def _event(self, text: str, reason: str | None) -> bytes:
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
@@ -184,4 +190,7 @@ class OpenAISaid(EventsSaid):
             choice["text"] = text
         else:
             choice["delta"] = {"content": text} if text else {}
-        return event({**self._head, "choices": [choice]})
+        chunk = {**(self._head or {}), "choices": [choice]}
+        if self._usage and self.kind is Kind.GENERATE:
+            chunk["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        return event(chunk)

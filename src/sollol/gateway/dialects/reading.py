@@ -1,8 +1,11 @@
 """A streamed answer on its way through: what may be passed on now, and how it stands.
 
 An answer is passed on as the bytes that came, but not its end: that waits until the whole end is there, so that a node
-that dies between its last word and its last mark is no failure that the client sees. An ordinary piece costs a few
-searches for bytes; nothing is decoded before something looks like an end.
+that dies between its last word and its last mark is no failure that the client sees. Nor is half an event passed on:
+nobody could go on from there.
+
+An ordinary event is known by how it begins and by a mark in it, which costs a few searches for bytes. The marks hold
+quotes or line ends, which are escaped inside of JSON: no text can look like them. Whatever is not ordinary is decoded.
 """
 
 from __future__ import annotations
@@ -11,10 +14,13 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from sollol.core.types import How, Outcome, Timing
 from sollol.nodes.dialect import judge_line
 
 CUT: Final = Outcome(How.FAILED, "the answer ended before it was complete")
+HELD_BYTES: Final = 1 << 24  # of one event, and of all that is held back
 
 
 class Reader(Protocol):
@@ -42,64 +48,90 @@ class Reader(Protocol):
         ...
 
 
+class Cutter:
+    """Pieces in any cutting become whole events, each with its end."""
+
+    __slots__ = ("_end", "_rest", "size")
+
+    def __init__(self, end: bytes) -> None:
+        self._end = end
+        self._rest: list[bytes] = []  # joined once an end is there: a long event costs its length, however it is cut
+        self.size = 0  # bytes of the event that is not whole
+
+    def cut(self, piece: bytes) -> list[bytes]:
+        end, rest = self._end, self._rest
+        if rest:
+            # An end of two bytes may itself have been cut through.
+            if end not in piece and end not in rest[-1][-1:] + piece[:1]:
+                rest.append(piece)
+                self.size += len(piece)
+                return []
+            piece = b"".join(rest) + piece
+        events = piece.split(end)
+        last = events.pop()
+        self._rest = [last] if last else []
+        self.size = len(last)
+        return [event + end for event in events]
+
+    def rest(self) -> bytes:
+        return b"".join(self._rest)
+
+
 class LineReader:
     """NDJSON: a line a part; the last has `"done":true`, or is an error.
 
     Where no line says whether it is the last, which Ollama's always do, a clean end is the end."""
 
-    __slots__ = ("_marked", "_rest", "count", "ended", "tail")
+    __slots__ = ("_clear", "_cutter", "_marked", "count", "ended", "tail")
 
     def __init__(self) -> None:
-        self._rest = b""
-        self._marked = False
+        self._cutter = Cutter(b"\n")
+        self._clear = True  # nothing is left over: the next piece may be lines of its own
+        self._marked = False  # a line has said that it is not the last
         self.ended: Outcome | None = None
         self.tail = b""
         self.count = 0
 
     def feed(self, piece: bytes) -> bytes:
-        if not self.count:
-            self._marked = b'"done"' in piece
-        if not self._rest and _is_line(piece):  # by far the most
-            self.count += 1
-            return piece
+        if self._clear and piece.startswith(b"{"):  # by far the most
+            lines = piece.count(b"\n")
+            if piece.endswith(b"\n") and piece.count(b'"done":false}\n') == lines:
+                self.count += lines
+                self._marked = True
+                return piece
         if self.ended is not None:
             return b""
-        lines = (self._rest + piece).split(b"\n")
-        self._rest = lines.pop()
-        passed = []
-        for line in lines:
-            if not line.strip():
-                continue
-            ended = judge_line(line)
-            if ended is not None:
-                self.ended = ended
-                self.tail = line + b"\n"
-                break
-            self.count += 1
-            passed.append(line + b"\n")
+        passed: list[bytes] = []
+        for line in self._cutter.cut(piece):
+            if line.strip():
+                ended = judge_line(line)
+                if ended is not None:
+                    self.ended = ended
+                    self.tail = line
+                    break
+                self.count += 1
+                self._marked = self._marked or b'"done"' in line
+            passed.append(line)
+        if self.ended is None and self._cutter.size > HELD_BYTES:
+            self.ended = _too_long()
+        self._clear = not self._cutter.size and self.ended is None
         return b"".join(passed)
 
     def close(self, clean: bool = True) -> Outcome:
         ended = self.ended
-        if ended is None and self._rest.strip():  # a last line without its end
-            self.ended = ended = judge_line(self._rest)
-            self.tail = self._rest + b"\n"
+        rest = self._cutter.rest()
+        if ended is None and rest.strip():  # a last line without its end
+            self.ended = ended = judge_line(rest)
+            self.tail = rest + b"\n"
         if ended is None and clean and self.count and not self._marked:
             self.ended = ended = Outcome(How.OK, "", 200, Timing(tokens=self.count))
             self.tail = b""
+        self._clear = False
         return ended or CUT
 
 
-def _is_line(piece: bytes) -> bool:
-    """One whole line that ends nothing."""
-    return (
-        piece.endswith(b"}\n")
-        and piece.startswith(b"{")
-        and piece.find(b"\n") == len(piece) - 1
-        and b'"done":true' not in piece
-        and b'"error"' not in piece
-        and b'"done": true' not in piece
-    )
+def _too_long() -> Outcome:
+    return Outcome(How.FAILED, f"a part of the answer is longer than {HELD_BYTES} bytes", 200)
 
 
 class Sign(enum.Enum):
@@ -111,23 +143,43 @@ class Sign(enum.Enum):
     ENDED = enum.auto()
 
 
-Judge = Callable[[bytes], tuple[Sign, Outcome | None]]  # an Outcome that is not OK: the answer has failed
+# Of an event's data. An Outcome that is not OK: the answer has failed. Raises DecodeError.
+Judge = Callable[[bytes], tuple[Sign, Outcome | None]]
 
 
 class EventReader:
-    """Server-sent events. `plain`: marks of an event that a look is worth; `judge`: what such an event says."""
+    """Server-sent events."""
 
-    __slots__ = ("_held", "_judge", "_marks", "_rest", "_seal", "_sign", "_tokens", "count", "ended")
+    __slots__ = (
+        "_clear",
+        "_cutter",
+        "_head",
+        "_held",
+        "_held_size",
+        "_judge",
+        "_mark",
+        "_seal",
+        "_sign",
+        "_spoilt",
+        "_told",
+        "count",
+        "ended",
+    )
 
-    def __init__(self, marks: tuple[bytes, ...], judge: Judge, seal: bytes) -> None:
-        """`seal`: the last mark, which is put there if only it is missing."""
-        self._marks = marks
+    def __init__(self, head: bytes, judge: Judge, seal: bytes, mark: bytes = b"", spoilt: bytes = b"") -> None:
+        """An ordinary event begins with `head`, bears `mark` and not `spoilt`; what others say is asked of `judge`.
+        `seal`: the last mark, which is put there if only it is missing."""
+        self._head = head
+        self._mark = mark
+        self._spoilt = spoilt
         self._judge = judge
         self._seal = seal
-        self._rest = b""
+        self._cutter = Cutter(b"\n\n")
+        self._clear = True  # nothing is left over or held back: the next piece may be events of its own
         self._held: list[bytes] = []
+        self._held_size = 0
         self._sign = Sign.GOES_ON
-        self._tokens: Timing | None = None
+        self._told: Timing | None = None
         self.ended: Outcome | None = None
         self.count = 0
 
@@ -136,45 +188,48 @@ class EventReader:
         return b"".join(self._held)
 
     def feed(self, piece: bytes) -> bytes:
-        if not (self._rest or self._held) and piece.endswith(b"\n\n") and not self._is_marked(piece):
-            self.count += piece.count(b"\n\n")
+        if self._clear and self._is_ordinary(piece):
+            self.count += 1
             return piece
         if self.ended is not None:
             return b""
-        events = (self._rest + piece).split(b"\n\n")
-        self._rest = events.pop()
         passed: list[bytes] = []
-        for event in events:
+        for event in self._cutter.cut(piece):
             if self._hear(event, passed):
                 break
+        if self.ended is None and self._cutter.size + self._held_size > HELD_BYTES:
+            self.ended = _too_long()
+        self._clear = not self._cutter.size and not self._held and self.ended is None
         return b"".join(passed)
 
-    def _is_marked(self, piece: bytes) -> bool:
-        for mark in self._marks:  # noqa: SIM110 - a generator costs twice as much
-            if mark in piece:
-                return True
-        return False
+    def _is_ordinary(self, piece: bytes) -> bool:
+        """One whole event that goes on. (Searching from the end is the quicker one for marks.)"""
+        head, mark = self._head, self._mark
+        return (
+            piece.startswith(head)
+            and piece.find(b"\n", len(head)) == len(piece) - 2
+            and piece.endswith(b"}\n\n")
+            and (not mark or (piece.rfind(mark) >= 0 and piece.rfind(self._spoilt) < 0))
+        )
 
     def _hear(self, event: bytes, passed: list[bytes]) -> bool:
         """Pass it on, or hold it back; True if the answer has ended."""
-        whole = event + b"\n\n"
         sign: Sign = Sign.GOES_ON
-        outcome: Outcome | None = None
-        if self._is_marked(event):
-            sign, outcome = self._judge(event)
-        if outcome is not None and outcome.how is not How.OK:
-            self.ended = outcome
-            return True
-        if outcome is not None:
-            self._tokens = outcome.timing
+        if not self._is_ordinary(event):
+            sign = self._asked(event)
+            if self.ended is not None and self.ended.how is not How.OK:
+                return True
+        elif self._sign is not Sign.ENDS:
+            self.count += 1
         if sign is Sign.GOES_ON and self._sign is not Sign.ENDS:
             passed += self._held
             self._held = []
+            self._held_size = 0
             self._sign = sign
-            self.count += 1
-            passed.append(whole)
+            passed.append(event)
             return False
-        self._held.append(whole)
+        self._held.append(event)
+        self._held_size += len(event)
         if sign in (Sign.ENDS, Sign.MAY_END) and self._sign is not Sign.ENDS:
             self._sign = sign
         if sign is not Sign.ENDED:
@@ -182,17 +237,43 @@ class EventReader:
         self.ended = self._good()
         return True
 
+    def _asked(self, event: bytes) -> Sign:
+        """What an event says that is not ordinary."""
+        data = data_of(event)
+        if not data:
+            if event.startswith(b":") or not event.strip():  # a comment
+                return Sign.GOES_ON
+            self.ended = Outcome(How.FAILED, f"an event of the answer has no data: {event[:80]!r}", 200)
+            return Sign.GOES_ON
+        try:
+            sign, outcome = self._judge(data)
+        except msgspec.DecodeError as error:
+            self.ended = Outcome(How.FAILED, f"an event of the answer is not JSON: {error}", 200)
+            return Sign.GOES_ON
+        if outcome is not None:
+            if outcome.how is not How.OK:
+                self.ended = outcome
+            self._told = outcome.timing
+        elif sign is Sign.ENDED and self._sign is not Sign.ENDS:  # so it is where a late error was swallowed
+            self.ended = Outcome(How.FAILED, "the answer ended without a reason", 200)
+        return sign
+
     def _good(self) -> Outcome:
-        return Outcome(How.OK, "", 200, self._tokens or Timing(tokens=self.count))
+        return Outcome(How.OK, "", 200, self._told or Timing(tokens=self.count))
 
     def close(self, clean: bool = True) -> Outcome:
         ended = self.ended
         if ended is None and self._sign is Sign.ENDS:  # all is said; only the last mark is missing
             self._held.append(self._seal)
             self.ended = ended = self._good()
+        self._clear = False
         return ended or CUT
 
 
 def data_of(event: bytes) -> bytes:
-    """The data of an event."""
+    """The data of an event; b"" for none."""
+    head, _, rest = event.partition(b"data: ")
+    data = rest.rstrip(b"\n")
+    if b"\n" not in data and (not head or head.startswith(b"event: ")):
+        return data
     return b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))

@@ -8,33 +8,16 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import How, Kind, Outcome, Timing
-from sollol.gateway.dialects.openai import plain_messages
-from sollol.gateway.dialects.reading import EventReader, Sign, data_of
+from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role
+from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
 from sollol.nodes.dialect import decode, error_text, refusal
 
-_MARKS: Final = (
-    b"output_text.done",
-    b"content_part.done",
-    b"output_item.done",
-    b"response.completed",
-    b"response.incomplete",
-    b"response.failed",
-    b"event: error",
-)
-_PLAIN: Final = frozenset(
-    [
-        "model",
-        "input",
-        "instructions",
-        "stream",
-        "max_output_tokens",
-        "temperature",
-        "top_p",
-        "metadata",
-        "user",
-    ]
-)
+_DELTA: Final = b"event: response.output_text.delta\n"  # an ordinary event begins so
+_OPTIONS: Final = {"max_output_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p"}
+_KNOWN: Final = frozenset([*_OPTIONS, "input", "instructions", "include"])
+_ITEM: Final = frozenset(("type", "role", "content", "id", "status"))
+_TEXTS: Final = ("input_text", "output_text")
 
 
 class _Usage(msgspec.Struct):
@@ -53,8 +36,24 @@ class _Event(msgspec.Struct):
     response: _Response | None = None
 
 
+class _Item(msgspec.Struct):
+    id: str = ""
+    type: str = ""
+
+
+class _Said(msgspec.Struct):
+    """What has to be known of an event that was passed on."""
+
+    type: str = ""
+    sequence_number: int = 0
+    output_index: int = 0
+    delta: str = ""
+    item: _Item | None = None
+
+
 _response = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
+_said = msgspec.json.Decoder(_Said).decode
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:
@@ -73,114 +72,140 @@ def _timing(usage: _Usage | None) -> Timing:
     return Timing(prompt_tokens=usage.input_tokens, tokens=usage.output_tokens) if usage else Timing()
 
 
-def judge_event(found: bytes) -> tuple[Sign, Outcome | None]:
-    data = data_of(found)
-    try:
-        told = _event(data)
-    except msgspec.DecodeError as error:
-        return Sign.GOES_ON, Outcome(How.FAILED, f"an event of the answer is not JSON: {error}", 200)
+def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
+    told = _event(data)
     if told.type in ("response.completed", "response.incomplete"):
         return Sign.ENDED, Outcome(How.OK, timing=_timing(told.response.usage if told.response else None))
     if told.type in ("response.failed", "error"):
-        return Sign.GOES_ON, Outcome(How.FAILED, error_text(data) or "the node failed in its answer", 200)
+        return Sign.GOES_ON, Outcome(How.FAILED, _why(data) or "the node failed in its answer", 200)
     if told.type.endswith(".done"):  # another part may follow
         return Sign.MAY_END, None
     return Sign.GOES_ON, None
 
 
+def _why(data: bytes) -> str:
+    """The message of `error`, flat there, and of `response.failed`."""
+    found = decode(data)
+    response = found.get("response")
+    error = response.get("error") if isinstance(response, dict) else found.get("error")
+    message = (error if isinstance(error, dict) else found).get("message")
+    return message if isinstance(message, str) else ""
+
+
 def reader() -> EventReader:
-    return EventReader(_MARKS, judge_event, b"")
+    return EventReader(_DELTA, judge_event, b"")
 
 
 def said(body: bytes) -> ResponsesSaid | None:
     """What is needed to go on with the answer elsewhere; None where that cannot be exact."""
-    fields = decode(body)
-    ollama = as_ollama(fields) if isinstance(fields, Mapping) else None
-    return ResponsesSaid(Kind.CHAT, ollama) if ollama is not None else None
+    found = asked(body, as_ollama)
+    return ResponsesSaid(Kind.CHAT, found[0]) if found is not None else None
 
 
-def as_ollama(fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The request in Ollama's own words, if its answer is plain text."""
-    if not all(name in _PLAIN or not value for name, value in fields.items()):
-        return None
-    given = fields.get("input")
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else _messages(given)
+def as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises Inexact."""
+    check(fields, _KNOWN)
+    given, system = fields.get("input"), fields.get("instructions") or ""
+    if not isinstance(system, str):
+        raise Inexact("instructions")
+    messages = [{"role": "system", "content": system}] if system else []
+    if isinstance(given, str):
+        messages += [{"role": "user", "content": given}] if given else []
+    else:
+        messages += [_message(item) for item in items(given)]
     if not messages:
-        return None
-    if fields.get("instructions"):
-        messages = [{"role": "system", "content": fields["instructions"]}, *messages]
-    options = {"temperature": 1.0 if fields.get("temperature") is None else fields["temperature"]}
-    if fields.get("top_p") is not None:
-        options["top_p"] = fields["top_p"]
-    if fields.get("max_output_tokens") is not None:
-        options["num_predict"] = fields["max_output_tokens"]
-    return {"model": fields["model"], "messages": messages, "options": options}
+        raise Inexact("input")
+    return {"messages": messages, "options": {"temperature": 1.0, **numbers(fields, _OPTIONS)}}
 
 
-def _messages(items: Any) -> list[dict[str, Any]] | None:
-    """Items of one text each; how several parts are joined is not ours to guess."""
-    found: list[dict[str, Any]] = []
-    for item in items or ():
-        if not isinstance(item, Mapping) or item.get("type", "message") != "message":
-            return None
-        content = item.get("content")
-        if isinstance(content, list):
-            if len(content) != 1 or not isinstance(content[0], Mapping):
-                return None
-            content = content[0].get("text")
-        message = plain_messages([{"role": item.get("role", "user"), "content": content}])
-        if message is None:
-            return None
-        found += message
-    return found or None
+def _message(item: Mapping[str, Any]) -> dict[str, str]:
+    if item.get("type", "message") != "message" or any(value for name, value in item.items() if name not in _ITEM):
+        raise Inexact("input")
+    return {"role": role(item), "content": "".join(parts(item.get("content"), _TEXTS))}
 
 
 class ResponsesSaid(EventsSaid):
-    """Events of `/v1/responses`, numbered; the last of them repeats the whole response."""
+    """Events of `/v1/responses`, numbered: one message, whose end repeats it and the whole response."""
 
     def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
         super().__init__(kind, body)
         self._response: dict[str, Any] = {}
-        self._item = ""
-        self._number = 0
+        self._item = ""  # the message that is open
+        self._has_part = False
+        self._index = 0
+        self._number = -1
 
-    def text_of(self, line: bytes) -> str:
-        found = decode(line)
-        self._number = max(self._number, int(found.get("sequence_number", 0)))
-        match found.get("type"):
-            case "response.created":
-                self._response = found.get("response") or {}
-            case "response.output_item.added":
-                self._item = str((found.get("item") or {}).get("id", ""))
+    def text_of(self, data: bytes) -> str:
+        told = _said(data)
+        self._number = told.sequence_number
+        match told.type:
             case "response.output_text.delta":
-                return str(found.get("delta") or "")
+                return told.delta
+            case "response.created":
+                response = decode(data).get("response")
+                self._response = response if isinstance(response, dict) else {}
+            case "response.in_progress":
+                pass
+            case "response.output_item.added" if told.item is not None and told.item.type == "message":
+                self._item, self._index = told.item.id, told.output_index
+            case "response.content_part.added":
+                self._has_part = True
+            case _:
+                self._exact = False
         return ""
 
     def part(self, text: str) -> bytes:
-        return self._event("response.output_text.delta", delta=text, logprobs=[], item_id=self._item, content_index=0)
+        return self._begun() + self._event("response.output_text.delta", {"delta": text, "logprobs": []})
 
-    def last(self, reason: str, prompt_tokens: int, tokens: int) -> bytes:
+    def _begun(self) -> bytes:
+        """What must stand before the first word, where the node died before it said so."""
+        found = b""
+        if not self._item:
+            self._item = "msg_" + str(self._response.get("id", "")).removeprefix("resp_")
+            found += self._event("response.output_item.added", {}, self._message("in_progress", []))
+        if not self._has_part:
+            found += self._event("response.content_part.added", {"part": _part("")})
+        return found
+
+    def last(self, reason: str, prompt_tokens: int | None, tokens: int, elapsed_us: int) -> bytes:
         text = self.text
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-        item = {"id": self._item, "type": "message", "role": "assistant", "status": "completed", "content": [part]}
-        created = self._response.get("created_at")
+        part = _part(text)
         usage = {
             "input_tokens": prompt_tokens,
             "output_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
+            "total_tokens": (prompt_tokens or 0) + tokens,
             "input_tokens_details": {"cached_tokens": 0},
             "output_tokens_details": {"reasoning_tokens": 0},
         }
-        whole = {**self._response, "status": "completed", "completed_at": created, "output": [item], "usage": usage}
-        return (
-            self._event("response.output_text.done", text=text, logprobs=[], item_id=self._item, content_index=0)
-            + self._event("response.content_part.done", part=part, item_id=self._item, content_index=0)
-            + self._event("response.output_item.done", item=item)
-            + self._event("response.completed", whole=whole)
-        )
+        found = b""
+        message = self._message("completed", [part])
+        if self._item:
+            found = (
+                self._event("response.output_text.done", {"text": text, "logprobs": []})
+                + self._event("response.content_part.done", {"part": part})
+                + self._event("response.output_item.done", {}, message)
+            )
+        whole = {
+            **self._response,
+            "status": "completed",  # as Ollama says whatever the reason
+            "completed_at": int(self._response.get("created_at") or 0) + elapsed_us // 1_000_000,
+            "output": [message] if self._item else [],
+            "usage": usage if prompt_tokens is not None else None,
+        }
+        return found + self._numbered("response.completed", {"response": whole})
 
-    def _event(self, name: str, whole: dict[str, Any] | None = None, **more: Any) -> bytes:
-        self._read()
+    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _event(self, name: str, told: dict[str, Any], item: dict[str, Any] | None = None) -> bytes:
+        """An event about the message, or about a part of it."""
+        place = {"item_id": self._item, "content_index": 0} if item is None else {"item": item}
+        return self._numbered(name, {**told, **place, "output_index": self._index})
+
+    def _numbered(self, name: str, told: dict[str, Any]) -> bytes:
         self._number += 1
-        told = {"response": whole} if whole is not None else {**more, "output_index": 0}
         return event({**told, "sequence_number": self._number, "type": name}, name)
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -1,4 +1,8 @@
-"""What a client has received of a stream of events, and how another node's words become further events."""
+"""What a client has received of a stream of events, and how another node's words become further events.
+
+The events to come depend on those that the client has: their ids, their numbers, which parts are open. So what
+`translate` gives has to be heard before it is asked again.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +15,50 @@ from sollol.pool.continuation import Said
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:
-    head = f"event: {name}\n".encode() if name else b""
-    return head + b"data: " + encode(data) + b"\n\n"
+    # Some clients take these two for line ends, so Ollama escapes them.
+    told = encode(data).replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), told) if name else b"data: %s\n\n" % told
 
 
 class EventsSaid(Said):
     """Of a dialect whose streams are events: says `text_of`, `part` and `last`."""
 
-    def _read(self) -> None:
-        unread, self._unread = self._unread, []
-        for found in b"".join(unread).split(b"\n\n"):
-            data = data_of(found)
-            if data.startswith(b"{") and (text := self.text_of(data)):
-                self._parts.append(text)
-                self._tokens += 1
+    def texts_of(self, pieces: list[bytes]) -> list[str]:
+        found = []
+        for told in b"".join(pieces).split(b"\n\n"):
+            data = data_of(told)
+            if data.startswith(b"{"):
+                found.append(self.text_of(data))
+        return found
 
     def translate(self, line: bytes, before: int, elapsed_us: int) -> bytes:
+        self._read()
         found = decode(line)
         text = str(found.get("response") or "")
+        said = self.part(text) if text else b""
         if not found.get("done"):
-            return self.part(text)
-        self._read()
+            return said
+        if said:
+            self.hear(said)
+            self._read()
         tokens = before + int(found.get("eval_count") or 0)
         prompt = max(0, int(found.get("prompt_eval_count") or 0) - before)
-        return (self.part(text) if text else b"") + self.last(str(found.get("done_reason") or "stop"), prompt, tokens)
+        return said + self.last(str(found.get("done_reason") or "stop"), prompt, tokens, elapsed_us)
 
     def finished(self, elapsed_us: int) -> bytes:
-        return self.last("length", 0, self.tokens)
+        self._read()
+        return self.last("length", None, self.tokens, elapsed_us)
 
     # --- the dialect ---
 
-    def text_of(self, line: bytes) -> str:
-        """The text in an event's data; takes note of what the events to come must repeat."""
+    def text_of(self, data: bytes) -> str:
+        """The text in an event; takes note of what the events to come must repeat. Raises DecodeError."""
         raise NotImplementedError
 
     def part(self, text: str) -> bytes:
         """An event with more text."""
         raise NotImplementedError
 
-    def last(self, reason: str, prompt_tokens: int, tokens: int) -> bytes:
-        """The events that end the answer. `reason`: Ollama's done_reason."""
+    def last(self, reason: str, prompt_tokens: int | None, tokens: int, elapsed_us: int) -> bytes:
+        """The events that end the answer. `reason`: Ollama's done_reason. `prompt_tokens`: None where no node told."""
         raise NotImplementedError
