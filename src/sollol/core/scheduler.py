@@ -234,7 +234,7 @@ class Scheduler:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
         lane = attempt.lane
         lane.unsettle()
-        if outcome.how in (How.REFUSED, How.LEFT):
+        if outcome.how in (How.REFUSED, How.LEFT, How.UNABLE):
             return
         lane.node.failed += 1
         lane.failed += 1

@@ -191,8 +191,8 @@ class Singles:
             ledger.settle(opened, outcome, attempt.id)
             return
         why = outcome.message or outcome.how.value
-        if outcome.how is How.FAILED and outcome.status and why in opened.tried.values():
-            # Two nodes answer in the same words: it is the request that is wrong.
+        if outcome.how is How.FAILED and outcome.status and not attempt.started and why in opened.tried.values():
+            # Two nodes answer in the same words, and the second came no further: it is the request that is wrong.
             self._drop_others(opened, attempt, at)
             ledger.settle(opened, msgspec.structs.replace(outcome, how=How.REFUSED), attempt.id)
             return
@@ -201,7 +201,7 @@ class Singles:
             lanes = attempt.lane.market.usable(at)
             tries = min((lane.busy_answers for lane in lanes), default=attempt.lane.busy_answers)
         else:
-            opened.tries += 1
+            opened.tries += outcome.how is not How.UNABLE
             tries = opened.tries
             opened.tried[node] = why
         if opened.attempts:  # the other copy is still under way

@@ -116,6 +116,7 @@ class How(enum.Enum):
     FAILED = "failed"  # 5xx, cut, late error, wrong result
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"  # no connection: the node is down
+    UNABLE = "unable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
     # and what a task can end with besides:
     NO_NODE = "no node"
@@ -123,7 +124,8 @@ class How(enum.Enum):
     DEADLINE = "deadline"
 
 
-TRANSIENT = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING})  # another node may do it
+# Another node may do it.
+TRANSIENT = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.UNABLE})
 
 
 class Timing(msgspec.Struct, frozen=True, gc=False):

@@ -36,7 +36,7 @@ class BudgetRetrier:
     def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None:
         if outcome.how is How.BUSY:
             return busy_pause(tried) if tried < BUSY_TRIES else None
-        if outcome.how is How.MISSING:  # the node's list was stale: another may have it
+        if outcome.how in (How.MISSING, How.UNABLE):  # nothing was tried: another may have it
             return 0
         if tried >= MAX_TRIES or self._tokens < 1:
             return None
