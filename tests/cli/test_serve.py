@@ -94,7 +94,9 @@ def test_it_reloads_under_load_without_losing_a_request(tmp_path: Path) -> None:
             threads = [threading.Thread(target=load) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            for round_ in range(6):
+            deadline, round_ = time.monotonic() + WAIT_S, 0
+            while (round_ < 6 or len(statuses) < 20) and time.monotonic() < deadline:
+                round_ += 1
                 config.write_text(
                     f"nodes = [{nodes.urls[round_ % 2]!r}, {nodes.urls[1]!r}]\n[aliases]\nnew = 'llama3.2'\n"
                 )
@@ -103,7 +105,7 @@ def test_it_reloads_under_load_without_losing_a_request(tmp_path: Path) -> None:
             going.set()
             for thread in threads:
                 thread.join()
-            assert len(statuses) > 20
+            assert len(statuses) >= 20
             assert set(statuses) == {200}
             assert ask(url, "new").status_code == 200
             config.write_text("nodes = 3\n")

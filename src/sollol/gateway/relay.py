@@ -110,31 +110,21 @@ class StreamRelay(StreamJob):
         """The first piece: this node has won, and the client is told who answers."""
         lines = routing_lines(self, None, attempt)
         self.request.begin_with(200, self.tongue.type_line, lines, piece)
-        self._begins(attempt.node, lambda movable: attempt.dispatcher.began(attempt.start.attempt, movable))
+        start, digest = attempt.start, self._ask(attempt.node)
+        self._begins(digest, start.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
 
     def _pass_on(self, line: bytes) -> bool:
         """A part that another node went on with."""
         return self.request.write(self.tongue.framed(line))
 
     def ended_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
-        """An attempt has failed. Whether another node may go on might not be known yet."""
+        """An attempt has failed; perhaps when all was said."""
         said = self._said
         dispatcher, number = attempt.dispatcher, attempt.start.attempt
-        if not self._begun_at or said is None:
-            dispatcher.finished(number, outcome)
-        elif said.is_complete:
+        if self._begun_at and said is not None and said.is_complete:
             self.last = said.finished(self._elapsed_us())
-            dispatcher.finished(number, Outcome(How.OK, "", 200))
-        elif (known := self._continuity.can(self.task.model, self._digest)) is not None:
-            dispatcher.began(number, known)
-            dispatcher.finished(number, outcome)
-        else:
-            asyncio.get_running_loop().create_task(self._ask_and_end(attempt, outcome))
-
-    async def _ask_and_end(self, attempt: StreamAttempt, outcome: Outcome) -> None:
-        movable = await self._continuity.wait(self.task.model, self._digest)
-        attempt.dispatcher.began(attempt.start.attempt, movable)
-        attempt.dispatcher.finished(attempt.start.attempt, outcome)
+            outcome = Outcome(How.OK, "", 200)
+        dispatcher.finished(number, outcome)
 
     def hear(self, piece: bytes) -> None:
         if self._said is not None:

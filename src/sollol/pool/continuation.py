@@ -22,8 +22,8 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
 ASKED = 3  # nodes, at most, whether one of them can go on with a model
+ASK_S = 5.0  # that each of them has to answer
 UNREAD = 64  # parts that are kept as they came
-PATIENCE_S = 5.0  # of a stream that has broken off, for the answer whether another node may go on
 # Fields that leave an answer plain text going on from its prompt. Any other makes continuation inexact.
 _PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_alive", "system", "template", "raw"])
 
@@ -43,48 +43,60 @@ class Continuity:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._known: dict[tuple[str, str], bool] = {}
-        self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._asked: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def can(self, model: str, digest: str) -> bool | None:
         """None: not known yet."""
         return self._known.get((model, digest))
 
-    def ask(self, nodes: Callable[[], Sequence[Endpoint]], model: str, digest: str, body: Mapping[str, Any]) -> None:
-        """Find out in the background, with the request at hand (its options: others would reload the model)."""
-        key = (model, digest)
-        if key not in self._known and key not in self._asking:
-            self._asking[key] = asyncio.get_running_loop().create_task(self._find_out(nodes, key, body))
-
-    async def wait(self, model: str, digest: str) -> bool:
-        """What was asked, once it is known; False if it cannot be found out."""
-        asking = self._asking.get((model, digest))
-        if asking is not None:
-            await asyncio.wait([asking], timeout=PATIENCE_S)
-        return bool(self.can(model, digest))
-
-    async def _find_out(
-        self, nodes: Callable[[], Sequence[Endpoint]], key: tuple[str, str], body: Mapping[str, Any]
+    def ask(
+        self,
+        nodes: Sequence[Endpoint],
+        model: str,
+        digest: str,
+        body: Mapping[str, Any],
+        impossible: Callable[[], None],
     ) -> None:
-        try:
-            for node in nodes()[:ASKED]:
-                try:
-                    reply = await self._transport.send(node, _post("/api/show", {"model": key[0]}))
-                    shown = decode(await reply.read())
-                    if reply.status != 200:
-                        continue
-                    plain = "thinking" not in (shown.get("capabilities") or [])
-                    self._known[key] = plain and await render(self._transport, node, body) is not None
-                    if self._known[key] or not plain:
+        """Find out in the background, once, with the request at hand (its options: others would reload the model).
+        `impossible` is called if it turns out that nobody can."""
+        key = (model, digest)
+        if key in self._known:
+            return
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = asyncio.get_running_loop().create_task(self._find_out(nodes, key, body))
+        if not asked.done():
+            asked.add_done_callback(lambda _: None if self._known.get(key, True) else impossible())
+
+    async def _find_out(self, nodes: Sequence[Endpoint], key: tuple[str, str], body: Mapping[str, Any]) -> None:
+        for node in nodes[:ASKED]:
+            try:
+                async with asyncio.timeout(ASK_S):
+                    if await self.learn(node, *key, body) is not None:
                         return
-                except (TransportFault, NotRendered, msgspec.DecodeError, AttributeError):
-                    continue  # another node may tell
-        finally:
-            del self._asking[key]
+            except (TransportFault, NotRendered, TimeoutError):
+                continue  # another node may tell
+
+    async def learn(self, node: Endpoint, model: str, digest: str, body: Mapping[str, Any]) -> str | None:
+        """The exact prompt that this node makes of a request; None if it cannot tell, or another could not go on from
+        it. Raises NotRendered and TransportFault."""
+        key = (model, digest)
+        if not self._known.get(key):
+            reply = await self._transport.send(node, _post("/api/show", {"model": model}))
+            told = await reply.read()
+            if reply.status != 200:
+                raise NotRendered(refusal(reply.status, told))
+            if "thinking" in (_object(told).get("capabilities") or ()):
+                self._known[key] = False  # its output is parsed: what is said is not what was generated
+                return None
+        prompt = await render(self._transport, node, body)
+        self._known[key] = prompt is not None or self._known.get(key, False)
+        return prompt
 
     async def aclose(self) -> None:
-        for asking in list(self._asking.values()):
+        for asking in self._asked.values():
             asking.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
 
 class NotRendered(Exception):
@@ -106,10 +118,17 @@ async def render(transport: Transport, node: Endpoint, body: Mapping[str, Any]) 
     told = await reply.read()
     if reply.status != 200:
         raise NotRendered(refusal(reply.status, told))
-    answer = decode(told)
-    info = answer.get("_debug_info") if isinstance(answer, dict) else None
-    prompt = info.get("rendered_template") if isinstance(info, dict) else None
+    prompt = _object(_object(told).get("_debug_info")).get("rendered_template")
     return prompt if isinstance(prompt, str) and prompt else None
+
+
+def _object(told: Any) -> dict[str, Any]:
+    """What was told, or no fields if that is not an object."""
+    try:
+        found = decode(told) if isinstance(told, bytes) else told
+    except msgspec.DecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _post(path: str, body: Mapping[str, Any]) -> Call:
@@ -195,7 +214,9 @@ class Said:
         options = dict(self.body.get("options") or {})
         if self.left is not None:
             options["num_predict"] = self.left
-        body = {"model": self.model, "prompt": prompt + self.text, "raw": True, "stream": True, "options": options}
+        # Rather an error than a prompt without its beginning: an answer that outgrows the context cannot go on exactly.
+        body = {"model": self.model, "prompt": prompt + self.text, "raw": True, "stream": True, "truncate": False}
+        body["options"] = options
         if "keep_alive" in self.body:
             body["keep_alive"] = self.body["keep_alive"]
         return Call("POST", "/api/generate", encode(body), stream=True, timeouts=timeouts)

@@ -25,7 +25,7 @@ from sollol.errors import (
 from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
-from sollol.pool.continuation import Continuity, NotRendered, Said, render
+from sollol.pool.continuation import Continuity, NotRendered, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
@@ -159,6 +159,7 @@ class StreamJob(CallJob):
         self.drained = asyncio.Event()
         self._push = push
         self._said = said  # None where the request rules out going on
+        self._heard = said or Said(task.kind, {"model": task.model})
         self._continuity = continuity
         self._holders = holders  # of a model: node -> (endpoint, digest)
         self._digest = ""
@@ -167,8 +168,8 @@ class StreamJob(CallJob):
 
     @property
     def received(self) -> str:
-        """The text that went to the caller, where it was kept."""
-        return self._said.text if self._said else ""
+        """The text that went to the caller."""
+        return self._heard.text
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         resumes, said = bool(self._begun_at), self._said
@@ -176,12 +177,9 @@ class StreamJob(CallJob):
             outcome = await (self._go_on if resumes else self._begin)(transport, node, started)
         except TransportFault as fault:
             outcome = outcome_of(fault)
-        if outcome.how is not How.OK and self._begun_at and said is not None:
-            if said.is_complete:
-                self.last = said.finished(self._elapsed_us())
-                return Outcome(How.OK, "", 200)
-            if not resumes:
-                started(await self._continuity.wait(self.task.model, self._digest))
+        if outcome.how is not How.OK and self._begun_at and said is not None and said.is_complete:
+            self.last = said.finished(self._elapsed_us())
+            return Outcome(How.OK, "", 200)
         return outcome
 
     async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
@@ -189,46 +187,49 @@ class StreamJob(CallJob):
         try:
             if reply.status != 200:
                 return refusal(reply.status, await reply.read())
-            return await self._relay(reply.__aiter__(), lambda: self._begins(node, started), _as_it_is)
+            return await self._relay(
+                reply.__aiter__(), lambda: self._begins(self._ask(node), node.key, started), _as_it_is
+            )
         finally:
             await reply.aclose()
 
     def _ask(self, node: Endpoint) -> str:
-        """The digest of the model there. Whether others could go on with it has to be known before it is needed; the
-        node is asked when it has begun to answer, so as not to be in its way."""
+        """The digest of the model there."""
         if self._said is None:
             return ""
-        model = self.task.model
-        holders = self._holders(model)
-        digest = holders[node.key][1] if node.key in holders else ""
+        holders = self._holders(self.task.model)
+        return holders[node.key][1] if node.key in holders else ""
 
-        def nodes() -> list[Endpoint]:
-            return [node, *(e for e, theirs in holders.values() if theirs == digest and e.key != node.key)]
-
-        self._continuity.ask(nodes, model, digest, self._said.body)
-        return digest
-
-    def _begins(self, node: Endpoint, started: Started) -> None:
-        """The first line is there."""
-        self._digest = digest = self._ask(node)
+    def _begins(self, digest: str, node: str, started: Started) -> None:
+        """The first line is there. Whether others could go on has to be known before it is needed; until then it is
+        hoped."""
+        self._digest = digest
         self._begun_at = self._loop.time()
-        started(self._said is not None and bool(self._continuity.can(self.task.model, digest)))
+        model, said = self.task.model, self._said
+        if said is None or not digest:
+            started(False)
+            return
+        started(self._continuity.can(model, digest) is not False)
+        if self._continuity.can(model, digest) is None:
+            same = {key: endpoint for key, (endpoint, theirs) in self._holders(model).items() if theirs == digest}
+            first = [same.pop(node)] if node in same else []
+            self._continuity.ask([*first, *same.values()], model, digest, said.body, lambda: started(False))
 
     async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        said = self._said
+        said, model = self._said, self.task.model
         assert said is not None
         if said.is_complete:
-            return Outcome(How.FAILED, "there is nothing left to say")
-        if self._holders(self.task.model).get(node.key, (node, ""))[1] != self._digest:
-            return Outcome(How.FAILED, f"has another version of {self.task.model}: it cannot go on with the answer")
+            return Outcome(How.UNABLE, "there is nothing left to say")
+        if self._holders(model).get(node.key, (node, ""))[1] != self._digest:
+            return Outcome(How.UNABLE, f"has another version of {model}: it cannot go on with the answer")
+        if not said.is_exact:
+            return Outcome(How.UNABLE, "a part of the answer could not be read, so none can go on with it")
         try:
-            prompt = await render(transport, node, said.body)
+            prompt = await self._continuity.learn(node, model, self._digest, said.body)
         except NotRendered as refused:
             return refused.outcome
-        except (msgspec.DecodeError, AttributeError):
-            prompt = None
         if prompt is None:
-            return Outcome(How.FAILED, "cannot tell how it would render the prompt, so it cannot go on exactly")
+            return Outcome(How.UNABLE, f"{model} thinks, or the node cannot tell how it would render the prompt")
         before = said.tokens
         seam = {"node": node.key, "characters": len(said.text), "tokens": before}
 
@@ -286,8 +287,7 @@ class StreamJob(CallJob):
         return end or Outcome(How.FAILED, "the answer ended before it was complete")
 
     def _give(self, line: bytes) -> bool:
-        if self._said is not None:
-            self._said.hear(line)
+        self._heard.hear(line)
         return self._push(line)
 
     def settle(self, action: Settle, at: Micros) -> None:

@@ -33,7 +33,8 @@ class ModelSpec:
     """A model on disk. `mean_words` is the usual length of an answer; inf never stops by itself.
 
     `continues`: whether its template goes on with a last assistant message (most open a new turn and say
-    everything again). `dim` is the width of its vectors, or for a chat model of its layers.
+    everything again). `dim` is the width of its vectors, or for a chat model of its layers. `words` are what it says,
+    one a token, in place of the usual ones.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelSpec:
     tools: bool = False
     thinking: bool = False
     mean_words: float = 60.0
+    words: tuple[str, ...] = ()
     digest: str = ""
     system: str = ""
     modified_at: str = "2026-01-01T00:00:00.000000001Z"
@@ -60,6 +62,7 @@ class ModelSpec:
             object.__setattr__(self, "parameters", _parameters(self.size_bytes))
         if not self.digest:
             object.__setattr__(self, "digest", sha256(self.name))
+        object.__setattr__(self, "words", tuple(self.words))  # JSON has lists
 
     @property
     def is_embed(self) -> bool:
@@ -120,7 +123,8 @@ class NodeSpec:
     network's round trip (simulated transport only). `parallel_gain` is what each further slot adds to the total
     token rate (a sixth for four, measured on a CPU, is 0.055; GPUs have more). `cpu_slowdown` is how much slower
     a model runs whose weights are not in VRAM; `vram_bytes` None is "enough". `vectors` "cheap" answers vectors from
-    a small table: for fleets whose vectors nobody reads.
+    a small table: for fleets whose vectors nobody reads. `renders` False is a node too old for
+    `_debug_render_only`.
     """
 
     host: str = "127.0.0.1"
@@ -143,6 +147,7 @@ class NodeSpec:
     latency_s: float = 0.0
     jitter: float = 0.0
     version: str = "0.33.0"
+    renders: bool = True
     seed: int = 0
     vectors: Literal["hashed", "cheap"] = "hashed"
     loaded: tuple[str, ...] = ()

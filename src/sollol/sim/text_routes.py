@@ -49,7 +49,7 @@ async def generate_route(node: SimNode, ask: Ask) -> SimReply:
         system = ask.data.get("system")
         turns = [{"role": "system", "content": system}] if system else []
         prompt = render(model, [*turns, {"role": "user", "content": prompt}])
-    if ask.data.get("_debug_render_only"):
+    if ask.data.get("_debug_render_only") and node.spec.renders:
         return voice.rendered(prompt)
     return await generate(node, _wish(ask, model, prompt, options, keep, voice))
 
@@ -75,7 +75,7 @@ async def chat_route(node: SimNode, ask: Ask) -> SimReply:
     if any(m.get("images") for m in messages):
         raise Refusal(400, _NO_PICTURES)
     prompt = render(model, messages, tools)
-    if ask.data.get("_debug_render_only"):
+    if ask.data.get("_debug_render_only") and node.spec.renders:
         return voice.rendered(prompt)
     wish = _wish(ask, model, prompt, options, keep, voice)
     if tools and messages[-1].get("role") == "user":

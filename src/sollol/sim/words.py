@@ -41,12 +41,13 @@ def speak(model: ModelSpec, seed: int, text: str) -> Iterator[str]:
     state.update(text.encode("utf-8", "surrogatepass"))
     after_stop = text.endswith(".")
     ending = 2**24 * _STOP_SHARE / max(model.mean_words, _STOP_SHARE)
+    words = model.words or VOCABULARY
     while True:
         draw = int.from_bytes(state.copy().digest(), "big")
         if after_stop and (draw & 0xFFFFFF) < ending:
             return
         after_stop = not after_stop and draw >> 61 == 0
-        word = "." if after_stop else VOCABULARY[(draw >> 24 & 0xFFFFFFFF) % len(VOCABULARY)]
+        word = "." if after_stop else words[(draw >> 24 & 0xFFFFFFFF) % len(words)]
         yield word
         state.update(word.encode())
 
