@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from sollol.gateway.keys import Key, Keyring, add_key, hash_of, keys_of_environm
 from sollol.gateway.settings import GatewaySettings
 from sollol.sim import NodeSpec
 from sollol.sim.serve import sim_cluster
-from tests.gateway.stage import MODEL, gateway_over
+from tests.gateway.stage import MODEL, WAIT_S, gateway_over, talker
 
 MESSAGES = [{"role": "user", "content": "x"}]
 
@@ -178,6 +179,46 @@ def test_the_gateway_holds_to_what_a_key_allows(tmp_path: Path) -> None:
         assert client.request("DELETE", "/api/delete", json={"model": MODEL}, headers=bearer).status_code == 403
         bearer = {"Authorization": f"Bearer {admin}"}
         assert client.request("DELETE", "/api/delete", json={"model": MODEL}, headers=bearer).status_code == 200
+
+
+def test_a_model_that_a_key_may_not_use_stays_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    headers = {"Authorization": f"Bearer {add_key(path, Key('other', '', models=('nomic-embed-text',)))}"}
+    ring = Keyring(path=path, required=True)
+    with (
+        sim_cluster([talker(1)]) as nodes,
+        gateway_over(nodes.urls, keyring=ring) as stage,
+        stage.client(headers=headers) as client,
+    ):
+        refused = client.post("/api/generate", json={"model": MODEL, "keep_alive": 0})
+        assert refused.status_code == 403
+        assert MODEL in refused.json()["error"]
+        loaded = client.get("/api/ps").json()["models"]
+        assert [row["name"] for row in loaded] == [f"{MODEL}:latest"]
+
+
+def test_who_hangs_up_is_charged_what_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    headers = {"Authorization": f"Bearer {add_key(path, Key('a', '', tokens_per_minute=20))}"}
+    ring = Keyring(path=path, required=True)
+    with (
+        sim_cluster([talker(1)]) as nodes,
+        gateway_over(nodes.urls, keyring=ring) as stage,
+        stage.client(headers=headers) as client,
+    ):
+        body = {"model": MODEL, "messages": MESSAGES, "options": {"num_predict": 10_000}}
+        with client.stream("POST", "/api/chat", json=body) as answer:
+            assert answer.status_code == 200
+            for read, _ in enumerate(answer.iter_lines()):
+                if read == 60:
+                    break
+        deadline = time.monotonic() + WAIT_S
+        while not stage.look(lambda gateway: gateway.engine.history.recent()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        again = client.post("/api/chat", json=body)
+        assert again.status_code == 429
+        assert int(again.headers["retry-after"]) >= 1
 
 
 def test_on_this_machine_an_unknown_key_is_no_key() -> None:

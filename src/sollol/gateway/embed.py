@@ -17,7 +17,7 @@ import msgspec
 from sollol.core.messages import Accept, Refuse, Start
 from sollol.core.types import How, Outcome, Ranges, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
-from sollol.gateway.infer import Inference, routed, wanted
+from sollol.gateway.infer import Inference, check_allowed, routed, wanted
 from sollol.gateway.request import JSON, Request
 from sollol.gateway.tongues import EMBED_TONGUES, Asked, Tongue, peek_embed
 from sollol.nodes.dialect import encode
@@ -99,8 +99,7 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
     models = [found.model, *gateway.settings.fallbacks_of(gateway.settings.resolve_model(found.model))]
     for place, name in enumerate(models):
         model = gateway.settings.resolve_model(name)
-        if request.key is not None and not request.key.allows(model):
-            raise ResponseError(f"this key may not use the model '{name}'", 403)
+        check_allowed(request, model, name)
         try:
             job, report, took_ns = await _run(gateway, request, model, found, how)
         except SollolError as error:

@@ -26,6 +26,8 @@ from sollol.pool.requests import check_mode, check_only
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
 
+CHARACTERS_A_TOKEN: Final = 4  # of English text, about
+PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the bytes of images are few tokens
 _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -47,7 +49,9 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     if not asked.model:
         raise BadInput("model is required")
     if asked.unloads:
-        gateway.in_task(models.unload, request, (gateway.settings.resolve_model(asked.model),))
+        model = gateway.settings.resolve_model(asked.model)
+        check_allowed(request, model, asked.model)
+        gateway.in_task(models.unload, request, (model,))
         return
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
 
@@ -69,9 +73,7 @@ class Inference:
     def submit(self, name: str) -> None:
         gateway, request, asked = self._gateway, self._request, self._asked
         model = gateway.settings.resolve_model(name)
-        key = request.key
-        if key is not None and not key.allows(model):
-            raise ResponseError(f"this key may not use the model '{name}'", 403)
+        check_allowed(request, model, name)
         body = self._body
         if model != asked.model:
             body = encode({**decode(body), "model": model})
@@ -125,6 +127,7 @@ class Inference:
         how = settled.outcome.how
         self._gateway.pool.count(how is How.OK)
         if how is How.LEFT:
+            self._gateway.charge(request, _estimated(job))
             return
         timing = settled.outcome.timing
         self._gateway.charge(request, timing.prompt_tokens + timing.tokens)
@@ -168,6 +171,21 @@ class Inference:
             return
         status, more = status_of(error)
         request.refuse(status, error.error if isinstance(error, ResponseError) else str(error), [*headers, *more])
+
+
+def check_allowed(request: Request, model: str, name: str) -> None:
+    """Raises ResponseError (403) if the caller's key may not use the model, which was asked for as `name`."""
+    if request.key is not None and not request.key.allows(model):
+        raise ResponseError(f"this key may not use the model '{name}'", 403)
+
+
+def _estimated(job: CallJob) -> int:
+    """The tokens of a call whose client left before its end, where the node tells the true count. Else a key's bound
+    could be passed by hanging up before the last word."""
+    if not job.story.attempts:
+        return 0  # it was still waiting
+    told = len(job.received) if isinstance(job, StreamRelay) else 0
+    return (min(job.task.cost, PROMPT_MOST) + told) // CHARACTERS_A_TOKEN
 
 
 def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:
