@@ -107,22 +107,18 @@ async def root(gateway: Gateway, request: Request) -> None:
 
 async def version(gateway: Gateway, request: Request) -> None:
     try:
-        found = await gateway.once.ask("version", lambda: _merged(gateway, manage.version))
+        found = await _once(gateway, "/api/version")
     except NoNodeAvailable as nobody:
         raise NoNodeAvailable(str(nobody)) from None  # 503: there is no version to tell, and there may be one soon
-    request.answer(200, encode({"version": found["version"]}))
+    request.answer(200, encode({"version": manage.version_of(found)["version"]}))
 
 
 async def tags(gateway: Gateway, request: Request) -> None:
-    request.answer(200, encode(await gateway.once.ask("tags", lambda: _merged(gateway, manage.list_models))))
+    request.answer(200, encode(manage.models_of(await _once(gateway, "/api/tags"))))
 
 
 async def ps(gateway: Gateway, request: Request) -> None:
-    request.answer(200, encode(await gateway.once.ask("ps", lambda: _merged(gateway, manage.running_models))))
-
-
-def _merged(gateway: Gateway, read: Callable[..., Awaitable[T]]) -> Awaitable[T]:
-    return read(gateway.engine.transport, up_nodes(gateway), READING)
+    request.answer(200, encode(manage.running_of(await _once(gateway, "/api/ps"))))
 
 
 async def show(gateway: Gateway, request: Request) -> None:
@@ -171,13 +167,13 @@ def _names(answer: dict[str, Any]) -> set[str]:
 
 async def models(gateway: Gateway, request: Request) -> None:
     """OpenAI's list, each model once; an alias of one of them is a model, too."""
-    rows = await gateway.once.ask("models", lambda: _openai_models(gateway))
+    rows = _openai_models(gateway, await _once(gateway, "/v1/models"))
     _answer_openai(request, {"object": "list", "data": list(rows.values())})
 
 
 async def model(gateway: Gateway, request: Request, name: str) -> None:
     name = unquote(name)
-    rows = await gateway.once.ask("models", lambda: _openai_models(gateway))
+    rows = _openai_models(gateway, await _once(gateway, "/v1/models"))
     row = rows.get(name) or rows.get(canonical_model(gateway.settings.resolve_model(name)))
     if row is None:
         message = f"model '{canonical_model(name)}' not found"
@@ -186,9 +182,9 @@ async def model(gateway: Gateway, request: Request, name: str) -> None:
     _answer_openai(request, {**row, "id": name})
 
 
-async def _openai_models(gateway: Gateway) -> dict[str, dict[str, Any]]:
+def _openai_models(gateway: Gateway, answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for answer in (await _ask_all(gateway, "/v1/models")).values():
+    for answer in answers.values():
         for row in answer.get("data") or ():
             rows.setdefault(str(row.get("id")), row)
     for alias, target in gateway.settings.aliases.items():
@@ -202,9 +198,20 @@ def _answer_openai(request: Request, found: dict[str, Any]) -> None:
     request.answer(200, encode(found) + b"\n", "application/json")
 
 
+async def _once(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
+    return await gateway.once.ask(path, lambda: _ask_all(gateway, path))
+
+
 async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
+    """The answers of the nodes that gave one, by node."""
     answers = await manage.ask_all(gateway.engine.transport, up_nodes(gateway), "GET", path, None, READING)
-    return manage.need_one(path, answers)
+    if any(isinstance(answer, TransportFault) for answer in answers.values()):
+        gateway.engine.refresh()  # one that was thought to be up: while nobody works, it is asked once a minute
+    try:
+        return manage.need_one(path, answers)
+    except NoNodeAvailable as nobody:
+        down = [(node.key, node.lost_why) for node in states(gateway) if node.key not in answers]
+        raise NoNodeAvailable(f"{path}: no node answered", [*nobody.tried, *down]) from None
 
 
 async def first_answer(gateway: Gateway, request: Request) -> None:
@@ -213,7 +220,7 @@ async def first_answer(gateway: Gateway, request: Request) -> None:
     /api/status is read by interfaces, so all are asked at once; the others are asked in turn, until one answers that is
     not in trouble."""
     if request.method == "GET":
-        answers = await gateway.once.ask(request.path, lambda: _ask_all(gateway, request.path))
+        answers = await _once(gateway, request.path)
         request.answer(200, encode(next(iter(answers.values()))))
         return
     if request.path == "/api/signout":

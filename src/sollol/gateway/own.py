@@ -6,7 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import sollol
+from sollol.core.health import EVERY
 from sollol.errors import BadInput, ResponseError
+from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
 from sollol.gateway.request import Request
 from sollol.nodes.dialect import encode
@@ -24,7 +26,13 @@ async def health(gateway: Gateway, request: Request) -> None:
 
 
 async def ready(gateway: Gateway, request: Request) -> None:
-    """At least one node is up, and the gateway is not about to end; if not, why."""
+    """At least one node is up, and the gateway is not about to end; if not, why.
+
+    While nobody works, nodes are asked seldom; who asks for this wants to know, so they are asked again then, and a
+    node that has died shows the next time."""
+    now = gateway.engine.dispatcher.now()
+    if any(now - node.asked_us > EVERY for node in states(gateway)):
+        gateway.engine.refresh()
     nodes = gateway.pool.nodes
     why = {node.key: node.why or "it was not asked yet" for node in nodes if node.state != "up"}
     up = len(nodes) - len(why)

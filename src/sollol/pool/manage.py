@@ -89,26 +89,37 @@ def need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
     raise NoNodeAvailable(f"{what}: no node answered", [(node, str(error)) for node, error in answers.items()])
 
 
-async def list_models(transport: Transport, nodes: Sequence[Endpoint], timeouts: Timeouts = TIMEOUTS) -> Answer:
+async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """All models on disk, each once, with `nodes`: who has it."""
+    return models_of(need_one("list", await ask_all(transport, nodes, "GET", "/api/tags")))
+
+
+def models_of(answers: dict[str, Any]) -> Answer:
     merged: dict[str, dict[str, Any]] = {}
-    for node, answer in need_one("list", await ask_all(transport, nodes, "GET", "/api/tags", None, timeouts)).items():
+    for node, answer in answers.items():
         for row in answer.get("models") or []:
             merged.setdefault(str(row.get("model")), {**row, "nodes": []})["nodes"].append(node)
     return Answer(models=list(merged.values()))
 
 
-async def running_models(transport: Transport, nodes: Sequence[Endpoint], timeouts: Timeouts = TIMEOUTS) -> Answer:
+async def running_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """All models in memory, a row per node and model, with `node`."""
+    return running_of(need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps")))
+
+
+def running_of(answers: dict[str, Any]) -> Answer:
     rows: list[dict[str, Any]] = []
-    for node, answer in need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps", None, timeouts)).items():
+    for node, answer in answers.items():
         rows += [{**row, "node": node} for row in answer.get("models") or []]
     return Answer(models=rows)
 
 
-async def version(transport: Transport, nodes: Sequence[Endpoint], timeouts: Timeouts = TIMEOUTS) -> Answer:
+async def version(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """`version`: the oldest of the nodes' versions; `nodes`: each one's."""
-    answers = need_one("version", await ask_all(transport, nodes, "GET", "/api/version", None, timeouts))
+    return version_of(need_one("version", await ask_all(transport, nodes, "GET", "/api/version")))
+
+
+def version_of(answers: dict[str, Any]) -> Answer:
     versions = {node: str(answer.get("version", "")) for node, answer in answers.items()}
     return Answer(version=min(versions.values(), key=_version_key), nodes=versions)
 
