@@ -120,6 +120,7 @@ class Desk:
             endpoint = Endpoint(f"10.0.0.{i + 1}")
             self._feed(NodeAdded(endpoint))
             self._feed(NodeSeen(endpoint.key, facts))
+        self.at = SECOND
 
     def _feed(self, event: Event) -> list[Action]:
         actions = self.scheduler.handle(event, self.at)

@@ -272,7 +272,7 @@ def choose(lanes: list[Lane], router: CompletionRouter | None = None, task: Task
 
 
 def occupy(lane: Lane, us: int) -> None:
-    lane.add(Attempt(10_000 + us, CHAT, lane, 400, 0, us, Decision(lane.node.key, us, "")))
+    lane.add(Attempt(10_000 + us, CHAT, lane, 400, 0, us, Decision(lane.key, us, "")))
 
 
 def test_the_fastest_free_node_is_chosen_and_its_terms_add_up() -> None:

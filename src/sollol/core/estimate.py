@@ -10,6 +10,7 @@ from collections import deque
 
 from sollol.core.types import Micros
 
+LENGTH_WEIGHT = 0.05  # of the newest answer in what is expected of the next
 KINDS_MAX = 10_000  # of (application, task type, model) to remember
 
 
@@ -73,23 +74,32 @@ class Mean:
 class Length:
     """How many tokens some kind of answer has; where it was not seen often enough, what a wider kind has."""
 
-    __slots__ = ("_least", "_mean", "_wider")
+    __slots__ = ("_count", "_least", "_value", "_wider")
 
     def __init__(self, least: int, wider: Length | None) -> None:
-        self._mean = Mean(0.05)
+        self._count = 0
+        self._value: float | None = None
         self._least = least  # answers before this kind is believed
         self._wider = wider
 
     def add(self, tokens: int) -> None:
-        self._mean.add(float(tokens))
-        if self._wider is not None:
-            self._wider.add(tokens)
+        """An answer of this kind, and so of every wider one, had so many."""
+        kind: Length | None = self
+        while kind is not None:
+            kind._count += 1
+            value = kind._value
+            if value is None:
+                kind._value = float(tokens)
+            else:
+                kind._value = value + max(LENGTH_WEIGHT, 1 / kind._count) * (tokens - value)
+            kind = kind._wider
 
     def read(self) -> float | None:
         """The expected number of tokens, or None where nothing like it was seen."""
-        if self._wider is None or self._mean.count >= self._least:
-            return self._mean.value
-        return self._wider.read()
+        kind = self
+        while kind._count < kind._least and kind._wider is not None:
+            kind = kind._wider
+        return kind._value
 
 
 class Lengths:

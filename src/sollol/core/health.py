@@ -29,7 +29,7 @@ class Health:
         self._fleet = fleet
         self._last_submit: Micros = 0
         self.next_at: Micros = NEVER
-        self._newcomers_until: Micros = 0
+        self.newcomers_until: Micros = 0
 
     def touched(self, at: Micros, out: list[Action]) -> None:
         """A task came: after a long idle time, do not trust what was known."""
@@ -42,13 +42,13 @@ class Health:
 
     def settles_at(self, at: Micros) -> Micros | None:
         """Nodes that were added just now have not answered yet: until when it is worth waiting for them."""
-        if at >= self._newcomers_until:
+        if at >= self.newcomers_until:
             return None
         waiting = any(node.up is None for node in self._fleet.nodes.values())
-        return self._newcomers_until if waiting else None
+        return self.newcomers_until if waiting else None
 
     def added(self, node: NodeState, at: Micros, out: list[Action]) -> None:
-        self._newcomers_until = at + NEWCOMERS
+        self.newcomers_until = at + NEWCOMERS
         self.ask(node, at, out)
 
     def ask(self, node: NodeState, at: Micros, out: list[Action]) -> None:

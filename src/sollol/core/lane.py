@@ -31,6 +31,7 @@ DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted 
 OUTLIER = 2.0  # times slower than usual that one answer may count
 CPU_SLOWER = 20.0  # measured: a model that silently fell back to the CPU
 SPEED_EVERY = 8  # answers, after the first few, of which one tells how fast the node is compared with others
+NOT_READ = -1000  # the number of no prompt
 PROMPTS_WARM = 4  # prompts whose beginnings a node is expected to know still
 MARKS_WARM = 256  # of beginnings to remember, before those of older prompts are dropped
 COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
@@ -188,50 +189,59 @@ class Lane:
         return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
 
     def wait_us(self, at: Micros, heavy: bool = True) -> Micros:
-        """How long until a slot is free here, as far as predictions tell."""
+        """How long until a slot is free here, as far as predictions tell; 0 if there is one."""
         node = self.node
         if heavy and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return max(self._own_wait_us(at), node.wait_us(at))
-        return self._own_wait_us(at)
+        over = len(self.attempts) - self.limiter.limit
+        if not self.steady or over > 0:
+            return self._own_wait_us(at)
+        if over < 0:
+            return 0
+        soonest = NEVER
+        for attempt in self.attempts.values():
+            due = attempt.due_us
+            if due < at:
+                due = attempt.expected_end(at)
+            if due < soonest:
+                soonest = due
+        return soonest - at
 
     def _own_wait_us(self, at: Micros) -> Micros:
         over = len(self.attempts) - self.limiter.limit
-        if over < 0 and not self.draining:
-            return max(0, self.paused_until - at)
-        if over == 0 and not self.draining:
-            soonest = NEVER
-            for attempt in self.attempts.values():
-                soonest = min(soonest, attempt.expected_end(at))
-            return max(0, self.paused_until - at, soonest - at)
-        ends = sorted([attempt.expected_end(at) for attempt in self.attempts.values()])
+        ends = [attempt.expected_end(at) for attempt in self.attempts.values()]
         if self.draining and (draining := self.still_draining(at)):
             over += len(draining)
-            ends = sorted([*ends, *draining])
+            ends += draining
         wait = self.paused_until - at
         if over >= 0:
-            wait = max(wait, ends[over] - at)
+            wait = max(wait, sorted(ends)[over] - at)
         return max(0, wait)
 
     def warm_cost(self, prefix: Sequence[tuple[int, int]]) -> int:
-        """How much of a prompt, in cost units, this lane has read just before."""
+        """How much of a prompt, in cost units, this lane has read just before. `prefix`: the longest first."""
         since, warm = self.prompts - PROMPTS_WARM, self.warm
-        for mark, cost in reversed(prefix):
-            if warm.get(mark, -PROMPTS_WARM) > since:
+        for mark, cost in prefix:
+            if warm.get(mark, NOT_READ) > since:
                 return cost
         return 0
 
-    def read(self, prefix: tuple[tuple[int, int], ...]) -> None:
-        """It is given a prompt with these beginnings."""
-        self.prompts += 1
+    def read(self, prefix: tuple[tuple[int, int], ...]) -> int:
+        """It is given a prompt with these beginnings: how much of it, in cost units, it has read just before."""
+        since = self.prompts - PROMPTS_WARM
+        self.prompts = number = self.prompts + 1
         warm, marks = self.warm, self.market.marks
         if len(marks) > MARKS_MAX:
             marks.clear()
-        for mark, _ in prefix:
-            warm[mark] = self.prompts
-            marks[mark] = self
         if len(warm) > MARKS_WARM:
-            since = self.prompts - PROMPTS_WARM
-            self.warm = {mark: number for mark, number in warm.items() if number > since}
+            self.warm = warm = {mark: read for mark, read in warm.items() if read > since}
+        known = 0
+        for mark, cost in prefix:
+            if warm.get(mark, NOT_READ) > since:
+                known = cost
+            warm[mark] = number
+            marks[mark] = self
+        return known
 
     # --- attempts ---
 
@@ -250,8 +260,7 @@ class Lane:
             self.warm.clear()
         self.options_used_us = attempt.started_us
         if task.prefix:
-            attempt.warm_cost = self.warm_cost(task.prefix)
-            self.read(task.prefix)
+            attempt.warm_cost = self.read(task.prefix)
         if len(self.attempts) >= self.limiter.limit:
             market.roomy.pop(self.key, None)
         self.cost_inflight += attempt.cost

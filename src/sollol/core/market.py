@@ -97,11 +97,6 @@ class Market:
         if options:
             self._by_options.setdefault(options, {})[lane.node.key] = lane
 
-    def known(self, prefix: tuple[tuple[int, int], ...]) -> Sequence[tuple[int, int]]:
-        """The beginnings of a conversation that some lane has read."""
-        marks = self.marks
-        return [beginning for beginning in prefix if beginning[0] in marks]
-
     def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> Sequence[Lane]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
         if self.unsteady:

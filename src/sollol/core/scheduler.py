@@ -212,7 +212,10 @@ class Scheduler:
         if working_us < 1:
             working_us = 1
         lane.node.succeeded += 1
-        lane.reliability.add(1.0)
+        if lane.reliability.value == 1.0:
+            lane.reliability.count += 1
+        else:
+            lane.reliability.add(1.0)
         lane.busy_answers = 0
         lane.latency.add(at - attempt.started_us)
         if attempt.task.kind is Kind.EMBED:

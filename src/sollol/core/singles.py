@@ -37,10 +37,11 @@ class Singles:
     def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> None:
         """Start it, settle it for want of any node, or leave it in line."""
         ledger, task = self._ledger, opened.task
-        settled_at = ledger.health.settles_at(at)
-        if settled_at is not None:
-            ledger.serve_at(task.model, settled_at)
-            return
+        if at < ledger.health.newcomers_until:
+            settled_at = ledger.health.settles_at(at)
+            if settled_at is not None:
+                ledger.serve_at(task.model, settled_at)
+                return
         router = self._router(task)
         lanes = market.shortlist(task, opened.tried, router.wide, at)
         if not lanes:
@@ -68,7 +69,9 @@ class Singles:
 
         False: it rather waits for a busy node. None: not decided here."""
         ledger, task = self._ledger, opened.task
-        if not market.roomy or market.line or ledger.health.settles_at(at) is not None:
+        if not market.roomy or market.line:
+            return None
+        if at < ledger.health.newcomers_until and ledger.health.settles_at(at) is not None:
             return None
         router = self._router(task)
         if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):

@@ -180,38 +180,30 @@ Row = tuple[str, tuple[float, ...]]
 SHOWN = 8  # candidates that a decision tells of
 
 
-class Considered(msgspec.Struct, frozen=True, gc=False):
-    """What a decision was made of, as it fell out of the prediction: made into Candidates only where somebody looks.
-
-    `names` are those of the terms, `rows` the nodes, `scores` what was to be least, one for each row."""
-
-    names: tuple[str, ...]
-    rows: Sequence[Row]
-    scores: Sequence[float]
-
-    def candidates(self) -> tuple[Candidate, ...]:
-        order = sorted(range(len(self.rows)), key=self.scores.__getitem__)
-        return tuple(self._candidate(*self.rows[place]) for place in order[:SHOWN])
-
-    def _candidate(self, node: str, parts: tuple[float, ...]) -> Candidate:
-        terms = tuple(Term(name, round(us)) for name, us in zip(self.names, parts, strict=True) if us)
-        return Candidate(node, round(sum(parts)), terms)
-
-
 class Decision(msgspec.Struct, frozen=True, gc=False):
     """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer; `first_us`, to
-    the first token (0 where that was not predicted)."""
+    the first token (0 where that was not predicted).
+
+    `rows` are the nodes that were considered, as they fell out of the prediction, `terms` the names of what they are
+    made of, and `scores` what was to be least, one for each row."""
 
     node: str
     predicted_us: Micros
     reason: str
-    considered: Considered | None = None
     first_us: Micros = 0
+    terms: tuple[str, ...] = ()
+    rows: Sequence[Row] = ()
+    scores: Sequence[float] = ()
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The nodes that were considered, the best first."""
-        return () if self.considered is None else self.considered.candidates()
+        """The nodes that were considered, the best first. Made when somebody looks."""
+        order = sorted(range(len(self.rows)), key=self.scores.__getitem__)
+        return tuple(self._candidate(*self.rows[place]) for place in order[:SHOWN])
+
+    def _candidate(self, node: str, parts: tuple[float, ...]) -> Candidate:
+        terms = tuple(Term(name, round(us)) for name, us in zip(self.terms, parts, strict=True) if us)
+        return Candidate(node, round(sum(parts)), terms)
 
 
 class LoadedModel(NamedTuple):

@@ -17,12 +17,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from sollol.core.lane import Lane
+from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
 from sollol.core.market import Typical
 from sollol.core.types import (
     SECOND,
     SHOWN,
-    Considered,
     Decision,
     Kind,
     Micros,
@@ -73,8 +72,10 @@ class CompletionRouter:
             key,
             round(finish),
             self._reason(lanes, chosen),
-            Considered(_EMBED_TERMS if embed else _TERMS, rows, scores),
             0 if embed else round(finish - parts[4]),
+            _EMBED_TERMS if embed else _TERMS,
+            rows,
+            scores,
         )
 
     def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
@@ -110,20 +111,25 @@ def _predict(
     tokens = 0.0 if embed else market.expected_tokens(task)
     tokens_per_cost = market.prompt_tokens(1.0)
     options, cost = task.options, float(task.cost)
-    known = market.known(task.prefix) if task.prefix else ()
+    marks = market.marks
+    known = [beginning for beginning in reversed(task.prefix) if beginning[0] in marks] if task.prefix else ()
     inquiry: _Inquiry | None = None
     rows: list[Row] = []
     finishes: list[float] = []
     for lane in lanes:
         node = lane.node
         wait = 0.0
-        if (lane.attempts or node.heavy_lanes or not lane.steady) and not lane.free(at, heavy):
+        if lane.attempts or node.heavy_lanes or not lane.steady:
             wait = float(lane.wait_us(at, heavy))
         if ahead:
             wait += float(ahead.get(lane.key, 0))
         reads, speaks = lane.prefill.value, lane.decode.value
         if lane.steady and lane.options == options and reads and speaks and not embed and at - lane.last_end_us < STALE:
-            new = cost - lane.warm_cost(known) if known else cost
+            new = cost
+            for mark, length in known:
+                if lane.warm.get(mark, NOT_READ) > lane.prompts - PROMPTS_WARM:
+                    new -= length
+                    break
             read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, lane.overhead.value or 0.0
             rows.append((lane.key, (wait, 0.0, 0.0, read, decode, overhead, 0.0)))
             finishes.append(wait + read + decode + overhead)
