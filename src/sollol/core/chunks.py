@@ -37,7 +37,7 @@ class Chunks:
     def _enqueue(self, opened: OpenTask, at: Micros) -> None:
         line = self._ledger.line(opened.task.model)
         if opened.batch is not None and opened.batch.pending_count and opened.task.id not in line:
-            self._ledger.enqueue(opened, at, at)
+            self._ledger.enqueue(opened, self._ledger.market(opened.task.model, at), at, at)
 
     # --- serving ---
 
@@ -122,7 +122,7 @@ class Chunks:
         task = opened.task
         line = self._ledger.line(task.model)
         if taken and task.id in line:
-            line.serve(task.id, at, market.prompt_tokens(taken))
+            line.serve(task.id, at, taken * market.tokens_per_cost)
             self._enqueue(opened, at)
         if not batch.pending_count:
             line.remove(task.id)

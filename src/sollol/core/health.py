@@ -18,6 +18,7 @@ IDLE_AFTER: Micros = 30 * SECOND
 RETRY: Micros = 500 * MILLISECOND
 RETRY_MAX: Micros = 5 * SECOND
 SILENCES = 2
+TOUCH: Micros = SECOND  # to a second, it is known when the last task came
 NEWCOMERS: Micros = 250 * MILLISECOND  # the first call waits so long for all nodes to be known, not only the nearest
 # A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
 OVERDUE_TIMES = 8
@@ -28,6 +29,7 @@ class Health:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._last_submit: Micros = 0
+        self.touch_at: Micros = 0  # from then on the next task is of interest here
         self.next_at: Micros = NEVER
         self.newcomers_until: Micros = 0
 
@@ -39,6 +41,7 @@ class Health:
                     self.ask(node, at, out)
                 self._plan(node, min(node.next_probe_us, at + EVERY))
         self._last_submit = at
+        self.touch_at = at + TOUCH
 
     def settles_at(self, at: Micros) -> Micros | None:
         """Nodes that were added just now have not answered yet: until when it is worth waiting for them."""

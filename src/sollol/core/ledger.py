@@ -105,9 +105,9 @@ class Ledger:
         """The task is over. `tried`: tell what each node answered, or why it was not asked."""
         task = opened.task
         del self.open[task.id]
-        line = self.lines.get(task.model)
-        if line is not None and task.id in line:
-            line.remove(task.id)
+        market = self.fleet.markets.get(task.model)
+        if market is not None and task.id in market.line.waiting:
+            market.line.remove(task.id)
         if opened.batch is not None:
             self.batches.get(task.model, {}).pop(task.id, None)
         reasons = tuple(self._reasons(opened)) if tried else ()
@@ -154,11 +154,12 @@ class Ledger:
             line = self.lines[model] = WaitingLine(self.shares)
         return line
 
-    def enqueue(self, opened: OpenTask, since: Micros, at: Micros, priority: int | None = None) -> None:
+    def enqueue(self, opened: OpenTask, market: Market, since: Micros, at: Micros, priority: int | None = None) -> None:
         """Put a task in line; an answer that was cut in the middle goes first (`priority`)."""
         task = opened.task
-        market = self.market(task.model, at)
-        tokens = market.prompt_tokens(task.cost) + (0.0 if task.batch else market.expected_tokens(task))
+        tokens = task.cost * market.tokens_per_cost
+        if not task.batch:
+            tokens += market.expected_tokens(task)
         market.line.push(task.id, task.priority if priority is None else priority, since, at, task.app, tokens)
 
     def market(self, model: str, at: Micros) -> Market:

@@ -55,7 +55,8 @@ class Market:
         self.total_rate = 0.0  # known work rates of the usable lanes, cost units per microsecond
         self.best_rate = 0.0
         self.inflight_cost = 0.0
-        self.token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
+        self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
+        self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
         self.samples = 0
         self.quiet_until: Micros = 0  # the waiting tasks were asked in vain just now
         self.look_planned = False
@@ -174,7 +175,8 @@ class Market:
 
     def expected_tokens(self, task: Task) -> float:
         """How long the answer will be."""
-        tokens = self.length(task).read() or TOKENS_OUT
+        length = self._lengths.get((task.app, task.type)) or self.length(task)
+        tokens = length.read() or TOKENS_OUT
         limit = task.tokens_out
         return tokens if limit is None or limit < 0 else min(tokens, float(limit))
 
@@ -188,8 +190,10 @@ class Market:
             found = self._lengths[kind] = self._fleet.lengths.of(task.app, task.type, self.model)
         return found
 
-    def prompt_tokens(self, cost: float) -> float:
-        return cost / (self.token_cost.value or BYTES_PER_TOKEN)
+    def measured_prompt(self, cost: int, tokens: int) -> None:
+        """A prompt of `cost` units had so many tokens."""
+        self._token_cost.add(cost, tokens)
+        self.tokens_per_cost = 1 / (self._token_cost.value or BYTES_PER_TOKEN)
 
     # --- sums for batches ---
 

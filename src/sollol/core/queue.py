@@ -83,20 +83,20 @@ class _Place:
 class WaitingLine:
     """Task ids in the order in which they are to be served. Removal is lazy."""
 
-    __slots__ = ("_levels", "_places", "_serial", "_shares")
+    __slots__ = ("_levels", "_serial", "_shares", "waiting")
 
     def __init__(self, shares: Shares | None = None) -> None:
         self._shares = shares or Shares()
         self._levels: dict[int, _Level] = {}
-        self._places: dict[int, _Place] = {}
+        self.waiting: dict[int, _Place] = {}  # a look at it spares a call
         self._serial = 0
 
     def push(self, task: int, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
-        if task in self._places:
+        if task in self.waiting:
             self.remove(task)
         self._serial += 1
-        place = self._places[task] = _Place(priority, app, (since, self._serial, task), tokens)
+        place = self.waiting[task] = _Place(priority, app, (since, self._serial, task), tokens)
         level = self._levels.get(priority)
         if level is None:
             level = self._levels[priority] = _Level()
@@ -111,8 +111,8 @@ class WaitingLine:
 
     def peek(self, at: Micros) -> int | None:
         """Who is next."""
-        if len(self._places) < 2:
-            return next(iter(self._places), None)
+        if len(self.waiting) < 2:
+            return next(iter(self.waiting), None)
         level = self._first_level(at)
         if len(level.apps) == 1:
             (app,) = level.apps
@@ -142,7 +142,7 @@ class WaitingLine:
 
     def serve(self, task: int, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
-        place = self._places[task]
+        place = self.waiting[task]
         self._levels[place.priority].since = at
         self.remove(task)
         paid = place.tokens if tokens is None else tokens
@@ -150,7 +150,7 @@ class WaitingLine:
         return paid
 
     def remove(self, task: int) -> None:
-        place = self._places.pop(task, None)
+        place = self.waiting.pop(task, None)
         if place is None:
             return
         self._shares.leave(place.app)
@@ -186,7 +186,7 @@ class WaitingLine:
                 if following is None:
                     heapq.heappop(merge)
                 else:
-                    heapq.heapreplace(merge, (given + self._places[key[2]].tokens, following, i))
+                    heapq.heapreplace(merge, (given + self.waiting[key[2]].tokens, following, i))
             if len(found) >= count:
                 break
         return found
@@ -200,7 +200,7 @@ class WaitingLine:
         heap = level.apps[app]
         while heap:
             key = heap[0]
-            place = self._places.get(key[2])
+            place = self.waiting.get(key[2])
             if place is not None and place.key is key:
                 return key
             heapq.heappop(heap)
@@ -208,11 +208,11 @@ class WaitingLine:
         return None
 
     def _is_live(self, key: tuple[Micros, int, int]) -> bool:
-        place = self._places.get(key[2])
+        place = self.waiting.get(key[2])
         return place is not None and place.key is key
 
     def __contains__(self, task: int) -> bool:
-        return task in self._places
+        return task in self.waiting
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.waiting)

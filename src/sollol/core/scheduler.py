@@ -8,14 +8,13 @@ idle node takes over what is expected to finish last (`core.tail`). Every task e
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from sollol.core.attempt import Attempt
 from sollol.core.chunks import Chunks
 from sollol.core.fleet import NodeState
 from sollol.core.forecast import Forecast
-from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import (
@@ -34,13 +33,11 @@ from sollol.core.messages import (
     WakeAt,
 )
 from sollol.core.policy import Policies
-from sollol.core.queue import WaitingLine
+from sollol.core.serving import Serving
 from sollol.core.singles import Singles
-from sollol.core.types import MILLISECOND, NEVER, SECOND, How, Kind, Micros, Outcome, Timing
+from sollol.core.types import NEVER, SECOND, How, Kind, Micros, Outcome, Timing
 
 QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
-LOOKAHEAD = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
-QUIET: Micros = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
 LOOK_AFTER: Micros = SECOND  # how often single tasks under way are looked after
 WARM_LOAD: Micros = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
@@ -51,7 +48,6 @@ class Scheduler:
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
         self.queue_bound = queue_bound
         self._ledger = ledger = Ledger(policies, rng)
-        ledger.serve = self._serve
         self.fleet = ledger.fleet
         self.health = ledger.health
         self.open = ledger.open
@@ -59,6 +55,8 @@ class Scheduler:
         self.forecast = Forecast(ledger)
         self._singles = Singles(ledger)
         self._chunks = Chunks(ledger)
+        self._serving = Serving(ledger, self._singles, self._chunks)
+        ledger.serve = self._serving.model
         self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
@@ -115,32 +113,37 @@ class Scheduler:
         ledger.policies.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
             self._singles.may_hedge(opened)
-        self.health.touched(at, ledger.out)
+        if at >= self.health.touch_at:
+            self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
             ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now))
+        market = self.fleet.markets.get(task.model) or ledger.market(task.model, at)
         if opened.batch is not None:
             ledger.batches.setdefault(task.model, {})[task.id] = opened.batch
-        elif not self._looking_after:
-            self._looking_after = True
-            ledger.at(at + LOOK_AFTER, self._look_after)
-        market = ledger.market(task.model, at)
-        started = self._singles.start_now(opened, market, at) if opened.batch is None else None
-        if started:
-            return
-        ledger.enqueue(opened, at, at)
-        if started is False:
-            return  # the answer that it waits for brings us back
-        line = market.line
-        if opened.batch is None and at < market.quiet_until and line.peek(at) != task.id:
-            self._plan_look(market)  # those before it were asked just now
+            ledger.enqueue(opened, market, at, at)
+            self._serving.market(market, at)
         else:
-            self._serve(task.model, at)
+            self._single_submitted(opened, market, at)
+
+    def _single_submitted(self, opened: OpenTask, market: Market, at: Micros) -> None:
+        if not self._looking_after:
+            self._looking_after = True
+            self._ledger.at(at + LOOK_AFTER, self._look_after)
+        started: bool | None = None
+        if market.roomy and not market.line.waiting:
+            started = self._singles.start_now(opened, market, at)
+            if started:
+                return
+        self._ledger.enqueue(opened, market, at, at)
+        if started is None and (market.roomy or not market.lanes):
+            self._serving.newcomer(opened, market, at)
+        # Otherwise the answer that it waits for brings us back.
 
     def _fed(self, event: Fed, at: Micros) -> None:
         opened = self.open.get(event.task)
         if opened is not None and opened.batch is not None:
             self._chunks.fed(opened, list(event.costs), event.closed, at)
-            self._serve(opened.task.model, at)
+            self._serving.model(opened.task.model, at)
 
     def _first_token(self, event: FirstToken, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
@@ -155,7 +158,7 @@ class Scheduler:
         if opened is not None:
             lanes = self._ledger.abort_all(opened, at)
             self._ledger.settle(opened, Outcome(How.LEFT, "the caller left"))
-            self._serve(opened.task.model, at, lanes)
+            self._serving.model(opened.task.model, at, lanes)
 
     def _deadline(self, task_id: int, at: Micros) -> None:
         opened = self.open.get(task_id)
@@ -165,7 +168,7 @@ class Scheduler:
             message = f"no answer in {(at - opened.since) / SECOND:.1f} s"
             message += f" (running on {where})" if where else " (waiting for a free node)"
             self._ledger.settle(opened, Outcome(How.DEADLINE, message))
-            self._serve(opened.task.model, at, lanes)
+            self._serving.model(opened.task.model, at, lanes)
 
     # --- answers ----------------------------------------------------------------------------------------
 
@@ -191,12 +194,12 @@ class Scheduler:
             self._debit(attempt, outcome, at)
             self._failed(opened, attempt, outcome, at)
         if outcome.how is How.UNREACHABLE:  # other models of that node have lost work too
-            self._serve_all(at)
+            self._serving.all(at)
             return
-        if lane.market.line or self._ledger.batches:
-            self._serve(lane.model, at, (lane,) if outcome.how is How.OK else None)
+        if lane.market.line.waiting or self._ledger.batches:
+            self._serving.market(lane.market, at, (lane,) if outcome.how is How.OK else None)
         if len(lane.node.lanes) > 1:
-            self._serve_others(lane, at)
+            self._serving.others(lane, at)
 
     def _failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         if opened.batch is not None:
@@ -231,7 +234,7 @@ class Scheduler:
             lane.measured_load(timing)
             self.health.ask(lane.node, at, self._ledger.out)
         else:
-            lane.limiter.sample(amount, working_us, inflight, False, len(lane.market.line) > 0)
+            lane.limiter.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
@@ -269,7 +272,7 @@ class Scheduler:
         self._lose_attempts(node, Outcome(How.UNREACHABLE, "the node was removed"), at)
         for market in self.fleet.markets.values():
             market.drop(node.key)
-        self._serve_all(at)
+        self._serving.all(at)
 
     def _node_seen(self, event: NodeSeen, at: Micros) -> None:
         node = self.fleet.nodes.get(event.node)
@@ -281,7 +284,7 @@ class Scheduler:
             for market in self.fleet.markets.values():
                 self._ledger.join(market, node)
                 market.recount(at)
-        self._serve_all(at)  # also those who have tried all others, and waited for this answer
+        self._serving.all(at)  # also those who have tried all others, and waited for this answer
 
     def _node_lost(self, event: NodeLost, at: Micros) -> None:
         node = self.fleet.nodes.get(event.node)
@@ -289,7 +292,7 @@ class Scheduler:
             return
         if self.health.lost(node, event.why, event.certain, at):
             self._node_down(node, event.why, at)
-        self._serve_all(at)
+        self._serving.all(at)
 
     def _node_down(self, node: NodeState, why: str, at: Micros) -> None:
         if node.up is not False:
@@ -331,80 +334,4 @@ class Scheduler:
         if attempt.id in self.attempts:
             self._ledger.abort(attempt, at)
             self._failed(self.open[attempt.task.id], attempt, outcome, at)
-        self._serve(attempt.lane.model, at)
-
-    # --- serving ----------------------------------------------------------------------------------------
-
-    def _serve_all(self, at: Micros) -> None:
-        for model in [m for m, line in self._ledger.lines.items() if line]:
-            self._serve(model, at)
-
-    def _serve_others(self, freed: Lane, at: Micros) -> None:
-        """A node has less to do: other models of it may be waited for, the most urgent first."""
-        lanes = freed.node.lanes.values()
-        waited = [lane for lane in lanes if lane is not freed and self._ledger.lines.get(lane.model)]
-        if len(waited) > 1:
-            waited.sort(key=lambda lane: self._ledger.line(lane.model).urgency(at))
-        for lane in waited:
-            self._serve(lane.model, at)
-
-    def _serve(self, model: str, at: Micros, freed: Iterable[Lane] | None = None) -> None:
-        """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
-        line = self._ledger.lines.get(model)
-        market = self.fleet.markets.get(model)
-        if line is None or market is None:
-            return
-        batches = self._ledger.batches.get(model)
-        only = None if freed is None else list(freed)
-        while line:
-            if not batches and not market.roomy and market.lanes:
-                return  # every slot is taken: the next answer brings us back
-            head = line.peek(at)
-            assert head is not None
-            ahead: dict[str, Micros] = {}
-            if self._serve_task(head, market, ahead, only, at):
-                self._look_ahead(line, market, head, ahead, only, at)
-                break
-        for batch in list(batches.values()) if batches else ():
-            if batch.live and not batch.pending_count:
-                self._chunks.take_over(batch, market, at)
-
-    def _look_ahead(
-        self,
-        line: WaitingLine,
-        market: Market,
-        head: int,
-        ahead: dict[str, Micros],
-        only: list[Lane] | None,
-        at: Micros,
-    ) -> None:
-        """The first one rather waits: those behind it may take what it leaves."""
-        if len(line) < 2 or not any(lane.free(at, False) for lane in market.roomy.values()):
-            return
-        if at < market.quiet_until:
-            self._plan_look(market)
-            return
-        market.look_planned = False
-        market.quiet_until = at + QUIET
-        for task in line.first(LOOKAHEAD, at):
-            if task in line and task != head:
-                self._serve_task(task, market, ahead, only, at)
-                if not any(lane.free(at, False) for lane in market.roomy.values()):
-                    return
-
-    def _plan_look(self, market: Market) -> None:
-        if not market.look_planned:
-            market.look_planned = True
-            self._ledger.serve_at(market.model, market.quiet_until)
-
-    def _serve_task(
-        self, task: int, market: Market, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros
-    ) -> bool:
-        """Bind what can be bound; True if the task still waits."""
-        opened = self.open[task]
-        line = self._ledger.line(market.model)
-        if opened.batch is not None:
-            self._chunks.serve(opened, opened.batch, market, only, at)
-        else:
-            self._singles.serve(opened, market, ahead, at)
-        return task in line
+        self._serving.market(attempt.lane.market, at)

@@ -14,7 +14,6 @@ from sollol.core.types import (
     MILLISECOND,
     SECOND,
     TRANSIENT,
-    Decision,
     How,
     Kind,
     Micros,
@@ -59,7 +58,9 @@ class Singles:
         lane = market.lanes[decision.node]
         if lane.free(at, task.kind is not Kind.EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
             opened.tokens += market.line.serve(task.id, at)
-            self._start(opened, decision, lane, at)
+            attempt = ledger.start(opened, lane, task.cost, decision, at)
+            if opened.hedger is not None and not opened.begun:
+                self._plan_hedge(opened, opened.hedger, attempt, at)
             return
         own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
         ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
@@ -69,30 +70,26 @@ class Singles:
 
         False: it rather waits for a busy node. None: not decided here."""
         ledger, task = self._ledger, opened.task
-        if not market.roomy or market.line:
-            return None
         if at < ledger.health.newcomers_until and ledger.health.settles_at(at) is not None:
             return None
-        router = self._router(task)
+        policies = ledger.policies
+        router = policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
         if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
         if not lane.free(at, task.kind is not Kind.EMBED):
             return False
-        opened.tokens = tokens = market.prompt_tokens(task.cost) + market.expected_tokens(task)
+        opened.tokens = tokens = task.cost * market.tokens_per_cost + market.expected_tokens(task)
         ledger.shares.pass_by(task.app, tokens)
-        self._start(opened, decision, lane, at)
+        attempt = ledger.start(opened, lane, task.cost, decision, at)
+        if opened.hedger is not None:
+            self._plan_hedge(opened, opened.hedger, attempt, at)
         return True
 
     def _router(self, task: Task) -> Router:
         policies = self._ledger.policies
         return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
-
-    def _start(self, opened: OpenTask, decision: Decision, lane: Lane, at: Micros) -> None:
-        attempt = self._ledger.start(opened, lane, opened.task.cost, decision, at)
-        if opened.hedger is not None and not opened.begun:
-            self._plan_hedge(opened, opened.hedger, attempt, at)
 
     def _plan_hedge(self, opened: OpenTask, hedger: Hedger, attempt: Attempt, at: Micros) -> None:
         delay = hedger.after(opened.task, attempt.decision)
@@ -123,7 +120,7 @@ class Singles:
             tried = {*opened.tried, late.lane.node.key}
             lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
         # Without a second copy under way, those who wait for their first one go before.
-        if (market.line and not second) or not lanes or not hedger.withdraw():
+        if (market.line.waiting and not second) or not lanes or not hedger.withdraw():
             ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
             return
         if second:
@@ -150,16 +147,17 @@ class Singles:
         else:
             warm = attempt.warm_cost / task.cost if task.cost else 0.0
             lane.measured_tokens(timing, warm, at - attempt.started_us)
-        node.turns.answered(len(node.lanes) > 1 and self._others_wanted(lane))
+        if len(node.lanes) > 1:
+            node.turns.answered(self._others_wanted(lane))
         if not attempt.resumed:
             if timing.prompt_tokens:
-                market.token_cost.add(task.cost, timing.prompt_tokens)
+                market.measured_prompt(task.cost, timing.prompt_tokens)
             if timing.tokens:
                 market.length(task).add(timing.tokens)
 
     def _others_wanted(self, lane: Lane) -> bool:
         """Is another model of its node waited for?"""
-        return any(other.market.line for other in lane.node.lanes.values() if other is not lane)
+        return any(other.market.line.waiting for other in lane.node.lanes.values() if other is not lane)
 
     def _learn_latency(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         task = opened.task
@@ -214,7 +212,8 @@ class Singles:
             opened.tried[node] = why
             ledger.settle_no_node(opened, "every attempt failed")
             return
-        ledger.enqueue(opened, opened.since, at, int(TaskPriority.CRITICAL) if opened.begun else None)
+        urgent = int(TaskPriority.CRITICAL) if opened.begun else None
+        ledger.enqueue(opened, attempt.lane.market, opened.since, at, urgent)
 
     def load_ahead(self, model: str, span_us: Micros, at: Micros) -> None:
         """Load a model on an idle node once tasks have waited, in sum, for as long as that takes.

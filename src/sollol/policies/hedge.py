@@ -33,7 +33,7 @@ class QuantileHedger:
 
     def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
         """An attempt gave its first token (or its answer, if that comes whole) after `elapsed_us`."""
-        key = _kind(task)
+        key = task.model, task.type, task.stream
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = Quantile()
@@ -42,7 +42,7 @@ class QuantileHedger:
     def after(self, task: Task, decision: Decision) -> Micros | None:
         if task.kind is Kind.EMBED:
             return None
-        kind = self._kinds.get(_kind(task))
+        kind = self._kinds.get((task.model, task.type, task.stream))
         if kind is None or len(kind) < LEAST:
             return None
         late = kind.read(self.share)
@@ -54,10 +54,6 @@ class QuantileHedger:
             return False
         self._tokens -= 1
         return True
-
-
-def _kind(task: Task) -> tuple[str, TaskType, bool]:
-    return task.model, task.type, task.stream
 
 
 def _expected(task: Task, decision: Decision) -> Micros:

@@ -109,7 +109,7 @@ def _predict(
     embed = task.kind is Kind.EMBED
     heavy = not embed or task.batch
     tokens = 0.0 if embed else market.expected_tokens(task)
-    tokens_per_cost = market.prompt_tokens(1.0)
+    tokens_per_cost = market.tokens_per_cost
     options, cost = task.options, float(task.cost)
     marks = market.marks
     known = [beginning for beginning in reversed(task.prefix) if beginning[0] in marks] if task.prefix else ()

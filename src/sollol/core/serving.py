@@ -1,0 +1,97 @@
+"""Binding waiting work to free slots: whose turn it is, and who may go when the first one rather waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sollol.core.chunks import Chunks
+from sollol.core.lane import Lane
+from sollol.core.ledger import Ledger, OpenTask
+from sollol.core.market import Market
+from sollol.core.singles import Singles
+from sollol.core.types import MILLISECOND, Micros
+
+LOOKAHEAD = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
+QUIET: Micros = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
+
+
+class Serving:
+    __slots__ = ("_chunks", "_ledger", "_singles")
+
+    def __init__(self, ledger: Ledger, singles: Singles, chunks: Chunks) -> None:
+        self._ledger = ledger
+        self._singles = singles
+        self._chunks = chunks
+
+    def all(self, at: Micros) -> None:
+        for market in [m for m in self._ledger.fleet.markets.values() if m.line.waiting]:
+            self.market(market, at)
+
+    def others(self, freed: Lane, at: Micros) -> None:
+        """A node has less to do: other models of it may be waited for, the most urgent first."""
+        waited = [lane.market for lane in freed.node.lanes.values() if lane is not freed and lane.market.line.waiting]
+        if len(waited) > 1:
+            waited.sort(key=lambda market: market.line.urgency(at))
+        for market in waited:
+            self.market(market, at)
+
+    def model(self, model: str, at: Micros, freed: Iterable[Lane] | None = None) -> None:
+        market = self._ledger.fleet.markets.get(model)
+        if market is not None:
+            self.market(market, at, freed)
+
+    def newcomer(self, opened: OpenTask, market: Market, at: Micros) -> None:
+        """A single task has come, and some lane has room."""
+        if at < market.quiet_until and market.line.peek(at) != opened.task.id:
+            self._plan_look(market)  # those before it were asked just now
+        else:
+            self.market(market, at)
+
+    def market(self, market: Market, at: Micros, freed: Iterable[Lane] | None = None) -> None:
+        """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
+        line, batches = market.line, self._ledger.batches.get(market.model)
+        only = None if freed is None else list(freed)
+        while line.waiting:
+            if not batches and not market.roomy and market.lanes:
+                return  # every slot is taken: the next answer brings us back
+            head = line.peek(at)
+            assert head is not None
+            ahead: dict[str, Micros] = {}
+            if self._serve(head, market, ahead, only, at):
+                self._look_ahead(market, head, ahead, only, at)
+                break
+        for batch in list(batches.values()) if batches else ():
+            if batch.live and not batch.pending_count:
+                self._chunks.take_over(batch, market, at)
+
+    def _look_ahead(
+        self, market: Market, head: int, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros
+    ) -> None:
+        """The first one rather waits: those behind it may take what it leaves."""
+        line = market.line
+        if len(line) < 2 or not any(lane.free(at, False) for lane in market.roomy.values()):
+            return
+        if at < market.quiet_until:
+            self._plan_look(market)
+            return
+        market.look_planned = False
+        market.quiet_until = at + QUIET
+        for task in line.first(LOOKAHEAD, at):
+            if task in line and task != head:
+                self._serve(task, market, ahead, only, at)
+                if not any(lane.free(at, False) for lane in market.roomy.values()):
+                    return
+
+    def _plan_look(self, market: Market) -> None:
+        if not market.look_planned:
+            market.look_planned = True
+            self._ledger.serve_at(market.model, market.quiet_until)
+
+    def _serve(self, task: int, market: Market, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros) -> bool:
+        """Bind what can be bound; True if the task still waits."""
+        opened = self._ledger.open[task]
+        if opened.batch is not None:
+            self._chunks.serve(opened, opened.batch, market, only, at)
+        else:
+            self._singles.serve(opened, market, ahead, at)
+        return task in market.line.waiting
