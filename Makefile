@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint compile pure bench bench-tools clean
+.PHONY: demo test lint compile pure bench bench-tools clients clean
 
 # The interpreter is recorded, so that a newer pyproject.toml or another Python installs again.
 $(VENV)/.installed-demo: pyproject.toml
@@ -46,5 +46,15 @@ bench-tools:
 	$(PYTHON) -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
 
+# What other people's clients get through the gateway, against what they get from a node.
+clients: $(VENV)/.installed-dev
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check litellm llama-index-core \
+	  llama-index-llms-ollama llama-index-embeddings-ollama llama-index-llms-openai-like llama-index-embeddings-openai-like
+	@if command -v npm >/dev/null; then npm install --prefix .npm-clients --no-save --no-audit --no-fund --silent ollama openai; \
+	else echo "npm is not installed; without it its client is skipped"; fi
+	$(BIN)/python -m tests.clients
+	$(BIN)/python -m tests.clients.ollama_suite
+
 clean: pure
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf .venv-litellm .venv-clients .npm-clients $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

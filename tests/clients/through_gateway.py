@@ -32,7 +32,19 @@ def state_of(suite: str) -> dict[str, Any]:
     names = [name if ":" in name else f"{name}:latest" for pair in asked for name in pair if name]
     rows = [{"name": name, "model": name, "size": 100, "digest": "a"} for name in names]
     running = [{**row, "size_vram": 100} for row in rows]
-    return {"/api/version": {"version": "0.33.0"}, "/api/tags": {"models": rows}, "/api/ps": {"models": running}}
+    return {
+        "/api/version": {"version": "0.33.0"},
+        "/api/tags": {"models": rows},
+        "/api/ps": {"models": running},
+        "/api/show": {"template": "", "details": {}, "capabilities": ["completion"]},
+    }
+
+
+def _own_question(request: Request, state: dict[str, Any]) -> Any:
+    """The answer to a question about the node itself: its state, a model, or how it renders a prompt."""
+    if b'"_debug_render_only":true' in request.get_data():
+        return {"_debug_info": {"rendered_template": "the prompt"}}
+    return state.get(request.path)
 
 
 class Gateway:
@@ -83,9 +95,9 @@ class Suite:
             return f"{self._gateway.url}/"
 
         def dispatch(server: HTTPServer, request: Request) -> Response:
-            """The gateway's questions about the node are none that the suite expects."""
-            if self._gateway is not None and request.method == "GET" and request.path in state:
-                return Response(json.dumps(state[request.path]), content_type="application/json")
+            """What the gateway asks on its own, as it asks every node, is nothing that the suite expects."""
+            if self._gateway is not None and (answer := _own_question(request, state)) is not None:
+                return Response(json.dumps(answer), content_type="application/json")
             return direct_dispatch(server, request)
 
         HTTPServer.url_for = url_for  # type: ignore[method-assign]

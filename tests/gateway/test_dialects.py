@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sollol.core.types import How, Kind
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader, data_of
+from sollol.nodes.dialect import judge
 from sollol.pool.continuation import Said
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
@@ -114,6 +115,45 @@ def test_an_answer_that_is_cut_off_has_failed_unless_all_was_said(case: str) -> 
             assert spoken(case, passed + reader.tail) == text
         else:
             assert whole.startswith(passed)
+
+
+def test_lines_that_never_say_done_are_whole_if_they_end_in_good_form() -> None:
+    line = b'{"model":"m","message":{"role":"assistant","content":"a \\"done\\" b"}}\n'
+    for cut in range(len(line)):
+        reader = LineReader()
+        assert read(reader, [line[:cut], line[cut:], line]) == 2 * line
+        assert reader.close(clean=True).how is How.OK
+        assert reader.tail == b""
+    broken, empty, ollamas = LineReader(), LineReader(), LineReader()
+    broken.feed(line)
+    ollamas.feed(line.replace(b"}}", b'},"done":false}'))
+    assert broken.close(clean=False).how is How.FAILED
+    assert empty.close(clean=True).how is How.FAILED
+    assert ollamas.close(clean=True).how is How.FAILED
+
+
+def test_a_line_of_ollama_in_two_pieces_still_says_that_more_has_to_come() -> None:
+    line = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
+    for cut in range(len(line)):
+        reader = LineReader()
+        read(reader, [line[:cut], line[cut:]])
+        assert reader.close(clean=True).how is How.FAILED
+
+
+def test_a_last_line_without_its_end_is_passed_on() -> None:
+    line = b'{"model":"m","message":{"role":"assistant","content":"a"}}'
+    reader = LineReader()
+    passed = read(reader, [line + b"\n", line])
+    assert reader.close(clean=True).how is How.OK
+    assert passed + reader.tail == (line + b"\n") * 2
+
+
+def test_a_whole_answer_that_does_not_say_done_is_one() -> None:
+    body = b'{"model":"m","message":{"role":"assistant","content":"a"}}'
+    assert judge(200, body, Kind.CHAT).how is How.OK
+    assert judge(200, body[:-1] + b',"done":false}', Kind.CHAT).how is How.FAILED
+    assert judge(200, b"{}", Kind.CHAT).how is How.FAILED
+    assert judge(200, b'{"model":"m"}', Kind.GENERATE).how is How.FAILED
 
 
 def test_the_end_in_good_form_after_a_late_error_is_none() -> None:

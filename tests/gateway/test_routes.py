@@ -153,6 +153,17 @@ def test_create_is_where_its_base_is(stage: Stage) -> None:
         assert list(told[-1]["nodes"]) == [stage.nodes[1].removeprefix("http://")]
 
 
+def test_create_from_a_base_that_no_node_has_is_left_to_a_node_which_pulls_it() -> None:
+    specs = [NodeSpec(seed=seed, models=(OTHER,), registry=REGISTRY) for seed in (1, 2)]
+    with sim_cluster(specs) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
+        made = client.post("/api/create", json={"model": "derived", "from": "qwen3:4b", "stream": False})
+        assert (made.status_code, made.json()["status"]) == (200, "success")
+        having = nodes.do(lambda found: [sorted(node.disk) for node in found])
+        assert sorted(having) == [["derived:latest", "other:latest", "qwen3:4b"], ["other:latest"]]
+        missing = client.post("/api/create", json={"model": "derived", "from": "nowhere", "stream": False})
+        assert missing.status_code == 404
+
+
 def test_a_blob_goes_to_every_node(stage: Stage) -> None:
     import hashlib
 

@@ -93,7 +93,10 @@ async def create(node: SimNode, ask: Ask) -> SimReply:
     name, source = str(ask.data.get("model") or ask.data.get("name") or ""), ask.data.get("from")
     if not source:
         return _stream(400, [{"error": "neither 'from' or 'files' was specified"}], PLAIN_JSON, newline=False)
-    base = node.model(str(source), "model '{}' not found")
+    base = next((model for model in node.spec.registry if model.name == full_name(str(source))), None)
+    if base is None or base.name in node.disk:
+        base = node.model(str(source), "model '{}' not found")
+    node.disk.setdefault(base.name, base)  # what is not on the disk is pulled first
     target = full_name(name)
     new = replace(base, name=target, system=str(ask.data.get("system") or base.system))
     node.disk = {target: replace(new, digest=sha256(f"{base.digest}{target}{new.system}")), **node.disk}

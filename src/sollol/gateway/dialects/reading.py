@@ -125,7 +125,6 @@ class LineReader:
             self.tail = rest + b"\n"
         if ended is None and clean and self.count and not self._marked:
             self.ended = ended = Outcome(How.OK, "", 200, Timing(tokens=self.count))
-            self.tail = b""
         self._clear = False
         return ended or CUT
 
