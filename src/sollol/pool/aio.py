@@ -1,4 +1,7 @@
-"""AsyncOllamaPool: the verbs of the official AsyncClient over all nodes. Lives on the loop that first uses it."""
+"""AsyncOllamaPool: the verbs of the official AsyncClient over all nodes. Lives on the loop that first uses it.
+
+Over 400 lines because it is one class of many verbs, each with the signature that users see.
+"""
 
 from __future__ import annotations
 
