@@ -178,8 +178,8 @@ def text_model(node: SimNode, name: str) -> ModelSpec:
 
 
 def sampling(data: dict[str, Any], limit: str) -> dict[str, Any]:
-    """The options that exist here."""
-    names = {limit: "num_predict", "max_completion_tokens": "num_predict", "seed": "seed", "stop": "stop"}
+    """The options that exist here; `max_completion_tokens` is none of them (ollama/ollama#7125)."""
+    names = {limit: "num_predict", "seed": "seed", "stop": "stop"}
     return {ours: data[theirs] for theirs, ours in names.items() if data.get(theirs) is not None}
 
 

@@ -193,12 +193,15 @@ class EventReader:
         if self.ended is not None:
             return b""
         passed: list[bytes] = []
+        over = False
         for event in self._cutter.cut(piece):
-            if self._hear(event, passed):
+            over = self._hear(event, passed)
+            if over:
                 break
-        if self.ended is None and self._cutter.size + self._held_size > HELD_BYTES:
+        if not over and self._cutter.size + self._held_size > HELD_BYTES:
             self.ended = _too_long()
-        self._clear = not self._cutter.size and not self._held and self.ended is None
+            over = True
+        self._clear = not (over or self._held or self._cutter.size)
         return b"".join(passed)
 
     def _is_ordinary(self, piece: bytes) -> bool:
@@ -215,8 +218,9 @@ class EventReader:
         """Pass it on, or hold it back; True if the answer has ended."""
         sign: Sign = Sign.GOES_ON
         if not self._is_ordinary(event):
-            sign = self._asked(event)
-            if self.ended is not None and self.ended.how is not How.OK:
+            sign, failure = self._asked(event)
+            if failure is not None:
+                self.ended = failure
                 return True
         elif self._sign is not Sign.ENDS:
             self.count += 1
@@ -236,26 +240,24 @@ class EventReader:
         self.ended = self._good()
         return True
 
-    def _asked(self, event: bytes) -> Sign:
-        """What an event says that is not ordinary."""
+    def _asked(self, event: bytes) -> tuple[Sign, Outcome | None]:
+        """What an event says that is not ordinary; an Outcome if the answer has failed."""
         data = data_of(event)
-        if not data:
-            if event.startswith(b":") or not event.strip():  # a comment
-                return Sign.GOES_ON
-            self.ended = Outcome(How.FAILED, f"an event of the answer has no data: {event[:80]!r}", 200)
-            return Sign.GOES_ON
+        if not data and (event.startswith(b":") or not event.strip()):  # a comment
+            return Sign.GOES_ON, None
         try:
             sign, outcome = self._judge(data)
         except msgspec.DecodeError as error:
-            self.ended = Outcome(How.FAILED, f"an event of the answer is not JSON: {error}", 200)
-            return Sign.GOES_ON
-        if outcome is not None:
-            if outcome.how is not How.OK:
-                self.ended = outcome
-            self._told = outcome.timing
-        elif sign is Sign.ENDED and self._sign is not Sign.ENDS:  # so it is where a late error was swallowed
-            self.ended = Outcome(How.FAILED, "the answer ended without a reason", 200)
-        return sign
+            why = f"an event of the answer is not what its API says: {error}: {event[:80]!r}"
+            return Sign.GOES_ON, Outcome(How.FAILED, why, 200)
+        if outcome is None:
+            if sign is Sign.ENDED and self._sign is not Sign.ENDS:  # so ends what a late error was swallowed in
+                return sign, Outcome(How.FAILED, "the answer ended without a reason", 200)
+            return sign, None
+        if outcome.how is not How.OK:
+            return sign, outcome
+        self._told = outcome.timing
+        return sign, None
 
     def _good(self) -> Outcome:
         return Outcome(How.OK, "", 200, self._told or Timing(tokens=self.count))
