@@ -115,7 +115,7 @@ class WaitingLine:
             return next(iter(self.waiting), None)
         level = self._first_level(at)
         if len(level.apps) == 1:
-            (app,) = level.apps
+            app = next(iter(level.apps))
             head = self._head(level, app)
             assert head is not None
             return head[2]
@@ -131,7 +131,7 @@ class WaitingLine:
         levels = self._levels
         if len(levels) > 1:
             return levels[self._order(at)[0]]
-        (level,) = levels.values()
+        level = next(iter(levels.values()))
         return level
 
     def urgency(self, at: Micros) -> tuple[float, Micros]:
