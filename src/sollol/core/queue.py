@@ -160,7 +160,7 @@ class WaitingLine:
             del self._levels[place.priority]
             return
         heap = level.apps[place.app]
-        if heap[0] is place.key:
+        if heap[0][1] == place.key[1]:  # compiled, a tuple has no identity; its serial has
             heapq.heappop(heap)
         elif len(heap) > 64 and len(heap) > 4 * level.count:
             level.apps[place.app] = heap = [key for key in heap if self._is_live(key)]
@@ -201,7 +201,7 @@ class WaitingLine:
         while heap:
             key = heap[0]
             place = self.waiting.get(key[2])
-            if place is not None and place.key is key:
+            if place is not None and place.key[1] == key[1]:
                 return key
             heapq.heappop(heap)
         del level.apps[app]
@@ -209,7 +209,7 @@ class WaitingLine:
 
     def _is_live(self, key: tuple[Micros, int, int]) -> bool:
         place = self.waiting.get(key[2])
-        return place is not None and place.key is key
+        return place is not None and place.key[1] == key[1]
 
     def __contains__(self, task: int) -> bool:
         return task in self.waiting
