@@ -5,7 +5,7 @@ the first request on is counted, so learning is paid for. Each row is of FLEETS 
 requests each, pooled. Calibration is actual ÷ predicted time of the attempts that answered, without the first 500
 requests of each fleet, at the load where it is worst.
 
-Two nodes of 10:1, options that reload models, and what a decision costs: `bench.two_nodes` and `bench.decisions`.
+Two nodes of 10:1, and options that reload models: `bench.two_nodes`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from bench import decisions, two_nodes
+from bench import two_nodes
 from bench.balancers import FIELD, balanced, oracled
 from bench.rows import Row, row
 from bench.workload import Ask, Site, fleet, traffic, universe
@@ -124,4 +124,4 @@ def _by_load(figures: dict[float, float]) -> str:
 
 
 def run() -> list[Row]:
-    return [*compare(), *two_nodes.run(), *decisions.run()]
+    return [*compare(), *two_nodes.run()]
