@@ -246,6 +246,7 @@ def test_the_call_that_goes_on_is_ollamas() -> None:
         "prompt": "<user>x<assistant> drops takes to",
         "raw": True,
         "stream": True,
+        "truncate": False,
         "options": {"temperature": 0, "top_p": 1.0, "num_predict": 5},
     }
 
