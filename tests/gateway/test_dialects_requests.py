@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Kind
@@ -170,6 +170,7 @@ NAMES = st.sampled_from(
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(fields=st.dictionaries(NAMES, JSON, max_size=6) | JSON)
+@example(fields={"max_tokens": 0.5})  # less than a token is no bound that is reached already
 @settings(max_examples=150, deadline=None)
 def test_no_request_is_too_odd(dialect: str, fields: Any) -> None:
     """What is wrong is told by a node; here it must only not be mistaken."""

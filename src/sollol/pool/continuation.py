@@ -200,7 +200,7 @@ class Said:
     def left(self) -> int | None:
         """What is left of `num_predict`; None where there is no bound (0 is none either)."""
         predict = (self.body.get("options") or {}).get("num_predict")
-        return int(predict) - self.tokens if isinstance(predict, (int, float)) and predict > 0 else None
+        return int(predict) - self.tokens if isinstance(predict, (int, float)) and predict >= 1 else None
 
     @property
     def is_complete(self) -> bool:
