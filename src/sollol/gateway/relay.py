@@ -110,8 +110,8 @@ class StreamRelay(StreamJob):
         """The first piece: this node has won, and the client is told who answers."""
         lines = routing_lines(self, None, attempt)
         self.request.begin_with(200, self.tongue.type_line, lines, piece)
-        start, digest = attempt.start, self._ask(attempt.node)
-        self._begins(digest, start.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
+        start = attempt.start
+        self._begins(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
 
     def _pass_on(self, line: bytes) -> bool:
         """A part that another node went on with."""

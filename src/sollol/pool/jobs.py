@@ -200,10 +200,10 @@ class StreamJob(CallJob):
         holders = self._holders(self.task.model)
         return holders[node.key][1] if node.key in holders else ""
 
-    def _begins(self, digest: str, node: str, started: Started) -> None:
+    def _begins(self, node: Endpoint, started: Started) -> None:
         """The first line is there. Whether others could go on has to be known before it is needed; until then it is
-        hoped."""
-        self._digest = digest
+        hoped. The node is asked only now, so as not to be in its way."""
+        self._digest = digest = self._ask(node)
         self._begun_at = self._loop.time()
         model, said = self.task.model, self._said
         if said is None or not digest:
@@ -212,8 +212,8 @@ class StreamJob(CallJob):
         started(self._continuity.can(model, digest) is not False)
         if self._continuity.can(model, digest) is None:
             same = {key: endpoint for key, (endpoint, theirs) in self._holders(model).items() if theirs == digest}
-            first = [same.pop(node)] if node in same else []
-            self._continuity.ask([*first, *same.values()], model, digest, said.body, lambda: started(False))
+            same.pop(node.key, None)
+            self._continuity.ask([node, *same.values()], model, digest, said.body, lambda: started(False))
 
     async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
         said, model = self._said, self.task.model
@@ -223,7 +223,7 @@ class StreamJob(CallJob):
         if self._holders(model).get(node.key, (node, ""))[1] != self._digest:
             return Outcome(How.UNABLE, f"has another version of {model}: it cannot go on with the answer")
         if not said.is_exact:
-            return Outcome(How.UNABLE, "a part of the answer could not be read, so none can go on with it")
+            return Outcome(How.UNABLE, "the answer so far is not plain text, so no other node can go on with it")
         try:
             prompt = await self._continuity.learn(node, model, self._digest, said.body)
         except NotRendered as refused:
