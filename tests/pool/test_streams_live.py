@@ -67,7 +67,7 @@ def test_another_node_goes_on(kind: str, fault: str, right: str, monkeypatch: py
 
 @pytest.fixture
 def processes() -> Iterator[list[SpawnedNode]]:
-    nodes = spawn_many([spec(i, 60.0) for i in (1, 2)])
+    nodes = spawn_many([spec(i, 40.0) for i in (1, 2)])
     try:
         yield nodes
     finally:
