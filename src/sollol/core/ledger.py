@@ -24,7 +24,7 @@ from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Ranges, Tas
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "begun", "hedger", "since", "task", "tokens", "tried", "tries")
+    __slots__ = ("attempts", "batch", "begun", "busy", "hedger", "since", "task", "tokens", "tried", "tries")
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
@@ -32,10 +32,15 @@ class OpenTask:
         self.batch = Batch(task) if task.batch else None
         self.attempts: dict[int, Attempt] = {}
         self.tried: dict[str, str] = {}  # node -> why it failed
+        self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
         self.begun = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
         self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
+
+    def avoids(self) -> set[str]:
+        """Nodes that it does not go to as long as there are others."""
+        return {*self.tried, *(self.busy or ())}
 
 
 class Ledger:

@@ -42,7 +42,10 @@ class Singles:
                 ledger.serve_at(task.model, settled_at)
                 return
         router = self._router(task)
-        lanes = market.shortlist(task, opened.tried, router.wide, at)
+        lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), router.wide, at)
+        if not lanes and opened.busy:  # there is no other: wait for one that was busy
+            opened.busy = None
+            lanes = market.shortlist(task, opened.tried, router.wide, at)
         if not lanes:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
             lanes = [
@@ -198,6 +201,7 @@ class Singles:
             ledger.settle(opened, msgspec.structs.replace(outcome, how=How.REFUSED), attempt.id)
             return
         if outcome.how is How.BUSY:
+            opened.busy = {*(opened.busy or ()), node}
             # As long as one node was not busy that often, it may take it.
             lanes = attempt.lane.market.usable(at)
             tries = min((lane.busy_answers for lane in lanes), default=attempt.lane.busy_answers)
