@@ -193,27 +193,21 @@ class StreamJob(CallJob):
         finally:
             await reply.aclose()
 
-    def _ask(self, node: Endpoint) -> str:
-        """The digest of the model there."""
-        if self._said is None:
-            return ""
-        holders = self._holders(self.task.model)
-        return holders[node.key][1] if node.key in holders else ""
-
     def _begins(self, node: Endpoint, started: Started) -> None:
         """The first line is there. Whether others could go on has to be known before it is needed; until then it is
         hoped. The node is asked only now, so as not to be in its way."""
-        self._digest = digest = self._ask(node)
         self._begun_at = self._loop.time()
         model, said = self.task.model, self._said
+        holders = self._holders(model) if said is not None else {}
+        self._digest = digest = holders[node.key][1] if node.key in holders else ""
         if said is None or not digest:
             started(False)
             return
-        started(self._continuity.can(model, digest) is not False)
-        if self._continuity.can(model, digest) is None:
-            same = {key: endpoint for key, (endpoint, theirs) in self._holders(model).items() if theirs == digest}
-            same.pop(node.key, None)
-            self._continuity.ask([node, *same.values()], model, digest, said.body, lambda: started(False))
+        known = self._continuity.can(model, digest)
+        started(known is not False)
+        if known is None:
+            others = [other for other, theirs in holders.values() if theirs == digest and other.key != node.key]
+            self._continuity.ask([node, *others], model, digest, said.body, lambda: started(False))
 
     async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
         said, model = self._said, self.task.model
