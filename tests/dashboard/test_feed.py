@@ -136,13 +136,6 @@ class Pool:
         return answer
 
 
-def test_what_changed_under_the_reader_is_read_again() -> None:
-    changed = RuntimeError("dictionary changed size during iteration")
-    assert run(PoolSource(Pool(changed, changed, {"n": 1})).snapshot()) == {"n": 1}
-    with pytest.raises(RuntimeError, match="changed size"):
-        run(PoolSource(Pool(changed, changed, changed)).snapshot())
-
-
 def test_a_pool_that_hangs_costs_a_frame_and_not_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PATIENCE_S", 0.05)
     monkeypatch.setattr(sources, "READERS", 2)

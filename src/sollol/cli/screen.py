@@ -156,7 +156,7 @@ def _recent(frame: Row, limit: int) -> RenderableType:
     def cells(row: Row) -> tuple[str | Text, ...]:
         at = datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S")
         outcome = Text(row["outcome"], style="" if row["outcome"] == "ok" else "red")
-        times = millis(row["predicted_ms"]), millis(row["actual_ms"])
+        times = millis(row["predicted_ms"] or None), millis(row["actual_ms"])
         return _id(row), at, row["model"], row["node"], outcome, *times, str(row["attempts"]), row["reason"]
 
     columns = ("recent", "at", "model", "node", "outcome", "predicted", "actual", "attempts", "reason")

@@ -17,7 +17,6 @@ from sollol.errors import BadInput, SollolError
 
 PATIENCE_S = 5.0
 READERS = 8  # threads that wait for the pool at once; more would only wait as well
-TRIES = 3
 
 
 class Source(Protocol):
@@ -87,7 +86,7 @@ class PoolSource:
 
         def work() -> None:
             try:
-                value, error = _settled(call), None
+                value, error = call(), None
             except Exception as problem:
                 value, error = None, problem
             try:
@@ -102,17 +101,6 @@ class PoolSource:
                 return await future
         except TimeoutError:
             raise SollolError(f"the pool has not answered for {PATIENCE_S:g} s") from None
-
-
-def _settled(call: Callable[[], Any]) -> Any:
-    """An AsyncOllamaPool is read while its own loop goes on; what changed under the reader is read again."""
-    for left in reversed(range(TRIES)):
-        try:
-            return call()
-        except RuntimeError as error:
-            if isinstance(error, SollolError) or not left:
-                raise
-    raise AssertionError("unreachable")
 
 
 def _quietly(ready: Callable[[], None]) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from sollol.core.endpoint import DEFAULT_PORT
@@ -19,7 +20,6 @@ from sollol.pool import manage
 from sollol.pool.answers import Answer
 from sollol.pool.base import PoolBase, configured_nodes
 from sollol.pool.batch import (
-    BatchJob,
     BatchResult,
     Delivered,
     Ended,
@@ -28,14 +28,12 @@ from sollol.pool.batch import (
     Wanted,
     as_sequence,
     rows_of,
-    take,
 )
 from sollol.pool.engine import Engine, finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob
 from sollol.pool.requests import (
     Request,
     chat_request,
-    check_text,
     embed_request,
     generate_request,
     old_embed_request,
@@ -69,7 +67,7 @@ class AsyncOllamaPool(PoolBase):
         if self._closed:
             raise SollolError("the pool is closed; make a new one")
         if self._engine is None:
-            self._engine = self._make_engine()
+            self._engine, self._home = self._make_engine(), asyncio.get_running_loop()
         return self._engine
 
     @property
@@ -242,9 +240,10 @@ class AsyncOllamaPool(PoolBase):
         """
         fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
         source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
-        async for message in self._batch(model, source, fields, priority, width, timeout):
-            for row in rows_of(message, on_error):
-                yield row
+        async with aclosing(self._batch(model, source, fields, priority, width, timeout)) as messages:
+            async for message in messages:
+                for row in rows_of(message, on_error):
+                    yield row
 
     async def _batch(
         self,
@@ -254,7 +253,7 @@ class AsyncOllamaPool(PoolBase):
         priority: int,
         width: int | None,
         timeout: float | None,
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncGenerator[Message]:
         engine = self._running()
         messages: deque[Message] = deque()
         news = asyncio.Event()
@@ -269,14 +268,14 @@ class AsyncOllamaPool(PoolBase):
                 engine.dispatcher.feed(job.whole(inputs))
                 source = None
             else:
-                source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
+                source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
             fed = 0
             while True:
                 while messages:
                     message = messages.popleft()
                     if isinstance(message, Wanted):
                         if source is not None:
-                            fed += await _feed(engine, job, source, message.items, fed)
+                            fed += await engine.feed(job, source, message.items, fed)
                         continue
                     yield message
                     if isinstance(message, Ended):
@@ -390,20 +389,3 @@ class AsyncOllamaPool(PoolBase):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-async def _feed(engine: Engine, job: BatchJob, source: Any, count: int, fed: int) -> int:
-    """Read `count` more texts and hand them over; how many came."""
-    if isinstance(source, AsyncIterable):
-        texts: list[str] = []
-        closed = True
-        async for text in source:
-            check_text("inputs", fed + len(texts), text)
-            texts.append(text)
-            if len(texts) >= count:
-                closed = False
-                break
-    else:
-        texts, closed = take(source, count, fed)
-    engine.dispatcher.feed(job.more(texts, closed))
-    return len(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import sollol
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy
-from sollol.errors import BadInput
+from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
 from sollol.pool.engine import Engine
 from sollol.pool.requests import (
@@ -30,6 +31,7 @@ from sollol.pool.requests import (
 from sollol.pool.views import NodeView, explained, snapshot_of, stats_of
 
 T = TypeVar("T")
+READ_S = 5.0  # that a reader on another thread waits for the pool's loop
 PARALLEL_LEAST = 2  # tasks and machines from which running in parallel can be sooner
 
 
@@ -56,6 +58,7 @@ class PoolBase:
         self._transport = transport
         self._seed = seed
         self._engine: Engine | None = None
+        self._home: asyncio.AbstractEventLoop | None = None  # the loop of an AsyncOllamaPool's engine
         self._closed = False
         self._totals = {"total_requests": 0, "successful_requests": 0, "failed_requests": 0}
         for node in [nodes] if isinstance(nodes, (str, Mapping)) else nodes or ():
@@ -170,8 +173,20 @@ class PoolBase:
         return self._read(lambda: stats_of(scheduler, dict(self._endpoints), dict(self._totals)))
 
     def _read(self, read: Callable[[], T]) -> T:
-        """Look at the engine's state from where it may be looked at."""
-        return read()
+        """Look at the engine's state from where it may be looked at: on the loop that alone changes it."""
+        home = self._home
+        if home is None or not home.is_running() or home is _loop_here():
+            return read()
+
+        async def there() -> T:
+            return read()
+
+        reading = asyncio.run_coroutine_threadsafe(there(), home)
+        try:
+            return reading.result(READ_S)
+        except TimeoutError:
+            reading.cancel()
+            raise SollolError(f"the pool's event loop has not answered for {READ_S:g} s") from None
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -239,6 +254,13 @@ def _endpoint(host: Any, port: int) -> Endpoint:
     if isinstance(host, str) and "://" not in host and port != DEFAULT_PORT:
         return parse_endpoint({"host": host, "port": port})
     return parse_endpoint(host, default_port=port)
+
+
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _own_name() -> str:

@@ -116,6 +116,8 @@ class BatchJob:
         self._available = available  # (node, since, until) -> the share of that time in which it was up
         self._failed = 0
         self._takeovers = 0
+        self.wait_us: Micros | None = None  # until the first of its texts went to a node
+        self.noted: Callable[[BatchJob, Settle, BatchReport], None] | None = None  # told of its end
 
     # --- feeding ---
 
@@ -163,6 +165,8 @@ class BatchJob:
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         work = self._nodes.setdefault(start.node, _NodeWork())
         work.requests += 1
+        if self.wait_us is None or began - self._began < self.wait_us:
+            self.wait_us = began - self._began
         self._takeovers += start.decision.reason.startswith("takes over")
         if outcome.how is How.OK:
             work.busy_us += at - max(began, work.last_end)
@@ -205,7 +209,10 @@ class BatchJob:
 
     def settle(self, action: Settle, at: Micros) -> None:
         self._answers.clear()
-        self._post(Ended(error_of(action, self.task), self._report(at)))
+        report = self._report(at)
+        if self.noted is not None:
+            self.noted(self, action, report)
+        self._post(Ended(error_of(action, self.task), report))
 
     def _report(self, at: Micros) -> BatchReport:
         seconds = max(at - self._began, 1) / SECOND

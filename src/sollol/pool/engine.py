@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -22,12 +22,12 @@ from sollol.policies.limits import ThroughputLimiter
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.pool.answers import Answer
-from sollol.pool.batch import BatchJob, Message
+from sollol.pool.batch import BatchJob, Message, take
 from sollol.pool.continuation import Continuity, Said, is_plain
 from sollol.pool.dispatcher import Dispatcher
 from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
-from sollol.pool.requests import Request
+from sollol.pool.requests import Request, check_text
 
 # A model may take minutes to load and a long prompt minutes to read; silence in mid-answer is another matter.
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
@@ -142,8 +142,26 @@ class Engine:
             type=TaskType.EMBED,
         )
         job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
+        if self._sees(task.id):
+            job.noted = self.history.add_batch
         self.dispatcher.submit(job)
         return job
+
+    async def feed(self, job: BatchJob, source: Iterator[str] | AsyncIterator[str], count: int, fed: int) -> int:
+        """Read `count` more texts for a batch and hand them over; how many came. Raises BadInput."""
+        if isinstance(source, AsyncIterator):
+            texts: list[str] = []
+            closed = True
+            async for text in source:
+                check_text("inputs", fed + len(texts), text)
+                texts.append(text)
+                if len(texts) >= count:
+                    closed = False
+                    break
+        else:
+            texts, closed = take(source, count, fed)
+        self.dispatcher.feed(job.more(texts, closed))
+        return len(texts)
 
     def observe(self, share: float) -> None:
         """Record this share of the calls, from 0.0 to 1.0, in the history; with 0.0 no events either."""

@@ -9,11 +9,54 @@ from typing import Any, NamedTuple
 
 from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle
-from sollol.core.types import How
+from sollol.core.types import How, Task
+from sollol.pool.answers import Answer
+from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
 
 REMEMBERED = 1_000
 SHOWN = 100
+
+
+class BatchStory:
+    """What became of a batch, as the record of a call. Nothing was predicted for it as a whole."""
+
+    __slots__ = ("report", "task", "wait_us")
+
+    def __init__(self, task: Task, report: BatchReport, wait_us: int | None) -> None:
+        self.task = task
+        self.report = report
+        self.wait_us = wait_us
+
+    def record(self, attempt: int | None) -> Answer:
+        report = self.report
+        queue_ms = report.seconds * 1000 if self.wait_us is None else self.wait_us / 1000
+        told = f"{report.items} texts in {report.requests} requests"
+        told += f", {report.retries} of them failed" if report.retries else ""
+        told += f", {report.takeovers} to take over what was late" if report.takeovers else ""
+        return Answer(
+            id=self.task.id,
+            node=", ".join(node for node, share in report.nodes.items() if share.items),
+            reasons=[told],
+            predicted_ms=0.0,
+            actual_ms=report.seconds * 1000 - queue_ms,
+            queue_ms=queue_ms,
+            attempts=report.requests,
+            tried=[
+                {"node": node, "outcome": How.FAILED.value, "why": f"{share.failed} requests failed", "ms": 0.0}
+                for node, share in report.nodes.items()
+                if share.failed
+            ],
+            candidates=[],
+            task_type=self.task.type.value,
+            mode=None,
+            seams=[],
+            items=report.items,
+            failed_items=report.failed,
+            items_per_s=report.items_per_s,
+            efficiency=report.efficiency,
+            nodes={node: share._asdict() for node, share in report.nodes.items()},
+        )
 
 
 class Past(NamedTuple):
@@ -21,11 +64,11 @@ class Past(NamedTuple):
 
     at: float
     settled: Settle
-    story: Story
+    story: Story | BatchStory
 
 
 class History:
-    """The last REMEMBERED single calls, by id."""
+    """The last REMEMBERED calls, by id: single ones, and batches as a whole."""
 
     def __init__(self) -> None:
         self._past: deque[Past] = deque(maxlen=REMEMBERED)
@@ -39,6 +82,9 @@ class History:
         for start, outcome, began, ended in job.story.attempts:
             if start.attempt == job.settled.attempt and outcome.how is How.OK and start.decision.predicted_us:
                 self._ratios.add((ended - began) / start.decision.predicted_us)
+
+    def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
+        self._past.append(Past(time.time(), settled, BatchStory(job.task, report, job.wait_us)))
 
     def find(self, task: int) -> dict[str, Any] | None:
         for past in reversed(self._past):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -390,8 +391,9 @@ class OllamaPool(PoolBase):
         timeout: float | None,
         on_error: str,
     ) -> Iterator[tuple[int, Any]]:
-        for message in self._batch(model, source, fields, priority, width, timeout):
-            yield from rows_of(message, on_error)
+        with closing(self._batch(model, source, fields, priority, width, timeout)) as messages:
+            for message in messages:
+                yield from rows_of(message, on_error)
 
     def _batch(
         self,
@@ -401,7 +403,7 @@ class OllamaPool(PoolBase):
         priority: int,
         width: int | None,
         timeout: float | None,
-    ) -> Iterator[Message]:
+    ) -> Generator[Message]:
         engine = self._running()
         messages: SimpleQueue[Message] = SimpleQueue()
 

@@ -201,6 +201,12 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
             for attempt in opened.attempts.values()
         ],
     }
+    batch = opened.batch
+    if batch is not None:
+        under_way = sum(attempt.items.total() for attempt in opened.attempts.values())
+        told["items"] = {
+            "waiting": batch.pending_count, "running": under_way, "answered": batch.answered, "failed": batch.refused
+        }  # fmt: skip
     place = engine.scheduler.forecast.position(task_id, at)
     if place is not None:
         told |= {"position": place[0], "eta_ms": place[1] / 1000}

@@ -1,0 +1,161 @@
+"""What is kept of calls and batches, and that it can be read from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from sollol import AsyncOllamaPool, NoNodeAvailable, OllamaPool, SollolError
+from sollol.pool import base
+from sollol.sim import NodeSpec, run, sim_cluster
+from tests.pool.universe import CHAT, EMBED, MODELS, node, texts, universe
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_a_batch_is_a_call_of_the_history() -> None:
+    async def main() -> None:
+        async with universe([node(1, 100.0), node(2, 50.0)]) as u:
+            await u.pool.chat(CHAT, HELLO)
+            result = await u.pool.embed_batch(EMBED, texts(300))
+            newest, oldest = u.pool.snapshot()["recent"]
+            assert oldest["kind"] == "chat"
+            assert (newest["kind"], newest["outcome"], newest["model"]) == ("embed", "ok", f"{EMBED}:latest")
+            assert newest["node"] == "10.0.0.2:11434, 10.0.0.3:11434"
+            assert newest["attempts"] == result.report.requests
+            assert newest["actual_ms"] + newest["queue_ms"] == pytest.approx(result.report.seconds * 1000)
+            assert newest.keys() == oldest.keys()
+            told = u.pool.explain(newest["id"])
+            assert told["state"] == "done"
+            assert told["items"] == 300
+            assert told["reasons"] == [newest["reason"]]
+            assert told["nodes"]["10.0.0.2:11434"]["items"] > told["nodes"]["10.0.0.3:11434"]["items"]
+            assert u.pool.snapshot()["calibration"]["count"] == 1  # nothing was predicted for a batch as a whole
+
+    run(main())
+
+
+def test_a_batch_that_failed_and_one_that_was_left_are_told_too() -> None:
+    async def main() -> None:
+        async with universe([node(1, 20.0)]) as u:
+            with pytest.raises(NoNodeAvailable):
+                await u.pool.embed_batch("no-such-model", texts(3))
+            assert u.pool.snapshot()["recent"][0]["outcome"] == "no node"
+            stream = u.pool.embed_stream(EMBED, texts(100))
+            await anext(stream)
+            (running, *_) = u.pool.snapshot()["running"]
+            told = u.pool.explain(running["id"])
+            assert told["state"] == "running"
+            assert told["items"]["waiting"] + told["items"]["running"] + told["items"]["answered"] == 100
+            await stream.aclose()
+            left = u.pool.snapshot()["recent"][0]
+            assert (left["id"], left["outcome"]) == (running["id"], "left")
+
+    run(main())
+
+
+def test_a_source_that_begins_anew_each_time_is_read_once() -> None:
+    class Source:
+        async def __aiter__(self) -> AsyncIterator[str]:
+            for text in texts(1000):
+                yield text
+
+    async def main() -> None:
+        async with universe([node(1, 1000.0)]) as u:
+            assert sorted([index async for index, _ in u.pool.embed_stream(EMBED, Source())]) == list(range(1000))
+
+    run(main())
+
+
+def test_what_is_not_observed_is_not_kept() -> None:
+    async def main() -> None:
+        async with universe([node(1, 100.0)]) as u:
+            u.pool.engine.observe(0.0)
+            await u.pool.chat(CHAT, HELLO)
+            await u.pool.embed_batch(EMBED, texts(10))
+            assert u.pool.snapshot()["recent"] == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["asynchronous", "synchronous"])
+def test_it_can_be_read_from_any_thread(kind: str) -> None:
+    """Many threads read while calls come and go, and what they see is whole."""
+    specs = [NodeSpec(models=MODELS, seed=i) for i in range(3)]
+    problems: list[Any] = []
+    seen: list[int] = []
+    over = threading.Event()
+
+    def read(pool: Any) -> None:
+        try:
+            while not over.is_set():
+                snapshot = pool.snapshot()
+                seen.append(len(snapshot["recent"]))
+                for row in snapshot["recent"][:3]:
+                    assert pool.explain(row["id"])["id"] == row["id"]
+                assert len(pool.get_stats()["node_performance"]) == 3
+                assert len(pool.nodes) == 3
+                repr(pool)
+        except Exception as problem:
+            problems.append(problem)
+
+    def readers(pool: Any) -> list[threading.Thread]:
+        threads = [threading.Thread(target=read, args=(pool,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    async def work(chat: Any) -> None:
+        for _ in range(10):
+            await asyncio.gather(*(chat(CHAT, HELLO) for _ in range(12)))
+
+    with sim_cluster(specs) as nodes:
+        if kind == "synchronous":
+            with OllamaPool(list(nodes)) as pool:
+                threads = readers(pool)
+                asyncio.run(work(pool.chat_async))
+                over.set()
+                for thread in threads:
+                    thread.join(10)
+        else:
+
+            async def main() -> None:
+                async with AsyncOllamaPool(list(nodes)) as pool:
+                    threads = readers(pool)
+                    await work(pool.chat)
+                    over.set()
+                    for thread in threads:
+                        await asyncio.to_thread(thread.join, 10)
+
+            asyncio.run(main())
+    assert not problems
+    assert max(seen) > 10
+
+
+def test_a_loop_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "READ_S", 0.05)
+
+    async def main() -> None:
+        async with AsyncOllamaPool(["127.0.0.1:1"]) as pool:
+            found: list[Any] = []
+
+            def read() -> None:
+                try:
+                    found.append(pool.snapshot())
+                except SollolError as error:
+                    found.append(error)
+
+            thread = threading.Thread(target=read)
+            thread.start()
+            time.sleep(0.3)  # noqa: ASYNC251 - the loop is busy, which is the point
+            await asyncio.to_thread(thread.join)
+            assert "has not answered for 0.05 s" in str(found[0])
+
+    asyncio.run(main())
+    pool = AsyncOllamaPool(["127.0.0.1:1"])
+    assert pool.snapshot()["recent"] == []  # never used: there is no loop to ask
