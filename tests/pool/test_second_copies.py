@@ -11,6 +11,7 @@ from sollol.core.messages import Abort, Start
 from sollol.core.types import How
 from sollol.hedging import AdaptiveHedging
 from sollol.policies.hedge import BUDGET, LEAST, RESERVE
+from sollol.pool.engine import _stays
 from sollol.sim import ModelSpec, run
 from tests.pool.breaking import MODEL, Stage, staged, talker
 
@@ -204,6 +205,32 @@ def test_embeddings_have_none() -> None:
                 node.slow(20.0)
             await stage.pool.embed(model.name, "late", mode="fast")
             assert len(starts) == LEAST + 6
+
+    run(main())
+
+
+def test_none_where_it_would_load_or_unload_a_model() -> None:
+    async def main() -> None:
+        async with staged([talker(1), talker(2)]) as stage:
+            await learned(stage)
+            for more in (
+                {"options": {"num_predict": TOKENS, "num_ctx": 2048}},
+                {"keep_alive": 0},
+                {"keep_alive": "0s"},
+            ):
+                await said(stage, **more | {"keep_alive": None})  # the node that does it has the options then
+                before = len(stage.transport.sent)
+                watch = straggle(stage)
+                await said(stage, hedge=True, **more)
+                await watch
+                assert len(stage.transport.sent) == before + 1, more
+                for node in stage.world.nodes.values():
+                    node.heal()
+                await said(stage)
+            assert _stays("5m")
+            assert _stays(-1)
+            assert _stays("1h30m")
+            assert not _stays(0.0)
 
     run(main())
 

@@ -121,7 +121,9 @@ class Singles:
         lanes = [oldest.lane]
         if not second:
             tried = {*opened.tried, late.lane.node.key}
-            lanes = [lane for lane in market.shortlist(task, tried, False, at) if lane.free(at)]
+            ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.free(at))
+            # A copy that must load the model first comes late itself, and may put out what others use.
+            lanes = [lane for lane in ready if not lane.startup_us(task.options)]
         # Without a second copy under way, those who wait for their first one go before.
         if (market.line.waiting and not second) or not lanes or not hedger.withdraw():
             ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))

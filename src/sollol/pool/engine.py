@@ -194,7 +194,8 @@ class Engine:
             self.deadline(how.timeout_s),
             type=request.type,
             mode=how.mode,
-            hedge=how.hedge,
+            # A copy that unloads its model when it ends would do so on two nodes.
+            hedge=False if "keep_alive" in request.fields and not _stays(request.fields["keep_alive"]) else how.hedge,
             stream=request.stream,
             prefix=request.prefix,
             only=how.only,
@@ -212,6 +213,11 @@ class Engine:
         begin = max(since, node.up_since)
         end = until if node.up else node.down_since
         return max(0.0, end - begin) / max(1, until - since)
+
+
+def _stays(keep_alive: Any) -> bool:
+    """Does a model stay in memory after a call with this `keep_alive`? "0", "0s", 0 and 0.0 mean no."""
+    return str(keep_alive).strip("0.hmnsuµ") != ""
 
 
 def finish(job: CallJob, request: Request) -> Answer:
