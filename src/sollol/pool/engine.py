@@ -104,9 +104,10 @@ class Engine:
 
         return noted
 
-    def holders(self, model: str) -> dict[str, tuple[Endpoint, str]]:
-        """The nodes that have a model, and its digest there."""
-        nodes = self.scheduler.fleet.nodes.values()
+    def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
+        """The nodes that have a model (or of them this one), and its digest there."""
+        found = self.scheduler.fleet.nodes
+        nodes = [found[key]] if key in found else () if key else found.values()
         return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
 
     def use_strategy(self, strategy: RoutingStrategy) -> None:

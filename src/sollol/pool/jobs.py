@@ -151,7 +151,7 @@ class StreamJob(CallJob):
         push: Callable[[bytes], bool],
         said: Said | None,
         continuity: Continuity,
-        holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
+        holders: Callable[..., dict[str, tuple[Endpoint, str]]],
     ) -> None:
         super().__init__(task, path, body, timeouts, done)
         self.call = self.call._replace(stream=True)
@@ -187,9 +187,7 @@ class StreamJob(CallJob):
         try:
             if reply.status != 200:
                 return refusal(reply.status, await reply.read())
-            return await self._relay(
-                reply.__aiter__(), lambda: self._begins(self._ask(node), node.key, started), _as_it_is
-            )
+            return await self._relay(reply.__aiter__(), lambda: self._begins(node, started), _as_it_is)
         finally:
             await reply.aclose()
 
@@ -198,23 +196,28 @@ class StreamJob(CallJob):
         hoped. The node is asked only now, so as not to be in its way."""
         self._begun_at = self._loop.time()
         model, said = self.task.model, self._said
-        holders = self._holders(model) if said is not None else {}
-        self._digest = digest = holders[node.key][1] if node.key in holders else ""
+        self._digest = digest = self._digest_on(node) if said is not None else ""
         if said is None or not digest:
             started(False)
             return
         known = self._continuity.can(model, digest)
         started(known is not False)
         if known is None:
-            others = [other for other, theirs in holders.values() if theirs == digest and other.key != node.key]
+            holders = self._holders(model).values()
+            others = [other for other, theirs in holders if theirs == digest and other.key != node.key]
             self._continuity.ask([node, *others], model, digest, said.body, lambda: started(False))
+
+    def _digest_on(self, node: Endpoint) -> str:
+        """Which version of the model the node has."""
+        holder = self._holders(self.task.model, node.key).get(node.key)
+        return holder[1] if holder else ""
 
     async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
         said, model = self._said, self.task.model
         assert said is not None
         if said.is_complete:
             return Outcome(How.UNABLE, "there is nothing left to say")
-        if self._holders(model).get(node.key, (node, ""))[1] != self._digest:
+        if self._digest_on(node) != self._digest:
             return Outcome(How.UNABLE, f"has another version of {model}: it cannot go on with the answer")
         if not said.is_exact:
             return Outcome(How.UNABLE, "the answer so far is not plain text, so no other node can go on with it")
