@@ -12,6 +12,7 @@ import pytest
 from sollol import AsyncOllamaPool, NoNodeAvailable, ResponseError
 from sollol.core.fleet import Lane
 from sollol.core.messages import NodeSeen
+from sollol.core.singles import HUNG_LEAST
 from sollol.core.types import How
 from sollol.policies.breaker import PAUSE, THRESHOLD
 from sollol.sim import NodeSpec, SimNode, run
@@ -109,6 +110,46 @@ def test_a_busy_node_is_left_for_the_others_and_waited_for_if_there_is_none() ->
             stage.world[FAST].error_rate(1.0, status=503)
             with pytest.raises(NoNodeAvailable, match=f"{FAST}: simulated fault"):
                 await ask(stage.pool)
+
+    run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_node_that_lives_and_whose_runner_hangs(stream: bool) -> None:
+    """It says how it is whenever it is asked, and nothing of the answer: another node gets a copy."""
+
+    async def said(stage: Stage) -> Any:
+        answer = await ask(stage.pool, stream=stream)
+        return [part async for part in answer][-1] if stream else answer
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with staged(unequal()) as stage:
+            stage.world[SLOW].slow(3.0)  # so that the other one is asked first
+            for key in (FAST, SLOW) * 2:
+                await ask(stage.pool, node=key)
+            for number in range(THRESHOLD):
+                began = loop.time()
+                stage.world[FAST].stall_after(0)
+                answer = await said(stage)
+                assert answer.routing.node == SLOW
+                if number == 0:
+                    assert answer.routing.reasons[0].startswith(f"another copy: {FAST} is silent")
+                assert loop.time() - began < HUNG_LEAST / 1e6 + 10
+                assert stage.world[FAST].counters.inflight == 0
+            lane = lane_of(stage, FAST)
+            assert lane.failed >= 1
+            stage.world[FAST].heal()
+            assert (await ask(stage.pool, node=[FAST])).routing.node == FAST
+        if not stream:
+            return
+        async with staged(unequal()[:1]) as stage:  # without another node it is waited for
+            await ask(stage.pool)
+            stage.world[FAST].stall_after(0)
+            call = asyncio.ensure_future(said(stage))
+            await asyncio.sleep(200)
+            stage.world[FAST].heal()
+            assert (await call).routing.node == FAST
 
     run(main())
 

@@ -322,7 +322,10 @@ class Scheduler:
         self._looking_after = any(opened.batch is None for opened in self.open.values())
         if self._looking_after:
             self._ledger.at(at + LOOK_AFTER, self._look_after)
-            self._singles.look_after(at)
+            for attempt in self._singles.look_after(at):
+                outcome = Outcome(How.TIMEOUT, "silent far beyond what was predicted")
+                attempt.lane.breaker.record(at, outcome)
+                self._debit(attempt, outcome, at)
             for model in self.forecast.models_waited_for():
                 self._singles.load_ahead(model, LOOK_AFTER, at)
 

@@ -26,6 +26,9 @@ from sollol.core.types import (
 
 HEDGE_AGAIN: Micros = 50 * MILLISECOND  # a late call for whose second copy there was no room
 LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
+# A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
+HUNG_TIMES = 20
+HUNG_LEAST: Micros = 60 * SECOND
 NO_AHEAD: dict[str, Micros] = {}
 
 
@@ -130,11 +133,16 @@ class Singles:
             return
         if second:
             ledger.abort(oldest, at)
-        decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
-        reason = f"another copy: {late.lane.node.key} is late; {decision.reason}"
-        lane = market.lanes[decision.node]
-        another = ledger.start(opened, lane, task.cost, msgspec.structs.replace(decision, reason=reason), at)
+        another = self._copy(opened, late, lanes, "late", at)
         self._plan_hedge(opened, hedger, another, at)
+
+    def _copy(self, opened: OpenTask, late: Attempt, lanes: list[Lane], what: str, at: Micros) -> Attempt:
+        """Send the same to another node: the first to yield wins."""
+        ledger, task = self._ledger, opened.task
+        decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
+        reason = f"another copy: {late.lane.node.key} is {what}; {decision.reason}"
+        lane = late.lane.market.lanes[decision.node]
+        return ledger.start(opened, lane, task.cost, msgspec.structs.replace(decision, reason=reason), at)
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
@@ -250,12 +258,33 @@ class Singles:
         best.loading_until = at + 2 * best.startup_us()
         ledger.out.append(Load(best.node.key, model, task.kind, task.options))
 
-    def look_after(self, at: Micros) -> None:
-        """Ask the nodes of attempts that are clearly later than predicted whether they live."""
-        for attempt in self._ledger.attempts.values():
+    def look_after(self, at: Micros) -> list[Attempt]:
+        """Ask the nodes of attempts that are clearly later than predicted whether they live. A node may live and its
+        runner hang: those attempts that have another copy now, because nothing was heard of them for far too long."""
+        hung = []
+        for attempt in list(self._ledger.attempts.values()):
             if attempt.task.batch:  # its tail looks after itself
                 continue
             node = attempt.lane.node
             late = at - attempt.due_us
             if late > max(LATE_LEAST, (attempt.due_us - attempt.started_us) // 2) and at - node.asked_us > LATE_LEAST:
                 self._ledger.health.ask(node, at, self._ledger.out)
+            if late > HUNG_LEAST and self._hangs(attempt, at) and self._rescue(attempt, at):
+                hung.append(attempt)
+        return hung
+
+    def _hangs(self, attempt: Attempt, at: Micros) -> bool:
+        decision = attempt.decision
+        expected = decision.first_us if attempt.task.stream and decision.first_us else decision.predicted_us
+        return not attempt.started and at - attempt.started_us > HUNG_TIMES * expected
+
+    def _rescue(self, attempt: Attempt, at: Micros) -> bool:
+        """Another copy, once, if a node is idle; the first is not given up, for it may be late for a reason."""
+        opened, market = self._ledger.open[attempt.task.id], attempt.lane.market
+        if opened.begun or len(opened.attempts) > 1:
+            return False
+        tried = {*opened.avoids(), attempt.lane.node.key}
+        lanes = [lane for lane in market.shortlist(opened.task, tried, False, at) if lane.free(at)]
+        if lanes:
+            self._copy(opened, attempt, lanes, "silent", at)
+        return bool(lanes)

@@ -268,7 +268,7 @@ class _Saying:
             raise TransportFault(Fault.CUT, "the connection was closed inside the answer")
         if faults.late_error_after is not None and (said >= faults.late_error_after or at_end):
             raise Refusal(500, RUNNER_GONE)
-        while faults.stall_after is not None and said >= faults.stall_after:
+        while (stall := self.node.faults.stall_after) is not None and said >= stall:  # healing makes new faults
             await self.machine.wait(self.node.healed())
 
     def _end(self, answer: Answer) -> End:
