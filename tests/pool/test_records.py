@@ -72,6 +72,50 @@ def test_a_source_that_begins_anew_each_time_is_read_once() -> None:
     run(main())
 
 
+def totals(pool: Any) -> tuple[int, int, int]:
+    stats = pool.get_stats()
+    return stats["total_requests"], stats["successful_requests"], stats["failed_requests"]
+
+
+def test_every_call_counts_once() -> None:
+    async def main() -> None:
+        async with universe([node(1, 100.0)]) as u:
+            await u.pool.chat(CHAT, HELLO)
+            await u.pool.embed_batch(EMBED, texts(10))
+            assert len([row async for row in u.pool.embed_stream(EMBED, iter(texts(10)))]) == 10
+            assert totals(u.pool) == (3, 3, 0)
+            stream = u.pool.embed_stream(EMBED, texts(100))
+            await anext(stream)
+            await stream.aclose()
+            with pytest.raises(NoNodeAvailable):
+                await u.pool.embed_batch("no-such-model", texts(3))
+            assert totals(u.pool) == (5, 3, 2)
+
+    run(main())
+    with sim_cluster([NodeSpec(models=MODELS)]) as nodes, OllamaPool(list(nodes)) as pool:
+        pool.chat(CHAT, HELLO)
+        pool.embed_batch(EMBED, texts(10))
+        assert len(list(pool.embed_stream(EMBED, iter(texts(10))))) == 10
+        rows = pool.embed_stream(EMBED, iter(texts(1000)))
+        next(rows)
+        rows.close()  # type: ignore[attr-defined]
+        assert totals(pool) == (4, 3, 1)
+
+
+def test_calibration_is_a_statistic() -> None:
+    async def main() -> None:
+        async with universe([node(1, None, decode_tokens_per_s=50.0, prefill_tokens_per_s=1000.0)]) as u:
+            assert u.pool.get_stats()["calibration"] == {"median": None, "p90": None, "count": 0}
+            for _ in range(20):
+                await u.pool.chat(CHAT, HELLO, options={"num_predict": 20})
+            calibration = u.pool.get_stats()["calibration"]
+            assert calibration["count"] == 20
+            assert 0.6 < calibration["median"] < 1.4
+            assert calibration == u.pool.snapshot()["calibration"]
+
+    run(main())
+
+
 def test_what_is_not_observed_is_not_kept() -> None:
     async def main() -> None:
         async with universe([node(1, 100.0)]) as u:

@@ -218,7 +218,6 @@ class AsyncOllamaPool(PoolBase):
             elif isinstance(message, Refused):
                 result._refuse(message)
             elif isinstance(message, Ended):
-                self.count(message.error is None)
                 return result._finish(message, on_error)
         raise AssertionError("a batch ends with a message")
 
@@ -263,6 +262,7 @@ class AsyncOllamaPool(PoolBase):
             news.set()
 
         job = engine.batch(model, fields, priority, width, self._bound(timeout), post)
+        ended = False
         try:
             if isinstance(inputs, (list, tuple)):
                 engine.dispatcher.feed(job.whole(inputs))
@@ -277,12 +277,17 @@ class AsyncOllamaPool(PoolBase):
                         if source is not None:
                             fed += await engine.feed(job, source, message.items, fed)
                         continue
-                    yield message
                     if isinstance(message, Ended):
+                        ended = True
+                        self.count(message.error is None)
+                        yield message
                         return
+                    yield message
                 news.clear()
                 await news.wait()
         finally:
+            if not ended:
+                self.count(False)
             engine.dispatcher.cancel(job.task.id)
 
     # --- models ---

@@ -169,8 +169,7 @@ class PoolBase:
 
     def get_stats(self) -> dict[str, Any]:
         """A copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        scheduler = self._engine.scheduler if self._engine else None
-        return self._read(lambda: stats_of(scheduler, dict(self._endpoints), dict(self._totals)))
+        return self._read(lambda: stats_of(self._engine, dict(self._endpoints), dict(self._totals)))
 
     def _read(self, read: Callable[[], T]) -> T:
         """Look at the engine's state from where it may be looked at: on the loop that alone changes it."""

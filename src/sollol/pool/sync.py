@@ -359,7 +359,6 @@ class OllamaPool(PoolBase):
                     result._refuse(message)
                     advance(message.items.total())
                 elif isinstance(message, Ended):
-                    self.count(message.error is None)
                     return result._finish(message, on_error)
         finally:
             finished(0)
@@ -414,19 +413,24 @@ class OllamaPool(PoolBase):
             return job
 
         job = self._on_loop(lambda inner: submit())
-        fed = 0
+        fed, ended = 0, False
         try:
             while True:
                 message = messages.get()
+                if isinstance(message, Ended):
+                    ended = True
+                    self.count(message.error is None)
+                    yield message
+                    return
                 if not isinstance(message, Wanted):
                     yield message
-                    if isinstance(message, Ended):
-                        return
                 elif isinstance(inputs, Iterator):
                     texts, closed = take(inputs, message.items, fed)
                     fed += len(texts)
                     self._post(lambda texts=texts, closed=closed: engine.dispatcher.feed(job.more(texts, closed)))
         finally:
+            if not ended:
+                self.count(False)
             self._post(engine.dispatcher.cancel, job.task.id)
 
     # --- models ---

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.fleet import NodeState
-from sollol.core.scheduler import Scheduler
 from sollol.core.types import SECOND, LoadedModel, Task
 from sollol.pool.jobs import shown_candidates
 
@@ -94,8 +93,12 @@ class NodeView:
         return f"<Node {self.url} {self.state}>"
 
 
-def stats_of(scheduler: Scheduler | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
-    """The statistics of `surface`: totals, and `node_performance` by "host:port"."""
+NO_CALIBRATION = {"median": None, "p90": None, "count": 0}
+
+
+def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
+    """The statistics of `surface`: totals, calibration, and `node_performance` by "host:port"."""
+    scheduler = engine.scheduler if engine else None
     performance: dict[str, Any] = {}
     for key, endpoint in endpoints.items():
         state = scheduler.fleet.nodes.get(key) if scheduler else None
@@ -106,6 +109,7 @@ def stats_of(scheduler: Scheduler | None, endpoints: dict[str, Endpoint], totals
         "nodes": list(endpoints),
         "waiting": scheduler.waiting() if scheduler else 0,
         "running": len(scheduler.attempts) if scheduler else 0,
+        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
         "node_performance": performance,
     }
 
@@ -142,7 +146,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
         "waiting": _waiting(engine) if engine else [],
         "running": _running(engine) if engine else [],
         "recent": engine.history.recent() if engine else [],
-        "calibration": engine.history.calibration() if engine else {"median": None, "p90": None, "count": 0},
+        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
     }
 
 
