@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.errors import ResponseError, StreamBroken
+from sollol.pool.continuation import is_plain
 from sollol.sim import run
 from sollol.sim.words import render
 from tests.pool.breaking import MESSAGES, MODEL, Break, Heard, Stage, positions, staged, start_of, talker
@@ -150,6 +151,63 @@ def test_without_a_bound_an_answer_ends_where_it_would_have() -> None:
     assert 10 < tokens < 200
     for at in range(0, tokens + 1, 4):
         same(*run(broken(case, [("cut_after", at)])), case)
+
+
+@pytest.mark.parametrize("more", [{"raw": True}, {"system": "Be brief."}, {"keep_alive": "10m"}, {"shift": False}])
+def test_other_fields_of_a_request_are_kept(more: dict[str, Any]) -> None:
+    async def main() -> None:
+        texts = []
+        for breaks in ([], [("cut_after", 3)], [("late_error_after", 1), ("cut_after", 2)]):
+            async with staged([talker(i) for i in (1, 2, 3)], breaks) as stage:
+                call = start_of("generate", stage.pool, options={"num_predict": PREDICT}, **more)
+                heard = await Heard().listen(await call)
+                texts.append(heard.text)
+                assert heard.error is None
+                assert len(stage.transport.sent) == 1 + len(breaks)
+                for request in stage.transport.sent:
+                    assert request.body.get("keep_alive") == more.get("keep_alive")
+                    assert request.body.get("shift") == more.get("shift")
+        assert len(set(texts)) == 1
+
+    run(main())
+
+
+def test_an_answer_that_has_outgrown_the_context_is_not_gone_on_with() -> None:
+    """Its beginning would be cut off, and what follows would be another answer."""
+
+    async def main() -> None:
+        specs = [talker(i, num_ctx=64) for i in (1, 2)]
+        async with staged(specs, [("cut_after", 30)]) as stage:
+            heard = await Heard().listen(await start_of("chat", stage.pool, options={"num_predict": 60}))
+            ends_broken(heard, 30)
+            assert "exceeds the available context size" in str(heard.error)
+
+    run(main())
+
+
+PLAIN = {"model": MODEL, "messages": MESSAGES, "stream": True}
+NOT_PLAIN: list[dict[str, Any]] = [
+    {"tools": [{}]},
+    {"format": "json"},
+    {"images": ["aGVsbG8="]},
+    {"think": True},
+    {"think": "low"},
+    {"suffix": "x"},
+    {"context": [1, 2]},
+    {"logprobs": True},
+    {"a_field_to_come": 1},
+    {"messages": []},
+    {"messages": [{"role": "user", "content": "x", "images": ["aGVsbG8="]}]},
+    {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+]
+
+
+def test_which_requests_can_be_gone_on_with_at_all() -> None:
+    assert is_plain(PLAIN)
+    assert is_plain(PLAIN | {"options": {"stop": ["x"]}, "keep_alive": 0, "tools": [], "format": "", "think": False})
+    assert is_plain({"model": MODEL, "prompt": "x", "system": "s", "template": "t", "raw": True})
+    for more in NOT_PLAIN:
+        assert not is_plain(PLAIN | more), more
 
 
 BREAKS = st.tuples(st.sampled_from([*SUDDEN, "bytes", *SLOW]), st.integers(0, 14))

@@ -217,8 +217,7 @@ class Said:
         # Rather an error than a prompt without its beginning: an answer that outgrows the context cannot go on exactly.
         body = {"model": self.model, "prompt": prompt + self.text, "raw": True, "stream": True, "truncate": False}
         body["options"] = options
-        if "keep_alive" in self.body:
-            body["keep_alive"] = self.body["keep_alive"]
+        body |= {name: self.body[name] for name in ("keep_alive", "shift") if name in self.body}
         return Call("POST", "/api/generate", encode(body), stream=True, timeouts=timeouts)
 
     def translate(self, line: bytes, before: int, elapsed_us: int) -> bytes:
