@@ -41,9 +41,9 @@ def hang_ups() -> list[Row]:
     with sim_cluster(specs) as nodes:
         ports = [int(url.rpartition(":")[2]) for url in nodes.urls]
         with proxies.sollol(ports) as ours:
-            asyncio.run(_get_to_know(ours.port))
+            asyncio.run(get_to_know(ours.port, NODES))
             before, asked = _get(ours.port, "/sollol/snapshot"), _asked(nodes)
-            left_in = asyncio.run(_all_leave(ours.port))
+            left_in = asyncio.run(all_leave(ours.port, CLIENTS, AT_ONCE))
             time.sleep(0.1)
             running = _running(nodes)
             after, reached = _get(ours.port, "/sollol/snapshot"), _asked(nodes) - asked
@@ -66,7 +66,7 @@ def _faults(snapshot: Any) -> int:
     return sum(node["failed_requests"] for node in snapshot["nodes"])
 
 
-async def _get_to_know(port: int) -> None:
+async def get_to_know(port: int, nodes: int) -> None:
     """Some whole answers from every node."""
 
     async def ask(number: int) -> None:
@@ -74,9 +74,10 @@ async def _get_to_know(port: int) -> None:
         writer.write(_request(port, number, 3))
         await reader.readuntil(b"0\r\n\r\n")
         writer.close()
+        await writer.wait_closed()
 
     for start in range(4):
-        await asyncio.gather(*(ask(start * NODES + number) for number in range(NODES)))
+        await asyncio.gather(*(ask(start * nodes + number) for number in range(nodes)))
 
 
 def _request(port: int, number: int, words: int) -> bytes:
@@ -84,16 +85,16 @@ def _request(port: int, number: int, words: int) -> bytes:
     return request_bytes(port, "/api/chat", {"model": MODEL, "messages": messages, "options": {"num_predict": words}})
 
 
-async def _all_leave(port: int) -> Counter[str]:
+async def all_leave(port: int, clients: int, at_once: int) -> Counter[str]:
     """How many left in which phase: as it was for them, which may be another than planned."""
-    turn = asyncio.Semaphore(AT_ONCE)
+    turn = asyncio.Semaphore(at_once)
     dice = random.Random(7)
 
     async def one(number: int, phase: str, share: float) -> str:
         async with turn:
             return await _leave(port, number, phase, share)
 
-    plans = [(number, dice.choice(PHASES), dice.random()) for number in range(CLIENTS)]
+    plans = [(number, dice.choice(PHASES), dice.random()) for number in range(clients)]
     return Counter(await asyncio.gather(*(one(*plan) for plan in plans)))
 
 
@@ -122,6 +123,8 @@ async def _leave(port: int, number: int, phase: str, share: float) -> str:
                         came += piece
     finally:
         writer.transport.abort() if number % 2 else writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
     return phase if phase in PHASES[:2] else "mid-stream" if came else "before an answer"
 
 

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import random
-import socket
+import asyncio
 import time
+from typing import Any
 
-from sollol.sim.serve import sim_cluster
-from tests.gateway.stage import MODEL, gateway_over, talker
+from bench.hangups import all_leave, get_to_know
+from sollol.sim.serve import Cluster, sim_cluster
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 
-CLIENTS = 100
-NODES = 2
-
-
-def request(number: int) -> bytes:
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": f"[{number}] " + "word " * 200}]})
-    head = f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    return (head + body).encode()
+CLIENTS, AT_ONCE, NODES = 150, 24, 12
 
 
 def test_a_client_that_leaves_stops_its_work_and_harms_nobody() -> None:
-    dice = random.Random(7)
     with sim_cluster([talker(i, 200.0) for i in range(NODES)]) as nodes, gateway_over(nodes.urls) as stage:
-        open_: list[tuple[float, socket.socket]] = []
-        for number in range(CLIENTS):
-            sock = socket.create_connection(("127.0.0.1", stage.port))
-            data = request(number)
-            sock.sendall(data if dice.random() < 0.8 else data[: dice.randrange(len(data))])
-            open_.append((time.monotonic() + dice.choice([0.0, 0.01, 0.05, 0.2]), sock))
-            while open_ and len(open_) > 20:
-                close_due(open_)
-        while open_:
-            close_due(open_)
+        asyncio.run(get_to_know(stage.port, NODES))
+        before, asked = stats(stage), reached(nodes)
+        left_in = asyncio.run(all_leave(stage.port, CLIENTS, AT_ONCE))
+        assert min(left_in[phase] for phase in ("in the head", "in the body", "before an answer", "mid-stream")) > 5
+        assert reached(nodes) - asked > left_in["mid-stream"]  # some were left while a node read the prompt
 
         deadline = time.monotonic() + 1.0  # what counts is measured by the benchmark; here, that it happens at all
         while time.monotonic() < deadline and (running(nodes) or unsettled(stage)):
             time.sleep(0.01)
         assert running(nodes) == 0
         assert unsettled(stage) == 0
-        stats = stage.look(lambda gateway: gateway.pool.get_stats())
-        assert stats["successful_requests"] == 0
-        assert all(row["failed_requests"] == 0 for row in stats["node_performance"].values())
+        after = stats(stage)
+        assert after["successful_requests"] == before["successful_requests"]
+        assert all(row["failed_requests"] == 0 for row in after["node_performance"].values())
         breakers = stage.look(
             lambda gateway: [
                 lane.breaker.closed
@@ -57,17 +44,17 @@ def test_a_client_that_leaves_stops_its_work_and_harms_nobody() -> None:
         stage.look(lambda gateway: gateway.engine.scheduler.invariants())
 
 
-def close_due(open_: list[tuple[float, socket.socket]]) -> None:
-    now = time.monotonic()
-    for entry in [entry for entry in open_ if entry[0] <= now]:
-        entry[1].close()
-        open_.remove(entry)
-    time.sleep(0.002)
+def stats(stage: Stage) -> dict[str, Any]:
+    return stage.look(lambda gateway: gateway.pool.get_stats())
 
 
-def running(nodes) -> int:
+def reached(nodes: Cluster) -> int:
+    return nodes.do(lambda found: sum(node.counters.requests.get("POST /api/chat", 0) for node in found))
+
+
+def running(nodes: Cluster) -> int:
     return nodes.do(lambda found: sum(node.counters.inflight for node in found))
 
 
-def unsettled(stage) -> int:
+def unsettled(stage: Stage) -> int:
     return stage.look(lambda gateway: len(gateway.engine.scheduler.open))
