@@ -18,6 +18,7 @@ from tests.gateway.stage import Stage, gateway_over
 
 CHAT = ModelSpec("llama3.2", size_bytes=2_000_000_000, tools=True)
 EMBED = ModelSpec("nomic-embed-text", "embed", 274_000_000, context_length=2048)
+PLAIN = ModelSpec("plain", size_bytes=1_000_000_000)
 PULLABLE = ModelSpec("gemma3:1b", size_bytes=800)
 HELLO = [{"role": "user", "content": "the small node sends the ready model"}]
 TOOL = {
@@ -32,7 +33,7 @@ TEXTS = [f"text number {i}" for i in range(100)]
 
 
 def spec(seed: int) -> NodeSpec:
-    return NodeSpec(models=(CHAT, EMBED), registry=(PULLABLE,), seed=seed)
+    return NodeSpec(models=(CHAT, PLAIN, EMBED), registry=(PULLABLE,), seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_ollama_models(stage: Stage) -> None:
             listed = sorted(row.model for row in client.list().models)
             return listed, client.show("llama3.2").details.family
 
-    assert both(stage, ask)[0] == ["llama3.2:latest", "nomic-embed-text:latest"]
+    assert both(stage, ask)[0] == ["llama3.2:latest", "nomic-embed-text:latest", "plain:latest"]
     with ollama_client(stage.url) as client:
         assert client.chat("llama3.2", HELLO).message.content
         assert "llama3.2:latest" in {row.model for row in client.ps().models}
@@ -146,7 +147,123 @@ def test_ollama_errors(stage: Stage, model: str, more: dict[str, Any], status: i
     assert both(stage, ask)[0] == status
 
 
+def test_ollama_async_chat_stream_with_tools(stage: Stage) -> None:
+    def ask(url: str) -> Any:
+        async def go() -> Any:
+            client = ollama.AsyncClient(url)
+            parts = [part async for part in await client.chat("llama3.2", HELLO, tools=[TOOL], stream=True)]
+            await client._client.aclose()
+            calls = [call.function.name for part in parts for call in part.message.tool_calls or ()]
+            return calls, [part.message.content for part in parts], parts[-1].done_reason
+
+        return asyncio.run(go())
+
+    assert both(stage, ask)[0] == ["weather"]
+
+
+def test_ollama_old_embeddings_and_generate(stage: Stage) -> None:
+    def ask(url: str) -> Any:
+        with ollama_client(url) as client:
+            old = client.embeddings("nomic-embed-text", TEXTS[0]).embedding
+            shaped = client.generate("llama3.2", "x", format="json").response
+            raw = client.generate("llama3.2", "x", raw=True, options={"num_predict": 7})
+        return old, shaped, raw.response, raw.eval_count
+
+    assert both(stage, ask)[3] == 7
+
+
+def test_ollama_pull_copy_create_and_delete() -> None:
+    def ask(url: str) -> Any:
+        with ollama_client(url) as client:
+            pulled = [part.status for part in client.pull("gemma3:1b", stream=True)]
+            again = client.pull("gemma3:1b").status
+            copied = client.copy("gemma3:1b", "mine").status
+            made = client.create("derived", from_="gemma3:1b", system="x").status
+            listed = sorted(row.model for row in client.list().models)
+            gone = [client.delete(name).status for name in ("mine", "derived", "gemma3:1b")]
+            with pytest.raises(ollama.ResponseError) as caught:
+                client.pull("nowhere")
+        last = pulled[-1]  # of many nodes, progress has more lines than of one
+        return last, "pulling manifest" in pulled, again, copied, made, listed, gone, caught.value.status_code
+
+    with sim_cluster([spec(1), spec(2)]) as nodes, gateway_over(nodes.urls[:1]) as found:
+        assert ask(found.url) == ask(nodes.urls[1])
+
+
+def test_ollama_running_models() -> None:
+    def ask(url: str) -> Any:
+        with ollama_client(url) as client:
+            client.generate("llama3.2", keep_alive=60)
+            rows = [(row.model, row.size, row.size_vram, row.context_length) for row in client.ps().models]
+            client.generate("llama3.2", keep_alive=0)
+            return rows, len(client.ps().models)
+
+    with sim_cluster([spec(1), spec(2)]) as nodes, gateway_over(nodes.urls[:1]) as found:
+        assert ask(found.url) == ask(nodes.urls[1])
+
+
+@pytest.mark.parametrize(
+    ("verb", "asked", "status"),
+    [
+        ("chat", {"model": "nomic-embed-text", "messages": HELLO}, 400),
+        ("chat", {"model": "plain", "messages": HELLO, "tools": [TOOL]}, 400),
+        ("generate", {"model": "llama3.2", "prompt": "x", "think": True}, 400),
+        ("embed", {"model": "llama3.2", "input": "x"}, 501),
+        ("embed", {"model": "nomic-embed-text", "input": "word " * 9000, "truncate": False}, 400),
+        ("embed", {"model": "nope", "input": "x"}, 404),
+        ("embed", {"model": "nope", "input": TEXTS}, 404),
+        ("show", {"model": "nope"}, 404),
+        ("delete", {"model": "nope"}, 404),
+        ("copy", {"source": "nope", "destination": "x"}, 404),
+    ],
+)
+def test_ollama_refusals(stage: Stage, verb: str, asked: dict[str, Any], status: int) -> None:
+    def ask(url: str) -> Any:
+        with ollama_client(url) as client, pytest.raises(ollama.ResponseError) as caught:
+            getattr(client, verb)(**asked)
+        return caught.value.status_code, caught.value.error
+
+    assert both(stage, ask)[0] == status
+
+
 # --- openai ---
+
+
+def test_openai_async(stage: Stage) -> None:
+    def ask(url: str) -> Any:
+        async def go() -> Any:
+            asked: dict[str, Any] = {"model": "llama3.2", "messages": HELLO, "max_tokens": 9}
+            async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="ollama", max_retries=0) as client:
+                whole = await client.chat.completions.create(**asked)
+                stream = await client.chat.completions.create(**asked, stream=True)
+                parts = [part.choices[0].delta.content or "" async for part in stream if part.choices]
+            return whole.choices[0].message.content, "".join(parts)
+
+        return asyncio.run(go())
+
+    whole, text = both(stage, ask)
+    assert whole == text
+
+
+def test_openai_structured_output_and_streamed_tools(stage: Stage) -> None:
+    def ask(url: str) -> Any:
+        shape = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+        wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": shape}}
+        with openai_client(url) as client:
+            chat: Any = client.chat.completions
+            shaped = chat.create(model="llama3.2", messages=HELLO, response_format=wanted).choices[0].message.content
+            parts = list(chat.create(model="llama3.2", messages=HELLO, tools=[TOOL], stream=True))
+            text = "".join(
+                part.choices[0].text for part in client.completions.create(model="llama3.2", prompt="x", stream=True)
+            )
+        deltas = [part.choices[0].delta for part in parts if part.choices]
+        calls = [(call.function.name, call.function.arguments) for d in deltas for call in d.tool_calls or ()]
+        return shaped, calls, text
+
+    shaped, calls, text = both(stage, ask)
+    assert "age" in shaped
+    assert calls[0][0] == "weather"
+    assert text
 
 
 def test_openai_chat_and_stream(stage: Stage) -> None:
@@ -228,3 +345,26 @@ def test_langchain(stage: Stage) -> None:
     whole, streamed, _, vectors = both(stage, ask)
     assert whole == streamed
     assert len(vectors) == len(TEXTS)
+
+
+def test_langchain_async_structured_and_refused(stage: Stage) -> None:
+    def ask(url: str) -> Any:
+        async def go() -> Any:
+            chat = ChatOllama(model="llama3.2", base_url=url, num_predict=9)
+            streamed = "".join([str(part.content) async for part in chat.astream("x")])
+            for client in (chat._client, chat._async_client):
+                closed = client.close()
+                if asyncio.iscoroutine(closed):
+                    await closed
+            return streamed
+
+        shaped = ChatOllama(model="llama3.2", base_url=url, format="json")
+        told = shaped.invoke("x").content
+        missing = ChatOllama(model="nope", base_url=url)
+        with pytest.raises(ollama.ResponseError) as caught:
+            missing.invoke("x")
+        for made in (shaped, missing):
+            made._client._client.close()
+        return asyncio.run(go()), told, caught.value.status_code, caught.value.error
+
+    assert both(stage, ask)[2] == 404

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from bench.hangups import all_leave, get_to_know
+
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 

@@ -18,6 +18,7 @@ from sollol.core.messages import Accept, Refuse, Start
 from sollol.core.types import How, Outcome, Ranges, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.infer import Inference, check_allowed, routed, wanted
+from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import JSON, Request
 from sollol.gateway.tongues import EMBED_TONGUES, Asked, Tongue, peek_embed
 from sollol.nodes.dialect import encode
@@ -106,7 +107,7 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
             if place + 1 < len(models) and isinstance(error, NoNodeAvailable):
                 continue
             if gateway.nobody_has(model):
-                raise ResponseError(f"model '{name}' not found", 404) from None
+                raise ResponseError(unknown_model(request.path, name), 404) from None
             raise
         tokens = round(job.tokens)
         gateway.charge(request, tokens)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sollol.core.types import How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway import models
-from sollol.gateway.refusals import status_of
+from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import TONGUES, Asked, Tongue, peeked
@@ -167,7 +167,7 @@ class Inference:
         assert error is not None
         request, headers = self._request, routed(job.task.id, "", len(job.story.attempts))
         if isinstance(error, NoNodeAvailable) and self._gateway.nobody_has(model):
-            request.refuse(404, f"model '{self._asked.model}' not found", headers)
+            request.refuse(404, unknown_model(request.path, self._asked.model), headers)
             return
         status, more = status_of(error)
         request.refuse(status, error.error if isinstance(error, ResponseError) else str(error), [*headers, *more])

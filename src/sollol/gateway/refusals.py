@@ -28,6 +28,13 @@ _TYPES = {
 _OPENAI = {400, 404, 401, 403, 429}  # others are its "api_error"
 
 
+def unknown_model(path: str, name: str) -> str:
+    """The words of a node's route for a model that it has not."""
+    if path in ("/api/embed", "/v1/embeddings"):
+        return f'model "{name}" not found, try pulling it first'
+    return f"model '{name}' not found"
+
+
 def error_body(path: str, status: int, message: str) -> bytes:
     """The body of an error answer for a request to `path`."""
     if status in (404, 405) and not message:
