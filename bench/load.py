@@ -119,17 +119,20 @@ async def _all_streams(port: int, path: str, body: Any, count: int) -> list[int]
 
 async def _one_stream(port: int, path: str, body: Any) -> int:
     """The number of parts, or -1 if they were not whole and in order."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    data = b""
     try:
-        writer.write(request_bytes(port, path, body))
-        data = b""
-        while not data.endswith(b"0\r\n\r\n"):
-            piece = await reader.read(65536)
-            if not piece:
-                return -1
-            data += piece
-    finally:
-        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(request_bytes(port, path, body))
+            while not data.endswith(b"0\r\n\r\n"):
+                piece = await reader.read(65536)
+                if not piece:
+                    return -1
+                data += piece
+        finally:
+            writer.close()
+    except OSError:
+        return -1
     numbers = [int(number) for number in re.findall(rb"#(\d+)#", data)]
     whole = b'"done":true' in data or b"[DONE]" in data
     return len(numbers) if whole and numbers == list(range(len(numbers))) else -1

@@ -63,6 +63,23 @@ def ask(url: str, model: str = "llama3.2", tokens: int = 3, stream: bool = False
     return httpx.post(f"{url}/api/generate", json=body, timeout=WAIT_S, trust_env=False)
 
 
+def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    if not Path("/proc/self/limits").exists():
+        pytest.skip("no /proc here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= 256:
+        pytest.skip("nothing to raise")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with sim_cluster(1) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (process, _):
+            limits = Path(f"/proc/{process.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    line = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+    assert line.split()[3] == ("unlimited" if hard == resource.RLIM_INFINITY else str(hard))
+
+
 def test_it_ends_what_it_has_begun(tmp_path: Path) -> None:
     slow = NodeSpec(decode_tokens_per_s=10.0, loaded=("llama3.2",))
     with sim_cluster([slow]) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (process, url):

@@ -27,8 +27,22 @@ GC_THRESHOLDS = (50_000, 20, 50)
 def run(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:
     """Serve until a signal ends it."""
     gc.set_threshold(*GC_THRESHOLDS)
+    _allow_open_files()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(read, settings, keyring, nodes))
+
+
+def _allow_open_files() -> None:
+    """As many as may be: a stream needs two, and the usual 1,024 are for programs that use select()."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):  # macOS allows less than it says
+        pass
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
