@@ -41,7 +41,9 @@ def state_of(suite: str) -> dict[str, Any]:
 
 
 def _own_question(request: Request, state: dict[str, Any]) -> Any:
-    """The answer to a question about the node itself: its state, a model, or how it renders a prompt."""
+    """The answer to a question about the node itself: its state, a model, a blob, or how it renders a prompt."""
+    if request.method == "HEAD" and request.path.startswith("/api/blobs/"):
+        return {}
     if b'"_debug_render_only":true' in request.get_data():
         return {"_debug_info": {"rendered_template": "the prompt"}}
     return state.get(request.path)

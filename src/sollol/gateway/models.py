@@ -104,7 +104,7 @@ async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any]
 async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
     """A call with progress: one stream for all nodes, or with `"stream": false` one answer."""
     streams = fields.get("stream") is not False
-    lines = manage.follow(gateway.engine.transport, to.nodes, request.path, fields)
+    lines = manage.follow(gateway.engine.transport, to.nodes, request.path, fields, as_said=True)
     keys = [node.key for node in to.nodes]
     outcomes: Outcomes = {**dict.fromkeys(keys, "ended without a word"), **to.down}
     sums = Sums(len(keys))

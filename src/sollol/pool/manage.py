@@ -2,13 +2,14 @@
 
 `list` and `ps` are merged over the nodes that answer; `show` asks one that has the model; `pull`, `create`,
 `copy` and `delete` go to every node concerned, and tell per node how it went. What takes minutes (pull, push, create)
-is always asked for with its progress, also for a caller who wants none of it: silence then means trouble, not work.
+is asked for with its progress, also for a caller who wants none of it: silence then means trouble, not work. Where what
+the caller wrote has to arrive as it was written, the node is asked meanwhile whether it still answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -21,6 +22,10 @@ from sollol.pool.answers import Answer
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
 LOADING = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=600.0)
+WORKING = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=600.0)  # of a node that is watched meanwhile
+WATCHING = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
+WATCH_S = 10.0  # between two looks at a node that works without a word
+MISSED = 3  # looks without an answer, after which it has died
 
 
 LINES_AHEAD = 256  # of progress, not yet taken by the reader; then the nodes have to wait
@@ -179,17 +184,19 @@ Line = tuple[str, dict[str, Any] | ResponseError | TransportFault]
 
 
 async def follow(
-    transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]
+    transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any], *, as_said: bool = False
 ) -> AsyncGenerator[Line, None]:
     """Progress of a call on all nodes as it comes: (node, line). A node's last is its `success`, or what it failed
-    with. Closing it, or cancelling who waits for it, ends the calls."""
+    with. Closing it, or cancelling who waits for it, ends the calls. `as_said`: a body that wants no progress goes to
+    the nodes as it is."""
     lines: asyncio.Queue[Line | None] = asyncio.Queue()
     room = asyncio.Semaphore(LINES_AHEAD)
-    data = encode({**body, "stream": True})
+    silent = as_said and body.get("stream") is False
+    data = encode(body if silent else {**body, "stream": True})
 
     async def hear(node: Endpoint) -> None:
         try:
-            async with aclosing(_lines(transport, node, path, data)) as found:
+            async with aclosing(_lines(transport, node, path, data, silent)) as found:
                 async for line in found:
                     await room.acquire()
                     lines.put_nowait((node.key, line))
@@ -215,15 +222,24 @@ async def follow(
         await asyncio.gather(*hearing, return_exceptions=True)
 
 
-async def _lines(transport: Transport, node: Endpoint, path: str, data: bytes) -> AsyncGenerator[dict[str, Any], None]:
+async def _lines(
+    transport: Transport, node: Endpoint, path: str, data: bytes, silent: bool
+) -> AsyncGenerator[dict[str, Any], None]:
     """A node's lines, of which the last is `success`. Raises what it failed with."""
-    reply = await transport.send(node, Call("POST", path, data, stream=True, timeouts=TIMEOUTS))
+    if silent:
+        call = Call("POST", path, data, stream=True, timeouts=WORKING)
+        reply = await _while_up(transport, node, transport.send(node, call))
+    else:
+        reply = await transport.send(node, Call("POST", path, data, stream=True, timeouts=TIMEOUTS))
     source = f"{node.url}{path}"
     try:
         if reply.status != 200:
             raise ResponseError(error_text(await reply.read()) or f"{source} gave no text", reply.status)
         splitter = Lines()
         line: dict[str, Any] = {}
+        if silent:
+            line = _object(await reply.read(), source)
+            yield line
         async for piece in _pieces_and_end(reply):
             for text in splitter.feed(piece):
                 line = _object(text, source)
@@ -234,6 +250,26 @@ async def _lines(transport: Transport, node: Endpoint, path: str, data: bytes) -
             raise ResponseError(f"{source} ended without success", 502)
     finally:
         await reply.aclose()
+
+
+async def _while_up(transport: Transport, node: Endpoint, sending: Coroutine[Any, Any, Reply]) -> Reply:
+    """The reply, however long it takes, if the node answers other questions meanwhile. Raises TransportFault."""
+    waiting = asyncio.create_task(sending)
+    missed = 0
+    try:
+        while not (await asyncio.wait([waiting], timeout=WATCH_S))[0]:
+            try:
+                await ask(transport, node, "GET", "/api/version", timeouts=WATCHING)
+                missed = 0
+            except ResponseError:
+                missed = 0
+            except TransportFault:
+                missed += 1
+                if missed == MISSED:
+                    raise
+        return waiting.result()
+    finally:
+        waiting.cancel()
 
 
 async def _pieces_and_end(reply: Reply) -> AsyncGenerator[bytes, None]:
