@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from sollol.pool.engine import Engine
 
 log = logging.getLogger("sollol.gateway")
 
-Handler = Callable[..., Awaitable[None]]
+Handler = Callable[..., Coroutine[Any, Any, None]]
 _OWN_SUFFIXES = (".localhost", ".local", ".internal")
 _ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -51,7 +51,7 @@ class Route(NamedTuple):
 
 
 class Gateway:
-    """Serves `pool` on `settings.host`:`settings.port`. Lives on the loop that starts it."""
+    """Serves `pool` on `settings.listen.host`:`settings.listen.port`. Lives on the loop that starts it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Gateway:
         self.pool = pool
         self.sinks = transport
         self.settings = settings
-        self.keyring = keyring or Keyring()
+        self.keyring = Keyring() if keyring is None else keyring
         self.draining = False
         self.common = b""  # header lines of every answer
         self._cors = Cors(())
@@ -152,13 +152,11 @@ class Gateway:
             connection.abort()
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.wait([asyncio.create_task(self._end_of_tasks())], timeout=_ABORT_WAIT_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_ABORT_WAIT_S)
         if self._ticker is not None:
             self._ticker.cancel()
         return left
-
-    async def _end_of_tasks(self) -> None:
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- connections ---
 
@@ -173,9 +171,7 @@ class Gateway:
 
     def wants_pieces(self, request: Request) -> bool:
         """Is it an upload, whose body may be larger than memory?"""
-        if request.method != "POST" or not self._patterns:
-            return False
-        return any(
+        return request.method == "POST" and any(
             route.upload and method == "POST" and pattern.fullmatch(request.path)
             for method, pattern, route in self._patterns
         )
@@ -251,10 +247,13 @@ class Gateway:
 
     def in_task(self, handler: Handler, request: Request, parts: tuple[Any, ...]) -> None:
         """Answer by a coroutine, which is cancelled when the client leaves."""
-        task = asyncio.get_running_loop().create_task(self._run(handler, request, parts))
+        request.on_gone = self._spawn(self._run(handler, request, parts)).cancel
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        request.on_gone = task.cancel
+        return task
 
     async def _run(self, handler: Handler, request: Request, parts: tuple[Any, ...]) -> None:
         try:
@@ -303,9 +302,7 @@ class Gateway:
         state = self.engine.scheduler.fleet.nodes.get(node)
         if state is not None:
             call = load_call(task.kind, model, task.options, keep_alive)
-            sending = asyncio.get_running_loop().create_task(self._quietly(state.endpoint, call))
-            self._tasks.add(sending)
-            sending.add_done_callback(self._tasks.discard)
+            self._spawn(self._quietly(state.endpoint, call))
 
     async def _quietly(self, node: Endpoint, call: Call) -> None:
         try:

@@ -75,10 +75,6 @@ class Keyring:
     def __len__(self) -> int:
         return len(self._by_hash)
 
-    def __bool__(self) -> bool:
-        """A ring without keys is not the same as no ring: it may be required, and then lets nobody in."""
-        return True
-
     def find(self, token: str) -> Key | None:
         """The key of a token, or None. What is looked up and compared is the hash: its timing tells nothing."""
         told = hash_of(token)

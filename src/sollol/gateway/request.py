@@ -111,8 +111,7 @@ class Request:
 
     def answer(self, status: int, body: bytes, content_type: str = JSON, headers: Headers = ()) -> None:
         """The whole answer."""
-        extra = b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers]) if headers else b""
-        self.answer_with(status, body, type_line(content_type), extra)
+        self.answer_with(status, body, type_line(content_type), _lines(headers))
 
     def answer_with(self, status: int, body: bytes, type_line: bytes, extra: bytes) -> None:
         """The same with header lines at hand."""
@@ -120,6 +119,29 @@ class Request:
         if connection is None or self._begun:
             return
         self._begun = True
+        framing = b"Content-Length: %d\r\n" % len(body) if status != 204 else b""
+        head = self._head(connection, status, type_line, extra, framing)
+        connection.send(head + body if self.method != "HEAD" else head)
+        self._finish(connection)
+
+    def begin(self, status: int = 200, content_type: str = NDJSON, headers: Headers = ()) -> None:
+        """A streamed answer begins: `write` its pieces, then `end`."""
+        self.begin_with(status, type_line(content_type), _lines(headers))
+
+    def begin_with(self, status: int, type_line: bytes, extra: bytes, first: bytes = b"") -> None:
+        """The same with header lines, and perhaps a first piece, at hand: one write."""
+        connection = self._connection
+        if connection is None or self._begun:
+            return
+        self._begun = True
+        framing = b"Transfer-Encoding: chunked\r\n"
+        if self.version == "1.0":  # the end of the connection is the end of the answer
+            self.keep_alive = False
+            framing = b""
+        head = self._head(connection, status, type_line, extra, framing)
+        connection.send(head + self._chunk(first) if first and self.method != "HEAD" else head)
+
+    def _head(self, connection: ClientConnection, status: int, type_line: bytes, extra: bytes, framing: bytes) -> bytes:
         parts = [_LINES[status], type_line, connection.gateway.common, extra]
         if self.origin:
             parts.append(_cors(self.origin))
@@ -128,39 +150,12 @@ class Request:
             parts.append(b"Connection: close\r\n")
         elif self.version == "1.0":
             parts.append(b"Connection: keep-alive\r\n")
-        if status != 204:
-            parts.append(b"Content-Length: %d\r\n" % len(body))
+        parts.append(framing)
         parts.append(b"\r\n")
-        if self.method != "HEAD":
-            parts.append(body)
-        connection.send(b"".join(parts))
-        self._finish(connection)
+        return b"".join(parts)
 
-    def begin(self, status: int = 200, content_type: str = NDJSON, headers: Headers = ()) -> None:
-        """A streamed answer begins: `write` its pieces, then `end`."""
-        extra = b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers])
-        self.begin_with(status, type_line(content_type), extra)
-
-    def begin_with(self, status: int, type_line: bytes, extra: bytes, first: bytes = b"") -> None:
-        """The same with header lines, and perhaps a first piece, at hand: one write."""
-        connection = self._connection
-        if connection is None or self._begun:
-            return
-        self._begun = True
-        parts = [_LINES[status], type_line, connection.gateway.common, extra]
-        if self.origin:
-            parts.append(_cors(self.origin))
-        if self.version == "1.0":  # the end of the connection is the end of the answer
-            self.keep_alive = False
-        else:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        if not self.keep_alive or connection.draining:
-            self.keep_alive = False
-            parts.append(b"Connection: close\r\n")
-        parts.append(b"\r\n")
-        if first and self.method != "HEAD":
-            parts.append(b"%x\r\n%b\r\n" % (len(first), first) if self.version != "1.0" else first)
-        connection.send(b"".join(parts))
+    def _chunk(self, piece: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(piece), piece) if self.version != "1.0" else piece
 
     def write(self, piece: bytes) -> bool:
         """A piece of a streamed answer. False: the client is behind; wait for `drained` or `on_drained`."""
@@ -168,7 +163,7 @@ class Request:
         if connection is None:
             return True
         if piece and self.method != "HEAD":
-            connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if self.version != "1.0" else piece)
+            connection.send(self._chunk(piece))
         return not connection.blocked
 
     def end(self, last: bytes = b"") -> None:
@@ -261,6 +256,10 @@ class Upload:
         if not piece:
             raise StopAsyncIteration
         return piece
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers])
 
 
 def type_line(content_type: str) -> bytes:

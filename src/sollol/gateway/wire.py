@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
-AHEAD_BYTES: Final = 64 * 1024  # what may be left unread of a connection whose request is being answered
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
 LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
 TARGET_BYTES: Final = 16 * 1024

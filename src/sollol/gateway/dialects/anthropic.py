@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import How, Kind, Outcome, Timing
+from sollol.core.types import How, Kind, Outcome
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
-from sollol.gateway.dialects.saying import EventsSaid, event
+from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
 from sollol.nodes.dialect import error_text, refusal
 
 _DELTA: Final = b"event: content_block_delta\n"  # an ordinary event begins so
@@ -21,18 +21,13 @@ _STOP: Final = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _REASONS: Final = {"length": "max_tokens", "stop": "end_turn"}
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
 class _Delta(msgspec.Struct):
     type: str = ""
     text: str = ""
 
 
 class _Message(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class _Block(msgspec.Struct):
@@ -45,7 +40,7 @@ class _Event(msgspec.Struct):
     delta: _Delta | None = None
     content_block: _Block | None = None
     message: _Message | None = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
     stop_reason: str | None = None
     error: Any = None
 
@@ -62,11 +57,7 @@ def judge_whole(status: int, body: bytes) -> Outcome:
         return Outcome(How.FAILED, f"the answer is not what /v1/messages gives: {error}", 200)
     if found.error is not None or found.stop_reason is None:
         return Outcome(How.FAILED, error_text(body) or f"the answer is not complete: {body[:80]!r}", 200)
-    return Outcome(How.OK, "", 200, _timing(found.usage))
-
-
-def _timing(usage: _Usage | None) -> Timing:
-    return Timing(prompt_tokens=usage.input_tokens, tokens=usage.output_tokens) if usage else Timing()
+    return Outcome(How.OK, "", 200, timing_of(found.usage))
 
 
 def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
@@ -77,7 +68,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
         case "content_block_stop":  # another block may follow
             return Sign.MAY_END, None
         case "message_delta":
-            return Sign.ENDS, Outcome(How.OK, timing=_timing(told.usage)) if told.usage else None
+            return Sign.ENDS, Outcome(How.OK, timing=timing_of(told.usage)) if told.usage else None
         case "message_stop":
             return Sign.ENDED, None
     return Sign.GOES_ON, None

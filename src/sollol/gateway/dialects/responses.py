@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import How, Kind, Outcome, Timing
+from sollol.core.types import How, Kind, Outcome
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role
 from sollol.gateway.dialects.reading import EventReader, Sign
-from sollol.gateway.dialects.saying import EventsSaid, event
+from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
 from sollol.nodes.dialect import decode, error_text, refusal
 
 _DELTA: Final = b"event: response.output_text.delta\n"  # an ordinary event begins so
@@ -20,14 +20,9 @@ _ITEM: Final = frozenset(("type", "role", "content", "id", "status"))
 _TEXTS: Final = ("input_text", "output_text")
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
 class _Response(msgspec.Struct):
     status: str | None = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
     error: Any = None
 
 
@@ -65,17 +60,13 @@ def judge_whole(status: int, body: bytes) -> Outcome:
         return Outcome(How.FAILED, f"the answer is not what /v1/responses gives: {error}", 200)
     if found.error is not None or found.status not in ("completed", "incomplete"):
         return Outcome(How.FAILED, error_text(body) or f"the answer is not complete: {body[:80]!r}", 200)
-    return Outcome(How.OK, "", 200, _timing(found.usage))
-
-
-def _timing(usage: _Usage | None) -> Timing:
-    return Timing(prompt_tokens=usage.input_tokens, tokens=usage.output_tokens) if usage else Timing()
+    return Outcome(How.OK, "", 200, timing_of(found.usage))
 
 
 def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
     told = _event(data)
     if told.type in ("response.completed", "response.incomplete"):
-        return Sign.ENDED, Outcome(How.OK, timing=_timing(told.response.usage if told.response else None))
+        return Sign.ENDED, Outcome(How.OK, timing=timing_of(told.response.usage if told.response else None))
     if told.type in ("response.failed", "error"):
         return Sign.GOES_ON, Outcome(How.FAILED, _why(data) or "the node failed in its answer", 200)
     if told.type.endswith(".done"):  # another part may follow

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from sollol.core.types import Timing
 from sollol.gateway.dialects.reading import data_of
 from sollol.nodes.dialect import decode, encode
 from sollol.pool.continuation import Said
@@ -18,6 +21,17 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
     # Some clients take these two for line ends, so Ollama escapes them.
     told = encode(data).replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
     return b"event: %s\ndata: %s\n\n" % (name.encode(), told) if name else b"data: %s\n\n" % told
+
+
+class Usage(msgspec.Struct):
+    """The counts of tokens, as Anthropic's and OpenAI's newer events name them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+def timing_of(usage: Usage | None) -> Timing:
+    return Timing(prompt_tokens=usage.input_tokens, tokens=usage.output_tokens) if usage else Timing()
 
 
 class EventsSaid(Said):
