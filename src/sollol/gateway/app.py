@@ -171,7 +171,9 @@ class Gateway:
 
     def wants_pieces(self, request: Request) -> bool:
         """Is it an upload, whose body may be larger than memory?"""
-        return request.method == "POST" and any(
+        if request.path in self._exact or request.method != "POST":
+            return False
+        return any(
             route.upload and method == "POST" and pattern.fullmatch(request.path)
             for method, pattern, route in self._patterns
         )

@@ -19,17 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
 from sollol.core.market import Typical
-from sollol.core.types import (
-    SECOND,
-    SHOWN,
-    Decision,
-    Kind,
-    Micros,
-    RoutingMode,
-    RoutingStrategy,
-    Row,
-    Task,
-)
+from sollol.core.types import EMBED, SECOND, SHOWN, Decision, Micros, RoutingMode, RoutingStrategy, Row, Task
 
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
 KEPT = 16  # candidates of which all rows are kept; of more, the best
@@ -64,7 +54,7 @@ class CompletionRouter:
         chosen = _least(scores, rng) if len(lanes) > 1 else 0
         key, parts = rows[chosen]
         finish = finishes[chosen]
-        embed = task.kind is Kind.EMBED
+        embed = task.kind is EMBED
         if len(lanes) > KEPT:
             best = sorted(range(len(lanes)), key=scores.__getitem__)[:SHOWN]
             rows, scores = [rows[i] for i in best], [scores[i] for i in best]
@@ -106,7 +96,7 @@ def _predict(
     One loop without calls for lanes that are steady and have rates of their own, as nearly all are nearly always: it
     runs for every lane of every decision. The others are asked everything (`_Inquiry`)."""
     market = lanes[0].market
-    embed = task.kind is Kind.EMBED
+    embed = task.kind is EMBED
     heavy = not embed or task.batch
     tokens = 0.0 if embed else market.expected_tokens(task)
     tokens_per_cost = market.tokens_per_cost
@@ -165,7 +155,7 @@ class _Inquiry:
             if load and lane.displaces(task.options, at):
                 displaces = load
         decode = penalty = 0.0
-        if task.kind is Kind.EMBED:
+        if task.kind is EMBED:
             read = task.cost / self._work(lane)
         else:
             reads, speaks = self._rates(lane)
@@ -240,7 +230,7 @@ class SparingRouter(CompletionRouter):
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         bound = min(finishes) * self.PATIENCE
-        heavy = task.kind is not Kind.EMBED
+        heavy = task.kind is not EMBED
         return [
             1 / max(finish, 1.0) if finish <= bound and lane.free(at, heavy) else finish
             for finish, lane in zip(finishes, lanes, strict=True)
@@ -300,7 +290,7 @@ class RoundRobinRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         keys = [lane.key for lane in lanes]
         start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
-        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not Kind.EMBED)]
+        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not EMBED)]
         if not free:
             return finishes
         self._last = keys[free[0]]

@@ -177,8 +177,8 @@ class Engine:
         return next(self._ids)
 
     def submit(self, job: CallJob) -> CallJob:
-        job.story.submitted_us = self.dispatcher.now()
-        self.dispatcher.submit(job)
+        job.story.submitted_us = at = self.dispatcher.now()
+        self.dispatcher.submit(job, at)
         return job
 
     def _task(self, request: Request) -> Task:
