@@ -29,6 +29,7 @@ ON_THE_WAY = (
     "nodes/_deadline.py",
     "nodes/_reply.py",
     "nodes/_request.py",
+    "nodes/call.py",
     "nodes/dialect.py",
     "nodes/http.py",
     "observe/journal.py",

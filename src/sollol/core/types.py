@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sollol.core.hints import mypyc_attr
 from sollol.core.value import Value
@@ -221,8 +221,10 @@ class Candidate(NamedTuple):
     terms: tuple[Term, ...] = ()
 
 
-# A node's key and the microseconds of each term of its prediction; their sum is when it would finish.
-Row = tuple[str, tuple[float, ...]]
+# A node's key and the microseconds of each term of its prediction, whose sum is when it would finish. Most terms are
+# nothing most of the time: a row of LEAN is of those that are not.
+Row = tuple[Any, ...]
+LEAN: Final = ("wait", "prefill", "decode", "overhead")
 SHOWN = 8  # candidates that a decision tells of
 
 
@@ -258,11 +260,13 @@ class Decision(Value):
     def candidates(self) -> tuple[Candidate, ...]:
         """The nodes that were considered, the best first. Made when somebody looks."""
         order = sorted(range(len(self.rows)), key=self.scores.__getitem__)
-        return tuple(self._candidate(*self.rows[place]) for place in order[:SHOWN])
+        return tuple(self._candidate(self.rows[place]) for place in order[:SHOWN])
 
-    def _candidate(self, node: str, parts: tuple[float, ...]) -> Candidate:
-        terms = tuple(Term(name, round(us)) for name, us in zip(self.terms, parts, strict=True) if us)
-        return Candidate(node, round(sum(parts)), terms)
+    def _candidate(self, row: Row) -> Candidate:
+        parts = row[1:]
+        names = LEAN if len(parts) == len(LEAN) else self.terms
+        terms = tuple(Term(name, round(us)) for name, us in zip(names, parts, strict=True) if us)
+        return Candidate(row[0], round(sum(parts)), terms)
 
 
 class LoadedModel(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
@@ -31,15 +31,26 @@ PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the 
 _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-class Wanted(NamedTuple):
+class Wanted:
     """What the headers say."""
 
-    priority: int = 5
-    mode: RoutingMode | None = None
-    app: str = ""
-    timeout_s: float | None = None
-    hedge: bool | None = None
-    only: tuple[str, ...] | None = None
+    __slots__ = ("app", "hedge", "mode", "only", "priority", "timeout_s")
+
+    def __init__(
+        self,
+        priority: int,
+        mode: RoutingMode | None,
+        app: str,
+        timeout_s: float | None,
+        hedge: bool | None,
+        only: tuple[str, ...] | None = None,
+    ) -> None:
+        self.priority = priority
+        self.mode = mode
+        self.app = app
+        self.timeout_s = timeout_s
+        self.hedge = hedge
+        self.only = only
 
 
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
@@ -101,7 +112,6 @@ class Inference:
         self._task = task.id
         request.id = str(task.id)
         gateway.name_task(request, task.id)
-        done = engine.noting(self._done)
         job: WholeRelay | StreamRelay
         if asked.stream:
             said = self._tongue.said(body)
@@ -111,14 +121,14 @@ class Inference:
                 body,
                 self._tongue,
                 TIMEOUTS,
-                done,
+                self._done,
                 gateway.sinks,
                 said,
                 engine.continuity,
                 engine.holders,
             )
         else:
-            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, done, gateway.sinks)
+            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self._done, gateway.sinks)
         request.on_gone = self._left
         engine.submit(job)
 
@@ -127,18 +137,23 @@ class Inference:
         self._gateway.engine.dispatcher.cancel(self._task)
 
     def _done(self, job: CallJob) -> None:
-        """The task is over: tell the client."""
+        """The task is over."""
+        self._tell(job)
+        self._gateway.engine.note(job)  # when the client has its answer
+
+    def _tell(self, job: CallJob) -> None:
+        """The client."""
         model = self._model
         assert isinstance(job, (WholeRelay, StreamRelay))
-        settled, request = job.settled, self._request
+        settled, request, gateway = job.settled, self._request, self._gateway
         assert settled is not None
         how = settled.outcome.how
-        self._gateway.pool.count(how is OK)
+        gateway.pool.count(how is OK)
         if how is How.LEFT:
-            self._gateway.charge(request, _estimated(job))
+            gateway.charge(request, _estimated(job))
             return
         timing = settled.outcome.timing
-        self._gateway.charge(request, timing.prompt_tokens + timing.tokens)
+        gateway.charge(request, timing.prompt_tokens + timing.tokens)
         if how is OK and b"x-sollol-keep-alive" in request.headers:
             self._keep(model, job)
         if how is OK or (how is How.REFUSED and job.body):

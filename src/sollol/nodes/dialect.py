@@ -95,16 +95,20 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     if status != 200:
         return refusal(status, body)
     # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
-    if body.lstrip()[:9].startswith(b'{"error"'):
+    if body.startswith(b'{"error"') or (body[:1].isspace() and body.lstrip().startswith(b'{"error"')):
         return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
     try:
         found = read_timings(body)
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what Ollama says: {error}", 200)
-    said = b'"embedding' in body if kind is EMBED else b'"message"' in body or b'"response"' in body
-    if not (found.done or (found.done is None and said)):
+    if not (found.done or (found.done is None and _says(kind, body))):
         return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
     return Outcome(OK, "", 200, _timing(found))
+
+
+def _says(kind: Kind, body: bytes) -> bool:
+    """Is there what was asked for?"""
+    return b'"embedding' in body if kind is EMBED else b'"message"' in body or b'"response"' in body
 
 
 def refusal(status: int, body: bytes) -> Outcome:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sollol.core.messages import Action, Event
 from sollol.core.types import Micros
 
-CAPACITY = 10_000
+CAPACITY = 1_000
 
 
 class Entry(NamedTuple):

@@ -62,7 +62,9 @@ _TYPES = {
     EXTRACT: TaskType.EXTRACT,
     CODE: TaskType.CODE,
 }
-_REMEMBERED = 4096  # words whose meaning is kept at hand
+_REMEMBERED = 4096
+LONGEST = 20  # letters of a word that is remembered
+_silent: set[str] = set()  # words that speak for nothing, as most do
 
 
 def detect_task_type(request: Any) -> TaskType:
@@ -134,16 +136,22 @@ def _texts(messages: Any, prompt: Any, system: Any) -> tuple[str, str]:
     if isinstance(messages, (str, bytes)) or not isinstance(messages, (list, Sequence)):
         raise BadInput(f"messages is {type(messages).__name__}; expected a list of messages")
     asked = ""
-    for message in reversed(messages[-MESSAGES:]):
-        if _field(message, "role") == "user":
-            asked = _content(message)
-            break
+    first = messages[-1]
+    if _field(first, "role") == "user":  # as nearly always
+        asked = _content(first)
+    else:
+        for message in reversed(messages[-MESSAGES:]):
+            if _field(message, "role") == "user":
+                asked = _content(message)
+                break
     first = messages[0]
     return asked, _content(first) if _field(first, "role") == "system" else ""
 
 
 def _field(message: Any, name: str) -> Any:
-    return message.get(name) if isinstance(message, (dict, Mapping)) else getattr(message, name, None)
+    if isinstance(message, dict):
+        return message.get(name)
+    return message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
 
 
 def _content(message: Any) -> str:
@@ -220,13 +228,17 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-@lru_cache(_REMEMBERED)
 def _sign(word: str) -> tuple[int, int] | None:
     """What a word (in small letters) speaks for, and its points."""
-    word = word.rstrip(".")
-    if "." in word and word.rpartition(".")[2] in EXTENSIONS:
+    bare = word.rstrip(".")
+    if "." in bare and bare.rpartition(".")[2] in EXTENSIONS:
         return CODE, ENOUGH
-    return WORDS.get(word) or STEMS.get(word[:8]) or STEMS.get(word[:7]) or STEMS.get(word[:6])
+    found = WORDS.get(bare) or STEMS.get(bare[:8]) or STEMS.get(bare[:7]) or STEMS.get(bare[:6])
+    if found is None and len(word) <= LONGEST:
+        if len(_silent) >= _REMEMBERED:
+            _silent.clear()
+        _silent.add(word)
+    return found
 
 
 def _scan(text: str) -> TaskType | None:
@@ -234,12 +246,18 @@ def _scan(text: str) -> TaskType | None:
     if not text.isascii() and _UNSPACED.search(text) is not None:
         return _scan_unspaced(text)
     words = _words(text)
+    spoken: list[tuple[int, tuple[int, int]]] = []
+    for place, word in enumerate(words):
+        if word in _silent:
+            continue
+        found = _sign(word)
+        if found is not None:
+            spoken.append((place, found))
+    if not spoken:
+        return None
     points = [0] * 9
     made = -NEAR - 1
-    for place, found in enumerate(map(_sign, words)):
-        if found is None:
-            continue
-        sign, weight = found
+    for place, (sign, weight) in spoken:
         if sign == MAKE:
             made = place
         elif sign == PROSE:

@@ -98,11 +98,15 @@ class Engine:
         """`done`, after the call was put into the history."""
 
         def noted(job: CallJob) -> None:
-            if self._sees(job.task.id):
-                self.history.add(job)
+            self.note(job)
             done(job)
 
         return noted
+
+    def note(self, job: CallJob) -> None:
+        """Put a call that is over into the history, if it is recorded."""
+        if self._sees(job.task.id):
+            self.history.add(job)
 
     def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
         """The nodes that have a model (or of them this one), and its digest there."""

@@ -14,6 +14,7 @@ import msgspec
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Refuse, Settle, Start
 from sollol.core.types import OK, Decision, How, Micros, Outcome, Task
+from sollol.core.value import replaced
 from sollol.errors import (
     DeadlineExceeded,
     NoNodeAvailable,
@@ -154,7 +155,7 @@ class StreamJob(CallJob):
         holders: Callable[..., dict[str, tuple[Endpoint, str]]],
     ) -> None:
         super().__init__(task, path, body, timeouts, done)
-        self.call = self.call._replace(stream=True)
+        self.call = replaced(self.call, stream=True)
         self.last = b""  # the line that ends the answer
         self.drained = asyncio.Event()
         self._push = push
