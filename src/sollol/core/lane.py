@@ -69,6 +69,7 @@ class Lane:
         "prompts",
         "rank",
         "reliability",
+        "soonest_us",
         "steady",
         "warm",
         "work",
@@ -85,6 +86,7 @@ class Lane:
         self.steady = False
         self.rank = 0  # among the lanes of its market, the fastest first
         self.heavy = 0  # of them that would be in another model's way
+        self.soonest_us = NEVER  # when the first of them should end
         self.cost_inflight = 0.0
         self.paused_until: Micros = 0
         self.busy_answers = 0
@@ -198,14 +200,9 @@ class Lane:
             return self._own_wait_us(at)
         if over < 0:
             return 0
-        soonest = NEVER
-        for attempt in self.attempts.values():
-            due = attempt.due_us
-            if due < at:
-                due = attempt.expected_end(at)
-            if due < soonest:
-                soonest = due
-        return soonest - at
+        if self.soonest_us >= at:
+            return self.soonest_us - at
+        return min([attempt.expected_end(at) for attempt in self.attempts.values()]) - at
 
     def _own_wait_us(self, at: Micros) -> Micros:
         over = len(self.attempts) - self.limiter.limit
@@ -247,6 +244,8 @@ class Lane:
 
     def add(self, attempt: Attempt) -> None:
         self.attempts[attempt.id] = attempt
+        if attempt.due_us < self.soonest_us:
+            self.soonest_us = attempt.due_us
         task, node, market = attempt.task, self.node, self.market
         if attempt.heavy:
             self.heavy += 1
@@ -270,6 +269,8 @@ class Lane:
     def remove(self, attempt: Attempt) -> None:
         node, market = self.node, self.market
         del self.attempts[attempt.id]
+        if attempt.due_us <= self.soonest_us:
+            self.soonest_us = min([other.due_us for other in self.attempts.values()], default=NEVER)
         if attempt.heavy:
             self.heavy -= 1
             if not self.heavy:

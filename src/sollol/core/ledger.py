@@ -225,6 +225,8 @@ class Ledger:
             if lane.market.lanes.get(lane.node.key) is lane:
                 roomy = lane.node.key in lane.market.roomy
                 assert roomy or len(lane.attempts) >= lane.limiter.limit, f"{lane} has room and nobody knows"
+            soonest = min((a.due_us for a in lane.attempts.values()), default=NEVER)
+            assert lane.soonest_us == soonest, f"{lane}: soonest"
             assert abs(lane.cost_inflight - sum(a.cost for a in lane.attempts.values())) < 1, f"{lane}: cost"
         for attempt in self.attempts.values():
             assert attempt.id in attempt.lane.attempts

@@ -19,7 +19,19 @@ from collections.abc import Mapping, Sequence
 
 from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
 from sollol.core.market import Typical
-from sollol.core.types import EMBED, LEAN, SECOND, SHOWN, Decision, Micros, RoutingMode, RoutingStrategy, Row, Task
+from sollol.core.types import (
+    EMBED,
+    LEAN,
+    NEVER,
+    SECOND,
+    SHOWN,
+    Decision,
+    Micros,
+    RoutingMode,
+    RoutingStrategy,
+    Row,
+    Task,
+)
 
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
 KEPT = 16  # candidates of which all rows are kept; of more, the best
@@ -112,15 +124,21 @@ def _predict(
     inquiry: _Inquiry | None = None
     rows: list[Row] = []
     finishes: list[float] = []
+    since = NEVER if embed else at - STALE
     for lane in lanes:
-        node = lane.node
         wait = 0.0
-        if lane.attempts or node.heavy_lanes or not lane.steady:
-            wait = float(lane.wait_us(at, heavy))
+        steady, running = lane.steady, len(lane.attempts)
+        if running or not steady or lane.node.heavy_lanes:
+            over = running - lane.limiter.limit
+            soonest = lane.soonest_us
+            if over == 0 and soonest >= at and steady and lane.heavy:  # as most that run: without the call
+                wait = float(soonest - at)
+            elif over >= 0 or not steady or not lane.heavy:
+                wait = float(lane.wait_us(at, heavy))
         if ahead:
             wait += float(ahead.get(lane.key, 0))
         reads, speaks = lane.prefill.value, lane.decode.value
-        if lane.steady and lane.options == options and reads and speaks and not embed and at - lane.last_end_us < STALE:
+        if steady and lane.last_end_us > since and reads and speaks and lane.options == options:
             new = cost
             for mark, length in known:
                 if lane.warm.get(mark, NOT_READ) > lane.prompts - PROMPTS_WARM:
