@@ -6,6 +6,7 @@ Those of which every request makes one are plain classes (`core.value`), tuples 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -263,10 +264,10 @@ class Decision(Value):
         return tuple(self._candidate(self.rows[place]) for place in order[:SHOWN])
 
     def _candidate(self, row: Row) -> Candidate:
-        parts = row[1:]
+        parts: tuple[float, ...] = row[1:]
         names = LEAN if len(parts) == len(LEAN) else self.terms
-        terms = tuple(Term(name, round(us)) for name, us in zip(names, parts, strict=True) if us)
-        return Candidate(row[0], round(sum(parts)), terms)
+        terms = tuple([Term(name, round(us)) for name, us in zip(names, parts, strict=True) if us])
+        return Candidate(row[0], round(math.fsum(parts)), terms)
 
 
 class LoadedModel(NamedTuple):
