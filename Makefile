@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint compile pure bench bench-tools clients clean
+.PHONY: demo test test-compiled lint compile pure bench bench-tools clients clean
 
 # The interpreter is recorded, so that a newer pyproject.toml or another Python installs again.
 $(VENV)/.installed-demo: pyproject.toml
@@ -31,6 +31,10 @@ test: pure lint
 # Compiles what decides, in place; `make pure` goes back to plain Python.
 compile: $(VENV)/.installed-dev
 	$(BIN)/python hatch_build.py
+
+# The same tests against the compiled code.
+test-compiled: compile
+	$(BIN)/pytest; status=$$?; $(MAKE) --silent pure; exit $$status
 
 pure:
 	find src -name '*.so' -delete

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sollol.gateway.request import Request
 from sollol.gateway.settings import Limits
 from sollol.gateway.wire import ClientConnection
+from tests.marks import plain_only
 
 VALID = [
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -119,6 +120,7 @@ def mutated() -> st.SearchStrategy[bytes]:
     return build() | st.binary(max_size=400)
 
 
+@plain_only
 @given(data=mutated(), cuts=st.lists(st.integers(0, 1000), max_size=8))
 @settings(max_examples=600, deadline=None)
 def test_only_whole_requests_are_handed_on(loop: asyncio.AbstractEventLoop, data: bytes, cuts: list[int]) -> None:
@@ -134,6 +136,7 @@ def test_only_whole_requests_are_handed_on(loop: asyncio.AbstractEventLoop, data
     assert answers >= len(gateway.requests)
 
 
+@plain_only
 @given(order=st.lists(st.sampled_from(range(4)), max_size=6), cuts=st.lists(st.integers(0, 3000), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_valid_requests_arrive_whole_in_any_cutting(

@@ -11,6 +11,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.value import replaced
 from sollol.nodes.http import HttpTransport
 from sollol.nodes.transport import Call, Fault, Reply, Timeouts, Transport, TransportFault
+from tests.marks import plain_only
 from tests.nodes.raw_server import OK, Peer, on_both_loops, run, saying, saying_once, serving
 
 POST = Call("POST", "/api/chat", b'{"model":"m"}')
@@ -220,6 +221,7 @@ def test_another_event_loop_begins_with_an_empty_pool() -> None:
     assert http.stats == (4, 2, 2, 0, 0)
 
 
+@plain_only
 def test_only_nodes_in_use_are_remembered_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sollol.nodes.http.MAX_NODES", 3)
 
