@@ -17,7 +17,8 @@ import msgspec
 from sollol.core.messages import Accept, Refuse, Start
 from sollol.core.types import How, Outcome, Ranges, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
-from sollol.gateway.infer import Inference, check_allowed, routed, wanted
+from sollol.gateway.access import check_allowed
+from sollol.gateway.infer import Inference, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import JSON, Request
 from sollol.gateway.tongues import EMBED_TONGUES, Asked, Tongue, peek_embed

@@ -16,7 +16,8 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import ResponseError
 from sollol.gateway import targets
-from sollol.gateway.fanout import admin, fields_of, holders, relearn, states
+from sollol.gateway.access import admin
+from sollol.gateway.fanout import fields_of, holders, relearn, states
 from sollol.gateway.request import JSON, NDJSON, Request
 from sollol.gateway.targets import Targets
 from sollol.nodes.dialect import encode, error_text
