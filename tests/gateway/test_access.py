@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from sollol.errors import SollolError
 from sollol.gateway import access
 from sollol.gateway.keys import Key, Keyring, add_key, hash_of, keys_of_environment, read_keys
 from sollol.gateway.settings import GatewaySettings
+from sollol.pool.sync import OllamaPool
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
@@ -40,6 +42,10 @@ class Asking:
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
+        self.url = str(client.base_url).rstrip("/")
+
+    def opened(self, **more: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, trust_env=False, **more)
 
     def get(self, name: str, path: str) -> httpx.Response:
         return self._client.get(path, headers=bearer(name))
@@ -149,6 +155,23 @@ def test_what_every_key_may_read(asking: Asking) -> None:
         assert asking.get("ann", path).status_code == 200, path
 
 
+def test_a_url_may_carry_the_key(asking: Asking) -> None:
+    """What has no header for it, such as a pool over gateways, has a URL with credentials."""
+    with asking.opened(auth=("any", TOKENS["ann"])) as client:
+        assert client.get("/api/tags").status_code == 200
+        assert client.get("/sollol/snapshot").status_code == 403
+        assert client.get("/sollol/snapshot", headers={"x-api-key": TOKENS["boss"]}).status_code == 200  # a proxy's
+        for wrong in ("Basic", "Basic !", "Basic YW55", f"Basic {TOKENS['ann']}", f"Digest {TOKENS['ann']}"):
+            refused = client.get("/api/tags", headers={"Authorization": wrong}, auth=None)
+            assert refused.status_code == 401, wrong
+            assert refused.headers["www-authenticate"] == "Bearer"  # no browser asks for a password
+    with OllamaPool([asking.url.replace("//", f"//any:{TOKENS['llama']}@")]) as pool:
+        assert [row.model for row in pool.list().models] == [f"{MODEL}:latest"]
+        assert pool.generate(MODEL, "x", options={"num_predict": 2}).response
+    with OllamaPool([asking.url]) as pool, pytest.raises(SollolError, match="401"):
+        pool.list()
+
+
 def test_without_keys_all_is_open() -> None:
     with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
         body = {"model": MODEL, "messages": TEXT, "stream": False, "options": {"num_predict": 2}}
@@ -201,7 +224,7 @@ LISTS: list[tuple[str, Callable[[Any], list[str]]]] = [
 def test_lists_have_the_models_that_a_key_may_use(asking: Asking, path: str, names: Callable[..., list[str]]) -> None:
     assert "other:latest" in names(asking.get("ann", path).json())
     assert "other:latest" in names(asking.get("boss", path).json())
-    allowed = names(asking.get("llama", path).json())
+    allowed = list(dict.fromkeys(names(asking.get("llama", path).json())))  # two nodes may have it in memory
     assert allowed == [f"{MODEL}:latest"] + ["gpt-4o:latest"] * (path == "/v1/models")  # an alias goes by its model
 
 

@@ -7,6 +7,7 @@ who names one is refused with the same words whether or not a node has it.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -15,6 +16,16 @@ from sollol.errors import NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.request import Request
 
 _OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # of a node that lacks the one that was asked for
+
+
+def password(scheme: str, credentials: str) -> str:
+    """The key in a URL (`http://any:KEY@host`), which clients send as Basic authentication; "" if there is none."""
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def admin(request: Request, what: str = "change models or nodes") -> None:

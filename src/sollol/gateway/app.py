@@ -227,7 +227,7 @@ class Gateway:
     def _let_in(self, request: Request, route: Route) -> bool:
         scheme, _, token = request.header(b"authorization").partition(" ")
         if scheme.lower() != "bearer":
-            token = request.header(b"x-api-key")  # Anthropic's clients
+            token = request.header(b"x-api-key") or access.password(scheme, token)  # Anthropic's clients; a URL's
         key = request.key = self.keyring.find(token.strip()) if token else None
         if key is None and (route.public or not self.keyring.required):
             return True
