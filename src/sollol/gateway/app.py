@@ -240,7 +240,8 @@ class Gateway:
         told = "this key is not known here, or was revoked" if token else "this server asks for a key"
         request.refuse(
             401,
-            f"{told}; send 'Authorization: Bearer KEY' with a key that `sollol keys add NAME` made",
+            f"{told}; send 'Authorization: Bearer KEY' (in a URL: http://any:KEY@host) with a key that "
+            "`sollol keys add NAME` made",
             [("WWW-Authenticate", "Bearer")],
         )
         return False
