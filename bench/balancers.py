@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bench.workload import LATENCY_S, LOADS, Ask, HiddenLengths, Site, holders, size_of, universe
+from sollol.core.value import replaced
 from sollol.nodes.transport import Timeouts
 
 FOR_EVER = Timeouts(None, None, None)
@@ -131,7 +132,7 @@ async def balanced(sites: Sequence[Site], asks: Sequence[Ask], balancer: Balance
 
 async def perform(transport: HiddenLengths, site: Site, ask: Ask) -> None:
     endpoint = transport.world.endpoints[int(site.spec.host.rpartition(".")[2]) - 1]
-    reply = await transport.send(endpoint, ask.call()._replace(timeouts=FOR_EVER))
+    reply = await transport.send(endpoint, replaced(ask.call(), timeouts=FOR_EVER))
     if reply.status != 200:
         raise RuntimeError(f"{site.spec.key} answers {reply.status}: {await reply.read()!r}")
     await reply.read()

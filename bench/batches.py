@@ -152,7 +152,8 @@ def instant() -> list[Row]:
 async def _raw(url: str, inputs: list[str]) -> float:
     """Seconds for one request with all inputs, its answer decoded to lists of floats."""
     from sollol.core.endpoint import parse_endpoint
-    from sollol.nodes.dialect import _embed_answer, encode
+    from sollol.nodes.answers import read_embed_answer
+    from sollol.nodes.dialect import encode
     from sollol.nodes.http import HttpTransport
     from sollol.nodes.transport import Call
 
@@ -161,7 +162,7 @@ async def _raw(url: str, inputs: list[str]) -> float:
         began = time.perf_counter()
         body = encode({"model": MODEL, "input": inputs})
         reply = await transport.send(parse_endpoint(url), Call("POST", "/api/embed", body))
-        _embed_answer(await reply.read())
+        read_embed_answer(await reply.read())
         return time.perf_counter() - began
     finally:
         await transport.aclose()

@@ -12,13 +12,12 @@ import asyncio
 import random
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from bench.rows import Row, row
 from bench.stage import MODEL, PROMPT_WORDS, node, question
 from bench.workload import Ask, HiddenLengths, lognormal
 from sollol import AsyncOllamaPool
 from sollol.core.types import TaskPriority
+from sollol.core.value import replaced
 from sollol.pool.engine import TIMEOUTS, finish
 from sollol.pool.jobs import CallJob
 from sollol.pool.requests import Wish, chat_request
@@ -44,7 +43,7 @@ async def call(pool: AsyncOllamaPool, number: int, app: str = "", priority: int 
     request = chat_request(MODEL, question(number), False, Wish(priority), {})
     done: asyncio.Future[None] = loop.create_future()
     job = CallJob(
-        replace(engine._task(request), app=app), request.path, request.body, TIMEOUTS, lambda _: done.set_result(None)
+        replaced(engine._task(request), app=app), request.path, request.body, TIMEOUTS, lambda _: done.set_result(None)
     )
     engine.submit(job)
     await done

@@ -26,6 +26,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.value import replaced
 from sollol.nodes.dialect import decode, encode
 from sollol.nodes.transport import Call
 from sollol.sim import ModelSpec, NodeSpec, SimNode, SimTransport, World
@@ -245,7 +246,7 @@ class HiddenLengths(SimTransport):
         if call.path == "/api/chat" and isinstance(call.body, bytes):
             data = decode(call.body)
             data["options"] = {**(data.get("options") or {}), "num_predict": self._tokens[number_of(data)]}
-            call = call._replace(body=encode(data))
+            call = replaced(call, body=encode(data))
         return await super().send(node, call)
 
 

@@ -14,7 +14,8 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.fleet import Fleet, NodeState
 from sollol.core.lane import Lane
 from sollol.core.market import Market
-from sollol.core.types import Decision, Kind, Ranges, Task
+from sollol.core.ranges import Ranges
+from sollol.core.types import Decision, Kind, Task
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.limits import ThroughputLimiter
 

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.value import replaced
 from sollol.nodes.http import HttpTransport
 from sollol.nodes.transport import Call, Fault, Reply, Timeouts, Transport, TransportFault
 from tests.nodes.raw_server import OK, Peer, on_both_loops, run, saying, saying_once, serving
@@ -22,7 +23,7 @@ def test_it_is_a_transport_and_its_replies_are_replies() -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             whole: Reply = await http.send(server.node, POST)
-            stream: Reply = await http.send(server.node, POST._replace(stream=True))
+            stream: Reply = await http.send(server.node, replaced(POST, stream=True))
             assert (whole.status, await whole.read()) == (200, b"ok")
             assert (stream.status, await stream.read()) == (200, b"ok")
             assert repr(http) == "<HttpTransport 1 connections (1 idle) · 2 requests>"
@@ -39,7 +40,7 @@ def test_calls_one_after_another_share_a_connection(new_loop) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             for number in range(20):
-                reply = await http.send(server.node, POST._replace(stream=number % 2 == 0))
+                reply = await http.send(server.node, replaced(POST, stream=number % 2 == 0))
                 assert await reply.read() == b"ok"
             assert len(server.peers) == 1
             assert http.stats == (20, 1, 19, 1, 1)
@@ -107,7 +108,7 @@ def test_a_call_on_a_stale_connection_is_sent_again_on_a_fresh_one(new_loop, how
     async def main() -> None:
         async with serving(closing_at_second(how)) as (server, http):
             for number in range(4):
-                reply = await http.send(server.node, POST._replace(body=b"%d" % number, stream=stream))
+                reply = await http.send(server.node, replaced(POST, body=b"%d" % number, stream=stream))
                 assert await reply.read() == b"ok"
             assert http.stats[:3] == (4, 4, 3)
             assert [request.body for request in server.heard] == [b"0", b"1", b"1", b"2", b"2", b"3", b"3"]
@@ -259,7 +260,7 @@ def test_a_node_that_does_not_accept_in_time(new_loop) -> None:
     async def main(port: int) -> None:
         started = asyncio.get_running_loop().time()
         with pytest.raises(TransportFault, match=r"did not accept a connection within 0.1 s") as caught:
-            await HttpTransport().send(Endpoint("127.0.0.1", port), POST._replace(timeouts=Timeouts(0.1)))
+            await HttpTransport().send(Endpoint("127.0.0.1", port), replaced(POST, timeouts=Timeouts(0.1)))
         assert caught.value.fault is Fault.CONNECT_TIMEOUT
         assert asyncio.get_running_loop().time() - started < 0.5
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from sollol.core.value import replaced
 from sollol.nodes.transport import Call, Fault, Timeouts, TransportFault
 from tests.nodes.raw_server import OK, Peer, on_both_loops, run, serving
 
@@ -28,7 +29,7 @@ def test_a_slow_reader_holds_the_node_back(new_loop) -> None:
 
     async def main() -> None:
         async with serving(script) as (server, http):
-            call = POST._replace(stream=True, timeouts=Timeouts(1, 1, 0.1))  # shorter than the reader's nap
+            call = replaced(POST, stream=True, timeouts=Timeouts(1, 1, 0.1))  # shorter than the reader's nap
             reply = await http.send(server.node, call)
             await asyncio.sleep(0.25)
             assert sent < 25 * MIB  # the kernel's buffers on both sides, and ours
@@ -63,7 +64,7 @@ def test_a_slow_node_holds_an_upload_back(new_loop) -> None:
 
     async def main() -> None:
         async with serving(script) as (server, http):
-            call = POST._replace(body=pieces(), timeouts=Timeouts(1, 1, 5))
+            call = replaced(POST, body=pieces(), timeouts=Timeouts(1, 1, 5))
             sending = asyncio.ensure_future(http.send(server.node, call))
             await asyncio.sleep(0.15)
             assert 0 < made < 12 * MIB
@@ -88,7 +89,7 @@ def test_a_node_that_takes_nothing_is_given_up(new_loop, kind: str) -> None:
         async with serving(script) as (server, http):
             body = b"x" * (40 * MIB) if kind == "bytes" else pieces()
             with pytest.raises(TransportFault, match=r"took nothing of the request within 0\.1 s") as caught:
-                await http.send(server.node, POST._replace(body=body, timeouts=Timeouts(1, 1, 0.1)))
+                await http.send(server.node, replaced(POST, body=body, timeouts=Timeouts(1, 1, 0.1)))
             assert caught.value.fault is Fault.IDLE_TIMEOUT
 
     run(new_loop, main())
@@ -105,7 +106,7 @@ def test_a_node_that_takes_bytes_slowly_is_not_given_up(new_loop) -> None:
 
     async def main() -> None:
         async with serving(script) as (server, http):
-            call = POST._replace(body=b"x" * (8 * MIB), timeouts=Timeouts(1, 1, 0.1))
+            call = replaced(POST, body=b"x" * (8 * MIB), timeouts=Timeouts(1, 1, 0.1))
             assert await (await http.send(server.node, call)).read() == b"ok"
 
     run(new_loop, main())

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol.core.value import replaced
 from sollol.nodes._connection import Connection, Limits
 from sollol.nodes.transport import Call, Fault, Reply, TransportFault
 from tests.nodes.raw_server import OK, on_both_loops, run, saying, saying_once, serving
@@ -69,7 +70,7 @@ async def outcome(pieces: list[bytes], *, stream: bool, method: str = "POST") ->
     fake = Socketless()
     connection = Connection(asyncio.get_running_loop(), URL, fake, Limits(65_536, 1000, 262_144, 9.0))
     connection.connection_made(fake)  # type: ignore[arg-type]
-    waiter = connection.start(b"head", b"", POST._replace(stream=stream, method=method))
+    waiter = connection.start(b"head", b"", replaced(POST, stream=stream, method=method))
     for piece in pieces:
         if not (fake.released or fake.aborted):
             connection.data_received(piece)
@@ -187,7 +188,7 @@ def test_what_is_not_http(data: bytes, stream: bool) -> None:
     async def main() -> None:
         async with serving(saying(data)) as (server, http):
             with pytest.raises(TransportFault, match=f"^{server.node.url} ") as caught:
-                await (await http.send(server.node, POST._replace(stream=stream))).read()
+                await (await http.send(server.node, replaced(POST, stream=stream))).read()
             assert caught.value.fault is Fault.PROTOCOL
             assert "\n" not in str(caught.value)
             assert http.stats.open == 0
@@ -227,7 +228,7 @@ def test_every_framing_over_a_socket(new_loop, name: str, stream: bool) -> None:
         script = saying_once(data) if name == "until close" else saying(data)
         async with serving(script) as (server, http):
             for _ in range(2):
-                reply = await http.send(server.node, POST._replace(stream=stream))
+                reply = await http.send(server.node, replaced(POST, stream=stream))
                 assert (reply.status, b"".join([piece async for piece in reply])) == (status, body)
             assert http.stats.opened == (2 if name == "until close" else 1)
 
@@ -247,7 +248,7 @@ def test_a_cut_over_a_socket(new_loop, stream: bool, how: str) -> None:
     async def main() -> None:
         async with serving(script) as (server, http):
             with pytest.raises(TransportFault, match="inside its answer, after") as caught:
-                await (await http.send(server.node, POST._replace(stream=stream))).read()
+                await (await http.send(server.node, replaced(POST, stream=stream))).read()
             assert caught.value.fault is Fault.CUT
             assert http.stats[:4] == (1, 1, 0, 0)
 
@@ -276,7 +277,7 @@ def test_a_head_without_end(data: bytes, stream: bool) -> None:
     async def main() -> None:
         async with serving(saying(data)) as (server, http):
             with pytest.raises(TransportFault, match="sent a head of over 65536 bytes") as caught:
-                await (await http.send(server.node, POST._replace(stream=stream))).read()
+                await (await http.send(server.node, replaced(POST, stream=stream))).read()
             assert caught.value.fault is Fault.TOO_LARGE
             assert http.stats.open == 0
 
@@ -294,10 +295,10 @@ def test_a_body_over_the_bound(new_loop, stream: bool) -> None:
         for data in (counted, chunked):
             async with serving(saying(data), max_body_bytes=1000) as (server, http):
                 with pytest.raises(TransportFault, match="sent a body of over 1000 bytes") as caught:
-                    await (await http.send(server.node, POST._replace(stream=stream))).read()
+                    await (await http.send(server.node, replaced(POST, stream=stream))).read()
                 assert caught.value.fault is Fault.TOO_LARGE
         async with serving(saying(just), max_body_bytes=1000) as (server, http):
-            assert len(await (await http.send(server.node, POST._replace(stream=stream))).read()) == 1000
+            assert len(await (await http.send(server.node, replaced(POST, stream=stream))).read()) == 1000
 
     run(new_loop, main())
 
@@ -307,7 +308,7 @@ def test_iterating_a_streamed_answer_has_no_bound() -> None:
         body = b"x" * 100_000
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body
         async with serving(saying(answer), max_body_bytes=1000) as (server, http):
-            reply = await http.send(server.node, POST._replace(stream=True))
+            reply = await http.send(server.node, replaced(POST, stream=True))
             assert b"".join([piece async for piece in reply]) == body
 
     run(asyncio.new_event_loop, main())

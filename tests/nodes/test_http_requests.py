@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sollol.core.endpoint import Endpoint, parse_endpoint
+from sollol.core.value import replaced
 from sollol.errors import BadInput
 from sollol.nodes._request import HEADS_PER_NODE, RequestHeads
 from sollol.nodes.http import HttpTransport
@@ -46,8 +47,8 @@ def test_a_request_with_a_body(new_loop) -> None:
 def test_bodies_of_every_size_arrive(new_loop, size: int) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
-            await http.send(server.node, POST._replace(body=b"x" * size))
-            await http.send(server.node, POST._replace(body=b"y" * size))
+            await http.send(server.node, replaced(POST, body=b"x" * size))
+            await http.send(server.node, replaced(POST, body=b"y" * size))
             assert [request.body for request in server.heard] == [b"x" * size, b"y" * size]
             assert http.stats.opened == 1
 
@@ -79,22 +80,22 @@ def test_the_host_header_is_the_nodes_own_name(url: str, host: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        POST._replace(headers=(("X", "a\r\nEvil: 1"),)),
-        POST._replace(headers=(("X", "a\nb"),)),
-        POST._replace(headers=(("X", "a\x00b"),)),
-        POST._replace(headers=(("X", "smile \N{GRINNING FACE}"),)),
-        POST._replace(headers=(("X\r\nEvil", "1"),)),
-        POST._replace(headers=(("X Y", "1"),)),
-        POST._replace(headers=(("", "1"),)),
-        POST._replace(headers=(("Content-Length", "9"),)),
-        POST._replace(headers=(("transfer-encoding", "chunked"),)),
-        POST._replace(headers=(("HOST", "other"),)),
-        POST._replace(content_type="text/plain\r\nEvil: 1"),
-        POST._replace(method="GET / HTTP/1.1\r\nX:"),
-        POST._replace(path="/a b"),
-        POST._replace(path="/a\r\nEvil: 1"),
-        POST._replace(path="api/tags"),
-        POST._replace(path="/\N{GRINNING FACE}"),
+        replaced(POST, headers=(("X", "a\r\nEvil: 1"),)),
+        replaced(POST, headers=(("X", "a\nb"),)),
+        replaced(POST, headers=(("X", "a\x00b"),)),
+        replaced(POST, headers=(("X", "smile \N{GRINNING FACE}"),)),
+        replaced(POST, headers=(("X\r\nEvil", "1"),)),
+        replaced(POST, headers=(("X Y", "1"),)),
+        replaced(POST, headers=(("", "1"),)),
+        replaced(POST, headers=(("Content-Length", "9"),)),
+        replaced(POST, headers=(("transfer-encoding", "chunked"),)),
+        replaced(POST, headers=(("HOST", "other"),)),
+        replaced(POST, content_type="text/plain\r\nEvil: 1"),
+        replaced(POST, method="GET / HTTP/1.1\r\nX:"),
+        replaced(POST, path="/a b"),
+        replaced(POST, path="/a\r\nEvil: 1"),
+        replaced(POST, path="api/tags"),
+        replaced(POST, path="/\N{GRINNING FACE}"),
     ],
 )
 def test_what_could_become_another_request_is_refused(call: Call) -> None:
@@ -110,16 +111,16 @@ def test_what_could_become_another_request_is_refused(call: Call) -> None:
 def test_a_body_that_is_neither_bytes_nor_pieces_is_refused() -> None:
     async def main() -> None:
         with pytest.raises(BadInput, match="body is str"):
-            await HttpTransport().send(Endpoint("127.0.0.1", 9), POST._replace(body="text"))  # type: ignore[arg-type]
+            await HttpTransport().send(Endpoint("127.0.0.1", 9), replaced(POST, body="text"))  # type: ignore[arg-type]
 
     run(asyncio.new_event_loop, main())
 
 
 def test_request_heads_are_kept_and_bounded() -> None:
     heads = RequestHeads(Endpoint("n"))
-    assert heads.for_call(POST) is heads.for_call(POST._replace(body=b"other"))
+    assert heads.for_call(POST) is heads.for_call(replaced(POST, body=b"other"))
     for number in range(3 * HEADS_PER_NODE):
-        heads.for_call(POST._replace(path=f"/{number}"))
+        heads.for_call(replaced(POST, path=f"/{number}"))
     assert len(heads._cache) <= HEADS_PER_NODE
 
 
@@ -155,7 +156,7 @@ def test_an_iterator_that_fails_gives_its_own_error_and_closes(new_loop) -> None
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             with pytest.raises(KeyError, match="mine"):
-                await http.send(server.node, POST._replace(body=failing()))
+                await http.send(server.node, replaced(POST, body=failing()))
             assert http.stats.open == 0
             assert server.heard == []
 
@@ -182,7 +183,7 @@ def test_an_answer_before_the_end_of_the_request_stops_the_upload(new_loop) -> N
     async def main() -> None:
         async with serving(refusing) as (server, http):
             for stream in (False, True):
-                reply = await http.send(server.node, POST._replace(body=endless(), stream=stream))
+                reply = await http.send(server.node, replaced(POST, body=endless(), stream=stream))
                 assert (reply.status, await reply.read()) == (413, b"no")
                 assert http.stats.open == 0
             await asyncio.sleep(0.02)

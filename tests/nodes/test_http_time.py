@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.value import replaced
 from sollol.nodes.http import HttpTransport
 from sollol.nodes.transport import Call, Fault, Timeouts, TransportFault
 from tests.nodes.raw_server import OK, Peer, noting_when_the_client_leaves, on_both_loops, run, saying, serving
@@ -63,7 +64,7 @@ def test_each_silence_has_its_own_fault(new_loop, script, timeouts, fault, words
         async with serving(script) as (server, http):
             started = now()
             with pytest.raises(TransportFault, match=words) as caught:
-                await (await http.send(server.node, POST._replace(timeouts=timeouts, stream=stream))).read()
+                await (await http.send(server.node, replaced(POST, timeouts=timeouts, stream=stream))).read()
             assert caught.value.fault is fault
             assert 0.07 < now() - started < 0.3
             assert http.stats.open == 0
@@ -78,7 +79,7 @@ def test_many_short_silences_are_no_long_one(new_loop) -> None:
         script = saying_slowly(OK[:10], OK[10:20], OK[20:-1], OK[-1:], pause_s=0.04)
         async with serving(script) as (server, http):
             for _ in range(2):
-                reply = await http.send(server.node, POST._replace(timeouts=Timeouts(1, 0.1, 0.1)))
+                reply = await http.send(server.node, replaced(POST, timeouts=Timeouts(1, 0.1, 0.1)))
                 assert await reply.read() == b"ok"
             assert http.stats.opened == 1
 
@@ -90,7 +91,7 @@ def test_a_provisional_answer_is_not_the_first_byte(new_loop) -> None:
     async def main() -> None:
         script = saying_slowly(b"HTTP/1.1 102 Processing\r\n\r\n", b"", b"", OK, pause_s=0.04)
         async with serving(script) as (server, http):
-            reply = await http.send(server.node, POST._replace(timeouts=Timeouts(1, 0.5, 0.06)))
+            reply = await http.send(server.node, replaced(POST, timeouts=Timeouts(1, 0.5, 0.06)))
             assert await reply.read() == b"ok"
 
     run(new_loop, main())
@@ -100,11 +101,11 @@ def test_a_provisional_answer_is_not_the_first_byte(new_loop) -> None:
 def test_none_is_no_bound_and_a_later_call_may_have_a_shorter_one(new_loop) -> None:
     async def main() -> None:
         async with serving(saying(OK), max_idle_s=50) as (server, http):
-            await http.send(server.node, POST._replace(timeouts=Timeouts(None, None, None)))
+            await http.send(server.node, replaced(POST, timeouts=Timeouts(None, None, None)))
         async with serving(saying_slowly(OK, pause_s=0.08)) as (server, http):
             await http.send(server.node, POST)  # the timer now stands far ahead
             with pytest.raises(TransportFault) as caught:
-                await http.send(server.node, POST._replace(timeouts=Timeouts(9, 0.02, 9)))
+                await http.send(server.node, replaced(POST, timeouts=Timeouts(9, 0.02, 9)))
             assert caught.value.fault is Fault.FIRST_BYTE_TIMEOUT
 
     run(new_loop, main())
@@ -122,7 +123,7 @@ def test_a_stall_of_our_own_loop_is_not_the_nodes_silence(new_loop) -> None:
 
     async def main(port: int) -> bytes:
         http = HttpTransport()
-        call = POST._replace(timeouts=Timeouts(1, 0.2, 0.2))
+        call = replaced(POST, timeouts=Timeouts(1, 0.2, 0.2))
         sending = asyncio.ensure_future(http.send(Endpoint("127.0.0.1", port), call))
         await asyncio.sleep(0.02)
         time.sleep(0.4)  # noqa: ASYNC251  the answer comes meanwhile, and its deadline passes
@@ -162,7 +163,7 @@ def test_cancelling_send_closes_at_once(new_loop, stream: bool) -> None:
     async def main() -> None:
         script, left = noting_when_the_client_leaves(b"" if stream else CHUNKS + b"2\r\nhi\r\n")
         async with serving(script) as (server, http):
-            sending = asyncio.ensure_future(http.send(server.node, POST._replace(stream=stream)))
+            sending = asyncio.ensure_future(http.send(server.node, replaced(POST, stream=stream)))
             await server.has_heard.wait()
             await asyncio.sleep(0.01)
             cancelled = now()
@@ -182,7 +183,7 @@ def test_leaving_a_streamed_reply_closes_at_once(new_loop, way: str) -> None:
     async def main() -> None:
         script, left = noting_when_the_client_leaves(CHUNKS + b"2\r\nhi\r\n")
         async with serving(script) as (server, http):
-            reply = await http.send(server.node, POST._replace(stream=True))
+            reply = await http.send(server.node, replaced(POST, stream=True))
             if way == "break":
                 async for piece in reply:
                     assert piece == b"hi"
@@ -211,7 +212,7 @@ def test_a_cancel_that_comes_with_the_answer_harms_nobody_else(new_loop) -> None
         async with serving(saying(OK)) as (server, http):
             for stream in (False, True):
                 for steps in range(40):
-                    sending = asyncio.ensure_future(http.send(server.node, POST._replace(stream=stream)))
+                    sending = asyncio.ensure_future(http.send(server.node, replaced(POST, stream=stream)))
                     for _ in range(steps // 4):
                         await asyncio.sleep(0)
                     if steps % 2:
@@ -231,7 +232,7 @@ def test_a_cancel_that_comes_with_the_answer_harms_nobody_else(new_loop) -> None
 def test_cancelling_the_wait_for_a_piece_keeps_the_reply(new_loop) -> None:
     async def main() -> None:
         async with serving(saying_slowly(CHUNKS, b"2\r\nhi\r\n0\r\n\r\n", pause_s=0.06)) as (server, http):
-            reply = await http.send(server.node, POST._replace(stream=True))
+            reply = await http.send(server.node, replaced(POST, stream=True))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(reply.read(), 0.01)
             assert await reply.read() == b"hi"
@@ -244,7 +245,7 @@ def test_cancelling_the_wait_for_a_piece_keeps_the_reply(new_loop) -> None:
 def test_two_readers_of_one_reply_are_an_error(new_loop) -> None:
     async def main() -> None:
         async with serving(begins_and_stops) as (server, http):
-            reply = await http.send(server.node, POST._replace(stream=True))
+            reply = await http.send(server.node, replaced(POST, stream=True))
             assert await anext(aiter(reply)) == b"hi"
             first = asyncio.ensure_future(reply.read())
             await asyncio.sleep(0)
@@ -271,7 +272,7 @@ def test_cancelling_an_upload_closes_the_iterator_and_the_connection(new_loop) -
 
     async def main() -> None:
         async with serving(silent) as (server, http):
-            sending = asyncio.ensure_future(http.send(server.node, POST._replace(body=endless())))
+            sending = asyncio.ensure_future(http.send(server.node, replaced(POST, body=endless())))
             await asyncio.sleep(0.05)
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -8,6 +8,7 @@ import ssl
 import pytest
 import trustme
 
+from sollol.core.value import replaced
 from sollol.nodes.transport import Call, Fault, TransportFault
 from tests.nodes.raw_server import OK, Peer, noting_when_the_client_leaves, on_both_loops, run, saying, serving
 
@@ -45,8 +46,8 @@ def test_https(new_loop, authority: trustme.CA, server_tls: ssl.SSLContext) -> N
         async with serving(saying(OK, big), tls=server_tls, ssl_context=trusting) as (server, http):
             node = server.node._replace(host="localhost")
             assert await (await http.send(node, POST)).read() == b"ok"
-            assert await (await http.send(node, POST._replace(body=body))).read() == body
-            assert await (await http.send(node, POST._replace(stream=True))).read() == body
+            assert await (await http.send(node, replaced(POST, body=body))).read() == body
+            assert await (await http.send(node, replaced(POST, stream=True))).read() == body
             assert (http.stats.opened, http.stats.reused) == (1, 2)
             assert server.heard[1].body == body
             assert server.heard[0].headers["host"] == f"localhost:{node.port}"
@@ -64,7 +65,7 @@ def test_leaving_over_tls_closes_at_once(new_loop, authority: trustme.CA, server
     async def main() -> None:
         script, left = noting_when_the_client_leaves(CHUNKS + b"2\r\nhi\r\n")
         async with serving(script, tls=server_tls, ssl_context=trusting) as (server, http):
-            reply = await http.send(server.node, POST._replace(stream=True))
+            reply = await http.send(server.node, replaced(POST, stream=True))
             gone = now()
             await reply.aclose()
             await asyncio.sleep(0.05)

@@ -7,7 +7,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from sollol.core.attempt import Attempt
 from sollol.core.endpoint import Endpoint
@@ -27,6 +26,7 @@ from sollol.core.types import (
     TaskType,
     Timing,
 )
+from sollol.core.value import replaced
 from sollol.policies import batching, breaker, hedge, limits, retry
 from sollol.policies.routing import CompletionRouter, ReliableRouter, SparingRouter, router_of
 
@@ -239,7 +239,7 @@ def test_second_copies_are_a_share_of_the_calls() -> None:
 
 def test_embeddings_have_no_second_copy() -> None:
     hedger = hedge.QuantileHedger()
-    task = replace(CHAT, kind=Kind.EMBED)
+    task = replaced(CHAT, kind=Kind.EMBED)
     for _ in range(hedge.LEAST):
         hedger.learn(task, DECISION, SECOND)
     assert hedger.after(task, DECISION) is None
@@ -309,7 +309,7 @@ def test_other_options_are_a_reload_and_put_out_who_uses_the_model() -> None:
     lanes = fleet(50, 40)
     lanes[0].options_used_us = 0
     lanes[1].options = "num_ctx=8192"
-    decision = choose(lanes, task=replace(CHAT, options="num_ctx=8192"))
+    decision = choose(lanes, task=replaced(CHAT, options="num_ctx=8192"))
     assert decision.node == lanes[1].node.key
     other = next(c for c in decision.candidates if c.node == lanes[0].node.key)
     assert {"load", "displaces"} <= {t.name for t in other.terms}
@@ -318,7 +318,7 @@ def test_other_options_are_a_reload_and_put_out_who_uses_the_model() -> None:
 def test_a_conversation_goes_back_to_the_node_that_has_read_it() -> None:
     lanes = fleet(50, 51)
     lanes[0].read(((7, 39_000),))
-    long = replace(CHAT, cost=40_000, prefix=((7, 39_000), (8, 40_000)))
+    long = replaced(CHAT, cost=40_000, prefix=((7, 39_000), (8, 40_000)))
     assert choose(lanes, task=long).node == lanes[0].node.key
 
 
@@ -359,11 +359,11 @@ def test_the_expected_answer_is_as_long_as_those_of_its_type() -> None:
     lanes = fleet(50, 50)
     market = lanes[0].market
     for _ in range(10):
-        market.length(replace(CHAT, type=TaskType.CODE)).add(900)
-        market.length(replace(CHAT, type=TaskType.CLASSIFY)).add(5)
-    code, label = (choose(lanes, task=replace(CHAT, type=kind)) for kind in (TaskType.CODE, TaskType.CLASSIFY))
+        market.length(replaced(CHAT, type=TaskType.CODE)).add(900)
+        market.length(replaced(CHAT, type=TaskType.CLASSIFY)).add(5)
+    code, label = (choose(lanes, task=replaced(CHAT, type=kind)) for kind in (TaskType.CODE, TaskType.CLASSIFY))
     assert code.predicted_us > 10 * label.predicted_us
-    assert choose(lanes, task=replace(CHAT, type=TaskType.CODE, tokens_out=5)).predicted_us < code.predicted_us / 10
+    assert choose(lanes, task=replaced(CHAT, type=TaskType.CODE, tokens_out=5)).predicted_us < code.predicted_us / 10
 
 
 def test_the_first_token_is_predicted_without_the_rest_of_the_answer() -> None:

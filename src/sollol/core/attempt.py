@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sollol.core.types import Decision, Kind, Micros, Ranges, Task
+from sollol.core.ranges import Ranges
+from sollol.core.types import EMBED, Decision, Micros, Task
 
 if TYPE_CHECKING:
     from sollol.core.lane import Lane
@@ -55,7 +56,7 @@ class Attempt:
         self.due_us = due_us
         self.decision = decision
         self.started = False  # the caller has seen a part of the answer
-        self.heavy = task.batch or task.kind is not Kind.EMBED  # else too short to be in another model's way
+        self.heavy = task.batch or task.kind is not EMBED  # else too short to be in another model's way
         self.beside = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from sollol.core.attempt import Attempt
-from sollol.core.types import Micros, Ranges, Task
+from sollol.core.ranges import Ranges
+from sollol.core.types import Micros, Task
 
 
 class Piece:

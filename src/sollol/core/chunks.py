@@ -10,7 +10,8 @@ from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Accept, Refuse, Want
 from sollol.core.policy import Again, BatchView
-from sollol.core.types import SECOND, TRANSIENT, Decision, How, Micros, Outcome, Ranges
+from sollol.core.ranges import Ranges
+from sollol.core.types import OK, SECOND, TRANSIENT, Decision, How, Micros, Outcome
 
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
 FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
@@ -244,5 +245,5 @@ class Chunks:
 
     def _ended(self, opened: OpenTask) -> bool:
         if opened.task.id in self._ledger.open and opened.batch is not None and opened.batch.done:
-            self._ledger.settle(opened, Outcome(How.OK))
+            self._ledger.settle(opened, Outcome(OK))
         return opened.task.id not in self._ledger.open

@@ -10,7 +10,7 @@ from __future__ import annotations
 from sollol.core.attempt import Attempt
 from sollol.core.fleet import Fleet, NodeState
 from sollol.core.messages import Action, Probe
-from sollol.core.types import MILLISECOND, NEVER, SECOND, Kind, Micros, NodeFacts
+from sollol.core.types import EMBED, MILLISECOND, NEVER, SECOND, Micros, NodeFacts
 
 EVERY: Micros = 5 * SECOND
 EVERY_IDLE: Micros = 60 * SECOND
@@ -138,7 +138,7 @@ class Health:
 
 
 def _late(attempt: Attempt, at: Micros) -> bool:
-    if attempt.task.kind is not Kind.EMBED or not attempt.items or not attempt.lane.work.known:
+    if attempt.task.kind is not EMBED or not attempt.items or not attempt.lane.work.known:
         return False
     predicted = attempt.due_us - attempt.started_us
     return at - attempt.started_us > max(OVERDUE_LEAST, OVERDUE_TIMES * predicted)

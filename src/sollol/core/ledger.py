@@ -18,7 +18,8 @@ from sollol.core.market import Market
 from sollol.core.messages import Abort, Action, Settle, Start
 from sollol.core.policy import Hedger, Policies
 from sollol.core.queue import Shares, WaitingLine
-from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Ranges, Task
+from sollol.core.ranges import Ranges
+from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Task
 
 
 class OpenTask:

@@ -8,7 +8,6 @@ these options. `ranked` is their order, made anew now and then.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from sollol.core.estimate import KINDS_MAX, Length, Rate
@@ -123,7 +122,9 @@ class Market:
         free = self._best_free(tried, at)
         worst = free[-1].rank if len(free) >= HALF else len(self._ranked)
         busy: list[Lane] = []
-        for lane in self._ranked[:worst]:
+        for lane in self._ranked:
+            if lane.rank >= worst:
+                break
             if lane.node.key not in self.roomy and lane.node.key not in tried and lane.usable(at):
                 busy.append(lane)
                 if len(busy) == HALF:
@@ -148,8 +149,13 @@ class Market:
         """The fastest lanes with a free slot, the fastest first. Sought where there are fewer to look at."""
         few = len(self.roomy) * 4 < len(self.lanes)
         lanes = sorted(self.roomy.values(), key=_rank_of) if few else self._ranked
-        free = (lane for lane in lanes if lane.node.key in self.roomy and lane.node.key not in tried and lane.free(at))
-        return list(islice(free, HALF))
+        free: list[Lane] = []
+        for lane in lanes:
+            if lane.key in self.roomy and lane.key not in tried and lane.free(at):
+                free.append(lane)
+                if len(free) == HALF:
+                    break
+        return free
 
     # --- what is usual here ---
 

@@ -1,6 +1,6 @@
 """Events go into the scheduler, actions come out. Nothing else crosses that line.
 
-Structs of msgspec for those that every request has (`core.types` says why), tuples for the others.
+Plain classes for those that every request has (`core.value` says why), tuples with names for the others.
 """
 
 from __future__ import annotations
@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import Decision, Kind, Micros, NodeFacts, Outcome, Ranges, Task
+from sollol.core.hints import mypyc_attr
+from sollol.core.ranges import Ranges
+from sollol.core.types import Decision, Kind, Micros, NodeFacts, Outcome, Task
+from sollol.core.value import Value
 
 # --- events ---------------------------------------------------------------------------------------------
 
 
-class Submitted(msgspec.Struct, frozen=True):
+class Submitted(Value):
     """A caller wants this done."""
 
-    task: Task
+    __slots__ = ("task",)
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
 
 class Fed(NamedTuple):
@@ -30,22 +34,34 @@ class Fed(NamedTuple):
     closed: bool
 
 
-class FirstToken(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class FirstToken(Value):
     """The caller has begun to receive this attempt's answer. `movable`: another node could go on with it."""
 
-    attempt: int
-    movable: bool = False
+    __slots__ = ("attempt", "movable")
+
+    def __init__(self, attempt: int, movable: bool = False) -> None:
+        self.attempt = attempt
+        self.movable = movable
 
 
-class Finished(msgspec.Struct, frozen=True, gc=False):
-    attempt: int
-    outcome: Outcome
+@mypyc_attr(acyclic=True)
+class Finished(Value):
+    __slots__ = ("attempt", "outcome")
+
+    def __init__(self, attempt: int, outcome: Outcome) -> None:
+        self.attempt = attempt
+        self.outcome = outcome
 
 
-class Cancelled(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Cancelled(Value):
     """The caller left."""
 
-    task: int
+    __slots__ = ("task",)
+
+    def __init__(self, task: int) -> None:
+        self.task = task
 
 
 class NodeAdded(NamedTuple):
@@ -78,20 +94,28 @@ Event = Submitted | Fed | FirstToken | Finished | Cancelled | NodeAdded | NodeRe
 # --- actions --------------------------------------------------------------------------------------------
 
 
-class Start(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Start(Value):
     """Send this task, or these items of it, to this node."""
 
-    attempt: int
-    task: int
-    node: str
-    decision: Decision
-    items: Ranges | None = None
+    __slots__ = ("attempt", "decision", "items", "node", "task")
+
+    def __init__(self, attempt: int, task: int, node: str, decision: Decision, items: Ranges | None = None) -> None:
+        self.attempt = attempt
+        self.task = task
+        self.node = node
+        self.decision = decision
+        self.items = items
 
 
-class Abort(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Abort(Value):
     """Close this attempt's connection; nothing will be heard of it any more."""
 
-    attempt: int
+    __slots__ = ("attempt",)
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
 
 
 class Accept(NamedTuple):
@@ -117,13 +141,19 @@ class Want(NamedTuple):
     items: int
 
 
-class Settle(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Settle(Value):
     """The task is over. `attempt` answered it (None for a batch, or where `outcome` is a failure)."""
 
-    task: int
-    outcome: Outcome
-    attempt: int | None = None
-    tried: tuple[tuple[str, str], ...] = ()
+    __slots__ = ("attempt", "outcome", "task", "tried")
+
+    def __init__(
+        self, task: int, outcome: Outcome, attempt: int | None = None, tried: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self.task = task
+        self.outcome = outcome
+        self.attempt = attempt
+        self.tried = tried
 
 
 class Load(NamedTuple):
@@ -141,10 +171,14 @@ class Probe(NamedTuple):
     node: str
 
 
-class WakeAt(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class WakeAt(Value):
     """Send a Tick at this moment. A later one may be dropped in favour of an earlier one."""
 
-    at: Micros
+    __slots__ = ("at",)
+
+    def __init__(self, at: Micros) -> None:
+        self.at = at
 
 
 Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt

@@ -35,7 +35,7 @@ from sollol.core.messages import (
 from sollol.core.policy import Policies
 from sollol.core.serving import Serving
 from sollol.core.singles import Singles
-from sollol.core.types import NEVER, SECOND, How, Kind, Micros, Outcome, Timing
+from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Timing
 
 QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Micros = SECOND  # how often single tasks under way are looked after
@@ -60,10 +60,7 @@ class Scheduler:
         self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
-            Submitted: self._submitted,
             Fed: self._fed,
-            FirstToken: self._first_token,
-            Finished: self._finished,
             Cancelled: self._cancelled,
             NodeAdded: self._node_added,
             NodeRemoved: self._node_removed,
@@ -77,7 +74,14 @@ class Scheduler:
         ledger = self._ledger
         ledger.out = out
         ledger.now = at
-        self._handlers[type(event)](event, at)
+        if isinstance(event, Submitted):  # the three that every request brings: compiled, direct calls
+            self._submitted(event, at)
+        elif isinstance(event, Finished):
+            self._finished(event, at)
+        elif isinstance(event, FirstToken):
+            self._first_token(event, at)
+        else:
+            self._handlers[type(event)](event, at)
         if ledger.next_at < self._wake_at or self.health.next_at < self._wake_at:
             self._wake_at = due = min(ledger.next_at, self.health.next_at)
             out.append(WakeAt(due))
@@ -184,7 +188,7 @@ class Scheduler:
         self._ledger.end(attempt, at)
         lane.node.attempted += 1
         lane.breaker.record(at, outcome)
-        if outcome.how is How.OK:
+        if outcome.how is OK:
             self._credit(attempt, outcome.timing, busy_us, inflight, at)
             if opened.batch is not None:
                 self._chunks.answered(opened, attempt, at)
@@ -197,7 +201,7 @@ class Scheduler:
             self._serving.all(at)
             return
         if lane.market.line.waiting or self._ledger.batches:
-            self._serving.market(lane.market, at, (lane,) if outcome.how is How.OK else None)
+            self._serving.market(lane.market, at, (lane,) if outcome.how is OK else None)
         if len(lane.node.lanes) > 1:
             self._serving.others(lane, at)
 
@@ -221,7 +225,7 @@ class Scheduler:
             lane.reliability.add(1.0)
         lane.busy_answers = 0
         lane.latency.add(at - attempt.started_us)
-        if attempt.task.kind is Kind.EMBED:
+        if attempt.task.kind is EMBED:
             lane.measured_work(at, attempt.cost, working_us)
             lane.embedded += attempt.items.total()
             amount = attempt.cost

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from sollol.core.attempt import Attempt
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
@@ -11,11 +9,11 @@ from sollol.core.market import Market
 from sollol.core.messages import Load
 from sollol.core.policy import Hedger, Router
 from sollol.core.types import (
+    EMBED,
     MILLISECOND,
     SECOND,
     TRANSIENT,
     How,
-    Kind,
     Micros,
     Outcome,
     RoutingMode,
@@ -23,6 +21,7 @@ from sollol.core.types import (
     TaskPriority,
     Timing,
 )
+from sollol.core.value import replaced
 
 HEDGE_AGAIN: Micros = 50 * MILLISECOND  # a late call for whose second copy there was no room
 LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
@@ -62,7 +61,7 @@ class Singles:
             return
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
-        if lane.free(at, task.kind is not Kind.EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
+        if lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
             opened.tokens += market.line.serve(task.id, at)
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
@@ -84,7 +83,7 @@ class Singles:
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
-        if not lane.free(at, task.kind is not Kind.EMBED):
+        if not lane.free(at, task.kind is not EMBED):
             return False
         opened.tokens = tokens = task.cost * market.tokens_per_cost + market.expected_tokens(task)
         ledger.shares.pass_by(task.app, tokens)
@@ -106,7 +105,7 @@ class Singles:
         """Who decides on second copies of it; the budget for them grows with the calls that may have one."""
         task = opened.task
         wanted = task.mode is RoutingMode.FAST if task.hedge is None else task.hedge
-        if wanted and task.kind is not Kind.EMBED:
+        if wanted and task.kind is not EMBED:
             opened.hedger = self._ledger.policies.hedger if wanted is True else wanted
             opened.hedger.deposit(task)
 
@@ -142,7 +141,7 @@ class Singles:
         decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
         reason = f"another copy: {late.lane.node.key} is {what}; {decision.reason}"
         lane = late.lane.market.lanes[decision.node]
-        return ledger.start(opened, lane, task.cost, msgspec.structs.replace(decision, reason=reason), at)
+        return ledger.start(opened, lane, task.cost, replaced(decision, reason=reason), at)
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
@@ -174,7 +173,7 @@ class Singles:
 
     def _learn_latency(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         task = opened.task
-        if task.kind is Kind.EMBED or attempt.resumed:
+        if task.kind is EMBED or attempt.resumed:
             return
         everybody, own = self._ledger.policies.hedger, opened.hedger
         everybody.learn(task, attempt.decision, at - attempt.started_us)
@@ -208,7 +207,7 @@ class Singles:
         if outcome.how is How.FAILED and outcome.status and not attempt.started and why in opened.tried.values():
             # Two nodes answer in the same words, and the second came no further: it is the request that is wrong.
             self._drop_others(opened, attempt, at)
-            ledger.settle(opened, msgspec.structs.replace(outcome, how=How.REFUSED), attempt.id)
+            ledger.settle(opened, replaced(outcome, how=How.REFUSED), attempt.id)
             return
         if outcome.how is How.BUSY:
             opened.busy = {*(opened.busy or ()), node}

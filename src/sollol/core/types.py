@@ -1,16 +1,16 @@
 """The frozen values of the core. Times are integers of microseconds on the event loop's clock.
 
-Those of which every request makes one are msgspec structs: made in half the time of a NamedTuple, read in a third, and
-of no concern to the garbage collector. They are values all the same: compared, hashed and printed by what they hold.
+Those of which every request makes one are plain classes (`core.value`), tuples with names the others.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgspec
+from sollol.core.hints import mypyc_attr
+from sollol.core.value import Value
 
 if TYPE_CHECKING:
     from sollol.core.policy import Hedger
@@ -71,7 +71,7 @@ class Kind(enum.StrEnum):
     EMBED = "embed"
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(Value):
     """One piece of work. Its body stays with the dispatcher; the core sees only what decides.
 
     `cost` is the size of the input in cost units (see policies.batching.item_cost: about bytes).
@@ -86,24 +86,66 @@ class Task(msgspec.Struct, frozen=True):
     `only`: it may go to these nodes and no others (None: to any). `gpu`: not to one that holds the model on its CPU.
     """
 
-    id: int
-    kind: Kind
-    model: str
-    cost: int = 0
-    priority: int = int(TaskPriority.NORMAL)
-    app: str = ""
-    tokens_out: int | None = None
-    options: str = ""
-    deadline_us: Micros | None = None
-    batch: bool = False
-    width: int | None = None
-    type: TaskType = TaskType.CHAT
-    mode: RoutingMode | None = None
-    hedge: bool | Hedger | None = None
-    stream: bool = False
-    prefix: tuple[tuple[int, int], ...] = ()
-    only: tuple[str, ...] | None = None
-    gpu: bool = False
+    __slots__ = (
+        "app",
+        "batch",
+        "cost",
+        "deadline_us",
+        "gpu",
+        "hedge",
+        "id",
+        "kind",
+        "mode",
+        "model",
+        "only",
+        "options",
+        "prefix",
+        "priority",
+        "stream",
+        "tokens_out",
+        "type",
+        "width",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        kind: Kind,
+        model: str,
+        cost: int = 0,
+        priority: int = int(TaskPriority.NORMAL),
+        app: str = "",
+        tokens_out: int | None = None,
+        options: str = "",
+        deadline_us: Micros | None = None,
+        batch: bool = False,
+        width: int | None = None,
+        type: TaskType = TaskType.CHAT,
+        mode: RoutingMode | None = None,
+        hedge: bool | Hedger | None = None,
+        stream: bool = False,
+        prefix: tuple[tuple[int, int], ...] = (),
+        only: tuple[str, ...] | None = None,
+        gpu: bool = False,
+    ) -> None:
+        self.id = id
+        self.kind = kind
+        self.model = model
+        self.cost = cost
+        self.priority = priority
+        self.app = app
+        self.tokens_out = tokens_out
+        self.options = options
+        self.deadline_us = deadline_us
+        self.batch = batch
+        self.width = width
+        self.type = type
+        self.mode = mode
+        self.hedge = hedge
+        self.stream = stream
+        self.prefix = prefix
+        self.only = only
+        self.gpu = gpu
 
 
 class How(enum.Enum):
@@ -124,40 +166,44 @@ class How(enum.Enum):
     DEADLINE = "deadline"
 
 
+# The answers to the two questions that every request asks many times: an enum's member is looked up by its name.
+OK: Final = How.OK
+EMBED: Final = Kind.EMBED
+
 # Another node may do it.
 TRANSIENT = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.UNABLE})
 
 
-class Timing(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Timing(Value):
     """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens."""
 
-    load_us: int = 0
-    prompt_tokens: int = 0
-    prompt_us: int = 0
-    tokens: int = 0
-    decode_us: int = 0
+    __slots__ = ("decode_us", "load_us", "prompt_tokens", "prompt_us", "tokens")
+
+    def __init__(
+        self, load_us: int = 0, prompt_tokens: int = 0, prompt_us: int = 0, tokens: int = 0, decode_us: int = 0
+    ) -> None:
+        self.load_us = load_us
+        self.prompt_tokens = prompt_tokens
+        self.prompt_us = prompt_us
+        self.tokens = tokens
+        self.decode_us = decode_us
 
 
-class Outcome(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Outcome(Value):
     """How an attempt or a task ended. `retry_us`: in how long it is worth trying again, where that is known."""
 
-    how: How
-    message: str = ""
-    status: int = 0
-    timing: Timing = Timing()
-    retry_us: Micros | None = None
+    __slots__ = ("how", "message", "retry_us", "status", "timing")
 
-
-class Ranges(tuple[tuple[int, int], ...]):
-    """Item positions as half-open ranges, in order: ((lo, hi), ...)."""
-
-    __slots__ = ()
-
-    def total(self) -> int:
-        return sum(hi - lo for lo, hi in self)
-
-    def items(self) -> list[int]:
-        return [i for lo, hi in self for i in range(lo, hi)]
+    def __init__(
+        self, how: How, message: str = "", status: int = 0, timing: Timing = Timing(), retry_us: Micros | None = None
+    ) -> None:
+        self.how = how
+        self.message = message
+        self.status = status
+        self.timing = timing
+        self.retry_us = retry_us
 
 
 class Term(NamedTuple):
@@ -175,35 +221,52 @@ class Candidate(NamedTuple):
     terms: tuple[Term, ...] = ()
 
 
-# A node's key and the microseconds of each term of its prediction; their sum is when it would finish.
-Row = tuple[str, tuple[float, ...]]
+# A node's key and the microseconds of each term of its prediction, whose sum is when it would finish. Most terms are
+# nothing most of the time: a row of LEAN is of those that are not.
+Row = tuple[Any, ...]
+LEAN: Final = ("wait", "prefill", "decode", "overhead")
 SHOWN = 8  # candidates that a decision tells of
 
 
-class Decision(msgspec.Struct, frozen=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Decision(Value):
     """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer; `first_us`, to
     the first token (0 where that was not predicted).
 
     `rows` are the nodes that were considered, as they fell out of the prediction, `terms` the names of what they are
     made of, and `scores` what was to be least, one for each row."""
 
-    node: str
-    predicted_us: Micros
-    reason: str
-    first_us: Micros = 0
-    terms: tuple[str, ...] = ()
-    rows: Sequence[Row] = ()
-    scores: Sequence[float] = ()
+    __slots__ = ("first_us", "node", "predicted_us", "reason", "rows", "scores", "terms")
+
+    def __init__(
+        self,
+        node: str,
+        predicted_us: Micros,
+        reason: str,
+        first_us: Micros = 0,
+        terms: tuple[str, ...] = (),
+        rows: Sequence[Row] = (),
+        scores: Sequence[float] = (),
+    ) -> None:
+        self.node = node
+        self.predicted_us = predicted_us
+        self.reason = reason
+        self.first_us = first_us
+        self.terms = terms
+        self.rows = rows
+        self.scores = scores
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """The nodes that were considered, the best first. Made when somebody looks."""
         order = sorted(range(len(self.rows)), key=self.scores.__getitem__)
-        return tuple(self._candidate(*self.rows[place]) for place in order[:SHOWN])
+        return tuple(self._candidate(self.rows[place]) for place in order[:SHOWN])
 
-    def _candidate(self, node: str, parts: tuple[float, ...]) -> Candidate:
-        terms = tuple(Term(name, round(us)) for name, us in zip(self.terms, parts, strict=True) if us)
-        return Candidate(node, round(sum(parts)), terms)
+    def _candidate(self, row: Row) -> Candidate:
+        parts = row[1:]
+        names = LEAN if len(parts) == len(LEAN) else self.terms
+        terms = tuple(Term(name, round(us)) for name, us in zip(names, parts, strict=True) if us)
+        return Candidate(row[0], round(sum(parts)), terms)
 
 
 class LoadedModel(NamedTuple):

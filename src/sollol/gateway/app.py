@@ -92,6 +92,7 @@ class Gateway:
     async def start(self) -> int:
         """Listen; the port. Raises BadInput if that is not possible."""
         loop = asyncio.get_running_loop()
+        self.engine: Engine = self.pool.engine
         self._tick()
         self.apply(self.settings)
         listen = self.settings.listen
@@ -124,10 +125,6 @@ class Gateway:
                     self.pool.remove_node(node.url)
             for endpoint in wanted.values():
                 self.pool.add_node(endpoint)
-
-    @property
-    def engine(self) -> Engine:
-        return self.pool.engine
 
     def _tick(self) -> None:
         self.common = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
@@ -171,7 +168,9 @@ class Gateway:
 
     def wants_pieces(self, request: Request) -> bool:
         """Is it an upload, whose body may be larger than memory?"""
-        return request.method == "POST" and any(
+        if request.path in self._exact or request.method != "POST":
+            return False
+        return any(
             route.upload and method == "POST" and pattern.fullmatch(request.path)
             for method, pattern, route in self._patterns
         )

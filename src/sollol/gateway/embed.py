@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from sollol.core.messages import Accept, Refuse, Start
-from sollol.core.types import How, Outcome, Ranges, Timing, canonical_model
+from sollol.core.ranges import Ranges
+from sollol.core.types import How, Outcome, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
 from sollol.gateway.infer import Inference, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import JSON, Request
-from sollol.gateway.tongues import EMBED_TONGUES, Asked, Tongue, peek_embed
+from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
 from sollol.nodes.dialect import encode
 from sollol.pool.batch import BatchJob, BatchReport, Ended, Message, Refused
 
@@ -91,7 +92,7 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
             gateway.in_task(_split, request, (tongue, found))
             return
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
-    asked = Asked.of_embedding(found.model, found.options, inputs or [found.prompt or ""])
+    asked = asked_embedding(found.model, found.options, inputs or [found.prompt or ""])
     Inference(tongue, gateway, request, request.body, asked).submit(found.model)
 
 

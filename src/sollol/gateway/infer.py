@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from sollol.core.types import How, RoutingMode, Task, canonical_model
+from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
@@ -32,15 +32,26 @@ PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the 
 _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-class Wanted(NamedTuple):
+class Wanted:
     """What the headers say."""
 
-    priority: int = 5
-    mode: RoutingMode | None = None
-    app: str = ""
-    timeout_s: float | None = None
-    hedge: bool | None = None
-    only: tuple[str, ...] | None = None
+    __slots__ = ("app", "hedge", "mode", "only", "priority", "timeout_s")
+
+    def __init__(
+        self,
+        priority: int,
+        mode: RoutingMode | None,
+        app: str,
+        timeout_s: float | None,
+        hedge: bool | None,
+        only: tuple[str, ...] | None = None,
+    ) -> None:
+        self.priority = priority
+        self.mode = mode
+        self.app = app
+        self.timeout_s = timeout_s
+        self.hedge = hedge
+        self.only = only
 
 
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
@@ -60,7 +71,7 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
 class Inference:
     """One request and the models it may be answered with."""
 
-    __slots__ = ("_asked", "_body", "_fallbacks", "_gateway", "_request", "_tongue", "_wanted")
+    __slots__ = ("_asked", "_body", "_fallbacks", "_gateway", "_model", "_request", "_task", "_tongue", "_wanted")
 
     def __init__(self, tongue: Tongue, gateway: Gateway, request: Request, body: bytes, asked: Asked) -> None:
         self._tongue = tongue
@@ -70,10 +81,12 @@ class Inference:
         self._wanted = wanted(request, gateway)
         self._body = body
         self._fallbacks: list[str] | None = None  # those still to be tried
+        self._model = ""  # that is asked now, and by which task
+        self._task = 0
 
     def submit(self, name: str) -> None:
         gateway, request, asked = self._gateway, self._request, self._asked
-        model = gateway.settings.resolve_model(name)
+        self._model = model = gateway.settings.resolve_model(name)
         check_allowed(request, model, name)
         body = self._body
         if model != asked.model:
@@ -97,9 +110,9 @@ class Inference:
             prefix=asked.prefix,
             only=how.only,
         )
+        self._task = task.id
         request.id = str(task.id)
         gateway.name_task(request, task.id)
-        done = engine.noting(partial(self._done, model))
         job: WholeRelay | StreamRelay
         if asked.stream:
             said = self._tongue.said(body)
@@ -109,32 +122,42 @@ class Inference:
                 body,
                 self._tongue,
                 TIMEOUTS,
-                done,
+                self._done,
                 gateway.sinks,
                 said,
                 engine.continuity,
                 engine.holders,
             )
         else:
-            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, done, gateway.sinks)
-        request.on_gone = partial(engine.dispatcher.cancel, task.id)
+            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self._done, gateway.sinks)
+        request.on_gone = self._left
         engine.submit(job)
 
-    def _done(self, model: str, job: CallJob) -> None:
-        """The task is over: tell the client."""
+    def _left(self) -> None:
+        """The client is gone."""
+        self._gateway.engine.dispatcher.cancel(self._task)
+
+    def _done(self, job: CallJob) -> None:
+        """The task is over."""
+        self._tell(job)
+        self._gateway.engine.note(job)  # when the client has its answer
+
+    def _tell(self, job: CallJob) -> None:
+        """The client."""
+        model = self._model
         assert isinstance(job, (WholeRelay, StreamRelay))
-        settled, request = job.settled, self._request
+        settled, request, gateway = job.settled, self._request, self._gateway
         assert settled is not None
         how = settled.outcome.how
-        self._gateway.pool.count(how is How.OK)
+        gateway.pool.count(how is OK)
         if how is How.LEFT:
-            self._gateway.charge(request, _estimated(job))
+            gateway.charge(request, _estimated(job))
             return
         timing = settled.outcome.timing
-        self._gateway.charge(request, timing.prompt_tokens + timing.tokens)
-        if how is How.OK and b"x-sollol-keep-alive" in request.headers:
+        gateway.charge(request, timing.prompt_tokens + timing.tokens)
+        if how is OK and b"x-sollol-keep-alive" in request.headers:
             self._keep(model, job)
-        if how is How.OK or (how is How.REFUSED and job.body):
+        if how is OK or (how is How.REFUSED and job.body):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
             job.break_off(settled)

@@ -13,7 +13,7 @@ from typing import Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
-from sollol.core.types import How, Micros, Outcome, Task
+from sollol.core.types import OK, Micros, Outcome, Task
 from sollol.gateway.dialects.reading import Reader
 from sollol.gateway.request import JSON, Request, type_line
 from sollol.gateway.tongues import Tongue
@@ -123,7 +123,7 @@ class StreamRelay(StreamJob):
         dispatcher, number = attempt.dispatcher, attempt.start.attempt
         if self._begun_at and said is not None and said.is_complete:
             self.last = said.finished(self._elapsed_us())
-            outcome = Outcome(How.OK, "", 200)
+            outcome = Outcome(OK, "", 200)
         dispatcher.finished(number, outcome)
 
     def hear(self, piece: bytes) -> None:
@@ -137,7 +137,7 @@ class StreamRelay(StreamJob):
 
     def answer(self, settled: Settle) -> None:
         request = self.request
-        if settled.outcome.how is not How.OK:  # refused before anything was passed on
+        if settled.outcome.how is not OK:  # refused before anything was passed on
             request.answer_with(settled.outcome.status, self.body, _JSON_LINE, routing_lines(self, settled.attempt))
             return
         if not request.has_begun:
@@ -224,11 +224,11 @@ class StreamAttempt:
             self._finish(self._reader.ended)
         else:
             ended = self._reader.close(fault is None)
-            self._finish(ended if ended.how is How.OK or fault is None else outcome_of(fault))
+            self._finish(ended if ended.how is OK or fault is None else outcome_of(fault))
 
     def _finish(self, outcome: Outcome) -> None:
         job = self._job
-        if outcome.how is How.OK:
+        if outcome.how is OK:
             job.last = self._reader.tail
             self.dispatcher.finished(self.start.attempt, outcome)
         else:

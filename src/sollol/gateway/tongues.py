@@ -16,31 +16,45 @@ from sollol.core.types import Kind, Outcome, TaskType
 from sollol.errors import BadInput
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader
+from sollol.gateway.fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import NDJSON, SSE, type_line
 from sollol.nodes.dialect import decode, judge, runner_key
 from sollol.policies.batching import item_cost
-from sollol.policies.tasks import detect_task_type
+from sollol.policies.prefix import prefix_of
+from sollol.policies.tasks import type_of
 from sollol.pool.continuation import Said, is_plain
-from sollol.pool.requests import prefix_of
 
 
-class Asked(NamedTuple):
+class Asked:
     """What of a request decides."""
 
-    model: str
-    stream: bool
-    tokens_out: int | None
-    options: str
-    type: TaskType
-    prefix: tuple[tuple[int, int], ...]
-    cost: int = 0
-    unloads: bool = False  # it only asks to put the model out of memory
+    __slots__ = ("cost", "model", "options", "prefix", "stream", "tokens_out", "type", "unloads")
 
-    @classmethod
-    def of_embedding(cls, model: str, options: Any, texts: Sequence[Any]) -> Asked:
-        cost = sum(item_cost(text) for text in texts if isinstance(text, str))
-        return cls(model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost)
+    def __init__(
+        self,
+        model: str,
+        stream: bool,
+        tokens_out: int | None,
+        options: str,
+        type: TaskType,
+        prefix: tuple[tuple[int, int], ...],
+        cost: int = 0,
+        unloads: bool = False,
+    ) -> None:
+        self.model = model
+        self.stream = stream
+        self.tokens_out = tokens_out
+        self.options = options
+        self.type = type
+        self.prefix = prefix
+        self.cost = cost
+        self.unloads = unloads  # it only asks to put the model out of memory
+
+
+def asked_embedding(model: str, options: Any, texts: Sequence[Any]) -> Asked:
+    cost = sum(item_cost(text) for text in texts if isinstance(text, str))
+    return Asked(model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost)
 
 
 class Tongue(NamedTuple):
@@ -62,85 +76,33 @@ class Tongue(NamedTuple):
 _NOW = (0, "0", "0s", "0m", "0h")
 
 
-class _Chat(msgspec.Struct):
-    model: str = ""
-    stream: bool | None = None
-    messages: list[dict[str, Any]] = []
-    options: dict[str, Any] | None = None
-    format: Any = None
-    prompt: str | None = None
-    system: str | None = None
-    suffix: str | None = None
-    keep_alive: Any = None
-
-
-class _OpenAI(msgspec.Struct):
-    model: str = ""
-    stream: bool | None = None
-    messages: list[dict[str, Any]] = []
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    prompt: Any = None
-    input: Any = None
-    system: Any = None
-    instructions: str | None = None
-
-
-class Embedding(msgspec.Struct):
-    """The fields of all three embedding routes."""
-
-    model: str = ""
-    input: Any = None
-    prompt: str | None = None
-    truncate: bool | None = None
-    options: dict[str, Any] | None = None
-    keep_alive: Any = None
-    dimensions: int | None = None
-    encoding_format: str | None = None
-
-
-class _Bare(msgspec.Struct):
-    model: str = ""
-    stream: Any = None
-
-
-_chat = msgspec.json.Decoder(_Chat).decode
-_openai = msgspec.json.Decoder(_OpenAI).decode
-_embedding = msgspec.json.Decoder(Embedding).decode
-_bare = msgspec.json.Decoder(_Bare).decode
-
-
 def _peek_ollama(body: bytes) -> Asked:
-    found = _chat(body)
-    options = found.options
+    found = read_chat(body)
+    options, messages, prompt, keep_alive = found.options, found.messages, found.prompt, found.keep_alive
     predict = options.get("num_predict") if options else None
-    payload: dict[str, Any] = {"messages": found.messages} if found.messages else {"prompt": found.prompt}
-    payload |= {"format": found.format, "system": found.system, "suffix": found.suffix}
     return Asked(
         found.model,
         found.stream is not False,
         predict if isinstance(predict, int) and predict > 0 else None,
         runner_key(options) if options else "",
-        detect_task_type(payload),
-        prefix_of(found.messages) if found.messages else (),
-        unloads=found.keep_alive in _NOW and not (found.messages or found.prompt),
+        type_of(messages, prompt, found.system, found.format, bool(found.suffix)),
+        prefix_of(messages) if messages else (),
+        unloads=keep_alive is not None and keep_alive in _NOW and not (messages or prompt),
     )
 
 
 def _peek_openai(body: bytes) -> Asked:
-    found = _openai(body)
+    found = read_openai(body)
     messages = found.messages
     if found.input is not None:
         messages = found.input if isinstance(found.input, list) else [{"role": "user", "content": found.input}]
-    payload: dict[str, Any] = {"messages": messages} if messages else {"prompt": found.prompt}
-    payload["system"] = found.instructions or (found.system if isinstance(found.system, str) else None)
+    system = found.instructions or (found.system if isinstance(found.system, str) else None)
     return Asked(
         found.model,
         bool(found.stream),
         found.max_tokens or found.max_completion_tokens or found.max_output_tokens,
         "",
-        detect_task_type(payload),
+        type_of(messages, found.prompt, system, None, False),
         prefix_of(messages),
     )
 
@@ -148,7 +110,7 @@ def _peek_openai(body: bytes) -> Asked:
 def peek_embed(body: bytes) -> Embedding:
     """Raises BadInput for what is not JSON, or lacks a model; a field of another wrong type is left to a node."""
     try:
-        return _embedding(body)
+        return read_embedding(body)
     except msgspec.DecodeError:
         return Embedding(_peek_bare(body).model)
 
@@ -163,9 +125,9 @@ def peeked(tongue: Tongue, body: bytes) -> Asked:
     return Asked(found.model, streams, None, "", TaskType.CHAT, ())
 
 
-def _peek_bare(body: bytes) -> _Bare:
+def _peek_bare(body: bytes) -> Bare:
     try:
-        return _bare(body)
+        return read_bare(body)
     except msgspec.ValidationError as error:
         raise BadInput(f"the request cannot be read: {error}") from None
     except msgspec.DecodeError as error:

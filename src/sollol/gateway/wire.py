@@ -168,11 +168,10 @@ class ClientConnection(Deadline, asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._in_message = True
         self._url = b""
-        self._raw = []
         self._head_size = 0
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        self._url = self._url + url if self._url else url
         if len(self._url) > TARGET_BYTES:
             raise Broken(414, f"the address of the request is longer than {TARGET_BYTES} bytes")
 
@@ -183,13 +182,14 @@ class ClientConnection(Deadline, asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parser = self._parser
         version = parser.get_http_version()
-        headers = dict(self._raw)
-        if len(headers) != len(self._raw):
-            self._check_repeated()
-        if len(self._raw) > HEADERS:
+        raw, self._raw = self._raw, []
+        headers = dict(raw)
+        if len(headers) != len(raw):
+            _check_repeated(raw)
+        if len(raw) > HEADERS:
             raise Broken(431, f"more than {HEADERS} headers")
         bound = self.gateway.settings.limits.max_head_bytes
-        if self._arrived > bound and sum(len(name) + len(value) for name, value in self._raw) > bound:
+        if self._arrived > bound and sum(len(name) + len(value) for name, value in raw) > bound:
             raise Broken(431, f"the head of the request is larger than {bound} bytes")
         if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
             headers[b"host"], _, path = self._url[7:].partition(b"/")
@@ -206,13 +206,6 @@ class ClientConnection(Deadline, asyncio.Protocol):
             self._take(request)
         if b"expect" in headers:
             self._expects_continue(request)
-
-    def _check_repeated(self) -> None:
-        seen = set()
-        for name, _ in self._raw:
-            if name in seen and (name in _ONCE or name.startswith(b"x-sollol-")):
-                raise Broken(400, f"the header {name.decode('latin-1')} came twice")
-            seen.add(name)
 
     def _check_framing(self, request: Request, version: str) -> None:
         headers, limits = request.headers, self.gateway.settings.limits
@@ -353,3 +346,11 @@ class ClientConnection(Deadline, asyncio.Protocol):
             self._transport.write_eof()
             self._resume()
             self.expect(LINGER_S)
+
+
+def _check_repeated(raw: list[tuple[bytes, bytes]]) -> None:
+    seen = set()
+    for name, _ in raw:
+        if name in seen and (name in _ONCE or name.startswith(b"x-sollol-")):
+            raise Broken(400, f"the header {name.decode('latin-1')} came twice")
+        seen.add(name)

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from sollol.core.types import How, Kind, Outcome, Timing
+from sollol.core.types import EMBED, OK, How, Kind, Outcome, Timing
+from sollol.nodes.answers import Timings, read_embed_answer, read_timings
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
@@ -67,7 +68,7 @@ def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None
     }
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    if kind is Kind.EMBED:
+    if kind is EMBED:
         return Call("POST", "/api/embed", encode({**body, "input": []}))
     return Call("POST", "/api/generate", encode(body))
 
@@ -79,32 +80,7 @@ def _number(text: str) -> Any:
         return text
 
 
-class _Timings(msgspec.Struct):
-    """The numbers of an answer, in nanoseconds, and whether it was an error. Everything else is passed over."""
-
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
-    done: bool | None = None  # Ollama always says; servers that only resemble it may not
-    error: Any = None
-
-
-_timings = msgspec.json.Decoder(_Timings).decode
-
-
-class EmbedAnswer(msgspec.Struct):
-    embeddings: list[list[float]] = []
-    load_duration: int = 0
-    total_duration: int = 0
-    prompt_eval_count: int = 0
-
-
-_embed_answer = msgspec.json.Decoder(EmbedAnswer).decode
-
-
-def _timing(t: _Timings) -> Timing:
+def _timing(t: Timings) -> Timing:
     return Timing(
         t.load_duration // 1000,
         t.prompt_eval_count,
@@ -119,16 +95,20 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     if status != 200:
         return refusal(status, body)
     # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
-    if body.lstrip()[:9].startswith(b'{"error"'):
+    if body.startswith(b'{"error"') or (body[:1].isspace() and body.lstrip().startswith(b'{"error"')):
         return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
     try:
-        found = _timings(body)
+        found = read_timings(body)
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what Ollama says: {error}", 200)
-    said = b'"embedding' in body if kind is Kind.EMBED else b'"message"' in body or b'"response"' in body
-    if not (found.done or (found.done is None and said)):
+    if not (found.done or (found.done is None and _says(kind, body))):
         return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
-    return Outcome(How.OK, "", 200, _timing(found))
+    return Outcome(OK, "", 200, _timing(found))
+
+
+def _says(kind: Kind, body: bytes) -> bool:
+    """Is there what was asked for?"""
+    return b'"embedding' in body if kind is EMBED else b'"message"' in body or b'"response"' in body
 
 
 def refusal(status: int, body: bytes) -> Outcome:
@@ -188,13 +168,13 @@ def judge_line(line: bytes) -> Outcome | None:
         return Outcome(How.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
     if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
         try:
-            found = _timings(line)
+            found = read_timings(line)
         except msgspec.DecodeError as error:
             return Outcome(How.FAILED, f"a line of the answer is not JSON: {error}", 200)
         if found.error is not None:
             return Outcome(How.FAILED, error_text(line), 200)
         if found.done:
-            return Outcome(How.OK, "", 200, _timing(found))
+            return Outcome(OK, "", 200, _timing(found))
     return None
 
 
@@ -213,7 +193,7 @@ class Vectors:
 def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors | None]:
     """Decode an /api/embed answer and check it: one vector an item, all of one dimension (`dim`, if not 0)."""
     try:
-        answer = _embed_answer(body)
+        answer = read_embed_answer(body)
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what /api/embed gives: {error}", 200), None
     rows = answer.embeddings
@@ -225,7 +205,7 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
         return Outcome(How.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
     timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count)
     flat = array("f", chain.from_iterable(rows))
-    return Outcome(How.OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
+    return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
 
 
 def iter_models(body: bytes) -> Iterator[dict[str, Any]]:

@@ -8,31 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from sollol.core.endpoint import Endpoint
-
-
-class Timeouts(NamedTuple):
-    """Seconds; None means no bound. They are apart because they mean different things:
-    a node that cannot be reached, one that thinks long (load, prefill), one that fell silent mid-answer."""
-
-    connect_s: float | None = 3.0
-    first_byte_s: float | None = 600.0
-    idle_s: float | None = 120.0
-
-
-class Call(NamedTuple):
-    """One HTTP request. `path` begins with "/" and may carry a query. With `stream` the reply is returned as
-    soon as its head is there; without, when its body is complete."""
-
-    method: str
-    path: str
-    body: bytes | AsyncIterator[bytes] = b""
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
-    stream: bool = False
-    timeouts: Timeouts = Timeouts()
+from sollol.nodes.call import Call as Call
+from sollol.nodes.call import Timeouts as Timeouts
 
 
 class Reply(Protocol):

@@ -1,20 +1,19 @@
 """What happened: a bounded ring of (moment, event, actions), and those who want to hear of it at once.
 
-Recording is an append to a deque (0.13 microseconds), so everything is recorded; an entry gets its form when it is
-read. `digest` turns a run into one string: two simulated runs from one seed must give the same.
+Recording is one assignment to a place of a list, so everything is recorded; an entry gets its form when it is read.
+`digest` turns a run into one string: two simulated runs from one seed must give the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from sollol.core.messages import Action, Event
 from sollol.core.types import Micros
 
-CAPACITY = 10_000
+CAPACITY = 1_000
 
 
 class Entry(NamedTuple):
@@ -25,14 +24,21 @@ class Entry(NamedTuple):
 
 class Journal:
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._ring: deque[tuple[Micros, Event, Sequence[Action]]] = deque(maxlen=capacity)
+        self._ring: list[tuple[Micros, Event, Sequence[Action]]] = []
+        self._capacity = capacity
+        self._oldest = 0
         self._listeners: list[Callable[[Entry], None]] = []
         self.recording = True  # False: nothing is kept, and nobody is told
 
     def record(self, at: Micros, event: Event, actions: Sequence[Action]) -> None:
         if not self.recording:
             return
-        self._ring.append((at, event, actions))
+        ring, oldest = self._ring, self._oldest
+        if len(ring) < self._capacity:
+            ring.append((at, event, actions))
+        else:
+            ring[oldest] = (at, event, actions)
+            self._oldest = oldest + 1 if oldest + 1 < self._capacity else 0
         if self._listeners:
             entry = Entry(at, event, actions)
             for listener in self._listeners:
@@ -44,7 +50,7 @@ class Journal:
         return lambda: self._listeners.remove(listener)
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(Entry._make, list(self._ring))
+        return map(Entry._make, self._ring[self._oldest :] + self._ring[: self._oldest])
 
     def __len__(self) -> int:
         return len(self._ring)

@@ -8,7 +8,7 @@ caller who left say nothing of the node.
 
 from __future__ import annotations
 
-from sollol.core.types import SECOND, How, Micros, Outcome
+from sollol.core.types import OK, SECOND, How, Micros, Outcome
 
 THRESHOLD = 4  # at 30 % random errors this opens by accident once in 120 requests, for a second
 PAUSE: Micros = 1 * SECOND
@@ -38,7 +38,7 @@ class ConsecutiveBreaker:
             self._trial = True
 
     def record(self, at: Micros, outcome: Outcome) -> None:
-        if outcome.how is How.OK:
+        if outcome.how is OK:
             if self._failures or not self.closed:
                 self._close()
         elif outcome.how in _FAULTS:

@@ -9,7 +9,7 @@ LEAST samples: a hedge that fires at random only adds load.
 from __future__ import annotations
 
 from sollol.core.estimate import Quantile
-from sollol.core.types import MILLISECOND, Decision, Kind, Micros, Task, TaskType
+from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskType
 
 SHARE = 0.95
 LATER = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
@@ -40,7 +40,7 @@ class QuantileHedger:
         kind.add(elapsed_us / (_expected(task, decision) + MARGIN))
 
     def after(self, task: Task, decision: Decision) -> Micros | None:
-        if task.kind is Kind.EMBED:
+        if task.kind is EMBED:
             return None
         kind = self._kinds.get((task.model, task.type, task.stream))
         if kind is None or len(kind) < LEAST:

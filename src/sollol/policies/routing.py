@@ -19,17 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
 from sollol.core.market import Typical
-from sollol.core.types import (
-    SECOND,
-    SHOWN,
-    Decision,
-    Kind,
-    Micros,
-    RoutingMode,
-    RoutingStrategy,
-    Row,
-    Task,
-)
+from sollol.core.types import EMBED, LEAN, SECOND, SHOWN, Decision, Micros, RoutingMode, RoutingStrategy, Row, Task
 
 ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
 KEPT = 16  # candidates of which all rows are kept; of more, the best
@@ -42,6 +32,7 @@ _TERMS = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failure
 _EMBED_TERMS = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
 
 Parts = tuple[float, float, float, float, float, float, float]  # microseconds, in the order of _TERMS
+LEAN_ROW = len(LEAN) + 1
 _REASONS = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 
@@ -62,17 +53,18 @@ class CompletionRouter:
         rows, finishes = _predict(task, lanes, ahead, at)
         scores = self._scores(task, lanes, finishes, at)
         chosen = _least(scores, rng) if len(lanes) > 1 else 0
-        key, parts = rows[chosen]
+        row = rows[chosen]
         finish = finishes[chosen]
-        embed = task.kind is Kind.EMBED
+        embed = task.kind is EMBED
         if len(lanes) > KEPT:
             best = sorted(range(len(lanes)), key=scores.__getitem__)[:SHOWN]
             rows, scores = [rows[i] for i in best], [scores[i] for i in best]
+        decode: float = 0.0 if embed else row[3] if len(row) == LEAN_ROW else row[5]
         return Decision(
-            key,
-            round(finish),
+            row[0],
+            int(finish + 0.5),
             self._reason(lanes, chosen),
-            0 if embed else round(finish - parts[4]),
+            0 if embed else int(finish - decode + 0.5),
             _EMBED_TERMS if embed else _TERMS,
             rows,
             scores,
@@ -91,11 +83,15 @@ def _least(scores: Sequence[float], rng: random.Random) -> int:
     """The place of the least; the dice choose among those that are as good as the same."""
     least = min(scores)
     bound = least * ALIKE
-    alike: list[int] = []
+    first, alike = -1, 0
     for place, score in enumerate(scores):
         if score <= bound:
-            alike.append(place)
-    return alike[0] if len(alike) == 1 else alike[int(rng.random() * len(alike))]
+            alike += 1
+            if first < 0:
+                first = place
+    if alike == 1:
+        return first
+    return [place for place, score in enumerate(scores) if score <= bound][int(rng.random() * alike)]
 
 
 def _predict(
@@ -106,7 +102,7 @@ def _predict(
     One loop without calls for lanes that are steady and have rates of their own, as nearly all are nearly always: it
     runs for every lane of every decision. The others are asked everything (`_Inquiry`)."""
     market = lanes[0].market
-    embed = task.kind is Kind.EMBED
+    embed = task.kind is EMBED
     heavy = not embed or task.batch
     tokens = 0.0 if embed else market.expected_tokens(task)
     tokens_per_cost = market.tokens_per_cost
@@ -131,13 +127,13 @@ def _predict(
                     new -= length
                     break
             read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, lane.overhead.value or 0.0
-            rows.append((lane.key, (wait, 0.0, 0.0, read, decode, overhead, 0.0)))
+            rows.append((lane.key, wait, read, decode, overhead))
             finishes.append(wait + read + decode + overhead)
             continue
         if inquiry is None:
             inquiry = _Inquiry(task, at, tokens, tokens_per_cost, known)
         parts = inquiry.parts(lane, wait)
-        rows.append((lane.key, parts))
+        rows.append((lane.key, *parts))
         finishes.append(sum(parts))
     return rows, finishes
 
@@ -165,7 +161,7 @@ class _Inquiry:
             if load and lane.displaces(task.options, at):
                 displaces = load
         decode = penalty = 0.0
-        if task.kind is Kind.EMBED:
+        if task.kind is EMBED:
             read = task.cost / self._work(lane)
         else:
             reads, speaks = self._rates(lane)
@@ -240,7 +236,7 @@ class SparingRouter(CompletionRouter):
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         bound = min(finishes) * self.PATIENCE
-        heavy = task.kind is not Kind.EMBED
+        heavy = task.kind is not EMBED
         return [
             1 / max(finish, 1.0) if finish <= bound and lane.free(at, heavy) else finish
             for finish, lane in zip(finishes, lanes, strict=True)
@@ -300,7 +296,7 @@ class RoundRobinRouter(CompletionRouter):
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         keys = [lane.key for lane in lanes]
         start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
-        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not Kind.EMBED)]
+        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not EMBED)]
         if not free:
             return finishes
         self._last = keys[free[0]]

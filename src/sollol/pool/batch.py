@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, overload
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
-from sollol.core.types import SECOND, How, Micros, Outcome, Ranges, Task
+from sollol.core.ranges import Ranges
+from sollol.core.types import SECOND, How, Micros, Outcome, Task
 from sollol.errors import BadInput, BatchError, ResponseError, SollolError
 from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport

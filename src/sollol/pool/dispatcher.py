@@ -82,37 +82,41 @@ class Dispatcher:
         self._closed = False
 
     def now(self) -> Micros:
-        return round(self._clock() * 1_000_000)
+        return int(self._clock() * 1_000_000.0 + 0.5)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, at: Micros | None = None) -> None:
+        """`at`: the present moment, if the caller has it at hand."""
+        task = job.task
         if self._closed:
-            job.settle(Settle(job.task.id, Outcome(How.LEFT, "the pool is closed")), self.now())
+            job.settle(Settle(task.id, Outcome(How.LEFT, "the pool is closed")), self.now())
             return
-        self._jobs[job.task.id] = job
-        self.feed(Submitted(job.task))
+        self._jobs[task.id] = job
+        self.feed(Submitted(task), at)
 
     def cancel(self, task: int) -> None:
         if task in self._jobs:
             self.feed(Cancelled(task))
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: Event, at: Micros | None = None) -> None:
         """Hand an event to the scheduler and carry out what follows; one that comes meanwhile is next."""
         if self._closed:
             return
-        self._events.append(event)
         if self._feeding:
+            self._events.append(event)
             return
         self._feeding = True
         try:
+            self._handle(event, self.now() if at is None else at)
             while self._events:
-                event = self._events.popleft()
-                at = self.now()
-                actions = self.scheduler.handle(event, at)
-                self.journal.record(at, event, actions)
-                for action in actions:
-                    self._carry_out(action, at)
+                self._handle(self._events.popleft(), self.now())
         finally:
             self._feeding = False
+
+    def _handle(self, event: Event, at: Micros) -> None:
+        actions = self.scheduler.handle(event, at)
+        self.journal.record(at, event, actions)
+        for action in actions:
+            self._carry_out(action, at)
 
     def _carry_out(self, action: Action, at: Micros) -> None:
         match action:
@@ -166,8 +170,9 @@ class Dispatcher:
         entry = self._running.pop(attempt, None)
         if entry is not None:
             _, start, job, began = entry
-            job.ended(start, outcome, began, self.now())
-            self.feed(Finished(attempt, outcome))
+            at = self.now()
+            job.ended(start, outcome, began, at)
+            self.feed(Finished(attempt, outcome), at)
 
     def _abort(self, attempt: int, at: Micros) -> None:
         entry = self._running.pop(attempt, None)

@@ -98,11 +98,15 @@ class Engine:
         """`done`, after the call was put into the history."""
 
         def noted(job: CallJob) -> None:
-            if self._sees(job.task.id):
-                self.history.add(job)
+            self.note(job)
             done(job)
 
         return noted
+
+    def note(self, job: CallJob) -> None:
+        """Put a call that is over into the history, if it is recorded."""
+        if self._sees(job.task.id):
+            self.history.add(job)
 
     def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
         """The nodes that have a model (or of them this one), and its digest there."""
@@ -177,8 +181,8 @@ class Engine:
         return next(self._ids)
 
     def submit(self, job: CallJob) -> CallJob:
-        job.story.submitted_us = self.dispatcher.now()
-        self.dispatcher.submit(job)
+        job.story.submitted_us = at = self.dispatcher.now()
+        self.dispatcher.submit(job, at)
         return job
 
     def _task(self, request: Request) -> Task:

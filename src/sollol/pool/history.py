@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle
-from sollol.core.types import How, Task
+from sollol.core.types import OK, How, Task
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
@@ -59,12 +59,15 @@ class BatchStory:
         )
 
 
-class Past(NamedTuple):
+class Past:
     """A call that is over; without what was said, which may be large."""
 
-    at: float
-    settled: Settle
-    story: Story | BatchStory
+    __slots__ = ("at", "settled", "story")
+
+    def __init__(self, at: float, settled: Settle, story: Story | BatchStory) -> None:
+        self.at = at
+        self.settled = settled
+        self.story = story
 
 
 class History:
@@ -75,13 +78,16 @@ class History:
         self._ratios = Quantile(REMEMBERED)
 
     def add(self, job: CallJob) -> None:
-        assert job.settled is not None
-        self._past.append(Past(time.time(), job.settled, job.story))
-        if job.settled.outcome.how is not How.OK:
+        settled, story = job.settled, job.story
+        assert settled is not None
+        self._past.append(Past(time.time(), settled, story))
+        if settled.outcome.how is not OK:
             return
-        for start, outcome, began, ended in job.story.attempts:
-            if start.attempt == job.settled.attempt and outcome.how is How.OK and start.decision.predicted_us:
-                self._ratios.add((ended - began) / start.decision.predicted_us)
+        for start, outcome, began, ended in story.attempts:
+            if start.attempt == settled.attempt and outcome.how is OK:
+                predicted_us = start.decision.predicted_us
+                if predicted_us:
+                    self._ratios.add((ended - began) / predicted_us)
 
     def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
         self._past.append(Past(time.time(), settled, BatchStory(job.task, report, job.wait_us)))

@@ -13,7 +13,8 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Refuse, Settle, Start
-from sollol.core.types import Decision, How, Micros, Outcome, Task
+from sollol.core.types import OK, Decision, How, Micros, Outcome, Task
+from sollol.core.value import replaced
 from sollol.errors import (
     DeadlineExceeded,
     NoNodeAvailable,
@@ -81,7 +82,7 @@ class Story:
         return [
             {"node": start.node, "outcome": outcome.how.value, "why": outcome.message, "ms": (ended - began) / 1000}
             for start, outcome, began, ended in self.attempts
-            if outcome.how is not How.OK
+            if outcome.how is not OK
         ]
 
 
@@ -154,7 +155,7 @@ class StreamJob(CallJob):
         holders: Callable[..., dict[str, tuple[Endpoint, str]]],
     ) -> None:
         super().__init__(task, path, body, timeouts, done)
-        self.call = self.call._replace(stream=True)
+        self.call = replaced(self.call, stream=True)
         self.last = b""  # the line that ends the answer
         self.drained = asyncio.Event()
         self._push = push
@@ -177,9 +178,9 @@ class StreamJob(CallJob):
             outcome = await (self._go_on if resumes else self._begin)(transport, node, started)
         except TransportFault as fault:
             outcome = outcome_of(fault)
-        if outcome.how is not How.OK and self._begun_at and said is not None and said.is_complete:
+        if outcome.how is not OK and self._begun_at and said is not None and said.is_complete:
             self.last = said.finished(self._elapsed_us())
-            return Outcome(How.OK, "", 200)
+            return Outcome(OK, "", 200)
         return outcome
 
     async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
@@ -256,7 +257,7 @@ class StreamJob(CallJob):
                     for line in lines.feed(piece):
                         end = judge_line(line)
                         if end is not None:
-                            if end.how is How.OK:
+                            if end.how is OK:
                                 self.last = translate(line)
                             return end
                         if not begun:
@@ -279,7 +280,7 @@ class StreamJob(CallJob):
                 self._said.decode_us += round((self._loop.time() - begun) * 1e6)
         rest = lines.rest()
         end = judge_line(rest) if rest else None
-        if end is not None and end.how is How.OK:
+        if end is not None and end.how is OK:
             self.last = translate(rest)
         return end or Outcome(How.FAILED, "the answer ended before it was complete")
 
@@ -290,7 +291,7 @@ class StreamJob(CallJob):
     def settle(self, action: Settle, at: Micros) -> None:
         if self._said is not None:
             self.story.seams = self._said.seams
-        if action.outcome.how is How.OK and self.last:
+        if action.outcome.how is OK and self.last:
             self._push(self.last)
         super().settle(action, at)
 

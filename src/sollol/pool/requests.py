@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import difflib
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +18,11 @@ from sollol.core.types import Kind, RoutingMode, RoutingStrategy, TaskType, cano
 from sollol.errors import BadInput
 from sollol.nodes.dialect import encode, runner_key
 from sollol.policies.batching import item_cost
+from sollol.policies.prefix import prefix_of
 from sollol.policies.tasks import detect_task_type
 from sollol.pool.answers import Answer, ChatResponse, EmbedResponse, GenerateResponse
 from sollol.pool.tools import as_tool
 
-PREFIXES = 7  # beginnings of a conversation that are remembered, besides its first message
-MESSAGE_COST = 30  # cost units of a message besides its text: role and marks
 CHAT_FIELDS = frozenset(
     ["tools", "think", "logprobs", "top_logprobs", "format", "options", "keep_alive", "truncate", "shift"]
 )
@@ -204,19 +202,6 @@ def _request(
         prefix_of(body["messages"]) if kind is Kind.CHAT else (),
         body,
     )
-
-
-def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
-    mark, cost = 0, 0
-    marks = []
-    for message in messages:
-        content = message.get("content")
-        text = content if isinstance(content, str) else str(content)
-        mark = zlib.crc32(text.encode("utf-8", "surrogatepass"), mark)
-        cost += len(text) + MESSAGE_COST
-        marks.append((mark, cost))
-    return (*marks[:1], *marks[1:][-PREFIXES:])
 
 
 def _present(extra: Mapping[str, Any]) -> dict[str, Any]:

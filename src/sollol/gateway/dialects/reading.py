@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from sollol.core.types import How, Outcome, Timing
+from sollol.core.types import OK, How, Outcome, Timing
 from sollol.nodes.dialect import judge_line
 
 CUT: Final = Outcome(How.FAILED, "the answer ended before it was complete")
@@ -124,7 +124,7 @@ class LineReader:
             self.ended = ended = judge_line(rest)
             self.tail = rest + b"\n"
         if ended is None and clean and self.count and not self._marked:
-            self.ended = ended = Outcome(How.OK, "", 200, Timing(tokens=self.count))
+            self.ended = ended = Outcome(OK, "", 200, Timing(tokens=self.count))
         self._clear = False
         return ended or CUT
 
@@ -254,13 +254,13 @@ class EventReader:
             if sign is Sign.ENDED and self._sign is not Sign.ENDS:  # so ends what a late error was swallowed in
                 return sign, Outcome(How.FAILED, "the answer ended without a reason", 200)
             return sign, None
-        if outcome.how is not How.OK:
+        if outcome.how is not OK:
             return sign, outcome
         self._told = outcome.timing
         return sign, None
 
     def _good(self) -> Outcome:
-        return Outcome(How.OK, "", 200, self._told or Timing(tokens=self.count))
+        return Outcome(OK, "", 200, self._told or Timing(tokens=self.count))
 
     def close(self, clean: bool = True) -> Outcome:
         ended = self.ended

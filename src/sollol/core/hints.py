@@ -1,0 +1,12 @@
+"""What the compiler is told of a class; without it, nothing. Itself not compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mypy_extensions import mypyc_attr as mypyc_attr
+else:
+
+    def mypyc_attr(**_: bool) -> Any:
+        return lambda cls: cls

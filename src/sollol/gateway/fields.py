@@ -1,0 +1,56 @@
+"""The fields of requests that decide. Apart from what is done with them, which is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Chat(msgspec.Struct):
+    model: str = ""
+    stream: bool | None = None
+    messages: list[dict[str, Any]] = []
+    options: dict[str, Any] | None = None
+    format: Any = None
+    prompt: str | None = None
+    system: str | None = None
+    suffix: str | None = None
+    keep_alive: Any = None
+
+
+class OpenAI(msgspec.Struct):
+    model: str = ""
+    stream: bool | None = None
+    messages: list[dict[str, Any]] = []
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    prompt: Any = None
+    input: Any = None
+    system: Any = None
+    instructions: str | None = None
+
+
+class Embedding(msgspec.Struct):
+    """The fields of all three embedding routes."""
+
+    model: str = ""
+    input: Any = None
+    prompt: str | None = None
+    truncate: bool | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: Any = None
+    dimensions: int | None = None
+    encoding_format: str | None = None
+
+
+class Bare(msgspec.Struct):
+    model: str = ""
+    stream: Any = None
+
+
+read_chat = msgspec.json.Decoder(Chat).decode
+read_openai = msgspec.json.Decoder(OpenAI).decode
+read_embedding = msgspec.json.Decoder(Embedding).decode
+read_bare = msgspec.json.Decoder(Bare).decode

@@ -1,0 +1,23 @@
+"""What two conversations have in common: names of their beginnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+PREFIXES = 7  # beginnings of a conversation that are remembered, besides its first message
+MESSAGE_COST = 30  # cost units of a message besides its text: role and marks
+
+
+def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
+    mark = cost = 0
+    marks: list[tuple[int, int]] = []
+    for message in messages:
+        content = message.get("content")
+        text: str = content if isinstance(content, str) else str(content)
+        mark = crc32(text.encode("utf-8", "surrogatepass"), mark)
+        cost += len(text) + MESSAGE_COST
+        marks.append((mark, cost))
+    return tuple(marks) if len(marks) <= PREFIXES else (marks[0], *marks[1:][-PREFIXES:])
