@@ -76,11 +76,6 @@ def test_without_a_url_it_finds_the_dashboard_of_this_machine(
     assert json.loads(run("top", "--json").stdout)["app_name"] == "trial"
 
 
-def test_a_gateway_has_it_under_another_path(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "PREFIXES", ("/nothing", "/api"))
-    assert json.loads(run("top", "--json", "--url", url).stdout)["app_name"] == "trial"
-
-
 def test_without_a_dashboard_it_asks_the_nodes(run: Run, cluster: Cluster) -> None:
     nodes = ",".join([*cluster, "127.0.0.1:9"])
     told = json.loads(run("top", "--json", "--nodes", nodes).stdout)

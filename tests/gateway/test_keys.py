@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
@@ -193,7 +194,8 @@ def test_a_model_that_a_key_may_not_use_stays_in_memory(tmp_path: Path) -> None:
         refused = client.post("/api/generate", json={"model": MODEL, "keep_alive": 0})
         assert refused.status_code == 403
         assert MODEL in refused.json()["error"]
-        loaded = client.get("/api/ps").json()["models"]
+        assert client.get("/api/ps").json()["models"] == []  # which it is not told
+        loaded = httpx.get(f"{nodes.urls[0]}/api/ps", trust_env=False).json()["models"]
         assert [row["name"] for row in loaded] == [f"{MODEL}:latest"]
 
 

@@ -171,7 +171,7 @@ CHANGES = [
     ("POST", "/api/blobs/sha256:" + "0" * 64, {}),
     ("POST", "/api/signout", {}),
 ]
-READS = ["/api/tags", "/api/ps", "/api/version", "/api/status", "/v1/models", "/v1/models/llama3.2", "/sollol/nodes"]
+READS = ["/api/tags", "/api/ps", "/api/version", "/api/status", "/v1/models", "/v1/models/llama3.2"]
 
 
 def test_changes_need_an_admin_key(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sollol.core.endpoint import Endpoint, parse_endpoint
-from sollol.errors import SollolError
+from sollol.errors import BadInput, SollolError
 
 if TYPE_CHECKING:
     from sollol.nodes.transport import Transport
@@ -21,8 +21,18 @@ UrlOption = Annotated[
         show_default=False,
     ),
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="SOLLOL_API_KEY",
+        metavar="KEY",
+        help="A gateway's key, where it asks for one. In the environment, others cannot see it.",
+        show_default=False,
+    ),
+]
 LOCAL = ("http://127.0.0.1:11435", "http://127.0.0.1:8080")  # gateway, dashboard
-PREFIXES = ("/api", "/sollol")  # where a dashboard, and where a gateway has its own routes
+DASHBOARD, GATEWAY = "/api", "/sollol"  # where they have their own routes
 _DASHBOARD_PORT = 8080
 _NEEDED = {"app_name", "totals", "nodes", "waiting", "running", "recent", "calibration"}
 HOW_TO_START = "A program shows its pool with `run_unified_dashboard(pool, 8080)`; name another address with --url http://host:port."
@@ -32,15 +42,26 @@ class NoAnswer(SollolError):
     """Nothing that answers as a dashboard does, or it refused."""
 
 
-class Remote:
-    """A dashboard's JSON, read over HTTP."""
+class Refused(NoAnswer):
+    """It wants a key, or another one."""
 
-    def __init__(self, transport: Transport, endpoint: Endpoint, prefix: str) -> None:
-        self._transport, self._endpoint, self._prefix = transport, endpoint, prefix
+
+class Remote:
+    """A dashboard's or a gateway's JSON, read over HTTP. `key` is sent to nothing but a gateway's own routes."""
+
+    def __init__(self, transport: Transport, endpoint: Endpoint, prefix: str, key: str | None = None) -> None:
+        self._transport, self._endpoint, self._prefix, self._key = transport, endpoint, prefix, key
 
     @property
     def url(self) -> str:
         return self._endpoint.url
+
+    async def greet(self) -> None:
+        """Raises NoAnswer if it is not there. A gateway tells without a key that it is one."""
+        if self._prefix == DASHBOARD:
+            await self.snapshot()
+        elif (await self._get("health", keyless=True)).get("status") != "ok":
+            raise NoAnswer(f"{self.url} does not answer as a SOLLOL gateway")
 
     async def snapshot(self) -> dict[str, Any]:
         found = await self._get("snapshot")
@@ -51,14 +72,18 @@ class Remote:
     async def explain(self, task_id: int) -> dict[str, Any]:
         return await self._get(f"explain/{task_id}")
 
-    async def _get(self, what: str) -> dict[str, Any]:
+    async def _get(self, what: str, *, keyless: bool = False) -> dict[str, Any]:
         import msgspec
 
         from sollol.nodes.transport import Call, Timeouts, TransportFault
 
         path = f"{self._prefix}/{what}"
+        with_key = self._key is not None and self._prefix == GATEWAY and not keyless
+        # Not as Authorization, which a URL with a user and a password has already.
+        headers = (("X-Api-Key", self._key or ""),) if with_key else ()
+        call = Call("GET", path, headers=headers, timeouts=Timeouts(1.5, 6.0, 6.0))
         try:
-            reply = await self._transport.send(self._endpoint, Call("GET", path, timeouts=Timeouts(1.5, 6.0, 6.0)))
+            reply = await self._transport.send(self._endpoint, call)
             body = await reply.read()
         except TransportFault as fault:
             raise NoAnswer(str(fault)) from None
@@ -66,20 +91,48 @@ class Remote:
             found = msgspec.json.decode(body, type=dict[str, Any])
         except msgspec.DecodeError:
             found = {}
+        if reply.status in (401, 403):
+            raise Refused(self._refusal(reply.status, str(found.get("error") or ""), with_key))
         if reply.status != 200:
             raise NoAnswer(str(found.get("error") or f"{self.url}{path} answers {reply.status}"))
         return found
 
+    def _refusal(self, status: int, told: str, with_key: bool) -> str:
+        if status == 401 and with_key:
+            return (
+                f"{self.url} does not know this key, or it was revoked. Check --api-key or SOLLOL_API_KEY; "
+                "`sollol keys list` where the gateway runs shows those that there are."
+            )
+        if status == 401:
+            return (
+                f"{self.url} asks for a key. Give it in SOLLOL_API_KEY, or with --api-key; "
+                "`sollol keys add NAME --admin` where the gateway runs makes one."
+            )
+        if told:
+            return f"{self.url}: {told}. Give it in SOLLOL_API_KEY, or with --api-key."
+        return (
+            f"{self.url} does not answer to this name (403). What listens on one machine only answers to 127.0.0.1; "
+            f"from another one take a tunnel: ssh -L {self._endpoint.port}:127.0.0.1:{self._endpoint.port} HOST"
+        )
 
-async def attach(transport: Transport, url: str | None) -> Remote | None:
-    """The dashboard at `url`, which must be one; without a URL, the first on this machine, or None."""
-    why = ""
+
+def checked(key: str | None) -> str | None:
+    """A key that can be sent, None for none. Raises BadInput, which does not repeat it."""
+    key = (key or "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise BadInput("--api-key or SOLLOL_API_KEY is not a key; expected what `sollol keys add` printed")
+    return key or None
+
+
+async def attach(transport: Transport, url: str | None, key: str | None = None) -> Remote | None:
+    """The dashboard or gateway at `url`, which must be one; without a URL, the first on this machine, or None."""
+    key, why = checked(key), ""
     for address in [url] if url is not None else LOCAL:
         endpoint = parse_endpoint(address, default_port=_DASHBOARD_PORT)
-        for prefix in PREFIXES:
-            remote = Remote(transport, endpoint, prefix)
+        for prefix in (DASHBOARD, GATEWAY):
+            remote = Remote(transport, endpoint, prefix, key)
             try:
-                await remote.snapshot()
+                await remote.greet()
             except NoAnswer as error:
                 why = why or str(error)
             else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from sollol.cli.attach import HOW_TO_START, NoAnswer, UrlOption, attach
+from sollol.cli.attach import HOW_TO_START, KeyOption, NoAnswer, UrlOption, attach
 from sollol.cli.console import millis, print_json, printable, say, stdout, table
 from sollol.cli.fleet import JsonOption
 
@@ -21,36 +21,38 @@ EPILOG = """\
 [bold]Where the number is[/bold]
 
   In the dashboard, in `sollol top`, and in a program as answer.routing.id.
-  A pool remembers its last 1,000 calls.
+  A pool remembers its last 1,000 calls. A gateway with keys explains to
+  each what was asked with it (SOLLOL_API_KEY), to an admin key everything.
 
 [bold]Exit codes[/bold]
 
   0    explained
-  1    no dashboard answers, or it does not know this number
+  1    no dashboard answers, it does not know this number, or wants a key
 """
 
 
 def explain(
     number: Annotated[int, typer.Argument(metavar="ID", min=0, help="The number of a call.", show_default=False)],
     url: UrlOption = None,
+    api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell why a request went where it went: the nodes it could have gone to, with the terms of each prediction."""
     import asyncio
 
-    told = asyncio.run(_ask(number, url))
+    told = asyncio.run(_ask(number, url, api_key))
     if as_json:
         print_json(told)
         return
     _say(told)
 
 
-async def _ask(number: int, url: str | None) -> dict[str, Any]:
+async def _ask(number: int, url: str | None, key: str | None) -> dict[str, Any]:
     from sollol.nodes.http import HttpTransport
 
     transport = HttpTransport()
     try:
-        remote = await attach(transport, url)
+        remote = await attach(transport, url, key)
         if remote is None:
             raise NoAnswer(f"no dashboard runs on this machine (ports 11435 and 8080 were asked). {HOW_TO_START}")
         return await remote.explain(number)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sollol.cli import fleet
-from sollol.cli.attach import UrlOption, attach
+from sollol.cli.attach import KeyOption, Refused, UrlOption, attach
 from sollol.cli.console import note, print_json, printable, stdout
 from sollol.cli.fleet import NodesOption
 from sollol.errors import BadInput, SollolError
@@ -19,6 +19,9 @@ from sollol.errors import BadInput, SollolError
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
+
+    from sollol.cli.attach import Remote
+    from sollol.nodes.transport import Transport
 
     Read = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -34,17 +37,19 @@ EPILOG = """\
 
   --url, else a gateway (port 11435) or a dashboard (port 8080) on this
   machine, else the nodes themselves. --nodes means the nodes themselves.
+  A gateway with keys wants one that is --admin, in SOLLOL_API_KEY.
   Ctrl-C ends it. Without a terminal it prints one frame, as with --once.
 
 [bold]Exit codes[/bold]
 
   0    done
-  1    there is no dashboard at --url, or no node is known
+  1    there is no dashboard at --url, it wants a key, or no node is known
 """
 
 
 def top(
     url: UrlOption = None,
+    api_key: KeyOption = None,
     nodes: NodesOption = None,
     interval: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds from frame to frame.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
@@ -60,13 +65,25 @@ def top(
     with asyncio.Runner() as runner:
         transport = HttpTransport()
         try:
-            remote = runner.run(attach(transport, url)) if nodes is None else None
+            remote = runner.run(_attach(transport, url, api_key)) if nodes is None else None
             if remote is not None:
                 _watch(runner, remote.snapshot, remote.snapshot, interval, once, as_json)
             else:
                 _watch_nodes(runner, nodes, interval, once, as_json)
         finally:
             runner.run(transport.aclose())
+
+
+async def _attach(transport: Transport, url: str | None, key: str | None) -> Remote | None:
+    """What was not asked for by name and wants a key is told of, and the nodes are still to be seen."""
+    remote = await attach(transport, url, key)
+    if remote is not None and url is None:
+        try:
+            await remote.snapshot()
+        except Refused as error:
+            note(f"{error}\nWithout it, the nodes themselves are asked.")
+            return None
+    return remote
 
 
 def _watch_nodes(runner: asyncio.Runner, nodes: str | None, interval: float, once: bool, as_json: bool) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Task, canonical_model
 from sollol.errors import BadInput, SollolError
-from sollol.gateway import embed, fanout, infer, models, own
+from sollol.gateway import access, embed, fanout, infer, models, own
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
 from sollol.gateway.meter import Meter
@@ -77,7 +77,7 @@ class Gateway:
         self._ticker: asyncio.TimerHandle | None = None
         self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
-        self._names: dict[str, int] = {}  # ids that clients gave to their requests -> tasks
+        self._names: dict[tuple[str | None, str], int] = {}  # a key's app, the id its client gave -> task
         for path, handler in (infer.ROUTES | embed.ROUTES).items():
             self.add("POST", path, Route(handler, direct=True))
         for (method, path), route in ROUTES.items():
@@ -226,7 +226,7 @@ class Gateway:
     def _let_in(self, request: Request, route: Route) -> bool:
         scheme, _, token = request.header(b"authorization").partition(" ")
         if scheme.lower() != "bearer":
-            token = request.header(b"x-api-key")  # Anthropic's clients
+            token = request.header(b"x-api-key") or access.password(scheme, token)  # Anthropic's clients; a URL's
         key = request.key = self.keyring.find(token.strip()) if token else None
         if key is None and (route.public or not self.keyring.required):
             return True
@@ -239,7 +239,8 @@ class Gateway:
         told = "this key is not known here, or was revoked" if token else "this server asks for a key"
         request.refuse(
             401,
-            f"{told}; send 'Authorization: Bearer KEY' with a key that `sollol keys add NAME` made",
+            f"{told}; send 'Authorization: Bearer KEY' (in a URL: http://any:KEY@host) with a key that "
+            "`sollol keys add NAME` made",
             [("WWW-Authenticate", "Bearer")],
         )
         return False
@@ -270,11 +271,10 @@ class Gateway:
 
     def refuse(self, request: Request, error: SollolError) -> None:
         status, headers = status_of(error)
-        message = error.error if hasattr(error, "error") else str(error)
         if request.has_begun:
             request.cut()
         else:
-            request.refuse(status, message, headers)
+            request.refuse(status, access.words(request, error), headers)
 
     def nobody_has(self, model: str) -> bool:
         """Nodes are up, and none has this model."""
@@ -289,11 +289,13 @@ class Gateway:
                 raise BadInput(f"X-Sollol-Request-Id: {name!r}; expected 1 to 64 letters, digits, '.', '_' or '-'")
             if len(self._names) >= NAMES:
                 del self._names[next(iter(self._names))]
-            self._names[name] = task
+            self._names[_owner(request), name] = task
 
-    def task_of(self, name: str) -> int | None:
-        """The task of a request, by its number or by the id that the client gave."""
-        found = self._names.get(name)
+    def task_of(self, request: Request, name: str) -> int | None:
+        """The task that `request` asks about, by its number or by the id that the client gave to it."""
+        found = self._names.get((_owner(request), name))
+        if found is None and access.sees_all(request):  # whoever gave it
+            found = next((task for (_, given), task in reversed(self._names.items()) if given == name), None)
         return found if found is not None else int(name) if name.isdecimal() and len(name) < 19 else None
 
     def keep(self, node: str, model: str, task: Task, keep_alive: int | str) -> None:
@@ -343,6 +345,11 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("GET", own.EXPLAIN, Route(own.explain)),
     ("GET", own.QUEUE, Route(own.queue)),
 ]
+
+
+def _owner(request: Request) -> str | None:
+    """Ids of clients count within this: one key's can neither be read nor replaced by another's."""
+    return request.key.app if request.key is not None else None
 
 
 def _listening_as(new: Listen, old: Listen) -> Listen:

@@ -18,7 +18,8 @@ from sollol.core.messages import Accept, Refuse, Start
 from sollol.core.ranges import Ranges
 from sollol.core.types import How, Outcome, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
-from sollol.gateway.infer import Inference, check_allowed, routed, wanted
+from sollol.gateway.access import check_allowed
+from sollol.gateway.infer import Inference, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import JSON, Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed

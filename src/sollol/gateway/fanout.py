@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
+from sollol.gateway.access import admin, check_allowed, visible
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
 from sollol.nodes.dialect import decode, encode
@@ -114,11 +115,13 @@ async def version(gateway: Gateway, request: Request) -> None:
 
 
 async def tags(gateway: Gateway, request: Request) -> None:
-    request.answer(200, encode(manage.models_of(await _once(gateway, "/api/tags"))))
+    found = manage.models_of(await _once(gateway, "/api/tags"))
+    request.answer(200, encode({**found, "models": visible(request, found["models"])}))
 
 
 async def ps(gateway: Gateway, request: Request) -> None:
-    request.answer(200, encode(manage.running_of(await _once(gateway, "/api/ps"))))
+    found = manage.running_of(await _once(gateway, "/api/ps"))
+    request.answer(200, encode({**found, "models": visible(request, found["models"])}))
 
 
 async def show(gateway: Gateway, request: Request) -> None:
@@ -126,6 +129,7 @@ async def show(gateway: Gateway, request: Request) -> None:
     fields = fields_of(request, "model", "name")
     name = str(fields.get("model") or fields["name"])
     model = gateway.settings.resolve_model(name)
+    check_allowed(request, model, name)
     missing = f"model '{canonical_model(name)}' not found"
     why: list[tuple[str, str]] = []
     for node in await holders(gateway, model, missing, asked=False):
@@ -167,13 +171,14 @@ def _names(answer: dict[str, Any]) -> set[str]:
 
 async def models(gateway: Gateway, request: Request) -> None:
     """OpenAI's list, each model once; an alias of one of them is a model, too."""
-    rows = _openai_models(gateway, await _once(gateway, "/v1/models"))
+    rows = _openai_models(gateway, request, await _once(gateway, "/v1/models"))
     _answer_openai(request, {"object": "list", "data": list(rows.values())})
 
 
 async def model(gateway: Gateway, request: Request, name: str) -> None:
     name = unquote(name)
-    rows = _openai_models(gateway, await _once(gateway, "/v1/models"))
+    check_allowed(request, gateway.settings.resolve_model(name), name)
+    rows = _openai_models(gateway, request, await _once(gateway, "/v1/models"))
     row = rows.get(name) or rows.get(canonical_model(gateway.settings.resolve_model(name)))
     if row is None:
         message = f"model '{canonical_model(name)}' not found"
@@ -182,15 +187,15 @@ async def model(gateway: Gateway, request: Request, name: str) -> None:
     _answer_openai(request, {**row, "id": name})
 
 
-def _openai_models(gateway: Gateway, answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _openai_models(gateway: Gateway, request: Request, answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for answer in answers.values():
-        for row in answer.get("data") or ():
+        for row in visible(request, answer.get("data") or (), "id"):
             rows.setdefault(str(row.get("id")), row)
     for alias, target in gateway.settings.aliases.items():
-        row = rows.get(canonical_model(target))
-        if row is not None:
-            rows.setdefault(alias, {**row, "id": alias, "owned_by": "alias"})
+        found = rows.get(canonical_model(target))
+        if found is not None:
+            rows.setdefault(alias, {**found, "id": alias, "owned_by": "alias"})
     return rows
 
 
@@ -223,8 +228,7 @@ async def first_answer(gateway: Gateway, request: Request) -> None:
         answers = await _once(gateway, request.path)
         request.answer(200, encode(next(iter(answers.values()))))
         return
-    if request.path == "/api/signout":
-        admin(request)
+    admin(request, "see or change the account of the nodes")  # the way to sign in is in the answer, too
     why: list[tuple[str, str]] = []
     said: tuple[int, bytes, str] | None = None
     call = Call(request.method, request.path, request.body, timeouts=SHOWING)
@@ -240,13 +244,3 @@ async def first_answer(gateway: Gateway, request: Request) -> None:
     if said is None:
         raise NoNodeAvailable(f"{request.path}: no node answered", why)
     request.answer(*said)
-
-
-def admin(request: Request) -> None:
-    """Raises ResponseError for a key that may not change the nodes."""
-    if request.key is not None and not request.key.admin:
-        raise ResponseError(
-            f"the key {request.key.name!r} may not change models or nodes; an admin key may "
-            "(sollol keys add NAME --admin)",
-            403,
-        )

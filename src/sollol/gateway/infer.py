@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway import models
+from sollol.gateway.access import check_allowed, words
 from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request
@@ -193,13 +194,7 @@ class Inference:
             request.refuse(404, unknown_model(request.path, self._asked.model), headers)
             return
         status, more = status_of(error)
-        request.refuse(status, error.error if isinstance(error, ResponseError) else str(error), [*headers, *more])
-
-
-def check_allowed(request: Request, model: str, name: str) -> None:
-    """Raises ResponseError (403) if the caller's key may not use the model, which was asked for as `name`."""
-    if request.key is not None and not request.key.allows(model):
-        raise ResponseError(f"this key may not use the model '{name}'", 403)
+        request.refuse(status, words(request, error), [*headers, *more])
 
 
 def _estimated(job: CallJob) -> int:

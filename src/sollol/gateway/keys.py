@@ -116,7 +116,7 @@ def _version(path: Path | None) -> Version:
 def read_keys(path: Path) -> list[Key]:
     """The keys of a file, none if there is no file. Raises ConfigError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_File).keys
+        keys = msgspec.json.decode(path.read_bytes(), type=_File).keys
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -125,6 +125,8 @@ def read_keys(path: Path) -> list[Key]:
         raise ConfigError(
             f"keys file {path} cannot be read: {error}; restore it, or move it away and make new keys"
         ) from None
+    # Written by hand, it may have no app: all of those would be one, and see each other's requests.
+    return [key if key.app else msgspec.structs.replace(key, app=key.name) for key in keys]
 
 
 def keys_of_environment(text: str) -> list[Key]:

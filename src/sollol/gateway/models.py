@@ -16,7 +16,8 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import ResponseError
 from sollol.gateway import targets
-from sollol.gateway.fanout import admin, fields_of, holders, relearn, states
+from sollol.gateway.access import admin
+from sollol.gateway.fanout import fields_of, holders, relearn, states
 from sollol.gateway.request import JSON, NDJSON, Request
 from sollol.gateway.targets import Targets
 from sollol.nodes.dialect import encode, error_text
@@ -215,8 +216,9 @@ async def upload_blob(gateway: Gateway, request: Request, digest: str) -> None:
     uploads = [Upload(gateway, node, request.path) for node in to.nodes]
     try:
         async for piece in request.pieces():
-            for upload in uploads:
-                await upload.put(piece)
+            behind = [upload for upload in uploads if not upload.take(piece)]
+            if behind:  # waited for together: several that stand still cost the others STALL_S once
+                await asyncio.gather(*(upload.put(piece) for upload in behind))
             if all(upload.task.done() for upload in uploads):
                 break
         if request.is_gone:
@@ -249,12 +251,17 @@ class Upload:
         while piece := await self._queue.get():
             yield piece
 
-    async def put(self, piece: bytes) -> None:
-        """Returns when there is room for it, or it is of no use any more."""
-        if self.task.done():
-            return
-        if not self._queue.full():
+    def take(self, piece: bytes) -> bool:
+        """True if there is room for it, or it is of no use any more."""
+        if not self.task.done():
+            if self._queue.full():
+                return False
             self._queue.put_nowait(piece)
+        return True
+
+    async def put(self, piece: bytes) -> None:
+        """Returns when it is taken."""
+        if self.take(piece):
             return
         putting = asyncio.ensure_future(self._queue.put(piece))
         try:

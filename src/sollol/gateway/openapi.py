@@ -131,6 +131,9 @@ def _answer(what: str, schema: str) -> Schema:
     return {"description": what, "content": {"application/json": {"schema": _ref(schema)}}}
 
 
+_NOT_ADMIN: Schema = {"403": {"description": "A key without admin rights; foreign Host or Origin."}}
+
+
 def _get(
     name: str, summary: str, schema: str, *, public: bool = False, of_id: bool = False, refusals: Schema | None = None
 ) -> Schema:
@@ -141,7 +144,7 @@ def _get(
     else:
         answers["401"] = _answer("A key is needed.", "Error")
     if of_id:
-        answers["404"] = _answer("No such request, or too long ago (the last 1,000 are kept).", "Error")
+        answers["404"] = _answer("No such request, another key's, or too long ago (the last 1,000 are kept).", "Error")
         operation["parameters"] = [_ID]
     answers |= refusals or {}
     return {"get": operation}
@@ -162,8 +165,8 @@ def document(keys: bool) -> Schema:
         "paths": {
             "/sollol/health": _get("health", "Does it serve?", "Health", public=True),
             "/sollol/ready": _get("ready", "Can it answer?", "Ready", public=True, refusals={"503": not_ready}),
-            "/sollol/snapshot": _get("snapshot", "Nodes, queue and requests.", "Snapshot"),
-            "/sollol/nodes": _get("nodes", "The nodes.", "Nodes"),
+            "/sollol/snapshot": _get("snapshot", "Nodes, queue and requests.", "Snapshot", refusals=_NOT_ADMIN),
+            "/sollol/nodes": _get("nodes", "The nodes.", "Nodes", refusals=_NOT_ADMIN),
             "/sollol/explain/{id}": _get("explain", "Why a request went where it went.", "Explained", of_id=True),
             "/sollol/queue/{id}": _get("queue", "Where a request stands.", "Queue", of_id=True),
             "/sollol/openapi.json": _get("openapi", "This document.", "Document"),

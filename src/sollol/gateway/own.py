@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sollol
 from sollol.core.health import EVERY
 from sollol.errors import BadInput, ResponseError
+from sollol.gateway import access
 from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
 from sollol.gateway.request import Request
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
 
 EXPLAIN: Final = re.compile(r"/sollol/explain/([^/]+)")
+SEE: Final = "see what others ask"
 QUEUE: Final = re.compile(r"/sollol/queue/([^/]+)")
 
 
@@ -36,6 +38,8 @@ async def ready(gateway: Gateway, request: Request) -> None:
     nodes = gateway.pool.nodes
     why = {node.key: node.why or "it was not asked yet" for node in nodes if node.state != "up"}
     up = len(nodes) - len(why)
+    if why and gateway.keyring.required and request.key is None:  # anybody may ask this
+        why = {"gateway": f"{len(why)} of {len(nodes)} nodes are not up; who sends a key is told which, and why"}
     if gateway.draining:
         why["gateway"] = "it is about to end"
     elif not nodes:
@@ -46,33 +50,42 @@ async def ready(gateway: Gateway, request: Request) -> None:
 
 
 async def snapshot(gateway: Gateway, request: Request) -> None:
+    access.admin(request, SEE)
     request.answer(200, encode(gateway.pool.snapshot()))
 
 
 async def nodes(gateway: Gateway, request: Request) -> None:
+    access.admin(request, SEE)
     request.answer(200, encode({"nodes": gateway.pool.snapshot()["nodes"]}))
 
 
 async def explain(gateway: Gateway, request: Request, task: str) -> None:
-    request.answer(200, encode(_explained(gateway, task)))
+    request.answer(200, encode(_explained(gateway, request, task)))
 
 
 async def queue(gateway: Gateway, request: Request, task: str) -> None:
     """Where a request stands: its position and when it should start, in milliseconds."""
-    found = _explained(gateway, task)
+    found = _explained(gateway, request, task)
     told = {"id": found["id"], "state": found["state"], "model": found["model"]}
     told |= {"position": found.get("position"), "eta_ms": found.get("eta_ms"), "queue_ms": found.get("queue_ms")}
     request.answer(200, encode(told))
 
 
-def _explained(gateway: Gateway, task: str) -> dict[str, Any]:
-    number = gateway.task_of(task)
-    if number is None:
-        raise ResponseError(f"no request is called {task!r}; the number is in X-Sollol-Request-Id", 404)
+def _explained(gateway: Gateway, request: Request, task: str) -> dict[str, Any]:
+    """One that a key may not see is answered as one that is not there."""
+    number = gateway.task_of(request, task)
     try:
-        return gateway.pool.explain(number)
-    except BadInput as unknown:
-        raise ResponseError(str(unknown), 404) from None
+        found = gateway.pool.explain(number) if number is not None else None
+    except BadInput:
+        found = None
+    if found is None or not access.sees(request, found["app"]):
+        whose = "" if access.sees_all(request) else " of this key"
+        raise ResponseError(
+            f"no request{whose} is called {task!r}; expected the number in X-Sollol-Request-Id, or the id that was "
+            "given there, of one of the last 1,000",
+            404,
+        )
+    return found
 
 
 async def openapi(gateway: Gateway, request: Request) -> None:

@@ -1,0 +1,149 @@
+"""`top` and `explain` against a gateway: with the key that it wants, and what to do where it is another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from typer.testing import Result
+
+from sollol import UnifiedDashboard
+from sollol.cli import attach
+from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.pool.sync import OllamaPool
+from sollol.sim import free_port
+from sollol.sim.serve import Cluster, sim_cluster
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker
+
+Run = Callable[..., Result]
+ADMIN, PLAIN = "boss-0123456789abcdef", "ann-0123456789abcdef"
+KEYS = [Key("boss", hash_of(ADMIN), app="boss", admin=True), Key("ann", hash_of(PLAIN), app="ann")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "LOCAL", (f"http://127.0.0.1:{free_port()}",))
+    monkeypatch.delenv("SOLLOL_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    with sim_cluster([talker(1)]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def keyed(nodes: Cluster) -> Iterator[Stage]:
+    with gateway_over(nodes.urls, keyring=Keyring(KEYS, required=True)) as stage:
+        yield stage
+
+
+def asked(stage: Stage, token: str = "") -> str:
+    """The number of a call."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    body = {"model": MODEL, "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+    with stage.client(headers=headers) as client:
+        answer = client.post("/api/generate", json=body)
+    assert answer.status_code == 200
+    return answer.headers["x-sollol-request-id"]
+
+
+def test_a_gateway_without_keys(run: Run, nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gateway_over(nodes.urls) as stage:
+        number = asked(stage)
+        assert json.loads(run("top", "--json", "--url", stage.url).stdout)["recent"][0]["id"] == int(number)
+        assert f"Call {number}: generate" in run("explain", number, "--url", stage.url).stdout
+        assert run("top", "--json", "--url", stage.url, "--api-key", "any").stdout  # a key that nobody wants harms none
+        monkeypatch.setattr(attach, "LOCAL", (stage.url,))
+        assert json.loads(run("top", "--json").stdout)["recent"]
+
+
+def test_the_key_comes_from_the_option_or_the_environment(
+    run: Run, keyed: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = asked(keyed, PLAIN)
+    told = json.loads(run("top", "--json", "--url", keyed.url, "--api-key", ADMIN).stdout)
+    assert told["recent"][0]["id"] == int(number)
+    monkeypatch.setenv("SOLLOL_API_KEY", f"{ADMIN}\n")  # as `$(cat FILE)` in some shells
+    assert json.loads(run("top", "--json", "--url", keyed.url).stdout)["recent"]
+    assert "1 of 1 nodes up" in run("top", "--once", "--url", keyed.url).stdout
+    assert f"Call {number}: generate" in run("explain", number, "--url", keyed.url).stdout
+    refused = run("top", "--once", "--url", keyed.url, "--api-key", PLAIN, code=1)  # the option counts
+    assert "'ann' may not see what others ask" in refused.stderr
+
+
+def test_a_key_explains_its_own_calls(run: Run, keyed: Stage) -> None:
+    own, others = asked(keyed, PLAIN), asked(keyed, ADMIN)
+    assert f"Call {own}: generate" in run("explain", own, "--url", keyed.url, "--api-key", PLAIN).stdout
+    unknown = run("explain", others, "--url", keyed.url, "--api-key", PLAIN, code=1).stderr
+    assert f"no request of this key is called '{others}'" in unknown
+
+
+@pytest.mark.parametrize("command", [("top", "--once"), ("explain", "1")])
+def test_a_refusal_says_what_to_do(run: Run, keyed: Stage, command: tuple[str, ...]) -> None:
+    wrong = "wrong-0123456789abcdef"
+    for words, said in (
+        ((), "asks for a key. Give it in SOLLOL_API_KEY, or with --api-key; `sollol keys add NAME --admin`"),
+        (("--api-key", wrong), "does not know this key, or it was revoked. Check --api-key or SOLLOL_API_KEY"),
+        (("--api-key", ""), "asks for a key"),
+    ):
+        told = run(*command, "--url", keyed.url, *words, code=1)
+        assert f"{keyed.url} {said}" in told.stderr
+        assert "no dashboard" not in told.stderr
+        assert wrong not in told.output
+    told = run("top", "--once", "--url", keyed.url, "--api-key", PLAIN, code=1).stderr
+    assert "sollol keys add NAME --admin). Give it in SOLLOL_API_KEY" in told
+
+
+def test_what_cannot_be_a_key_is_not_repeated(run: Run, keyed: Stage) -> None:
+    for text in ("sk secret", "sk-secret\r\nX-Evil: 1", "sk-s€cret"):
+        told = run("top", "--once", "--url", keyed.url, "--api-key", text, code=2)
+        assert "SOLLOL_API_KEY is not a key" in told.stderr
+        assert "cret" not in told.output
+
+
+def test_a_gateway_of_this_machine_that_wants_a_key_is_told_of_and_the_nodes_are_shown(
+    run: Run, keyed: Stage, nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach, "LOCAL", (keyed.url,))
+    monkeypatch.setenv("SOLLOL_NODES", nodes.urls[0])
+    told = run("top", "--json")
+    assert json.loads(told.stdout)["watching"]
+    assert "asks for a key" in told.stderr
+    assert "the nodes themselves are asked" in told.stderr
+    assert "asks for a key" in run("explain", 1, code=1).stderr
+    assert "watching" not in json.loads(run("top", "--json", "--api-key", ADMIN).stdout)
+
+
+def test_a_name_that_is_not_answered_to(run: Run, keyed: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def here(host: str, *given: object, **more: object) -> object:
+        return real("127.0.0.1" if host == "gate.example" else host, *given, **more)
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    told = run("top", "--once", "--url", f"http://gate.example:{keyed.port}", code=1).stderr
+    assert "does not answer to this name" in told
+    assert f"ssh -L {keyed.port}:127.0.0.1:{keyed.port}" in told
+
+
+def test_no_dashboard_is_sent_a_key(run: Run, nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program may listen there. It is asked whether it is a gateway, without."""
+    from sollol.nodes.transport import Call
+
+    sent: list[Call] = []
+    init = Call.__new__
+
+    def noted(cls: type[Call], *given: object, **more: object) -> Call:
+        sent.append(init(cls, *given, **more))
+        return sent[-1]
+
+    with OllamaPool(list(nodes)) as pool, UnifiedDashboard(pool, 0) as dashboard:
+        monkeypatch.setattr(Call, "__new__", noted)
+        run("top", "--once", "--url", dashboard.url, "--api-key", ADMIN)
+        run("top", "--once", "--url", nodes.urls[0], "--api-key", ADMIN, code=1)
+    asked_of = [call.path for call in sent]
+    assert {"/api/snapshot", "/sollol/health"} <= set(asked_of)
+    assert ADMIN not in str(sent)
