@@ -196,7 +196,7 @@ class Scheduler:
         if outcome.how is How.UNREACHABLE:  # other models of that node have lost work too
             self._serving.all(at)
             return
-        if lane.market.line.waiting or self._ledger.batches:
+        if lane.market.line.waiting or self._ledger.batches or self._singles.late:
             self._serving.market(lane.market, at, (lane,) if outcome.how is How.OK else None)
         if len(lane.node.lanes) > 1:
             self._serving.others(lane, at)

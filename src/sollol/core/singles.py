@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from sollol.core.attempt import Attempt
+from sollol.core.estimate import Mean
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
@@ -14,6 +17,7 @@ from sollol.core.types import (
     MILLISECOND,
     SECOND,
     TRANSIENT,
+    Decision,
     How,
     Kind,
     Micros,
@@ -30,11 +34,24 @@ LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is ask
 HUNG_TIMES = 20
 HUNG_LEAST: Micros = 60 * SECOND
 NO_AHEAD: dict[str, Micros] = {}
+COPY_WEIGHT = 0.1  # of the newest copy in the share of those that came first
+COPY_FIRST = 0.5  # and that share before anything is known of it
+LATE_ALONE = 0.05  # copies that are late by bad luck of their own; a hedger's budget is made for so many
+
+
+class Late(NamedTuple):
+    """A call whose second copy found no room."""
+
+    opened: OpenTask
+    attempt: Attempt
+    hedger: Hedger
 
 
 class Singles:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.late: dict[str, dict[int, Late]] = {}  # by model and attempt
+        self._won: dict[tuple[str, bool], Mean] = {}  # by model, and whether streamed: see `_share`
 
     def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> None:
         """Start it, settle it for want of any node, or leave it in line."""
@@ -113,28 +130,82 @@ class Singles:
     def _hedge(self, opened: OpenTask, late: Attempt, hedger: Hedger, at: Micros) -> None:
         """An attempt is later than 19 of 20 are: send another copy, if a node is idle and the budget allows.
 
-        At most two at once: if the second is late, too, the first is given up and its node tried anew."""
-        ledger, task, market = self._ledger, opened.task, late.lane.market
+        At most two at once: if the second is late, too, the first may be given up and its node tried anew."""
+        ledger, task = self._ledger, opened.task
         if opened.attempts.get(late.id) is not late or opened.begun:
             return
         oldest = next(iter(opened.attempts.values()))
         second = len(opened.attempts) > 1
         if second and oldest is late:
             return
-        lanes = [oldest.lane]
         if not second:
-            tried = {*opened.tried, late.lane.node.key}
-            ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.free(at))
-            # A copy that must load the model first comes late itself, and may put out what others use.
-            lanes = [lane for lane in ready if not lane.startup_us(task.options)]
-        # Without a second copy under way, those who wait for their first one go before.
-        if (market.line.waiting and not second) or not lanes or not hedger.withdraw():
+            if not self._try_copy(opened, late, hedger, at):
+                self.late.setdefault(task.model, {})[late.id] = Late(opened, late, hedger)
+                ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
+            return
+        # Late twice: by bad luck twice, or because the answer is long.
+        share = self._share(task).value or 0.0
+        luck = share * LATE_ALONE / (1 - share + share * LATE_ALONE)
+        lanes, spared_us = [oldest.lane], oldest.lane.wait_us(at)
+        takes_us = self._takes(task, lanes, at) - spared_us
+        if luck * _left(oldest, at) < takes_us or not hedger.withdraw():
             ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
             return
-        if second:
-            ledger.abort(oldest, at)
+        self._share(task).add(0.0)
+        ledger.abort(oldest, at)
         another = self._copy(opened, late, lanes, "late", at)
         self._plan_hedge(opened, hedger, another, at)
+
+    def copy_late(self, market: Market, at: Micros) -> None:
+        """An answer came, so a slot may be free: late calls may have it before those who wait for their first one."""
+        calls = self.late.pop(market.model)
+        for late in list(calls.values()):
+            opened, attempt = late.opened, late.attempt
+            over = opened.attempts.get(attempt.id) is not attempt or opened.begun or len(opened.attempts) > 1
+            if over or self._try_copy(opened, attempt, late.hedger, at):
+                del calls[attempt.id]
+        if calls:
+            self.late[market.model] = calls
+
+    def _try_copy(self, opened: OpenTask, late: Attempt, hedger: Hedger, at: Micros) -> bool:
+        """Send a second copy, if another node has a free slot and it pays."""
+        task, market = opened.task, late.lane.market
+        tried = {*opened.tried, late.lane.node.key}
+        ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.free(at))
+        # A copy that must load the model first comes late itself, and may put out what others use.
+        lanes = [lane for lane in ready if not lane.startup_us(task.options)]
+        if not lanes or not self._pays(opened, late, lanes, hedger, at) or not hedger.withdraw():
+            return False
+        another = self._copy(opened, late, lanes, "late", at)
+        self._plan_hedge(opened, hedger, another, at)
+        return True
+
+    def _pays(self, opened: OpenTask, late: Attempt, lanes: list[Lane], hedger: Hedger, at: Micros) -> bool:
+        """Should a copy take less than it saves?
+
+        It saves what the late attempt will still need, if it comes first. It takes its own time from those who wait for
+        a node; if nobody does, from one who will come while it runs, which is as likely as nodes are busy."""
+        task, market = opened.task, late.lane.market
+        busy = 1.0
+        if not market.line.waiting:
+            if hedger is not self._ledger.policies.hedger:
+                return True  # whoever brings his own has decided
+            busy -= len(market.roomy) / len(market.lanes)
+        return (self._share(task).value or 0.0) * _left(late, at) > busy * self._takes(task, lanes, at)
+
+    def _takes(self, task: Task, lanes: list[Lane], at: Micros) -> Micros:
+        """Until a copy would be heard."""
+        decision = self._router(task).choose(task, lanes, NO_AHEAD, at, self._ledger.rng)
+        return _until_heard(task, decision)
+
+    def _share(self, task: Task) -> Mean:
+        """Of such calls that take more than twice as long as expected: for how many a copy comes first."""
+        kind = task.model, task.stream
+        share = self._won.get(kind)
+        if share is None:
+            share = self._won[kind] = Mean(COPY_WEIGHT)
+            share.add(COPY_FIRST)
+        return share
 
     def _copy(self, opened: OpenTask, late: Attempt, lanes: list[Lane], what: str, at: Micros) -> Attempt:
         """Send the same to another node: the first to yield wins."""
@@ -155,6 +226,8 @@ class Singles:
         task, lane = attempt.task, attempt.lane
         node, market = lane.node, lane.market
         usual = lane.decode.value
+        if usual and _left(attempt, at) > _until_heard(task, attempt.decision):
+            self._learn_luck(attempt, timing, usual, at)
         if attempt.beside and usual and timing.decode_us:
             node.turns.beside(timing.tokens / timing.decode_us / usual)
         else:
@@ -167,6 +240,21 @@ class Singles:
                 market.measured_prompt(task.cost, timing.prompt_tokens)
             if timing.tokens:
                 market.length(task).add(timing.tokens)
+
+    def _learn_luck(self, attempt: Attempt, timing: Timing, usual: float, at: Micros) -> None:
+        """If it was heard more than twice as late as expected: would a copy sent then have been heard first, at the
+        usual pace? Not if it is the prompt or the answer that is long."""
+        task, reads = attempt.task, attempt.lane.prefill.value
+        if not reads or attempt.resumed or self._ledger.open[task.id].attempts:  # a copy under way tells by itself
+            return
+        late_us = 2 * _until_heard(task, attempt.decision)
+        took_us, copy_us = at - attempt.started_us, timing.prompt_tokens / reads
+        if task.stream:
+            took_us = timing.load_us + timing.prompt_us
+        else:
+            copy_us += timing.tokens / usual
+        if took_us > late_us:
+            self._share(task).add(1.0 if late_us + copy_us < took_us else 0.0)
 
     def _others_wanted(self, lane: Lane) -> bool:
         """Is another model of its node waited for?"""
@@ -195,7 +283,11 @@ class Singles:
     def _drop_others(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
         for other in list(opened.attempts.values()):
             if other is not winner:
+                first = winner if winner.id < other.id else other
+                if _left(first, at) > _until_heard(first.task, first.decision):
+                    self._share(first.task).add(0.0 if winner is first else 1.0)
                 self._ledger.abort(other, at)
+                self._ledger.serve_at(other.lane.model, at)  # its slot is free
 
     def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """Another node, the line, or the end."""
@@ -274,8 +366,7 @@ class Singles:
         return hung
 
     def _hangs(self, attempt: Attempt, at: Micros) -> bool:
-        decision = attempt.decision
-        expected = decision.first_us if attempt.task.stream and decision.first_us else decision.predicted_us
+        expected = _until_heard(attempt.task, attempt.decision)
         return not attempt.started and at - attempt.started_us > HUNG_TIMES * expected
 
     def _rescue(self, attempt: Attempt, at: Micros) -> bool:
@@ -288,3 +379,13 @@ class Singles:
         if lanes:
             self._copy(opened, attempt, lanes, "silent", at)
         return bool(lanes)
+
+
+def _until_heard(task: Task, decision: Decision) -> Micros:
+    """The predicted time to the first token, or to an answer that is given whole."""
+    return decision.first_us if task.stream and decision.first_us else decision.predicted_us
+
+
+def _left(attempt: Attempt, at: Micros) -> Micros:
+    """What a late attempt will still need, as in `Attempt.expected_end`."""
+    return (at - attempt.started_us) // 2
