@@ -36,7 +36,7 @@ HUNG_LEAST: Micros = 60 * SECOND
 NO_AHEAD: dict[str, Micros] = {}
 COPY_WEIGHT = 0.1  # of the newest copy in the share of those that came first
 COPY_FIRST = 0.5  # and that share before anything is known of it
-LATE_ALONE = 0.05  # copies that are late by bad luck of their own; a hedger's budget is made for so many
+HANG_TWICE = 0.2  # of the copies of calls that hang: those that hang, too
 
 
 class Late(NamedTuple):
@@ -145,7 +145,7 @@ class Singles:
             return
         # Late twice: by bad luck twice, or because the answer is long.
         share = self._share(task).value or 0.0
-        luck = share * LATE_ALONE / (1 - share + share * LATE_ALONE)
+        luck = share * HANG_TWICE / (1 - share + share * HANG_TWICE)
         lanes, spared_us = [oldest.lane], oldest.lane.wait_us(at)
         takes_us = self._takes(task, lanes, at) - spared_us
         if luck * _left(oldest, at) < takes_us or not hedger.withdraw():
