@@ -219,7 +219,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
     async def main(factor: float) -> float:
         async with staged([talker(1), talker(2)]) as stage:
             await learned(stage, stream=stream)
-            singles = stage.pool.engine.scheduler._singles
+            copies = stage.pool.engine.scheduler._singles.copies
             for _ in range(3):
                 watch = straggle(stage, factor)
                 length = {} if factor > 1 else {"options": {"num_predict": 5 * TOKENS}}
@@ -227,7 +227,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
                 await watch
                 for node in stage.world.nodes.values():
                     node.heal()
-            (share,) = [share.value for (_, streamed), share in singles._won.items() if streamed is stream] or [None]
+            (share,) = [share.value for (_, streamed), share in copies._won.items() if streamed is stream] or [None]
             return 0.5 if share is None else share
 
     assert run(main(200.0)) > 0.7
