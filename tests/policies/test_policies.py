@@ -56,6 +56,15 @@ def test_the_limiter_finds_four_slots() -> None:
     assert learn(slots=4, gain=0.9, answers=400).limit in (4, 5)
 
 
+def test_a_slot_on_trial_is_not_proven_until_two_windows_agree() -> None:
+    assert max(learn(1, 0.9, n).proven for n in range(0, 400, 7)) == 1
+    assert learn(slots=4, gain=0.9, answers=400).proven == 4
+    lucky = limits.ThroughputLimiter()  # one window in which the answers happened to be short
+    for amount in [*[100.0] * (limits.HOLD * limits.WINDOW), *[150.0] * (2 * limits.WINDOW)]:
+        lucky.sample(amount, SECOND, lucky.limit, False, True)
+    assert lucky.limit > lucky.proven == 1
+
+
 def test_the_limiter_tries_nothing_while_nobody_waits() -> None:
     assert learn(slots=4, gain=0.9, answers=400, wanted=False).limit == 1
 
@@ -288,6 +297,19 @@ def test_it_waits_for_a_fast_node_rather_than_take_a_slow_one_but_not_for_ever()
     assert choose(lanes).node == lanes[1].node.key
     occupy(lanes[1], 100 * SECOND)
     lanes[1].attempts.pop(10_000 + SECOND)
+    assert choose(lanes).node == lanes[0].node.key
+
+
+def test_behind_a_request_a_slot_on_trial_is_no_free_one() -> None:
+    lanes = fleet(100, 60)
+    limiter = lanes[0].limiter
+    assert isinstance(limiter, limits.ThroughputLimiter)
+    limiter.limit = 2
+    occupy(lanes[0], 100 * SECOND)
+    assert lanes[0].free(0)
+    assert lanes[0].wait_us(0) == 100 * SECOND
+    assert choose(lanes).node == lanes[1].node.key
+    limiter.proven = 2
     assert choose(lanes).node == lanes[0].node.key
 
 

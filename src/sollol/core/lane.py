@@ -191,11 +191,13 @@ class Lane:
         return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
 
     def wait_us(self, at: Micros, heavy: bool = True) -> Micros:
-        """How long until a slot is free here, as far as predictions tell; 0 if there is one."""
+        """How long until its work would begin here, as far as predictions tell; 0 if at once.
+
+        A slot on trial is none yet: a node with one slot takes a second request without a word, and lets it wait."""
         node = self.node
         if heavy and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return max(self._own_wait_us(at), node.wait_us(at))
-        over = len(self.attempts) - self.limiter.limit
+        over = len(self.attempts) - self.limiter.proven
         if not self.steady or over > 0:
             return self._own_wait_us(at)
         if over < 0:
@@ -205,7 +207,7 @@ class Lane:
         return min([attempt.expected_end(at) for attempt in self.attempts.values()]) - at
 
     def _own_wait_us(self, at: Micros) -> Micros:
-        over = len(self.attempts) - self.limiter.limit
+        over = len(self.attempts) - self.limiter.proven
         ends = [attempt.expected_end(at) for attempt in self.attempts.values()]
         if self.draining and (draining := self.still_draining(at)):
             over += len(draining)

@@ -40,6 +40,11 @@ class Limiter(Protocol):
 
     @property
     def limit(self) -> int: ...
+    @property
+    def proven(self) -> int:
+        """So many of them are known to be worked on at once; the others are a trial, and may wait inside the node."""
+        ...
+
     def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
         """A request ended: `amount` of work in `busy_us` of the lane's time, with `inflight` under way.
 

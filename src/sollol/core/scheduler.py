@@ -116,7 +116,7 @@ class Scheduler:
             return
         ledger.policies.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
-            self._singles.may_hedge(opened)
+            self._singles.copies.may_have(opened)
         if at >= self.health.touch_at:
             self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
@@ -200,7 +200,7 @@ class Scheduler:
         if outcome.how is How.UNREACHABLE:  # other models of that node have lost work too
             self._serving.all(at)
             return
-        if lane.market.line.waiting or self._ledger.batches:
+        if lane.market.line.waiting or self._ledger.batches or self._singles.copies.late:
             self._serving.market(lane.market, at, (lane,) if outcome.how is OK else None)
         if len(lane.node.lanes) > 1:
             self._serving.others(lane, at)

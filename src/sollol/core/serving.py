@@ -49,6 +49,8 @@ class Serving:
 
     def market(self, market: Market, at: Micros, freed: Iterable[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
+        if market.model in self._singles.copies.late:
+            self._singles.copies.offer(market, at)
         line, batches = market.line, self._ledger.batches.get(market.model)
         only = None if freed is None else list(freed)
         while line.waiting:

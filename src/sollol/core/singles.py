@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from sollol.core.attempt import Attempt
+from sollol.core.copies import NO_AHEAD, Copies, expected_us, router_of
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Load
-from sollol.core.policy import Hedger, Router
 from sollol.core.types import (
     EMBED,
-    MILLISECOND,
     SECOND,
     TRANSIENT,
     How,
     Micros,
     Outcome,
-    RoutingMode,
-    Task,
     TaskPriority,
     Timing,
 )
 from sollol.core.value import replaced
 
-HEDGE_AGAIN: Micros = 50 * MILLISECOND  # a late call for whose second copy there was no room
 LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
 HUNG_TIMES = 20
 HUNG_LEAST: Micros = 60 * SECOND
-NO_AHEAD: dict[str, Micros] = {}
 
 
 class Singles:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.copies = Copies(ledger)
 
     def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> None:
         """Start it, settle it for want of any node, or leave it in line."""
@@ -43,7 +39,7 @@ class Singles:
             if settled_at is not None:
                 ledger.serve_at(task.model, settled_at)
                 return
-        router = self._router(task)
+        router = router_of(ledger.policies, task)
         lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), router.wide, at)
         if not lanes and opened.busy:  # there is no other: wait for one that was busy
             opened.busy = None
@@ -65,7 +61,7 @@ class Singles:
             opened.tokens += market.line.serve(task.id, at)
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
-                self._plan_hedge(opened, opened.hedger, attempt, at)
+                self.copies.plan(opened, opened.hedger, attempt, at)
             return
         own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
         ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
@@ -77,8 +73,7 @@ class Singles:
         ledger, task = self._ledger, opened.task
         if at < ledger.health.newcomers_until and ledger.health.settles_at(at) is not None:
             return None
-        policies = ledger.policies
-        router = policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
+        router = router_of(ledger.policies, task)
         if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
@@ -89,71 +84,22 @@ class Singles:
         ledger.shares.pass_by(task.app, tokens)
         attempt = ledger.start(opened, lane, task.cost, decision, at)
         if opened.hedger is not None:
-            self._plan_hedge(opened, opened.hedger, attempt, at)
+            self.copies.plan(opened, opened.hedger, attempt, at)
         return True
-
-    def _router(self, task: Task) -> Router:
-        policies = self._ledger.policies
-        return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
-
-    def _plan_hedge(self, opened: OpenTask, hedger: Hedger, attempt: Attempt, at: Micros) -> None:
-        delay = hedger.after(opened.task, attempt.decision)
-        if delay is not None:
-            self._ledger.at(at + delay, lambda now: self._hedge(opened, attempt, hedger, now))
-
-    def may_hedge(self, opened: OpenTask) -> None:
-        """Who decides on second copies of it; the budget for them grows with the calls that may have one."""
-        task = opened.task
-        wanted = task.mode is RoutingMode.FAST if task.hedge is None else task.hedge
-        if wanted and task.kind is not EMBED:
-            opened.hedger = self._ledger.policies.hedger if wanted is True else wanted
-            opened.hedger.deposit(task)
-
-    def _hedge(self, opened: OpenTask, late: Attempt, hedger: Hedger, at: Micros) -> None:
-        """An attempt is later than 19 of 20 are: send another copy, if a node is idle and the budget allows.
-
-        At most two at once: if the second is late, too, the first is given up and its node tried anew."""
-        ledger, task, market = self._ledger, opened.task, late.lane.market
-        if opened.attempts.get(late.id) is not late or opened.begun:
-            return
-        oldest = next(iter(opened.attempts.values()))
-        second = len(opened.attempts) > 1
-        if second and oldest is late:
-            return
-        lanes = [oldest.lane]
-        if not second:
-            tried = {*opened.tried, late.lane.node.key}
-            ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.free(at))
-            # A copy that must load the model first comes late itself, and may put out what others use.
-            lanes = [lane for lane in ready if not lane.startup_us(task.options)]
-        # Without a second copy under way, those who wait for their first one go before.
-        if (market.line.waiting and not second) or not lanes or not hedger.withdraw():
-            ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
-            return
-        if second:
-            ledger.abort(oldest, at)
-        another = self._copy(opened, late, lanes, "late", at)
-        self._plan_hedge(opened, hedger, another, at)
-
-    def _copy(self, opened: OpenTask, late: Attempt, lanes: list[Lane], what: str, at: Micros) -> Attempt:
-        """Send the same to another node: the first to yield wins."""
-        ledger, task = self._ledger, opened.task
-        decision = self._router(task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
-        reason = f"another copy: {late.lane.node.key} is {what}; {decision.reason}"
-        lane = late.lane.market.lanes[decision.node]
-        return ledger.start(opened, lane, task.cost, replaced(decision, reason=reason), at)
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
         opened.begun = True
         self._learn_latency(opened, attempt, at)
-        self._drop_others(opened, attempt, at)
+        self._win(opened, attempt, at)
 
     def measured(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
         """What an answer tells of its node, and of how long such answers are."""
         task, lane = attempt.task, attempt.lane
         node, market = lane.node, lane.market
         usual = lane.decode.value
+        if usual and (at - attempt.started_us) // 2 > expected_us(attempt):
+            self.copies.learn_alone(attempt, timing, usual, at)
         if attempt.beside and usual and timing.decode_us:
             node.turns.beside(timing.tokens / timing.decode_us / usual)
         else:
@@ -188,13 +134,20 @@ class Singles:
         if used:
             ledger.shares.correct(task.app, used - opened.tokens)
         if opened.attempts:
-            self._drop_others(opened, attempt, at)
+            self._win(opened, attempt, at)
         ledger.settle(opened, outcome, attempt.id)
+
+    def _win(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
+        for other in opened.attempts.values():
+            if other is not winner:
+                self.copies.learn_race(winner, other, at)
+        self._drop_others(opened, winner, at)
 
     def _drop_others(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
         for other in list(opened.attempts.values()):
             if other is not winner:
                 self._ledger.abort(other, at)
+                self._ledger.serve_at(other.lane.model, at)  # its slot is free
 
     def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """Another node, the line, or the end."""
@@ -273,8 +226,7 @@ class Singles:
         return hung
 
     def _hangs(self, attempt: Attempt, at: Micros) -> bool:
-        decision = attempt.decision
-        expected = decision.first_us if attempt.task.stream and decision.first_us else decision.predicted_us
+        expected = expected_us(attempt)
         return not attempt.started and at - attempt.started_us > HUNG_TIMES * expected
 
     def _rescue(self, attempt: Attempt, at: Micros) -> bool:
@@ -285,5 +237,5 @@ class Singles:
         tried = {*opened.avoids(), attempt.lane.node.key}
         lanes = [lane for lane in market.shortlist(opened.task, tried, False, at) if lane.free(at)]
         if lanes:
-            self._copy(opened, attempt, lanes, "silent", at)
+            self.copies.send(opened, attempt, lanes, "silent", at)
         return bool(lanes)

@@ -29,18 +29,20 @@ class ThroughputLimiter:
         "_count",
         "_hold",
         "_next_hold",
-        "_proven",
+        "_sure",
         "_work",
         "limit",
         "maximum",
+        "proven",
     )
 
     def __init__(self, initial: int = 1, maximum: int = MAXIMUM) -> None:
         self.limit = initial
+        self.proven = initial
         self.maximum = maximum
-        self._base = initial  # the limit known to be good, and its throughput
+        self._base = initial  # the limit that was good in the last window, and its throughput
         self._base_rate = 0.0
-        self._proven = True  # a second window has confirmed the gain over the limit below
+        self._sure = True  # a second window has confirmed the gain over the limit below
         self._below = 0.0  # the throughput there
         self._hold = HOLD
         self._next_hold = HOLD
@@ -70,25 +72,26 @@ class ThroughputLimiter:
     def _judge(self, rate: float, wanted: bool) -> None:
         if self.limit > self._base:
             if rate > self._base_rate * GAIN:
-                self._proven, self._below = False, self._base_rate
+                self._sure, self._below, self.proven = False, self._base_rate, self._base
                 self._base, self._base_rate = self.limit, rate
                 self._next_hold = HOLD
             else:
                 self._step_back(self._base)
                 return
-        elif not self._proven and rate < self._below * GAIN:  # it was luck
+        elif not self._sure and rate < self._below * GAIN:  # it was luck
             self._step_back(self._base - 1)
             return
         else:
-            self._proven = True
+            self._sure = True
+            self.proven = self._base
             self._base_rate = rate
         self._hold -= HOLD if self._busy_us < CHEAP else 1
         if self._hold <= 0 and self.limit < self.maximum and wanted:
             self.limit = self._base + 1
 
     def _step_back(self, limit: int) -> None:
-        self.limit = self._base = limit
-        self._proven = True
+        self.limit = self._base = self.proven = limit
+        self._sure = True
         self._hold = self._next_hold
         self._next_hold = min(2 * self._next_hold, HOLD_MAX)
         self._reset()
