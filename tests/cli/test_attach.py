@@ -10,7 +10,10 @@ from typer.testing import Result
 
 from sollol import UnifiedDashboard
 from sollol.cli import attach
+from sollol.core.endpoint import Endpoint
 from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.nodes.http import HttpTransport
+from sollol.nodes.transport import Call, Reply
 from sollol.pool.sync import OllamaPool
 from sollol.sim import free_port
 from sollol.sim.serve import Cluster, sim_cluster
@@ -131,19 +134,16 @@ def test_a_name_that_is_not_answered_to(run: Run, keyed: Stage, monkeypatch: pyt
 
 def test_no_dashboard_is_sent_a_key(run: Run, nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program may listen there. It is asked whether it is a gateway, without."""
-    from sollol.nodes.transport import Call
-
     sent: list[Call] = []
-    init = Call.__new__
+    send = HttpTransport.send
 
-    def noted(cls: type[Call], *given: object, **more: object) -> Call:
-        sent.append(init(cls, *given, **more))
-        return sent[-1]
+    async def noted(self: HttpTransport, node: Endpoint, call: Call) -> Reply:
+        sent.append(call)
+        return await send(self, node, call)
 
+    monkeypatch.setattr(HttpTransport, "send", noted)
     with OllamaPool(list(nodes)) as pool, UnifiedDashboard(pool, 0) as dashboard:
-        monkeypatch.setattr(Call, "__new__", noted)
         run("top", "--once", "--url", dashboard.url, "--api-key", ADMIN)
         run("top", "--once", "--url", nodes.urls[0], "--api-key", ADMIN, code=1)
-    asked_of = [call.path for call in sent]
-    assert {"/api/snapshot", "/sollol/health"} <= set(asked_of)
+    assert {"/api/snapshot", "/sollol/health"} <= {call.path for call in sent}
     assert ADMIN not in str(sent)
