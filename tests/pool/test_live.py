@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sollol import AsyncOllamaPool, BadInput, BatchError, DeadlineExceeded, NoNodeAvailable, OllamaPool
+from sollol.core.types import Decision, Task
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster, spawn_many
 from tests.pool.universe import CHAT, EMBED, MODELS, texts
 
@@ -45,6 +46,28 @@ def test_streams_say_the_same_as_the_whole_answer(pool: OllamaPool) -> None:
     assert parts[-1].done
     assert pool.generate(CHAT, "Say something").response
     assert "".join(part.response for part in pool.generate(CHAT, "Say it", stream=True))
+
+
+class Faulty:
+    """Somebody's own hedging policy, with a fault."""
+
+    def deposit(self, task: Task) -> None:
+        raise ZeroDivisionError("of the policy")
+
+    def learn(self, task: Task, decision: Decision, elapsed_us: int) -> None: ...
+    def after(self, task: Task, decision: Decision) -> int | None:
+        return None
+
+    def withdraw(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_callers_own_policy_is_told_to_him(pool: OllamaPool, stream: bool) -> None:
+    with pytest.raises(ZeroDivisionError, match="of the policy"):
+        list(pool.chat(CHAT, HELLO, stream=stream, hedge=Faulty()))
+    assert pool.snapshot()["waiting"] == pool.snapshot()["running"] == []
+    assert pool.chat(CHAT, HELLO).done
 
 
 def test_embed_batch_and_stream_agree_with_embed(pool: OllamaPool) -> None:

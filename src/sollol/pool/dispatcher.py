@@ -85,13 +85,18 @@ class Dispatcher:
         return int(self._clock() * 1_000_000.0 + 0.5)
 
     def submit(self, job: Job, at: Micros | None = None) -> None:
-        """`at`: the present moment, if the caller has it at hand."""
+        """`at`: the present moment, if the caller has it at hand. Raises what a caller's own policy raises."""
         task = job.task
         if self._closed:
             job.settle(Settle(task.id, Outcome(How.LEFT, "the pool is closed")), self.now())
             return
         self._jobs[task.id] = job
-        self.feed(Submitted(task), at)
+        try:
+            self.feed(Submitted(task), at)
+        except Exception:  # of a caller's own policy: nobody will wait for this task
+            self._jobs.pop(task.id, None)
+            self.scheduler.handle(Cancelled(task.id), self.now())
+            raise
 
     def cancel(self, task: int) -> None:
         if task in self._jobs:

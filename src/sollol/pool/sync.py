@@ -132,12 +132,20 @@ class OllamaPool(PoolBase):
             self._check_open()
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _submit(self, function: Callable[[], None]) -> None:
-        """Call `function` on the loop, for sure: somebody will wait for what it does."""
+    def _submit(self, function: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        """Call `function` on the loop, for sure: somebody will wait for what it does. `failed` gets what it raises, as
+        a caller's own hedging policy may."""
+
+        def submit() -> None:
+            try:
+                function()
+            except Exception as error:
+                failed(error)
+
         assert self._loop is not None
         with self._lock:
             self._check_open()
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(submit)
 
     def _post(self, function: Callable[..., Any], *args: Any) -> None:
         assert self._loop is not None
@@ -231,18 +239,25 @@ class OllamaPool(PoolBase):
         waiter = threading.Lock()
         waiter.acquire()
         jobs: list[CallJob] = []
+        faults: list[Exception] = []
 
         def submit() -> None:
             jobs.append(engine.call(request, done))
+
+        def failed(error: Exception) -> None:
+            faults.append(error)
+            waiter.release()
 
         def done(job: CallJob) -> None:
             if not jobs:  # settled at once, before `submit` could note it
                 jobs.append(job)
             waiter.release()
 
-        self._submit(submit)
+        self._submit(submit, failed)
         try:
             waiter.acquire()
+            if faults:
+                raise faults[0]
             answer = finish(jobs[0], request)
         except BaseException as error:
             if not isinstance(error, Exception):  # interrupted: the node must stop
@@ -255,6 +270,7 @@ class OllamaPool(PoolBase):
     def _stream(self, engine: Engine, request: Request) -> Iterator[Answer]:
         lines: SimpleQueue[bytes | None] = SimpleQueue()
         jobs: list[StreamJob] = []
+        faults: list[Exception] = []
 
         def push(line: bytes) -> bool:
             lines.put(line)
@@ -263,13 +279,17 @@ class OllamaPool(PoolBase):
         def submit() -> None:
             jobs.append(engine.stream(request, done, push))
 
+        def failed(error: Exception) -> None:
+            faults.append(error)
+            lines.put(None)
+
         def done(job: CallJob) -> None:
             if not jobs:  # settled at once, before `submit` could note it
                 assert isinstance(job, StreamJob)
                 jobs.append(job)
             lines.put(None)
 
-        self._submit(submit)
+        self._submit(submit, failed)
         ok = behind = False
         try:
             while (line := lines.get()) is not None:
@@ -279,13 +299,13 @@ class OllamaPool(PoolBase):
                 elif behind:
                     behind = False
                     self._post(jobs[0].drained.set)
-            error = jobs[0].error()
+            error = faults[0] if faults else jobs[0].error()
             if error is not None:
                 raise error
             ok = True
         finally:
             self.count(ok)
-            self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id))
+            self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
 
     async def chat_async(self, *args: Any, **kwargs: Any) -> Any:
         """`chat` for code that runs in an event loop of its own."""
