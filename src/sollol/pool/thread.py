@@ -1,0 +1,236 @@
+"""The thread of an OllamaPool: one event loop, and the ways across to it.
+
+The crossing is cheap because it is one way each: the caller posts a function to the loop and sleeps on a lock
+that the answer releases. The thread starts with the first call and is a daemon: a program that forgets `close()`
+still ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any, Self, TypeVar
+
+from sollol.core.endpoint import DEFAULT_PORT
+from sollol.errors import SollolError
+from sollol.pool.aio import AsyncOllamaPool
+from sollol.pool.base import PoolBase
+from sollol.pool.engine import Engine
+
+T = TypeVar("T")
+CLOSE_S = 0.8
+
+
+class LoopThread(PoolBase):
+    """A pool whose loop runs in a thread of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._inner: AsyncOllamaPool | None = None
+
+    # --- the loop ---
+
+    def _running(self) -> Engine:
+        engine = self._engine
+        if engine is not None and not self._closed:
+            return engine
+        with self._lock:
+            self._check_open()
+            if self._engine is None:
+                self._start()
+            assert self._engine is not None
+            return self._engine
+
+    def _start(self) -> None:
+        ready = threading.Event()
+        self._loop = loop = _new_loop()
+
+        def begin() -> None:
+            self._engine = self._make_engine()
+            # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
+            self._inner = AsyncOllamaPool()
+            self._inner._engine, self._inner._endpoints = self._engine, self._endpoints
+            self._inner._totals = self._totals
+            ready.set()
+
+        def main() -> None:
+            asyncio.set_event_loop(loop)
+            loop.call_soon(begin)
+            try:
+                loop.run_forever()
+                left = asyncio.all_tasks(loop)
+                for task in left:  # somebody may wait for them
+                    task.cancel()
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            finally:
+                loop.close()
+
+        self._thread = threading.Thread(target=main, name="sollol", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def _on_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine of the inner pool on the loop and wait for it."""
+        self._running()
+        assert self._inner is not None
+        future = self._schedule(make(self._inner))
+        try:
+            return future.result()
+        except CancelledError:
+            raise SollolError("the pool was closed meanwhile") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SollolError("the pool is closed; make a new one")
+
+    def _schedule(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop. What comes before `close` is also handled before it."""
+        assert self._loop is not None
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+            self._check_open()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _submit(self, function: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        """Call `function` on the loop, for sure: somebody will wait for what it does. `failed` gets what it raises, as
+        a caller's own hedging policy may."""
+
+        def submit() -> None:
+            try:
+                function()
+            except Exception as error:
+                failed(error)
+
+        assert self._loop is not None
+        with self._lock:
+            self._check_open()
+            self._loop.call_soon_threadsafe(submit)
+
+    def _post(self, function: Callable[..., Any], *args: Any) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop was closed meanwhile: nothing runs there any more
+            if not self._closed:
+                raise
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """On the loop, which alone changes what is read."""
+        if self._engine is None or self._closed or threading.current_thread() is self._thread:
+            return read()
+
+        async def now() -> T:
+            return read()
+
+        return self._on_loop(lambda inner: now())
+
+    # --- from another loop, and streams ---
+
+    def _own_wishes(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of a call, with this pool's mode and time where it names none: the inner pool has others."""
+        own = {"mode": self.routing_mode, "timeout": self.timeout}
+        return given | {name: value for name, value in own.items() if given.get(name) is None}
+
+    async def _from_other_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
+        self._running()
+        assert self._inner is not None
+        answer = await asyncio.wrap_future(self._schedule(make(self._inner)))
+        return self._foreign_stream(answer) if isinstance(answer, AsyncIterator) else answer
+
+    async def _foreign_stream(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """An async iterator of the pool's loop, read from the caller's loop."""
+        try:
+            while (item := await asyncio.wrap_future(self._schedule(_next(stream)))) is not _END:
+                yield item
+        finally:
+            if not self._closed:
+                self._schedule(_close(stream))
+
+    def _managed(self, stream: bool, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
+        answer = self._on_loop(make)
+        return self._local_stream(answer) if stream else answer
+
+    def _local_stream(self, stream: AsyncIterator[Any]) -> Iterator[Any]:
+        try:
+            while (item := self._on_loop(lambda inner: _next(stream))) is not _END:
+                yield item
+        finally:
+            if not self._closed:
+                self._on_loop(lambda inner: _close(stream))
+
+    # --- nodes and the end ---
+
+    def add_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Add a node (a host, or a URL). False if it is in the pool already."""
+        endpoint = self._take_node(host, port)
+        if endpoint is not None and self._engine is not None:
+            self._post(self._engine.add, endpoint)
+        return endpoint is not None
+
+    def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Take a node out; what runs there moves to the others. False if it was not in the pool."""
+        key = self._drop_node(host, port)
+        if key is not None and self._engine is not None:
+            self._post(self._engine.remove, key)
+        return key is not None
+
+    def wait_ready(self) -> None:
+        """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
+        self._on_loop(lambda inner: inner.wait_ready())
+
+    def close(self) -> None:
+        """Cancel what runs, close every connection, end the thread. Under a second; more than once is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            loop, thread, engine = self._loop, self._thread, self._engine
+        if loop is None or thread is None or engine is None:
+            return
+        closing = asyncio.run_coroutine_threadsafe(engine.aclose(), loop)
+        try:
+            closing.result(CLOSE_S)
+        except TimeoutError:
+            closing.cancel()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(CLOSE_S)
+
+    stop = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_END = object()
+
+
+async def _next(stream: AsyncIterator[Any]) -> Any:
+    return await anext(stream, _END)
+
+
+async def _close(stream: AsyncIterator[Any]) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed: half the cost of a call."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
