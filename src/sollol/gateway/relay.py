@@ -203,7 +203,7 @@ class StreamAttempt:
             elif not job.request.write(passed):
                 job.request.on_drained = self._sending.resume
                 self._sending.pause()
-            if reader.count % PACE_EVERY == 0:
+            if reader.count and reader.count % PACE_EVERY == 0:
                 self._keep_pace(reader.count)
         if reader.ended is not None:  # the end of the connection's turn follows at once, most often
             self._ending = asyncio.get_running_loop().call_soon(self._finish, reader.ended)
