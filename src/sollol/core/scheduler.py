@@ -160,6 +160,7 @@ class Scheduler:
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)
         if opened is not None:
+            self._singles.suspect(opened, at)
             lanes = self._ledger.abort_all(opened, at)
             self._ledger.settle(opened, Outcome(How.LEFT, "the caller left"))
             self._serving.model(opened.task.model, at, lanes)
@@ -168,6 +169,7 @@ class Scheduler:
         opened = self.open.get(task_id)
         if opened is not None:
             where = ", ".join(a.lane.node.key for a in opened.attempts.values())
+            self._singles.suspect(opened, at)
             lanes = self._ledger.abort_all(opened, at)
             message = f"no answer in {(at - opened.since) / SECOND:.1f} s"
             message += f" (running on {where})" if where else " (waiting for a free node)"

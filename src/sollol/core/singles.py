@@ -24,6 +24,7 @@ LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is ask
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
 HUNG_TIMES = 20
 HUNG_LEAST: Micros = 60 * SECOND
+SUSPECT_LEAST: Micros = 5 * SECOND  # that its caller has waited before he left, for it to be held against the node
 
 
 class Singles:
@@ -224,6 +225,13 @@ class Singles:
             if late > HUNG_LEAST and self._hangs(attempt, at) and self._rescue(attempt, at):
                 hung.append(attempt)
         return hung
+
+    def suspect(self, opened: OpenTask, at: Micros) -> None:
+        """A caller who leaves is no fault of the node; one who has waited in vain for many times the prediction is a
+        sign of one. A runner may hang for good while its node answers all probes, and nobody waits to the end."""
+        for attempt in opened.attempts.values():
+            if not attempt.task.batch and at - attempt.started_us > SUSPECT_LEAST and self._hangs(attempt, at):
+                attempt.lane.breaker.record(at, Outcome(How.TIMEOUT))
 
     def _hangs(self, attempt: Attempt, at: Micros) -> bool:
         expected = expected_us(attempt)
