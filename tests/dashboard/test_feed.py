@@ -183,14 +183,14 @@ def test_a_silent_node_delays_no_frame(cluster: Cluster) -> None:
         watch = Watch(cluster)
         try:
             began = time.monotonic()
-            return await watch.snapshot(0.2), time.monotonic() - began
+            return await watch.snapshot(1.0), time.monotonic() - began
         finally:
             await watch.aclose()
             cluster.do(lambda nodes: nodes[0].thaw())
 
     told, took = run(main())
     assert [node["state"] for node in told["nodes"]] == ["unknown", "up"]
-    assert took < 1
+    assert took < 3  # it would be asked for longer
 
 
 def test_watching_knows_no_calls() -> None:
