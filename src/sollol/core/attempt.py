@@ -69,7 +69,15 @@ class Attempt:
 
     def expected_end(self, at: Micros) -> Micros:
         """When it should end, seen from now: once overdue, half as long again as it has taken so far."""
-        return self.due_us if at <= self.due_us else at + (at - self.started_us) // 2
+        return self.due_us if at <= self.due_us else at + self.left_us(at)
+
+    def left_us(self, at: Micros) -> Micros:
+        """What it will still need once it is late: half as long again as it has taken so far."""
+        return (at - self.started_us) // 2
+
+    def heard_us(self) -> Micros:
+        """When it was expected to be heard, counted from its start."""
+        return self.decision.heard_us(self.task.stream)
 
     def __repr__(self) -> str:
         return f"<Attempt {self.id} of task {self.task.id} on {self.lane.node.key}>"

@@ -68,7 +68,7 @@ class Copies:
         luck = share * HANG_TWICE / (1 - share + share * HANG_TWICE)
         lanes, spared_us = [oldest.lane], oldest.lane.wait_us(at)
         takes_us = self._takes(task, lanes, at) - spared_us
-        if luck * _left(oldest, at) < takes_us or not hedger.withdraw():
+        if luck * oldest.left_us(at) < takes_us or not hedger.withdraw():
             ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
             return
         self._share(task).add(0.0)
@@ -111,12 +111,12 @@ class Copies:
             if hedger is not self._ledger.policies.hedger:
                 return True  # whoever brings his own has decided
             busy -= len(market.roomy) / len(market.lanes)
-        return (self._share(task).value or 0.0) * _left(late, at) > busy * self._takes(task, lanes, at)
+        return (self._share(task).value or 0.0) * late.left_us(at) > busy * self._takes(task, lanes, at)
 
     def _takes(self, task: Task, lanes: list[Lane], at: Micros) -> Micros:
         """Until a copy would be heard."""
         decision = router_of(self._ledger.policies, task).choose(task, lanes, NO_AHEAD, at, self._ledger.rng)
-        return decision.first_us if task.stream and decision.first_us else decision.predicted_us
+        return decision.heard_us(task.stream)
 
     def _share(self, task: Task) -> Mean:
         """Of such calls that take more than twice as long as expected: for how many a copy comes first."""
@@ -141,7 +141,7 @@ class Copies:
         task, reads = attempt.task, attempt.lane.prefill.value
         if not reads or attempt.resumed or self._ledger.open[task.id].attempts:  # a copy under way tells by itself
             return
-        late_us = 2 * expected_us(attempt)
+        late_us = 2 * attempt.heard_us()
         took_us, copy_us = at - attempt.started_us, timing.prompt_tokens / reads
         if task.stream:
             took_us = timing.load_us + timing.prompt_us
@@ -153,20 +153,9 @@ class Copies:
     def learn_race(self, winner: Attempt, loser: Attempt, at: Micros) -> None:
         """One of two copies came first."""
         first = winner if winner.id < loser.id else loser
-        if _left(first, at) > expected_us(first):
+        if first.left_us(at) > first.heard_us():
             self._share(first.task).add(0.0 if winner is first else 1.0)
 
 
 def router_of(policies: Policies, task: Task) -> Router:
     return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
-
-
-def expected_us(attempt: Attempt) -> Micros:
-    """Its predicted time to the first token, or to an answer that is given whole."""
-    decision = attempt.decision
-    return decision.first_us if attempt.task.stream and decision.first_us else decision.predicted_us
-
-
-def _left(attempt: Attempt, at: Micros) -> Micros:
-    """What a late attempt will still need, as in `Attempt.expected_end`."""
-    return (at - attempt.started_us) // 2

@@ -6,6 +6,7 @@ overhead counts for little, and requests that finish together (dt near 0) cannot
 
 from __future__ import annotations
 
+from sollol.core.ring import Ring
 from sollol.core.types import Micros
 
 LENGTH_WEIGHT = 0.05  # of the newest answer in what is expected of the next
@@ -124,25 +125,18 @@ class Lengths:
 class Quantile:
     """A quantile of the last `size` samples."""
 
-    __slots__ = ("_oldest", "_samples", "_size", "_sorted")
+    __slots__ = ("_samples", "_sorted")
 
     def __init__(self, size: int = 200) -> None:
-        self._size = size
-        self._samples: list[float] = []
-        self._oldest = 0
+        self._samples: Ring[float] = Ring(size)
         self._sorted: list[float] | None = None
 
     def add(self, sample: float) -> None:
         self._sorted = None
-        samples, oldest = self._samples, self._oldest
-        if len(samples) < self._size:
-            samples.append(sample)
-        else:
-            samples[oldest] = sample
-            self._oldest = oldest + 1 if oldest + 1 < self._size else 0
+        self._samples.add(sample)
 
     def read(self, share: float) -> float | None:
-        if not self._samples:
+        if not len(self._samples):
             return None
         if self._sorted is None:
             self._sorted = sorted(self._samples)

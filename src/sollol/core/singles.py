@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sollol.core.attempt import Attempt
-from sollol.core.copies import NO_AHEAD, Copies, expected_us, router_of
+from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
@@ -99,7 +99,7 @@ class Singles:
         task, lane = attempt.task, attempt.lane
         node, market = lane.node, lane.market
         usual = lane.decode.value
-        if usual and (at - attempt.started_us) // 2 > expected_us(attempt):
+        if usual and attempt.left_us(at) > attempt.heard_us():
             self.copies.learn_alone(attempt, timing, usual, at)
         if attempt.beside and usual and timing.decode_us:
             node.turns.beside(timing.tokens / timing.decode_us / usual)
@@ -234,8 +234,7 @@ class Singles:
                 attempt.lane.breaker.record(at, Outcome(How.TIMEOUT))
 
     def _hangs(self, attempt: Attempt, at: Micros) -> bool:
-        expected = expected_us(attempt)
-        return not attempt.started and at - attempt.started_us > HUNG_TIMES * expected
+        return not attempt.started and at - attempt.started_us > HUNG_TIMES * attempt.heard_us()
 
     def _rescue(self, attempt: Attempt, at: Micros) -> bool:
         """Another copy, once, if a node is idle; the first is not given up, for it may be late for a reason."""

@@ -257,6 +257,10 @@ class Decision(Value):
         self.rows = rows
         self.scores = scores
 
+    def heard_us(self, stream: bool) -> Micros:
+        """The predicted time to the first token of a stream, or to an answer that is given whole."""
+        return self.first_us if stream and self.first_us else self.predicted_us
+
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """The nodes that were considered, the best first. Made when somebody looks."""

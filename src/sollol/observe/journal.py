@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from sollol.core.messages import Action, Event
+from sollol.core.ring import Ring
 from sollol.core.types import Micros
 
 CAPACITY = 1_000
@@ -24,21 +25,14 @@ class Entry(NamedTuple):
 
 class Journal:
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._ring: list[tuple[Micros, Event, Sequence[Action]]] = []
-        self._capacity = capacity
-        self._oldest = 0
+        self._ring: Ring[tuple[Micros, Event, Sequence[Action]]] = Ring(capacity)
         self._listeners: list[Callable[[Entry], None]] = []
         self.recording = True  # False: nothing is kept, and nobody is told
 
     def record(self, at: Micros, event: Event, actions: Sequence[Action]) -> None:
         if not self.recording:
             return
-        ring, oldest = self._ring, self._oldest
-        if len(ring) < self._capacity:
-            ring.append((at, event, actions))
-        else:
-            ring[oldest] = (at, event, actions)
-            self._oldest = oldest + 1 if oldest + 1 < self._capacity else 0
+        self._ring.add((at, event, actions))
         if self._listeners:
             entry = Entry(at, event, actions)
             for listener in self._listeners:
@@ -50,7 +44,7 @@ class Journal:
         return lambda: self._listeners.remove(listener)
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(Entry._make, self._ring[self._oldest :] + self._ring[: self._oldest])
+        return map(Entry._make, self._ring)
 
     def __len__(self) -> int:
         return len(self._ring)

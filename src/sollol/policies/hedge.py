@@ -37,7 +37,7 @@ class QuantileHedger:
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = Quantile()
-        kind.add(elapsed_us / (_expected(task, decision) + MARGIN))
+        kind.add(elapsed_us / (decision.heard_us(task.stream) + MARGIN))
 
     def after(self, task: Task, decision: Decision) -> Micros | None:
         if task.kind is EMBED:
@@ -47,14 +47,10 @@ class QuantileHedger:
             return None
         late = kind.read(self.share)
         assert late is not None
-        return round(LATER * late * (_expected(task, decision) + MARGIN))
+        return round(LATER * late * (decision.heard_us(task.stream) + MARGIN))
 
     def withdraw(self) -> bool:
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
-
-
-def _expected(task: Task, decision: Decision) -> Micros:
-    return decision.first_us if task.stream and decision.first_us else decision.predicted_us
