@@ -12,6 +12,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, BadInput, BatchError, DeadlineExceeded, NoNodeAvailable, OllamaPool
 from sollol.core.types import Decision, Task
+from sollol.pool import thread as pool_thread
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster, spawn_many
 from tests.pool.universe import CHAT, EMBED, MODELS, texts
 
@@ -180,6 +181,27 @@ def test_threads_share_a_pool(pool: OllamaPool) -> None:
         thread.join()
     assert len(answers) == 16
     assert pool.get_stats()["successful_requests"] >= 16
+
+
+def test_threads_may_make_the_first_calls_together(pool: OllamaPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(AsyncOllamaPool):
+        def __init__(self) -> None:
+            time.sleep(0.05)  # as on a busy machine: the other threads come in the middle of the start
+            super().__init__()
+
+    monkeypatch.setattr(pool_thread, "AsyncOllamaPool", Slow)
+    done: list[int] = []
+
+    def first(after_s: float) -> None:
+        time.sleep(after_s)
+        done.append(len(pool.embed_batch(EMBED, texts(5))))
+
+    threads = [threading.Thread(target=first, args=(0.005 * number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [5] * 20
 
 
 def test_stats_have_the_known_names(pool: OllamaPool) -> None:

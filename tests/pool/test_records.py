@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sollol import AsyncOllamaPool, NoNodeAvailable, OllamaPool, SollolError
-from sollol.pool import base
+from sollol import AsyncOllamaPool, BadInput, NoNodeAvailable, OllamaPool, SollolError
+from sollol.pool import base, history
 from sollol.sim import NodeSpec, run, sim_cluster
 from tests.pool.universe import CHAT, EMBED, MODELS, node, texts, universe
 
@@ -123,6 +123,36 @@ def test_what_is_not_observed_is_not_kept() -> None:
             await u.pool.chat(CHAT, HELLO)
             await u.pool.embed_batch(EMBED, texts(10))
             assert u.pool.snapshot()["recent"] == []
+
+    run(main())
+
+
+def test_a_call_that_was_shown_can_be_asked_for_when_many_others_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "REMEMBERED", 20)
+    monkeypatch.setattr(history, "SHOWN", 10)
+    monkeypatch.setattr(history, "ASKABLE", 30)
+
+    async def main() -> None:
+        async with universe([node(1, 100.0)]) as u:
+
+            async def calls(count: int) -> list[int]:
+                return [(await u.pool.chat(CHAT, HELLO)).routing.id for _ in range(count)]
+
+            unseen, seen = await calls(10), await calls(10)
+            assert [row["id"] for row in u.pool.snapshot()["recent"]] == seen[::-1]
+            await calls(20)
+            for task in seen:
+                assert u.pool.explain(task)["candidates"]
+            for task in unseen:
+                with pytest.raises(BadInput, match="is not known"):
+                    u.pool.explain(task)
+            for _ in range(2):
+                u.pool.snapshot()
+                await calls(20)
+            assert u.pool.explain(seen[0])["id"] == seen[0]
+            u.pool.snapshot()
+            with pytest.raises(BadInput, match="is not known"):
+                u.pool.explain(seen[0])
 
     run(main())
 

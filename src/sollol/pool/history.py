@@ -16,6 +16,7 @@ from sollol.pool.jobs import CallJob, Story
 
 REMEMBERED = 1_000
 SHOWN = 100
+ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
 class BatchStory:
@@ -71,10 +72,14 @@ class Past:
 
 
 class History:
-    """The last REMEMBERED calls, by id: single ones, and batches as a whole."""
+    """The last REMEMBERED calls, by id: single ones, and batches as a whole.
+
+    A fast cluster has forgotten a call before somebody who sees it can ask about it, so what was shown is kept longer.
+    """
 
     def __init__(self) -> None:
         self._past: deque[Past] = deque(maxlen=REMEMBERED)
+        self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
         self._ratios = Quantile(REMEMBERED)
 
     def add(self, job: CallJob) -> None:
@@ -93,14 +98,16 @@ class History:
         self._past.append(Past(time.time(), settled, BatchStory(job.task, report, job.wait_us)))
 
     def find(self, task: int) -> dict[str, Any] | None:
-        for past in reversed(self._past):
-            if past.settled.task == task:
-                return {**_row(past), **past.story.record(past.settled.attempt)}
-        return None
+        found = next((past for past in reversed(self._past) if past.settled.task == task), self._shown.get(task))
+        return None if found is None else {**_row(found), **found.story.record(found.settled.attempt)}
 
     def recent(self) -> list[dict[str, Any]]:
-        """Newest first."""
-        return [_row(past) for past in islice(reversed(self._past), SHOWN)]
+        """Newest first. All of them can be asked for until ASKABLE others were shown."""
+        recent = list(islice(reversed(self._past), SHOWN))
+        self._shown |= {past.settled.task: past for past in reversed(recent)}
+        for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
+            del self._shown[task]
+        return [_row(past) for past in recent]
 
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""

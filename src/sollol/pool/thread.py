@@ -51,11 +51,11 @@ class LoopThread(PoolBase):
         self._loop = loop = _new_loop()
 
         def begin() -> None:
-            self._engine = self._make_engine()
+            engine = self._make_engine()
             # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
-            self._inner = AsyncOllamaPool()
-            self._inner._engine, self._inner._endpoints = self._engine, self._endpoints
-            self._inner._totals = self._totals
+            self._inner = inner = AsyncOllamaPool()
+            inner._engine, inner._endpoints, inner._totals = engine, self._endpoints, self._totals
+            self._engine = engine  # last: with it, other threads take the pool for running without asking the lock
             ready.set()
 
         def main() -> None:
