@@ -7,6 +7,7 @@ they would rather wait than take the freed node, all of them are asked; no targe
 Nodes have speeds of 1:16, answers take their time on them (10 % jitter), and rates are known: 20 requests a node come
 before the clock runs (2 with 1,000 nodes). The median of TIMED. The reference is a scan for the node with the fewest
 in flight, in Python.
+"which node": only the shortlist and the choice from it, of which a request under way needs one or two.
 
 "a request": the same and all that a gateway adds to it, which is making the events and `journal.record` for each, of
 nodes that answer at once, so that CPU is all that counts (`bench.gateway` shows the rest). "idle": one client.
@@ -106,6 +107,25 @@ def cost_us(nodes: int, waiting: int | None) -> float:
     return median(times) * 1e6
 
 
+def choice_us(nodes: int) -> float:
+    """Every slot is taken, and one is looked for."""
+    fleet = Fleet(nodes)
+    for _ in range(nodes):
+        fleet.submit()
+    for _ in range(nodes * (20 if nodes < 100 else 2)):
+        fleet.finish()
+        fleet.submit()
+    scheduler = fleet.scheduler
+    market, router = scheduler.fleet.markets[MODEL], scheduler.policies.router
+    task = Task(0, Kind.CHAT, MODEL, 4 * PROMPT)
+    times = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        router.choose(task, market.shortlist(task, (), False, fleet.at), {}, fleet.at, fleet.rng)
+        times.append(time.perf_counter() - began)
+    return median(times) * 1e6
+
+
 class Desk:
     """A scheduler with a journal whose nodes answer at once; what is timed is what a gateway does for each request."""
 
@@ -174,6 +194,7 @@ def scan_us(nodes: int) -> float:
 def run() -> list[Row]:
     rows = []
     for nodes, target in ((10, 30.0), (1000, 300.0)):
+        rows.append(row(f"which node, {nodes:,} nodes, busy (the choice alone)", choice_us(nodes), "us", "", target))
         line = min(nodes, 100)
         for name, waiting in (("idle", None), ("busy", 1), (f"a line of {line}", line)):
             name = f"a decision, {nodes:,} nodes, {name} (submit + finish)"

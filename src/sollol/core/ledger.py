@@ -22,10 +22,25 @@ from sollol.core.ranges import Ranges
 from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Task
 
 
+class Claim:
+    """What a waiting task waits for: a busy lane where it should finish sooner than on any that is free."""
+
+    __slots__ = ("decision", "finish_us", "free_us", "lane", "own_us", "rival_us")
+
+    def __init__(self, lane: Lane, decision: Decision, free_us: Micros, own_us: Micros, at: Micros) -> None:
+        self.lane = lane
+        self.decision = decision
+        self.free_us = free_us  # when the lane should have a slot
+        self.own_us = own_us  # that the task takes there
+        self.finish_us = at + decision.predicted_us
+        scores = sorted(decision.scores)
+        self.rival_us = at + scores[1] if len(scores) > 1 else float(NEVER)  # when it would finish on the second best
+
+
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "begun", "busy", "hedger", "since", "task", "tokens", "tried", "tries")
+    __slots__ = ("attempts", "batch", "begun", "busy", "claim", "hedger", "since", "task", "tokens", "tried", "tries")
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
@@ -38,6 +53,7 @@ class OpenTask:
         self.begun = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
         self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
+        self.claim: Claim | None = None
 
     def avoids(self) -> set[str]:
         """Nodes that it does not go to as long as there are others."""

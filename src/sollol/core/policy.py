@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 
 class Router(Protocol):
-    """Which node? `wide`: it must see every lane; others are shown a shortlist where there are many."""
+    """Which node? `wide`: it must see every lane; others are shown a shortlist where there are many.
+
+    `by_finish`: it always takes the lane where the task should finish first, and `Decision.rows` say when that is; so a
+    task that rather waits for a busy lane is not asked again before an answer frees one that would be sooner."""
 
     wide: bool
+    by_finish: bool
 
     def choose(
         self,

@@ -173,6 +173,12 @@ class WaitingLine:
         found: list[int] = []
         for priority in self._order(at):
             level = self._levels[priority]
+            if len(level.apps) == 1:
+                (heap,) = level.apps.values()
+                found += [key[2] for key in sorted(heap) if self._is_live(key)][: count - len(found)]
+                if len(found) >= count:
+                    break
+                continue
             queues = [
                 (self._shares.given(app), iter(heapq.nsmallest(count, (k for k in heap if self._is_live(k)))), app)
                 for app, heap in level.apps.items()

@@ -42,10 +42,12 @@ class Serving:
 
     def newcomer(self, opened: OpenTask, market: Market, at: Micros) -> None:
         """A single task has come, and some lane has room."""
-        if at < market.quiet_until and market.line.peek(at) != opened.task.id:
+        if market.line.peek(at) == opened.task.id:
+            self.market(market, at)
+        elif at < market.quiet_until:
             self._plan_look(market)  # those before it were asked just now
         else:
-            self.market(market, at)
+            self.market(market, at, ())
 
     def market(self, market: Market, at: Micros, freed: Iterable[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
@@ -71,7 +73,7 @@ class Serving:
     ) -> None:
         """The first one rather waits: those behind it may take what it leaves."""
         line = market.line
-        if len(line) < 2 or not any(lane.free(at, False) for lane in market.roomy.values()):
+        if len(line.waiting) < 2 or not _any_free(market, at):
             return
         if at < market.quiet_until:
             self._plan_look(market)
@@ -79,10 +81,11 @@ class Serving:
         market.look_planned = False
         market.quiet_until = at + QUIET
         for task in line.first(LOOKAHEAD, at):
-            if task in line and task != head:
-                self._serve(task, market, ahead, only, at)
-                if not any(lane.free(at, False) for lane in market.roomy.values()):
-                    return
+            if task == head or task not in line.waiting:
+                continue
+            self._serve(task, market, ahead, only, at)
+            if not _any_free(market, at):
+                return
 
     def _plan_look(self, market: Market) -> None:
         if not market.look_planned:
@@ -95,5 +98,12 @@ class Serving:
         if opened.batch is not None:
             self._chunks.serve(opened, opened.batch, market, only, at)
         else:
-            self._singles.serve(opened, market, ahead, at)
+            self._singles.serve(opened, market, ahead, only, at)
         return task in market.line.waiting
+
+
+def _any_free(market: Market, at: Micros) -> bool:
+    for lane in market.roomy.values():  # noqa: SIM110  compiled, a generator expression would ask all of them
+        if lane.free(at, False):
+            return True
+    return False

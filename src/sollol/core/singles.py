@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 from sollol.core.attempt import Attempt
 from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.lane import Lane
-from sollol.core.ledger import Ledger, OpenTask
+from sollol.core.ledger import Claim, Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Load
+from sollol.core.policy import Router
 from sollol.core.types import (
     EMBED,
     SECOND,
     TRANSIENT,
+    Decision,
     How,
     Micros,
     Outcome,
+    Task,
     TaskPriority,
     Timing,
 )
@@ -32,8 +38,16 @@ class Singles:
         self._ledger = ledger
         self.copies = Copies(ledger)
 
-    def serve(self, opened: OpenTask, market: Market, ahead: dict[str, Micros], at: Micros) -> None:
-        """Start it, settle it for want of any node, or leave it in line."""
+    def serve(
+        self, opened: OpenTask, market: Market, ahead: dict[str, Micros], freed: Sequence[Lane] | None, at: Micros
+    ) -> None:
+        """Start it, settle it for want of any node, or leave it in line. `freed`: only these lanes can have changed."""
+        claim = opened.claim
+        if claim is not None:
+            if freed is not None and self._stands(opened.task, claim, ahead, freed, at):
+                ahead[claim.lane.key] = ahead.get(claim.lane.key, 0) + claim.own_us
+                return
+            opened.claim = None
         ledger, task = self._ledger, opened.task
         if at < ledger.health.newcomers_until:
             settled_at = ledger.health.settles_at(at)
@@ -64,8 +78,34 @@ class Singles:
             if opened.hedger is not None and not opened.begun:
                 self.copies.plan(opened, opened.hedger, attempt, at)
             return
-        own = decision.predicted_us - ahead.get(decision.node, 0) - lane.wait_us(at)
-        ahead[decision.node] = ahead.get(decision.node, 0) + max(own, 0)
+        ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
+
+    def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: Sequence[Lane], at: Micros) -> bool:
+        """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
+        sooner. On all others it would finish no sooner than it would have then."""
+        if at > claim.free_us or claim.lane in freed:
+            if claim.lane.free(at) or not claim.lane.steady:
+                return False
+            wait_us = claim.lane.wait_us(at)
+            claim.free_us, claim.finish_us = at + wait_us, at + wait_us + ahead.get(claim.lane.key, 0) + claim.own_us
+            if claim.finish_us > claim.rival_us:
+                return False
+        for lane in freed:
+            if not lane.steady:
+                return False
+            if lane is claim.lane or not lane.free(at):
+                continue
+            key = lane.key
+            for row in claim.decision.rows:
+                if row[0] == key:
+                    finish = at + lane.wait_us(at) + ahead.get(key, 0) + math.fsum(row[2:])
+                    break
+            else:
+                router = router_of(self._ledger.policies, task)
+                finish = float(at + router.choose(task, (lane,), ahead, at, self._ledger.rng).predicted_us)
+            if finish < claim.finish_us:
+                return False
+        return True
 
     def start_now(self, opened: OpenTask, market: Market, at: Micros) -> bool | None:
         """Where nobody waits and the best choice is free, a task need not stand in line first.
@@ -80,6 +120,7 @@ class Singles:
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
         if not lane.free(at, task.kind is not EMBED):
+            _claim(opened, router, lane, decision, NO_AHEAD, at)
             return False
         opened.tokens = tokens = task.cost * market.tokens_per_cost + market.expected_tokens(task)
         ledger.shares.pass_by(task.app, tokens)
@@ -246,3 +287,14 @@ class Singles:
         if lanes:
             self.copies.send(opened, attempt, lanes, "silent", at)
         return bool(lanes)
+
+
+def _claim(
+    opened: OpenTask, router: Router, lane: Lane, decision: Decision, ahead: Mapping[str, Micros], at: Micros
+) -> Micros:
+    """The task waits for this lane. Returns how long it will take there."""
+    wait_us = lane.wait_us(at)
+    own_us = max(decision.predicted_us - ahead.get(lane.key, 0) - wait_us, 0)
+    if router.by_finish:
+        opened.claim = Claim(lane, decision, at + wait_us, own_us, at)
+    return own_us

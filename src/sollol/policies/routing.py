@@ -53,6 +53,7 @@ class CompletionRouter:
 
     __slots__ = ()
     wide = False
+    by_finish = True
 
     def choose(
         self,
@@ -228,6 +229,7 @@ class ReliableRouter(CompletionRouter):
     time lost and by starting again elsewhere. A node without a history counts as one that fails now and then."""
 
     __slots__ = ()
+    by_finish = False
     UNPROVEN = 0.8
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
@@ -249,6 +251,7 @@ class SparingRouter(CompletionRouter):
     Only nodes that would finish within PATIENCE times the best; nothing free means waiting for the best of them."""
 
     __slots__ = ()
+    by_finish = False
     wide = True
     PATIENCE = 20.0
 
@@ -268,6 +271,7 @@ class LatencyRouter(CompletionRouter):
     """Least mean time per call so far, whatever the task."""
 
     __slots__ = ()
+    by_finish = False
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
         return [(lane.latency.read() or 0.0) + lane.wait_us(at) for lane in lanes]
@@ -280,6 +284,7 @@ class LeastLoadedRouter(CompletionRouter):
     """Fewest requests under way on the node."""
 
     __slots__ = ()
+    by_finish = False
     wide = True
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
@@ -293,6 +298,7 @@ class FairRouter(CompletionRouter):
     """Every node gets the same number of requests over time."""
 
     __slots__ = ()
+    by_finish = False
     wide = True
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
@@ -306,6 +312,7 @@ class RoundRobinRouter(CompletionRouter):
     """The next free node in turn."""
 
     __slots__ = ("_last",)
+    by_finish = False
     wide = True
 
     def __init__(self) -> None:
