@@ -57,7 +57,7 @@ class Desk:
         for key in TOOK:
             for _ in range(5):
                 self.at += SECOND
-                self.submit(only=frozenset({key}))
+                self.submit(only=(key,))
                 self.at += TOOK[key]
                 self.answer(key)
 
@@ -68,7 +68,7 @@ class Desk:
                 self.started_us[action.task] = self.at
         self.scheduler.invariants()
 
-    def submit(self, only: frozenset[str] | None = None) -> int:
+    def submit(self, only: tuple[str, ...] | None = None) -> int:
         self.task += 1
         self._handle(Submitted(Task(self.task, Kind.CHAT, MODEL, 400, only=only)))
         return self.task
