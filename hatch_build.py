@@ -27,6 +27,7 @@ ON_THE_WAY = (
     "gateway/wire.py",
     "nodes/_connection.py",
     "nodes/_deadline.py",
+    "nodes/_known.py",
     "nodes/_reply.py",
     "nodes/_request.py",
     "nodes/call.py",

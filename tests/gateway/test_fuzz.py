@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol.gateway import wire as wire_module
 from sollol.gateway.request import Request
 from sollol.gateway.settings import Limits
-from sollol.gateway.wire import ClientConnection
+from sollol.gateway.wire import UNLIKE, ClientConnection
+from sollol.nodes._known import KnownHead, known_head
 from tests.marks import plain_only
 
 VALID = [
@@ -134,6 +136,54 @@ def test_only_whole_requests_are_handed_on(loop: asyncio.AbstractEventLoop, data
         assert length is None or b"transfer-encoding" not in request.headers
     answers = len(re.findall(rb"HTTP/1\.1 \d", b"".join(wire.written)))
     assert answers >= len(gateway.requests)
+
+
+KNOWN = VALID[1]
+
+
+@plain_only
+@given(
+    at=st.integers(0, len(KNOWN)),
+    cut=st.integers(0, 3),
+    put=st.binary(max_size=4) | st.sampled_from([*PIECES, b"0", b"1", b"3", b"9" * 20, KNOWN]),
+)
+@settings(max_examples=600, deadline=None)
+def test_a_head_that_was_seen_before_is_read_as_if_it_were_new(
+    loop: asyncio.AbstractEventLoop, at: int, cut: int, put: bytes
+) -> None:
+    data = KNOWN[:at] + put + KNOWN[at + cut :]
+    (fresh, fresh_wire), (second, wire) = feed(loop, data, []), feed(loop, KNOWN + data, [len(KNOWN)])
+
+    def told(requests: list[Request]) -> list[tuple[Any, ...]]:
+        without = [{name: value for name, value in r.headers.items() if name != b"content-length"} for r in requests]
+        return [
+            (r.method, r.target, r.version, r.body, r.keep_alive, headers)
+            for r, headers in zip(requests, without, strict=True)
+        ]
+
+    assert told(second.requests[1:]) == told(fresh.requests)
+    assert wire.closed == fresh_wire.closed
+    assert wire.written[1:] == fresh_wire.written
+
+
+@plain_only
+def test_a_client_whose_heads_all_differ_is_soon_not_remembered(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[bytes] = []
+
+    def learn(data: bytes) -> KnownHead | None:
+        learned.append(data)
+        return known_head(data)
+
+    monkeypatch.setattr(wire_module, "known_head", learn)
+    gateway, wire = Echo(), Wire()
+    connection = ClientConnection(gateway, loop)  # type: ignore[arg-type]
+    connection.connection_made(wire)  # type: ignore[arg-type]
+    for number in range(10):
+        connection.data_received(KNOWN.replace(b"Host: a", b"Host: a\r\nX-Request-Id: %d" % number))
+    assert [request.headers[b"x-request-id"] for request in gateway.requests] == [b"%d" % n for n in range(10)]
+    assert len(learned) == UNLIKE
 
 
 @plain_only

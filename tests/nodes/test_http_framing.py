@@ -64,12 +64,20 @@ class Socketless:
     def forget(self, connection: Connection) -> None: ...
 
 
-async def outcome(pieces: list[bytes], *, stream: bool, method: str = "POST") -> tuple[Any, ...]:
+async def outcome(
+    pieces: list[bytes], *, stream: bool = False, method: str = "POST", before: bytes = b""
+) -> tuple[Any, ...]:
     """What a caller sees of an answer that comes in these pieces and then ends: (status, headers, body,
-    kept alive), or the fault."""
+    kept alive), or the fault. `before`: an answer that the connection has brought earlier."""
     fake = Socketless()
     connection = Connection(asyncio.get_running_loop(), URL, fake, Limits(65_536, 1000, 262_144, 9.0))
     connection.connection_made(fake)  # type: ignore[arg-type]
+    if before:
+        waiter = connection.start(b"head", b"", POST)
+        connection.data_received(before)
+        await waiter
+        assert fake.released
+        fake.released = False
     waiter = connection.start(b"head", b"", replaced(POST, stream=stream, method=method))
     for piece in pieces:
         if not (fake.released or fake.aborted):
@@ -138,6 +146,36 @@ def test_an_answer_that_ends_early_is_never_taken_for_a_whole_one(name: str, str
     async def main() -> None:
         for size in range(len(data)):
             assert await outcome([data[:size]] if size else [], stream=stream) == (Fault.CUT,)
+
+    run(asyncio.new_event_loop, main())
+
+
+KNOWN = b"HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Length: 11\r\nDate: now\r\n\r\n{the first}"
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.integers(0, len(KNOWN)),
+    st.integers(0, 3),
+    st.binary(max_size=4) | st.sampled_from([b"0", b"1", b"\r", b"\n", b" ", b"\r\n\r\n", b"9" * 20, b"\t"]),
+)
+def test_a_head_that_was_seen_before_is_read_as_if_it_were_new(at: int, cut: int, put: bytes) -> None:
+    data = KNOWN[:at] + put + KNOWN[at + cut :]
+
+    async def main() -> None:
+        assert await outcome([data], before=KNOWN) == await outcome([data])
+
+    run(asyncio.new_event_loop, main())
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 11, 100, 1000, 1001])
+def test_a_head_that_was_seen_before_may_have_another_length(size: int) -> None:
+    data = KNOWN[:-11].replace(b"11", b"%d" % size) + b"x" * size
+
+    async def main() -> None:
+        seen = await outcome([data], before=KNOWN)
+        assert seen == await outcome([data])
+        assert seen == ((Fault.TOO_LARGE,) if size > 1000 else (200, seen[1], b"x" * size, True))
 
     run(asyncio.new_event_loop, main())
 

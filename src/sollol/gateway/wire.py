@@ -19,12 +19,15 @@ import httptools
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, Request, type_line
 from sollol.nodes._deadline import Deadline
+from sollol.nodes._known import KnownHead, known_head
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
+    from sollol.gateway.settings import Limits
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
+UNLIKE: Final = 4  # heads that are learned in vain: each request of such a client has another
 LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
 TARGET_BYTES: Final = 16 * 1024
 HEADERS: Final = 128
@@ -40,14 +43,28 @@ class Broken(Exception):
         super().__init__(message)
 
 
+class KnownRequest:
+    """A request of which only the body changes from one to the next, and the bounds under which it was taken."""
+
+    __slots__ = ("head", "headers", "limits", "method", "target", "version")
+
+    def __init__(self, head: KnownHead, request: Request, limits: Limits) -> None:
+        self.head = head
+        self.method = request.method
+        self.target = request.target
+        self.version = request.version
+        self.headers = {name: value for name, value in request.headers.items() if name != b"content-length"}
+        self.limits = limits
+
+
 class ClientConnection(Deadline, asyncio.Protocol):
     """Belongs to a Gateway, which is asked for an answer to each request in turn."""
 
     # fmt: off
     __slots__ = (
-        "_arrived", "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_parser",
-        "_paused", "_raw", "_reading", "_transport", "_unsent", "_upload_size", "_url", "_waiting", "blocked",
-        "draining", "gateway",
+        "_arrived", "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_known",
+        "_parser", "_paused", "_raw", "_reading", "_taken", "_transport", "_unlike", "_unsent", "_upload_size", "_url",
+        "_waiting", "blocked", "draining", "gateway",
     )
     # fmt: on
 
@@ -67,6 +84,9 @@ class ClientConnection(Deadline, asyncio.Protocol):
         self._raw: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._arrived = self._head_size = self._body_size = self._upload_size = self._unsent = 0
+        self._known: KnownRequest | None = None
+        self._taken: Request | None = None  # in this arrival, and whole
+        self._unlike = 0  # heads in a row that were like none before
         self.blocked = False  # it takes no more of ours
         self.draining = gateway.draining
 
@@ -82,7 +102,18 @@ class ClientConnection(Deadline, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._broken is not None:
             return
+        between = self._current is None and not self._in_message and not self._waiting  # no request has begun
+        if between and (known := self._known) is not None and (body := known.head.body(data)) is not None:
+            limits = self.gateway.settings.limits
+            if limits is known.limits and len(body) <= limits.max_body_bytes:
+                self._unlike = 0
+                request = Request(self, known.method, known.target, known.version, known.headers)
+                request.keep_alive = True
+                request.body = body
+                self._take(request)
+                return
         self._arrived = len(data)
+        self._taken = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # as HTTP allows: answered in HTTP/1.1, and then closed
@@ -99,6 +130,16 @@ class ClientConnection(Deadline, asyncio.Protocol):
             return
         if self._in_message:
             self._still_reading(len(data))
+        elif between and self._unlike < UNLIKE:
+            self._learn(data)
+
+    def _learn(self, data: bytes) -> None:
+        """Will the next request have the same head?"""
+        request, self._taken = self._taken, None
+        if request is not None and request.keep_alive and b"expect" not in request.headers:
+            self._unlike += 1
+            head = known_head(data)
+            self._known = KnownRequest(head, request, self.gateway.settings.limits) if head is not None else None
 
     def _still_reading(self, arrived: int) -> None:
         """A request has begun and is not complete."""
@@ -259,6 +300,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
             request.body = parts[0] if len(parts) == 1 else b"".join(parts)
             self._body = []
         if self._current is None:
+            self._taken = request
             self._take(request)
         else:
             self._waiting.append(request)
