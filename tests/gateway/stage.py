@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from sollol.core.messages import Submitted
+from sollol.core.types import Task
 from sollol.gateway.app import Gateway
 from sollol.gateway.settings import GatewaySettings
 from sollol.nodes.http import HttpTransport
@@ -62,6 +64,15 @@ class Stage:
             return read(gateway)
 
         return self.on_loop(run)
+
+    def last_task(self) -> Task:
+        """The task that was submitted last."""
+
+        def read(gateway: Gateway) -> Task:
+            events = [entry.event for entry in gateway.engine.journal]
+            return next(event.task for event in reversed(events) if isinstance(event, Submitted))
+
+        return self.look(read)
 
 
 @contextmanager

@@ -27,10 +27,6 @@ def ask(stage: Stage, path: str = "/api/chat", stream: bool = False, **headers: 
         return client.post(path, json={**BODY, "stream": stream}, headers=named)
 
 
-def last(stage: Stage) -> Any:
-    return stage.look(lambda gateway: gateway.engine.history._past[-1].story.task)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_tells_where_it_comes_from(stage: Stage, stream: bool) -> None:
     told = ask(stage, stream=stream).headers
@@ -52,10 +48,10 @@ def test_a_call_goes_to_the_node_it_names(stage: Stage) -> None:
 
 def test_priority_mode_app_and_hedge_reach_the_queue(stage: Stage) -> None:
     ask(stage, Priority="9", Mode="reliable", App="indexer", Hedge="false")
-    task = last(stage)
+    task = stage.last_task()
     assert (task.priority, task.mode, task.app, task.hedge) == (9, "reliable", "indexer", False)
     ask(stage)
-    task = last(stage)
+    task = stage.last_task()
     assert (task.priority, task.mode, task.app, task.hedge) == (5, None, "", None)
 
 

@@ -14,7 +14,7 @@ from sollol.core.messages import Action, Event
 from sollol.core.ring import Ring
 from sollol.core.types import Micros
 
-CAPACITY = 1_000
+CAPACITY = 100  # what listeners make of events is theirs to keep; more would leave the processor's caches
 
 
 class Entry(NamedTuple):

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from sollol.core.estimate import Quantile
-from sollol.core.messages import Settle
-from sollol.core.types import OK, How, Task
+from sollol.core.messages import Settle, Start
+from sollol.core.types import OK, How, Micros, Outcome, Task
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
@@ -63,12 +63,51 @@ class BatchStory:
 class Past:
     """A call that is over; without what was said, which may be large."""
 
-    __slots__ = ("at", "settled", "story")
+    __slots__ = ("at", "attempt", "how", "id")
+
+    def __init__(self, id: int, at: float, how: How, attempt: int | None) -> None:
+        self.id = id
+        self.at = at  # seconds of the epoch
+        self.how = how
+        self.attempt = attempt  # that answered
+
+    def story(self) -> Story | BatchStory:
+        raise NotImplementedError
+
+
+class WholePast(Past):
+    """With all that was tried."""
+
+    __slots__ = ("_story",)
 
     def __init__(self, at: float, settled: Settle, story: Story | BatchStory) -> None:
-        self.at = at
-        self.settled = settled
-        self.story = story
+        super().__init__(settled.task, at, settled.outcome.how, settled.attempt)
+        self._story = story
+
+    def story(self) -> Story | BatchStory:
+        return self._story
+
+
+class PlainPast(Past):
+    """A good answer at the first attempt, as nearly all are: only what can be told of it. What is kept of a call is
+    freed a thousand calls later, when it has left the processor's caches, so it should be little."""
+
+    __slots__ = ("_app", "_began", "_decision", "_ended", "_kind", "_mode", "_model", "_submitted", "_type")
+
+    def __init__(self, at: float, task: Task, start: Start, submitted: Micros, began: Micros, ended: Micros) -> None:
+        super().__init__(task.id, at, OK, start.attempt)
+        self._kind, self._type, self._mode = task.kind, task.type, task.mode
+        self._model, self._app = task.model, task.app
+        self._decision = start.decision
+        self._submitted, self._began, self._ended = submitted, began, ended
+
+    def story(self) -> Story | BatchStory:
+        task = Task(self.id, self._kind, self._model, app=self._app, type=self._type, mode=self._mode)
+        story = Story(task)
+        story.submitted_us = self._submitted
+        start = Start(self.attempt or 0, self.id, self._decision.node, self._decision)
+        story.attempts.append((start, Outcome(OK), self._began, self._ended))
+        return story
 
 
 class History:
@@ -85,26 +124,27 @@ class History:
     def add(self, job: CallJob) -> None:
         settled, story = job.settled, job.story
         assert settled is not None
-        self._past.append(Past(time.time(), settled, story))
-        if settled.outcome.how is not OK:
-            return
+        good = settled.outcome.how is OK
         for start, outcome, began, ended in story.attempts:
-            if start.attempt == settled.attempt and outcome.how is OK:
-                predicted_us = start.decision.predicted_us
-                if predicted_us:
+            if good and start.attempt == settled.attempt and outcome.how is OK:
+                if predicted_us := start.decision.predicted_us:
                     self._ratios.add((ended - began) / predicted_us)
+                if len(story.attempts) == 1 and not story.seams:
+                    self._past.append(PlainPast(time.time(), story.task, start, story.submitted_us, began, ended))
+                    return
+        self._past.append(WholePast(time.time(), settled, story))
 
     def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
-        self._past.append(Past(time.time(), settled, BatchStory(job.task, report, job.wait_us)))
+        self._past.append(WholePast(time.time(), settled, BatchStory(job.task, report, job.wait_us)))
 
     def find(self, task: int) -> dict[str, Any] | None:
-        found = next((past for past in reversed(self._past) if past.settled.task == task), self._shown.get(task))
-        return None if found is None else {**_row(found), **found.story.record(found.settled.attempt)}
+        found = next((past for past in reversed(self._past) if past.id == task), self._shown.get(task))
+        return None if found is None else {**_row(found), **found.story().record(found.attempt)}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
         recent = list(islice(reversed(self._past), SHOWN))
-        self._shown |= {past.settled.task: past for past in reversed(recent)}
+        self._shown |= {past.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
         return [_row(past) for past in recent]
@@ -115,15 +155,16 @@ class History:
 
 
 def _row(past: Past) -> dict[str, Any]:
-    task = past.story.task
-    record = past.story.record(past.settled.attempt)
+    story = past.story()
+    task = story.task
+    record = story.record(past.attempt)
     return {
         "id": task.id,
         "kind": task.kind.value,
         "model": task.model,
         "app": task.app,
         "node": record["node"],
-        "outcome": past.settled.outcome.how.value,
+        "outcome": past.how.value,
         "predicted_ms": record["predicted_ms"],
         "actual_ms": record["actual_ms"],
         "queue_ms": record["queue_ms"],
