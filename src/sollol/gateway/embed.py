@@ -19,9 +19,9 @@ from sollol.core.ranges import Ranges
 from sollol.core.types import How, Outcome, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
-from sollol.gateway.infer import Inference, routed, wanted
+from sollol.gateway.infer import Inference, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
-from sollol.gateway.request import JSON, Request
+from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
 from sollol.nodes.dialect import encode
 from sollol.pool.batch import BatchJob, BatchReport, Ended, Message, Refused
@@ -82,7 +82,7 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     """Raises BadInput, or ResponseError, for what cannot be asked."""
     found = peek_embed(request.body)
     if not found.model:
-        raise BadInput("model is required")
+        raise no_model(request.path)
     texts = found.input
     if isinstance(texts, list) and len(texts) >= SPLIT and tongue in EMBED_TONGUES[:2]:
         if not all(isinstance(text, str) for text in texts):
@@ -120,7 +120,7 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
         else:
             body = _as_ollama(found, rows, tokens, took_ns, job.load_ns)
         nodes = ",".join(node for node, share in report.nodes.items() if share.items)
-        request.answer(200, body, JSON, routed(job.task.id, nodes, report.requests))
+        request.answer(200, body, headers=routed(job.task.id, nodes, report.requests))
         return
 
 

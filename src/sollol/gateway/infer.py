@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
-from sollol.errors import BadInput, NoNodeAvailable, ResponseError
+from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
 from sollol.gateway.refusals import status_of, unknown_model
@@ -59,13 +59,20 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     body = request.body
     asked = peeked(tongue, body)
     if not asked.model:
-        raise BadInput("model is required")
+        raise no_model(request.path)
     if asked.unloads:
         model = gateway.settings.resolve_model(asked.model)
         check_allowed(request, model, asked.model)
         gateway.in_task(models.unload, request, (model,))
         return
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
+
+
+def no_model(path: str) -> SollolError:
+    """A request that names none, in the words and with the status of a node's route."""
+    if path in ("/api/generate", "/api/embed", "/v1/completions", "/v1/embeddings"):
+        return ResponseError("model '' not found", 404)
+    return BadInput("model is required")
 
 
 class Inference:

@@ -15,7 +15,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
 from sollol.core.types import OK, Micros, Outcome, Task
 from sollol.gateway.dialects.reading import Reader
-from sollol.gateway.request import JSON, Request, type_line
+from sollol.gateway.request import Request
 from sollol.gateway.tongues import Tongue
 from sollol.nodes.dialect import outcome_of, refusal
 from sollol.nodes.transport import RawHeaders, SinkTransport, Timeouts, TransportFault
@@ -23,7 +23,6 @@ from sollol.pool.continuation import Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import STALL_LEAST_S, STALL_TIMES, CallJob, StreamJob
 
-_JSON_LINE: Final = type_line(JSON)
 PACE_EVERY: Final = 32  # pieces after which the patience with a stream is adapted to its pace
 Done = Callable[[CallJob], None]
 
@@ -56,7 +55,9 @@ class WholeRelay(CallJob):
 
     def answer(self, settled: Settle) -> None:
         """To the client, what the node said."""
-        self.request.answer_with(settled.outcome.status, self.body, _JSON_LINE, routing_lines(self, settled.attempt))
+        self.request.answer_with(
+            settled.outcome.status, self.body, self.request.json_line, routing_lines(self, settled.attempt)
+        )
 
 
 class _WholeAttempt:
@@ -100,6 +101,7 @@ class StreamRelay(StreamJob):
         self.request = request
         self.tongue = tongue
         self.sinks = transport
+        self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         if self._begun_at:  # another node has to go on: seldom, and several questions
@@ -138,7 +140,12 @@ class StreamRelay(StreamJob):
     def answer(self, settled: Settle) -> None:
         request = self.request
         if settled.outcome.how is not OK:  # refused before anything was passed on
-            request.answer_with(settled.outcome.status, self.body, _JSON_LINE, routing_lines(self, settled.attempt))
+            request.answer_with(
+                settled.outcome.status, self.body, request.json_line, routing_lines(self, settled.attempt)
+            )
+            return
+        if not request.has_begun and self.is_whole:
+            request.answer_with(200, self.last, request.json_line, routing_lines(self, settled.attempt))
             return
         if not request.has_begun:
             request.begin_with(200, self.tongue.type_line, routing_lines(self, settled.attempt))
@@ -186,6 +193,9 @@ class StreamAttempt:
 
     def on_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
+        for name, value in headers:
+            if name.lower() == b"content-type":
+                self._job.is_whole = value.startswith(b"application/json")
 
     def on_body(self, piece: bytes) -> None:
         if self._status != 200:

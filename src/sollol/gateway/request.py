@@ -24,7 +24,8 @@ SSE: Final = "text/event-stream"
 TEXT: Final = "text/plain; charset=utf-8"
 
 _LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, "application/json")}
+_V1_JSON: Final = "application/json"
+_TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, _V1_JSON)}
 Headers = Iterable[tuple[str, str]]
 
 
@@ -109,9 +110,14 @@ class Request:
 
     # --- answers ---
 
-    def answer(self, status: int, body: bytes, content_type: str = JSON, headers: Headers = ()) -> None:
-        """The whole answer."""
-        self.answer_with(status, body, type_line(content_type), _lines(headers))
+    @property
+    def json_line(self) -> bytes:
+        """The header line of a JSON answer, as a node's route has it."""
+        return _TYPES[_V1_JSON if self.path.startswith("/v1/") else JSON]
+
+    def answer(self, status: int, body: bytes, content_type: str = "", headers: Headers = ()) -> None:
+        """The whole answer. JSON, if no type is given."""
+        self.answer_with(status, body, type_line(content_type) if content_type else self.json_line, _lines(headers))
 
     def answer_with(self, status: int, body: bytes, type_line: bytes, extra: bytes) -> None:
         """The same with header lines at hand."""
@@ -193,7 +199,7 @@ class Request:
 
     def refuse(self, status: int, message: str, headers: Headers = ()) -> None:
         """An error in the words of the API that was called."""
-        kind = TEXT if status in (404, 405) and not message else JSON
+        kind = TEXT if status in (404, 405) and not message else ""
         self.answer(status, error_body(self.path, status, message), kind, headers)
 
     @property

@@ -157,6 +157,7 @@ def _error_event(path: str, message: str) -> bytes:
 
 
 _NDJSON, _SSE = type_line(NDJSON), type_line(SSE)
+_UNCACHED_SSE = _SSE + b"Cache-Control: no-cache\r\n"
 TONGUES = [
     *(
         Tongue(path, kind, _peek_ollama, _judge_as(kind), LineReader, _said_as(kind), _error_line, _NDJSON)
@@ -176,7 +177,7 @@ TONGUES = [
         for path, kind in (("/v1/chat/completions", Kind.CHAT), ("/v1/completions", Kind.GENERATE))
     ),
     *(
-        Tongue(path, Kind.CHAT, _peek_openai, room.judge_whole, room.reader, room.said, _error_event, _SSE)
+        Tongue(path, Kind.CHAT, _peek_openai, room.judge_whole, room.reader, room.said, _error_event, _UNCACHED_SSE)
         for path, room in (("/v1/messages", anthropic), ("/v1/responses", responses))
     ),
 ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httptools
 
 from sollol.gateway.refusals import error_body
-from sollol.gateway.request import JSON, Request, type_line
+from sollol.gateway.request import Request
 from sollol.nodes._deadline import Deadline
 from sollol.nodes._known import KnownHead, known_head
 
@@ -380,7 +380,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
         self._broken = self._broken or Broken(status, message)
         path = self._url.decode("latin-1").partition("?")[0]
         answer = Request(self, "GET", path, "1.1", {})
-        answer.answer_with(status, error_body(path, status, message), type_line(JSON), b"")
+        answer.answer(status, error_body(path, status, message))
 
     def _linger(self) -> None:
         """Nothing more is said, and what comes is passed over, until the client has had time to read."""

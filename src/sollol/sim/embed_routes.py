@@ -34,7 +34,7 @@ async def embed_route(node: SimNode, ask: Ask) -> SimReply:
     name = ask.field_of("model", str, "EmbedRequest", "string", "")
     keep = keep_alive_s(ask.data.get("keep_alive"))
     texts = read_input(ask.data.get("input"))
-    model = node.model(name, 'model "{}" not found, try pulling it first')
+    model = node.model(name, 'model "{}" not found, try pulling it first', must_name=False)
     found = await embed(node, model, texts, ask.data, keep)
     head = b'{"model":' + encode(name) + b',"embeddings":['
     if not texts:

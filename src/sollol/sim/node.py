@@ -158,10 +158,10 @@ class SimNode:
 
     # -- what the routes need -----------------------------------------------------------------------
 
-    def model(self, name: str, missing: str) -> ModelSpec:
-        """The model called `name`, or a 404 in the route's words."""
+    def model(self, name: str, missing: str, must_name: bool = True) -> ModelSpec:
+        """The model called `name`, or a 404 in the route's words. `must_name`: the route has others for no name."""
         if not name:
-            raise Refusal(400, "model is required")
+            raise Refusal(400, "model is required") if must_name else Refusal(404, "model '' not found")
         found = self.disk.get(full_name(name))
         if found is None:
             raise Refusal(404, missing.format(name))

@@ -170,8 +170,8 @@ def plain_content(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def text_model(node: SimNode, name: str) -> ModelSpec:
-    model = node.model(name, "model '{}' not found")
+def text_model(node: SimNode, name: str, must_name: bool = True) -> ModelSpec:
+    model = node.model(name, "model '{}' not found", must_name)
     if model.is_embed:
         raise Refusal(400, f'"{name}" does not support chat')
     return model
@@ -216,7 +216,7 @@ async def completions(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
     data = ask.data
     name, prompt = str(data.get("model") or ""), str(data.get("prompt") or "")
-    model = text_model(node, name)
+    model = text_model(node, name, must_name=False)
     if data.get("suffix"):
         raise Refusal(400, f"{registry_name(model)} does not support insert")
     voice = OpenAICompletion(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
@@ -231,7 +231,7 @@ async def embeddings(node: SimNode, ask: Ask) -> SimReply:
     texts = read_input(data.get("input"))
     if not texts:
         raise Refusal(400, "invalid input", early=True)
-    model = node.model(name, 'model "{}" not found, try pulling it first')
+    model = node.model(name, 'model "{}" not found, try pulling it first', must_name=False)
     wanted = {key: data[key] for key in ("dimensions",) if key in data}
     found = await embed(node, model, texts, wanted, None)
     fragments = [_base64(f) for f in found.fragments] if data.get("encoding_format") == "base64" else found.fragments

@@ -31,7 +31,7 @@ async def generate_route(node: SimNode, ask: Ask) -> SimReply:
     name = ask.field_of("model", str, "GenerateRequest", "string", "")
     prompt = ask.field_of("prompt", str, "GenerateRequest", "string", "")
     keep = keep_alive_s(ask.data.get("keep_alive"))
-    model = node.model(name, "model '{}' not found")
+    model = node.model(name, "model '{}' not found", must_name=False)
     voice = GenerateVoice(name, node.stamp, context=not ask.data.get("raw"), logprobs=_logprobs(ask.data))
     if not prompt and keep == 0:
         return _unload(node, model, voice)

@@ -122,7 +122,7 @@ class LineReader:
         rest = self._cutter.rest()
         if ended is None and rest.strip():  # a last line without its end
             self.ended = ended = judge_line(rest)
-            self.tail = rest + b"\n"
+            self.tail = rest
         if ended is None and clean and self.count and not self._marked:
             self.ended = ended = Outcome(OK, "", 200, Timing(tokens=self.count))
         self._clear = False
