@@ -83,25 +83,28 @@ class Singles:
     def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: Sequence[Lane], at: Micros) -> bool:
         """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
         sooner. On all others it would finish no sooner than it would have then."""
+        router = router_of(self._ledger.policies, task)
+        if not router.by_finish:  # it was another when the task chose
+            return False
+        heavy = task.kind is not EMBED
         if at > claim.free_us or claim.lane in freed:
-            if claim.lane.free(at) or not claim.lane.steady:
+            if claim.lane.free(at, heavy) or not claim.lane.steady:
                 return False
-            wait_us = claim.lane.wait_us(at)
+            wait_us = claim.lane.wait_us(at, heavy)
             claim.free_us, claim.finish_us = at + wait_us, at + wait_us + ahead.get(claim.lane.key, 0) + claim.own_us
             if claim.finish_us > claim.rival_us:
                 return False
         for lane in freed:
             if not lane.steady:
                 return False
-            if lane is claim.lane or not lane.free(at):
+            if lane is claim.lane or not lane.free(at, heavy):
                 continue
             key = lane.key
             for row in claim.decision.rows:
                 if row[0] == key:
-                    finish = at + lane.wait_us(at) + ahead.get(key, 0) + math.fsum(row[2:])
+                    finish = at + lane.wait_us(at, heavy) + ahead.get(key, 0) + math.fsum(row[2:])
                     break
             else:
-                router = router_of(self._ledger.policies, task)
                 finish = float(at + router.choose(task, (lane,), ahead, at, self._ledger.rng).predicted_us)
             if finish < claim.finish_us:
                 return False

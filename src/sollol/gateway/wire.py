@@ -113,7 +113,6 @@ class ClientConnection(Deadline, asyncio.Protocol):
                 self._take(request)
                 return
         self._arrived = len(data)
-        self._taken = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # as HTTP allows: answered in HTTP/1.1, and then closed
@@ -128,15 +127,15 @@ class ClientConnection(Deadline, asyncio.Protocol):
             else:
                 self._break(400, f"not a request that HTTP/1.1 allows: {error}")
             return
+        taken, self._taken = self._taken, None
         if self._in_message:
             self._still_reading(len(data))
-        elif between and self._unlike < UNLIKE:
-            self._learn(data)
+        elif between and taken is not None and self._unlike < UNLIKE:
+            self._learn(taken, data)
 
-    def _learn(self, data: bytes) -> None:
-        """Will the next request have the same head?"""
-        request, self._taken = self._taken, None
-        if request is not None and request.keep_alive and b"expect" not in request.headers:
+    def _learn(self, request: Request, data: bytes) -> None:
+        """The next request may have the same head."""
+        if request.keep_alive and b"expect" not in request.headers:
             self._unlike += 1
             head = known_head(data)
             self._known = KnownRequest(head, request, self.gateway.settings.limits) if head is not None else None
