@@ -7,7 +7,7 @@ import random
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Cancelled, Finished, NodeAdded, NodeSeen, Start, Submitted
+from sollol.core.messages import Cancelled, Finished, NodeAdded, NodeLost, NodeSeen, Start, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
 from sollol.pool.engine import default_policies
@@ -26,9 +26,10 @@ class Desk:
             self.scheduler.handle(NodeSeen(key, facts), 0)
         self.at = SECOND
 
-    def submit(self) -> Start:
+    def submit(self, stream: bool = False) -> Start:
         self.task += 1
-        actions = self.scheduler.handle(Submitted(Task(self.task, Kind.CHAT, MODEL, 400)), self.at)
+        task = Task(self.task, Kind.CHAT, MODEL, 400, stream=stream)
+        actions = self.scheduler.handle(Submitted(task), self.at)
         return next(action for action in actions if isinstance(action, Start))
 
     def answered(self, start: Start) -> None:
@@ -67,3 +68,31 @@ def test_callers_who_leave_early_say_nothing_of_a_node(desk: Desk) -> None:
     for _ in range(20):
         assert desk.submit().node == FAST
         desk.leave_after(1.0)
+
+
+def test_a_node_whose_probes_hang_with_its_runner_does_not_get_every_second_call(desk: Desk) -> None:
+    """Ollama asks a runner that hangs before it answers `/api/ps`, and answers again when our call is gone."""
+    facts = NodeFacts("0.33.0", {MODEL: 10**9}, {MODEL: LoadedModel(1, 1)})
+    hung = 0
+    for _ in range(60):
+        start = desk.submit()
+        if start.node == FAST:
+            hung += 1
+            for _ in range(2):
+                desk.at += 3 * SECOND
+                actions = desk.scheduler.handle(NodeLost(FAST, "silent", False), desk.at)
+            start = next(action for action in actions if isinstance(action, Start))
+            assert start.node == SLOW, "the call moves"
+        desk.answered(start)
+        desk.scheduler.handle(NodeSeen(FAST, facts), desk.at)
+    assert 4 <= hung <= 8, "a few in a row, and then a trial after each pause, which grows"
+
+
+def test_one_call_lost_with_a_silent_node_is_not_held_against_it(desk: Desk) -> None:
+    facts = NodeFacts("0.33.0", {MODEL: 10**9}, {MODEL: LoadedModel(1, 1)})
+    assert desk.submit().node == FAST
+    for _ in range(2):
+        desk.at += 3 * SECOND
+        desk.scheduler.handle(NodeLost(FAST, "silent", False), desk.at)
+    desk.scheduler.handle(NodeSeen(FAST, facts), desk.at)
+    assert desk.submit().node == FAST

@@ -157,6 +157,17 @@ def test_a_whole_answer_that_does_not_say_done_is_one() -> None:
     assert judge(200, b'{"model":"m"}', Kind.GENERATE).how is How.FAILED
 
 
+def test_a_whole_answer_without_a_reason_to_end_is_one() -> None:
+    """Ollama's limit of repeated tokens."""
+    choice = b'{"index":0,"message":{"role":"assistant","content":"a a a"},"finish_reason":null}'
+    assert openai.judge_whole(200, b'{"model":"m","choices":[' + choice + b"]}").how is How.OK
+    assert openai.judge_whole(200, b'{"model":"m","choices":[]}').how is How.FAILED
+    message = b'{"type":"message","role":"assistant","content":[{"type":"text","text":"a a a"}]'
+    assert anthropic.judge_whole(200, message + b"}").how is How.OK
+    assert anthropic.judge_whole(200, message + b',"error":{"message":"x"}}').how is How.FAILED
+    assert anthropic.judge_whole(200, b'{"role":"assistant"}').how is How.FAILED
+
+
 def test_the_end_in_good_form_after_a_late_error_is_none() -> None:
     _, chunks = transcript("late-error-v1")
     reader = openai.reader()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import httpx
 import pytest
 
+from sollol.gateway import infer
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
+from tests.marks import plain_only
 
 BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 BODY["options"] = {"num_predict": 3}
@@ -85,6 +88,32 @@ def test_keep_alive_over_v1_by_header(stage: Stage) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the model is not kept")
+
+
+@pytest.mark.parametrize("value", ["--5", "9" * 5000, "abc", "5-", "10 minutes", "1e3"])
+def test_a_keep_alive_that_is_none_is_refused(stage: Stage, value: str) -> None:
+    answer = ask(stage, Keep_Alive=value)
+    assert answer.status_code == 400
+    assert "X-Sollol-Keep-Alive" in answer.json()["error"]
+    assert len(answer.text) < 500
+
+
+@pytest.mark.parametrize("value", ["5", "-5", "10m", "1h30m", "0.5h", "-1m"])
+def test_a_keep_alive_may_be_seconds_or_a_duration(stage: Stage, value: str) -> None:
+    assert ask(stage, Keep_Alive=value).status_code == 200
+
+
+@plain_only
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_leaves_no_client_waiting(stage: Stage, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of the gateway")
+
+    monkeypatch.setattr(infer.Inference, "_tell", fail)
+    with contextlib.suppress(httpx.RemoteProtocolError):  # a stream that has begun is cut off
+        assert ask(stage, stream=stream).status_code == 500
+    monkeypatch.undo()
+    assert ask(stage).status_code == 200
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sollol.sim import NodeSpec
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import MODEL, gateway_over, talker
 
@@ -52,8 +54,8 @@ def both() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", NAMELESS)
-@pytest.mark.parametrize("named", [{}, {"model": ""}], ids=["no model", "an empty name"])
-def test_a_request_that_names_no_model(both: tuple[str, str], path: str, named: dict[str, str]) -> None:
+@pytest.mark.parametrize("named", [{}, {"model": ""}, {"model": None}], ids=["no model", "an empty name", "null"])
+def test_a_request_that_names_no_model(both: tuple[str, str], path: str, named: dict[str, Any]) -> None:
     node, gateway = (told(httpx.post(url + path, json={**NAMELESS[path], **named})) for url in both)
     assert gateway == node
     assert node[0] in (400, 404)
@@ -121,3 +123,20 @@ def test_an_answer_that_ran_into_the_limit_of_repeated_tokens_is_an_answer() -> 
         assert answer.json()["message"]["content"]
         (call,) = stage.look(lambda gateway: gateway.engine.history.recent())
         assert (call["outcome"], call["attempts"]) == ("ok", 1)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_embeddings_of_openai_know_no_truncate(count: int) -> None:
+    body = {"model": "nomic-embed-text", "input": ["word " * 9000] * count, "truncate": False}
+    with sim_cluster([NodeSpec(seed=1), NodeSpec(seed=2)]) as nodes, gateway_over(nodes.urls) as stage:
+        for url in (nodes.urls[0], stage.url):
+            assert httpx.post(url + "/v1/embeddings", json=body, timeout=60).status_code == 200
+            if count > 1:  # that the texts are too long
+                assert httpx.post(url + "/api/embed", json=body, timeout=60).status_code == 400
+
+
+def test_http_1_0_needs_no_host(both: tuple[str, str]) -> None:
+    for url in both:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as sock:
+            sock.sendall(b"GET /api/version HTTP/1.0\r\n\r\n")
+            assert sock.recv(1000).split(b" ")[1] == b"200"

@@ -297,6 +297,8 @@ class Scheduler:
         if node is None:
             return
         if self.health.lost(node, event.why, event.certain, at):
+            if not event.certain and node.up:
+                self._singles.blame(node, at)
             self._node_down(node, event.why, at)
         self._serving.all(at)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sollol.core.attempt import Attempt
 from sollol.core.copies import NO_AHEAD, Copies, router_of
+from sollol.core.fleet import NodeState
 from sollol.core.lane import Lane
 from sollol.core.ledger import Claim, Ledger, OpenTask
 from sollol.core.market import Market
@@ -30,7 +31,11 @@ LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is ask
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
 HUNG_TIMES = 20
 HUNG_LEAST: Micros = 60 * SECOND
-SUSPECT_LEAST: Micros = 5 * SECOND  # that its caller has waited before he left, for it to be held against the node
+# What a caller must have waited before he left, for it to be held against the node: so many times the prediction (how
+# long a whole answer takes is known less well than when a stream begins), and never less than SUSPECT_LEAST.
+SUSPECT_TIMES = 5
+SUSPECT_TIMES_WHOLE = 10
+SUSPECT_LEAST: Micros = 5 * SECOND
 
 
 class Singles:
@@ -266,19 +271,29 @@ class Singles:
             late = at - attempt.due_us
             if late > max(LATE_LEAST, (attempt.due_us - attempt.started_us) // 2) and at - node.asked_us > LATE_LEAST:
                 self._ledger.health.ask(node, at, self._ledger.out)
-            if late > HUNG_LEAST and self._hangs(attempt, at) and self._rescue(attempt, at):
+            if late > HUNG_LEAST and self._hangs(attempt, at, HUNG_TIMES) and self._rescue(attempt, at):
                 hung.append(attempt)
         return hung
 
     def suspect(self, opened: OpenTask, at: Micros) -> None:
         """A caller who leaves is no fault of the node; one who has waited in vain for many times the prediction is a
         sign of one. A runner may hang for good while its node answers all probes, and nobody waits to the end."""
+        times = SUSPECT_TIMES if opened.task.stream else SUSPECT_TIMES_WHOLE
         for attempt in opened.attempts.values():
-            if not attempt.task.batch and at - attempt.started_us > SUSPECT_LEAST and self._hangs(attempt, at):
+            waited_us = at - attempt.started_us
+            if not attempt.task.batch and waited_us > SUSPECT_LEAST and self._hangs(attempt, at, times):
                 attempt.lane.breaker.record(at, Outcome(How.TIMEOUT))
 
-    def _hangs(self, attempt: Attempt, at: Micros) -> bool:
-        return not attempt.started and at - attempt.started_us > HUNG_TIMES * attempt.heard_us()
+    def blame(self, node: NodeState, at: Micros) -> None:
+        """A node no longer answers its probes: what it was given and says nothing of may be why. Ollama asks a runner
+        that hangs before it answers `/api/ps`; once our call is gone it answers again, and would get the next."""
+        for lane in node.lanes.values():
+            if any(not attempt.started for attempt in lane.attempts.values()):
+                lane.breaker.record(at, Outcome(How.UNREACHABLE))
+                lane.unsettle()
+
+    def _hangs(self, attempt: Attempt, at: Micros, times: int) -> bool:
+        return not attempt.started and at - attempt.started_us > times * attempt.heard_us()
 
     def _rescue(self, attempt: Attempt, at: Micros) -> bool:
         """Another copy, once, if a node is idle; the first is not given up, for it may be late for a reason."""

@@ -180,7 +180,8 @@ class Gateway:
     def handle(self, request: Request) -> None:
         """Answer it, now or later. Raises nothing."""
         headers = request.headers
-        if self._local_only and not _is_own_host(headers.get(b"host", b"")):
+        host = headers.get(b"host")  # HTTP/1.0 may have none, and no browser speaks that
+        if self._local_only and host is not None and not _is_own_host(host):
             request.answer(403, b"")  # as Ollama does: another site's page may have been led here by DNS
             return
         if b"origin" in headers and not self._cors.admit(request):
@@ -263,11 +264,15 @@ class Gateway:
         except TransportFault as fault:
             request.refuse(502, str(fault))
         except Exception:
-            log.exception("%s %s failed", request.method, request.path)
-            if request.has_begun:
-                request.cut()
-            else:
-                request.refuse(500, "the gateway failed at this request; its log tells more")
+            self.failed(request)
+
+    def failed(self, request: Request) -> None:
+        """A fault of ours, which is being handled."""
+        log.exception("%s %s failed", request.method, request.path)
+        if request.has_begun:
+            request.cut()
+        else:
+            request.refuse(500, "the gateway failed at this request; its log tells more")
 
     def refuse(self, request: Request, error: SollolError) -> None:
         status, headers = status_of(error)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SPLIT: Final = 8  # texts from which several nodes are sooner than one
 SPLIT_ALWAYS: Final = 64  # texts from which one node's slot would be taken for too long at once
 _FIELDS: Final = ("truncate", "options", "keep_alive", "dimensions")  # what a chunk says as the whole did
+_V1_FIELDS: Final = ("dimensions",)  # nodes pass over the others there
 
 
 class _Rows(msgspec.Struct):
@@ -82,6 +83,8 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     """Raises BadInput, or ResponseError, for what cannot be asked."""
     found = peek_embed(request.body)
     if not found.model:
+        if tongue.path == "/v1/embeddings" and not found.input:
+            raise BadInput("invalid input")
         raise no_model(request.path)
     texts = found.input
     if isinstance(texts, list) and len(texts) >= SPLIT and tongue in EMBED_TONGUES[:2]:
@@ -104,7 +107,8 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
         model = gateway.settings.resolve_model(name)
         check_allowed(request, model, name)
         try:
-            job, report, took_ns = await _run(gateway, request, model, found, how)
+            fields = _FIELDS if tongue.path == "/api/embed" else _V1_FIELDS
+            job, report, took_ns = await _run(gateway, request, model, found, fields, how)
         except SollolError as error:
             if place + 1 < len(models) and isinstance(error, NoNodeAvailable):
                 continue
@@ -125,7 +129,7 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
 
 
 async def _run(
-    gateway: Gateway, request: Request, model: str, found: Any, how: Any
+    gateway: Gateway, request: Request, model: str, found: Any, names: tuple[str, ...], how: Any
 ) -> tuple[RawBatch, BatchReport, int]:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BatchReport] = loop.create_future()
@@ -142,7 +146,7 @@ async def _run(
                 ended.set_result(message.report)
 
     engine, began = gateway.engine, loop.time()
-    fields = {name: value for name in _FIELDS if (value := getattr(found, name)) is not None}
+    fields = {name: value for name in names if (value := getattr(found, name)) is not None}
     job = engine.batch(model, fields, how.priority, None, how.timeout_s, post, app=how.app, make=RawBatch)
     assert isinstance(job, RawBatch)
     request.id = str(job.task.id)

@@ -35,7 +35,7 @@ class OpenAI(msgspec.Struct):
 class Embedding(msgspec.Struct):
     """The fields of all three embedding routes."""
 
-    model: str = ""
+    model: str | None = ""
     input: Any = None
     prompt: str | None = None
     truncate: bool | None = None
@@ -46,7 +46,7 @@ class Embedding(msgspec.Struct):
 
 
 class Bare(msgspec.Struct):
-    model: str = ""
+    model: str | None = ""
     stream: Any = None
 
 

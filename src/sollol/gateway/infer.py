@@ -7,6 +7,7 @@ are tried in turn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
 
 CHARACTERS_A_TOKEN: Final = 4  # of English text, about
 PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the bytes of images are few tokens
+_SECONDS: Final = re.compile(r"-?[0-9]{1,9}")
+_DURATION: Final = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ns|us|ms|s|m|h))+")
 _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 class Wanted:
     """What the headers say."""
 
-    __slots__ = ("app", "hedge", "mode", "only", "priority", "timeout_s")
+    __slots__ = ("app", "hedge", "keep_alive", "mode", "only", "priority", "timeout_s")
 
     def __init__(
         self,
@@ -45,7 +48,9 @@ class Wanted:
         timeout_s: float | None,
         hedge: bool | None,
         only: tuple[str, ...] | None = None,
+        keep_alive: int | str | None = None,
     ) -> None:
+        self.keep_alive = keep_alive
         self.priority = priority
         self.mode = mode
         self.app = app
@@ -146,7 +151,10 @@ class Inference:
 
     def _done(self, job: CallJob) -> None:
         """The task is over."""
-        self._tell(job)
+        try:
+            self._tell(job)
+        except Exception:  # a fault of ours: the client must not wait for ever, nor the queue stand still
+            self._gateway.failed(self._request)
         self._gateway.engine.note(job)  # when the client has its answer
 
     def _tell(self, job: CallJob) -> None:
@@ -162,8 +170,8 @@ class Inference:
             return
         timing = settled.outcome.timing
         gateway.charge(request, timing.prompt_tokens + timing.tokens)
-        if how is OK and b"x-sollol-keep-alive" in request.headers:
-            self._keep(model, job)
+        if how is OK and self._wanted.keep_alive is not None:
+            self._keep(model, job, self._wanted.keep_alive)
         if how is OK or (how is How.REFUSED and job.body):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
@@ -171,10 +179,8 @@ class Inference:
         elif how is not How.NO_NODE or not self._falls_back(model):
             self._refuse(model, job)
 
-    def _keep(self, model: str, job: CallJob) -> None:
+    def _keep(self, model: str, job: CallJob, keep_alive: int | str) -> None:
         """Set how long the node that answered keeps the model, which /v1 has no word for."""
-        text = self._request.header(b"x-sollol-keep-alive")
-        keep_alive = int(text) if text.lstrip("-").isdecimal() else text
         settled = job.settled
         node = next(
             (start.node for start, *_ in job.story.attempts if settled and start.attempt == settled.attempt), ""
@@ -241,7 +247,19 @@ def wanted(request: Request, gateway: Gateway) -> Wanted:
         deadline_ms / 1000 if deadline_ms else timeout_s,
         _YES[hedge.lower()] if hedge else default_hedge,
         _known_nodes(request, gateway),
+        _keep_alive(request),
     )
+
+
+def _keep_alive(request: Request) -> int | str | None:
+    text = request.header(b"x-sollol-keep-alive")
+    if not text:
+        return None
+    if _SECONDS.fullmatch(text):
+        return int(text)
+    if not _DURATION.fullmatch(text):
+        raise BadInput(f"X-Sollol-Keep-Alive: {text[:80]!r}; expected seconds, or a duration such as 10m or 1h30m")
+    return text
 
 
 def _known_nodes(request: Request, gateway: Gateway) -> tuple[str, ...] | None:

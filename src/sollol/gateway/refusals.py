@@ -30,7 +30,7 @@ _OPENAI = {400, 404, 401, 403, 429}  # others are its "api_error"
 
 def unknown_model(path: str, name: str) -> str:
     """The words of a node's route for a model that it has not."""
-    if path in ("/api/embed", "/v1/embeddings"):
+    if path in ("/api/embed", "/api/embeddings", "/v1/embeddings"):
         return f'model "{name}" not found, try pulling it first'
     return f"model '{name}' not found"
 

@@ -112,7 +112,7 @@ def peek_embed(body: bytes) -> Embedding:
     try:
         return read_embedding(body)
     except msgspec.DecodeError:
-        return Embedding(_peek_bare(body).model)
+        return Embedding(_peek_bare(body).model or "")
 
 
 def peeked(tongue: Tongue, body: bytes) -> Asked:
@@ -122,7 +122,7 @@ def peeked(tongue: Tongue, body: bytes) -> Asked:
     except (msgspec.DecodeError, AttributeError, TypeError):
         found = _peek_bare(body)
     streams = tongue.peek is _peek_ollama if found.stream is None else bool(found.stream)
-    return Asked(found.model, streams, None, "", TaskType.CHAT, ())
+    return Asked(found.model or "", streams, None, "", TaskType.CHAT, ())
 
 
 def _peek_bare(body: bytes) -> Bare:

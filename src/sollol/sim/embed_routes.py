@@ -53,7 +53,7 @@ async def embeddings_route(node: SimNode, ask: Ask) -> SimReply:
     name = ask.field_of("model", str, "EmbeddingRequest", "string", "")
     prompt = ask.field_of("prompt", str, "EmbeddingRequest", "string", "")
     keep = keep_alive_s(ask.data.get("keep_alive"))
-    model = node.model(name, "model '{}' not found")
+    model = node.model(name, 'model "{}" not found, try pulling it first')
     found = await embed(node, model, [prompt] if prompt else [], ask.data, keep)
     body = found.fragments[0] if found.fragments else b"[]"
     return SimReply.of(200, b'{"embedding":' + body + b"}", JSON)
