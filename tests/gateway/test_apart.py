@@ -6,14 +6,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import pytest
 
 from sollol.sim.serve import sim_cluster
-from tests.gateway.stage import MODEL, gateway_over, talker
+from tests.gateway.stage import MODEL, answering, gateway_over, talker
 from tests.gateway.test_streams import ROUTES, ask
 
 
@@ -49,14 +48,8 @@ def one_by_one(node: str, stream: bytes) -> Iterator[str]:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("case", [case for case in ROUTES if case.startswith("v1-")])

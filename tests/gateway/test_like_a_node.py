@@ -7,8 +7,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ import pytest
 
 from sollol.sim import NodeSpec
 from sollol.sim.serve import sim_cluster
-from tests.gateway.stage import MODEL, gateway_over, talker
+from tests.gateway.stage import MODEL, answering, gateway_over, talker
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 NAMELESS: dict[str, dict[str, Any]] = {
@@ -105,14 +104,8 @@ def unfinished(node: str) -> Iterator[str]:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 def test_an_answer_that_ran_into_the_limit_of_repeated_tokens_is_an_answer() -> None:
