@@ -87,14 +87,20 @@ class Fleet:
         return round(PROMPT / (100 * speed) * SECOND), round(TOKENS / (8 * speed) * SECOND)
 
 
-def cost_us(nodes: int, waiting: int | None) -> float:
-    """`waiting`: so many are in line, every slot is taken; None: nothing waits, nothing runs."""
+def warm_fleet(nodes: int, waiting: int) -> Fleet:
+    """Every slot is taken, `waiting` are in line, and rates are known."""
     fleet = Fleet(nodes)
-    for _ in range(nodes + (waiting or 0)):
+    for _ in range(nodes + waiting):
         fleet.submit()
     for _ in range(nodes * (20 if nodes < 100 else 2)):
         fleet.finish()
         fleet.submit()
+    return fleet
+
+
+def cost_us(nodes: int, waiting: int | None) -> float:
+    """`waiting`: so many are in line, every slot is taken; None: nothing waits, nothing runs."""
+    fleet = warm_fleet(nodes, waiting or 0)
     while waiting is None and fleet.ends:
         fleet.finish()
     times = []
@@ -109,12 +115,7 @@ def cost_us(nodes: int, waiting: int | None) -> float:
 
 def choice_us(nodes: int) -> float:
     """Every slot is taken, and one is looked for."""
-    fleet = Fleet(nodes)
-    for _ in range(nodes):
-        fleet.submit()
-    for _ in range(nodes * (20 if nodes < 100 else 2)):
-        fleet.finish()
-        fleet.submit()
+    fleet = warm_fleet(nodes, 0)
     scheduler = fleet.scheduler
     market, router = scheduler.fleet.markets[MODEL], scheduler.policies.router
     task = Task(0, Kind.CHAT, MODEL, 4 * PROMPT)
