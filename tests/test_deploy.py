@@ -16,7 +16,7 @@ import yaml
 from sollol.cli.app import app
 from sollol.config import load_settings
 from sollol.errors import ConfigError
-from sollol.gateway.app import ROUTES
+from sollol.gateway.routes import ROUTES
 from sollol.gateway.keys import keys_of_environment
 from sollol.gateway.settings import GatewaySettings, Listen, gateway_settings
 

@@ -9,7 +9,6 @@ import asyncio
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +17,11 @@ from hypothesis import strategies as st
 
 from sollol.gateway import wire as wire_module
 from sollol.gateway.request import Request
+from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
 from sollol.gateway.wire import UNLIKE, ClientConnection
 from sollol.nodes._known import KnownHead, known_head
+from sollol.nodes._outbox import Outbox
 from tests.marks import plain_only
 
 VALID = [
@@ -45,6 +46,7 @@ class Wire:
         self.closed = False
 
     def write(self, data: bytes) -> None:
+        assert not self.closed
         self.written.append(data)
 
     def close(self) -> None:
@@ -60,11 +62,14 @@ class Wire:
 
 
 class Echo:
-    """A gateway that answers every request at once, and remembers it."""
+    """A gateway that answers every request at once (or, `crowded`, when the turn ends), and remembers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, crowded: bool = False) -> None:
         self.requests: list[Request] = []
-        self.settings = SimpleNamespace(limits=Limits(max_body_mb=1, max_head_kb=1))
+        self.limits = Limits(max_body_mb=1, max_head_kb=1)
+        self.idle_s = 60.0
+        self.outbox = Outbox(loop)
+        self.is_crowded = crowded
         self.draining = False
         self.common = b"Date: now\r\n"
 
@@ -76,9 +81,15 @@ class Echo:
     def wants_pieces(self, request: Request) -> bool:
         return False
 
+    def settled(self, request: Request) -> Route | None:
+        return Route(self.admit) if request.path == "/api/chat" else None
+
     def handle(self, request: Request) -> None:
         self.requests.append(request)
         request.answer(200, b"{}")
+
+    def admit(self, request: Request, route: Route) -> None:
+        self.handle(request)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +99,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def feed(loop: asyncio.AbstractEventLoop, data: bytes, cuts: list[int]) -> tuple[Echo, Wire]:
-    gateway, wire = Echo(), Wire()
+def feed(loop: asyncio.AbstractEventLoop, data: bytes, cuts: list[int], crowded: bool = False) -> tuple[Echo, Wire]:
+    gateway, wire = Echo(loop, crowded), Wire()
     connection = ClientConnection(gateway, loop)  # type: ignore[arg-type]
     connection.connection_made(wire)  # type: ignore[arg-type]
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
@@ -123,10 +134,12 @@ def mutated() -> st.SearchStrategy[bytes]:
 
 
 @plain_only
-@given(data=mutated(), cuts=st.lists(st.integers(0, 1000), max_size=8))
+@given(data=mutated(), cuts=st.lists(st.integers(0, 1000), max_size=8), crowded=st.booleans())
 @settings(max_examples=600, deadline=None)
-def test_only_whole_requests_are_handed_on(loop: asyncio.AbstractEventLoop, data: bytes, cuts: list[int]) -> None:
-    gateway, wire = feed(loop, data, cuts)
+def test_only_whole_requests_are_handed_on(
+    loop: asyncio.AbstractEventLoop, data: bytes, cuts: list[int], crowded: bool
+) -> None:
+    gateway, wire = feed(loop, data, cuts, crowded)
     for request in gateway.requests:
         assert request.path.startswith("/")
         assert request.version in ("1.0", "1.1")
@@ -146,13 +159,15 @@ KNOWN = VALID[1]
     at=st.integers(0, len(KNOWN)),
     cut=st.integers(0, 3),
     put=st.binary(max_size=4) | st.sampled_from([*PIECES, b"0", b"1", b"3", b"9" * 20, KNOWN]),
+    crowded=st.booleans(),
 )
 @settings(max_examples=600, deadline=None)
 def test_a_head_that_was_seen_before_is_read_as_if_it_were_new(
-    loop: asyncio.AbstractEventLoop, at: int, cut: int, put: bytes
+    loop: asyncio.AbstractEventLoop, at: int, cut: int, put: bytes, crowded: bool
 ) -> None:
     data = KNOWN[:at] + put + KNOWN[at + cut :]
-    (fresh, fresh_wire), (second, wire) = feed(loop, data, []), feed(loop, KNOWN + data, [len(KNOWN)])
+    fresh, fresh_wire = feed(loop, data, [])
+    second, wire = feed(loop, KNOWN + data, [len(KNOWN)], crowded)
 
     def told(requests: list[Request]) -> list[tuple[Any, ...]]:
         without = [{name: value for name, value in r.headers.items() if name != b"content-length"} for r in requests]
@@ -177,7 +192,7 @@ def test_a_client_whose_heads_all_differ_is_soon_not_remembered(
         return known_head(data)
 
     monkeypatch.setattr(wire_module, "known_head", learn)
-    gateway, wire = Echo(), Wire()
+    gateway, wire = Echo(loop), Wire()
     connection = ClientConnection(gateway, loop)  # type: ignore[arg-type]
     connection.connection_made(wire)  # type: ignore[arg-type]
     for number in range(10):

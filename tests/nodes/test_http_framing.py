@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sollol.core.value import replaced
 from sollol.nodes._connection import Connection, Limits
+from sollol.nodes._outbox import Outbox
 from sollol.nodes.transport import Call, Fault, Reply, TransportFault
 from tests.nodes.raw_server import OK, on_both_loops, run, saying, saying_once, serving
 
@@ -70,7 +71,8 @@ async def outcome(
     """What a caller sees of an answer that comes in these pieces and then ends: (status, headers, body,
     kept alive), or the fault. `before`: an answer that the connection has brought earlier."""
     fake = Socketless()
-    connection = Connection(asyncio.get_running_loop(), URL, fake, Limits(65_536, 1000, 262_144, 9.0))
+    loop = asyncio.get_running_loop()
+    connection = Connection(loop, Outbox(loop), URL, fake, Limits(65_536, 1000, 262_144, 9.0))
     connection.connection_made(fake)  # type: ignore[arg-type]
     if before:
         waiter = connection.start(b"head", b"", POST)

@@ -14,23 +14,25 @@ import re
 import socket
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Task, canonical_model
 from sollol.errors import BadInput, SollolError
-from sollol.gateway import access, embed, fanout, infer, models, own
+from sollol.gateway import access, fanout, infer
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
 from sollol.gateway.meter import Meter
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
+from sollol.gateway.routes import INFERENCE, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, Listen, is_loopback
 from sollol.gateway.wire import ClientConnection
 from sollol.nodes.dialect import load_call
-from sollol.nodes.transport import Call, SinkTransport, TransportFault
+from sollol.nodes.http import HttpTransport
+from sollol.nodes.transport import Call, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.engine import Engine
 
@@ -40,14 +42,8 @@ Handler = Callable[..., Coroutine[Any, Any, None]]
 _OWN_SUFFIXES = (".localhost", ".local", ".internal")
 _ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-NAMES = 10_000  # ids of clients that are remembered
-
-
-class Route(NamedTuple):
-    handler: Callable[..., Any]
-    direct: bool = False  # called in the turn of the loop in which the request came; else a task
-    public: bool = False  # asked without a key
-    upload: bool = False  # takes the body in pieces
+CROWD: Final = 8  # calls under way
+NAMES: Final = 10_000  # ids of clients that are remembered
 
 
 class Gateway:
@@ -59,12 +55,17 @@ class Gateway:
         settings: GatewaySettings,
         keyring: Keyring | None = None,
         *,
-        transport: SinkTransport,
+        transport: HttpTransport,
     ) -> None:
         """`transport`: the pool's."""
         self.pool = pool
+        self.totals = pool.totals
         self.sinks = transport
         self.settings = settings
+        self.limits = settings.limits
+        self.idle_s = 0.0
+        self.has_aliases = False
+        self.usual = infer.usual(settings)  # what is wanted of a call that says nothing of it
         self.keyring = Keyring() if keyring is None else keyring
         self.draining = False
         self.common = b""  # header lines of every answer
@@ -78,9 +79,7 @@ class Gateway:
         self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
         self._names: dict[tuple[str | None, str], int] = {}  # a key's app, the id its client gave -> task
-        for path, handler in (infer.ROUTES | embed.ROUTES).items():
-            self.add("POST", path, Route(handler, direct=True))
-        for (method, path), route in ROUTES.items():
+        for (method, path), route in (INFERENCE | ROUTES).items():
             self.add(method, path, route)
         self._patterns = list(PATTERNS)
 
@@ -93,6 +92,7 @@ class Gateway:
         """Listen; the port. Raises BadInput if that is not possible."""
         loop = asyncio.get_running_loop()
         self.engine: Engine = self.pool.engine
+        self.outbox = self.sinks.on_this_loop()
         self._tick()
         self.apply(self.settings)
         listen = self.settings.listen
@@ -113,6 +113,10 @@ class Gateway:
         Where it listens stays as it was."""
         settings = msgspec.structs.replace(settings, listen=_listening_as(settings.listen, self.settings.listen))
         self.settings = settings
+        self.limits = limits = settings.limits
+        self.idle_s = limits.idle_timeout_s
+        self.usual = infer.usual(settings)
+        self.has_aliases = bool(settings.aliases)
         self._cors = Cors(settings.listen.cors_origins)
         self.engine.scheduler.queue_bound = settings.limits.queue
         self.engine.observe(settings.observer_sampling)
@@ -193,16 +197,28 @@ class Gateway:
             route, parts = self._find(request)
             if route is None:
                 return
-        keyring = self.keyring
-        if (keyring.required or len(keyring)) and not self._let_in(request, route):
-            return
         if route.direct:
-            try:
-                route.handler(self, request)
-            except SollolError as error:
-                self.refuse(request, error)
+            self.admit(request, route)
+        elif not self.keyring.asks or self._let_in(request, route):
+            self.in_task(route.handler, request, parts)
+
+    def settled(self, request: Request) -> Route | None:
+        """The route of an inference whose head says nothing that has to be looked at again when it comes again."""
+        headers = request.headers
+        host = headers.get(b"host")
+        if b"origin" in headers or (self._local_only and host is not None and not _is_own_host(host)):
+            return None
+        route = self._exact.get(request.path, {}).get(request.method)
+        return route if route is not None and route.direct else None
+
+    def admit(self, request: Request, route: Route) -> None:
+        """To an inference, if its key allows it."""
+        if self.keyring.asks and not self._let_in(request, route):
             return
-        self.in_task(route.handler, request, parts)
+        try:
+            route.handler(self, request)
+        except SollolError as error:
+            self.refuse(request, error)
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
         """A route that is not found at once: HEAD, a path with a parameter, or none."""
@@ -281,6 +297,11 @@ class Gateway:
         else:
             request.refuse(status, access.words(request, error), headers)
 
+    @property
+    def is_crowded(self) -> bool:
+        """So many calls are under way that answers which end together are better written together."""
+        return len(self.engine.scheduler.open) >= CROWD
+
     def nobody_has(self, model: str) -> bool:
         """Nodes are up, and none has this model."""
         nodes = [node for node in self.engine.scheduler.fleet.nodes.values() if node.usable]
@@ -320,36 +341,6 @@ class Gateway:
         """A call of a key has used so many tokens."""
         if request.key is not None and tokens:
             self._meter.charge(request.key, tokens, asyncio.get_running_loop().time())
-
-
-ROUTES: dict[tuple[str, str], Route] = {
-    ("GET", "/"): Route(fanout.root, public=True),
-    ("GET", "/api/version"): Route(fanout.version),
-    ("GET", "/api/status"): Route(fanout.first_answer),
-    ("GET", "/api/tags"): Route(fanout.tags),
-    ("GET", "/api/ps"): Route(fanout.ps),
-    ("GET", "/v1/models"): Route(fanout.models),
-    ("POST", "/api/show"): Route(fanout.show),
-    ("POST", "/api/me"): Route(fanout.first_answer),
-    ("POST", "/api/signout"): Route(fanout.first_answer),
-    ("POST", "/api/pull"): Route(models.pull),
-    ("POST", "/api/push"): Route(models.push),
-    ("POST", "/api/create"): Route(models.create),
-    ("POST", "/api/copy"): Route(models.copy),
-    ("DELETE", "/api/delete"): Route(models.delete),
-    ("GET", "/sollol/health"): Route(own.health, public=True),
-    ("GET", "/sollol/ready"): Route(own.ready, public=True),
-    ("GET", "/sollol/snapshot"): Route(own.snapshot),
-    ("GET", "/sollol/nodes"): Route(own.nodes),
-    ("GET", "/sollol/openapi.json"): Route(own.openapi),
-}
-PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
-    ("GET", re.compile(r"/v1/models/(.+)"), Route(fanout.model)),
-    ("HEAD", models.BLOB, Route(models.has_blob)),
-    ("POST", models.BLOB, Route(models.upload_blob, upload=True)),
-    ("GET", own.EXPLAIN, Route(own.explain)),
-    ("GET", own.QUEUE, Route(own.queue)),
-]
 
 
 def _owner(request: Request) -> str | None:

@@ -149,7 +149,7 @@ async def _run(
     fields = {name: value for name in names if (value := getattr(found, name)) is not None}
     job = engine.batch(model, fields, how.priority, None, how.timeout_s, post, app=how.app, make=RawBatch)
     assert isinstance(job, RawBatch)
-    request.id = str(job.task.id)
+    request.task = job.task.id
     gateway.name_task(request, job.task.id)
     try:
         engine.dispatcher.feed(job.whole(found.input))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Chat(msgspec.Struct):
+class Chat(msgspec.Struct, gc=False):
     model: str = ""
     stream: bool | None = None
     messages: list[dict[str, Any]] = []
@@ -19,7 +19,7 @@ class Chat(msgspec.Struct):
     keep_alive: Any = None
 
 
-class OpenAI(msgspec.Struct):
+class OpenAI(msgspec.Struct, gc=False):
     model: str = ""
     stream: bool | None = None
     messages: list[dict[str, Any]] = []

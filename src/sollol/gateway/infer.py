@@ -27,6 +27,7 @@ from sollol.pool.requests import check_mode, check_only
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
+    from sollol.gateway.settings import GatewaySettings
 
 CHARACTERS_A_TOKEN: Final = 4  # of English text, about
 PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the bytes of images are few tokens
@@ -98,8 +99,9 @@ class Inference:
 
     def submit(self, name: str) -> None:
         gateway, request, asked = self._gateway, self._request, self._asked
-        self._model = model = gateway.settings.resolve_model(name)
-        check_allowed(request, model, name)
+        self._model = model = gateway.settings.resolve_model(name) if gateway.has_aliases else name
+        if request.key is not None:
+            check_allowed(request, model, name)
         body = self._body
         if model != asked.model:
             body = encode({**decode(body), "model": model})
@@ -123,8 +125,9 @@ class Inference:
             only=how.only,
         )
         self._task = task.id
-        request.id = str(task.id)
-        gateway.name_task(request, task.id)
+        request.task = task.id
+        if not request.plain:
+            gateway.name_task(request, task.id)
         job: WholeRelay | StreamRelay
         if asked.stream:
             said = self._tongue.said(body)
@@ -134,14 +137,14 @@ class Inference:
                 body,
                 self._tongue,
                 TIMEOUTS,
-                self._done,
+                self,
                 gateway.sinks,
                 said,
                 engine.continuity,
                 engine.holders,
             )
         else:
-            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self._done, gateway.sinks)
+            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self, gateway.sinks)
         request.on_gone = self._left
         engine.submit(job)
 
@@ -149,7 +152,7 @@ class Inference:
         """The client is gone."""
         self._gateway.engine.dispatcher.cancel(self._task)
 
-    def _done(self, job: CallJob) -> None:
+    def done(self, job: CallJob) -> None:
         """The task is over."""
         try:
             self._tell(job)
@@ -164,12 +167,13 @@ class Inference:
         settled, request, gateway = job.settled, self._request, self._gateway
         assert settled is not None
         how = settled.outcome.how
-        gateway.pool.count(how is OK)
+        gateway.totals.count(how is OK)
         if how is How.LEFT:
             gateway.charge(request, _estimated(job))
             return
-        timing = settled.outcome.timing
-        gateway.charge(request, timing.prompt_tokens + timing.tokens)
+        if request.key is not None:
+            timing = settled.outcome.timing
+            gateway.charge(request, timing.prompt_tokens + timing.tokens)
         if how is OK and self._wanted.keep_alive is not None:
             self._keep(model, job, self._wanted.keep_alive)
         if how is OK or (how is How.REFUSED and job.body):
@@ -225,14 +229,18 @@ def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:
     return [("X-Sollol-Node", nodes), *told] if nodes else told
 
 
+def usual(settings: GatewaySettings) -> Wanted:
+    """What is wanted of a call that says nothing of it."""
+    return Wanted(5, settings.mode, settings.app_name, settings.limits.request_timeout_s, settings.routing.hedge)
+
+
 def wanted(request: Request, gateway: Gateway) -> Wanted:
     """The headers, bounded by what the key allows. Raises BadInput."""
-    key = request.key
-    settings = gateway.settings
-    timeout_s, default_hedge = settings.limits.request_timeout_s, settings.routing.hedge
-    if not any(name.startswith(b"x-sollol-") for name in request.headers):
-        app = settings.app_name if key is None else key.app
-        return Wanted(5 if key is None else min(5, key.priority_max), settings.mode, app, timeout_s, default_hedge)
+    key, usual = request.key, gateway.usual
+    if request.plain or not any(name.startswith(b"x-sollol-") for name in request.headers):
+        if key is None:
+            return usual
+        return Wanted(min(5, key.priority_max), usual.mode, key.app, usual.timeout_s, usual.hedge)
     priority = _number(request, b"x-sollol-priority", 0, 10, 5)
     deadline_ms = _number(request, b"x-sollol-deadline-ms", 1, 86_400_000, 0)
     mode = request.header(b"x-sollol-mode")
@@ -242,10 +250,10 @@ def wanted(request: Request, gateway: Gateway) -> Wanted:
     app = request.header(b"x-sollol-app")[:64]
     return Wanted(
         priority if key is None else min(priority, key.priority_max),
-        check_mode(mode) if mode else settings.mode,
-        app or settings.app_name if key is None else key.app,
-        deadline_ms / 1000 if deadline_ms else timeout_s,
-        _YES[hedge.lower()] if hedge else default_hedge,
+        check_mode(mode) if mode else usual.mode,
+        app or usual.app if key is None else key.app,
+        deadline_ms / 1000 if deadline_ms else usual.timeout_s,
+        _YES[hedge.lower()] if hedge else usual.hedge,
         _known_nodes(request, gateway),
         _keep_alive(request),
     )

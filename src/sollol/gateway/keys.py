@@ -70,6 +70,7 @@ class Keyring:
         self._fixed = tuple(keys)  # of the environment: not in the file
         self._by_hash: dict[str, Key] = {}
         self._seen: Version | None = None
+        self.asks = required  # is it to be asked about a request?
         self.reload()
 
     def __len__(self) -> int:
@@ -92,11 +93,13 @@ class Keyring:
         keys = {key.hash: key for key in (*self._fixed, *(read_keys(self.path) if self.path else ()))}
         changed = keys != self._by_hash
         self._by_hash = keys
+        self.asks = self.required or bool(keys)
         return changed
 
     def follow(self, path: Path, *, required: bool) -> None:
         """The settings have changed: the next `reload` reads this file."""
         self.required = required
+        self.asks = required or bool(self._by_hash)
         if path != self.path:
             self.path, self._seen = path, None
 

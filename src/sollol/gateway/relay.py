@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
@@ -18,13 +18,16 @@ from sollol.gateway.dialects.reading import Reader
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import Tongue
 from sollol.nodes.dialect import outcome_of, refusal
-from sollol.nodes.transport import RawHeaders, SinkTransport, Timeouts, TransportFault
+from sollol.nodes.http import Exchange, HttpTransport
+from sollol.nodes.transport import RawHeaders, Timeouts, TransportFault
 from sollol.pool.continuation import Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import STALL_LEAST_S, STALL_TIMES, CallJob, StreamJob
 
+if TYPE_CHECKING:
+    from sollol.gateway.infer import Inference
+
 PACE_EVERY: Final = 32  # pieces after which the patience with a stream is adapted to its pace
-Done = Callable[[CallJob], None]
 
 
 class WholeRelay(CallJob):
@@ -37,17 +40,22 @@ class WholeRelay(CallJob):
         body: bytes,
         tongue: Tongue,
         timeouts: Timeouts,
-        done: Done,
-        transport: SinkTransport,
+        asker: Inference,
+        transport: HttpTransport,
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, done)
+        super().__init__(task, tongue.path, body, timeouts, None)
         self.request = request
-        self._sinks = transport
+        self._asker = asker
+        self._transport = transport
         self._judge = tongue.judge
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         attempt = _WholeAttempt(self, dispatcher, start.attempt)
-        return self._sinks.start(node, self.call, attempt).abort
+        self._transport.start(node, self.call, attempt)
+        return attempt.abort
+
+    def over(self) -> None:
+        self._asker.done(self)
 
     def came(self, attempt: int, status: int, body: bytes) -> Outcome:
         self._bodies[attempt] = body
@@ -60,21 +68,17 @@ class WholeRelay(CallJob):
         )
 
 
-class _WholeAttempt:
-    """One attempt, as the transport's sink."""
-
+class _WholeAttempt(Exchange):
     __slots__ = ("_attempt", "_dispatcher", "_job")
 
     def __init__(self, job: WholeRelay, dispatcher: Dispatcher, attempt: int) -> None:
+        super().__init__()
         self._job = job
         self._dispatcher = dispatcher
         self._attempt = attempt
 
-    def on_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+    def on_whole(self, status: int, body: bytes) -> None:
         self._dispatcher.finished(self._attempt, self._job.came(self._attempt, status, body))
-
-    def on_head(self, status: int, headers: RawHeaders) -> None: ...
-    def on_body(self, piece: bytes) -> None: ...
 
     def on_end(self, fault: TransportFault | None) -> None:
         assert fault is not None
@@ -91,22 +95,26 @@ class StreamRelay(StreamJob):
         body: bytes,
         tongue: Tongue,
         timeouts: Timeouts,
-        done: Done,
-        transport: SinkTransport,
+        asker: Inference,
+        transport: HttpTransport,
         said: Said | None,
         continuity: Continuity,
         holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, done, self._pass_on, said, continuity, holders)
+        super().__init__(task, tongue.path, body, timeouts, None, self._pass_on, said, continuity, holders)
         self.request = request
         self.tongue = tongue
-        self.sinks = transport
+        self.transport = transport
+        self._asker = asker
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         if self._begun_at:  # another node has to go on: seldom, and several questions
             return dispatcher.run(self.perform, start, node)
-        return StreamAttempt(self, dispatcher, start, node).begin()
+        return StreamAttempt(self, dispatcher, start, node).launch()
+
+    def over(self) -> None:
+        self._asker.done(self)
 
     def begins(self, attempt: StreamAttempt, piece: bytes) -> None:
         """The first piece: this node has won, and the client is told who answers."""
@@ -156,16 +164,13 @@ class StreamRelay(StreamJob):
         self.request.end(self.tongue.error_event(self.request.path, str(self.error())))
 
 
-class StreamAttempt:
-    """One attempt at a stream, as the transport's sink."""
-
+class StreamAttempt(Exchange):
     __slots__ = (
         "_began",
         "_ending",
         "_job",
         "_reader",
         "_refused",
-        "_sending",
         "_status",
         "began_us",
         "dispatcher",
@@ -174,6 +179,7 @@ class StreamAttempt:
     )
 
     def __init__(self, job: StreamRelay, dispatcher: Dispatcher, start: Start, node: Endpoint) -> None:
+        super().__init__()
         self.dispatcher = dispatcher
         self.start = start
         self.node = node
@@ -185,11 +191,9 @@ class StreamAttempt:
         self._began = 0.0
         self._ending: asyncio.Handle | None = None
 
-    def begin(self) -> GiveUp:
-        self._sending = self._job.sinks.start(self.node, self._job.call, self)
-        return self._sending.abort
-
-    def on_whole(self, status: int, headers: RawHeaders, body: bytes) -> None: ...
+    def launch(self) -> GiveUp:
+        self._job.transport.start(self.node, self._job.call, self)
+        return self.abort
 
     def on_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
@@ -211,8 +215,8 @@ class StreamAttempt:
                 self._began = asyncio.get_running_loop().time()
                 job.begins(self, passed)
             elif not job.request.write(passed):
-                job.request.on_drained = self._sending.resume
-                self._sending.pause()
+                job.request.on_drained = self.resume
+                self.pause()
             if reader.count and reader.count % PACE_EVERY == 0:
                 self._keep_pace(reader.count)
         if reader.ended is not None:  # the end of the connection's turn follows at once, most often
@@ -221,7 +225,7 @@ class StreamAttempt:
     def _keep_pace(self, count: int) -> None:
         """A node that falls silent for long against its own pace has failed."""
         mean = (asyncio.get_running_loop().time() - self._began) / count
-        self._sending.within(max(STALL_LEAST_S, STALL_TIMES * mean))
+        self.within(max(STALL_LEAST_S, STALL_TIMES * mean))
 
     def on_end(self, fault: TransportFault | None) -> None:
         if self._status not in (0, 200):
@@ -248,7 +252,8 @@ class StreamAttempt:
 def routing_lines(job: CallJob, attempt: int | None, now: StreamAttempt | None = None) -> bytes:
     """Where it went and why, as header lines: of the attempt that answered, or of the one that does so now."""
     story = job.story
-    node, predicted, queue_us, attempts = "", 0, 0, len(story.attempts)
+    attempts = len(story.attempts)
+    node, predicted, queue_us = "", 0, 0
     if now is not None:
         node, predicted, attempts = now.start.node, now.start.decision.predicted_us, attempts + 1
         queue_us = now.began_us - story.submitted_us
@@ -257,6 +262,6 @@ def routing_lines(job: CallJob, attempt: int | None, now: StreamAttempt | None =
             node, predicted = entry[0].node, entry[0].decision.predicted_us
             queue_us = entry[2] - story.submitted_us
     return (
-        f"X-Sollol-Node: {node}\r\nX-Sollol-Request-Id: {job.task.id}\r\nX-Sollol-Queue-Ms: {queue_us // 1000}\r\n"
-        f"X-Sollol-Predicted-Ms: {predicted // 1000}\r\nX-Sollol-Attempts: {attempts}\r\n"
-    ).encode("latin-1")
+        b"X-Sollol-Node: %b\r\nX-Sollol-Request-Id: %d\r\nX-Sollol-Queue-Ms: %d\r\nX-Sollol-Predicted-Ms: %d\r\n"
+        b"X-Sollol-Attempts: %d\r\n"
+    ) % (node.encode("latin-1"), job.task.id, queue_us // 1000, predicted // 1000, attempts)

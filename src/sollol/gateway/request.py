@@ -24,6 +24,7 @@ SSE: Final = "text/event-stream"
 TEXT: Final = "text/plain; charset=utf-8"
 
 _LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_OK_LINE: Final = _LINES[200]
 _V1_JSON: Final = "application/json"
 _TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, _V1_JSON)}
 Headers = Iterable[tuple[str, str]]
@@ -38,7 +39,6 @@ class Request:
         "_upload",
         "body",
         "headers",
-        "id",
         "keep_alive",
         "key",
         "method",
@@ -46,7 +46,9 @@ class Request:
         "on_gone",
         "origin",
         "path",
+        "plain",
         "target",
+        "task",
         "version",
     )
 
@@ -67,7 +69,8 @@ class Request:
         self.body = b""
         self.keep_alive = False
         self.key: Key | None = None
-        self.id = ""  # shown to the client
+        self.task = 0  # that it became, for an inference
+        self.plain = False  # it is known to have none of our own headers
         self.origin = b""  # of a browser's page that may read the answer
         self.on_gone: Callable[[], object] | None = None
         self.on_drained: Callable[[], object] | None = None  # the client has caught up after a `write` gave False
@@ -125,6 +128,22 @@ class Request:
         if connection is None or self._begun:
             return
         self._begun = True
+        gateway = connection.gateway
+        if self.keep_alive and self.version == "1.1" and not (self.origin or connection.draining) and status == 200:
+            answer = b"%b%b%b%bContent-Length: %d\r\n\r\n%b" % (
+                _OK_LINE,
+                type_line,
+                gateway.common,
+                extra,
+                len(body),
+                body if self.method != "HEAD" else b"",
+            )
+            if gateway.is_crowded:
+                connection.write_late(answer)
+            else:
+                connection.send(answer)
+            self._finish(connection)
+            return
         framing = b"Content-Length: %d\r\n" % len(body) if status != 204 else b""
         head = self._head(connection, status, type_line, extra, framing)
         connection.send(head + body if self.method != "HEAD" else head)
@@ -245,7 +264,7 @@ class Request:
         self._upload.put_nowait(piece)
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {self.path} {self.id}>"
+        return f"<Request {self.method} {self.path} {self.task}>"
 
 
 class Upload:

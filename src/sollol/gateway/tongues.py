@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -57,23 +57,35 @@ def asked_embedding(model: str, options: Any, texts: Sequence[Any]) -> Asked:
     return Asked(model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost)
 
 
-class Tongue(NamedTuple):
-    path: str
-    kind: Kind
-    peek: Callable[[bytes], Asked]
-    judge: Callable[[int, bytes], Outcome]
-    reader: Callable[[], Reader]
-    said: Callable[[bytes], Said | None]
-    """Of a body: what is needed to go on with the answer elsewhere; None where that cannot be exact."""
-    error_event: Callable[[str, str], bytes]
-    type_line: bytes
+class Tongue:
+    __slots__ = ("error_event", "judge", "kind", "path", "peek", "reader", "said", "type_line")
+
+    def __init__(
+        self,
+        path: str,
+        kind: Kind,
+        peek: Callable[[bytes], Asked],
+        judge: Callable[[int, bytes], Outcome],
+        reader: Callable[[], Reader],
+        said: Callable[[bytes], Said | None],
+        error_event: Callable[[str, str], bytes],
+        type_line: bytes,
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.peek = peek
+        self.judge = judge
+        self.reader = reader
+        self.said = said  # of a body: what is needed to go on elsewhere; None where that cannot be exact
+        self.error_event = error_event
+        self.type_line = type_line
 
     def framed(self, line: bytes) -> bytes:
         """A part of a stream with its end."""
         return line if line.endswith(b"\n") or not line else line + b"\n"
 
 
-_NOW = (0, "0", "0s", "0m", "0h")
+_NOW: Final = (0, "0", "0s", "0m", "0h")
 
 
 def _peek_ollama(body: bytes) -> Asked:
@@ -156,8 +168,9 @@ def _error_event(path: str, message: str) -> bytes:
     return (b"event: error\n" if named else b"") + b"data: " + error_body(path, 502, message) + b"\n\n"
 
 
-_NDJSON, _SSE = type_line(NDJSON), type_line(SSE)
-_UNCACHED_SSE = _SSE + b"Cache-Control: no-cache\r\n"
+_NDJSON: Final = type_line(NDJSON)
+_SSE: Final = type_line(SSE)
+_UNCACHED_SSE: Final = _SSE + b"Cache-Control: no-cache\r\n"
 TONGUES = [
     *(
         Tongue(path, kind, _peek_ollama, _judge_as(kind), LineReader, _said_as(kind), _error_line, _NDJSON)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 
+from sollol.gateway.known import KnownRequest
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import Request
-from sollol.nodes._deadline import Deadline
-from sollol.nodes._known import KnownHead, known_head
+from sollol.nodes._known import known_head
+from sollol.nodes._outbox import Writer
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
-    from sollol.gateway.settings import Limits
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
@@ -43,35 +43,20 @@ class Broken(Exception):
         super().__init__(message)
 
 
-class KnownRequest:
-    """A request of which only the body changes from one to the next, and the bounds under which it was taken."""
-
-    __slots__ = ("head", "headers", "limits", "method", "target", "version")
-
-    def __init__(self, head: KnownHead, request: Request, limits: Limits) -> None:
-        self.head = head
-        self.method = request.method
-        self.target = request.target
-        self.version = request.version
-        self.headers = {name: value for name, value in request.headers.items() if name != b"content-length"}
-        self.limits = limits
-
-
-class ClientConnection(Deadline, asyncio.Protocol):
+class ClientConnection(Writer, asyncio.Protocol):
     """Belongs to a Gateway, which is asked for an answer to each request in turn."""
 
     # fmt: off
     __slots__ = (
         "_arrived", "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_known",
-        "_parser", "_paused", "_raw", "_reading", "_taken", "_transport", "_unlike", "_unsent", "_upload_size", "_url",
+        "_parser", "_paused", "_raw", "_reading", "_taken", "_unlike", "_unsent", "_upload_size", "_url",
         "_waiting", "blocked", "draining", "gateway",
     )
     # fmt: on
 
     def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
+        super().__init__(loop, gateway.outbox)
         self.gateway = gateway
-        self._transport: Any = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._current: Request | None = None  # being answered
         self._waiting: deque[Request] = deque()  # complete, behind it
@@ -97,20 +82,26 @@ class ClientConnection(Deadline, asyncio.Protocol):
         if not self.gateway.welcome(self):
             self._refuse(503, "too many connections; try again later")
             return
-        self.expect(self.gateway.settings.limits.header_timeout_s)
+        self.expect(self.gateway.limits.header_timeout_s)
 
     def data_received(self, data: bytes) -> None:
         if self._broken is not None:
             return
         between = self._current is None and not self._in_message and not self._waiting  # no request has begun
         if between and (known := self._known) is not None and (body := known.head.body(data)) is not None:
-            limits = self.gateway.settings.limits
-            if limits is known.limits and len(body) <= limits.max_body_bytes:
+            gateway = self.gateway
+            if gateway.limits is known.limits and len(body) <= known.max_body_bytes:
                 self._unlike = 0
                 request = Request(self, known.method, known.target, known.version, known.headers)
                 request.keep_alive = True
+                request.plain = known.plain
                 request.body = body
-                self._take(request)
+                if known.route is None:
+                    self._take(request)
+                    return
+                self._current = request
+                self.expect(None)
+                gateway.admit(request, known.route)
                 return
         self._arrived = len(data)
         try:
@@ -138,11 +129,11 @@ class ClientConnection(Deadline, asyncio.Protocol):
         if request.keep_alive and b"expect" not in request.headers:
             self._unlike += 1
             head = known_head(data)
-            self._known = KnownRequest(head, request, self.gateway.settings.limits) if head is not None else None
+            self._known = KnownRequest(head, request, self.gateway) if head is not None else None
 
     def _still_reading(self, arrived: int) -> None:
         """A request has begun and is not complete."""
-        limits = self.gateway.settings.limits
+        limits = self.gateway.limits
         if self._reading is None:
             self._head_size += arrived
             if self._head_size > limits.max_head_bytes:
@@ -168,7 +159,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
     def pause_writing(self) -> None:
         self.blocked = True
         self._unsent = self._transport.get_write_buffer_size()
-        self.expect(self.gateway.settings.limits.idle_timeout_s)
+        self.expect(self.gateway.limits.idle_timeout_s)
 
     def resume_writing(self) -> None:
         self.blocked = False
@@ -176,16 +167,25 @@ class ClientConnection(Deadline, asyncio.Protocol):
             self.expect(None)
             self._current.caught_up()
         elif self._transport is not None:
-            self.expect(self.gateway.settings.limits.idle_timeout_s)
+            self.expect(self.gateway.limits.idle_timeout_s)
 
     def send(self, data: bytes) -> None:
+        if self._late:
+            self.flush()
         if self._transport is not None:
             self._transport.write(data)
 
     def abort(self) -> None:
         """Close at once."""
+        self.flush()
         if self._transport is not None:
             self._transport.abort()
+
+    def close(self) -> None:
+        """Close when what was said is sent."""
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
 
     def overdue(self) -> None:
         """Too slow: with its head, its body, with reading our answer, or idle for long enough."""
@@ -193,15 +193,15 @@ class ClientConnection(Deadline, asyncio.Protocol):
             left = self._transport.get_write_buffer_size()
             if left < self._unsent:
                 self._unsent = left
-                self.expect(self.gateway.settings.limits.idle_timeout_s)
+                self.expect(self.gateway.limits.idle_timeout_s)
             else:
                 self.abort()
         elif self._broken is not None:
             self.abort()
         elif self._in_message:
             self._break(408, "the request did not arrive in time")
-        elif self._current is None and self._transport is not None:
-            self._transport.close()
+        elif self._current is None:
+            self.close()
 
     # --- the parser ---
 
@@ -228,7 +228,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
             _check_repeated(raw)
         if len(raw) > HEADERS:
             raise Broken(431, f"more than {HEADERS} headers")
-        bound = self.gateway.settings.limits.max_head_bytes
+        bound = self.gateway.limits.max_head_bytes
         if self._arrived > bound and sum(len(name) + len(value) for name, value in raw) > bound:
             raise Broken(431, f"the head of the request is larger than {bound} bytes")
         if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
@@ -248,7 +248,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
             self._expects_continue(request)
 
     def _check_framing(self, request: Request, version: str) -> None:
-        headers, limits = request.headers, self.gateway.settings.limits
+        headers, limits = request.headers, self.gateway.limits
         if version not in ("1.1", "1.0"):
             raise Broken(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
         if version == "1.1" and not headers.get(b"host"):
@@ -280,8 +280,8 @@ class ClientConnection(Deadline, asyncio.Protocol):
             if self._upload_size > UPLOAD_BYTES:
                 self._pause()
             return
-        if self._body_size > self.gateway.settings.limits.max_body_bytes:
-            raise Broken(413, f"the body is larger than {self.gateway.settings.limits.max_body_bytes} bytes")
+        if self._body_size > self.gateway.limits.max_body_bytes:
+            raise Broken(413, f"the body is larger than {self.gateway.limits.max_body_bytes} bytes")
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -324,14 +324,14 @@ class ClientConnection(Deadline, asyncio.Protocol):
             self._linger()
             return
         if not request.keep_alive:
-            if self._transport is not None:
-                self._transport.close()
+            self._broken = Broken(0, "")  # what follows is not answered
+            self.close()
             return
         if self._waiting:
             self.loop.call_soon(self._next)
         else:
             self._resume()
-            self.expect(self.gateway.settings.limits.idle_timeout_s)
+            self.expect(self.gateway.idle_s)
 
     def _next(self) -> None:
         if self._transport is not None and self._current is None and self._waiting:
@@ -350,8 +350,8 @@ class ClientConnection(Deadline, asyncio.Protocol):
     def drain(self) -> None:
         """Answer what is under way, and no more."""
         self.draining = True
-        if self._current is None and not self._in_message and self._transport is not None:
-            self._transport.close()
+        if self._current is None and not self._in_message:
+            self.close()
 
     def _pause(self) -> None:
         if not self._paused:
@@ -368,6 +368,8 @@ class ClientConnection(Deadline, asyncio.Protocol):
 
     def _break(self, status: int, message: str) -> None:
         """Answer, and hear nothing more. What is being answered goes on to its end first."""
+        if self._broken is not None:
+            return
         self._broken = Broken(status, message)
         self._waiting.clear()
         if self._current is None:
@@ -383,6 +385,7 @@ class ClientConnection(Deadline, asyncio.Protocol):
 
     def _linger(self) -> None:
         """Nothing more is said, and what comes is passed over, until the client has had time to read."""
+        self.flush()
         if self._transport is not None:
             self._transport.write_eof()
             self._resume()

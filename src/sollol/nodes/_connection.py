@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import httptools
 
 from sollol.nodes import _faults
-from sollol.nodes._deadline import Deadline
 from sollol.nodes._known import KnownHead, known_head
+from sollol.nodes._outbox import Outbox, Writer
 from sollol.nodes._reply import Inbox, StreamReply, WholeReply, fold
-from sollol.nodes.transport import Call, RawHeaders, Reply, Sink, Timeouts, TransportFault
+from sollol.nodes.transport import Call, RawHeaders, Reply, Timeouts, TransportFault
+
+if TYPE_CHECKING:
+    from sollol.nodes.http import Exchange
 
 ONE_WRITE_BYTES: Final = 65_536  # up to here copying the body behind its head beats a second system call
 
@@ -46,34 +49,20 @@ class Home(Protocol):
         ...
 
 
-class Teller(Protocol):
-    """Who has a call carried out for a sink."""
-
-    sink: Sink
-
-    def done(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        """The answer is complete; `body` is what of it was not told before."""
-        ...
-
-    def failed(self, error: BaseException, silent: bool) -> None:
-        """`silent`: not a byte of an answer had come."""
-        ...
-
-
-class Connection(Deadline, asyncio.Protocol):
+class Connection(Writer, asyncio.Protocol):
     """Speaks HTTP/1.1 to one node, one call at a time."""
 
     # fmt: off
     __slots__ = (
         "_bare", "_blocked", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size", "_head_told",
         "_home", "_inbox", "_keep", "_known", "_known_raw", "_limits", "_parser", "_paused", "_pieces", "_raw",
-        "_refusal", "_size", "_status", "_stream", "_teller", "_timeouts", "_transport", "_unsent", "_upload",
-        "_waiter", "_waiting", "closed", "lost", "max_body_bytes", "silent", "turn", "url",
+        "_refusal", "_size", "_status", "_stream", "_teller", "_timeouts", "_unsent", "_upload", "_waiter", "_waiting",
+        "closed", "lost", "max_body_bytes", "silent", "turn", "url",
     )
     # fmt: on
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, url: str, home: Home, limits: Limits) -> None:
-        super().__init__(loop)
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, url: str, home: Home, limits: Limits) -> None:
+        super().__init__(loop, outbox)
         self.url = url
         self.max_body_bytes = limits.body_bytes
         self.turn = 0  # which call this is: a late cancel of an earlier one must not hit it
@@ -83,7 +72,6 @@ class Connection(Deadline, asyncio.Protocol):
         self._home = home
         self._limits = limits
         self._parser: Any = httptools.HttpResponseParser(self)
-        self._transport: Any = None
         self._busy = False  # a call is under way
         self._blocked = False  # the node does not take our bytes as fast as we have them
         self._paused = False  # the reader does not take the node's
@@ -92,7 +80,7 @@ class Connection(Deadline, asyncio.Protocol):
         self._drain: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._inbox: Inbox | None = None
-        self._teller: Teller | None = None
+        self._teller: Exchange | None = None
         self._known: KnownHead | None = None  # of the last good answer that was parsed
         self._known_raw: RawHeaders = []  # without the length
 
@@ -108,8 +96,8 @@ class Connection(Deadline, asyncio.Protocol):
         self._write(head, body, call)
         return waiter
 
-    def start_telling(self, head: bytes, body: bytes, call: Call, teller: Teller) -> None:
-        """The same for a sink, which is told outside of the parser's callbacks, once for each arrival."""
+    def start_telling(self, head: bytes, body: bytes, call: Call, teller: Exchange) -> None:
+        """The same for an exchange, which is told outside of the parser's callbacks, once for each arrival."""
         self._teller = teller
         self._head_told = False
         self._write(head, body, call)
@@ -117,14 +105,16 @@ class Connection(Deadline, asyncio.Protocol):
     def _write(self, head: bytes, body: bytes, call: Call) -> None:
         self._begin(call)
         self.expect(call.timeouts.first_byte_s)  # before the write, which may find the node blocked
-        write = self._transport.write
-        if not body:
-            write(head)
-        elif len(body) <= ONE_WRITE_BYTES:
-            write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        size = len(body)
+        if size > ONE_WRITE_BYTES:
+            self._transport.write(b"%b%d\r\n\r\n" % (head, size))
+            self._transport.write(body)
+            return
+        data = b"%b%d\r\n\r\n%b" % (head, size, body) if size else head
+        if self.outbox.waiting:
+            self.write_late(data)
         else:
-            write(b"%b%d\r\n\r\n" % (head, len(body)))
-            write(body)
+            self._transport.write(data)
 
     def start_upload(self, head: bytes, body: AsyncIterator[bytes], call: Call) -> asyncio.Future[Reply]:
         """Write a request whose body is still being made, in a task: the answer may come before its end."""
@@ -158,7 +148,7 @@ class Connection(Deadline, asyncio.Protocol):
             if error is not None:
                 teller.failed(error, self.silent)
             else:
-                teller.done(*self.gathered())
+                teller.done(self._status, self._told())
             return
         if inbox is not None:
             inbox.end(error)
@@ -166,21 +156,24 @@ class Connection(Deadline, asyncio.Protocol):
             if error is not None:
                 waiter.set_exception(error)
             else:
-                waiter.set_result(WholeReply(*self.gathered()))
+                waiter.set_result(WholeReply(self._status, self._raw, self._told()))
         self._pieces = []  # an idle connection must not hold on to an answer
 
-    def gathered(self) -> tuple[int, RawHeaders, bytes]:
-        """Status, headers, and the body as far as it was not told."""
-        pieces, self._pieces = self._pieces, []
-        return self._status, self._raw, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def _told(self) -> bytes:
+        """The body as far as it was not told, which it is now."""
+        pieces = self._pieces
+        if len(pieces) == 1:
+            return pieces.pop()
+        self._pieces = []
+        return b"".join(pieces)
 
-    def _tell(self, teller: Teller) -> None:
+    def _tell(self, teller: Exchange) -> None:
         """What came of a streamed answer in this turn of the loop."""
         if self._status and not self._head_told:
             self._head_told = True
-            teller.sink.on_head(self._status, self._raw)
+            teller.on_head(self._status, self._raw)
         if self._pieces and self._teller is teller:
-            teller.sink.on_body(self.gathered()[2])
+            teller.on_body(self._told())
 
     def _finish(self) -> None:
         """The answer is complete: hand it over, and go back to the pool if the connection can serve again."""
@@ -188,15 +181,20 @@ class Connection(Deadline, asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        teller, self._teller = self._teller, None
+        teller = self._teller
         if teller is None:
             self._end(None)
             self._retire(reusable)
-        else:  # what it is told may make it send the next call, which should find this connection idle
-            answer = self.gathered()
-            self._busy = False
-            self._retire(reusable)
-            teller.done(*answer)
+        else:
+            self._hand_over(teller, self._told(), reusable)
+
+    def _hand_over(self, teller: Exchange, body: bytes, reusable: bool) -> None:
+        """What it is told may make it send the next call, which should find this connection idle."""
+        status = self._status
+        self._teller = None
+        self._busy = False
+        self._retire(reusable)
+        teller.done(status, body)
 
     def _retire(self, reusable: bool) -> None:
         if self._head_only:
@@ -221,6 +219,7 @@ class Connection(Deadline, asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
+        self._late = b""
         self.stop_timer()
         self._stop_upload()
         if self._busy:
@@ -319,6 +318,10 @@ class Connection(Deadline, asyncio.Protocol):
         self._waiting = False
         self._complete = self._keep = True
         self._status, self._size = 200, len(body)
+        teller = self._teller
+        if teller is not None and not self._paused:
+            self._hand_over(teller, body, not self._blocked)
+            return
         self._raw = [*self._known_raw, (b"content-length", b"%d" % len(body))]
         self._pieces.append(body)
         self._finish()

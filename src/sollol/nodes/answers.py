@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Timings(msgspec.Struct):
+class Timings(msgspec.Struct, gc=False):
     """The numbers of an answer, in nanoseconds, and whether it was an error. Everything else is passed over."""
 
     load_duration: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from sollol.nodes.answers import Timings, read_embed_answer, read_timings
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
-RUNNER_OPTIONS = (
+RUNNER_OPTIONS: Final = (
     "num_ctx",
     "num_batch",
     "num_gpu",
@@ -28,7 +28,7 @@ RUNNER_OPTIONS = (
     "draft_num_predict",
 )
 
-_FAULTS = {
+_FAULTS: Final = {
     Fault.CONNECT: How.UNREACHABLE,
     Fault.CONNECT_TIMEOUT: How.UNREACHABLE,
     Fault.FIRST_BYTE_TIMEOUT: How.TIMEOUT,
@@ -45,9 +45,9 @@ def _encode_other(value: Any) -> Any:
     raise NotImplementedError(f"{type(value).__name__} cannot be sent as JSON")
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_encode_other)
-encode = _ENCODER.encode
-decode = msgspec.json.Decoder().decode
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_other)
+encode: Final = _ENCODER.encode
+decode: Final = msgspec.json.Decoder().decode
 
 
 def runner_key(options: Any) -> str:
@@ -90,7 +90,7 @@ def _timing(t: Timings) -> Timing:
     )
 
 
-_RENDERED = b'"_debug_info":'  # the rendered prompt instead of an answer
+_RENDERED: Final = b'"_debug_info":'  # the rendered prompt instead of an answer
 
 
 def judge(status: int, body: bytes, kind: Kind) -> Outcome:
@@ -98,7 +98,7 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     if status != 200:
         return refusal(status, body)
     # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
-    if body.startswith(b'{"error"') or (body[:1].isspace() and body.lstrip().startswith(b'{"error"')):
+    if body.startswith(b'{"error"') or (not body.startswith(b"{") and body.lstrip().startswith(b'{"error"')):
         return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
     try:
         found = read_timings(body)

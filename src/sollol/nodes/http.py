@@ -28,8 +28,9 @@ from sollol.core.endpoint import Endpoint
 from sollol.errors import BadInput
 from sollol.nodes import _faults
 from sollol.nodes._connection import Connection, Limits
+from sollol.nodes._outbox import Outbox
 from sollol.nodes._request import RequestHeads
-from sollol.nodes.transport import Call, Fault, RawHeaders, Reply, Sink, TransportFault
+from sollol.nodes.transport import Call, Fault, RawHeaders, Reply, TransportFault
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # Ollama's heads have about 200 bytes; beyond this somebody is filling memory
 MAX_BODY_BYTES: Final = 1024**3  # 100,000 vectors of 1,024 floats as JSON; only for answers gathered in memory
@@ -79,35 +80,65 @@ class _Host:
             self.idle.remove(connection)
 
 
-class HttpSending:
-    """A call under way for a sink: on a connection, or waiting for one."""
+class Exchange:
+    """A call whose answer is told in the very turn of the loop in which it arrives: no task, no future in between.
 
-    __slots__ = (
-        "_body",
-        "_call",
-        "_connecting",
-        "_connection",
-        "_head",
-        "_host",
-        "_over",
-        "_transport",
-        "reused",
-        "sink",
-    )
+    Made to be inherited from, and given to `HttpTransport.start`. With `stream` of the call: `on_head`, `on_body` for
+    what came together, `on_end`. Without: `on_whole`, or `on_end` with the fault. `on_end(None)` is a good end. Nothing
+    is told after `abort`, nor while `start` runs."""
 
-    def __init__(self, transport: HttpTransport, host: _Host, call: Call, body: bytes, sink: Sink) -> None:
-        self.sink = sink
+    __slots__ = ("_body", "_call", "_connecting", "_connection", "_head", "_host", "_over", "_transport", "reused")
+
+    def __init__(self) -> None:
+        self._over = self.reused = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
+
+    # --- what is told ---
+
+    def on_head(self, status: int, headers: RawHeaders) -> None: ...
+    def on_body(self, piece: bytes) -> None: ...
+    def on_whole(self, status: int, body: bytes) -> None: ...
+    def on_end(self, fault: TransportFault | None) -> None: ...
+
+    # --- what may be done ---
+
+    def abort(self) -> None:
+        """Close the connection: the only cancel there is. Idempotent."""
+        self._over = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+    def pause(self) -> None:
+        """Take no more of a streamed body for now: the node has to wait."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+
+    def within(self, idle_s: float) -> None:
+        """From now on, this is how long the node may be silent inside its answer."""
+        if self._connection is not None:
+            self._connection.within(idle_s)
+
+    # --- transport and connection ---
+
+    def begin(self, transport: HttpTransport, host: _Host, call: Call, body: bytes) -> None:
         self._transport = transport
         self._host = host
-        self._head = host.heads.for_call(call)
+        self._head = head = host.heads.for_call(call)
         self._call = call
         self._body = body
-        self._over = False
-        self._connecting: asyncio.Task[None] | None = None
-        self._connection = connection = host.take()
-        self.reused = connection is not None
+        connection = host.take()
         if connection is not None:
-            connection.start_telling(self._head, body, call, self)
+            self.reused = True
+            self._connection = connection
+            connection.start_telling(head, body, call, self)
         else:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -121,14 +152,16 @@ class HttpSending:
         self._connecting, self._connection = None, connection
         connection.start_telling(self._head, self._body, self._call, self)
 
-    def done(self, status: int, headers: RawHeaders, body: bytes) -> None:
+    def done(self, status: int, body: bytes) -> None:
+        """The answer is complete; `body` is what of it was not told before."""
         self._over, self._connection = True, None
         if self._call.stream:
-            self.sink.on_end(None)
+            self.on_end(None)
         else:
-            self.sink.on_whole(status, headers, body)
+            self.on_whole(status, body)
 
     def failed(self, error: BaseException, silent: bool) -> None:
+        """`silent`: not a byte of an answer had come."""
         if self._over:
             return
         self._connection = None
@@ -138,27 +171,7 @@ class HttpSending:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
             return
         self._over = True
-        self.sink.on_end(fault)
-
-    def abort(self) -> None:
-        self._over = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.abort()
-            self._connection = None
-
-    def pause(self) -> None:
-        if self._connection is not None:
-            self._connection.pause()
-
-    def resume(self) -> None:
-        if self._connection is not None:
-            self._connection.resume()
-
-    def within(self, idle_s: float) -> None:
-        if self._connection is not None:
-            self._connection.within(idle_s)
+        self.on_end(fault)
 
 
 def _as_exception(error: BaseException) -> Exception | None:
@@ -220,18 +233,25 @@ class HttpTransport:
                 connection.abandon(turn)
                 raise
 
-    def start(self, node: Endpoint, call: Call, sink: Sink) -> HttpSending:
-        """The same for a Sink: written in this turn of the loop, if a connection is idle. The body must be at hand.
+    def start(self, node: Endpoint, call: Call, exchange: Exchange) -> None:
+        """The same for an Exchange: written in this turn of the loop, if a connection is idle. The body must be bytes.
 
-        Raises BadInput for a call that must not be sent."""
+        Raises BadInput for a call that must not be sent. To be called on the loop of `on_this_loop`."""
+        host = self._hosts.get(node)
+        if host is None:
+            host = self._add_host(node)
+        body = call.body
+        assert isinstance(body, bytes)
+        self._requests += 1
+        exchange.begin(self, host, call, body)
+        if exchange.reused:
+            self._reused += 1
+
+    def on_this_loop(self) -> Outbox:
+        """From now on it serves the running loop; what waits there to be written at the end of a turn."""
         if asyncio.get_running_loop() is not self._loop:
             self._move()
-        host = self._hosts.get(node) or self._add_host(node)
-        assert isinstance(call.body, bytes)
-        self._requests += 1
-        sending = HttpSending(self, host, call, call.body, sink)
-        self._reused += sending.reused
-        return sending
+        return self.outbox
 
     @property
     def closed(self) -> bool:
@@ -284,7 +304,8 @@ class HttpTransport:
 
     def _move(self) -> None:
         """First use, or another event loop than before: what belongs to the old one is of no use here."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self.outbox = Outbox(loop)
         self._hosts.clear()
 
     def _add_host(self, node: Endpoint) -> _Host:
@@ -301,7 +322,10 @@ class HttpTransport:
         try:
             async with asyncio.timeout(within_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, host.url, host, self._limits), node.host, node.port, ssl=context
+                    lambda: Connection(loop, self.outbox, host.url, host, self._limits),
+                    node.host,
+                    node.port,
+                    ssl=context,
                 )
         except TimeoutError:
             how = f" within {within_s:g} s" if within_s is not None else " in time"

@@ -34,49 +34,12 @@ class Reply(Protocol):
 RawHeaders = list[tuple[bytes, bytes]]
 
 
-class Sink(Protocol):
-    """Who is told of a reply in the very turn of the loop in which it arrives: no task, no future in between.
-
-    With `stream` of the call: `on_head`, `on_body` for what came together, `on_end`. Without: `on_whole`, or `on_end`
-    with the fault. `on_end(None)` is a good end. Nothing is told after `Sending.abort()`, nor while `start` runs."""
-
-    def on_head(self, status: int, headers: RawHeaders) -> None: ...
-    def on_body(self, piece: bytes) -> None: ...
-    def on_whole(self, status: int, headers: RawHeaders, body: bytes) -> None: ...
-    def on_end(self, fault: TransportFault | None) -> None: ...
-
-
-class Sending(Protocol):
-    """A call under way for a Sink."""
-
-    def abort(self) -> None:
-        """Close the connection: the only cancel there is. Idempotent."""
-        ...
-
-    def pause(self) -> None:
-        """Take no more of a streamed body for now: the node has to wait."""
-        ...
-
-    def resume(self) -> None: ...
-    def within(self, idle_s: float) -> None:
-        """From now on, this is how long the node may be silent inside its answer."""
-        ...
-
-
 class Transport(Protocol):
     """Cancelling `send`, or closing the reply, closes the connection at once: to an Ollama node that is the
     only cancel there is."""
 
     async def send(self, node: Endpoint, call: Call) -> Reply: ...
     async def aclose(self) -> None: ...
-
-
-class SinkTransport(Transport, Protocol):
-    """One that can tell a Sink as well: the gateway's."""
-
-    def start(self, node: Endpoint, call: Call, sink: Sink) -> Sending:
-        """The body must be bytes. Raises BadInput for a call that must not be sent."""
-        ...
 
 
 class Fault(enum.Enum):

@@ -14,6 +14,7 @@ from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
+from sollol.observe.totals import Totals
 from sollol.pool.engine import Engine
 from sollol.pool.requests import (
     EMBED_FIELDS,
@@ -60,7 +61,7 @@ class PoolBase:
         self._engine: Engine | None = None
         self._home: asyncio.AbstractEventLoop | None = None  # the loop of an AsyncOllamaPool's engine
         self._closed = False
-        self._totals = {"total_requests": 0, "successful_requests": 0, "failed_requests": 0}
+        self.totals = Totals()
         for node in [nodes] if isinstance(nodes, (str, Mapping)) else nodes or ():
             endpoint = parse_endpoint(node)
             self._endpoints.setdefault(endpoint.key, endpoint)
@@ -77,8 +78,7 @@ class PoolBase:
 
     def count(self, ok: bool) -> None:
         """A call was answered, or not."""
-        self._totals["total_requests"] += 1
-        self._totals["successful_requests" if ok else "failed_requests"] += 1
+        self.totals.count(ok)
 
     # --- modes ---
 
@@ -169,7 +169,7 @@ class PoolBase:
 
     def get_stats(self) -> dict[str, Any]:
         """A copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        return self._read(lambda: stats_of(self._engine, dict(self._endpoints), dict(self._totals)))
+        return self._read(lambda: stats_of(self._engine, dict(self._endpoints), self.totals.told()))
 
     def _read(self, read: Callable[[], T]) -> T:
         """Look at the engine's state from where it may be looked at: on the loop that alone changes it."""
@@ -237,7 +237,7 @@ class PoolBase:
             "version": sollol.__version__,
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
-            "totals": dict(self._totals),
+            "totals": self.totals.told(),
             **self._read(lambda: snapshot_of(self._engine, dict(self._endpoints))),
         }
 

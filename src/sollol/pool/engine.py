@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import NodeAdded, NodeRemoved, Tick
@@ -30,7 +29,7 @@ from sollol.pool.jobs import CallJob, StreamJob
 from sollol.pool.requests import Request, check_text
 
 # A model may take minutes to load and a long prompt minutes to read; silence in mid-answer is another matter.
-TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
+TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
 
 
 def default_policies() -> Policies:
@@ -54,10 +53,10 @@ class Engine:
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self.transport = transport
         self.continuity = Continuity(transport)
-        self.history = History()
+        self.history = History(self.dispatcher.now)
         self._app = app
         self._share = 1.0
-        self._ids = count(1)
+        self._last_id = 0
         for endpoint in endpoints:
             self.add(endpoint)
 
@@ -178,7 +177,8 @@ class Engine:
         return self._share >= 1.0 or (task * 0x9E3779B1 & 0xFFFFFFFF) < self._share * 0x100000000
 
     def next_id(self) -> int:
-        return next(self._ids)
+        self._last_id = id = self._last_id + 1
+        return id
 
     def submit(self, job: CallJob) -> CallJob:
         job.story.submitted_us = at = self.dispatcher.now()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle, Start
@@ -14,9 +15,9 @@ from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
 
-REMEMBERED = 1_000
-SHOWN = 100
-ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
+REMEMBERED: Final = 1_000
+SHOWN: Final = 100
+ASKABLE: Final = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
 class BatchStory:
@@ -65,9 +66,9 @@ class Past:
 
     __slots__ = ("at", "attempt", "how", "id")
 
-    def __init__(self, id: int, at: float, how: How, attempt: int | None) -> None:
+    def __init__(self, id: int, at: Micros, how: How, attempt: int | None) -> None:
         self.id = id
-        self.at = at  # seconds of the epoch
+        self.at = at  # when it was over
         self.how = how
         self.attempt = attempt  # that answered
 
@@ -80,7 +81,7 @@ class WholePast(Past):
 
     __slots__ = ("_story",)
 
-    def __init__(self, at: float, settled: Settle, story: Story | BatchStory) -> None:
+    def __init__(self, at: Micros, settled: Settle, story: Story | BatchStory) -> None:
         super().__init__(settled.task, at, settled.outcome.how, settled.attempt)
         self._story = story
 
@@ -92,21 +93,21 @@ class PlainPast(Past):
     """A good answer at the first attempt, as nearly all are: only what can be told of it. What is kept of a call is
     freed a thousand calls later, when it has left the processor's caches, so it should be little."""
 
-    __slots__ = ("_app", "_began", "_decision", "_ended", "_kind", "_mode", "_model", "_submitted", "_type")
+    __slots__ = ("_app", "_began", "_decision", "_kind", "_mode", "_model", "_submitted", "_type")
 
-    def __init__(self, at: float, task: Task, start: Start, submitted: Micros, began: Micros, ended: Micros) -> None:
-        super().__init__(task.id, at, OK, start.attempt)
+    def __init__(self, task: Task, start: Start, submitted: Micros, began: Micros, ended: Micros) -> None:
+        super().__init__(task.id, ended, OK, start.attempt)
         self._kind, self._type, self._mode = task.kind, task.type, task.mode
         self._model, self._app = task.model, task.app
         self._decision = start.decision
-        self._submitted, self._began, self._ended = submitted, began, ended
+        self._submitted, self._began = submitted, began
 
     def story(self) -> Story | BatchStory:
         task = Task(self.id, self._kind, self._model, app=self._app, type=self._type, mode=self._mode)
         story = Story(task)
         story.submitted_us = self._submitted
         start = Start(self.attempt or 0, self.id, self._decision.node, self._decision)
-        story.attempts.append((start, Outcome(OK), self._began, self._ended))
+        story.attempts.append((start, Outcome(OK), self._began, self.at))
         return story
 
 
@@ -116,7 +117,8 @@ class History:
     A fast cluster has forgotten a call before somebody who sees it can ask about it, so what was shown is kept longer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], Micros]) -> None:
+        self._now = now
         self._past: deque[Past] = deque(maxlen=REMEMBERED)
         self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
         self._ratios = Quantile(REMEMBERED)
@@ -130,16 +132,16 @@ class History:
                 if predicted_us := start.decision.predicted_us:
                     self._ratios.add((ended - began) / predicted_us)
                 if len(story.attempts) == 1 and not story.seams:
-                    self._past.append(PlainPast(time.time(), story.task, start, story.submitted_us, began, ended))
+                    self._past.append(PlainPast(story.task, start, story.submitted_us, began, ended))
                     return
-        self._past.append(WholePast(time.time(), settled, story))
+        self._past.append(WholePast(self._now(), settled, story))
 
     def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
-        self._past.append(WholePast(time.time(), settled, BatchStory(job.task, report, job.wait_us)))
+        self._past.append(WholePast(self._now(), settled, BatchStory(job.task, report, job.wait_us)))
 
     def find(self, task: int) -> dict[str, Any] | None:
         found = next((past for past in reversed(self._past) if past.id == task), self._shown.get(task))
-        return None if found is None else {**_row(found), **found.story().record(found.attempt)}
+        return None if found is None else {**self._row(found), **found.story().record(found.attempt)}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
@@ -147,29 +149,28 @@ class History:
         self._shown |= {past.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
-        return [_row(past) for past in recent]
+        return [self._row(past) for past in recent]
+
+    def _row(self, past: Past) -> dict[str, Any]:
+        story = past.story()
+        task = story.task
+        record = story.record(past.attempt)
+        return {
+            "id": task.id,
+            "kind": task.kind.value,
+            "model": task.model,
+            "app": task.app,
+            "node": record["node"],
+            "outcome": past.how.value,
+            "predicted_ms": record["predicted_ms"],
+            "actual_ms": record["actual_ms"],
+            "queue_ms": record["queue_ms"],
+            "attempts": record["attempts"],
+            "reason": "; ".join(record["reasons"]),
+            "task_type": task.type.value,
+            "at": time.time() - (self._now() - past.at) / 1_000_000,
+        }
 
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
         return {"median": self._ratios.read(0.5), "p90": self._ratios.read(0.9), "count": len(self._ratios)}
-
-
-def _row(past: Past) -> dict[str, Any]:
-    story = past.story()
-    task = story.task
-    record = story.record(past.attempt)
-    return {
-        "id": task.id,
-        "kind": task.kind.value,
-        "model": task.model,
-        "app": task.app,
-        "node": record["node"],
-        "outcome": past.how.value,
-        "predicted_ms": record["predicted_ms"],
-        "actual_ms": record["actual_ms"],
-        "queue_ms": record["queue_ms"],
-        "attempts": record["attempts"],
-        "reason": "; ".join(record["reasons"]),
-        "task_type": task.type.value,
-        "at": past.at,
-    }

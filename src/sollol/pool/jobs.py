@@ -97,7 +97,10 @@ def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
 class CallJob:
     """One request with one answer, given whole."""
 
-    def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
+    def __init__(
+        self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None] | None
+    ) -> None:
+        """`done` is called when it is over, unless `over` says what then happens."""
         self.task = task
         self.call = Call("POST", path, body, timeouts=timeouts)
         self.story = Story(task)
@@ -127,7 +130,11 @@ class CallJob:
         if action.attempt is not None:
             self.body = self._bodies.get(action.attempt, b"")
         self._bodies.clear()
-        self._done(self)
+        self.over()
+
+    def over(self) -> None:
+        if self._done is not None:
+            self._done(self)
 
     def error(self) -> SollolError | None:
         assert self.settled is not None
@@ -148,7 +155,7 @@ class StreamJob(CallJob):
         path: str,
         body: bytes,
         timeouts: Timeouts,
-        done: Callable[[CallJob], None],
+        done: Callable[[CallJob], None] | None,
         push: Callable[[bytes], bool],
         said: Said | None,
         continuity: Continuity,

@@ -54,7 +54,7 @@ class LoopThread(PoolBase):
             engine = self._make_engine()
             # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
             self._inner = inner = AsyncOllamaPool()
-            inner._engine, inner._endpoints, inner._totals = engine, self._endpoints, self._totals
+            inner._engine, inner._endpoints, inner.totals = engine, self._endpoints, self.totals
             self._engine = engine  # last: with it, other threads take the pool for running without asking the lock
             ready.set()
 

@@ -1,0 +1,28 @@
+"""A request whose head has come before, on the same connection: what followed from the head need not be found anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sollol.gateway.request import Request
+from sollol.nodes._known import KnownHead
+
+if TYPE_CHECKING:
+    from sollol.gateway.app import Gateway
+
+
+class KnownRequest:
+    """A request of which only the body changes from one to the next, and the bounds under which it was taken."""
+
+    __slots__ = ("head", "headers", "limits", "max_body_bytes", "method", "plain", "route", "target", "version")
+
+    def __init__(self, head: KnownHead, request: Request, gateway: Gateway) -> None:
+        self.head = head
+        self.method = request.method
+        self.target = request.target
+        self.version = request.version
+        self.headers = {name: value for name, value in request.headers.items() if name != b"content-length"}
+        self.plain = not any(name.startswith(b"x-sollol-") for name in request.headers)
+        self.route = gateway.settled(request)
+        self.limits = gateway.limits
+        self.max_body_bytes = gateway.limits.max_body_bytes
