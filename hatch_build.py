@@ -46,6 +46,8 @@ ON_THE_WAY = (
 
 # `make lint` checks types strictly; here packages of extras may be missing, and what uses them is looked at, too.
 MYPY = ("--config-file=", "--ignore-missing-imports")
+# Functions that only this library calls are called directly, and may be put into their callers.
+FLAGS = [] if sys.platform == "win32" else ["-fvisibility=hidden", "-fno-plt"]
 
 
 def modules() -> list[str]:
@@ -66,6 +68,8 @@ def compile_into(target: Path) -> list[Path]:
     try:
         with tempfile.TemporaryDirectory() as work:
             extensions = mypycify([*MYPY, *modules()], opt_level="3", target_dir=work, group_name="sollol")
+            for extension in extensions:
+                extension.extra_compile_args += FLAGS
             command = build_ext(Distribution({"ext_modules": extensions}))
             command.build_lib, command.build_temp = str(target), work
             command.ensure_finalized()

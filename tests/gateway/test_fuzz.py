@@ -82,7 +82,7 @@ class Echo:
         return False
 
     def settled(self, request: Request) -> Route | None:
-        return Route(self.admit) if request.path == "/api/chat" else None
+        return Route() if request.path == "/api/chat" else None
 
     def handle(self, request: Request) -> None:
         self.requests.append(request)

@@ -161,11 +161,16 @@ def test_a_head_request_has_no_body(stage: Stage) -> None:
 
 
 def test_an_upgrade_is_passed_over(stage: Stage) -> None:
-    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n"
-    answer = talk(stage, b"GET / HTTP/1.1\r\n" + HOST + upgrade + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
-    assert status(answer) == 200
-    assert b"Connection: close" in answer
-    assert answer.count(b"Ollama is running") == 1
+    upgrade = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+    body = b'{"model":"llama3.2"}'
+    post = b"POST /api/show HTTP/1.1\r\n" + upgrade + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    last = b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    sent = b"GET / HTTP/1.1\r\n" + upgrade + b"\r\n" + post + last
+    for pieces in ([sent], [sent[:100], sent[100:]], [sent[i : i + 9] for i in range(0, len(sent), 9)]):
+        answer = talk(stage, *pieces)
+        assert answer.count(b"HTTP/1.1 200 OK") == 3
+        assert answer.count(b"Ollama is running") == 2
+        assert answer.count(b'"capabilities"') == 1
 
 
 def test_an_address_as_to_a_proxy(stage: Stage) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sollol.core.value import replaced
@@ -161,6 +161,7 @@ KNOWN = b"HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Length: 11\r\nDate: now\
     st.integers(0, 3),
     st.binary(max_size=4) | st.sampled_from([b"0", b"1", b"\r", b"\n", b" ", b"\r\n\r\n", b"9" * 20, b"\t"]),
 )
+@example(KNOWN.index(b"11"), 0, b"0")
 def test_a_head_that_was_seen_before_is_read_as_if_it_were_new(at: int, cut: int, put: bytes) -> None:
     data = KNOWN[:at] + put + KNOWN[at + cut :]
 

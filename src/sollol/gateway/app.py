@@ -19,9 +19,9 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import Task, canonical_model
+from sollol.core.types import EMBED, Task, canonical_model
 from sollol.errors import BadInput, SollolError
-from sollol.gateway import access, fanout, infer
+from sollol.gateway import access, embed, fanout, infer
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
 from sollol.gateway.meter import Meter
@@ -197,7 +197,7 @@ class Gateway:
             route, parts = self._find(request)
             if route is None:
                 return
-        if route.direct:
+        if route.handler is None:
             self.admit(request, route)
         elif not self.keyring.asks or self._let_in(request, route):
             self.in_task(route.handler, request, parts)
@@ -209,14 +209,19 @@ class Gateway:
         if b"origin" in headers or (self._local_only and host is not None and not _is_own_host(host)):
             return None
         route = self._exact.get(request.path, {}).get(request.method)
-        return route if route is not None and route.direct else None
+        return route if route is not None and route.tongue is not None else None
 
     def admit(self, request: Request, route: Route) -> None:
         """To an inference, if its key allows it."""
         if self.keyring.asks and not self._let_in(request, route):
             return
+        tongue = route.tongue
+        assert tongue is not None
         try:
-            route.handler(self, request)
+            if tongue.kind is EMBED:
+                embed.embed(tongue, self, request)
+            else:
+                infer.infer(tongue, self, request)
         except SollolError as error:
             self.refuse(request, error)
 
@@ -248,7 +253,7 @@ class Gateway:
         if key is None and (route.public or not self.keyring.required):
             return True
         if key is not None:
-            wait_s = self._meter.admit(key, asyncio.get_running_loop().time()) if route.direct else 0.0
+            wait_s = self._meter.admit(key, asyncio.get_running_loop().time()) if route.tongue is not None else 0.0
             if wait_s:
                 told = f"the key {key.name!r} has asked for as much as it may in a minute; try again in {wait_s:.0f} s"
                 request.refuse(429, told, [("Retry-After", str(max(1, math.ceil(wait_s))))])

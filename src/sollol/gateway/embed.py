@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from array import array
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -174,6 +173,3 @@ def _as_openai(found: Any, rows: list[bytes], tokens: int) -> bytes:
     )
     usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}\n' % (data, encode(found.model), usage)
-
-
-ROUTES: Final = {tongue.path: partial(embed, tongue) for tongue in EMBED_TONGUES}

@@ -8,9 +8,7 @@ are tried in turn.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
@@ -19,7 +17,7 @@ from sollol.gateway.access import check_allowed, words
 from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request
-from sollol.gateway.tongues import TONGUES, Asked, Tongue, peeked
+from sollol.gateway.tongues import Asked, Tongue, peeked
 from sollol.nodes.dialect import decode, encode
 from sollol.pool.engine import TIMEOUTS
 from sollol.pool.jobs import CallJob
@@ -293,6 +291,3 @@ def _number(request: Request, name: bytes, least: int, most: int, default: int) 
     if not least <= value <= most:
         raise BadInput(f"{name.decode().title()}: {text!r}; expected a whole number from {least} to {most}")
     return value
-
-
-ROUTES: dict[str, Callable[..., Any]] = {tongue.path: partial(infer, tongue) for tongue in TONGUES}

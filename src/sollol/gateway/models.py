@@ -27,7 +27,7 @@ from sollol.pool import manage
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
 
-BLOB: Final = re.compile(r"/api/blobs/([^/]+)")
+BLOB: Final[re.Pattern[str]] = re.compile(r"/api/blobs/([^/]+)")
 AHEAD: Final = 8  # pieces of an upload that a node may be behind the fastest
 STALL_S: Final = 60.0  # for which a node may take nothing of an upload, before the others go on without it
 PLAIN_JSON: Final = "application/json"  # what Ollama calls the answers of these routes

@@ -17,9 +17,9 @@ from sollol.nodes.dialect import encode
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
 
-EXPLAIN: Final = re.compile(r"/sollol/explain/([^/]+)")
+EXPLAIN: Final[re.Pattern[str]] = re.compile(r"/sollol/explain/([^/]+)")
 SEE: Final = "see what others ask"
-QUEUE: Final = re.compile(r"/sollol/queue/([^/]+)")
+QUEUE: Final[re.Pattern[str]] = re.compile(r"/sollol/queue/([^/]+)")
 
 
 async def health(gateway: Gateway, request: Request) -> None:

@@ -58,7 +58,7 @@ class WholeRelay(CallJob):
         self._asker.done(self)
 
     def came(self, attempt: int, status: int, body: bytes) -> Outcome:
-        self._bodies[attempt] = body
+        self.keep(attempt, body)
         return self._judge(status, body)
 
     def answer(self, settled: Settle) -> None:
@@ -230,7 +230,7 @@ class StreamAttempt(Exchange):
     def on_end(self, fault: TransportFault | None) -> None:
         if self._status not in (0, 200):
             body = b"".join(self._refused)
-            self._job._bodies[self.start.attempt] = body
+            self._job.keep(self.start.attempt, body)
             self._finish(refusal(self._status, body))
         elif self._ending is not None:
             self._ending.cancel()

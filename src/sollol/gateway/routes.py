@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sollol.gateway import embed, fanout, infer, models, own
+from sollol.gateway import fanout, models, own
+from sollol.gateway.tongues import EMBED_TONGUES, TONGUES, Tongue
 
 
 class Route:
-    __slots__ = ("direct", "handler", "public", "upload")
+    """An inference, answered by callbacks and spoken in a `tongue`; or a `handler`, which is run as a task."""
+
+    __slots__ = ("handler", "public", "tongue", "upload")
 
     def __init__(
-        self, handler: Callable[..., Any], direct: bool = False, public: bool = False, upload: bool = False
+        self,
+        handler: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        tongue: Tongue | None = None,
+        public: bool = False,
+        upload: bool = False,
     ) -> None:
         self.handler = handler
-        self.direct = direct  # called in the turn of the loop in which the request came; else a task
+        self.tongue = tongue
         self.public = public  # asked without a key
         self.upload = upload  # takes the body in pieces
 
 
 INFERENCE: dict[tuple[str, str], Route] = {
-    ("POST", path): Route(handler, direct=True) for path, handler in (infer.ROUTES | embed.ROUTES).items()
+    ("POST", tongue.path): Route(tongue=tongue) for tongue in (*TONGUES, *EMBED_TONGUES)
 }
 ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/"): Route(fanout.root, public=True),

@@ -6,6 +6,9 @@ heads, bodies, requests sent ahead and time. A request that breaks a rule is ans
 closed: what follows it cannot be trusted to be a request.
 
 Requests sent ahead (pipelining) wait here and are answered in order, one at a time.
+
+One object stands between the socket and the gateway, as in `nodes._connection`, and for the same reason: that is why
+the file has more than 400 lines.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_arrived", "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_known",
-        "_parser", "_paused", "_raw", "_reading", "_taken", "_unlike", "_unsent", "_upload_size", "_url",
+        "_offered", "_parser", "_paused", "_raw", "_reading", "_taken", "_unlike", "_unsent", "_upload_size", "_url",
         "_waiting", "blocked", "draining", "gateway",
     )
     # fmt: on
@@ -65,7 +68,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._broken: Broken | None = None
         self._paused = False  # we take no more bytes
         self._continue = False  # it waits for us to want its body
-        self._url = b""
+        self._url = self._offered = b""  # the latter: a head with an Upgrade, without it
         self._raw: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._arrived = self._head_size = self._body_size = self._upload_size = self._unsent = 0
@@ -105,8 +108,10 @@ class ClientConnection(Writer, asyncio.Protocol):
                 return
         self._arrived = len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # as HTTP allows: answered in HTTP/1.1, and then closed
+            left = self._parse(data)
+            while left:
+                left = self._parse(left)
+        except httptools.HttpParserUpgrade:  # CONNECT: answered, and then closed
             self._broken = Broken(0, "")
             if self._current is None:
                 self._linger()
@@ -123,6 +128,18 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._still_reading(len(data))
         elif between and taken is not None and self._unlike < UNLIKE:
             self._learn(taken, data)
+
+    def _parse(self, data: bytes) -> bytes:
+        """What is still to be parsed: where another protocol was offered, HTTP/1.1 goes on without it, as it allows."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            offered, self._offered = self._offered, b""
+            if not offered:
+                raise
+            self._parser = httptools.HttpRequestParser(self)
+            return offered + data[stopped.args[0] :]
+        return b""
 
     def _learn(self, request: Request, data: bytes) -> None:
         """The next request may have the same head."""
@@ -223,6 +240,16 @@ class ClientConnection(Writer, asyncio.Protocol):
         parser = self._parser
         version = parser.get_http_version()
         raw, self._raw = self._raw, []
+        method = parser.get_method().decode("latin-1")
+        if parser.should_upgrade() and method != "CONNECT":
+            lines = [b"%b: %b\r\n" % header for header in raw if header[0] != b"upgrade"]
+            self._offered = b"%b %b HTTP/%b\r\n%b\r\n" % (
+                method.encode(),
+                self._url,
+                version.encode(),
+                b"".join(lines),
+            )
+            return
         headers = dict(raw)
         if len(headers) != len(raw):
             _check_repeated(raw)
@@ -236,7 +263,6 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._url = b"/" + path
         if not self._url.startswith(b"/") or not self._url.isascii():
             raise Broken(400, "the address of the request is not a path")
-        method = parser.get_method().decode("latin-1")
         request = Request(self, method, self._url.decode("ascii"), version, headers)
         self._check_framing(request, version)
         self._reading = request
@@ -285,6 +311,8 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         request, self._reading = self._reading, None
         assert request is not None
         self._in_message = False

@@ -42,6 +42,8 @@ class KnownHead:
         begin = place + len(after)
         if place == start or size - begin != length or data[place:begin] != after:
             return None
+        if place - start > 1 and data[start] == 48:  # a leading zero: another head, as text
+            return None
         return data[begin:]
 
 

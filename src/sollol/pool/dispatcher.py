@@ -124,25 +124,24 @@ class Dispatcher:
             self._carry_out(action, at)
 
     def _carry_out(self, action: Action, at: Micros) -> None:
-        match action:
-            case Start():
-                self._start(action, at)
-            case Settle():
-                self._jobs.pop(action.task).settle(action, at)
-            case WakeAt():
-                self._wake_at(action.at)
-            case Accept():
-                self._jobs[action.task].accept(action)
-            case Abort():
-                self._abort(action.attempt, at)
-            case Want():
-                self._jobs[action.task].want(action.items)
-            case Probe():
-                self._in_background(self._probe(action.node))
-            case Load():
-                self._in_background(self._load(action))
-            case Refuse():
-                self._jobs[action.task].refuse(action)
+        if isinstance(action, Start):  # not `match`: compiled, that asks in the slow way
+            self._start(action, at)
+        elif isinstance(action, Settle):
+            self._jobs.pop(action.task).settle(action, at)
+        elif isinstance(action, WakeAt):
+            self._wake_at(action.at)
+        elif isinstance(action, Abort):
+            self._abort(action.attempt, at)
+        elif isinstance(action, Accept):
+            self._jobs[action.task].accept(action)
+        elif isinstance(action, Want):
+            self._jobs[action.task].want(action.items)
+        elif isinstance(action, Probe):
+            self._in_background(self._probe(action.node))
+        elif isinstance(action, Load):
+            self._in_background(self._load(action))
+        else:
+            self._jobs[action.task].refuse(action)
 
     def _start(self, start: Start, at: Micros) -> None:
         job = self._jobs[start.task]

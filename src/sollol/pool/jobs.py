@@ -106,7 +106,9 @@ class CallJob:
         self.story = Story(task)
         self.body = b""
         self.settled: Settle | None = None
-        self._bodies: dict[int, bytes] = {}
+        self._kept_of = -1  # the attempt whose body is kept, and those of others, if there are any
+        self._kept = b""
+        self._others: dict[int, bytes] | None = None
         self._done = done
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -115,7 +117,7 @@ class CallJob:
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         reply = await transport.send(node, self.call)
         body = await reply.read()
-        self._bodies[start.attempt] = body
+        self.keep(start.attempt, body)
         return judge(reply.status, body, self.task.kind)
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
@@ -127,10 +129,23 @@ class CallJob:
 
     def settle(self, action: Settle, at: Micros) -> None:
         self.settled = action
-        if action.attempt is not None:
-            self.body = self._bodies.get(action.attempt, b"")
-        self._bodies.clear()
+        attempt = action.attempt
+        if attempt is not None:
+            if attempt == self._kept_of:
+                self.body = self._kept
+            elif self._others is not None:
+                self.body = self._others.get(attempt, b"")
+        self._kept, self._others = b"", None
         self.over()
+
+    def keep(self, attempt: int, body: bytes) -> None:
+        """What an attempt brought, until it is known which one answers."""
+        if self._kept_of < 0 or self._kept_of == attempt:
+            self._kept_of, self._kept = attempt, body
+            return
+        if self._others is None:
+            self._others = {}
+        self._others[attempt] = body
 
     def over(self) -> None:
         if self._done is not None:
