@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from sollol.core.ranges import Ranges
 from sollol.core.types import EMBED, Decision, Micros, Task
@@ -10,8 +11,8 @@ from sollol.core.types import EMBED, Decision, Micros, Task
 if TYPE_CHECKING:
     from sollol.core.lane import Lane
 
-NOTHING = Ranges()
-NOWHERE: frozenset[str] = frozenset()
+NOTHING: Final = Ranges()
+NOWHERE: Final[frozenset[str]] = frozenset()
 
 
 class Attempt:
@@ -62,7 +63,7 @@ class Attempt:
         self.resumed = False  # it goes on with an answer that another node began
         self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
         self.items = NOTHING
-        self.uncovered: list[tuple[int, int]] = []  # items that no other attempt has taken over
+        self.uncovered: Sequence[tuple[int, int]] = ()  # items that no other attempt has taken over
         self.owed = 0  # items not answered by anyone yet
         self.tries = 0  # how often these items have failed before, and where
         self.failed_on = NOWHERE

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
@@ -62,7 +63,7 @@ class OpenTask:
 
 class Ledger:
     def __init__(self, policies: Policies, rng: random.Random) -> None:
-        self.policies = policies
+        self.use(policies)
         self.rng = rng
         self.fleet = Fleet()
         self.health = Health(self.fleet)
@@ -78,6 +79,11 @@ class Ledger:
         self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
         self.next_at: Micros = NEVER  # the first of them
 
+    def use(self, policies: Policies) -> None:
+        self.policies = policies
+        # Every task asks these three: compiled, a field of a tuple is looked up by its name.
+        self.router, self.retrier, self.hedger = policies.router, policies.retrier, policies.hedger
+
     # --- attempts and tasks ---
 
     def start(
@@ -90,24 +96,26 @@ class Ledger:
         ranges: Ranges | None = None,
     ) -> Attempt:
         self._serial = id = self._serial + 1
+        key: Any = id  # compiled, an integer becomes an object each time that it is a key
         task = opened.task
         attempt = Attempt(id, task, lane, cost, at, at + decision.predicted_us, decision)
         attempt.resumed = opened.begun
-        self.attempts[id] = opened.attempts[id] = attempt
+        self.attempts[key] = opened.attempts[key] = attempt
         lane.add(attempt)
         if not lane.breaker.closed:
             lane.breaker.begin(at)
         self.out.append(Start(id, task.id, lane.key, decision, ranges))
         return attempt
 
-    def end(self, attempt: Attempt, at: Micros) -> None:
-        del self.attempts[attempt.id]
-        self.open[attempt.task.id].attempts.pop(attempt.id, None)
+    def end(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
+        key: Any = attempt.id
+        del self.attempts[key]
+        del opened.attempts[key]
         attempt.lane.remove(attempt)
         attempt.lane.last_end_us = at
 
     def abort(self, attempt: Attempt, at: Micros) -> None:
-        self.end(attempt, at)
+        self.end(self.open[attempt.task.id], attempt, at)
         lane = attempt.lane
         lane.breaker.record(at, Outcome(How.LEFT))
         lane.unsettle()
@@ -218,7 +226,8 @@ class Ledger:
         """Call `then` at the first tick from `when` on."""
         self._serial += 1
         heapq.heappush(self._timers, (when, self._serial, then))
-        self.next_at = min(self.next_at, when)
+        if when < self.next_at:
+            self.next_at = when
 
     def serve_at(self, model: str, when: Micros) -> None:
         self.at(when, lambda now: self.serve(model, now))

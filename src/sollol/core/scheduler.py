@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.chunks import Chunks
@@ -37,9 +37,9 @@ from sollol.core.serving import Serving
 from sollol.core.singles import Singles
 from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Timing
 
-QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
-LOOK_AFTER: Micros = SECOND  # how often single tasks under way are looked after
-WARM_LOAD: Micros = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
+QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
+LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
+WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
 
 class Scheduler:
@@ -94,7 +94,7 @@ class Scheduler:
 
     @policies.setter
     def policies(self, policies: Policies) -> None:
-        self._ledger.policies = policies
+        self._ledger.use(policies)
 
     def waiting(self) -> int:
         """Tasks in line."""
@@ -114,7 +114,7 @@ class Scheduler:
             told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
             return
-        ledger.policies.retrier.deposit(task)
+        ledger.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
             self._singles.copies.may_have(opened)
         if at >= self.health.touch_at:
@@ -187,7 +187,7 @@ class Scheduler:
         inflight = len(lane.attempts)
         began, before = attempt.started_us, lane.last_end_us
         busy_us = at - (began if began > before else before)
-        self._ledger.end(attempt, at)
+        self._ledger.end(opened, attempt, at)
         lane.node.attempted += 1
         lane.breaker.record(at, outcome)
         if outcome.how is OK:
@@ -203,7 +203,7 @@ class Scheduler:
             self._serving.all(at)
             return
         if lane.market.line.waiting or self._ledger.batches or self._singles.copies.late:
-            self._serving.market(lane.market, at, (lane,) if outcome.how is OK else None)
+            self._serving.market(lane.market, at, [lane] if outcome.how is OK else None)
         if len(lane.node.lanes) > 1:
             self._serving.others(lane, at)
 
@@ -255,7 +255,7 @@ class Scheduler:
         if outcome.how in (How.BUSY, How.TIMEOUT):
             lane.limiter.sample(0.0, 0, 0, True, False)
         if outcome.how is How.BUSY:
-            pause = self.policies.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
+            pause = self._ledger.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
             lane.busy_answers += 1
             self._ledger.pause(lane, at + pause)
         elif outcome.how is How.MISSING:

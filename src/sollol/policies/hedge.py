@@ -8,15 +8,17 @@ LEAST samples: a hedge that fires at random only adds load.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.estimate import Quantile
 from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskType
 
-SHARE = 0.95
-LATER = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
-LEAST = 20
-BUDGET = 0.05
-RESERVE = 2.0  # second copies that a quiet service may send at once
-MARGIN: Micros = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
+SHARE: Final = 0.95
+LATER: Final = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
+LEAST: Final = 20
+BUDGET: Final = 0.05
+RESERVE: Final = 2.0  # second copies that a quiet service may send at once
+MARGIN: Final[Micros] = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
 
 
 class QuantileHedger:
