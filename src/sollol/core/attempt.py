@@ -10,6 +10,7 @@ from sollol.core.types import EMBED, Decision, Micros, Task
 
 if TYPE_CHECKING:
     from sollol.core.lane import Lane
+    from sollol.core.ledger import OpenTask
 
 NOTHING: Final = Ranges()
 NOWHERE: Final[frozenset[str]] = frozenset()
@@ -27,8 +28,10 @@ class Attempt:
         "heavy",
         "id",
         "items",
+        "key",
         "lane",
         "movable",
+        "opened",
         "owed",
         "resumed",
         "started",
@@ -50,6 +53,7 @@ class Attempt:
         decision: Decision,
     ) -> None:
         self.id = id
+        self.key: object = id  # compiled, an integer becomes an object each time that it is a key
         self.task = task
         self.lane = lane
         self.cost = cost
@@ -65,6 +69,7 @@ class Attempt:
         self.items = NOTHING
         self.uncovered: Sequence[tuple[int, int]] = ()  # items that no other attempt has taken over
         self.owed = 0  # items not answered by anyone yet
+        self.opened: OpenTask  # whose attempt it is; set by `Ledger.start`
         self.tries = 0  # how often these items have failed before, and where
         self.failed_on = NOWHERE
 

@@ -55,6 +55,7 @@ class Lane:
         "key",
         "last_end_us",
         "latency",
+        "limit",
         "limiter",
         "loaded_by_us",
         "loading_until",
@@ -67,6 +68,7 @@ class Lane:
         "paused_until",
         "prefill",
         "prompts",
+        "proven",
         "rank",
         "reliability",
         "soonest_us",
@@ -82,7 +84,8 @@ class Lane:
         self.model = market.model
         self.limiter = limiter
         self.breaker = breaker
-        self.attempts: dict[int, Attempt] = {}
+        self.limit, self.proven = limiter.limit, limiter.proven  # what a steady lane goes by, without a look-up
+        self.attempts: dict[object, Attempt] = {}  # by their numbers
         self.steady = False
         self.rank = 0  # among the lanes of its market, the fastest first
         self.heavy = 0  # of them that would be in another model's way
@@ -133,7 +136,7 @@ class Lane:
         if heavy and node.heavy_lanes and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return False
         if self.steady:
-            return len(self.attempts) < self.limiter.limit
+            return len(self.attempts) < self.limit
         return (
             node.up is True
             and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
@@ -197,7 +200,7 @@ class Lane:
         node = self.node
         if heavy and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return max(self._own_wait_us(at), node.wait_us(at))
-        over = len(self.attempts) - self.limiter.proven
+        over = len(self.attempts) - self.proven
         if not self.steady or over > 0:
             return self._own_wait_us(at)
         if over < 0:
@@ -245,7 +248,7 @@ class Lane:
     # --- attempts ---
 
     def add(self, attempt: Attempt) -> None:
-        self.attempts[attempt.id] = attempt
+        self.attempts[attempt.key] = attempt
         if attempt.due_us < self.soonest_us:
             self.soonest_us = attempt.due_us
         task, node, market = attempt.task, self.node, self.market
@@ -262,7 +265,8 @@ class Lane:
         self.options_used_us = attempt.started_us
         if task.prefix:
             attempt.warm_cost = self.read(task.prefix)
-        if len(self.attempts) >= self.limiter.limit and self.key in market.roomy:
+        limit = self.limit if self.steady else self.limiter.limit
+        if len(self.attempts) >= limit and self.key in market.roomy:
             del market.roomy[self.key]
         self.cost_inflight += attempt.cost
         node.running += 1
@@ -270,7 +274,7 @@ class Lane:
 
     def remove(self, attempt: Attempt) -> None:
         node, market = self.node, self.market
-        del self.attempts[attempt.id]
+        del self.attempts[attempt.key]
         if attempt.due_us <= self.soonest_us:
             soonest = NEVER
             for other in self.attempts.values():
@@ -288,6 +292,16 @@ class Lane:
         market.inflight_cost -= attempt.cost
 
     # --- what answers tell ---
+
+    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
+        """See `Limiter.sample`."""
+        self.limiter.sample(amount, busy_us, inflight, dropped, wanted)
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
+
+    def settle(self) -> None:
+        """Nothing about it is out of the ordinary."""
+        self.steady = True
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
 
     def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
         """An embedding ended: its work took the time since this lane was last known to be idle or done."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
@@ -41,13 +40,29 @@ class Claim:
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "begun", "busy", "claim", "hedger", "since", "task", "tokens", "tried", "tries")
+    __slots__ = (
+        "attempts",
+        "batch",
+        "begun",
+        "busy",
+        "claim",
+        "hedger",
+        "key",
+        "market",
+        "since",
+        "task",
+        "tokens",
+        "tried",
+        "tries",
+    )
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
+        self.key: object = task.id  # as of an attempt
+        self.market: Market | None = None
         self.since = at
         self.batch = Batch(task) if task.batch else None
-        self.attempts: dict[int, Attempt] = {}
+        self.attempts: dict[object, Attempt] = {}  # by their numbers
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
@@ -67,8 +82,8 @@ class Ledger:
         self.rng = rng
         self.fleet = Fleet()
         self.health = Health(self.fleet)
-        self.open: dict[int, OpenTask] = {}
-        self.attempts: dict[int, Attempt] = {}
+        self.open: dict[object, OpenTask] = {}  # by their tasks' numbers, as attempts by theirs
+        self.attempts: dict[object, Attempt] = {}
         self.lines: dict[str, WaitingLine] = {}
         self.shares = Shares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
@@ -96,26 +111,25 @@ class Ledger:
         ranges: Ranges | None = None,
     ) -> Attempt:
         self._serial = id = self._serial + 1
-        key: Any = id  # compiled, an integer becomes an object each time that it is a key
         task = opened.task
         attempt = Attempt(id, task, lane, cost, at, at + decision.predicted_us, decision)
+        attempt.opened = opened
         attempt.resumed = opened.begun
-        self.attempts[key] = opened.attempts[key] = attempt
+        self.attempts[attempt.key] = opened.attempts[attempt.key] = attempt
         lane.add(attempt)
-        if not lane.breaker.closed:
+        if not lane.steady and not lane.breaker.closed:
             lane.breaker.begin(at)
         self.out.append(Start(id, task.id, lane.key, decision, ranges))
         return attempt
 
-    def end(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
-        key: Any = attempt.id
-        del self.attempts[key]
-        del opened.attempts[key]
+    def end(self, attempt: Attempt, at: Micros) -> None:
+        del self.attempts[attempt.key]
+        del attempt.opened.attempts[attempt.key]
         attempt.lane.remove(attempt)
         attempt.lane.last_end_us = at
 
     def abort(self, attempt: Attempt, at: Micros) -> None:
-        self.end(self.open[attempt.task.id], attempt, at)
+        self.end(attempt, at)
         lane = attempt.lane
         lane.breaker.record(at, Outcome(How.LEFT))
         lane.unsettle()
@@ -134,9 +148,9 @@ class Ledger:
     def settle(self, opened: OpenTask, outcome: Outcome, attempt: int | None = None, tried: bool = False) -> None:
         """The task is over. `tried`: tell what each node answered, or why it was not asked."""
         task = opened.task
-        del self.open[task.id]
-        market = self.fleet.markets.get(task.model)
-        if market is not None and task.id in market.line.waiting:
+        del self.open[opened.key]
+        market = opened.market
+        if market is not None and opened.key in market.line.waiting:
             market.line.remove(task.id)
         if opened.batch is not None:
             self.batches.get(task.model, {}).pop(task.id, None)

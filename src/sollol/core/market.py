@@ -144,7 +144,7 @@ class Market:
     def _review(self, at: Micros) -> None:
         for key, lane in list(self.unsteady.items()):
             if lane.is_steady(at):
-                lane.steady = True
+                lane.settle()
                 del self.unsteady[key]
 
     def _best_free(self, tried: Collection[str], at: Micros) -> list[Lane]:

@@ -121,12 +121,13 @@ class WaitingLine:
     def __init__(self, shares: Shares | None = None) -> None:
         self._shares = shares or Shares()
         self._levels: dict[int, _Level] = {}
-        self.waiting: dict[int, _Place] = {}  # a look at it spares a call
+        self.waiting: dict[object, _Place] = {}  # by the task's number; a look at it spares a call
         self._serial = 0
 
     def push(self, task: int, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
-        if task in self.waiting:
+        key: object = task
+        if key in self.waiting:
             self.remove(task)
         self._serial += 1
         level = self._levels.get(priority)
@@ -135,7 +136,7 @@ class WaitingLine:
             level.since = at
         level.count += 1
         place = _Place(task, level, app, self._shares.enter(app), since, self._serial, tokens)
-        self.waiting[task] = place
+        self.waiting[key] = place
         line = level.apps.get(app)
         if line is None:
             level.apps[app] = [place]
@@ -147,8 +148,8 @@ class WaitingLine:
     def peek(self, at: Micros) -> int | None:
         """Who is next."""
         if len(self.waiting) < 2:
-            for task in self.waiting:
-                return task
+            for place in self.waiting.values():
+                return place.task
             return None
         apps = self._first_level(at).apps
         best: _Place | None = None
@@ -174,18 +175,21 @@ class WaitingLine:
 
     def serve(self, task: int, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
-        place = self.waiting[task]
+        key: object = task  # compiled, an integer becomes an object each time that it is a key
+        place = self.waiting[key]
         place.level.since = at
         paid = place.tokens if tokens is None else tokens
         self._shares.serve(place.share, paid)
-        self.remove(task)
+        self._take(place, key)
         return paid
 
     def remove(self, task: int) -> None:
         place = self.waiting.get(task)
-        if place is None:
-            return
-        del self.waiting[task]
+        if place is not None:
+            self._take(place, task)
+
+    def _take(self, place: _Place, key: object) -> None:
+        del self.waiting[key]
         self._shares.leave(place.share)
         place.left = True
         level = place.level

@@ -51,9 +51,10 @@ class Serving:
 
     def market(self, market: Market, at: Micros, freed: list[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
-        if market.model in self._singles.copies.late:
+        late, batches = self._singles.copies.late, self._ledger.batches.get(market.model)
+        if late and market.model in late:
             self._singles.copies.offer(market, at)
-        line, batches = market.line, self._ledger.batches.get(market.model)
+        line = market.line
         while line.waiting:
             if not batches and not market.roomy and market.lanes:
                 return  # every slot is taken: the next answer brings us back
@@ -94,10 +95,9 @@ class Serving:
     def _serve(self, task: int, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros) -> bool:
         """Bind what can be bound; True if the task still waits."""
         opened = self._ledger.open[task]
-        if opened.batch is not None:
-            self._chunks.serve(opened, opened.batch, market, freed, at)
-        else:
-            self._singles.serve(opened, market, ahead, freed, at)
+        if opened.batch is None:
+            return self._singles.serve(opened, market, ahead, freed, at)
+        self._chunks.serve(opened, opened.batch, market, freed, at)
         return task in market.line.waiting
 
 

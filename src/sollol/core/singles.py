@@ -46,20 +46,22 @@ class Singles:
 
     def serve(
         self, opened: OpenTask, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros
-    ) -> None:
-        """Start it, settle it for want of any node, or leave it in line. `freed`: only these lanes can have changed."""
+    ) -> bool:
+        """Start it, settle it for want of any node, or leave it in line; True if it still waits.
+
+        `freed`: only these lanes can have changed."""
         claim = opened.claim
         if claim is not None:
             if freed is not None and self._stands(opened.task, claim, ahead, freed, at):
                 ahead[claim.lane.key] = ahead.get(claim.lane.key, 0) + claim.own_us
-                return
+                return True
             opened.claim = None
         ledger, task = self._ledger, opened.task
         if at < ledger.health.newcomers_until:
             settled_at = ledger.health.settles_at(at)
             if settled_at is not None:
                 ledger.serve_at(task.model, settled_at)
-                return
+                return True
         router = router_of(ledger, task)
         wide = len(market.lanes) > SHORTLIST and router.wide
         lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), wide, at)
@@ -74,9 +76,10 @@ class Singles:
                 if lane.node.key not in opened.tried and lane.node.usable and not lane.attempts and lane.suits(task)
             ]
         if not lanes:
-            if not ledger.may_yet_come(opened, at):
-                ledger.settle_no_node(opened, "no node can serve it")
-            return
+            if ledger.may_yet_come(opened, at):
+                return True
+            ledger.settle_no_node(opened, "no node can serve it")
+            return False
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         if lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
@@ -84,8 +87,9 @@ class Singles:
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
                 self.copies.plan(opened, opened.hedger, attempt, at)
-            return
+            return False
         ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
+        return True
 
     def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: list[Lane], at: Micros) -> bool:
         """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be

@@ -16,7 +16,7 @@ def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     mark: Any = 0  # no int, so that it stays an object when this is compiled
     cost = 0
     marks: list[tuple[Any, int]] = []
-    for message in messages:
+    for message in messages if isinstance(messages, list) else list(messages):
         content = _content(message)
         text: str = content if isinstance(content, str) else str(content)
         mark = _crc32(text.encode("utf-8", "surrogatepass"), mark)

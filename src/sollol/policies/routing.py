@@ -136,7 +136,7 @@ def _predict(task: Task, lanes: list[Lane], ahead: Mapping[str, Micros], at: Mic
         wait = 0.0
         steady, running = lane.steady, len(lane.attempts)
         if running or not steady or lane.node.heavy_lanes:
-            over = running - lane.limiter.proven
+            over = running - lane.proven
             soonest = lane.soonest_us
             if over == 0 and soonest >= at and steady and lane.heavy:  # as most that run: without the call
                 wait = float(soonest - at)

@@ -65,7 +65,8 @@ _TYPES: Final = {
 }
 _REMEMBERED: Final = 4096
 LONGEST: Final = 20  # letters of a word that is remembered
-_silent: Final[set[str]] = set()  # words that speak for nothing, as most do
+_SILENT: Final = (0, 0)  # the sign of a word that speaks for nothing, as most do
+_signs: Final[dict[str, tuple[int, int]]] = {}  # words that came before, and what they speak for
 
 
 def detect_task_type(request: Any) -> TaskType:
@@ -136,16 +137,17 @@ def _texts(messages: Any, prompt: Any, system: Any) -> tuple[str, str]:
         return prompt if isinstance(prompt, str) else "", system if isinstance(system, str) else ""
     if not isinstance(messages, list) and (isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence)):
         raise BadInput(f"messages is {type(messages).__name__}; expected a list of messages")
+    said: list[Any] = messages if isinstance(messages, list) else list(messages)
     asked = ""
-    first = messages[-1]
-    if _field(first, "role") == "user":  # as nearly always
-        asked = _content(first)
+    last = said[-1]
+    if _field(last, "role") == "user":  # as nearly always
+        asked = _content(last)
     else:
-        for message in reversed(messages[-MESSAGES:]):
+        for message in reversed(said[-MESSAGES:]):
             if _field(message, "role") == "user":
                 asked = _content(message)
                 break
-    first = messages[0]
+    first = said[0]
     return asked, _content(first) if _field(first, "role") == "system" else ""
 
 
@@ -239,10 +241,15 @@ def _sign(word: str) -> tuple[int, int] | None:
         if "." in bare and bare.rpartition(".")[2] in EXTENSIONS:
             return CODE, ENOUGH
     found = WORDS.get(bare) or STEMS.get(bare[:8]) or STEMS.get(bare[:7]) or STEMS.get(bare[:6])
-    if found is None and len(word) <= LONGEST:
-        if len(_silent) >= _REMEMBERED:
-            _silent.clear()
-        _silent.add(word)
+    return found
+
+
+def _remember(word: str) -> tuple[int, int]:
+    found = _sign(word) or _SILENT
+    if len(word) <= LONGEST:
+        if len(_signs) >= _REMEMBERED:
+            _signs.clear()
+        _signs[word] = found
     return found
 
 
@@ -251,17 +258,17 @@ def _scan(text: str, ascii: bool) -> TaskType | None:
     if not ascii and _UNSPACED.search(text) is not None:
         return _scan_unspaced(text)
     words = _words(text, ascii)
-    points: list[int] = []
+    points: list[int] | None = None
     made = -NEAR - 1
     for place, word in enumerate(words):
-        if word in _silent:
-            continue
-        found = _sign(word)
+        found = _signs.get(word)
         if found is None:
-            continue
-        if not points:
-            points = [0] * 9
+            found = _remember(word)
         sign, weight = found
+        if not weight:
+            continue
+        if points is None:
+            points = [0, 0, 0, 0, 0, 0, 0, 0, 0]
         if sign == MAKE:
             made = place
         elif sign == PROSE:
@@ -275,7 +282,7 @@ def _scan(text: str, ascii: bool) -> TaskType | None:
             points[sign] += weight + (sign == CODE and place - made <= NEAR)
             if points[sign] >= ENOUGH:
                 return _TYPES[sign]
-    if not points:
+    if points is None:
         return None
     if points[SUMMARISE] and points[SOURCE]:
         return TaskType.SUMMARISE
