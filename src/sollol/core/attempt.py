@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sollol.core.ranges import Ranges
-from sollol.core.types import EMBED, Decision, Micros, Task
+from sollol.core.types import EMBED, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
     from sollol.core.lane import Lane
@@ -53,7 +53,7 @@ class Attempt:
         decision: Decision,
     ) -> None:
         self.id = id
-        self.key: object = id  # compiled, an integer becomes an object each time that it is a key
+        self.key: Key = id
         self.task = task
         self.lane = lane
         self.cost = cost

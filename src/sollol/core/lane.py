@@ -16,7 +16,7 @@ from sollol.core.attempt import Attempt
 from sollol.core.estimate import Mean, Rate
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
-from sollol.core.types import NEVER, SECOND, Mark, Micros, Task, Timing
+from sollol.core.types import NEVER, SECOND, Key, Mark, Micros, Task, Timing
 
 if TYPE_CHECKING:
     from sollol.core.fleet import NodeState
@@ -85,7 +85,7 @@ class Lane:
         self.limiter = limiter
         self.breaker = breaker
         self.limit, self.proven = limiter.limit, limiter.proven  # what a steady lane goes by, without a look-up
-        self.attempts: dict[object, Attempt] = {}  # by their numbers
+        self.attempts: dict[Key, Attempt] = {}
         self.steady = False
         self.rank = 0  # among the lanes of its market, the fastest first
         self.heavy = 0  # of them that would be in another model's way

@@ -19,7 +19,7 @@ from sollol.core.messages import Abort, Action, Settle, Start
 from sollol.core.policy import Hedger, Policies
 from sollol.core.queue import Shares, WaitingLine
 from sollol.core.ranges import Ranges
-from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Task
+from sollol.core.types import NEVER, Decision, How, Key, Micros, Outcome, Task
 
 
 class Claim:
@@ -58,11 +58,11 @@ class OpenTask:
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
-        self.key: object = task.id  # as of an attempt
+        self.key: Key = task.id
         self.market: Market | None = None
         self.since = at
         self.batch = Batch(task) if task.batch else None
-        self.attempts: dict[object, Attempt] = {}  # by their numbers
+        self.attempts: dict[Key, Attempt] = {}
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
@@ -82,8 +82,8 @@ class Ledger:
         self.rng = rng
         self.fleet = Fleet()
         self.health = Health(self.fleet)
-        self.open: dict[object, OpenTask] = {}  # by their tasks' numbers, as attempts by theirs
-        self.attempts: dict[object, Attempt] = {}
+        self.open: dict[Key, OpenTask] = {}
+        self.attempts: dict[Key, Attempt] = {}
         self.lines: dict[str, WaitingLine] = {}
         self.shares = Shares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
@@ -204,7 +204,7 @@ class Ledger:
         tokens = task.cost * market.tokens_per_cost
         if not task.batch:
             tokens += market.expected_tokens(task)
-        market.line.push(task.id, task.priority if priority is None else priority, since, at, task.app, tokens)
+        market.line.push(opened.key, task.priority if priority is None else priority, since, at, task.app, tokens)
 
     def market(self, model: str, at: Micros) -> Market:
         market = self.fleet.markets.get(model)

@@ -14,7 +14,7 @@ import heapq
 from bisect import insort
 from typing import Final
 
-from sollol.core.types import SECOND, Micros
+from sollol.core.types import SECOND, Key, Micros
 
 AGEING: Final[Micros] = 5 * SECOND  # a LOW call passes HIGH ones after half a minute
 
@@ -90,7 +90,7 @@ class _Place:
     __slots__ = ("app", "left", "level", "serial", "share", "since", "task", "tokens")
 
     def __init__(
-        self, task: int, level: _Level, app: str, share: _Share, since: Micros, serial: int, tokens: float
+        self, task: Key, level: _Level, app: str, share: _Share, since: Micros, serial: int, tokens: float
     ) -> None:
         self.task = task
         self.level = level
@@ -121,13 +121,12 @@ class WaitingLine:
     def __init__(self, shares: Shares | None = None) -> None:
         self._shares = shares or Shares()
         self._levels: dict[int, _Level] = {}
-        self.waiting: dict[object, _Place] = {}  # by the task's number; a look at it spares a call
+        self.waiting: dict[Key, _Place] = {}  # a look at it spares a call
         self._serial = 0
 
-    def push(self, task: int, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
+    def push(self, task: Key, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
-        key: object = task
-        if key in self.waiting:
+        if task in self.waiting:
             self.remove(task)
         self._serial += 1
         level = self._levels.get(priority)
@@ -136,7 +135,7 @@ class WaitingLine:
             level.since = at
         level.count += 1
         place = _Place(task, level, app, self._shares.enter(app), since, self._serial, tokens)
-        self.waiting[key] = place
+        self.waiting[task] = place
         line = level.apps.get(app)
         if line is None:
             level.apps[app] = [place]
@@ -145,7 +144,7 @@ class WaitingLine:
         else:
             insort(line, place, key=_arrival)
 
-    def peek(self, at: Micros) -> int | None:
+    def peek(self, at: Micros) -> Key | None:
         """Who is next."""
         if len(self.waiting) < 2:
             for place in self.waiting.values():
@@ -173,23 +172,22 @@ class WaitingLine:
         level = self._levels[priority]
         return -(priority + (at - level.since) / AGEING), level.since
 
-    def serve(self, task: int, at: Micros, tokens: float | None = None) -> float:
+    def serve(self, task: Key, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
-        key: object = task  # compiled, an integer becomes an object each time that it is a key
-        place = self.waiting[key]
+        place = self.waiting[task]
         place.level.since = at
         paid = place.tokens if tokens is None else tokens
         self._shares.serve(place.share, paid)
-        self._take(place, key)
+        self._take(place)
         return paid
 
-    def remove(self, task: int) -> None:
+    def remove(self, task: Key) -> None:
         place = self.waiting.get(task)
         if place is not None:
-            self._take(place, task)
+            self._take(place)
 
-    def _take(self, place: _Place, key: object) -> None:
-        del self.waiting[key]
+    def _take(self, place: _Place) -> None:
+        del self.waiting[place.task]
         self._shares.leave(place.share)
         place.left = True
         level = place.level
@@ -205,9 +203,9 @@ class WaitingLine:
         elif len(line) > 64 and len(line) > 4 * level.count:
             level.apps[place.app] = [other for other in line if not other.left]
 
-    def first(self, count: int, at: Micros) -> list[int]:
+    def first(self, count: int, at: Micros) -> list[Key]:
         """The tasks to be served next, first one first, as far as that can be told now."""
-        found: list[int] = []
+        found: list[Key] = []
         for priority in self._order(at):
             lines = list(self._levels[priority].apps.values())
             if len(lines) == 1:
@@ -222,7 +220,7 @@ class WaitingLine:
                 break
         return found
 
-    def _merge(self, lines: list[list[_Place]], found: list[int], count: int) -> None:
+    def _merge(self, lines: list[list[_Place]], found: list[Key], count: int) -> None:
         """By what their applications will have been given by then."""
         queues = [[place for place in line if not place.left][:count] for line in lines]
         merge = [(queue[0].share.given, _arrival(queue[0]), number, 0) for number, queue in enumerate(queues)]
@@ -242,7 +240,7 @@ class WaitingLine:
         levels = self._levels
         return sorted(levels, key=lambda p: (-(p + (at - levels[p].since) / AGEING), -p))
 
-    def __contains__(self, task: int) -> bool:
+    def __contains__(self, task: Key) -> bool:
         return task in self.waiting
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.singles import Singles
-from sollol.core.types import MILLISECOND, Micros
+from sollol.core.types import MILLISECOND, Key, Micros
 
 LOOKAHEAD: Final = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
 QUIET: Final[Micros] = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
@@ -69,7 +69,7 @@ class Serving:
                 self._chunks.take_over(batch, market, at)
 
     def _look_ahead(
-        self, market: Market, head: int, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros
+        self, market: Market, head: Key, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros
     ) -> None:
         """The first one rather waits: those behind it may take what it leaves."""
         line = market.line
@@ -92,7 +92,7 @@ class Serving:
             market.look_planned = True
             self._ledger.serve_at(market.model, market.quiet_until)
 
-    def _serve(self, task: int, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros) -> bool:
+    def _serve(self, task: Key, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros) -> bool:
         """Bind what can be bound; True if the task still waits."""
         opened = self._ledger.open[task]
         if opened.batch is None:

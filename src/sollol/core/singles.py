@@ -83,7 +83,7 @@ class Singles:
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         if lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
-            opened.tokens += market.line.serve(task.id, at)
+            opened.tokens += market.line.serve(opened.key, at)
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
                 self.copies.plan(opened, opened.hedger, attempt, at)

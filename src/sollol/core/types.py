@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sollol.core.policy import Hedger
 
 Mark = object  # the name of a beginning of a conversation, see `Task.prefix`: a number, but nobody counts with it
+Key = Any  # the number of a task or an attempt where it is a key; compiled, an int would be made an object each time
 Micros = int  # a moment, or a duration, on the event loop's clock
 NEVER: Final[Micros] = (1 << 62) - 1  # the largest that is no object, compiled
 SECOND: Final[Micros] = 1_000_000

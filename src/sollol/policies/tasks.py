@@ -143,7 +143,7 @@ def _texts(messages: Any, prompt: Any, system: Any) -> tuple[str, str]:
     if _field(last, "role") == "user":  # as nearly always
         asked = _content(last)
     else:
-        for message in reversed(said[-MESSAGES:]):
+        for message in reversed(messages[-MESSAGES:]):
             if _field(message, "role") == "user":
                 asked = _content(message)
                 break
