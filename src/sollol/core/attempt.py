@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from sollol.core.ranges import Ranges
-from sollol.core.types import EMBED, Decision, Micros, Task
+from sollol.core.types import EMBED, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
     from sollol.core.lane import Lane
+    from sollol.core.ledger import OpenTask
 
-NOTHING = Ranges()
-NOWHERE: frozenset[str] = frozenset()
+NOTHING: Final = Ranges()
+NOWHERE: Final[frozenset[str]] = frozenset()
 
 
 class Attempt:
@@ -26,8 +28,10 @@ class Attempt:
         "heavy",
         "id",
         "items",
+        "key",
         "lane",
         "movable",
+        "opened",
         "owed",
         "resumed",
         "started",
@@ -49,6 +53,7 @@ class Attempt:
         decision: Decision,
     ) -> None:
         self.id = id
+        self.key: Key = id
         self.task = task
         self.lane = lane
         self.cost = cost
@@ -62,8 +67,9 @@ class Attempt:
         self.resumed = False  # it goes on with an answer that another node began
         self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
         self.items = NOTHING
-        self.uncovered: list[tuple[int, int]] = []  # items that no other attempt has taken over
+        self.uncovered: Sequence[tuple[int, int]] = ()  # items that no other attempt has taken over
         self.owed = 0  # items not answered by anyone yet
+        self.opened: OpenTask  # whose attempt it is; set by `Ledger.start`
         self.tries = 0  # how often these items have failed before, and where
         self.failed_on = NOWHERE
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sollol.core.attempt import Attempt
 from sollol.core.estimate import Mean
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
-from sollol.core.policy import Hedger, Policies, Router
+from sollol.core.policy import Hedger, Router
 from sollol.core.types import EMBED, MILLISECOND, Micros, RoutingMode, Task, Timing
 from sollol.core.value import replaced
 
-HEDGE_AGAIN: Micros = 50 * MILLISECOND  # a late call for whose second copy there was no room
-COPY_WEIGHT = 0.1  # of the newest copy in the share of those that came first
-COPY_FIRST = 0.5  # and that share before anything is known of it
-HANG_TWICE = 0.2  # of the copies of calls that hang: those that hang, too
-NO_AHEAD: dict[str, Micros] = {}
+HEDGE_AGAIN: Final[Micros] = 50 * MILLISECOND  # a late call for whose second copy there was no room
+COPY_WEIGHT: Final = 0.1  # of the newest copy in the share of those that came first
+COPY_FIRST: Final = 0.5  # and that share before anything is known of it
+HANG_TWICE: Final = 0.2  # of the copies of calls that hang: those that hang, too
+NO_AHEAD: Final[dict[str, Micros]] = {}
 
 
 class Late(NamedTuple):
@@ -39,7 +39,7 @@ class Copies:
         task = opened.task
         wanted = task.mode is RoutingMode.FAST if task.hedge is None else task.hedge
         if wanted and task.kind is not EMBED:
-            opened.hedger = self._ledger.policies.hedger if wanted is True else wanted
+            opened.hedger = self._ledger.hedger if wanted is True else wanted
             opened.hedger.deposit(task)
 
     def plan(self, opened: OpenTask, hedger: Hedger, attempt: Attempt, at: Micros) -> None:
@@ -108,14 +108,14 @@ class Copies:
         task, market = opened.task, late.lane.market
         busy = 1.0
         if not market.line.waiting:
-            if hedger is not self._ledger.policies.hedger:
+            if hedger is not self._ledger.hedger:
                 return True  # whoever brings his own has decided
             busy -= len(market.roomy) / len(market.lanes)
         return (self._share(task).value or 0.0) * late.left_us(at) > busy * self._takes(task, lanes, at)
 
     def _takes(self, task: Task, lanes: list[Lane], at: Micros) -> Micros:
         """Until a copy would be heard."""
-        decision = router_of(self._ledger.policies, task).choose(task, lanes, NO_AHEAD, at, self._ledger.rng)
+        decision = router_of(self._ledger, task).choose(task, lanes, NO_AHEAD, at, self._ledger.rng)
         return decision.heard_us(task.stream)
 
     def _share(self, task: Task) -> Mean:
@@ -130,7 +130,7 @@ class Copies:
     def send(self, opened: OpenTask, late: Attempt, lanes: list[Lane], what: str, at: Micros) -> Attempt:
         """Send the same to another node: the first to yield wins."""
         ledger, task = self._ledger, opened.task
-        decision = router_of(self._ledger.policies, task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
+        decision = router_of(self._ledger, task).choose(task, lanes, NO_AHEAD, at, ledger.rng)
         reason = f"another copy: {late.lane.node.key} is {what}; {decision.reason}"
         lane = late.lane.market.lanes[decision.node]
         return ledger.start(opened, lane, task.cost, replaced(decision, reason=reason), at)
@@ -157,5 +157,5 @@ class Copies:
             self._share(first.task).add(0.0 if winner is first else 1.0)
 
 
-def router_of(policies: Policies, task: Task) -> Router:
-    return policies.router if task.mode is None else policies.modes.get(task.mode, policies.router)
+def router_of(ledger: Ledger, task: Task) -> Router:
+    return ledger.router if task.mode is None else ledger.policies.modes.get(task.mode, ledger.router)

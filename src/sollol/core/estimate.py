@@ -6,11 +6,13 @@ overhead counts for little, and requests that finish together (dt near 0) cannot
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.ring import Ring
 from sollol.core.types import Micros
 
-LENGTH_WEIGHT = 0.05  # of the newest answer in what is expected of the next
-KINDS_MAX = 10_000  # of (application, task type, model) to remember
+LENGTH_WEIGHT: Final = 0.05  # of the newest answer in what is expected of the next
+KINDS_MAX: Final = 10_000  # of (application, task type, model) to remember
 
 
 class Rate:
@@ -85,12 +87,13 @@ class Length:
         """An answer of this kind, and so of every wider one, had so many."""
         kind: Length | None = self
         while kind is not None:
-            kind._count += 1
+            kind._count = count = kind._count + 1
             value = kind._value
             if value is None:
                 kind._value = float(tokens)
             else:
-                kind._value = value + max(LENGTH_WEIGHT, 1 / kind._count) * (tokens - value)
+                weight = 1 / count
+                kind._value = value + (weight if weight > LENGTH_WEIGHT else LENGTH_WEIGHT) * (tokens - value)
             kind = kind._wider
 
     def read(self) -> float | None:

@@ -7,22 +7,25 @@ under load answers late, so it takes SILENCES in a row.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.attempt import Attempt
 from sollol.core.fleet import Fleet, NodeState
 from sollol.core.messages import Action, Probe
 from sollol.core.types import EMBED, MILLISECOND, NEVER, SECOND, Micros, NodeFacts
 
-EVERY: Micros = 5 * SECOND
-EVERY_IDLE: Micros = 60 * SECOND
-IDLE_AFTER: Micros = 30 * SECOND
-RETRY: Micros = 500 * MILLISECOND
-RETRY_MAX: Micros = 5 * SECOND
-SILENCES = 2
-TOUCH: Micros = SECOND  # to a second, it is known when the last task came
-NEWCOMERS: Micros = 250 * MILLISECOND  # the first call waits so long for all nodes to be known, not only the nearest
+EVERY: Final[Micros] = 5 * SECOND
+EVERY_IDLE: Final[Micros] = 60 * SECOND
+IDLE_AFTER: Final[Micros] = 30 * SECOND
+RETRY: Final[Micros] = 500 * MILLISECOND
+RETRY_MAX: Final[Micros] = 5 * SECOND
+SILENCES: Final = 2
+TOUCH: Final[Micros] = SECOND  # to a second, it is known when the last task came
+# The first call waits so long for all nodes to be known, not only the nearest.
+NEWCOMERS: Final[Micros] = 250 * MILLISECOND
 # A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
-OVERDUE_TIMES = 8
-OVERDUE_LEAST: Micros = 20 * SECOND
+OVERDUE_TIMES: Final = 8
+OVERDUE_LEAST: Final[Micros] = 20 * SECOND
 
 
 class Health:

@@ -10,31 +10,31 @@ cost answers, so the ledger's invariants check it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.estimate import Mean, Rate
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
-from sollol.core.types import NEVER, SECOND, Micros, Task, Timing
+from sollol.core.types import NEVER, SECOND, Key, Mark, Micros, Task, Timing
 
 if TYPE_CHECKING:
     from sollol.core.fleet import NodeState
     from sollol.core.market import Market
 
 # Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
-RATE_MEMORY: Micros = 4 * SECOND
+RATE_MEMORY: Final[Micros] = 4 * SECOND
 # Bytes per microsecond assumed for reading a model from disk, before one load was measured.
-LOAD_BANDWIDTH = 1_000.0
-LOAD_UNKNOWN: Micros = 3 * SECOND  # where not even the size is known
-DISPLACED: Micros = 60 * SECOND  # a model used within this time will be wanted again
-OUTLIER = 2.0  # times slower than usual that one answer may count
-CPU_SLOWER = 20.0  # measured: a model that silently fell back to the CPU
-SPEED_EVERY = 8  # answers, after the first few, of which one tells how fast the node is compared with others
-NOT_READ = -1000  # the number of no prompt
-PROMPTS_WARM = 4  # prompts whose beginnings a node is expected to know still
-MARKS_WARM = 256  # of beginnings to remember, before those of older prompts are dropped
-COLD = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
+LOAD_BANDWIDTH: Final = 1_000.0
+LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
+DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
+OUTLIER: Final = 2.0  # times slower than usual that one answer may count
+CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
+SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how fast the node is compared with others
+NOT_READ: Final = -1000  # the number of no prompt
+PROMPTS_WARM: Final = 4  # prompts whose beginnings a node is expected to know still
+MARKS_WARM: Final = 256  # of beginnings to remember, before those of older prompts are dropped
+COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
 class Lane:
@@ -55,6 +55,7 @@ class Lane:
         "key",
         "last_end_us",
         "latency",
+        "limit",
         "limiter",
         "loaded_by_us",
         "loading_until",
@@ -67,6 +68,7 @@ class Lane:
         "paused_until",
         "prefill",
         "prompts",
+        "proven",
         "rank",
         "reliability",
         "soonest_us",
@@ -82,7 +84,8 @@ class Lane:
         self.model = market.model
         self.limiter = limiter
         self.breaker = breaker
-        self.attempts: dict[int, Attempt] = {}
+        self.limit, self.proven = limiter.limit, limiter.proven  # what a steady lane goes by, without a look-up
+        self.attempts: dict[Key, Attempt] = {}
         self.steady = False
         self.rank = 0  # among the lanes of its market, the fastest first
         self.heavy = 0  # of them that would be in another model's way
@@ -100,7 +103,7 @@ class Lane:
         self.options = ""  # runner options it was loaded with, as far as we know
         self.options_used_us: Micros = 0
         self.loading_until: Micros = 0  # a load without a request is under way
-        self.warm: dict[int, int] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
+        self.warm: dict[Mark, int] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
         self.prompts = 0
         self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
         self.latency = Mean()  # microseconds per answered call, failures penalised
@@ -133,7 +136,7 @@ class Lane:
         if heavy and node.heavy_lanes and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return False
         if self.steady:
-            return len(self.attempts) < self.limiter.limit
+            return len(self.attempts) < self.limit
         return (
             node.up is True
             and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
@@ -197,7 +200,7 @@ class Lane:
         node = self.node
         if heavy and not self.heavy and node.heavy_lanes >= node.turns.at_once:
             return max(self._own_wait_us(at), node.wait_us(at))
-        over = len(self.attempts) - self.limiter.proven
+        over = len(self.attempts) - self.proven
         if not self.steady or over > 0:
             return self._own_wait_us(at)
         if over < 0:
@@ -217,7 +220,7 @@ class Lane:
             wait = max(wait, sorted(ends)[over] - at)
         return max(0, wait)
 
-    def warm_cost(self, prefix: Sequence[tuple[int, int]]) -> int:
+    def warm_cost(self, prefix: Sequence[tuple[Mark, int]]) -> int:
         """How much of a prompt, in cost units, this lane has read just before. `prefix`: the longest first."""
         since, warm = self.prompts - PROMPTS_WARM, self.warm
         for mark, cost in prefix:
@@ -225,7 +228,7 @@ class Lane:
                 return cost
         return 0
 
-    def read(self, prefix: tuple[tuple[int, int], ...]) -> int:
+    def read(self, prefix: tuple[tuple[Mark, int], ...]) -> int:
         """It is given a prompt with these beginnings: how much of it, in cost units, it has read just before."""
         since = self.prompts - PROMPTS_WARM
         self.prompts = number = self.prompts + 1
@@ -245,7 +248,7 @@ class Lane:
     # --- attempts ---
 
     def add(self, attempt: Attempt) -> None:
-        self.attempts[attempt.id] = attempt
+        self.attempts[attempt.key] = attempt
         if attempt.due_us < self.soonest_us:
             self.soonest_us = attempt.due_us
         task, node, market = attempt.task, self.node, self.market
@@ -262,17 +265,22 @@ class Lane:
         self.options_used_us = attempt.started_us
         if task.prefix:
             attempt.warm_cost = self.read(task.prefix)
-        if len(self.attempts) >= self.limiter.limit:
-            market.roomy.pop(self.key, None)
+        limit = self.limit if self.steady else self.limiter.limit
+        if len(self.attempts) >= limit and self.key in market.roomy:
+            del market.roomy[self.key]
         self.cost_inflight += attempt.cost
         node.running += 1
         market.inflight_cost += attempt.cost
 
     def remove(self, attempt: Attempt) -> None:
         node, market = self.node, self.market
-        del self.attempts[attempt.id]
+        del self.attempts[attempt.key]
         if attempt.due_us <= self.soonest_us:
-            self.soonest_us = min([other.due_us for other in self.attempts.values()], default=NEVER)
+            soonest = NEVER
+            for other in self.attempts.values():
+                if other.due_us < soonest:
+                    soonest = other.due_us
+            self.soonest_us = soonest
         if attempt.heavy:
             self.heavy -= 1
             if not self.heavy:
@@ -284,6 +292,16 @@ class Lane:
         market.inflight_cost -= attempt.cost
 
     # --- what answers tell ---
+
+    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
+        """See `Limiter.sample`."""
+        self.limiter.sample(amount, busy_us, inflight, dropped, wanted)
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
+
+    def settle(self) -> None:
+        """Nothing about it is out of the ordinary."""
+        self.steady = True
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
 
     def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
         """An embedding ended: its work took the time since this lane was last known to be idle or done."""

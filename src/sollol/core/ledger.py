@@ -19,7 +19,7 @@ from sollol.core.messages import Abort, Action, Settle, Start
 from sollol.core.policy import Hedger, Policies
 from sollol.core.queue import Shares, WaitingLine
 from sollol.core.ranges import Ranges
-from sollol.core.types import NEVER, Decision, How, Micros, Outcome, Task
+from sollol.core.types import NEVER, Decision, How, Key, Micros, Outcome, Task
 
 
 class Claim:
@@ -40,13 +40,29 @@ class Claim:
 class OpenTask:
     """A task that is not settled yet."""
 
-    __slots__ = ("attempts", "batch", "begun", "busy", "claim", "hedger", "since", "task", "tokens", "tried", "tries")
+    __slots__ = (
+        "attempts",
+        "batch",
+        "begun",
+        "busy",
+        "claim",
+        "hedger",
+        "key",
+        "market",
+        "since",
+        "task",
+        "tokens",
+        "tried",
+        "tries",
+    )
 
     def __init__(self, task: Task, at: Micros) -> None:
         self.task = task
+        self.key: Key = task.id
+        self.market: Market | None = None
         self.since = at
         self.batch = Batch(task) if task.batch else None
-        self.attempts: dict[int, Attempt] = {}
+        self.attempts: dict[Key, Attempt] = {}
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
@@ -62,12 +78,12 @@ class OpenTask:
 
 class Ledger:
     def __init__(self, policies: Policies, rng: random.Random) -> None:
-        self.policies = policies
+        self.use(policies)
         self.rng = rng
         self.fleet = Fleet()
         self.health = Health(self.fleet)
-        self.open: dict[int, OpenTask] = {}
-        self.attempts: dict[int, Attempt] = {}
+        self.open: dict[Key, OpenTask] = {}
+        self.attempts: dict[Key, Attempt] = {}
         self.lines: dict[str, WaitingLine] = {}
         self.shares = Shares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
@@ -77,6 +93,11 @@ class Ledger:
         self._serial = 0
         self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
         self.next_at: Micros = NEVER  # the first of them
+
+    def use(self, policies: Policies) -> None:
+        self.policies = policies
+        # Every task asks these three: compiled, a field of a tuple is looked up by its name.
+        self.router, self.retrier, self.hedger = policies.router, policies.retrier, policies.hedger
 
     # --- attempts and tasks ---
 
@@ -92,17 +113,18 @@ class Ledger:
         self._serial = id = self._serial + 1
         task = opened.task
         attempt = Attempt(id, task, lane, cost, at, at + decision.predicted_us, decision)
+        attempt.opened = opened
         attempt.resumed = opened.begun
-        self.attempts[id] = opened.attempts[id] = attempt
+        self.attempts[attempt.key] = opened.attempts[attempt.key] = attempt
         lane.add(attempt)
-        if not lane.breaker.closed:
+        if not lane.steady and not lane.breaker.closed:
             lane.breaker.begin(at)
         self.out.append(Start(id, task.id, lane.key, decision, ranges))
         return attempt
 
     def end(self, attempt: Attempt, at: Micros) -> None:
-        del self.attempts[attempt.id]
-        self.open[attempt.task.id].attempts.pop(attempt.id, None)
+        del self.attempts[attempt.key]
+        del attempt.opened.attempts[attempt.key]
         attempt.lane.remove(attempt)
         attempt.lane.last_end_us = at
 
@@ -126,9 +148,9 @@ class Ledger:
     def settle(self, opened: OpenTask, outcome: Outcome, attempt: int | None = None, tried: bool = False) -> None:
         """The task is over. `tried`: tell what each node answered, or why it was not asked."""
         task = opened.task
-        del self.open[task.id]
-        market = self.fleet.markets.get(task.model)
-        if market is not None and task.id in market.line.waiting:
+        del self.open[opened.key]
+        market = opened.market
+        if market is not None and opened.key in market.line.waiting:
             market.line.remove(task.id)
         if opened.batch is not None:
             self.batches.get(task.model, {}).pop(task.id, None)
@@ -182,7 +204,7 @@ class Ledger:
         tokens = task.cost * market.tokens_per_cost
         if not task.batch:
             tokens += market.expected_tokens(task)
-        market.line.push(task.id, task.priority if priority is None else priority, since, at, task.app, tokens)
+        market.line.push(opened.key, task.priority if priority is None else priority, since, at, task.app, tokens)
 
     def market(self, model: str, at: Micros) -> Market:
         market = self.fleet.markets.get(model)
@@ -218,7 +240,8 @@ class Ledger:
         """Call `then` at the first tick from `when` on."""
         self._serial += 1
         heapq.heappush(self._timers, (when, self._serial, then))
-        self.next_at = min(self.next_at, when)
+        if when < self.next_at:
+            self.next_at = when
 
     def serve_at(self, model: str, when: Micros) -> None:
         self.at(when, lambda now: self.serve(model, now))

@@ -7,30 +7,30 @@ these options. `ranked` is their order, made anew now and then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sollol.core.estimate import KINDS_MAX, Length, Rate
 from sollol.core.queue import WaitingLine
-from sollol.core.types import SECOND, Micros, Task, TaskType
+from sollol.core.types import SECOND, Mark, Micros, Task, TaskType
 
 if TYPE_CHECKING:
     from sollol.core.fleet import Fleet
     from sollol.core.lane import Lane
 
-SHORTLIST = 24  # lanes looked at for one decision; all, if there are no more
-HALF = SHORTLIST // 2
-MATCHING = 4  # of those that hold the model with the options asked for
-MARKS_MAX = 10_000
-RANK_EVERY = 16  # answers after which the lanes are ranked anew, or half as many as there are lanes
-RANK_OFTEN = 64  # first answers, after each of which they are
+SHORTLIST: Final = 24  # lanes looked at for one decision; all, if there are no more
+HALF: Final = SHORTLIST // 2
+MATCHING: Final = 4  # of those that hold the model with the options asked for
+MARKS_MAX: Final = 10_000
+RANK_EVERY: Final = 16  # answers after which the lanes are ranked anew, or half as many as there are lanes
+RANK_OFTEN: Final = 64  # first answers, after each of which they are
 
 # Assumed before anything was measured anywhere; the first answers replace them.
-TOKENS_OUT = 128.0
-BYTES_PER_TOKEN = 4.0
-PREFILL = 200e-6  # tokens per microsecond
-DECODE = 20e-6
-WORK = 2_000e-6  # cost units per microsecond
+TOKENS_OUT: Final = 128.0
+BYTES_PER_TOKEN: Final = 4.0
+PREFILL: Final = 200e-6  # tokens per microsecond
+DECODE: Final = 20e-6
+WORK: Final = 2_000e-6  # cost units per microsecond
 
 
 class Typical(NamedTuple):
@@ -62,12 +62,14 @@ class Market:
         self.regret_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
         self._fleet = fleet
         self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
+        self._app, self._type = "", TaskType.CHAT  # what was asked for last: the next task is often like it
+        self._length: Length | None = None
         self._counted = 0  # samples seen by the last recount, and by the last ranking
         self._ranked_at = -1
         self._ranked: list[Lane] = []
         self._typical = Typical()
         self._all: list[Lane] = []
-        self.marks: dict[int, Lane] = {}  # beginning of a conversation -> who has read it last
+        self.marks: dict[Mark, Lane] = {}  # beginning of a conversation -> who has read it last
         self._by_options: dict[str, dict[str, Lane]] = {}
 
     # --- who is here ---
@@ -97,12 +99,12 @@ class Market:
         if options:
             self._by_options.setdefault(options, {})[lane.node.key] = lane
 
-    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> Sequence[Lane]:
+    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Lane]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
         if self.unsteady:
             self._review(at)
         limited = task.only is not None or task.gpu
-        if not limited and not tried and not self.unsteady and (wide or len(self.lanes) <= SHORTLIST):
+        if not limited and not tried and not self.unsteady and (wide or len(self._all) <= SHORTLIST):
             return self._all
         if limited:
             return [
@@ -142,7 +144,7 @@ class Market:
     def _review(self, at: Micros) -> None:
         for key, lane in list(self.unsteady.items()):
             if lane.is_steady(at):
-                lane.steady = True
+                lane.settle()
                 del self.unsteady[key]
 
     def _best_free(self, tried: Collection[str], at: Micros) -> list[Lane]:
@@ -181,19 +183,22 @@ class Market:
 
     def expected_tokens(self, task: Task) -> float:
         """How long the answer will be."""
-        length = self._lengths.get((task.app, task.type)) or self.length(task)
-        tokens = length.read() or TOKENS_OUT
+        tokens = self.length(task).read() or TOKENS_OUT
         limit = task.tokens_out
         return tokens if limit is None or limit < 0 else min(tokens, float(limit))
 
     def length(self, task: Task) -> Length:
         """What is known of the answers to such tasks."""
+        last = self._length
+        if last is not None and task.type is self._type and task.app == self._app:
+            return last
         kind = task.app, task.type
         found = self._lengths.get(kind)
         if found is None:
             if len(self._lengths) > KINDS_MAX:
                 self._lengths.clear()
             found = self._lengths[kind] = self._fleet.lengths.of(task.app, task.type, self.model)
+        self._app, self._type, self._length = task.app, task.type, found
         return found
 
     def measured_prompt(self, cost: int, tokens: int) -> None:

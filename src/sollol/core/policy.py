@@ -40,7 +40,7 @@ class Router(Protocol):
 
 
 class Limiter(Protocol):
-    """How many requests may be in flight on one (node, model)?"""
+    """How many requests may be in flight on one (node, model)? `sample` may change that, and nothing else."""
 
     @property
     def limit(self) -> int: ...

@@ -11,73 +11,106 @@ Within an application, first come, first served. A batch stands in line anew aft
 from __future__ import annotations
 
 import heapq
+from bisect import insort
+from typing import Final
 
-from sollol.core.types import SECOND, Micros
+from sollol.core.types import SECOND, Key, Micros
 
-AGEING: Micros = 5 * SECOND  # a LOW call passes HIGH ones after half a minute
+AGEING: Final[Micros] = 5 * SECOND  # a LOW call passes HIGH ones after half a minute
+
+
+class _Share:
+    """What one application was given."""
+
+    __slots__ = ("given", "waiting")
+
+    def __init__(self) -> None:
+        self.given = 0.0  # tokens
+        self.waiting = 0  # tasks in line
 
 
 class Shares:
     """Tokens given to each application: one for all lines, because the nodes are the same."""
 
-    __slots__ = ("_given", "_now", "_waiting")
+    __slots__ = ("_apps", "_now")
 
     def __init__(self) -> None:
-        self._given: dict[str, float] = {}
-        self._waiting: dict[str, int] = {}
+        self._apps: dict[str, _Share] = {}
         self._now = 0.0  # what the application served last had then
 
-    def enter(self, app: str) -> None:
-        count = self._waiting.get(app, 0)
-        if count == 0:
-            self._given[app] = max(self._given.get(app, 0.0), self._now)
-        self._waiting[app] = count + 1
+    def _of(self, app: str) -> _Share:
+        share = self._apps.get(app)
+        if share is None:
+            share = self._apps[app] = _Share()
+        return share
 
-    def leave(self, app: str) -> None:
-        self._waiting[app] -= 1
-        if self._waiting[app] == 0:
-            del self._waiting[app]
-            if len(self._given) > 10_000:  # keys come and go; those that are not behind the present say nothing
-                self._given = {a: t for a, t in self._given.items() if a in self._waiting or t > self._now}
+    def enter(self, app: str) -> _Share:
+        share = self._of(app)
+        if not share.waiting and share.given < self._now:
+            share.given = self._now
+        share.waiting += 1
+        return share
 
-    def serve(self, app: str, tokens: float) -> None:
-        given = self._given.get(app, 0.0)
-        self._now = max(self._now, given)
-        self._given[app] = given + tokens
+    def leave(self, share: _Share) -> None:
+        share.waiting -= 1
+        if not share.waiting and len(self._apps) > 10_000:
+            # Keys come and go; those that are not behind the present say nothing.
+            self._apps = {a: other for a, other in self._apps.items() if other.waiting or other.given > self._now}
+
+    def serve(self, share: _Share, tokens: float) -> None:
+        given = share.given
+        if given > self._now:
+            self._now = given
+        share.given = given + tokens
 
     def pass_by(self, app: str, tokens: float) -> None:
         """Served at once, without waiting."""
-        given = max(self._given.get(app, 0.0), self._now)
-        self._now = given
-        self._given[app] = given + tokens
+        share = self._of(app)
+        self._now = given = max(share.given, self._now)
+        share.given = given + tokens
 
     def correct(self, app: str, tokens: float) -> None:
         """An answer was longer (or shorter, if negative) than expected."""
-        self._given[app] = self._given.get(app, 0.0) + tokens
-
-    def given(self, app: str) -> float:
-        return self._given.get(app, 0.0)
+        self._of(app).given += tokens
 
 
 class _Level:
-    """The tasks of one priority: a heap by arrival for each application."""
+    """The tasks of one priority, by application and, within each, by arrival."""
 
-    __slots__ = ("apps", "count", "since")
+    __slots__ = ("apps", "count", "priority", "since")
 
-    def __init__(self) -> None:
-        self.apps: dict[str, list[tuple[Micros, int, int]]] = {}
+    def __init__(self, priority: int) -> None:
+        self.priority = priority
+        self.apps: dict[str, list[_Place]] = {}
         self.count = 0
         self.since: Micros = 0  # when it was last served, or began to wait
 
 
 class _Place:
-    __slots__ = ("app", "key", "priority", "tokens")
+    __slots__ = ("app", "left", "level", "serial", "share", "since", "task", "tokens")
 
-    def __init__(self, priority: int, app: str, key: tuple[Micros, int, int], tokens: float) -> None:
-        self.priority = priority
+    def __init__(
+        self, task: Key, level: _Level, app: str, share: _Share, since: Micros, serial: int, tokens: float
+    ) -> None:
+        self.task = task
+        self.level = level
         self.app = app
-        self.key = key
+        self.share = share
+        self.since = since
+        self.serial = serial
         self.tokens = tokens
+        self.left = False  # it is no longer in line
+
+
+def _arrival(place: _Place) -> tuple[Micros, int]:
+    return place.since, place.serial
+
+
+def _goes_before(one: _Place, other: _Place) -> bool:
+    """Of the first tasks of two applications."""
+    if one.share.given != other.share.given:
+        return one.share.given < other.share.given
+    return _arrival(one) < _arrival(other)
 
 
 class WaitingLine:
@@ -88,51 +121,50 @@ class WaitingLine:
     def __init__(self, shares: Shares | None = None) -> None:
         self._shares = shares or Shares()
         self._levels: dict[int, _Level] = {}
-        self.waiting: dict[int, _Place] = {}  # a look at it spares a call
+        self.waiting: dict[Key, _Place] = {}  # a look at it spares a call
         self._serial = 0
 
-    def push(self, task: int, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
+    def push(self, task: Key, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
         if task in self.waiting:
             self.remove(task)
         self._serial += 1
-        place = self.waiting[task] = _Place(priority, app, (since, self._serial, task), tokens)
         level = self._levels.get(priority)
         if level is None:
-            level = self._levels[priority] = _Level()
-        if level.count == 0:
+            level = self._levels[priority] = _Level(priority)
             level.since = at
         level.count += 1
-        heap = level.apps.get(app)
-        if heap is None:
-            heap = level.apps[app] = []
-        heapq.heappush(heap, place.key)
-        self._shares.enter(app)
+        place = _Place(task, level, app, self._shares.enter(app), since, self._serial, tokens)
+        self.waiting[task] = place
+        line = level.apps.get(app)
+        if line is None:
+            level.apps[app] = [place]
+        elif since >= line[-1].since:  # nearly always; two that came at once stand in the order of their serials
+            line.append(place)
+        else:
+            insort(line, place, key=_arrival)
 
-    def peek(self, at: Micros) -> int | None:
+    def peek(self, at: Micros) -> Key | None:
         """Who is next."""
         if len(self.waiting) < 2:
-            return next(iter(self.waiting), None)
-        level = self._first_level(at)
-        if len(level.apps) == 1:
-            app = next(iter(level.apps))
-            head = self._head(level, app)
-            assert head is not None
-            return head[2]
-        best: tuple[float, tuple[Micros, int, int]] | None = None
-        for app in list(level.apps):
-            head = self._head(level, app)
-            if head is not None and (best is None or (self._shares.given(app), head) < best):
-                best = self._shares.given(app), head
+            for place in self.waiting.values():
+                return place.task
+            return None
+        apps = self._first_level(at).apps
+        best: _Place | None = None
+        for line in apps.values():
+            head = line[0]
+            if best is None or _goes_before(head, best):
+                best = head
         assert best is not None
-        return best[1][2]
+        return best.task
 
     def _first_level(self, at: Micros) -> _Level:
         levels = self._levels
-        if len(levels) > 1:
-            return levels[self._order(at)[0]]
-        level = next(iter(levels.values()))
-        return level
+        if len(levels) == 1:
+            for level in levels.values():
+                return level
+        return levels[self._order(at)[0]]
 
     def urgency(self, at: Micros) -> tuple[float, Micros]:
         """Sorts lines: the one whose first task is the most urgent comes first."""
@@ -140,84 +172,75 @@ class WaitingLine:
         level = self._levels[priority]
         return -(priority + (at - level.since) / AGEING), level.since
 
-    def serve(self, task: int, at: Micros, tokens: float | None = None) -> float:
+    def serve(self, task: Key, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
         place = self.waiting[task]
-        self._levels[place.priority].since = at
-        self.remove(task)
+        place.level.since = at
         paid = place.tokens if tokens is None else tokens
-        self._shares.serve(place.app, paid)
+        self._shares.serve(place.share, paid)
+        self._take(place)
         return paid
 
-    def remove(self, task: int) -> None:
-        place = self.waiting.pop(task, None)
-        if place is None:
-            return
-        self._shares.leave(place.app)
-        level = self._levels[place.priority]
+    def remove(self, task: Key) -> None:
+        place = self.waiting.get(task)
+        if place is not None:
+            self._take(place)
+
+    def _take(self, place: _Place) -> None:
+        del self.waiting[place.task]
+        self._shares.leave(place.share)
+        place.left = True
+        level = place.level
         level.count -= 1
         if level.count == 0:
-            del self._levels[place.priority]
+            del self._levels[level.priority]
             return
-        heap = level.apps[place.app]
-        if heap[0][1] == place.key[1]:  # compiled, a tuple has no identity; its serial has
-            heapq.heappop(heap)
-        elif len(heap) > 64 and len(heap) > 4 * level.count:
-            level.apps[place.app] = heap = [key for key in heap if self._is_live(key)]
-            heapq.heapify(heap)
-        if not heap:
+        line = level.apps[place.app]
+        while line and line[0].left:  # so the first of a line is always one that waits
+            line.pop(0)
+        if not line:
             del level.apps[place.app]
+        elif len(line) > 64 and len(line) > 4 * level.count:
+            level.apps[place.app] = [other for other in line if not other.left]
 
-    def first(self, count: int, at: Micros) -> list[int]:
+    def first(self, count: int, at: Micros) -> list[Key]:
         """The tasks to be served next, first one first, as far as that can be told now."""
-        found: list[int] = []
+        found: list[Key] = []
         for priority in self._order(at):
-            level = self._levels[priority]
-            if len(level.apps) == 1:
-                (heap,) = level.apps.values()
-                found += [key[2] for key in sorted(heap) if self._is_live(key)][: count - len(found)]
-                if len(found) >= count:
-                    break
-                continue
-            queues = [
-                (self._shares.given(app), iter(heapq.nsmallest(count, (k for k in heap if self._is_live(k)))), app)
-                for app, heap in level.apps.items()
-            ]
-            merge = [(given, key, i) for i, (given, keys, _) in enumerate(queues) if (key := next(keys, None))]
-            heapq.heapify(merge)
-            while merge and len(found) < count:
-                given, key, i = merge[0]
-                found.append(key[2])
-                following = next(queues[i][1], None)
-                if following is None:
-                    heapq.heappop(merge)
-                else:
-                    heapq.heapreplace(merge, (given + self.waiting[key[2]].tokens, following, i))
+            lines = list(self._levels[priority].apps.values())
+            if len(lines) == 1:
+                for place in lines[0]:
+                    if len(found) == count:
+                        break
+                    if not place.left:
+                        found.append(place.task)
+            else:
+                self._merge(lines, found, count)
             if len(found) >= count:
                 break
         return found
+
+    def _merge(self, lines: list[list[_Place]], found: list[Key], count: int) -> None:
+        """By what their applications will have been given by then."""
+        queues = [[place for place in line if not place.left][:count] for line in lines]
+        merge = [(queue[0].share.given, _arrival(queue[0]), number, 0) for number, queue in enumerate(queues)]
+        heapq.heapify(merge)
+        while merge and len(found) < count:
+            given, _, number, turn = merge[0]
+            queue = queues[number]
+            found.append(queue[turn].task)
+            if turn + 1 == len(queue):
+                heapq.heappop(merge)
+            else:
+                given += queue[turn].tokens
+                heapq.heapreplace(merge, (given, _arrival(queue[turn + 1]), number, turn + 1))
 
     def _order(self, at: Micros) -> list[int]:
         """Levels, the one to be served first."""
         levels = self._levels
         return sorted(levels, key=lambda p: (-(p + (at - levels[p].since) / AGEING), -p))
 
-    def _head(self, level: _Level, app: str) -> tuple[Micros, int, int] | None:
-        heap = level.apps[app]
-        while heap:
-            key = heap[0]
-            place = self.waiting.get(key[2])
-            if place is not None and place.key[1] == key[1]:
-                return key
-            heapq.heappop(heap)
-        del level.apps[app]
-        return None
-
-    def _is_live(self, key: tuple[Micros, int, int]) -> bool:
-        place = self.waiting.get(key[2])
-        return place is not None and place.key[1] == key[1]
-
-    def __contains__(self, task: int) -> bool:
+    def __contains__(self, task: Key) -> bool:
         return task in self.waiting
 
     def __len__(self) -> int:

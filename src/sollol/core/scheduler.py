@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.chunks import Chunks
@@ -37,9 +37,9 @@ from sollol.core.serving import Serving
 from sollol.core.singles import Singles
 from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Timing
 
-QUEUE_BOUND = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
-LOOK_AFTER: Micros = SECOND  # how often single tasks under way are looked after
-WARM_LOAD: Micros = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
+QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
+LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
+WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
 
 class Scheduler:
@@ -94,7 +94,7 @@ class Scheduler:
 
     @policies.setter
     def policies(self, policies: Policies) -> None:
-        self._ledger.policies = policies
+        self._ledger.use(policies)
 
     def waiting(self) -> int:
         """Tasks in line."""
@@ -108,20 +108,21 @@ class Scheduler:
 
     def _submitted(self, event: Submitted, at: Micros) -> None:
         task, ledger = event.task, self._ledger
-        opened = ledger.open[task.id] = OpenTask(task, at)
+        opened = OpenTask(task, at)
+        ledger.open[opened.key] = opened
         if len(ledger.open) > self.queue_bound and ledger.waiting() >= self.queue_bound:
             wait = self.forecast.wait_for(len(ledger.line(task.model)), task.model, at)
             told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
             return
-        ledger.policies.retrier.deposit(task)
+        ledger.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
             self._singles.copies.may_have(opened)
         if at >= self.health.touch_at:
             self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
             ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now))
-        market = self.fleet.markets.get(task.model) or ledger.market(task.model, at)
+        market = opened.market = self.fleet.markets.get(task.model) or ledger.market(task.model, at)
         if opened.batch is not None:
             ledger.batches.setdefault(task.model, {})[task.id] = opened.batch
             ledger.enqueue(opened, market, at, at)
@@ -155,7 +156,7 @@ class Scheduler:
             attempt.movable = event.movable
             if not attempt.started:
                 attempt.started = True
-                self._singles.begun(self.open[attempt.task.id], attempt, at)
+                self._singles.begun(attempt.opened, attempt, at)
 
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)
@@ -183,7 +184,7 @@ class Scheduler:
         if attempt is None:  # aborted meanwhile
             return
         outcome = event.outcome
-        lane, opened = attempt.lane, self.open[attempt.task.id]
+        lane, opened = attempt.lane, attempt.opened
         inflight = len(lane.attempts)
         began, before = attempt.started_us, lane.last_end_us
         busy_us = at - (began if began > before else before)
@@ -203,7 +204,7 @@ class Scheduler:
             self._serving.all(at)
             return
         if lane.market.line.waiting or self._ledger.batches or self._singles.copies.late:
-            self._serving.market(lane.market, at, (lane,) if outcome.how is OK else None)
+            self._serving.market(lane.market, at, [lane] if outcome.how is OK else None)
         if len(lane.node.lanes) > 1:
             self._serving.others(lane, at)
 
@@ -240,7 +241,7 @@ class Scheduler:
             lane.measured_load(timing)
             self.health.ask(lane.node, at, self._ledger.out)
         else:
-            lane.limiter.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))
+            lane.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
@@ -253,9 +254,9 @@ class Scheduler:
         lane.reliability.add(0.0)
         lane.latency.add(max(at - attempt.started_us, 2 * (lane.latency.read() or SECOND)))
         if outcome.how in (How.BUSY, How.TIMEOUT):
-            lane.limiter.sample(0.0, 0, 0, True, False)
+            lane.sample(0.0, 0, 0, True, False)
         if outcome.how is How.BUSY:
-            pause = self.policies.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
+            pause = self._ledger.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
             lane.busy_answers += 1
             self._ledger.pause(lane, at + pause)
         elif outcome.how is How.MISSING:
@@ -316,7 +317,7 @@ class Scheduler:
                 if attempt.id not in self.attempts:  # its batch was given up meanwhile
                     continue
                 self._ledger.abort(attempt, at)
-                self._failed(self.open[attempt.task.id], attempt, outcome, at)
+                self._failed(attempt.opened, attempt, outcome, at)
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -344,5 +345,5 @@ class Scheduler:
         self._debit(attempt, outcome, at)
         if attempt.id in self.attempts:
             self._ledger.abort(attempt, at)
-            self._failed(self.open[attempt.task.id], attempt, outcome, at)
+            self._failed(attempt.opened, attempt, outcome, at)
         self._serving.market(attempt.lane.market, at)

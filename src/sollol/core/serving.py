@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Final
 
 from sollol.core.chunks import Chunks
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.singles import Singles
-from sollol.core.types import MILLISECOND, Micros
+from sollol.core.types import MILLISECOND, Key, Micros
 
-LOOKAHEAD = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
-QUIET: Micros = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
+LOOKAHEAD: Final = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
+QUIET: Final[Micros] = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
 
 
 class Serving:
@@ -35,7 +35,7 @@ class Serving:
         for market in waited:
             self.market(market, at)
 
-    def model(self, model: str, at: Micros, freed: Iterable[Lane] | None = None) -> None:
+    def model(self, model: str, at: Micros, freed: list[Lane] | None = None) -> None:
         market = self._ledger.fleet.markets.get(model)
         if market is not None:
             self.market(market, at, freed)
@@ -47,29 +47,29 @@ class Serving:
         elif at < market.quiet_until:
             self._plan_look(market)  # those before it were asked just now
         else:
-            self.market(market, at, ())
+            self.market(market, at, [])
 
-    def market(self, market: Market, at: Micros, freed: Iterable[Lane] | None = None) -> None:
+    def market(self, market: Market, at: Micros, freed: list[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
-        if market.model in self._singles.copies.late:
+        late, batches = self._singles.copies.late, self._ledger.batches.get(market.model)
+        if late and market.model in late:
             self._singles.copies.offer(market, at)
-        line, batches = market.line, self._ledger.batches.get(market.model)
-        only = None if freed is None else list(freed)
+        line = market.line
         while line.waiting:
             if not batches and not market.roomy and market.lanes:
                 return  # every slot is taken: the next answer brings us back
             head = line.peek(at)
             assert head is not None
             ahead: dict[str, Micros] = {}
-            if self._serve(head, market, ahead, only, at):
-                self._look_ahead(market, head, ahead, only, at)
+            if self._serve(head, market, ahead, freed, at):
+                self._look_ahead(market, head, ahead, freed, at)
                 break
         for batch in list(batches.values()) if batches else ():
             if batch.live and not batch.pending_count:
                 self._chunks.take_over(batch, market, at)
 
     def _look_ahead(
-        self, market: Market, head: int, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros
+        self, market: Market, head: Key, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros
     ) -> None:
         """The first one rather waits: those behind it may take what it leaves."""
         line = market.line
@@ -83,7 +83,7 @@ class Serving:
         for task in line.first(LOOKAHEAD, at):
             if task == head or task not in line.waiting:
                 continue
-            self._serve(task, market, ahead, only, at)
+            self._serve(task, market, ahead, freed, at)
             if not _any_free(market, at):
                 return
 
@@ -92,13 +92,12 @@ class Serving:
             market.look_planned = True
             self._ledger.serve_at(market.model, market.quiet_until)
 
-    def _serve(self, task: int, market: Market, ahead: dict[str, Micros], only: list[Lane] | None, at: Micros) -> bool:
+    def _serve(self, task: Key, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros) -> bool:
         """Bind what can be bound; True if the task still waits."""
         opened = self._ledger.open[task]
-        if opened.batch is not None:
-            self._chunks.serve(opened, opened.batch, market, only, at)
-        else:
-            self._singles.serve(opened, market, ahead, only, at)
+        if opened.batch is None:
+            return self._singles.serve(opened, market, ahead, freed, at)
+        self._chunks.serve(opened, opened.batch, market, freed, at)
         return task in market.line.waiting
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.fleet import NodeState
 from sollol.core.lane import Lane
 from sollol.core.ledger import Claim, Ledger, OpenTask
-from sollol.core.market import Market
+from sollol.core.market import SHORTLIST, Market
 from sollol.core.messages import Load
 from sollol.core.policy import Router
 from sollol.core.types import (
@@ -27,15 +28,15 @@ from sollol.core.types import (
 )
 from sollol.core.value import replaced
 
-LATE_LEAST: Micros = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
+LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
-HUNG_TIMES = 20
-HUNG_LEAST: Micros = 60 * SECOND
+HUNG_TIMES: Final = 20
+HUNG_LEAST: Final[Micros] = 60 * SECOND
 # What a caller must have waited before he left, for it to be held against the node: so many times the prediction (how
 # long a whole answer takes is known less well than when a stream begins), and never less than SUSPECT_LEAST.
-SUSPECT_TIMES = 5
-SUSPECT_TIMES_WHOLE = 10
-SUSPECT_LEAST: Micros = 5 * SECOND
+SUSPECT_TIMES: Final = 5
+SUSPECT_TIMES_WHOLE: Final = 10
+SUSPECT_LEAST: Final[Micros] = 5 * SECOND
 
 
 class Singles:
@@ -44,26 +45,29 @@ class Singles:
         self.copies = Copies(ledger)
 
     def serve(
-        self, opened: OpenTask, market: Market, ahead: dict[str, Micros], freed: Sequence[Lane] | None, at: Micros
-    ) -> None:
-        """Start it, settle it for want of any node, or leave it in line. `freed`: only these lanes can have changed."""
+        self, opened: OpenTask, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros
+    ) -> bool:
+        """Start it, settle it for want of any node, or leave it in line; True if it still waits.
+
+        `freed`: only these lanes can have changed."""
         claim = opened.claim
         if claim is not None:
             if freed is not None and self._stands(opened.task, claim, ahead, freed, at):
                 ahead[claim.lane.key] = ahead.get(claim.lane.key, 0) + claim.own_us
-                return
+                return True
             opened.claim = None
         ledger, task = self._ledger, opened.task
         if at < ledger.health.newcomers_until:
             settled_at = ledger.health.settles_at(at)
             if settled_at is not None:
                 ledger.serve_at(task.model, settled_at)
-                return
-        router = router_of(ledger.policies, task)
-        lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), router.wide, at)
+                return True
+        router = router_of(ledger, task)
+        wide = len(market.lanes) > SHORTLIST and router.wide
+        lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), wide, at)
         if not lanes and opened.busy:  # there is no other: wait for one that was busy
             opened.busy = None
-            lanes = market.shortlist(task, opened.tried, router.wide, at)
+            lanes = market.shortlist(task, opened.tried, wide, at)
         if not lanes:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
             lanes = [
@@ -72,23 +76,25 @@ class Singles:
                 if lane.node.key not in opened.tried and lane.node.usable and not lane.attempts and lane.suits(task)
             ]
         if not lanes:
-            if not ledger.may_yet_come(opened, at):
-                ledger.settle_no_node(opened, "no node can serve it")
-            return
+            if ledger.may_yet_come(opened, at):
+                return True
+            ledger.settle_no_node(opened, "no node can serve it")
+            return False
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         if lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
-            opened.tokens += market.line.serve(task.id, at)
+            opened.tokens += market.line.serve(opened.key, at)
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
                 self.copies.plan(opened, opened.hedger, attempt, at)
-            return
+            return False
         ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
+        return True
 
-    def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: Sequence[Lane], at: Micros) -> bool:
+    def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: list[Lane], at: Micros) -> bool:
         """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
         sooner. On all others it would finish no sooner than it would have then."""
-        router = router_of(self._ledger.policies, task)
+        router = router_of(self._ledger, task)
         if not router.by_finish:  # it was another when the task chose
             return False
         heavy = task.kind is not EMBED
@@ -110,7 +116,7 @@ class Singles:
                     finish = at + lane.wait_us(at, heavy) + ahead.get(key, 0) + math.fsum(row[2:])
                     break
             else:
-                finish = float(at + router.choose(task, (lane,), ahead, at, self._ledger.rng).predicted_us)
+                finish = float(at + router.choose(task, [lane], ahead, at, self._ledger.rng).predicted_us)
             if finish < claim.finish_us:
                 return False
         return True
@@ -122,8 +128,9 @@ class Singles:
         ledger, task = self._ledger, opened.task
         if at < ledger.health.newcomers_until and ledger.health.settles_at(at) is not None:
             return None
-        router = router_of(ledger.policies, task)
-        if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
+        router = router_of(ledger, task)
+        wide = len(market.lanes) > SHORTLIST and router.wide
+        if not (lanes := market.shortlist(task, opened.tried, wide, at)):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
@@ -171,7 +178,7 @@ class Singles:
         task = opened.task
         if task.kind is EMBED or attempt.resumed:
             return
-        everybody, own = self._ledger.policies.hedger, opened.hedger
+        everybody, own = self._ledger.hedger, opened.hedger
         everybody.learn(task, attempt.decision, at - attempt.started_us)
         if own is not None and own is not everybody:
             own.learn(task, attempt.decision, at - attempt.started_us)
@@ -223,7 +230,7 @@ class Singles:
             opened.tried[node] = why
         if opened.attempts:  # the other copy is still under way
             return
-        if ledger.policies.retrier.again(task, outcome, tries, at) is None:
+        if ledger.retrier.again(task, outcome, tries, at) is None:
             opened.tried |= {lane.node.key: "busy" for lane in attempt.lane.market.usable(at) if lane.busy_answers}
             opened.tried[node] = why
             ledger.settle_no_node(opened, "every attempt failed")

@@ -7,12 +7,15 @@ least at ALONE of the usual rate.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.estimate import Mean
 
-TURNS_HOLD = 100  # answers of a node before another of its models may try to work beside; four times as many each time
-TURNS_LEAST = 3  # answers that tell
-TURNS_MOST = 4
-ALONE = 0.8
+# Answers of a node before another of its models may try to work beside; four times as many each time.
+TURNS_HOLD: Final = 100
+TURNS_LEAST: Final = 3  # answers that tell
+TURNS_MOST: Final = 4
+ALONE: Final = 0.8
 
 
 class Turns:

@@ -16,10 +16,12 @@ from sollol.core.value import Value
 if TYPE_CHECKING:
     from sollol.core.policy import Hedger
 
+Mark = object  # the name of a beginning of a conversation, see `Task.prefix`: a number, but nobody counts with it
+Key = Any  # the number of a task or an attempt where it is a key; compiled, an int would be made an object each time
 Micros = int  # a moment, or a duration, on the event loop's clock
-NEVER: Final[Micros] = 1 << 62
-SECOND: Micros = 1_000_000
-MILLISECOND: Micros = 1_000
+NEVER: Final[Micros] = (1 << 62) - 1  # the largest that is no object, compiled
+SECOND: Final[Micros] = 1_000_000
+MILLISECOND: Final[Micros] = 1_000
 
 
 class RoutingMode(enum.StrEnum):
@@ -125,7 +127,7 @@ class Task(Value):
         mode: RoutingMode | None = None,
         hedge: bool | Hedger | None = None,
         stream: bool = False,
-        prefix: tuple[tuple[int, int], ...] = (),
+        prefix: tuple[tuple[Mark, int], ...] = (),
         only: tuple[str, ...] | None = None,
         gpu: bool = False,
     ) -> None:
@@ -172,7 +174,7 @@ OK: Final = How.OK
 EMBED: Final = Kind.EMBED
 
 # Another node may do it.
-TRANSIENT = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.UNABLE})
+TRANSIENT: Final = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.UNABLE})
 
 
 @mypyc_attr(acyclic=True)
@@ -226,7 +228,7 @@ class Candidate(NamedTuple):
 # nothing most of the time: a row of LEAN is of those that are not.
 Row = tuple[Any, ...]
 LEAN: Final = ("wait", "prefill", "decode", "overhead")
-SHOWN = 8  # candidates that a decision tells of
+SHOWN: Final = 8  # candidates that a decision tells of
 
 
 @mypyc_attr(acyclic=True)

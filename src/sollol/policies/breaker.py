@@ -8,13 +8,15 @@ caller who left say nothing of the node.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.types import OK, SECOND, How, Micros, Outcome
 
-THRESHOLD = 4  # at 30 % random errors this opens by accident once in 120 requests, for a second
-PAUSE: Micros = 1 * SECOND
-LONGER = 3  # times, after each trial that failed
-PAUSE_MAX: Micros = 30 * SECOND
-_FAULTS = frozenset({How.FAILED, How.TIMEOUT, How.UNREACHABLE})
+THRESHOLD: Final = 4  # at 30 % random errors this opens by accident once in 120 requests, for a second
+PAUSE: Final[Micros] = 1 * SECOND
+LONGER: Final = 3  # times, after each trial that failed
+PAUSE_MAX: Final[Micros] = 30 * SECOND
+_FAULTS: Final = frozenset({How.FAILED, How.TIMEOUT, How.UNREACHABLE})
 
 
 class ConsecutiveBreaker:

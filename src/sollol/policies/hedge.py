@@ -8,42 +8,53 @@ LEAST samples: a hedge that fires at random only adds load.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.estimate import Quantile
 from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskType
 
-SHARE = 0.95
-LATER = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
-LEAST = 20
-BUDGET = 0.05
-RESERVE = 2.0  # second copies that a quiet service may send at once
-MARGIN: Micros = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
+SHARE: Final = 0.95
+LATER: Final = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
+LEAST: Final = 20
+BUDGET: Final = 0.05
+RESERVE: Final = 2.0  # second copies that a quiet service may send at once
+MARGIN: Final[Micros] = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
 
 
 class QuantileHedger:
-    __slots__ = ("_kinds", "_tokens", "budget", "share")
+    __slots__ = ("_kind", "_kinds", "_last", "_tokens", "budget", "share")
 
     def __init__(self, share: float = SHARE, budget: float = BUDGET) -> None:
         self.share = share
         self.budget = budget
         self._kinds: dict[tuple[str, TaskType, bool], Quantile] = {}
         self._tokens = RESERVE
+        self._last: Task | None = None  # who was asked for last: the next call is often like it
+        self._kind = Quantile()
+
+    def _of(self, task: Task) -> Quantile:
+        """What is known of such calls."""
+        last = self._last
+        if last is None or task.model != last.model or task.type is not last.type or task.stream != last.stream:
+            key = task.model, task.type, task.stream
+            kind = self._kinds.get(key)
+            if kind is None:
+                kind = self._kinds[key] = Quantile()
+            self._last, self._kind = task, kind
+        return self._kind
 
     def deposit(self, task: Task) -> None:
         self._tokens = min(self._tokens + self.budget, max(RESERVE, 100 * self.budget))
 
     def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
         """An attempt gave its first token (or its answer, if that comes whole) after `elapsed_us`."""
-        key = task.model, task.type, task.stream
-        kind = self._kinds.get(key)
-        if kind is None:
-            kind = self._kinds[key] = Quantile()
-        kind.add(elapsed_us / (decision.heard_us(task.stream) + MARGIN))
+        self._of(task).add(elapsed_us / (decision.heard_us(task.stream) + MARGIN))
 
     def after(self, task: Task, decision: Decision) -> Micros | None:
         if task.kind is EMBED:
             return None
-        kind = self._kinds.get((task.model, task.type, task.stream))
-        if kind is None or len(kind) < LEAST:
+        kind = self._of(task)
+        if len(kind) < LEAST:
             return None
         late = kind.read(self.share)
         assert late is not None

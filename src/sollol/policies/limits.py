@@ -9,15 +9,17 @@ rises by GAIN, twice; otherwise step back and wait, longer each time, before try
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.types import SECOND, Micros
 
-GAIN = 1.15  # of 1.2 to 1.5 measured where a second list overlaps, against the noise of unequal requests
-MAXIMUM = 32
-WINDOW = 6  # answers per judgement, times the limit under judgement
-TRIAL = 4  # answers after which a trial without any gain ends
-CHEAP: Micros = 3 * SECOND  # a window so short is a cheap trial: it need not be put off
-HOLD = 8  # windows to wait after a step back; doubles up to HOLD_MAX
-HOLD_MAX = 128
+GAIN: Final = 1.15  # of 1.2 to 1.5 measured where a second list overlaps, against the noise of unequal requests
+MAXIMUM: Final = 32
+WINDOW: Final = 6  # answers per judgement, times the limit under judgement
+TRIAL: Final = 4  # answers after which a trial without any gain ends
+CHEAP: Final[Micros] = 3 * SECOND  # a window so short is a cheap trial: it need not be put off
+HOLD: Final = 8  # windows to wait after a step back; doubles up to HOLD_MAX
+HOLD_MAX: Final = 128
 
 
 class ThroughputLimiter:

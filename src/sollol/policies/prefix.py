@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
-PREFIXES = 7  # beginnings of a conversation that are remembered, besides its first message
-MESSAGE_COST = 30  # cost units of a message besides its text: role and marks
+PREFIXES: Final = 7  # beginnings of a conversation that are remembered, besides its first message
+MESSAGE_COST: Final = 30  # cost units of a message besides its text: role and marks
+_crc32: Final[Any] = crc32
 
 
 def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
-    mark = cost = 0
-    marks: list[tuple[int, int]] = []
-    for message in messages:
-        content = message.get("content")
+    mark: Any = 0  # no int, so that it stays an object when this is compiled
+    cost = 0
+    marks: list[tuple[Any, int]] = []
+    for message in messages if isinstance(messages, list) else list(messages):
+        content = _content(message)
         text: str = content if isinstance(content, str) else str(content)
-        mark = crc32(text.encode("utf-8", "surrogatepass"), mark)
+        mark = _crc32(text.encode("utf-8", "surrogatepass"), mark)
         cost += len(text) + MESSAGE_COST
         marks.append((mark, cost))
     return tuple(marks) if len(marks) <= PREFIXES else (marks[0], *marks[1:][-PREFIXES:])
+
+
+def _content(message: Any) -> Any:
+    if isinstance(message, dict):  # compiled, it is asked more quickly than what may be any mapping
+        return message.get("content")
+    return message.get("content")

@@ -7,15 +7,17 @@ first call of a program can fail over too. A busy node (503) costs no budget: wa
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.types import MILLISECOND, SECOND, How, Micros, Outcome, Task
 
-SHARE = 0.2
-RESERVE = 20.0
-CAPACITY = 200.0
-MAX_TRIES = 6
-BUSY_TRIES = 12  # with the pauses below: about 15 s of a node saying that it is busy
-BUSY_PAUSE: Micros = 50 * MILLISECOND
-BUSY_PAUSE_MAX: Micros = 2 * SECOND
+SHARE: Final = 0.2
+RESERVE: Final = 20.0
+CAPACITY: Final = 200.0
+MAX_TRIES: Final = 6
+BUSY_TRIES: Final = 12  # with the pauses below: about 15 s of a node saying that it is busy
+BUSY_PAUSE: Final[Micros] = 50 * MILLISECOND
+BUSY_PAUSE_MAX: Final[Micros] = 2 * SECOND
 
 
 def busy_pause(times: int) -> Micros:

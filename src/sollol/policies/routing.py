@@ -14,8 +14,10 @@ nothing was heard for STALE and which was not far behind then.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
 from sollol.core.market import Typical
@@ -26,6 +28,7 @@ from sollol.core.types import (
     SECOND,
     SHOWN,
     Decision,
+    Mark,
     Micros,
     RoutingMode,
     RoutingStrategy,
@@ -33,19 +36,20 @@ from sollol.core.types import (
     Task,
 )
 
-ALIKE = 1.01  # finishing within one per cent is the same; the dice keep several clients from choosing the same node
-KEPT = 16  # candidates of which all rows are kept; of more, the best
-EAGER = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
-STALE: Micros = 300 * SECOND
-FADES: Micros = 5 * SECOND  # in which the penalty of a lane that has only failed halves
-STALE_PRIORITY = 5  # calls above it are not used to find out
-NOT_FAR = 8.0  # times slower than the best when it was last heard of
-_TERMS = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
-_EMBED_TERMS = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
+# Finishing within one per cent is the same; the dice keep several clients from choosing the same node.
+ALIKE: Final = 1.01
+KEPT: Final = 16  # candidates of which all rows are kept; of more, the best
+EAGER: Final = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
+STALE: Final[Micros] = 300 * SECOND
+FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a lane that has only failed halves
+STALE_PRIORITY: Final = 5  # calls above it are not used to find out
+NOT_FAR: Final = 8.0  # times slower than the best when it was last heard of
+_TERMS: Final = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
+_EMBED_TERMS: Final = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
 
 Parts = tuple[float, float, float, float, float, float, float]  # microseconds, in the order of _TERMS
-LEAN_ROW = len(LEAN) + 1
-_REASONS = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
+LEAN_ROW: Final = len(LEAN) + 1
+_REASONS: Final = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 
 class CompletionRouter:
@@ -63,14 +67,17 @@ class CompletionRouter:
         at: Micros,
         rng: random.Random,
     ) -> Decision:
-        rows, finishes = _predict(task, lanes, ahead, at)
+        if not isinstance(lanes, list):  # compiled, a list is read without calls
+            lanes = list(lanes)
+        rows: list[Row] = []
+        finishes = _predict(task, lanes, ahead, at, rows)
         scores = self._scores(task, lanes, finishes, at)
-        chosen = _least(scores, rng) if len(lanes) > 1 else 0
+        chosen = _least(scores, rng) if len(rows) > 1 else 0
         row = rows[chosen]
         finish = finishes[chosen]
         embed = task.kind is EMBED
-        if len(lanes) > KEPT:
-            best = sorted(range(len(lanes)), key=scores.__getitem__)[:SHOWN]
+        if len(rows) > KEPT:
+            best = sorted(range(len(rows)), key=scores.__getitem__)[:SHOWN]
             rows, scores = [rows[i] for i in best], [scores[i] for i in best]
         decode: float = 0.0 if embed else row[3] if len(row) == LEAN_ROW else row[5]
         return Decision(
@@ -92,25 +99,24 @@ class CompletionRouter:
         return finishes
 
 
-def _least(scores: Sequence[float], rng: random.Random) -> int:
+def _least(scores: list[float], rng: random.Random) -> int:
     """The place of the least; the dice choose among those that are as good as the same."""
-    least = min(scores)
-    bound = least * ALIKE
-    first, alike = -1, 0
+    least = second = math.inf
+    first = 0
     for place, score in enumerate(scores):
-        if score <= bound:
-            alike += 1
-            if first < 0:
-                first = place
-    if alike == 1:
+        if score < least:
+            least, second, first = score, least, place
+        elif score < second:
+            second = score
+    bound = least * ALIKE
+    if second > bound:
         return first
-    return [place for place, score in enumerate(scores) if score <= bound][int(rng.random() * alike)]
+    alike = [place for place, score in enumerate(scores) if score <= bound]
+    return alike[int(rng.random() * len(alike))]
 
 
-def _predict(
-    task: Task, lanes: Sequence[Lane], ahead: Mapping[str, Micros], at: Micros
-) -> tuple[list[Row], list[float]]:
-    """The terms for each lane, and their sums.
+def _predict(task: Task, lanes: list[Lane], ahead: Mapping[str, Micros], at: Micros, rows: list[Row]) -> list[float]:
+    """When it would finish on each lane; the terms of that become `rows`.
 
     One loop without calls for lanes that are steady and have rates of their own, as nearly all are nearly always: it
     runs for every lane of every decision. The others are asked everything (`_Inquiry`)."""
@@ -121,22 +127,22 @@ def _predict(
     tokens_per_cost = market.tokens_per_cost
     options, cost = task.options, float(task.cost)
     marks = market.marks
-    known = [beginning for beginning in reversed(task.prefix) if beginning[0] in marks] if task.prefix else ()
+    known = [beginning for beginning in reversed(task.prefix) if beginning[0] in marks]
+    claimed = bool(ahead)
     inquiry: _Inquiry | None = None
-    rows: list[Row] = []
     finishes: list[float] = []
     since = NEVER if embed else at - STALE
     for lane in lanes:
         wait = 0.0
         steady, running = lane.steady, len(lane.attempts)
         if running or not steady or lane.node.heavy_lanes:
-            over = running - lane.limiter.proven
+            over = running - lane.proven
             soonest = lane.soonest_us
             if over == 0 and soonest >= at and steady and lane.heavy:  # as most that run: without the call
                 wait = float(soonest - at)
             elif over >= 0 or not steady or not lane.heavy:
                 wait = float(lane.wait_us(at, heavy))
-        if ahead:
+        if claimed:
             wait += float(ahead.get(lane.key, 0))
         reads, speaks = lane.prefill.value, lane.decode.value
         if steady and lane.last_end_us > since and reads and speaks and lane.options == options:
@@ -154,7 +160,7 @@ def _predict(
         parts = inquiry.parts(lane, wait)
         rows.append((lane.key, *parts))
         finishes.append(sum(parts))
-    return rows, finishes
+    return finishes
 
 
 class _Inquiry:
@@ -163,7 +169,7 @@ class _Inquiry:
     __slots__ = ("_at", "_known", "_task", "_tokens", "_tokens_per_cost", "_usual")
 
     def __init__(
-        self, task: Task, at: Micros, tokens: float, tokens_per_cost: float, known: Sequence[tuple[int, int]]
+        self, task: Task, at: Micros, tokens: float, tokens_per_cost: float, known: list[tuple[Mark, int]]
     ) -> None:
         self._task = task
         self._at = at
@@ -345,7 +351,7 @@ def router_of(strategy: RoutingStrategy) -> CompletionRouter:
             return CompletionRouter()
 
 
-MODES: Mapping[RoutingMode, CompletionRouter] = {
+MODES: Final[Mapping[RoutingMode, CompletionRouter]] = {
     RoutingMode.RELIABLE: ReliableRouter(),
     RoutingMode.ASYNC: SparingRouter(),
 }

@@ -6,7 +6,17 @@ A line is a weight and words; two points decide. `verb*` is every word that begi
 
 from __future__ import annotations
 
-SUMMARISE, CLASSIFY, EXTRACT, CODE, PROSE, OTHER, MAKE, LIST, SOURCE = range(9)
+from typing import Final
+
+SUMMARISE: Final = 0
+CLASSIFY: Final = 1
+EXTRACT: Final = 2
+CODE: Final = 3
+PROSE: Final = 4
+OTHER: Final = 5
+MAKE: Final = 6
+LIST: Final = 7
+SOURCE: Final = 8
 """What a word speaks for. PROSE: a poem, a letter, so no code. OTHER: translating and the like, where what follows is
 only what it is done to. MAKE: write, create, fix, of code or of anything else. LIST: name, find, that is, take out of a
 text if there is one. SOURCE: that there is one."""

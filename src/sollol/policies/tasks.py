@@ -37,34 +37,36 @@ from sollol.policies.task_words import (
     WORDS,
 )
 
-HEAD, TAIL = 400, 300  # characters looked at, at both ends of a long message
-LINE = 200  # characters in which what is asked may stand
-ENOUGH = 2  # points that decide
-NEAR = 5  # words between "write" and what is written
-MESSAGES = 40  # of a conversation whose sizes are counted
+HEAD: Final = 400
+TAIL: Final = 300  # characters looked at, at both ends of a long message
+LINE: Final = 200  # characters in which what is asked may stand
+ENOUGH: Final = 2  # points that decide
+NEAR: Final = 5  # words between "write" and what is written
+MESSAGES: Final = 40  # of a conversation whose sizes are counted
 
-_WORD = re.compile(r"[\w.+#]+")
+_WORD: Final = re.compile(r"[\w.+#]+")
 # Small letters for all, and a space for what is not part of a word.
-_SPACED = bytes(ord(c.lower() if c.isalnum() or c in "_.+#" else " ") for c in map(chr, range(128))) + b" " * 128
-_QUOTED = re.compile(r'"[^"\n]*"|“[^“”\n]*”|„[^„“”\n]*[“”]|«[^«»\n]*»|`[^`\n]+`|「[^「」\n]*」')
-_QUOTES = re.compile("[“„«「]")
-_LATIN = re.compile(r"[a-z][a-z+#]*")
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
-_CODE_LIKE = re.compile(
+_SPACED: Final = bytes(ord(c.lower() if c.isalnum() or c in "_.+#" else " ") for c in map(chr, range(128))) + b" " * 128
+_QUOTED: Final = re.compile(r'"[^"\n]*"|“[^“”\n]*”|„[^„“”\n]*[“”]|«[^«»\n]*»|`[^`\n]+`|「[^「」\n]*」')
+_QUOTES: Final = re.compile("[“„«「]")
+_LATIN: Final = re.compile(r"[a-z][a-z+#]*")
+_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_CODE_LIKE: Final = re.compile(
     r"^[ \t]*(?:def|class|import|from|#include|SELECT|function|const|let|public|fn|func)\b.*[({;:]", re.M
 )
 CHAT: Final = TaskType.CHAT
-_TRACE = "Traceback (most recent"
-_FENCE = "```"
-_TYPES = {
+_TRACE: Final = "Traceback (most recent"
+_FENCE: Final = "```"
+_TYPES: Final = {
     SUMMARISE: TaskType.SUMMARISE,
     CLASSIFY: TaskType.CLASSIFY,
     EXTRACT: TaskType.EXTRACT,
     CODE: TaskType.CODE,
 }
-_REMEMBERED = 4096
-LONGEST = 20  # letters of a word that is remembered
-_silent: set[str] = set()  # words that speak for nothing, as most do
+_REMEMBERED: Final = 4096
+LONGEST: Final = 20  # letters of a word that is remembered
+_SILENT: Final = (0, 0)  # the sign of a word that speaks for nothing, as most do
+_signs: Final[dict[str, tuple[int, int]]] = {}  # words that came before, and what they speak for
 
 
 def detect_task_type(request: Any) -> TaskType:
@@ -115,7 +117,7 @@ def estimate_complexity(request: Any) -> int:
         points += 1 + (len(tools) > 4)
     points += {TaskType.CODE: 2, TaskType.SUMMARISE: 1, TaskType.EXTRACT: 1}.get(detect_task_type(payload), 0)
     points += bool(payload.get("think"))
-    points += min(2, len(STEPS.intersection(_words(_ends(text)))))
+    points += min(2, len(STEPS.intersection(_words(_ends(text), text.isascii()))))
     return min(10, points)
 
 
@@ -133,18 +135,19 @@ def _texts(messages: Any, prompt: Any, system: Any) -> tuple[str, str]:
     """What the user asks last, and the system message."""
     if not messages:
         return prompt if isinstance(prompt, str) else "", system if isinstance(system, str) else ""
-    if isinstance(messages, (str, bytes)) or not isinstance(messages, (list, Sequence)):
+    if not isinstance(messages, list) and (isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence)):
         raise BadInput(f"messages is {type(messages).__name__}; expected a list of messages")
+    said: list[Any] = messages if isinstance(messages, list) else list(messages)
     asked = ""
-    first = messages[-1]
-    if _field(first, "role") == "user":  # as nearly always
-        asked = _content(first)
+    last = said[-1]
+    if _field(last, "role") == "user":  # as nearly always
+        asked = _content(last)
     else:
         for message in reversed(messages[-MESSAGES:]):
             if _field(message, "role") == "user":
                 asked = _content(message)
                 break
-    first = messages[0]
+    first = said[0]
     return asked, _content(first) if _field(first, "role") == "system" else ""
 
 
@@ -180,13 +183,15 @@ def _ends(text: str) -> str:
 def _of_text(text: str) -> TaskType | None:
     """What is asked in a message; CHAT where that is sure, None where nothing was found."""
     text = _ends(text)
-    fenced = _FENCE in text
+    ascii = text.isascii()
+    ticked = "`" in text
+    fenced = ticked and _FENCE in text
     asked = _outside(text) if fenced else text
-    if '"' in asked or "`" in asked or (not asked.isascii() and _QUOTES.search(asked)):
+    if '"' in asked or (ticked and "`" in asked) or (not ascii and _QUOTES.search(asked)):
         asked = _QUOTED.sub(" ", asked)
     asked = asked.strip()
     for zone in _zones(asked):
-        found = _scan(zone)
+        found = _scan(zone, ascii or zone.isascii())
         if found is not None:
             return found
     if fenced or _TRACE in text:
@@ -198,7 +203,7 @@ def _of_text(text: str) -> TaskType | None:
 @lru_cache(256)  # an application says the same to all its calls
 def _of_system(text: str) -> TaskType | None:
     """A system message decides only where it speaks of one thing: many list all that an assistant can."""
-    spoken = {found[0] for found in map(_sign, _words(text)) if found and found[0] in _TYPES}
+    spoken = {found[0] for found in map(_sign, _words(text, text.isascii())) if found and found[0] in _TYPES}
     return _of_text(text) if len(spoken) == 1 else None
 
 
@@ -221,43 +226,49 @@ def _zones(text: str) -> tuple[str, ...]:
     return tail, head
 
 
-def _words(text: str) -> list[str]:
+def _words(text: str, ascii: bool) -> list[str]:
     """In small letters. The first way is ten times as quick."""
-    if text.isascii():
+    if ascii:
         return text.encode("ascii").translate(_SPACED).decode("ascii").split()
     return _WORD.findall(text.lower())
 
 
 def _sign(word: str) -> tuple[int, int] | None:
     """What a word (in small letters) speaks for, and its points."""
-    bare = word.rstrip(".")
-    if "." in bare and bare.rpartition(".")[2] in EXTENSIONS:
-        return CODE, ENOUGH
+    bare = word
+    if "." in word:
+        bare = word.rstrip(".")
+        if "." in bare and bare.rpartition(".")[2] in EXTENSIONS:
+            return CODE, ENOUGH
     found = WORDS.get(bare) or STEMS.get(bare[:8]) or STEMS.get(bare[:7]) or STEMS.get(bare[:6])
-    if found is None and len(word) <= LONGEST:
-        if len(_silent) >= _REMEMBERED:
-            _silent.clear()
-        _silent.add(word)
     return found
 
 
-def _scan(text: str) -> TaskType | None:
+def _remember(word: str) -> tuple[int, int]:
+    found = _sign(word) or _SILENT
+    if len(word) <= LONGEST:
+        if len(_signs) >= _REMEMBERED:
+            _signs.clear()
+        _signs[word] = found
+    return found
+
+
+def _scan(text: str, ascii: bool) -> TaskType | None:
     """The type that first has ENOUGH points; None if none has."""
-    if not text.isascii() and _UNSPACED.search(text) is not None:
+    if not ascii and _UNSPACED.search(text) is not None:
         return _scan_unspaced(text)
-    words = _words(text)
-    spoken: list[tuple[int, tuple[int, int]]] = []
-    for place, word in enumerate(words):
-        if word in _silent:
-            continue
-        found = _sign(word)
-        if found is not None:
-            spoken.append((place, found))
-    if not spoken:
-        return None
-    points = [0] * 9
+    words = _words(text, ascii)
+    points: list[int] | None = None
     made = -NEAR - 1
-    for place, (sign, weight) in spoken:
+    for place, word in enumerate(words):
+        found = _signs.get(word)
+        if found is None:
+            found = _remember(word)
+        sign, weight = found
+        if not weight:
+            continue
+        if points is None:
+            points = [0, 0, 0, 0, 0, 0, 0, 0, 0]
         if sign == MAKE:
             made = place
         elif sign == PROSE:
@@ -271,6 +282,8 @@ def _scan(text: str) -> TaskType | None:
             points[sign] += weight + (sign == CODE and place - made <= NEAR)
             if points[sign] >= ENOUGH:
                 return _TYPES[sign]
+    if points is None:
+        return None
     if points[SUMMARISE] and points[SOURCE]:
         return TaskType.SUMMARISE
     if points[LIST] and points[LIST] + points[SOURCE] + points[EXTRACT] > ENOUGH:
