@@ -18,6 +18,7 @@ from sollol.core.types import Task
 from sollol.gateway.app import Gateway
 from sollol.gateway.settings import GatewaySettings
 from sollol.nodes.http import HttpTransport
+from sollol.observe.journal import Entry
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import new_loop
@@ -50,6 +51,12 @@ class Stage:
         self.gateway = gateway
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self._tasks: list[Task] = []
+        gateway.engine.journal.subscribe(self._hear)
+
+    def _hear(self, entry: Entry) -> None:
+        if isinstance(entry.event, Submitted):
+            self._tasks.append(entry.event.task)
 
     def client(self, **more: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False, **more)
@@ -69,11 +76,7 @@ class Stage:
     def last_task(self) -> Task:
         """The task that was submitted last."""
 
-        def read(gateway: Gateway) -> Task:
-            events = [entry.event for entry in gateway.engine.journal]
-            return next(event.task for event in reversed(events) if isinstance(event, Submitted))
-
-        return self.look(read)
+        return self.look(lambda gateway: self._tasks[-1])
 
 
 @contextmanager

@@ -1,20 +1,18 @@
-"""What happened: a bounded ring of (moment, event, actions), and those who want to hear of it at once.
+"""What happens, told to those who want to hear of it at once: (moment, event, actions).
 
-Recording is one assignment to a place of a list, so everything is recorded; an entry gets its form when it is read.
-`digest` turns a run into one string: two simulated runs from one seed must give the same.
+Nothing is kept of it here. What a listener makes of events is its to keep; of calls that are over, the pool's history
+keeps what can be explained. (A ring of the last events cost each request of the gateway 3 %, and nobody read it.)
+`Digest` turns a run into one string: two simulated runs from one seed must give the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sollol.core.messages import Action, Event
-from sollol.core.ring import Ring
 from sollol.core.types import Micros
-
-CAPACITY = 100  # what listeners make of events is theirs to keep; more would leave the processor's caches
 
 
 class Entry(NamedTuple):
@@ -24,16 +22,12 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self._ring: Ring[tuple[Micros, Event, Sequence[Action]]] = Ring(capacity)
+    def __init__(self) -> None:
         self._listeners: list[Callable[[Entry], None]] = []
-        self.recording = True  # False: nothing is kept, and nobody is told
+        self.recording = True  # False: nobody is told
 
     def record(self, at: Micros, event: Event, actions: Sequence[Action]) -> None:
-        if not self.recording:
-            return
-        self._ring.add((at, event, actions))
-        if self._listeners:
+        if self._listeners and self.recording:
             entry = Entry(at, event, actions)
             for listener in self._listeners:
                 listener(entry)
@@ -42,12 +36,6 @@ class Journal:
         """Call `listener` with every entry from now on; the result unsubscribes."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return map(Entry._make, self._ring)
-
-    def __len__(self) -> int:
-        return len(self._ring)
 
 
 class Digest:

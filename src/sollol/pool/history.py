@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
 from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle, Start
-from sollol.core.types import OK, How, Micros, Outcome, Task
+from sollol.core.ring import Ring
+from sollol.core.types import OK, Decision, How, Micros, Outcome, Task
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
@@ -75,6 +75,10 @@ class Past:
     def story(self) -> Story | BatchStory:
         raise NotImplementedError
 
+    def lateness(self) -> float | None:
+        """Actual ÷ predicted time of the attempt that answered."""
+        raise NotImplementedError
+
 
 class WholePast(Past):
     """With all that was tried."""
@@ -87,6 +91,14 @@ class WholePast(Past):
 
     def story(self) -> Story | BatchStory:
         return self._story
+
+    def lateness(self) -> float | None:
+        story = self._story
+        if self.how is OK and isinstance(story, Story):
+            for start, outcome, began, ended in story.attempts:
+                if start.attempt == self.attempt and outcome.how is OK:
+                    return _lateness(start.decision, began, ended)
+        return None
 
 
 class PlainPast(Past):
@@ -110,6 +122,13 @@ class PlainPast(Past):
         story.attempts.append((start, Outcome(OK), self._began, self.at))
         return story
 
+    def lateness(self) -> float | None:
+        return _lateness(self._decision, self._began, self.at)
+
+
+def _lateness(decision: Decision, began: Micros, ended: Micros) -> float | None:
+    return (ended - began) / decision.predicted_us if decision.predicted_us else None
+
 
 class History:
     """The last REMEMBERED calls, by id: single ones, and batches as a whole.
@@ -119,33 +138,29 @@ class History:
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
-        self._past: deque[Past] = deque(maxlen=REMEMBERED)
+        self._past: Ring[Past] = Ring(REMEMBERED)
         self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
-        self._ratios = Quantile(REMEMBERED)
 
     def add(self, job: CallJob) -> None:
         settled, story = job.settled, job.story
         assert settled is not None
-        good = settled.outcome.how is OK
-        for start, outcome, began, ended in story.attempts:
-            if good and start.attempt == settled.attempt and outcome.how is OK:
-                if predicted_us := start.decision.predicted_us:
-                    self._ratios.add((ended - began) / predicted_us)
-                if len(story.attempts) == 1 and not story.seams:
-                    self._past.append(PlainPast(story.task, start, story.submitted_us, began, ended))
-                    return
-        self._past.append(WholePast(self._now(), settled, story))
+        if len(story.attempts) == 1 and settled.outcome.how is OK and not story.seams:
+            start, outcome, began, ended = story.attempts[0]
+            if outcome.how is OK:
+                self._past.add(PlainPast(story.task, start, story.submitted_us, began, ended))
+                return
+        self._past.add(WholePast(self._now(), settled, story))
 
     def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
-        self._past.append(WholePast(self._now(), settled, BatchStory(job.task, report, job.wait_us)))
+        self._past.add(WholePast(self._now(), settled, BatchStory(job.task, report, job.wait_us)))
 
     def find(self, task: int) -> dict[str, Any] | None:
-        found = next((past for past in reversed(self._past) if past.id == task), self._shown.get(task))
+        found = next((past for past in self._past if past.id == task), self._shown.get(task))
         return None if found is None else {**self._row(found), **found.story().record(found.attempt)}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
-        recent = list(islice(reversed(self._past), SHOWN))
+        recent = list(self._past)[: -SHOWN - 1 : -1]
         self._shown |= {past.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
@@ -173,4 +188,9 @@ class History:
 
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
-        return {"median": self._ratios.read(0.5), "p90": self._ratios.read(0.9), "count": len(self._ratios)}
+        found = Quantile(REMEMBERED)
+        for past in self._past:
+            lateness = past.lateness()
+            if lateness is not None:
+                found.add(lateness)
+        return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}
