@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sollol.nodes._outbox import Outbox, Writer
+from tests.nodes.raw_server import run as run_on
 
 
 def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
     def run() -> None:
-        asyncio.run(test())
+        run_on(asyncio.new_event_loop, test())
 
     return run
 

@@ -11,7 +11,7 @@ from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.fleet import NodeState
 from sollol.core.lane import Lane
 from sollol.core.ledger import Claim, Ledger, OpenTask
-from sollol.core.market import SHORTLIST, Market
+from sollol.core.market import Market
 from sollol.core.messages import Load
 from sollol.core.policy import Router
 from sollol.core.types import (
@@ -63,11 +63,10 @@ class Singles:
                 ledger.serve_at(task.model, settled_at)
                 return True
         router = router_of(ledger, task)
-        wide = len(market.lanes) > SHORTLIST and router.wide
-        lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), wide, at)
+        lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), router.wide, at)
         if not lanes and opened.busy:  # there is no other: wait for one that was busy
             opened.busy = None
-            lanes = market.shortlist(task, opened.tried, wide, at)
+            lanes = market.shortlist(task, opened.tried, router.wide, at)
         if not lanes:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
             lanes = [
@@ -129,8 +128,7 @@ class Singles:
         if at < ledger.health.newcomers_until and ledger.health.settles_at(at) is not None:
             return None
         router = router_of(ledger, task)
-        wide = len(market.lanes) > SHORTLIST and router.wide
-        if not (lanes := market.shortlist(task, opened.tried, wide, at)):
+        if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]

@@ -184,8 +184,7 @@ class Gateway:
     def handle(self, request: Request) -> None:
         """Answer it, now or later. Raises nothing."""
         headers = request.headers
-        host = headers.get(b"host")  # HTTP/1.0 may have none, and no browser speaks that
-        if self._local_only and host is not None and not _is_own_host(host):
+        if self._is_misled(headers):
             request.answer(403, b"")  # as Ollama does: another site's page may have been led here by DNS
             return
         if b"origin" in headers and not self._cors.admit(request):
@@ -202,11 +201,14 @@ class Gateway:
         elif not self.keyring.asks or self._let_in(request, route):
             self.in_task(route.handler, request, parts)
 
+    def _is_misled(self, headers: dict[bytes, bytes]) -> bool:
+        """It means another host. (HTTP/1.0 may name none, and no browser speaks that.)"""
+        host = headers.get(b"host")
+        return self._local_only and host is not None and not _is_own_host(host)
+
     def settled(self, request: Request) -> Route | None:
         """The route of an inference whose head says nothing that has to be looked at again when it comes again."""
-        headers = request.headers
-        host = headers.get(b"host")
-        if b"origin" in headers or (self._local_only and host is not None and not _is_own_host(host)):
+        if b"origin" in request.headers or self._is_misled(request.headers):
             return None
         route = self._exact.get(request.path, {}).get(request.method)
         return route if route is not None and route.tongue is not None else None

@@ -154,7 +154,7 @@ async def _run(
         engine.dispatcher.feed(job.whole(found.input))
         report = await ended
     finally:
-        gateway.pool.count(ended.done() and not ended.cancelled() and ended.exception() is None)
+        gateway.totals.count(ended.done() and not ended.cancelled() and ended.exception() is None)
         engine.dispatcher.cancel(job.task.id)
     return job, report, round((loop.time() - began) * 1e9)
 

@@ -16,7 +16,7 @@ from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
 from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
-from sollol.gateway.request import Request
+from sollol.gateway.request import Request, has_ours
 from sollol.gateway.tongues import Asked, Tongue, peeked
 from sollol.nodes.dialect import decode, encode
 from sollol.pool.engine import TIMEOUTS
@@ -135,14 +135,14 @@ class Inference:
                 body,
                 self._tongue,
                 TIMEOUTS,
-                self,
+                self._done,
                 gateway.sinks,
                 said,
                 engine.continuity,
                 engine.holders,
             )
         else:
-            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self, gateway.sinks)
+            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self._done, gateway.sinks)
         request.on_gone = self._left
         engine.submit(job)
 
@@ -150,7 +150,7 @@ class Inference:
         """The client is gone."""
         self._gateway.engine.dispatcher.cancel(self._task)
 
-    def done(self, job: CallJob) -> None:
+    def _done(self, job: CallJob) -> None:
         """The task is over."""
         try:
             self._tell(job)
@@ -169,9 +169,8 @@ class Inference:
         if how is How.LEFT:
             gateway.charge(request, _estimated(job))
             return
-        if request.key is not None:
-            timing = settled.outcome.timing
-            gateway.charge(request, timing.prompt_tokens + timing.tokens)
+        timing = settled.outcome.timing
+        gateway.charge(request, timing.prompt_tokens + timing.tokens)
         if how is OK and self._wanted.keep_alive is not None:
             self._keep(model, job, self._wanted.keep_alive)
         if how is OK or (how is How.REFUSED and job.body):
@@ -235,7 +234,7 @@ def usual(settings: GatewaySettings) -> Wanted:
 def wanted(request: Request, gateway: Gateway) -> Wanted:
     """The headers, bounded by what the key allows. Raises BadInput."""
     key, usual = request.key, gateway.usual
-    if request.plain or not any(name.startswith(b"x-sollol-") for name in request.headers):
+    if request.plain or not has_ours(request.headers):
         if key is None:
             return usual
         return Wanted(min(5, key.priority_max), usual.mode, key.app, usual.timeout_s, usual.hedge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sollol.gateway.request import Request
+from sollol.gateway.request import Request, has_ours
 from sollol.nodes._known import KnownHead
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class KnownRequest:
         self.target = request.target
         self.version = request.version
         self.headers = {name: value for name, value in request.headers.items() if name != b"content-length"}
-        self.plain = not any(name.startswith(b"x-sollol-") for name in request.headers)
+        self.plain = not has_ours(request.headers)
         self.route = gateway.settled(request)
         self.limits = gateway.limits
         self.max_body_bytes = gateway.limits.max_body_bytes

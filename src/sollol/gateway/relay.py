@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
@@ -24,10 +24,8 @@ from sollol.pool.continuation import Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import STALL_LEAST_S, STALL_TIMES, CallJob, StreamJob
 
-if TYPE_CHECKING:
-    from sollol.gateway.infer import Inference
-
 PACE_EVERY: Final = 32  # pieces after which the patience with a stream is adapted to its pace
+Done = Callable[[CallJob], None]
 
 
 class WholeRelay(CallJob):
@@ -40,12 +38,11 @@ class WholeRelay(CallJob):
         body: bytes,
         tongue: Tongue,
         timeouts: Timeouts,
-        asker: Inference,
+        done: Done,
         transport: HttpTransport,
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, None)
+        super().__init__(task, tongue.path, body, timeouts, done)
         self.request = request
-        self._asker = asker
         self._transport = transport
         self._judge = tongue.judge
 
@@ -53,9 +50,6 @@ class WholeRelay(CallJob):
         attempt = _WholeAttempt(self, dispatcher, start.attempt)
         self._transport.start(node, self.call, attempt)
         return attempt.abort
-
-    def over(self) -> None:
-        self._asker.done(self)
 
     def came(self, attempt: int, status: int, body: bytes) -> Outcome:
         self.keep(attempt, body)
@@ -95,26 +89,22 @@ class StreamRelay(StreamJob):
         body: bytes,
         tongue: Tongue,
         timeouts: Timeouts,
-        asker: Inference,
+        done: Done,
         transport: HttpTransport,
         said: Said | None,
         continuity: Continuity,
         holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, None, self._pass_on, said, continuity, holders)
+        super().__init__(task, tongue.path, body, timeouts, done, self._pass_on, said, continuity, holders)
         self.request = request
         self.tongue = tongue
         self.transport = transport
-        self._asker = asker
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         if self._begun_at:  # another node has to go on: seldom, and several questions
             return dispatcher.run(self.perform, start, node)
         return StreamAttempt(self, dispatcher, start, node).launch()
-
-    def over(self) -> None:
-        self._asker.done(self)
 
     def begins(self, attempt: StreamAttempt, piece: bytes) -> None:
         """The first piece: this node has won, and the client is told who answers."""
@@ -252,8 +242,7 @@ class StreamAttempt(Exchange):
 def routing_lines(job: CallJob, attempt: int | None, now: StreamAttempt | None = None) -> bytes:
     """Where it went and why, as header lines: of the attempt that answered, or of the one that does so now."""
     story = job.story
-    attempts = len(story.attempts)
-    node, predicted, queue_us = "", 0, 0
+    node, predicted, queue_us, attempts = "", 0, 0, len(story.attempts)
     if now is not None:
         node, predicted, attempts = now.start.node, now.start.decision.predicted_us, attempts + 1
         queue_us = now.began_us - story.submitted_us

@@ -24,7 +24,6 @@ SSE: Final = "text/event-stream"
 TEXT: Final = "text/plain; charset=utf-8"
 
 _LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_OK_LINE: Final = _LINES[200]
 _V1_JSON: Final = "application/json"
 _TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, _V1_JSON)}
 Headers = Iterable[tuple[str, str]]
@@ -128,25 +127,13 @@ class Request:
         if connection is None or self._begun:
             return
         self._begun = True
-        gateway = connection.gateway
-        if self.keep_alive and self.version == "1.1" and not (self.origin or connection.draining) and status == 200:
-            answer = b"%b%b%b%bContent-Length: %d\r\n\r\n%b" % (
-                _OK_LINE,
-                type_line,
-                gateway.common,
-                extra,
-                len(body),
-                body if self.method != "HEAD" else b"",
-            )
-            if gateway.is_crowded:
-                connection.write_late(answer)
-            else:
-                connection.send(answer)
-            self._finish(connection)
-            return
         framing = b"Content-Length: %d\r\n" % len(body) if status != 204 else b""
         head = self._head(connection, status, type_line, extra, framing)
-        connection.send(head + body if self.method != "HEAD" else head)
+        answer = head + body if self.method != "HEAD" else head
+        if connection.gateway.is_crowded:
+            connection.write_late(answer)
+        else:
+            connection.send(answer)
         self._finish(connection)
 
     def begin(self, status: int = 200, content_type: str = NDJSON, headers: Headers = ()) -> None:
@@ -167,17 +154,14 @@ class Request:
         connection.send(head + self._chunk(first) if first and self.method != "HEAD" else head)
 
     def _head(self, connection: ClientConnection, status: int, type_line: bytes, extra: bytes, framing: bytes) -> bytes:
-        parts = [_LINES[status], type_line, connection.gateway.common, extra]
-        if self.origin:
-            parts.append(_cors(self.origin))
+        more = _cors(self.origin) if self.origin else b""
         if not self.keep_alive or connection.draining:
             self.keep_alive = False
-            parts.append(b"Connection: close\r\n")
+            more += b"Connection: close\r\n"
         elif self.version == "1.0":
-            parts.append(b"Connection: keep-alive\r\n")
-        parts.append(framing)
-        parts.append(b"\r\n")
-        return b"".join(parts)
+            more += b"Connection: keep-alive\r\n"
+        common = connection.gateway.common
+        return b"%b%b%b%b%b%b\r\n" % (_LINES[status], type_line, common, extra, more, framing)
 
     def _chunk(self, piece: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(piece), piece) if self.version != "1.0" else piece
@@ -281,6 +265,11 @@ class Upload:
         if not piece:
             raise StopAsyncIteration
         return piece
+
+
+def has_ours(headers: Iterable[bytes]) -> bool:
+    """Is there a header of our own among these names?"""
+    return any(name.startswith(b"x-sollol-") for name in headers)
 
 
 def _lines(headers: Headers) -> bytes:

@@ -27,6 +27,7 @@ from sollol.nodes._outbox import Writer
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
+    from sollol.gateway.routes import Route
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
@@ -99,12 +100,7 @@ class ClientConnection(Writer, asyncio.Protocol):
                 request.keep_alive = True
                 request.plain = known.plain
                 request.body = body
-                if known.route is None:
-                    self._take(request)
-                    return
-                self._current = request
-                self.expect(None)
-                gateway.admit(request, known.route)
+                self._take(request, known.route)
                 return
         self._arrived = len(data)
         try:
@@ -336,12 +332,16 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     # --- one after another ---
 
-    def _take(self, request: Request) -> None:
+    def _take(self, request: Request, route: Route | None = None) -> None:
+        """`route`: known from a request with the same head."""
         if self._current is not None:  # an upload sent ahead: too rare to be worth its complications
             raise Broken(400, "an upload cannot be sent before the answers to earlier requests have come")
         self._current = request
         self.expect(None)
-        self.gateway.handle(request)
+        if route is None:
+            self.gateway.handle(request)
+        else:
+            self.gateway.admit(request, route)
 
     def answered(self, request: Request) -> None:
         """The answer to the current request is written."""

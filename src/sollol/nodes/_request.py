@@ -43,13 +43,11 @@ class RequestHeads:
     What `for_call` returns goes on the wire first. When there are bytes to send it lacks the length: the length
     in decimal, an empty line and the body follow."""
 
-    __slots__ = ("_cache", "_defaults", "_head", "_method", "_node", "_path", "_type")
+    __slots__ = ("_cache", "_defaults", "_node")
 
     def __init__(self, node: Endpoint) -> None:
         self._node = node
         self._cache: dict[tuple[str, str, str, bool], bytes] = {}
-        self._path = self._method = self._type = ""  # of the last call with a body: most are like the one before
-        self._head = b""
         self._defaults = {"host": _host_value(node), "user-agent": "sollol", "accept": "*/*"}
         if node.auth:
             self._defaults["authorization"] = "Basic " + base64.b64encode(node.auth.encode()).decode()
@@ -58,8 +56,6 @@ class RequestHeads:
         """Raises BadInput, naming the part that cannot be sent."""
         if call.headers or not isinstance(call.body, bytes):
             return self._build(call)
-        if call.path == self._path and call.body and call.method == self._method and call.content_type == self._type:
-            return self._head
         key = (call.method, call.path, call.content_type, not call.body)
         head = self._cache.get(key)
         if head is None:
@@ -67,8 +63,6 @@ class RequestHeads:
             if len(self._cache) >= HEADS_PER_NODE:
                 self._cache.clear()
             self._cache[key] = head
-        if call.body:
-            self._path, self._method, self._type, self._head = call.path, call.method, call.content_type, head
         return head
 
     def _build(self, call: Call) -> bytes:

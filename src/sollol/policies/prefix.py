@@ -16,16 +16,10 @@ def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     mark: Any = 0  # no int, so that it stays an object when this is compiled
     cost = 0
     marks: list[tuple[Any, int]] = []
-    for message in messages if isinstance(messages, list) else list(messages):
-        content = _content(message)
+    for message in messages:
+        content = message.get("content")
         text: str = content if isinstance(content, str) else str(content)
         mark = _crc32(text.encode("utf-8", "surrogatepass"), mark)
         cost += len(text) + MESSAGE_COST
         marks.append((mark, cost))
     return tuple(marks) if len(marks) <= PREFIXES else (marks[0], *marks[1:][-PREFIXES:])
-
-
-def _content(message: Any) -> Any:
-    if isinstance(message, dict):  # compiled, it is asked more quickly than what may be any mapping
-        return message.get("content")
-    return message.get("content")

@@ -97,18 +97,13 @@ def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
 class CallJob:
     """One request with one answer, given whole."""
 
-    def __init__(
-        self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None] | None
-    ) -> None:
-        """`done` is called when it is over, unless `over` says what then happens."""
+    def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
         self.task = task
         self.call = Call("POST", path, body, timeouts=timeouts)
         self.story = Story(task)
         self.body = b""
         self.settled: Settle | None = None
-        self._kept_of = -1  # the attempt whose body is kept, and those of others, if there are any
-        self._kept = b""
-        self._others: dict[int, bytes] | None = None
+        self._bodies: dict[int, bytes] = {}
         self._done = done
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -129,27 +124,14 @@ class CallJob:
 
     def settle(self, action: Settle, at: Micros) -> None:
         self.settled = action
-        attempt = action.attempt
-        if attempt is not None:
-            if attempt == self._kept_of:
-                self.body = self._kept
-            elif self._others is not None:
-                self.body = self._others.get(attempt, b"")
-        self._kept, self._others = b"", None
-        self.over()
+        if action.attempt is not None:
+            self.body = self._bodies.get(action.attempt, b"")
+        self._bodies.clear()
+        self._done(self)
 
     def keep(self, attempt: int, body: bytes) -> None:
         """What an attempt brought, until it is known which one answers."""
-        if self._kept_of < 0 or self._kept_of == attempt:
-            self._kept_of, self._kept = attempt, body
-            return
-        if self._others is None:
-            self._others = {}
-        self._others[attempt] = body
-
-    def over(self) -> None:
-        if self._done is not None:
-            self._done(self)
+        self._bodies[attempt] = body
 
     def error(self) -> SollolError | None:
         assert self.settled is not None
@@ -170,7 +152,7 @@ class StreamJob(CallJob):
         path: str,
         body: bytes,
         timeouts: Timeouts,
-        done: Callable[[CallJob], None] | None,
+        done: Callable[[CallJob], None],
         push: Callable[[bytes], bool],
         said: Said | None,
         continuity: Continuity,
