@@ -236,13 +236,13 @@ def litellm(backends: Sequence[int]) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def sollol(backends: Sequence[int], **settings: str) -> Iterator[Running]:
-    """Our gateway, as it comes. `settings`: environment variables."""
+def sollol(backends: Sequence[int], program: Sequence[str] = ("sollol",), **settings: str) -> Iterator[Running]:
+    """Our gateway, as it comes. `program`: a module and what precedes `serve`; `settings`: environment variables."""
     port = free_port()
     nodes = ",".join(f"127.0.0.1:{backend}" for backend in backends)
     with tempfile.TemporaryDirectory() as home:
         env = {"SOLLOL_NODES": nodes, "XDG_CONFIG_HOME": home, "SOLLOL_CONFIG": "", "SOLLOL_API_KEYS": "", **settings}
-        command = [sys.executable, "-m", "sollol", "serve", "--port", str(port)]
+        command = [sys.executable, "-m", *program, "serve", "--port", str(port)]
         with running("sollol", port, command, wait_s=20.0, more=env) as found:
             yield found
 

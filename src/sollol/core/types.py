@@ -296,4 +296,14 @@ class NodeFacts(NamedTuple):
 
 def canonical_model(name: str) -> str:
     """`llama3.2` and `llama3.2:latest` are one model. The tag is what follows a colon after the last slash."""
-    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+    found = _CANONICAL.get(name)
+    if found is None:
+        found = name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+        if len(name) <= 256:
+            if len(_CANONICAL) >= 1_000:
+                _CANONICAL.clear()
+            _CANONICAL[name] = found
+    return found
+
+
+_CANONICAL: Final[dict[str, str]] = {}  # so that what is kept of a thousand calls holds one string, not a thousand

@@ -9,14 +9,15 @@ from typing import Any, Final
 
 from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle, Start
-from sollol.core.ring import Ring
-from sollol.core.types import OK, Decision, How, Micros, Outcome, Task
+from sollol.core.types import LEAN, OK, Decision, How, Kind, Micros, Outcome, RoutingMode, Row, Task, TaskType
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
 
 REMEMBERED: Final = 1_000
 SHOWN: Final = 100
+LEAN_ROW: Final = len(LEAN) + 1
+FULL_ROW: Final = 8  # of the seven terms of `policies.routing`
 ASKABLE: Final = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
@@ -62,72 +63,131 @@ class BatchStory:
 
 
 class Past:
-    """A call that is over; without what was said, which may be large."""
+    """A call that is over, with all that was tried; without what was said, which may be large."""
 
-    __slots__ = ("at", "attempt", "how", "id")
+    __slots__ = ("at", "attempt", "how", "story")
 
-    def __init__(self, id: int, at: Micros, how: How, attempt: int | None) -> None:
-        self.id = id
+    def __init__(self, at: Micros, how: How, attempt: int | None, story: Story | BatchStory) -> None:
         self.at = at  # when it was over
         self.how = how
         self.attempt = attempt  # that answered
-
-    def story(self) -> Story | BatchStory:
-        raise NotImplementedError
+        self.story = story
 
     def lateness(self) -> float | None:
         """Actual ÷ predicted time of the attempt that answered."""
-        raise NotImplementedError
-
-
-class WholePast(Past):
-    """With all that was tried."""
-
-    __slots__ = ("_story",)
-
-    def __init__(self, at: Micros, settled: Settle, story: Story | BatchStory) -> None:
-        super().__init__(settled.task, at, settled.outcome.how, settled.attempt)
-        self._story = story
-
-    def story(self) -> Story | BatchStory:
-        return self._story
-
-    def lateness(self) -> float | None:
-        story = self._story
+        story = self.story
         if self.how is OK and isinstance(story, Story):
             for start, outcome, began, ended in story.attempts:
                 if start.attempt == self.attempt and outcome.how is OK:
-                    return _lateness(start.decision, began, ended)
+                    return _lateness(start.decision.predicted_us, began, ended)
         return None
 
 
-class PlainPast(Past):
-    """A good answer at the first attempt, as nearly all are: only what can be told of it. What is kept of a call is
-    freed a thousand calls later, when it has left the processor's caches, so it should be little."""
+class _Considered:
+    """A row of a decision with its score."""
 
-    __slots__ = ("_app", "_began", "_decision", "_kind", "_mode", "_model", "_submitted", "_type")
+    __slots__ = ("decode", "displaces", "failures", "load", "node", "overhead", "prefill", "score", "wait")
 
-    def __init__(self, task: Task, start: Start, submitted: Micros, began: Micros, ended: Micros) -> None:
-        super().__init__(task.id, ended, OK, start.attempt)
+    def __init__(self) -> None:
+        self.node = ""
+        self.score = self.wait = self.load = self.displaces = 0.0
+        self.prefill = self.decode = self.overhead = self.failures = 0.0
+
+    def keep(self, row: Row, score: float) -> None:
+        self.node = row[0]
+        self.score = score
+        self.wait = row[1]
+        if len(row) == LEAN_ROW:
+            self.load = self.displaces = self.failures = 0.0
+            self.prefill, self.decode, self.overhead = row[2], row[3], row[4]
+        else:
+            self.load, self.displaces, self.prefill = row[2], row[3], row[4]
+            self.decode, self.overhead, self.failures = row[5], row[6], row[7]
+
+    def row(self) -> Row:
+        parts = self.wait, self.load, self.displaces, self.prefill, self.decode, self.overhead, self.failures
+        return (self.node, *parts)
+
+
+class _Place:
+    """Where a call is remembered: a good answer at the first attempt, as nearly all are, in these fields.
+
+    The next call to come here is written over it. As objects of its own it would be freed a thousand calls later, when
+    it has left the processor's caches: fifty lines of memory a call, which was 3 % of the gateway's time, and more on
+    a machine whose caches others use, too."""
+
+    __slots__ = (
+        "_app",
+        "_attempt",
+        "_began",
+        "_considered",
+        "_count",
+        "_ended",
+        "_first_us",
+        "_kind",
+        "_mode",
+        "_model",
+        "_node",
+        "_predicted_us",
+        "_reason",
+        "_submitted",
+        "_terms",
+        "_type",
+        "id",
+    )
+
+    def __init__(self) -> None:
+        self.id = self._attempt = self._count = 0
+        self._submitted = self._began = self._ended = self._predicted_us = self._first_us = 0
+        self._kind, self._type = Kind.CHAT, TaskType.CHAT
+        self._mode: RoutingMode | None = None
+        self._model = self._app = self._node = self._reason = ""
+        self._terms: tuple[str, ...] = ()
+        self._considered: list[_Considered] = []
+
+    def keep(self, story: Story) -> bool:
+        """False, and nothing is kept, if it was otherwise than these fields can tell."""
+        if len(story.attempts) != 1 or story.seams:
+            return False
+        start, outcome, began, ended = story.attempts[0]
+        decision, task = start.decision, story.task
+        rows, scores = decision.rows, decision.scores
+        if outcome.how is not OK or not isinstance(rows, list) or not isinstance(scores, list):
+            return False
+        if len(decision.terms) != FULL_ROW - 1:  # of a router of somebody's own
+            return False
+        considered = self._considered
+        for place, row in enumerate(rows):
+            if len(row) != LEAN_ROW and len(row) != FULL_ROW:
+                return False
+            if place == len(considered):
+                considered.append(_Considered())
+            considered[place].keep(row, scores[place])
+        self.id, self._attempt, self._count = task.id, start.attempt, len(rows)
+        self._submitted, self._began, self._ended = story.submitted_us, began, ended
+        self._predicted_us, self._first_us = decision.predicted_us, decision.first_us
         self._kind, self._type, self._mode = task.kind, task.type, task.mode
         self._model, self._app = task.model, task.app
-        self._decision = start.decision
-        self._submitted, self._began = submitted, began
+        self._node, self._reason, self._terms = decision.node, decision.reason, decision.terms
+        return True
 
-    def story(self) -> Story | BatchStory:
+    def past(self) -> Past:
         task = Task(self.id, self._kind, self._model, app=self._app, type=self._type, mode=self._mode)
         story = Story(task)
         story.submitted_us = self._submitted
-        start = Start(self.attempt or 0, self.id, self._decision.node, self._decision)
-        story.attempts.append((start, Outcome(OK), self._began, self.at))
-        return story
+        considered = self._considered[: self._count]
+        rows, scores = [one.row() for one in considered], [one.score for one in considered]
+        decision = Decision(self._node, self._predicted_us, self._reason, self._first_us, self._terms, rows, scores)
+        start = Start(self._attempt, self.id, self._node, decision)
+        story.attempts.append((start, Outcome(OK), self._began, self._ended))
+        return Past(self._ended, OK, self._attempt, story)
 
     def lateness(self) -> float | None:
-        return _lateness(self._decision, self._began, self.at)
+        return _lateness(self._predicted_us, self._began, self._ended)
 
 
-def _lateness(decision: Decision, began: Micros, ended: Micros) -> float | None:
-    return (ended - began) / decision.predicted_us if decision.predicted_us else None
+def _lateness(predicted_us: Micros, began: Micros, ended: Micros) -> float | None:
+    return (ended - began) / predicted_us if predicted_us else None
 
 
 class History:
@@ -138,36 +198,61 @@ class History:
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
-        self._past: Ring[Past] = Ring(REMEMBERED)
+        self._places: list[_Place] = []
+        self._size = REMEMBERED
+        self._next = 0
+        self._others: dict[int, Past] = {}  # by place, what a place cannot tell
         self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
 
     def add(self, job: CallJob) -> None:
         settled, story = job.settled, job.story
         assert settled is not None
-        if len(story.attempts) == 1 and settled.outcome.how is OK and not story.seams:
-            start, outcome, began, ended = story.attempts[0]
-            if outcome.how is OK:
-                self._past.add(PlainPast(story.task, start, story.submitted_us, began, ended))
-                return
-        self._past.add(WholePast(self._now(), settled, story))
+        number = self._turn()
+        place = self._places[number]
+        if settled.outcome.how is not OK or not place.keep(story):
+            self._keep(number, settled, story)
 
     def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
-        self._past.add(WholePast(self._now(), settled, BatchStory(job.task, report, job.wait_us)))
+        self._keep(self._turn(), settled, BatchStory(job.task, report, job.wait_us))
+
+    def _turn(self) -> int:
+        """The place that is to be written next: a new one, or the oldest."""
+        number = self._next
+        self._next = number + 1 if number + 1 < self._size else 0
+        if number == len(self._places):
+            self._places.append(_Place())
+        elif self._others:
+            self._others.pop(number, None)
+        return number
+
+    def _keep(self, number: int, settled: Settle, story: Story | BatchStory) -> None:
+        self._places[number].id = settled.task
+        self._others[number] = Past(self._now(), settled.outcome.how, settled.attempt, story)
+
+    def _past(self, number: int) -> Past:
+        found = self._others.get(number)
+        return self._places[number].past() if found is None else found
 
     def find(self, task: int) -> dict[str, Any] | None:
-        found = next((past for past in self._past if past.id == task), self._shown.get(task))
-        return None if found is None else {**self._row(found), **found.story().record(found.attempt)}
+        found = self._shown.get(task)
+        if found is None:
+            number = next((number for number, place in enumerate(self._places) if place.id == task), None)
+            if number is None:
+                return None
+            found = self._past(number)
+        return {**self._row(found), **found.story.record(found.attempt)}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
-        recent = list(self._past)[: -SHOWN - 1 : -1]
-        self._shown |= {past.id: past for past in reversed(recent)}
+        count = len(self._places)
+        recent = [self._past((self._next - back) % count) for back in range(1, min(SHOWN, count) + 1)]
+        self._shown |= {past.story.task.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
         return [self._row(past) for past in recent]
 
     def _row(self, past: Past) -> dict[str, Any]:
-        story = past.story()
+        story = past.story
         task = story.task
         record = story.record(past.attempt)
         return {
@@ -189,8 +274,9 @@ class History:
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
         found = Quantile(REMEMBERED)
-        for past in self._past:
-            lateness = past.lateness()
+        for number, place in enumerate(self._places):
+            other = self._others.get(number)
+            lateness = place.lateness() if other is None else other.lateness()
             if lateness is not None:
                 found.add(lateness)
         return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}
