@@ -67,7 +67,7 @@ def compile_into(target: Path) -> list[Path]:
     os.chdir(SOURCE)
     try:
         with tempfile.TemporaryDirectory() as work:
-            extensions = mypycify([*MYPY, *modules()], opt_level="3", target_dir=work, group_name="sollol")
+            extensions = mypycify([*MYPY, *modules()], opt_level="2", target_dir=work, group_name="sollol")
             for extension in extensions:
                 extension.extra_compile_args += FLAGS
             command = build_ext(Distribution({"ext_modules": extensions}))

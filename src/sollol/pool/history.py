@@ -17,7 +17,6 @@ from sollol.pool.jobs import CallJob, Story
 REMEMBERED: Final = 1_000
 SHOWN: Final = 100
 LEAN_ROW: Final = len(LEAN) + 1
-FULL_ROW: Final = 8  # of the seven terms of `policies.routing`
 ASKABLE: Final = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
@@ -84,29 +83,26 @@ class Past:
 
 
 class _Considered:
-    """A row of a decision with its score."""
+    """A row of LEAN with its score, and the next one."""
 
-    __slots__ = ("decode", "displaces", "failures", "load", "node", "overhead", "prefill", "score", "wait")
+    __slots__ = ("_decode", "_more", "_overhead", "_prefill", "_wait", "node", "score")
 
     def __init__(self) -> None:
         self.node = ""
-        self.score = self.wait = self.load = self.displaces = 0.0
-        self.prefill = self.decode = self.overhead = self.failures = 0.0
+        self.score = self._wait = self._prefill = self._decode = self._overhead = 0.0
+        self._more: _Considered | None = None
 
     def keep(self, row: Row, score: float) -> None:
-        self.node = row[0]
+        self.node, self._wait, self._prefill, self._decode, self._overhead = row
         self.score = score
-        self.wait = row[1]
-        if len(row) == LEAN_ROW:
-            self.load = self.displaces = self.failures = 0.0
-            self.prefill, self.decode, self.overhead = row[2], row[3], row[4]
-        else:
-            self.load, self.displaces, self.prefill = row[2], row[3], row[4]
-            self.decode, self.overhead, self.failures = row[5], row[6], row[7]
 
     def row(self) -> Row:
-        parts = self.wait, self.load, self.displaces, self.prefill, self.decode, self.overhead, self.failures
-        return (self.node, *parts)
+        return self.node, self._wait, self._prefill, self._decode, self._overhead
+
+    def next(self) -> _Considered:
+        if self._more is None:
+            self._more = _Considered()
+        return self._more
 
 
 class _Place:
@@ -118,12 +114,10 @@ class _Place:
 
     __slots__ = (
         "_app",
-        "_attempt",
         "_began",
         "_considered",
         "_count",
         "_ended",
-        "_first_us",
         "_kind",
         "_mode",
         "_model",
@@ -131,19 +125,16 @@ class _Place:
         "_predicted_us",
         "_reason",
         "_submitted",
-        "_terms",
         "_type",
         "id",
     )
 
     def __init__(self) -> None:
-        self.id = self._attempt = self._count = 0
-        self._submitted = self._began = self._ended = self._predicted_us = self._first_us = 0
+        self.id = self._count = self._submitted = self._began = self._ended = self._predicted_us = 0
         self._kind, self._type = Kind.CHAT, TaskType.CHAT
         self._mode: RoutingMode | None = None
         self._model = self._app = self._node = self._reason = ""
-        self._terms: tuple[str, ...] = ()
-        self._considered: list[_Considered] = []
+        self._considered = _Considered()
 
     def keep(self, story: Story) -> bool:
         """False, and nothing is kept, if it was otherwise than these fields can tell."""
@@ -154,33 +145,33 @@ class _Place:
         rows, scores = decision.rows, decision.scores
         if outcome.how is not OK or not isinstance(rows, list) or not isinstance(scores, list):
             return False
-        if len(decision.terms) != FULL_ROW - 1:  # of a router of somebody's own
-            return False
-        considered = self._considered
+        considered: _Considered | None = None
         for place, row in enumerate(rows):
-            if len(row) != LEAN_ROW and len(row) != FULL_ROW:
+            if len(row) != LEAN_ROW:
                 return False
-            if place == len(considered):
-                considered.append(_Considered())
-            considered[place].keep(row, scores[place])
-        self.id, self._attempt, self._count = task.id, start.attempt, len(rows)
-        self._submitted, self._began, self._ended = story.submitted_us, began, ended
-        self._predicted_us, self._first_us = decision.predicted_us, decision.first_us
+            considered = self._considered if considered is None else considered.next()
+            considered.keep(row, scores[place])
+        self._count = len(rows)
+        self.id, self._submitted, self._began, self._ended = task.id, story.submitted_us, began, ended
         self._kind, self._type, self._mode = task.kind, task.type, task.mode
         self._model, self._app = task.model, task.app
-        self._node, self._reason, self._terms = decision.node, decision.reason, decision.terms
+        self._node, self._predicted_us, self._reason = decision.node, decision.predicted_us, decision.reason
         return True
 
     def past(self) -> Past:
-        task = Task(self.id, self._kind, self._model, app=self._app, type=self._type, mode=self._mode)
-        story = Story(task)
+        story = Story(Task(self.id, self._kind, self._model, app=self._app, type=self._type, mode=self._mode))
         story.submitted_us = self._submitted
-        considered = self._considered[: self._count]
-        rows, scores = [one.row() for one in considered], [one.score for one in considered]
-        decision = Decision(self._node, self._predicted_us, self._reason, self._first_us, self._terms, rows, scores)
-        start = Start(self._attempt, self.id, self._node, decision)
+        rows: list[Row] = []
+        scores: list[float] = []
+        considered = self._considered
+        for _ in range(self._count):
+            rows.append(considered.row())
+            scores.append(considered.score)
+            considered = considered.next()
+        decision = Decision(self._node, self._predicted_us, self._reason, rows=rows, scores=scores)
+        start = Start(0, self.id, self._node, decision)
         story.attempts.append((start, Outcome(OK), self._began, self._ended))
-        return Past(self._ended, OK, self._attempt, story)
+        return Past(self._ended, OK, start.attempt, story)
 
     def lateness(self) -> float | None:
         return _lateness(self._predicted_us, self._began, self._ended)
@@ -198,9 +189,8 @@ class History:
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
-        self._places: list[_Place] = []
-        self._size = REMEMBERED
-        self._next = 0
+        self._places = [_Place() for _ in range(REMEMBERED)]  # at once, so that they lie beside each other
+        self._next = self._count = 0
         self._others: dict[int, Past] = {}  # by place, what a place cannot tell
         self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
 
@@ -208,19 +198,18 @@ class History:
         settled, story = job.settled, job.story
         assert settled is not None
         number = self._turn()
-        place = self._places[number]
-        if settled.outcome.how is not OK or not place.keep(story):
+        if settled.outcome.how is not OK or not self._places[number].keep(story):
             self._keep(number, settled, story)
 
     def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
         self._keep(self._turn(), settled, BatchStory(job.task, report, job.wait_us))
 
     def _turn(self) -> int:
-        """The place that is to be written next: a new one, or the oldest."""
-        number = self._next
-        self._next = number + 1 if number + 1 < self._size else 0
-        if number == len(self._places):
-            self._places.append(_Place())
+        """The place that is to be written next: the oldest."""
+        number, size = self._next, len(self._places)
+        self._next = number + 1 if number + 1 < size else 0
+        if self._count < size:
+            self._count += 1
         elif self._others:
             self._others.pop(number, None)
         return number
@@ -230,13 +219,13 @@ class History:
         self._others[number] = Past(self._now(), settled.outcome.how, settled.attempt, story)
 
     def _past(self, number: int) -> Past:
-        found = self._others.get(number)
-        return self._places[number].past() if found is None else found
+        return self._others.get(number) or self._places[number].past()
 
     def find(self, task: int) -> dict[str, Any] | None:
         found = self._shown.get(task)
         if found is None:
-            number = next((number for number, place in enumerate(self._places) if place.id == task), None)
+            kept = enumerate(islice(self._places, self._count))
+            number = next((number for number, place in kept if place.id == task), None)
             if number is None:
                 return None
             found = self._past(number)
@@ -244,8 +233,8 @@ class History:
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
-        count = len(self._places)
-        recent = [self._past((self._next - back) % count) for back in range(1, min(SHOWN, count) + 1)]
+        backwards = range(1, min(SHOWN, self._count) + 1)
+        recent = [self._past((self._next - back) % len(self._places)) for back in backwards]
         self._shown |= {past.story.task.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
@@ -274,9 +263,8 @@ class History:
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
         found = Quantile(REMEMBERED)
-        for number, place in enumerate(self._places):
-            other = self._others.get(number)
-            lateness = place.lateness() if other is None else other.lateness()
+        for number in range(self._count):
+            lateness = (self._others.get(number) or self._places[number]).lateness()
             if lateness is not None:
                 found.add(lateness)
         return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}
