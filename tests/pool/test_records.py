@@ -157,6 +157,41 @@ def test_a_call_that_was_shown_can_be_asked_for_when_many_others_have_come(monke
     run(main())
 
 
+def test_good_and_bad_calls_and_batches_are_forgotten_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good call is written over the oldest, whatever that was, and the reverse."""
+    monkeypatch.setattr(history, "REMEMBERED", 6)
+
+    async def main() -> None:
+        async with universe([node(1, 1000.0), node(2, 500.0)]) as u:
+            told: list[tuple[str, str, int]] = []  # kind, outcome, candidates
+            for turn in range(40):
+                if turn % 5 == 3:
+                    with pytest.raises(NoNodeAvailable):
+                        await u.pool.chat("no-such-model", HELLO)
+                    told.append(("chat", "no node", 0))
+                elif turn % 7 == 6:
+                    await u.pool.embed_batch(EMBED, texts(10))
+                    told.append(("embed", "ok", 0))
+                else:
+                    await u.pool.chat(CHAT, HELLO)
+                    told.append(("chat", "ok", 2))
+                snapshot = u.pool.snapshot()
+                recent = [(row["kind"], row["outcome"]) for row in snapshot["recent"]]
+                assert recent == [one[:2] for one in told[:-7:-1]]
+                assert snapshot["calibration"]["count"] == recent.count(("chat", "ok"))
+                for row, (_, _, candidates) in zip(snapshot["recent"], told[::-1], strict=False):
+                    record = u.pool.explain(row["id"])
+                    assert len(record["candidates"]) == candidates
+                    if candidates:
+                        assert record["candidates"][0]["node"] == record["node"]
+                        terms = record["candidates"][0]["terms"]
+                        assert sum(terms.values()) == pytest.approx(record["predicted_ms"], abs=0.01)
+            with pytest.raises(BadInput, match="is not known"):
+                u.pool.explain(0)
+
+    run(main())
+
+
 @pytest.mark.parametrize("kind", ["asynchronous", "synchronous"])
 def test_it_can_be_read_from_any_thread(kind: str) -> None:
     """Many threads read while calls come and go, and what they see is whole."""
