@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,20 @@ def test_imports_follow_the_law(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p) in PURE], ids=lambda p: str(p.relative_to(SOURCE)))
 def test_core_and_policies_are_pure(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & IMPURE
+
+
+def test_nothing_that_is_compiled_awaits_in_a_finally() -> None:
+    """docs/decisions/compiled.md says why."""
+    spec = importlib.util.spec_from_file_location("hatch_build", SOURCE.parents[1] / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    for module in build.modules():
+        for item in ast.walk(ast.parse((SOURCE.parent / module).read_text())):
+            last = ast.Module(item.finalbody if isinstance(item, ast.Try) else [], [])
+            waits = [inner for inner in ast.walk(last) if isinstance(inner, ast.Await | ast.AsyncFor | ast.AsyncWith)]
+            assert not waits, f"{module}, line {waits[0].lineno}"
 
 
 def test_importing_starts_nothing() -> None:

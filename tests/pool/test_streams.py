@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -113,6 +114,14 @@ def test_one_break_anywhere(kind: str, continues: bool, fault: str) -> None:
     for case in (Case(kind, continues), Case(kind, continues, words=4, predict=None, seed=3)):
         for at in positions(unbroken(case).tokens):
             same(*run(broken(case, [(fault, at)])), case)
+
+
+@pytest.mark.parametrize("fault", SUDDEN)
+def test_a_break_that_is_over_is_nobodys_exception(fault: str) -> None:
+    """Compiled, it once was that of whatever came later on the same thread."""
+    case = Case()
+    same(*run(broken(case, [(fault, 3)])), case)
+    assert sys.exc_info() == (None, None, None)
 
 
 @pytest.mark.parametrize("fault", SLOW)

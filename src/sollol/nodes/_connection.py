@@ -242,6 +242,7 @@ class Connection(Writer, asyncio.Protocol):
                 self._expect_answer()
 
     async def _write_chunks(self, body: AsyncIterator[bytes]) -> None:
+        failed: BaseException | None = None
         try:
             async for piece in body:
                 if piece:  # an empty chunk would end the body
@@ -249,10 +250,13 @@ class Connection(Writer, asyncio.Protocol):
                 if self._blocked:
                     self._drain = self.loop.create_future()
                     await self._drain
-        finally:
-            close = getattr(body, "aclose", None)
-            if close is not None:
-                await close()
+        except BaseException as error:  # and no `finally`: see docs/decisions/compiled.md
+            failed = error
+        close = getattr(body, "aclose", None)
+        if close is not None:
+            await close()
+        if failed is not None:
+            raise failed
         self._transport.write(b"0\r\n\r\n")
 
     def _stop_upload(self) -> None:

@@ -14,10 +14,10 @@ from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
 
-REMEMBERED: Final = 1_000
-SHOWN: Final = 100
+REMEMBERED = 1_000
+SHOWN = 100
+ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 LEAN_ROW: Final = len(LEAN) + 1
-ASKABLE: Final = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
 class BatchStory:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -188,13 +189,10 @@ class StreamJob(CallJob):
         return outcome
 
     async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        reply = await transport.send(node, self.call)
-        try:
+        async with aclosing(await transport.send(node, self.call)) as reply:
             if reply.status != 200:
                 return refusal(reply.status, await reply.read())
             return await self._relay(reply.__aiter__(), lambda: self._begins(node, started), _as_it_is)
-        finally:
-            await reply.aclose()
 
     def _begins(self, node: Endpoint, started: Started) -> None:
         """The first line is there. Whether others could go on has to be known before it is needed; until then it is
@@ -240,13 +238,10 @@ class StreamJob(CallJob):
                 said.seams.append(seam)
             return said.translate(line, before, self._elapsed_us())
 
-        reply = await transport.send(node, said.call(prompt, self.call.timeouts))
-        try:
+        async with aclosing(await transport.send(node, said.call(prompt, self.call.timeouts))) as reply:
             if reply.status != 200:
                 return refusal(reply.status, await reply.read())
             return await self._relay(reply.__aiter__(), lambda: started(True), translate)
-        finally:
-            await reply.aclose()
 
     def _elapsed_us(self) -> int:
         return round(self._loop.time() * 1e6) - self.story.submitted_us
