@@ -67,7 +67,7 @@ class _Head(msgspec.Struct):
     system_fingerprint: str = ""
 
 
-_chunk = msgspec.json.Decoder(_Chunk).decode
+_chunk, _chunks = msgspec.json.Decoder(_Chunk).decode, msgspec.json.Decoder(_Chunk).decode_lines
 _head = msgspec.json.Decoder(_Head).decode
 
 
@@ -104,7 +104,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
 
 
 def reader() -> EventReader:
-    return EventReader(b"data: {", judge_event, _DONE, _GOES_ON, _LATE_ERROR)
+    return EventReader(b"data: {", judge_event, _DONE, _GOES_ON, _LATE_ERROR, b'"choices":')
 
 
 def said(kind: Kind, body: bytes) -> OpenAISaid | None:
@@ -156,10 +156,25 @@ class OpenAISaid(EventsSaid):
         self._usage = usage
         self._head: dict[str, Any] | None = None
 
+    def texts_of(self, pieces: list[bytes]) -> list[str]:
+        told = b"".join(pieces)
+        if not told.startswith(b"data: {"):
+            return super().texts_of([told])
+        lines = told[6:].replace(b"\n\ndata: ", b"\n")  # no text has such a line end in it: JSON escapes them
+        try:
+            chunks = _chunks(lines)
+        except msgspec.DecodeError:  # there is more than data, as in a comment
+            return super().texts_of([told])
+        if self._head is None:
+            self._head = msgspec.structs.asdict(_head(lines.partition(b"\n")[0]))
+        return [self._text(chunk) for chunk in chunks]
+
     def text_of(self, data: bytes) -> str:
-        chunk = _chunk(data)
         if self._head is None:
             self._head = msgspec.structs.asdict(_head(data))
+        return self._text(_chunk(data))
+
+    def _text(self, chunk: _Chunk) -> str:
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]

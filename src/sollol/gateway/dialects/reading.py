@@ -156,21 +156,30 @@ class EventReader:
         "_held",
         "_held_size",
         "_judge",
+        "_like",
+        "_like_end",
         "_mark",
         "_seal",
         "_sign",
         "_spoilt",
         "_told",
+        "_varies",
         "count",
         "ended",
     )
 
-    def __init__(self, head: bytes, judge: Judge, seal: bytes, mark: bytes = b"", spoilt: bytes = b"") -> None:
+    def __init__(
+        self, head: bytes, judge: Judge, seal: bytes, mark: bytes = b"", spoilt: bytes = b"", varies: bytes = b""
+    ) -> None:
         """An ordinary event begins with `head`, bears `mark` and not `spoilt`; what others say is asked of `judge`.
-        `seal`: the last mark, which is put there if only it is missing."""
+        `seal`: the last mark, which is put there if only it is missing. `varies`: what events of one second share
+        ends with it, and has in it what `spoilt` is about."""
         self._head = head
         self._mark = mark
         self._spoilt = spoilt
+        self._varies = varies
+        self._like = b""  # how the last ordinary event began
+        self._like_end = mark + b"}]}\n\n"
         self._judge = judge
         self._seal = seal
         self._cutter = Cutter(b"\n\n")
@@ -205,14 +214,25 @@ class EventReader:
         return b"".join(passed)
 
     def _is_ordinary(self, piece: bytes) -> bool:
-        """One whole event that goes on. (Searching from the end is the quicker one for marks.)"""
-        head, mark = self._head, self._mark
-        return (
+        """One whole event that goes on."""
+        head, mark, like = self._head, self._mark, self._like
+        if (
+            like
+            and piece.startswith(like)
+            and piece.endswith(self._like_end)
+            and piece.find(b"\n", len(like)) == len(piece) - 2
+        ):
+            return True
+        ordinary = (
             piece.startswith(head)
             and piece.find(b"\n", len(head)) == len(piece) - 2
             and piece.endswith(b"}\n\n")
-            and (not mark or (piece.rfind(mark) >= 0 and piece.rfind(self._spoilt) < 0))
+            and (not mark or (mark in piece and self._spoilt not in piece))
         )
+        if ordinary and self._varies:
+            begins, varies, _ = piece.partition(self._varies)
+            self._like = begins + varies if varies and self._spoilt[:-1] in begins else b""
+        return ordinary
 
     def _hear(self, event: bytes, passed: list[bytes]) -> bool:
         """Pass it on, or hold it back; True if the answer has ended."""
