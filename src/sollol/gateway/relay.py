@@ -20,7 +20,7 @@ from sollol.gateway.tongues import Tongue
 from sollol.nodes.dialect import outcome_of, refusal
 from sollol.nodes.http import Exchange, HttpTransport
 from sollol.nodes.transport import RawHeaders, Timeouts, TransportFault
-from sollol.pool.continuation import Continuity, Said
+from sollol.pool.continuation import UNREAD, Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import STALL_LEAST_S, STALL_TIMES, CallJob, StreamJob
 
@@ -99,6 +99,7 @@ class StreamRelay(StreamJob):
         self.request = request
         self.tongue = tongue
         self.transport = transport
+        self._unread: list[bytes] | None = None if said is None else said.unread
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -127,8 +128,11 @@ class StreamRelay(StreamJob):
         dispatcher.finished(number, outcome)
 
     def hear(self, piece: bytes) -> None:
-        if self._said is not None:
-            self._said.hear(piece)
+        unread, said = self._unread, self._said
+        if unread is not None and said is not None:  # as Said.hear, which is not compiled
+            unread.append(piece)
+            if len(unread) >= UNREAD:
+                said.read()
 
     def settle(self, action: Settle, at: Micros) -> None:
         if self._said is not None:

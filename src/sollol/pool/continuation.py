@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -23,7 +23,7 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
 ASKED = 3  # nodes, at most, whether one of them can go on with a model
 ASK_S = 5.0  # that each of them has to answer
-UNREAD = 64  # parts that are kept as they came
+UNREAD: Final = 64  # parts that are kept as they came
 # Fields that leave an answer plain text going on from its prompt. Any other makes continuation inexact.
 _PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_alive", "system", "template", "raw"])
 
@@ -138,7 +138,7 @@ def _post(path: str, body: Mapping[str, Any]) -> Call:
 class Said:
     """What the caller has received of an answer, over all the nodes that gave it."""
 
-    __slots__ = ("_exact", "_parts", "_tokens", "_unread", "body", "decode_us", "kind", "model", "seams")
+    __slots__ = ("_exact", "_parts", "_tokens", "body", "decode_us", "kind", "model", "seams", "unread")
 
     def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
         self.kind = kind
@@ -148,36 +148,38 @@ class Said:
         self.seams: list[dict[str, Any]] = []
         self._parts: list[str] = []
         self._tokens = 0  # a line of a stream is a token
-        self._unread: list[bytes] = []
+        self.unread: list[bytes] = []  # parts as they came: always this list, see `hear`
         self._exact = True
 
     @property
     def text(self) -> str:
-        self._read()
+        self.read()
         return "".join(self._parts)
 
     @property
     def tokens(self) -> int:
-        self._read()
+        self.read()
         return self._tokens
 
     @property
     def is_exact(self) -> bool:
         """False once it was more than text (a thought, a tool call), or cannot be read: nobody can go on from there."""
-        self._read()
+        self.read()
         return self._exact
 
     def hear(self, piece: bytes) -> None:
         """A part in the request's own dialect, one line or several, goes to the caller.
 
-        Decoding each as it passes would cost as much as passing it on: it is done in batches, or when somebody asks."""
-        self._unread.append(piece)
-        if len(self._unread) >= UNREAD:
-            self._read()
+        Decoding each as it passes would cost as much as passing it on: it is done in batches, or when somebody asks.
+        (Compiled code adds to `unread` itself, and calls `read` when UNREAD are there.)"""
+        self.unread.append(piece)
+        if len(self.unread) >= UNREAD:
+            self.read()
 
-    def _read(self) -> None:
-        if self._unread:
-            unread, self._unread = self._unread, []
+    def read(self) -> None:
+        if self.unread:
+            unread = self.unread.copy()
+            self.unread.clear()
             try:
                 texts = [text for text in self.texts_of(unread) if text]
             except msgspec.DecodeError:
@@ -253,13 +255,13 @@ class Said:
         return encode({"model": self.model, **said, **ending})
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     content: str | None = ""
     thinking: str | None = ""
     tool_calls: list[Any] | None = None
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, gc=False):
     response: str | None = ""
     message: _Message | None = None
     thinking: str | None = ""

@@ -33,28 +33,34 @@ _KNOWN: Final = frozenset([*_OPTIONS, "messages", "prompt", "stream_options", "s
 _MESSAGE: Final = frozenset(("role", "content", "name", "refusal", "annotations"))
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     tool_calls: list[Any] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     text: str | None = None
     delta: _Delta | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: Any = None
+
+
+class _Words(msgspec.Struct, gc=False):
+    """What a chunk says."""
+
+    choices: list[_Choice] = []
 
 
 class _Head(msgspec.Struct):
@@ -67,7 +73,8 @@ class _Head(msgspec.Struct):
     system_fingerprint: str = ""
 
 
-_chunk, _chunks = msgspec.json.Decoder(_Chunk).decode, msgspec.json.Decoder(_Chunk).decode_lines
+_chunk = msgspec.json.Decoder(_Chunk).decode
+_words, _all_words = msgspec.json.Decoder(_Words).decode, msgspec.json.Decoder(_Words).decode_lines
 _head = msgspec.json.Decoder(_Head).decode
 
 
@@ -162,7 +169,7 @@ class OpenAISaid(EventsSaid):
             return super().texts_of([told])
         lines = told[6:].replace(b"\n\ndata: ", b"\n")  # no text has such a line end in it: JSON escapes them
         try:
-            chunks = _chunks(lines)
+            chunks = _all_words(lines)
         except msgspec.DecodeError:  # there is more than data, as in a comment
             return super().texts_of([told])
         if self._head is None:
@@ -172,9 +179,9 @@ class OpenAISaid(EventsSaid):
     def text_of(self, data: bytes) -> str:
         if self._head is None:
             self._head = msgspec.structs.asdict(_head(data))
-        return self._text(_chunk(data))
+        return self._text(_words(data))
 
-    def _text(self, chunk: _Chunk) -> str:
+    def _text(self, chunk: _Words) -> str:
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]

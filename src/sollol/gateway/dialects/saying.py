@@ -46,7 +46,7 @@ class EventsSaid(Said):
         return found
 
     def translate(self, line: bytes, before: int, elapsed_us: int) -> bytes:
-        self._read()
+        self.read()
         found = decode(line)
         text = str(found.get("response") or "")
         said = self.part(text) if text else b""
@@ -54,13 +54,13 @@ class EventsSaid(Said):
             return said
         if said:
             self.hear(said)
-            self._read()
+            self.read()
         tokens = before + int(found.get("eval_count") or 0)
         prompt = max(0, int(found.get("prompt_eval_count") or 0) - before)
         return said + self.last(str(found.get("done_reason") or "stop"), prompt, tokens, elapsed_us)
 
     def finished(self, elapsed_us: int) -> bytes:
-        self._read()
+        self.read()
         return self.last("length", None, self.tokens, elapsed_us)
 
     # --- the dialect ---
