@@ -20,6 +20,7 @@ from sollol.core.types import OK, How, Outcome, Timing
 from sollol.nodes.dialect import judge_line
 
 CUT: Final = Outcome(How.FAILED, "the answer ended before it was complete")
+GOES_ON: Final = b'"done":false}\n'
 HELD_BYTES: Final = 1 << 24  # of one event, and of all that is held back
 
 
@@ -93,9 +94,9 @@ class LineReader:
         self.count = 0
 
     def feed(self, piece: bytes) -> bytes:
-        if self._clear and piece.startswith(b"{"):  # by far the most
-            lines = piece.count(b"\n")
-            if piece.endswith(b"\n") and piece.count(b'"done":false}\n') == lines:
+        if self._clear and piece.startswith(b"{") and piece.endswith(GOES_ON):  # by far the most
+            lines = 1 if piece.find(b"\n") == len(piece) - 1 else piece.count(b"\n")
+            if lines == 1 or piece.count(GOES_ON) == lines:
                 self.count += lines
                 self._marked = True
                 return piece
