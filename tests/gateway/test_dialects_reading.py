@@ -236,6 +236,18 @@ def test_nobody_goes_on_from_what_is_more_than_text(case: str, piece: bytes) -> 
         said.call("prompt", Timeouts())
 
 
+def test_events_are_heard_together_and_one_by_one_alike() -> None:
+    """What stands between them, as a comment may, makes no difference; nor does a text that looks like an event."""
+    event = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
+    texts = [b"one ", b"\\n\\ndata: {} ", b"data: [DONE] ", b"", b"two"]
+    whole = "one \n\ndata: {} data: [DONE] two"
+    for between in (b"", b": still here\n\n", b"event: x\ndata: {}\n\n"):
+        said = heard("v1-chat-stream", *[event % text + between for text in texts])
+        assert said.is_exact
+        assert said.text.endswith(whole)
+        assert said.tokens == heard("v1-chat-stream").tokens + 4
+
+
 def test_the_call_that_goes_on_is_ollamas() -> None:
     said = heard("v1-chat-stream", *transcript("v1-chat-stream")[1][1:3])
     call = said.call("<user>x<assistant>", Timeouts())
