@@ -22,6 +22,7 @@ from typing import NamedTuple
 from bench import load, proxies
 from bench.hangups import hang_ups
 from bench.proxies import CHAT, LOAD_CORE, MODEL, Running, missing
+from bench.recorded import ORDER, SLICE_S
 from bench.rows import Row, median, row, skipped
 
 ROUNDS = 5
@@ -144,10 +145,10 @@ def recording() -> list[Row]:
             load.wrk(ours, "/api/chat", CHAT, seconds=RECORDING_S)
         slices = json.loads(kept.read_text())
     usual = median([count for _, _, count in slices]) / 2  # fewer: before and after the load
-    turns = [slices[first : first + 4] for first in range(0, len(slices) - 3, 4)]
+    turns = [slices[first : first + len(ORDER)] for first in range(0, len(slices), len(ORDER))]
     ratios = []
     for turn in turns:
-        if min(count for _, _, count in turn) > usual:
+        if len(turn) == len(ORDER) and min(count for _, _, count in turn) > usual:
             used, answered = {True: 0.0, False: 0.0}, {True: 0, False: 0}
             for records, cpu_s, count in turn:
                 used[records] += cpu_s
@@ -155,8 +156,9 @@ def recording() -> list[Row]:
             ratios.append(used[True] / answered[True] * answered[False] / used[False])
     ratios.sort()
     middle = f"half of {len(ratios)} turns: {ratios[len(ratios) // 4]:.3f} to {ratios[-len(ratios) // 4]:.3f}"
+    beside = " ".join("with" if records else "without" for records in ORDER) + f", {SLICE_S:g} s each"
     name = "everything recorded against nothing, processor time a request"
-    return [row(name, median(ratios), "x", "0.1 s with, 0.2 s without, 0.1 s with", 1.02, note=middle)]
+    return [row(name, median(ratios), "x", beside, 1.02, note=middle)]
 
 
 @contextlib.contextmanager

@@ -19,8 +19,7 @@ from sollol.cli import main, serving
 from sollol.gateway.app import Gateway
 
 SLICE_S = 0.1
-ORDER = (True, False, False, True)
-
+ORDER = (True, False, False, True)  # a turn
 
 slices: list[tuple[bool, float, int]] = []  # whether it recorded, processor time, answers
 background: set[asyncio.Task[None]] = set()

@@ -228,6 +228,7 @@ class Candidate(NamedTuple):
 # nothing most of the time: a row of LEAN is of those that are not.
 Row = tuple[Any, ...]
 LEAN: Final = ("wait", "prefill", "decode", "overhead")
+LEAN_ROW: Final = len(LEAN) + 1  # what such a row holds
 SHOWN: Final = 8  # candidates that a decision tells of
 
 

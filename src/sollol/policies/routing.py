@@ -23,7 +23,7 @@ from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
 from sollol.core.market import Typical
 from sollol.core.types import (
     EMBED,
-    LEAN,
+    LEAN_ROW,
     NEVER,
     SECOND,
     SHOWN,
@@ -48,7 +48,6 @@ _TERMS: Final = ("wait", "load", "displaces", "prefill", "decode", "overhead", "
 _EMBED_TERMS: Final = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
 
 Parts = tuple[float, float, float, float, float, float, float]  # microseconds, in the order of _TERMS
-LEAN_ROW: Final = len(LEAN) + 1
 _REASONS: Final = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle, Start
-from sollol.core.types import LEAN, OK, Decision, How, Kind, Micros, Outcome, RoutingMode, Row, Task, TaskType
+from sollol.core.types import LEAN_ROW, OK, Decision, How, Kind, Micros, Outcome, RoutingMode, Row, Task, TaskType
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob, BatchReport
 from sollol.pool.jobs import CallJob, Story
@@ -17,7 +17,6 @@ from sollol.pool.jobs import CallJob, Story
 REMEMBERED = 1_000
 SHOWN = 100
 ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
-LEAN_ROW: Final = len(LEAN) + 1
 
 
 class BatchStory:
@@ -145,12 +144,12 @@ class _Place:
         rows, scores = decision.rows, decision.scores
         if outcome.how is not OK or not isinstance(rows, list) or not isinstance(scores, list):
             return False
-        considered: _Considered | None = None
+        considered = self._considered
         for place, row in enumerate(rows):
             if len(row) != LEAN_ROW:
                 return False
-            considered = self._considered if considered is None else considered.next()
             considered.keep(row, scores[place])
+            considered = considered.next()
         self._count = len(rows)
         self.id, self._submitted, self._began, self._ended = task.id, story.submitted_us, began, ended
         self._kind, self._type, self._mode = task.kind, task.type, task.mode
@@ -169,9 +168,8 @@ class _Place:
             scores.append(considered.score)
             considered = considered.next()
         decision = Decision(self._node, self._predicted_us, self._reason, rows=rows, scores=scores)
-        start = Start(0, self.id, self._node, decision)
-        story.attempts.append((start, Outcome(OK), self._began, self._ended))
-        return Past(self._ended, OK, start.attempt, story)
+        story.attempts.append((Start(0, self.id, self._node, decision), Outcome(OK), self._began, self._ended))
+        return Past(self._ended, OK, 0, story)
 
     def lateness(self) -> float | None:
         return _lateness(self._predicted_us, self._began, self._ended)

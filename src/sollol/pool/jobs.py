@@ -189,10 +189,20 @@ class StreamJob(CallJob):
         return outcome
 
     async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        async with aclosing(await transport.send(node, self.call)) as reply:
+        return await self._ask(transport, node, self.call, lambda: self._begins(node, started), _as_it_is)
+
+    async def _ask(
+        self,
+        transport: Transport,
+        node: Endpoint,
+        call: Call,
+        begins: Callable[[], None],
+        translate: Callable[[bytes], bytes],
+    ) -> Outcome:
+        async with aclosing(await transport.send(node, call)) as reply:
             if reply.status != 200:
                 return refusal(reply.status, await reply.read())
-            return await self._relay(reply.__aiter__(), lambda: self._begins(node, started), _as_it_is)
+            return await self._relay(reply.__aiter__(), begins, translate)
 
     def _begins(self, node: Endpoint, started: Started) -> None:
         """The first line is there. Whether others could go on has to be known before it is needed; until then it is
@@ -238,10 +248,8 @@ class StreamJob(CallJob):
                 said.seams.append(seam)
             return said.translate(line, before, self._elapsed_us())
 
-        async with aclosing(await transport.send(node, said.call(prompt, self.call.timeouts))) as reply:
-            if reply.status != 200:
-                return refusal(reply.status, await reply.read())
-            return await self._relay(reply.__aiter__(), lambda: started(True), translate)
+        call = said.call(prompt, self.call.timeouts)
+        return await self._ask(transport, node, call, lambda: started(True), translate)
 
     def _elapsed_us(self) -> int:
         return round(self._loop.time() * 1e6) - self.story.submitted_us

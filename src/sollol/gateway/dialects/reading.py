@@ -232,7 +232,10 @@ class EventReader:
         )
         if ordinary and self._varies:
             begins, varies, _ = piece.partition(self._varies)
-            self._like = begins + varies if varies and self._spoilt[:-1] in begins else b""
+            if varies and self._spoilt[:-1] in begins:
+                self._like = begins + varies
+            else:  # its events are made otherwise
+                self._varies = self._like = b""
         return ordinary
 
     def _hear(self, event: bytes, passed: list[bytes]) -> bool:
