@@ -40,6 +40,9 @@ class NoNodeAvailable(SollolError, RuntimeError):
         lines = [message, *(f"  {node}: {why}" for node, why in self.tried)]
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),), self.__dict__
+
 
 class ResponseError(SollolError):
     """Ollama refused the request: a fault of the caller (4xx), not of a node, so it was not retried."""
@@ -70,6 +73,9 @@ class BatchError(SollolError):
             shown.append(f"  and {more} more (see .errors)")
         head = f"{len(self.errors)} of {total} items failed; the others are in .results"
         super().__init__("\n".join([head, *shown]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors, self.results)
 
 
 class StreamBroken(SollolError):

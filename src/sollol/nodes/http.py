@@ -286,6 +286,29 @@ class HttpTransport:
         state = "closed" if self._closed else f"{s.open} connections ({s.idle} idle) · {s.requests} requests"
         return f"<HttpTransport {state}>"
 
+    def renewed(self) -> HttpTransport:
+        """Return a new transport with these settings and no connections, for another process or event loop."""
+        limits = self._limits
+        return HttpTransport(
+            ssl_context=self._ssl_context,
+            max_body_bytes=limits.body_bytes,
+            max_head_bytes=limits.head_bytes,
+            high_water_bytes=limits.inbox_bytes,
+            max_idle_per_node=self._max_idle,
+            max_idle_s=limits.idle_age_s,
+        )
+
+    def abandon(self) -> None:
+        """Abort every connection without waiting, since the event loop they belong to is over."""
+        self._closed = True
+        connections = [connection for host in self._hosts.values() for connection in host.connections]
+        self._hosts.clear()
+        for connection in connections:
+            try:
+                connection.abort()
+            except RuntimeError:  # the loop is closed; the socket closes with its object
+                pass
+
     async def aclose(self) -> None:
         """Close every connection; calls still under way end with a TransportFault. Idempotent."""
         self._closed = True

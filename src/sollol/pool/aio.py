@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from sollol.core.endpoint import DEFAULT_PORT
@@ -48,6 +48,8 @@ class AsyncOllamaPool(PoolBase):
         async for part in await pool.chat("llama3.2", messages, stream=True): ...
     """
 
+    _closer: AsyncGenerator[None] | None = None  # ends the engine with its event loop
+
     @classmethod
     async def auto_configure(
         cls, discover_all_nodes: bool = False, timeout: float = 2.0, **same: Any
@@ -66,9 +68,35 @@ class AsyncOllamaPool(PoolBase):
     def _running(self) -> Engine:
         if self._closed:
             raise SollolError("the pool is closed; make a new one")
+        loop = asyncio.get_running_loop()
+        if self._engine is not None and self._home is not loop:
+            self._leave_home()
         if self._engine is None:
-            self._engine, self._home = self._make_engine(), asyncio.get_running_loop()
+            self._engine, self._home = self._make_engine(), loop
+            self._closer = _closing(self._engine)
+            with suppress(StopIteration):
+                self._closer.__anext__().send(None)  # up to its `yield`: the loop now knows it
         return self._engine
+
+    def _leave_home(self) -> None:
+        """Drop the engine of an event loop that is over. Raises SollolError if that loop still runs."""
+        assert self._engine is not None
+        if self._home is not None and self._home.is_running():
+            raise SollolError(
+                "this AsyncOllamaPool is in use on another event loop, which still runs; make a pool for each loop, "
+                "or use OllamaPool, whose chat_async, generate_async and embed_async work on any loop"
+            )
+        self._engine.abandon()
+        self._engine = self._home = None
+
+    def forget_engine(self) -> Any:
+        left = (super().forget_engine(), self._closer)
+        self._closer = None
+        return left
+
+    def _engine_here(self) -> Engine | None:
+        """Return the engine if its event loop can still run it."""
+        return None if self._home is None or self._home.is_closed() else self._engine
 
     @property
     def engine(self) -> Engine:
@@ -145,7 +173,7 @@ class AsyncOllamaPool(PoolBase):
     async def _perform(self, request: Request) -> Any:
         engine = self._running()
         if request.stream:
-            return self._stream(engine, request)
+            return self._stream(request)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(job: CallJob) -> None:
@@ -164,7 +192,8 @@ class AsyncOllamaPool(PoolBase):
         self.count(True)
         return answer
 
-    async def _stream(self, engine: Engine, request: Request) -> AsyncIterator[Answer]:
+    async def _stream(self, request: Request) -> AsyncIterator[Answer]:
+        engine = self._running()
         lines: deque[bytes] = deque()
         news = asyncio.Event()
 
@@ -365,15 +394,15 @@ class AsyncOllamaPool(PoolBase):
     def add_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
         """Add a node (a host, or a URL). False if it is in the pool already."""
         endpoint = self._take_node(host, port)
-        if endpoint is not None and self._engine is not None:
-            self._engine.add(endpoint)
+        if endpoint is not None and (engine := self._engine_here()) is not None:
+            engine.add(endpoint)
         return endpoint is not None
 
     def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
         """Take a node out; what runs there moves to the others. False if it was not in the pool."""
         key = self._drop_node(host, port)
-        if key is not None and self._engine is not None:
-            self._engine.remove(key)
+        if key is not None and (engine := self._engine_here()) is not None:
+            engine.remove(key)
         return key is not None
 
     async def wait_ready(self) -> None:
@@ -385,8 +414,14 @@ class AsyncOllamaPool(PoolBase):
     async def aclose(self) -> None:
         """Cancel what runs and close every connection."""
         self._closed = True
-        if self._engine is not None:
-            await self._engine.aclose()
+        if self._engine is None:
+            return
+        if self._home is not asyncio.get_running_loop():
+            self._engine.abandon()
+            return
+        await self._engine.aclose()
+        if self._closer is not None:
+            await self._closer.aclose()
 
     async def __aenter__(self) -> AsyncOllamaPool:
         self._running()
@@ -394,3 +429,14 @@ class AsyncOllamaPool(PoolBase):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+async def _closing(engine: Engine) -> AsyncGenerator[None]:
+    """Close the engine when this generator is closed: by the pool, or by the end of the event loop.
+
+    `asyncio.run` closes the asynchronous generators that its loop knows; nothing else tells of a loop's end.
+    """
+    try:
+        yield
+    finally:
+        await engine.aclose()

@@ -15,6 +15,7 @@ from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
 from sollol.observe.totals import Totals
+from sollol.pool import processes
 from sollol.pool.engine import Engine
 from sollol.pool.requests import (
     EMBED_FIELDS,
@@ -65,16 +66,50 @@ class PoolBase:
         for node in [nodes] if isinstance(nodes, (str, Mapping)) else nodes or ():
             endpoint = parse_endpoint(node)
             self._endpoints.setdefault(endpoint.key, endpoint)
+        self._made = False  # an engine was made with `_transport`
+        processes.watch(self)
 
     def _make_engine(self) -> Engine:
-        transport = self._transport
+        transport: Any = self._transport
         if transport is None:
             from sollol.nodes.http import HttpTransport
 
             transport = HttpTransport()
+        elif self._made:  # its connections belong to another process or to an event loop that ended
+            renewed = getattr(transport, "renewed", None)
+            transport = renewed() if renewed is not None else transport
+        self._made = True
         engine = Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
         engine.use_strategy(self._strategy)
         return engine
+
+    # --- processes ---
+
+    def forget_engine(self) -> Any:
+        """Return the engine, and drop it: the next call makes a new one. Called in the child of a fork."""
+        left = (self._engine, self._home, self._transport)
+        self._engine = self._home = None
+        self.totals = Totals()
+        return left
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments that make the same pool elsewhere. Connections and statistics stay here."""
+        if self._transport is not None:
+            raise SollolError(
+                f"{type(self).__name__}: a pool with a transport= of its own cannot be pickled or copied; "
+                "make the pool where it is used"
+            )
+        return {
+            "nodes": list(self._endpoints.values()),
+            "routing_mode": self._mode,
+            "routing_strategy": self._strategy,
+            "app_name": self.app_name,
+            "timeout": self.timeout,
+            "seed": self._seed,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        PoolBase.__init__(self, **state)
 
     def count(self, ok: bool) -> None:
         """A call was answered, or not."""

@@ -117,6 +117,12 @@ class Engine:
         """From now on, calls without a mode of their own go where this strategy says."""
         self.scheduler.policies = self.scheduler.policies._replace(router=router_of(strategy))
 
+    def abandon(self) -> None:
+        """Give up the connections without waiting, since the event loop that would close them is over."""
+        abandon = getattr(self.transport, "abandon", None)
+        if abandon is not None:
+            abandon()
+
     async def aclose(self) -> None:
         await self.continuity.aclose()
         await self.dispatcher.aclose()

@@ -17,7 +17,7 @@ from sollol.nodes.dialect import decode
 from sollol.pool.answers import Answer
 from sollol.pool.base import configured_nodes
 from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted, as_sequence, rows_of, take
-from sollol.pool.engine import Engine, finish, finish_stream
+from sollol.pool.engine import finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.pool.requests import (
     Request,
@@ -119,7 +119,7 @@ class OllamaPool(LoopThread):
     def _perform(self, request: Request) -> Any:
         engine = self._running()
         if request.stream:
-            return self._stream(engine, request)
+            return self._stream(request)
         waiter = threading.Lock()
         waiter.acquire()
         jobs: list[CallJob] = []
@@ -145,13 +145,14 @@ class OllamaPool(LoopThread):
             answer = finish(jobs[0], request)
         except BaseException as error:
             if not isinstance(error, Exception):  # interrupted: the node must stop
-                self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
+                self._cancel(engine, jobs)
             self.count(False)
             raise
         self.count(True)
         return answer
 
-    def _stream(self, engine: Engine, request: Request) -> Iterator[Answer]:
+    def _stream(self, request: Request) -> Iterator[Answer]:
+        engine = self._running()
         lines: SimpleQueue[bytes | None] = SimpleQueue()
         jobs: list[StreamJob] = []
         faults: list[Exception] = []
@@ -178,6 +179,7 @@ class OllamaPool(LoopThread):
         try:
             while (line := lines.get()) is not None:
                 yield finish_stream(jobs[0], request) if line is jobs[0].last else request.answer(decode(line))
+                self._check_process(engine)
                 if lines.qsize() >= STREAM_AHEAD // 2:
                     behind = True  # the loop may wait for us, or will
                 elif behind:
@@ -189,7 +191,7 @@ class OllamaPool(LoopThread):
             ok = True
         finally:
             self.count(ok)
-            self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
+            self._cancel(engine, jobs)
 
     async def chat_async(self, *args: Any, **kwargs: Any) -> Any:
         """`chat` for code that runs in an event loop of its own."""
@@ -308,14 +310,16 @@ class OllamaPool(LoopThread):
                     return
                 if not isinstance(message, Wanted):
                     yield message
+                    self._check_process(engine)
                 elif isinstance(inputs, Iterator):
                     texts, closed = take(inputs, message.items, fed)
+                    self._check_process(engine)
                     fed += len(texts)
                     self._post(lambda texts=texts, closed=closed: engine.dispatcher.feed(job.more(texts, closed)))
         finally:
             if not ended:
                 self.count(False)
-            self._post(engine.dispatcher.cancel, job.task.id)
+            self._cancel(engine, [job])
 
     # --- models ---
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Self, TypeVar
 
@@ -17,7 +17,9 @@ from sollol.core.endpoint import DEFAULT_PORT
 from sollol.errors import SollolError
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.base import PoolBase
+from sollol.pool.batch import BatchJob
 from sollol.pool.engine import Engine
+from sollol.pool.jobs import CallJob
 
 T = TypeVar("T")
 CLOSE_S = 0.8
@@ -32,6 +34,15 @@ class LoopThread(PoolBase):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._inner: AsyncOllamaPool | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        LoopThread.__init__(self, **state)
+
+    def forget_engine(self) -> Any:
+        left = (super().forget_engine(), self._lock, self._loop, self._thread, self._inner)
+        self._lock = threading.Lock()  # a thread that the child has not may hold the old one
+        self._loop = self._thread = self._inner = None
+        return left
 
     # --- the loop ---
 
@@ -55,6 +66,7 @@ class LoopThread(PoolBase):
             # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
             self._inner = inner = AsyncOllamaPool()
             inner._engine, inner._endpoints, inner.totals = engine, self._endpoints, self.totals
+            inner._home = loop
             self._engine = engine  # last: with it, other threads take the pool for running without asking the lock
             ready.set()
 
@@ -115,6 +127,16 @@ class LoopThread(PoolBase):
             self._check_open()
             self._loop.call_soon_threadsafe(submit)
 
+    def _check_process(self, engine: Engine) -> None:
+        """Raise SollolError if the answer of `engine` arrives in another process, after a fork."""
+        if self._engine is not engine:
+            raise SollolError("this answer arrives in the process that asked for it; make the call again in this one")
+
+    def _cancel(self, engine: Engine, jobs: Sequence[CallJob | BatchJob]) -> None:
+        """Cancel the call that `jobs` has, if it has one and it runs in this process."""
+        if self._engine is engine:
+            self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
+
     def _post(self, function: Callable[..., Any], *args: Any) -> None:
         assert self._loop is not None
         try:
@@ -160,11 +182,14 @@ class LoopThread(PoolBase):
         return self._local_stream(answer) if stream else answer
 
     def _local_stream(self, stream: AsyncIterator[Any]) -> Iterator[Any]:
+        engine = self._engine
+        assert engine is not None
         try:
             while (item := self._on_loop(lambda inner: _next(stream))) is not _END:
                 yield item
+                self._check_process(engine)
         finally:
-            if not self._closed:
+            if not self._closed and self._engine is engine:
                 self._on_loop(lambda inner: _close(stream))
 
     # --- nodes and the end ---
