@@ -89,8 +89,8 @@ class AsyncOllamaPool(PoolBase):
         self._engine.abandon()
         self._engine = self._home = None
 
-    def forget_engine(self) -> Any:
-        left = (super().forget_engine(), self._closer)
+    def _leave_process(self) -> Any:
+        left = (super()._leave_process(), self._closer)
         self._closer = None
         return left
 

@@ -85,7 +85,7 @@ class PoolBase:
 
     # --- processes ---
 
-    def forget_engine(self) -> Any:
+    def _leave_process(self) -> Any:
         """Return the engine, and drop it: the next call makes a new one. Called in the child of a fork."""
         left = (self._engine, self._home, self._transport)
         self._engine = self._home = None

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 
 class Forgetful(Protocol):
-    def forget_engine(self) -> Any:
+    def _leave_process(self) -> Any:
         """Return what must not be used in this process, and drop it."""
         ...
 
@@ -29,7 +29,7 @@ def watch(pool: Forgetful) -> None:
 
 def _in_child() -> None:
     for pool in list(_pools):
-        _parents.append(pool.forget_engine())
+        _parents.append(pool._leave_process())
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

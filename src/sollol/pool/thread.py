@@ -38,8 +38,8 @@ class LoopThread(PoolBase):
     def __setstate__(self, state: dict[str, Any]) -> None:
         LoopThread.__init__(self, **state)
 
-    def forget_engine(self) -> Any:
-        left = (super().forget_engine(), self._lock, self._loop, self._thread, self._inner)
+    def _leave_process(self) -> Any:
+        left = (super()._leave_process(), self._lock, self._loop, self._thread, self._inner)
         self._lock = threading.Lock()  # a thread that the child has not may hold the old one
         self._loop = self._thread = self._inner = None
         return left
