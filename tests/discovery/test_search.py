@@ -8,8 +8,8 @@ import pytest
 
 from sollol.core.endpoint import Endpoint
 from sollol.discovery import Source, discover, discover_ollama_nodes, physical_hosts
-from sollol.discovery import names as names_module
 from sollol.errors import BadInput, ConfigError
+from sollol.nodes import resolver
 
 NEAR = ["127.0.0.0/28"]
 
@@ -136,7 +136,7 @@ def test_a_named_node_that_does_not_answer_is_not_returned(port, monkeypatch):
 def test_a_name_server_that_hangs_holds_nobody_up(serve, port, monkeypatch):
     serve(f"127.0.0.1:{port}=ollama:red")
     monkeypatch.setenv("SOLLOL_NODES", f"slow.invalid:{port}")
-    monkeypatch.setattr(names_module.socket, "getaddrinfo", lambda *a, **k: time.sleep(3) or [])
+    monkeypatch.setattr(resolver.socket, "getaddrinfo", lambda *a, **k: time.sleep(3) or [])
     start = time.perf_counter()
     assert hosts(find(port, timeout=0.4, subnets=[])) == ["127.0.0.1"]
     assert time.perf_counter() - start < 1.5

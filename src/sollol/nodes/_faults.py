@@ -18,6 +18,11 @@ def connect_timeout(url: str, within_s: float | None) -> TransportFault:
     return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} did not accept a connection {_within(within_s)}")
 
 
+def name_timeout(url: str, host: str, within_s: float | None) -> TransportFault:
+    why = f"the name {host} was not resolved {_within(within_s)} (the look-up goes on)"
+    return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} cannot be reached: {why}")
+
+
 def first_byte_timeout(url: str, within_s: float | None) -> TransportFault:
     return TransportFault(Fault.FIRST_BYTE_TIMEOUT, f"{url} did not begin to answer {_within(within_s)}")
 

@@ -30,6 +30,7 @@ from sollol.nodes import _faults
 from sollol.nodes._connection import Connection, Limits
 from sollol.nodes._outbox import Outbox
 from sollol.nodes._request import RequestHeads
+from sollol.nodes.dialing import Dialer, NameTimeout
 from sollol.nodes.transport import Call, Fault, RawHeaders, Reply, TransportFault
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # Ollama's heads have about 200 bytes; beyond this somebody is filling memory
@@ -329,6 +330,7 @@ class HttpTransport:
         """First use, or another event loop than before: what belongs to the old one is of no use here."""
         self._loop = loop = asyncio.get_running_loop()
         self.outbox = Outbox(loop)
+        self._dialer = Dialer()
         self._hosts.clear()
 
     def _add_host(self, node: Endpoint) -> _Host:
@@ -343,16 +345,13 @@ class HttpTransport:
         node = host.node
         context = self._tls() if node.scheme == "https" else None
         try:
-            async with asyncio.timeout(within_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self.outbox, host.url, host, self._limits),
-                    node.host,
-                    node.port,
-                    ssl=context,
-                )
+            connection: Connection = await self._dialer.connect(
+                node, lambda: Connection(loop, self.outbox, host.url, host, self._limits), context, within_s
+            )
+        except NameTimeout:
+            raise _faults.name_timeout(host.url, node.host, within_s) from None
         except TimeoutError:
-            how = f" within {within_s:g} s" if within_s is not None else " in time"
-            raise TransportFault(Fault.CONNECT_TIMEOUT, f"{host.url} did not accept a connection{how}") from None
+            raise _faults.connect_timeout(host.url, within_s) from None
         except (OSError, UnicodeError) as error:
             raise _faults.refused(host.url, error) from error
         if self._closed or connection.closed:
