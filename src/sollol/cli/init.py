@@ -36,6 +36,7 @@ MEANINGS = {
     "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode. None by default.',
     "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
     "hedge": "A second copy of late requests: true or false. By default as the mode says.",
+    "on_mixed_digests": "Where nodes have different versions of a model: chats use all (allow), or one, as embeddings do.",
 }
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
@@ -59,6 +60,10 @@ _HEAD = """\
 # ports = [11434]
 """
 _TAIL = """
+# The version of a model that embeddings use, where nodes have several: as `ollama list` shows it.
+[digests]
+# "mxbai-embed-large" = "468836162de7"
+
 # Names that stand for a model.
 [aliases]
 # "gpt-4o" = "llama3.2"

@@ -87,6 +87,7 @@ class Batch:
         self.pending_count = 0
         self.live: dict[int, Attempt] = {}
         self.contested: dict[int, list[int]] = {}  # item -> live attempts that have it; [] once answered
+        self.digest: str | None = None  # the version of the model that its vectors come from, once it has begun
         self.answered = 0
         self.refused = 0
         self.closed = False

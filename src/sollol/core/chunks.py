@@ -5,13 +5,14 @@ from __future__ import annotations
 from sollol.core import tail
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch, Piece, joined
+from sollol.core.digests import FOR_EMBED, review
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Accept, Refuse, Want
 from sollol.core.policy import Again, BatchView
 from sollol.core.ranges import Ranges
-from sollol.core.types import OK, SECOND, TRANSIENT, Decision, How, Micros, Outcome
+from sollol.core.types import OK, SECOND, TRANSIENT, Decision, How, Micros, Outcome, RoutingMode, Task
 
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
 FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
@@ -19,6 +20,7 @@ FEED_LEAST = 256
 HOPELESS = 24  # failures in a row before a batch that never succeeded is given up, or fewer that take PATIENCE
 HOPELESS_LEAST = 6
 REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
+SPARED_TIMES = 20  # in mode `async`: a node so many times slower than the best one is not used in its stead
 CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
 
 
@@ -45,10 +47,19 @@ class Chunks:
     def serve(self, opened: OpenTask, batch: Batch, market: Market, only: list[Lane] | None, at: Micros) -> None:
         """Cut chunks for free slots. `only`: these lanes alone can have changed."""
         width = opened.task.width
+        if not self._has_begun(opened.task, batch, market, at):
+            return
         if batch.closed and batch.pending_count <= 2 * len(market.lanes):
             only = None  # so little is left that it matters who else is idle
-        lanes = market.usable(at) if only is None or width else [lane for lane in only if lane.usable(at)]
-        if not lanes and (only is None or not market.usable(at)):
+        limited = _is_limited(batch, market)
+        if only is None or width:
+            lanes = self._suitable(batch, market, at)
+        elif limited:
+            suitable = self._suitable(batch, market, at)
+            lanes = [lane for lane in only if lane in suitable]
+        else:
+            lanes = [lane for lane in only if lane.usable(at)]
+        if not lanes and (only is None or not self._suitable(batch, market, at)):
             self._no_lane(opened, batch, market, at)
             return
         batch.stuck_since = None
@@ -67,7 +78,7 @@ class Chunks:
             for lane in sorted(free, key=lambda lane: len(lane.attempts)):
                 if width and len(batch.live) >= width:
                     break
-                if not self._cut(opened, batch, market, lane, at):
+                if not self._cut(opened, batch, market, lane, limited, at):
                     fruitless.add(lane.node.key)
         if batch.pending_count and not batch.live and only is not None:
             # Those that were asked leave it to others, and no event will come to ask these: ask them now.
@@ -75,9 +86,41 @@ class Chunks:
             return
         self._after_cutting(opened, batch, market, cost_before - batch.pending_cost, at)
 
-    def _cut(self, opened: OpenTask, batch: Batch, market: Market, lane: Lane, at: Micros) -> bool:
+    def _has_begun(self, task: Task, batch: Batch, market: Market, at: Micros) -> bool:
+        """Bind a batch to one version of its model, once the nodes are known. False: they soon will be."""
+        ledger = self._ledger
+        if batch.digest is None and at < ledger.health.newcomers_until:
+            settled_at = ledger.health.settles_at(at)
+            if settled_at is not None:
+                ledger.serve_at(task.model, settled_at)
+                return False
+        if market.checked < FOR_EMBED:
+            review(ledger, market, FOR_EMBED)
+        if batch.digest is None:
+            batch.digest = market.digest_for(task) or None
+        return True
+
+    def _suitable(self, batch: Batch, market: Market, at: Micros) -> list[Lane]:
+        """Return the usable lanes that this batch may go to."""
+        lanes = market.usable(at)
+        if not _is_limited(batch, market):
+            return lanes
+        task, digest = batch.task, batch.digest or ""
+        if task.only is not None or task.gpu or digest:
+            lanes = [lane for lane in lanes if market.suits(lane, task, digest)]
+        if task.mode is RoutingMode.RELIABLE:
+            return _reliable(lanes)
+        return _spared(lanes) if task.mode is RoutingMode.ASYNC else lanes
+
+    def _cut(self, opened: OpenTask, batch: Batch, market: Market, lane: Lane, limited: bool, at: Micros) -> bool:
         if not batch.pending_count:
             return False
+        total_rate, best_rate, count_of_lanes = market.total_rate, market.best_rate, len(market.lanes)
+        if limited:
+            suitable = self._suitable(batch, market, at)
+            count_of_lanes = max(1, len(suitable))
+            rates = [each.work.read() or 0.0 for each in suitable]
+            total_rate, best_rate = sum(rates), max(rates, default=0.0)
         view = BatchView(
             pending_cost=batch.pending_cost,
             pending_count=batch.pending_count,
@@ -87,14 +130,14 @@ class Chunks:
             lane_backlog=lane.backlog(at),
             lane_startup_us=lane.startup_us(),
             slots=opened.task.width or lane.limiter.limit,
-            total_rate=market.total_rate,
-            best_rate=market.best_rate,
-            lanes=len(market.lanes),
+            total_rate=total_rate,
+            best_rate=best_rate,
+            lanes=count_of_lanes,
         )
         cost, count = self._ledger.policies.batcher.item_budget(view)
         if count == 0 and batch.live:  # the others do it sooner; if there are none, nobody else would
             return False
-        others = lambda: frozenset(other.node.key for other in market.usable(at))  # noqa: E731
+        others = lambda: frozenset(other.node.key for other in self._suitable(batch, market, at))  # noqa: E731
         cut = batch.cut(lane.node.key, max(cost, 1), max(count, 1), others)
         if cut is None:
             return False
@@ -152,7 +195,8 @@ class Chunks:
             opened.since = at
         if self._ledger.may_yet_come(opened, at):
             return
-        hope = any(lane.node.succeeded or lane.node.usable for lane in market.lanes.values())
+        lanes = [lane for lane in market.lanes.values() if market.suits(lane, opened.task, batch.digest or "")]
+        hope = any(lane.node.succeeded or lane.node.usable for lane in lanes)
         if hope and at - batch.stuck_since < PATIENCE:
             self._ledger.serve_at(market.model, batch.stuck_since + PATIENCE)
             self._wake_for_lanes(market, at)
@@ -162,7 +206,8 @@ class Chunks:
     # --- the tail ---
 
     def take_over(self, batch: Batch, market: Market, at: Micros) -> None:
-        tail.take_over(self, self._ledger, batch, market, at)
+        if batch.task.hedge is not False:
+            tail.take_over(self, self._ledger, batch, self._suitable(batch, market, at), market, at)
 
     def start_takeover(self, victim: Attempt, lane: Lane, ranges: Ranges, at: Micros) -> None:
         """Let an idle lane try items that `victim` has under way (called by `core.tail`)."""
@@ -247,3 +292,31 @@ class Chunks:
         if opened.task.id in self._ledger.open and opened.batch is not None and opened.batch.done:
             self._ledger.settle(opened, Outcome(OK))
         return opened.task.id not in self._ledger.open
+
+
+def _is_limited(batch: Batch, market: Market) -> bool:
+    """Check whether there may be lanes that this batch must not go to."""
+    task = batch.task
+    return (
+        task.only is not None
+        or task.gpu
+        or market.mixed
+        or (batch.digest is not None and batch.digest != market.digest)
+        or task.mode in (RoutingMode.RELIABLE, RoutingMode.ASYNC)
+    )
+
+
+def _reliable(lanes: list[Lane]) -> list[Lane]:
+    """Return the lanes whose share of good answers, squared, is at least half that of the best."""
+    shares = [1.0 if (share := lane.reliability.read()) is None else share for lane in lanes]
+    least = max(shares, default=0.0) ** 2 / 2
+    return [lane for lane, share in zip(lanes, shares, strict=True) if share**2 >= least]
+
+
+def _spared(lanes: list[Lane]) -> list[Lane]:
+    """Return the lanes without the fastest, which stays free for others, where the next is not far slower."""
+    rates = sorted((lane.work.read() or 0.0 for lane in lanes), reverse=True)
+    if len(rates) < 2 or not rates[1] or rates[0] > SPARED_TIMES * rates[1]:
+        return lanes
+    fastest = max(lanes, key=lambda lane: lane.work.read() or 0.0)
+    return [lane for lane in lanes if lane is not fastest]

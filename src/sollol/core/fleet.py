@@ -111,3 +111,5 @@ class Fleet:
         self.nodes: dict[str, NodeState] = {}
         self.markets: dict[str, Market] = {}
         self.lengths = Lengths()
+        self.pinned: Mapping[str, str] = {}  # model -> the digest, or the beginning of one, that embeddings use
+        self.one_digest = False  # chats use one digest, too

@@ -66,7 +66,7 @@ class Health:
 
     def seen(self, node: NodeState, facts: NodeFacts, at: Micros) -> bool:
         """Take in what a node said; True if the models it has have changed."""
-        changed = node.models != facts.models
+        changed = node.models != facts.models or node.digests != facts.digests
         if node.up is False:  # it was away: what it had in memory is gone
             for lane in node.lanes.values():
                 lane.loaded_by_us = False

@@ -168,6 +168,11 @@ class Lane:
         return loaded is None or loaded.size <= 0 or loaded.size_vram > 0
 
     @property
+    def digest(self) -> str:
+        """Return the version of the model on this node; "" if the node did not tell."""
+        return self.node.digests.get(self.model, "")
+
+    @property
     def is_loaded(self) -> bool:
         return self.loaded_by_us or self.model in self.node.loaded
 

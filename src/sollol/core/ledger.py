@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
+from sollol.core.digests import short
 from sollol.core.fleet import Fleet, NodeState
 from sollol.core.health import Health
 from sollol.core.lane import Lane
@@ -174,8 +175,20 @@ class Ledger:
                 yield node.key, f"does not have {model}; it has {have}"
             elif opened.task.gpu and not node.lanes[model].suits(opened.task):
                 yield node.key, f"holds {model} on its CPU, and a GPU is required"
+            elif (needed := self._needed_digest(opened)) and node.digests.get(model, needed) != needed:
+                has, needs = short(node.digests[model]), short(needed)
+                yield (
+                    node.key,
+                    f"has version {has} of {model}; {needs} is needed, and vectors of the two do not compare",
+                )
             else:
                 yield node.key, "not tried"
+
+    def _needed_digest(self, opened: OpenTask) -> str:
+        if opened.batch is not None and opened.batch.digest is not None:
+            return opened.batch.digest
+        market = opened.market
+        return market.digest_for(opened.task) if market is not None and market.mixed else ""
 
     def may_yet_come(self, opened: OpenTask, at: Micros) -> bool:
         """Facts older than the task decide nothing: ask every node again before giving up."""

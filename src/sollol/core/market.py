@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sollol.core.digests import chosen
 from sollol.core.estimate import KINDS_MAX, Length, Rate
 from sollol.core.queue import WaitingLine
-from sollol.core.types import SECOND, Mark, Micros, Task, TaskType
+from sollol.core.types import EMBED, SECOND, Mark, Micros, Task, TaskType
 
 if TYPE_CHECKING:
     from sollol.core.fleet import Fleet
@@ -56,6 +57,10 @@ class Market:
         self.inflight_cost = 0.0
         self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
         self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
+        self.digest = ""  # the version that embeddings use (`core.digests`)
+        self.mixed = False  # nodes have others, too
+        self.checked = 0  # what the digests were checked for, since the last change
+        self.told = ""  # of them
         self.samples = 0
         self.quiet_until: Micros = 0  # the waiting tasks were asked in vain just now
         self.look_planned = False
@@ -77,6 +82,7 @@ class Market:
     def put(self, lane: Lane) -> None:
         self.lanes[lane.key] = lane
         self._all = list(self.lanes.values())
+        self.checked = 0
         lane.unsettle()
         if len(lane.attempts) < lane.limiter.limit:
             self.roomy[lane.key] = lane
@@ -86,6 +92,7 @@ class Market:
         lane = self.lanes.pop(key, None)
         self._all = list(self.lanes.values())
         self.roomy.pop(key, None)
+        self.checked = 0
         self.unsteady.pop(key, None)
         if lane is not None:
             self._by_options.get(lane.options, {}).pop(key, None)
@@ -93,6 +100,20 @@ class Market:
 
     def usable(self, at: Micros) -> list[Lane]:
         return [lane for lane in self.lanes.values() if lane.usable(at)]
+
+    def digest_for(self, task: Task) -> str:
+        """Return the only version of the model that may answer this task; "" for any."""
+        if task.kind is not EMBED and not self._fleet.one_digest:
+            return ""
+        if task.only is None:
+            return self.digest
+        lanes = [lane for key in task.only if (lane := self.lanes.get(key)) is not None and lane.node.up]
+        has = not lanes or any(lane.digest in ("", self.digest) for lane in lanes)
+        return self.digest if has or self.model in self._fleet.pinned else chosen(lanes)
+
+    def suits(self, lane: Lane, task: Task, digest: str) -> bool:
+        """Check that this task may go to this lane. `digest`: the version it needs, "" for any."""
+        return lane.suits(task) and (not digest or lane.digest in ("", digest))
 
     def options_changed(self, lane: Lane, options: str) -> None:
         self._by_options.get(lane.options, {}).pop(lane.node.key, None)
@@ -103,14 +124,15 @@ class Market:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
         if self.unsteady:
             self._review(at)
-        limited = task.only is not None or task.gpu
+        digest = self.digest_for(task) if self.mixed else ""
+        limited = task.only is not None or task.gpu or bool(digest)
         if not limited and not tried and not self.unsteady and (wide or len(self._all) <= SHORTLIST):
             return self._all
         if limited:
             return [
                 lane
                 for lane in self.lanes.values()
-                if lane.node.key not in tried and lane.usable(at) and lane.suits(task)
+                if lane.node.key not in tried and lane.usable(at) and self.suits(lane, task, digest)
             ]
         if wide or len(self.lanes) <= SHORTLIST:
             return [
@@ -214,6 +236,7 @@ class Market:
         self.total_rate = sum(rates)
         self.best_rate = max(rates, default=0.0)
         self._counted = self.samples
+        self.checked = 0
 
     def rate_changed(self, before: float, after: float, at: Micros) -> None:
         self.samples += 1

@@ -171,6 +171,12 @@ class Probe(NamedTuple):
     node: str
 
 
+class Notice(NamedTuple):
+    """Tell the operator this sentence."""
+
+    text: str
+
+
 @mypyc_attr(acyclic=True)
 class WakeAt(Value):
     """Send a Tick at this moment. A later one may be dropped in favour of an earlier one."""
@@ -181,4 +187,4 @@ class WakeAt(Value):
         self.at = at
 
 
-Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt
+Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt | Notice

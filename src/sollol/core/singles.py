@@ -8,6 +8,7 @@ from typing import Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.copies import NO_AHEAD, Copies, router_of
+from sollol.core.digests import FOR_CHAT, FOR_EMBED, review
 from sollol.core.fleet import NodeState
 from sollol.core.lane import Lane
 from sollol.core.ledger import Claim, Ledger, OpenTask
@@ -62,6 +63,7 @@ class Singles:
             if settled_at is not None:
                 ledger.serve_at(task.model, settled_at)
                 return True
+        self._check_digests(market, task)
         router = router_of(ledger, task)
         lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), router.wide, at)
         if not lanes and opened.busy:  # there is no other: wait for one that was busy
@@ -72,7 +74,10 @@ class Singles:
             lanes = [
                 lane
                 for lane in market.lanes.values()
-                if lane.node.key not in opened.tried and lane.node.usable and not lane.attempts and lane.suits(task)
+                if lane.node.key not in opened.tried
+                and lane.node.usable
+                and not lane.attempts
+                and market.suits(lane, task, market.digest_for(task))
             ]
         if not lanes:
             if ledger.may_yet_come(opened, at):
@@ -89,6 +94,11 @@ class Singles:
             return False
         ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
         return True
+
+    def _check_digests(self, market: Market, task: Task) -> None:
+        use = FOR_EMBED if task.kind is EMBED else FOR_CHAT
+        if market.checked < use:
+            review(self._ledger, market, use)
 
     def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: list[Lane], at: Micros) -> bool:
         """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
@@ -127,6 +137,7 @@ class Singles:
         ledger, task = self._ledger, opened.task
         if at < ledger.health.newcomers_until and ledger.health.settles_at(at) is not None:
             return None
+        self._check_digests(market, task)
         router = router_of(ledger, task)
         if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
             return None

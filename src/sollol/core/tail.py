@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 LOOK_AGAIN: Micros = 20 * MILLISECOND
 
 
-def take_over(chunks: Chunks, ledger: Ledger, batch: Batch, market: Market, at: Micros) -> None:
+def take_over(chunks: Chunks, ledger: Ledger, batch: Batch, suitable: list[Lane], market: Market, at: Micros) -> None:
+    """Give idle lanes among the `suitable` ones what the slowest attempts still have under way."""
     width = batch.task.width
     room = width - len(batch.live) if width else len(market.lanes)
-    idle = [lane for lane in market.lanes.values() if not lane.attempts and lane.free(at) and lane.work.read()]
+    idle = [lane for lane in suitable if not lane.attempts and lane.free(at) and lane.work.read()]
     idle = sorted(idle, key=lambda lane: -(lane.work.read() or 0.0))[: max(0, room)]
     if not idle:
         return

@@ -122,6 +122,7 @@ class Gateway:
         self.engine.observe(settings.observer_sampling)
         self.pool.set_routing_mode(settings.mode)
         self.pool.routing_strategy = settings.strategy
+        self.pool.use_digests(settings.routing.on_mixed_digests, settings.digests)
         if settings.nodes:
             wanted = {endpoint.key: endpoint for endpoint in settings.nodes}
             for node in self.pool.nodes:

@@ -18,12 +18,13 @@ from sollol.core.ranges import Ranges
 from sollol.core.types import How, Outcome, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
-from sollol.gateway.infer import Inference, no_model, routed, wanted
+from sollol.gateway.infer import Inference, Wanted, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
 from sollol.nodes.dialect import encode
 from sollol.pool.batch import BatchJob, BatchReport, Ended, Message, Refused
+from sollol.pool.requests import Wish
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -122,13 +123,17 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
             body = _as_openai(found, rows, tokens)
         else:
             body = _as_ollama(found, rows, tokens, took_ns, job.load_ns)
-        nodes = ",".join(node for node, share in report.nodes.items() if share.items)
+        used = [node for node, share in report.nodes.items() if share.items]
+        if how.keep_alive is not None:
+            for node in used:
+                gateway.keep(node, model, job.task, how.keep_alive)
+        nodes = ",".join(used)
         request.answer(200, body, headers=routed(job.task.id, nodes, report.requests))
         return
 
 
 async def _run(
-    gateway: Gateway, request: Request, model: str, found: Any, names: tuple[str, ...], how: Any
+    gateway: Gateway, request: Request, model: str, found: Any, names: tuple[str, ...], how: Wanted
 ) -> tuple[RawBatch, BatchReport, int]:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BatchReport] = loop.create_future()
@@ -146,7 +151,10 @@ async def _run(
 
     engine, began = gateway.engine, loop.time()
     fields = {name: value for name in names if (value := getattr(found, name)) is not None}
-    job = engine.batch(model, fields, how.priority, None, how.timeout_s, post, app=how.app, make=RawBatch)
+    # What the settings say of second copies is about single calls; the header is about this one.
+    hedge = how.hedge if request.header(b"x-sollol-hedge") else None
+    wish = Wish(how.priority, how.timeout_s, how.mode, hedge, only=how.only)
+    job = engine.batch(model, fields, wish, None, post, app=how.app, make=RawBatch)
     assert isinstance(job, RawBatch)
     request.task = job.task.id
     gateway.name_task(request, job.task.id)

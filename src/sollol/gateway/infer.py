@@ -67,7 +67,7 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     if asked.unloads:
         model = gateway.settings.resolve_model(asked.model)
         check_allowed(request, model, asked.model)
-        gateway.in_task(models.unload, request, (model,))
+        gateway.in_task(models.unload, request, (model, wanted(request, gateway).only))
         return
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
 

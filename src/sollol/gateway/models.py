@@ -294,12 +294,18 @@ async def _upload(gateway: Gateway, node: Endpoint, call: Call) -> int | Excepti
 # --- memory ---
 
 
-async def unload(gateway: Gateway, request: Request, model: str) -> None:
-    """`keep_alive: 0` with nothing to say: out of the memory of every node that holds it."""
+async def unload(gateway: Gateway, request: Request, model: str, only: tuple[str, ...] | None) -> None:
+    """Unload a model from every node that holds it, or from `only` these: `keep_alive: 0` with nothing to say."""
     fields = {**fields_of(request, "model"), "model": model, "stream": False}
     name = canonical_model(model)
-    holding = [node.endpoint for node in states(gateway) if node.usable and name in node.loaded]
-    holding = holding or (await holders(gateway, model, f"model '{name}' not found"))[:1]
+    missing = f"model '{name}' not found"
+    if only is not None:
+        holding = [node for node in await holders(gateway, model, missing) if node.key in only]
+        if not holding:
+            raise ResponseError(f"{missing} on {', '.join(only)}", 404)
+    else:
+        holding = [node.endpoint for node in states(gateway) if node.usable and name in node.loaded]
+        holding = holding or (await holders(gateway, model, missing))[:1]
     answers = await manage.ask_all(gateway.engine.transport, holding, "POST", request.path, fields, manage.LOADING)
     good = manage.need_one(f"unload {model}", answers)
     await relearn(gateway, answers)

@@ -1,7 +1,7 @@
 """What can be set for `sollol serve`: the file's tables, checked, with every default.
 
-The file is the one that `sollol.config` reads; these are its tables [gateway], [limits], [routing], [aliases] and
-[fallbacks]. Bounds are there because a server without them can be filled by anybody who reaches it.
+The file is the one that `sollol.config` reads; these are its tables [gateway], [limits], [routing], [aliases],
+[fallbacks] and [digests]. Bounds are there because a server without them can be filled by anybody who reaches it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sollol.errors import BadInput, ConfigError
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
@@ -64,6 +65,7 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["fast", "reliable", "async"] | None = None
     strategy: Literal["round_robin", "latency_first", "least_loaded", "fairness", "intelligent"] = "intelligent"
     hedge: bool | None = None
+    on_mixed_digests: Literal["allow", "one"] = "allow"
 
 
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +74,7 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routing: Routing = Routing()
     aliases: dict[Name, Name] = {}
     fallbacks: dict[Name, list[Name]] = {}
+    digests: dict[Name, Digest] = {}
 
 
 _KNOWN: Final = {
@@ -88,6 +91,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     routing: Routing = Routing()
     aliases: Mapping[str, str] = {}
     fallbacks: Mapping[str, tuple[str, ...]] = {}
+    digests: Mapping[str, str] = {}
     nodes: tuple[Endpoint, ...] = ()
     app_name: str = ""
     observer_sampling: float = 1.0
@@ -151,6 +155,7 @@ def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
         tables.routing,
         _resolved(tables.aliases, where),
         {canonical_model(name): tuple(others) for name, others in tables.fallbacks.items()},
+        tables.digests,
         settings.nodes,
         settings.app_name or "",
         settings.observer_sampling,

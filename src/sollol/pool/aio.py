@@ -18,7 +18,7 @@ from sollol.errors import SollolError
 from sollol.nodes.dialect import decode
 from sollol.pool import manage
 from sollol.pool.answers import Answer
-from sollol.pool.base import PoolBase, configured_nodes
+from sollol.pool.base import BatchCall, PoolBase, configured_nodes
 from sollol.pool.batch import (
     BatchResult,
     Delivered,
@@ -152,10 +152,14 @@ class AsyncOllamaPool(PoolBase):
         *,
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
         """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
-        return await self._perform(embed_request(model, input, self._wish(priority, timeout, mode), ollama))
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        return await self._perform(embed_request(model, input, how, ollama))
 
     async def embeddings(
         self,
@@ -165,10 +169,14 @@ class AsyncOllamaPool(PoolBase):
         *,
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
         """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
-        return await self._perform(old_embed_request(model, prompt, self._wish(priority, timeout, mode), ollama))
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        return await self._perform(old_embed_request(model, prompt, how, ollama))
 
     async def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -234,14 +242,19 @@ class AsyncOllamaPool(PoolBase):
         max_workers: int | None = None,
         on_error: str = "raise",
         timeout: float | None = None,
+        mode: RoutingMode | str | None = None,
+        hedge: bool | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> BatchResult:
         """One vector per input, in order, from all nodes at once. See BatchResult."""
-        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
         texts = None if isinstance(inputs, AsyncIterable) else as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else inputs
-        async for message in self._batch(model, source, fields, priority, width, timeout):
+        async for message in self._batch(call, source):
             if isinstance(message, Delivered):
                 result._add(message)
             elif isinstance(message, Refused):
@@ -260,27 +273,26 @@ class AsyncOllamaPool(PoolBase):
         max_workers: int | None = None,
         on_error: str = "raise",
         timeout: float | None = None,
+        mode: RoutingMode | str | None = None,
+        hedge: bool | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> AsyncIterator[tuple[int, Any]]:
         """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed.
 
         A refused item raises its error, or with `on_error="return"` stands in the vector's place.
         """
-        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
         source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
-        async with aclosing(self._batch(model, source, fields, priority, width, timeout)) as messages:
+        async with aclosing(self._batch(call, source)) as messages:
             async for message in messages:
                 for row in rows_of(message, on_error):
                     yield row
 
     async def _batch(
-        self,
-        model: str,
-        inputs: Sequence[str] | Iterator[str] | Iterable[str] | AsyncIterable[str],
-        fields: dict[str, Any],
-        priority: int,
-        width: int | None,
-        timeout: float | None,
+        self, call: BatchCall, inputs: Sequence[str] | Iterator[str] | Iterable[str] | AsyncIterable[str]
     ) -> AsyncGenerator[Message]:
         engine = self._running()
         messages: deque[Message] = deque()
@@ -290,7 +302,7 @@ class AsyncOllamaPool(PoolBase):
             messages.append(message)
             news.set()
 
-        job = engine.batch(model, fields, priority, width, self._bound(timeout), post)
+        job = engine.batch(call.model, call.fields, call.how, call.width, post)
         ended = False
         try:
             if isinstance(inputs, (list, tuple)):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sollol
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint
@@ -22,10 +22,11 @@ from sollol.pool.requests import (
     Wish,
     accept_old,
     check_count,
+    check_digests,
     check_fields,
+    check_mixed_digests,
     check_mode,
     check_model,
-    check_priority,
     check_strategy,
     check_timeout,
     wish,
@@ -33,6 +34,18 @@ from sollol.pool.requests import (
 from sollol.pool.views import NodeView, explained, snapshot_of, stats_of
 
 T = TypeVar("T")
+
+
+class BatchCall(NamedTuple):
+    """One call of `embed_batch` or `embed_stream`, checked."""
+
+    model: str
+    fields: dict[str, Any]
+    how: Wish
+    width: int | None
+    on_error: str
+
+
 READ_S = 5.0  # that a reader on another thread waits for the pool's loop
 PARALLEL_LEAST = 2  # tasks and machines from which running in parallel can be sooner
 
@@ -46,6 +59,8 @@ class PoolBase:
         routing_strategy: RoutingStrategy | str | None = None,
         app_name: str | None = None,
         timeout: float | None = None,
+        on_mixed_digests: str = "allow",
+        digests: Mapping[str, str] | None = None,
         transport: Transport | None = None,
         seed: int | None = None,
         **old: Any,
@@ -56,6 +71,8 @@ class PoolBase:
         self._mode = check_mode(routing_mode)
         self._mode_here: ContextVar[RoutingMode | None] = ContextVar("sollol_mode", default=None)
         self._strategy = check_strategy(routing_strategy or RoutingStrategy.INTELLIGENT)
+        self._one_digest = check_mixed_digests(on_mixed_digests) == "one"
+        self._pinned = check_digests(digests)
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
         self._seed = seed
@@ -81,6 +98,7 @@ class PoolBase:
         self._made = True
         engine = Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
         engine.use_strategy(self._strategy)
+        engine.use_digests(self._one_digest, self._pinned)
         return engine
 
     # --- processes ---
@@ -105,6 +123,8 @@ class PoolBase:
             "routing_strategy": self._strategy,
             "app_name": self.app_name,
             "timeout": self.timeout,
+            "on_mixed_digests": "one" if self._one_digest else "allow",
+            "digests": self._pinned,
             "seed": self._seed,
         }
 
@@ -146,6 +166,13 @@ class PoolBase:
         self._strategy = check_strategy(strategy)
         if self._engine is not None:
             self._engine.use_strategy(self._strategy)
+
+    def use_digests(self, on_mixed_digests: str, digests: Mapping[str, str] | None) -> None:
+        """Set what is done where nodes have different versions of a model, and which versions are pinned."""
+        self._one_digest = check_mixed_digests(on_mixed_digests) == "one"
+        self._pinned = check_digests(digests)
+        if self._engine is not None:
+            self._engine.use_digests(self._one_digest, self._pinned)
 
     def _wish(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> Wish:
         """What a caller says of a call, with the pool's own defaults; checked."""
@@ -196,10 +223,6 @@ class PoolBase:
         healthy = [node for node in self.nodes if node.is_healthy]
         return num_tasks >= PARALLEL_LEAST and len(healthy) >= PARALLEL_LEAST
 
-    def _bound(self, timeout: float | None) -> float | None:
-        """The call's own bound in seconds, else the pool's; checked."""
-        return check_timeout(self.timeout if timeout is None else timeout)
-
     # --- numbers ---
 
     def get_stats(self) -> dict[str, Any]:
@@ -231,15 +254,16 @@ class PoolBase:
     def _batch_arguments(
         self,
         model: str,
-        priority: int,
+        how: Wish,
         use_adaptive: bool,
         max_workers: int | None,
         on_error: str,
         extra: dict[str, Any],
-    ) -> tuple[dict[str, Any], int | None]:
-        """Checked: the fields for the nodes, and the fixed number of requests in flight, or None."""
+    ) -> BatchCall:
+        """Return the call, checked. Its `width` is the fixed number of requests in flight, or None."""
         check_model(model)
-        check_priority(priority)
+        if how.hedge is not None and not isinstance(how.hedge, bool):
+            raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
         check_fields("embed_batch", extra, EMBED_FIELDS)
         if on_error not in ("raise", "return"):
             raise BadInput(f"on_error={on_error!r}; expected 'raise' or 'return'")
@@ -250,7 +274,8 @@ class PoolBase:
         if use_adaptive and max_workers is not None:
             warnings.warn("max_workers= has no effect with use_adaptive=True; pass use_adaptive=False", stacklevel=4)
             max_workers = None
-        return {name: value for name, value in extra.items() if value is not None}, max_workers
+        fields = {name: value for name, value in extra.items() if value is not None}
+        return BatchCall(model, fields, how, max_workers, on_error)
 
     def explain(self, task_id: int) -> dict[str, Any]:
         """Why a call went where it went: candidates and the terms of their predictions, what was tried, predicted and

@@ -53,6 +53,8 @@ class BatchReport(NamedTuple):
     takeovers: int
     fluid_bound_s: float
     efficiency: float
+    digest: str = ""  # the version of the model that all vectors come from; "" where no node tells
+    left_out: Mapping[str, str] = {}  # node that has another version -> that version
 
 
 class _NodeWork:
@@ -103,6 +105,7 @@ class BatchJob:
         post: Callable[[Message], None],
         now: Micros,
         available: Callable[[str, Micros, Micros], float],
+        digests: Callable[[str], dict[str, str]] = lambda model: {},
     ) -> None:
         self.task = task
         self._fields = dict(fields)
@@ -115,6 +118,8 @@ class BatchJob:
         self._began = now
         self._nodes: dict[str, _NodeWork] = {}
         self._available = available  # (node, since, until) -> the share of that time in which it was up
+        self._digests = digests  # of a model: node -> version
+        self._digest = ""
         self._failed = 0
         self._takeovers = 0
         self.wait_us: Micros | None = None  # until the first of its texts went to a node
@@ -138,6 +143,7 @@ class BatchJob:
     # --- attempts ---
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        self._digest = self._digest or self._digests(self.task.model).get(start.node, "")
         return dispatcher.run(self.perform, start, node)
 
     async def perform(
@@ -238,7 +244,13 @@ class BatchJob:
             takeovers=self._takeovers,
             fluid_bound_s=bound,
             efficiency=bound / seconds,
+            digest=self._digest,
+            left_out=self._left_out(),
         )
+
+    def _left_out(self) -> dict[str, str]:
+        versions = self._digests(self.task.model).items() if self._digest else ()
+        return {node: digest for node, digest in versions if digest != self._digest and node not in self._nodes}
 
 
 def _item_error(outcome: Outcome) -> Exception:

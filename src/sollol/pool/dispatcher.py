@@ -7,10 +7,11 @@ answer means, and who waits for it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import (
@@ -24,6 +25,7 @@ from sollol.core.messages import (
     Load,
     NodeLost,
     NodeSeen,
+    Notice,
     Probe,
     Refuse,
     Settle,
@@ -40,6 +42,8 @@ from sollol.nodes.probe import ProbeFailed, probe
 from sollol.nodes.transport import Transport, TransportFault
 from sollol.observe.journal import Journal
 
+log: Final = logging.getLogger("sollol")
+NOTICES: Final = 100  # sentences for the operator that are kept
 GiveUp = Callable[[], object]
 
 
@@ -80,6 +84,12 @@ class Dispatcher:
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self.notices: deque[str] = deque(maxlen=NOTICES)
+
+    def tell(self, sentence: str) -> None:
+        """Report to the operator: in the log, and in `notices`."""
+        self.notices.append(sentence)
+        log.warning("%s", sentence)
 
     def now(self) -> Micros:
         return int(self._clock() * 1_000_000.0 + 0.5)
@@ -138,6 +148,8 @@ class Dispatcher:
             self._jobs[action.task].want(action.items)
         elif isinstance(action, Probe):
             self._in_background(self._probe(action.node))
+        elif isinstance(action, Notice):
+            self.tell(action.text)
         elif isinstance(action, Load):
             self._in_background(self._load(action))
         else:

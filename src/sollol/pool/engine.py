@@ -26,7 +26,7 @@ from sollol.pool.continuation import Continuity, Said, is_plain
 from sollol.pool.dispatcher import Dispatcher
 from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
-from sollol.pool.requests import Request, check_text
+from sollol.pool.requests import Request, Wish, check_text
 
 # A model may take minutes to load and a long prompt minutes to read; silence in mid-answer is another matter.
 TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
@@ -113,6 +113,19 @@ class Engine:
         nodes = [found[key]] if key in found else () if key else found.values()
         return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
 
+    def digests(self, model: str) -> dict[str, str]:
+        """Return the version of a model on each node that has it and tells it."""
+        nodes = self.scheduler.fleet.nodes.values()
+        return {node.key: digest for node in nodes if (digest := node.digests.get(model, ""))}
+
+    def use_digests(self, one: bool, pinned: Mapping[str, str]) -> None:
+        """Set whether chats use one version of a model, too, and which versions are pinned."""
+        fleet = self.scheduler.fleet
+        fleet.one_digest = one
+        fleet.pinned = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
+        for market in fleet.markets.values():
+            market.checked = 0
+
     def use_strategy(self, strategy: RoutingStrategy) -> None:
         """From now on, calls without a mode of their own go where this strategy says."""
         self.scheduler.policies = self.scheduler.policies._replace(router=router_of(strategy))
@@ -131,9 +144,8 @@ class Engine:
         self,
         model: str,
         fields: Mapping[str, Any],
-        priority: int,
+        how: Wish,
         width: int | None,
-        timeout_s: float | None,
         post: Callable[[Message], None],
         *,
         app: str | None = None,
@@ -144,14 +156,18 @@ class Engine:
             self.next_id(),
             Kind.EMBED,
             canonical_model(model),
-            priority=priority,
+            priority=how.priority,
             app=self._app if app is None else app,
-            deadline_us=self.deadline(timeout_s),
+            deadline_us=self.deadline(how.timeout_s),
             batch=True,
             width=width,
             type=TaskType.EMBED,
+            mode=how.mode,
+            hedge=how.hedge,
+            only=how.only,
+            gpu=how.gpu,
         )
-        job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available)
+        job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available, self.digests)
         if self._sees(task.id):
             job.noted = self.history.add_batch
         self.dispatcher.submit(job)

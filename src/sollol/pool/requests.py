@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ OLD_KEYWORDS = frozenset(
         "cache_ttl",
     ]
 )
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{7,64}")
 _warned: set[str] = set()
 
 
@@ -321,6 +323,29 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise BadInput(f"{name}={_short(value)}; expected True or False")
     return value
+
+
+def check_mixed_digests(value: Any) -> str:
+    if value not in ("allow", "one"):
+        raise BadInput(
+            f"on_mixed_digests={_short(value)}; expected 'allow' (chats use every version of a model) or 'one'"
+        )
+    return str(value)
+
+
+def check_digests(digests: Any) -> dict[str, str]:
+    """The pinned versions: model -> digest, or its beginning."""
+    if digests is None:
+        return {}
+    if not isinstance(digests, Mapping):
+        raise BadInput(f"digests={_short(digests)}; expected a dict such as {{'mxbai-embed-large': '468836162de7'}}")
+    for model, digest in digests.items():
+        check_model(model)
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise BadInput(
+                f"digests: {model!r} has {_short(digest)}; expected 7 to 64 hex digits, as `ollama list` shows them"
+            )
+    return dict(digests)
 
 
 def check_strategy(strategy: Any) -> RoutingStrategy:

@@ -15,7 +15,7 @@ from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.nodes.dialect import decode
 from sollol.pool.answers import Answer
-from sollol.pool.base import configured_nodes
+from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted, as_sequence, rows_of, take
 from sollol.pool.engine import finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
@@ -98,10 +98,14 @@ class OllamaPool(LoopThread):
         *,
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
         """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
-        return self._perform(embed_request(model, input, self._wish(priority, timeout, mode), ollama))
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        return self._perform(embed_request(model, input, how, ollama))
 
     def embeddings(
         self,
@@ -111,10 +115,14 @@ class OllamaPool(LoopThread):
         *,
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
+        hedge: bool | Hedger | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Any:
         """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
-        return self._perform(old_embed_request(model, prompt, self._wish(priority, timeout, mode), ollama))
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        return self._perform(old_embed_request(model, prompt, how, ollama))
 
     def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -221,6 +229,10 @@ class OllamaPool(LoopThread):
         on_error: str = "raise",
         progress: bool = False,
         timeout: float | None = None,
+        mode: RoutingMode | str | None = None,
+        hedge: bool | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> BatchResult:
         """One vector per input, in order, from all nodes at once.
@@ -229,7 +241,8 @@ class OllamaPool(LoopThread):
         raise BatchError at the end, with every result that exists; "return": they stand as None.
         `progress` draws a bar on stderr.
         """
-        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
         texts = as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else iter(inputs)
@@ -237,7 +250,7 @@ class OllamaPool(LoopThread):
             _progress_bar(len(texts) if texts is not None else None) if progress else (_nothing, _nothing)
         )
         try:
-            for message in self._batch(model, source, fields, priority, width, timeout):
+            for message in self._batch(call, source):
                 if isinstance(message, Delivered):
                     result._add(message)
                     advance(message.items.total())
@@ -260,40 +273,28 @@ class OllamaPool(LoopThread):
         max_workers: int | None = None,
         on_error: str = "raise",
         timeout: float | None = None,
+        mode: RoutingMode | str | None = None,
+        hedge: bool | None = None,
+        node: Any = None,
+        requires_gpu: bool = False,
         **ollama: Any,
     ) -> Iterator[tuple[int, Any]]:
         """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed."""
-        fields, width = self._batch_arguments(model, priority, use_adaptive, max_workers, on_error, ollama)
-        return self._rows(model, iter(inputs), fields, priority, width, timeout, on_error)
+        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
+        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
+        return self._rows(call, iter(inputs))
 
-    def _rows(
-        self,
-        model: str,
-        source: Iterator[str],
-        fields: dict[str, Any],
-        priority: int,
-        width: int | None,
-        timeout: float | None,
-        on_error: str,
-    ) -> Iterator[tuple[int, Any]]:
-        with closing(self._batch(model, source, fields, priority, width, timeout)) as messages:
+    def _rows(self, call: BatchCall, source: Iterator[str]) -> Iterator[tuple[int, Any]]:
+        with closing(self._batch(call, source)) as messages:
             for message in messages:
-                yield from rows_of(message, on_error)
+                yield from rows_of(message, call.on_error)
 
-    def _batch(
-        self,
-        model: str,
-        inputs: Sequence[str] | Iterator[str],
-        fields: dict[str, Any],
-        priority: int,
-        width: int | None,
-        timeout: float | None,
-    ) -> Generator[Message]:
+    def _batch(self, call: BatchCall, inputs: Sequence[str] | Iterator[str]) -> Generator[Message]:
         engine = self._running()
         messages: SimpleQueue[Message] = SimpleQueue()
 
         async def submit() -> Any:
-            job = engine.batch(model, fields, priority, width, self._bound(timeout), messages.put)
+            job = engine.batch(call.model, call.fields, call.how, call.width, messages.put)
             if not isinstance(inputs, Iterator):
                 engine.dispatcher.feed(job.whole(inputs))
             return job

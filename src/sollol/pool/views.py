@@ -110,6 +110,8 @@ def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict
         "waiting": scheduler.waiting() if scheduler else 0,
         "running": len(scheduler.attempts) if scheduler else 0,
         "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
+        "mixed_digests": mixed_digests(engine) if engine else {},
+        "notices": list(engine.dispatcher.notices) if engine else [],
         "node_performance": performance,
     }
 
@@ -147,6 +149,23 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
         "running": _running(engine) if engine else [],
         "recent": engine.history.recent() if engine else [],
         "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
+        "mixed_digests": mixed_digests(engine) if engine else {},
+        "notices": list(engine.dispatcher.notices) if engine else [],
+    }
+
+
+def mixed_digests(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Return, for each model of which nodes have different versions, the nodes of each and what embeddings use."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for node in engine.scheduler.fleet.nodes.values():
+        for model, digest in node.digests.items() if node.up else ():
+            if digest:
+                found.setdefault(model, {}).setdefault(digest, []).append(node.key)
+    markets = engine.scheduler.fleet.markets
+    return {
+        model: {"embeddings_use": markets[model].digest if model in markets else "", "nodes": versions}
+        for model, versions in found.items()
+        if len(versions) > 1
     }
 
 
