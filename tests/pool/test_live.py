@@ -222,7 +222,7 @@ def test_nodes_read_both_ways(pool: OllamaPool, cluster: Cluster) -> None:
     assert node.is_healthy
     assert node.models == [f"{CHAT}:latest", f"{EMBED}:latest"]
     assert pool.count_unique_physical_hosts() == 1
-    assert pool.should_use_parallel_execution(num_tasks=4)
+    assert not pool.should_use_parallel_execution(num_tasks=4)  # one machine
     assert not pool.should_use_parallel_execution(num_tasks=1)
     assert pool.remove_node(node.host, node.port)
     assert pool.add_node(node.url)

@@ -36,7 +36,7 @@ MEANINGS = {
     "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode. None by default.',
     "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
     "hedge": "A second copy of late requests: true or false. By default as the mode says.",
-    "on_mixed_digests": "Where nodes have different versions of a model: chats use all (allow), or one, as embeddings do.",
+    "on_mixed_digests": "Nodes have different versions of a model: chats use all; 'one': only one, as embeddings do.",
 }
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.

@@ -57,7 +57,8 @@ class AsyncOllamaPool(PoolBase):
         """Find the nodes (settings first, then this machine and its networks) and make a pool of them."""
         from sollol.discovery import discover
 
-        found = await discover(timeout=timeout, discover_all_nodes=discover_all_nodes)
+        without = same.pop("exclude_localhost", False)
+        found = await discover(timeout, without, discover_all_nodes=discover_all_nodes)
         return cls([node.endpoint for node in found], **same)
 
     @classmethod

@@ -24,6 +24,7 @@ from sollol.pool.requests import (
     check_count,
     check_digests,
     check_fields,
+    check_flag,
     check_mixed_digests,
     check_mode,
     check_model,
@@ -47,6 +48,7 @@ class BatchCall(NamedTuple):
 
 
 READ_S = 5.0  # that a reader on another thread waits for the pool's loop
+DISCOVER_S = 2.0  # bound of the search of a constructor
 PARALLEL_LEAST = 2  # tasks and machines from which running in parallel can be sooner
 
 
@@ -65,6 +67,8 @@ class PoolBase:
         seed: int | None = None,
         **old: Any,
     ) -> None:
+        if old.get("discover_all_nodes") and not nodes:
+            nodes = _discovered(old.pop("discover_all_nodes"), old.pop("exclude_localhost", False))
         accept_old(type(self).__name__, old)
         self.app_name = _own_name() if app_name is None else app_name
         self.timeout = check_timeout(timeout)
@@ -213,15 +217,16 @@ class PoolBase:
 
     def count_unique_physical_hosts(self) -> int:
         """How many machines the nodes stand on: several ports, or several addresses, of one machine count once."""
-        from sollol.discovery import physical_hosts
-
-        return len(set(physical_hosts(list(self._endpoints.values())).values()))
+        return _machines(list(self._endpoints.values()))
 
     def should_use_parallel_execution(self, num_tasks: int) -> bool:
-        """Whether `num_tasks` equal tasks would end sooner on all nodes than one after another on one."""
+        """Check whether `num_tasks` equal tasks would end sooner on all nodes than one after another on one.
+
+        Several nodes of one machine share its processors and GPUs, so healthy machines are counted."""
         check_count("num_tasks", num_tasks)
-        healthy = [node for node in self.nodes if node.is_healthy]
-        return num_tasks >= PARALLEL_LEAST and len(healthy) >= PARALLEL_LEAST
+        healthy = [node.endpoint for node in self.nodes if node.is_healthy]
+        enough = num_tasks >= PARALLEL_LEAST and len(healthy) >= PARALLEL_LEAST
+        return enough and _machines(healthy) >= PARALLEL_LEAST
 
     # --- numbers ---
 
@@ -307,6 +312,21 @@ class PoolBase:
         running, waiting = (len(scheduler.attempts), scheduler.waiting()) if scheduler else (0, 0)
         lost = f" ({down} down)" if down else ""
         return f"<{type(self).__name__} {len(self._endpoints)} nodes{lost} · {running} running · {waiting} waiting>"
+
+
+def _discovered(wanted: Any, exclude_localhost: Any) -> list[dict[str, Any]]:
+    """Search the network for a constructor that was told to: `discover_all_nodes=True` and no nodes."""
+    from sollol.discovery import discover_ollama_nodes
+
+    check_flag("discover_all_nodes", wanted)
+    check_flag("exclude_localhost", exclude_localhost)
+    return discover_ollama_nodes(timeout=DISCOVER_S, exclude_localhost=exclude_localhost, discover_all_nodes=True)
+
+
+def _machines(endpoints: list[Endpoint]) -> int:
+    from sollol.discovery import physical_hosts
+
+    return len(set(physical_hosts(endpoints).values()))
 
 
 def _endpoint(host: Any, port: int) -> Endpoint:

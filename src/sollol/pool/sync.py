@@ -42,7 +42,9 @@ class OllamaPool(LoopThread):
         """Find the nodes (settings first, then this machine and its private networks) and make a pool of them."""
         from sollol.discovery import discover_ollama_nodes
 
-        return cls(discover_ollama_nodes(timeout=timeout, discover_all_nodes=discover_all_nodes), **same)
+        without = same.pop("exclude_localhost", False)
+        found = discover_ollama_nodes(timeout, without, discover_all_nodes=discover_all_nodes)
+        return cls(found, **same)
 
     @classmethod
     def from_settings(cls, **same: Any) -> OllamaPool:
