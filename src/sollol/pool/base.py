@@ -15,7 +15,7 @@ from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
 from sollol.observe.totals import Totals
-from sollol.pool import processes
+from sollol.pool import payload, processes
 from sollol.pool.engine import Engine
 from sollol.pool.requests import (
     EMBED_FIELDS,
@@ -270,6 +270,7 @@ class PoolBase:
         if how.hedge is not None and not isinstance(how.hedge, bool):
             raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
         check_fields("embed_batch", extra, EMBED_FIELDS)
+        payload.check_types("embed_batch", extra)
         if on_error not in ("raise", "return"):
             raise BadInput(f"on_error={on_error!r}; expected 'raise' or 'return'")
         if max_workers is not None:

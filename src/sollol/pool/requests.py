@@ -5,12 +5,9 @@ Bad input is told at the call, by field, value and what was expected, before any
 
 from __future__ import annotations
 
-import base64
-import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sollol.core.endpoint import parse_endpoint
@@ -21,8 +18,9 @@ from sollol.nodes.dialect import encode, runner_key
 from sollol.policies.batching import item_cost
 from sollol.policies.prefix import prefix_of
 from sollol.policies.tasks import detect_task_type
+from sollol.pool import keywords, payload
 from sollol.pool.answers import Answer, ChatResponse, EmbedResponse, GenerateResponse
-from sollol.pool.tools import as_tool
+from sollol.pool.payload import short
 
 CHAT_FIELDS = frozenset(
     ["tools", "think", "logprobs", "top_logprobs", "format", "options", "keep_alive", "truncate", "shift"]
@@ -114,16 +112,16 @@ def chat_request(
     check_fields("chat", extra, CHAT_FIELDS)
     if messages is None or isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise BadInput(
-            f"chat: messages={_short(messages)}; expected a list such as [{{'role': 'user', 'content': 'Hello'}}]"
+            f"chat: messages={short(messages)}; expected a list such as [{{'role': 'user', 'content': 'Hello'}}]"
         )
-    body = {"messages": [_message(m, i) for i, m in enumerate(messages)]}
+    body = {"messages": [payload.message(m, i) for i, m in enumerate(messages)]}
     return _inference(Kind.CHAT, "/api/chat", ChatResponse, model, body, stream, how, extra)
 
 
 def generate_request(model: str, prompt: str | None, stream: bool, how: Wish, extra: dict[str, Any]) -> Request:
     check_fields("generate", extra, GENERATE_FIELDS)
     if prompt is not None and not isinstance(prompt, str):
-        raise BadInput(f"generate: prompt={_short(prompt)}; expected a string")
+        raise BadInput(f"generate: prompt={short(prompt)}; expected a string")
     body = {"prompt": prompt or ""}
     return _inference(Kind.GENERATE, "/api/generate", GenerateResponse, model, body, stream, how, extra)
 
@@ -132,9 +130,10 @@ def embed_request(model: str, input: str | Sequence[str], how: Wish, extra: dict
     check_fields("embed", extra, EMBED_FIELDS)
     texts = [input] if isinstance(input, str) else input
     if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
-        raise BadInput(f"embed: input={_short(input)}; expected a string or a list of strings")
+        raise BadInput(f"embed: input={short(input)}; expected a string or a list of strings")
     for index, text in enumerate(texts):
         check_text("input", index, text)
+    payload.check_types("embed", extra)
     body = {"model": check_model(model), "input": input, **_present(extra)}
     cost = sum(map(item_cost, texts))
     return _request(Kind.EMBED, "/api/embed", EmbedResponse, model, body, cost, False, how)
@@ -144,6 +143,7 @@ def old_embed_request(model: str, prompt: str, how: Wish, extra: dict[str, Any])
     """`/api/embeddings`, the older call: one prompt, a vector that is not normalised."""
     check_fields("embeddings", extra, EMBED_FIELDS)
     check_text("prompt", None, prompt)
+    payload.check_types("embeddings", extra)
     body = {"model": check_model(model), "prompt": prompt, **_present(extra)}
     return _request(Kind.EMBED, "/api/embeddings", Answer, model, body, item_cost(prompt), False, how)
 
@@ -160,12 +160,13 @@ def _inference(
 ) -> Request:
     body = {"model": check_model(model), **body, **_present(extra), "stream": bool(stream)}
     if "tools" in body:
-        body["tools"] = [as_tool(tool) for tool in body["tools"]]
+        body["tools"] = payload.tools(body["tools"])
     if "images" in body:
-        body["images"] = [_image(image) for image in body["images"]]
+        body["images"] = payload.images("images", body["images"])
     schema = getattr(body.get("format"), "model_json_schema", None)
     if schema is not None:
         body["format"] = schema()
+    payload.check_types(path, body)
     return _request(kind, path, answer, model, body, None, bool(stream), how)
 
 
@@ -183,7 +184,7 @@ def _request(
     if options is not None and not isinstance(options, Mapping):
         options = body["options"] = options.model_dump(exclude_none=True) if hasattr(options, "model_dump") else options
         if not isinstance(options, Mapping):
-            raise BadInput(f"options={_short(options)}; expected a dict such as {{'num_ctx': 8192}}")
+            raise BadInput(f"options={short(options)}; expected a dict such as {{'num_ctx': 8192}}")
     predict = options.get("num_predict") if options else None
     try:
         encoded = encode(body)
@@ -210,53 +211,19 @@ def _present(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if value is not None}
 
 
-def _message(message: Any, index: int) -> Any:
-    if hasattr(message, "model_dump"):
-        message = message.model_dump(exclude_none=True) if not isinstance(message, Answer) else message.model_dump()
-    if not isinstance(message, Mapping):
-        raise BadInput(f"chat: messages[{index}]={_short(message)}; expected {{'role': ..., 'content': ...}}")
-    if "role" not in message:
-        raise BadInput(f"chat: messages[{index}] has no 'role'; expected 'system', 'user', 'assistant' or 'tool'")
-    if message.get("images"):
-        return {**message, "images": [_image(image) for image in message["images"]]}
-    return message
-
-
-def _image(image: Any) -> str:
-    """An image as base64: bytes, a path, base64 already, or the official client's Image."""
-    value = getattr(image, "value", image)
-    if isinstance(value, (bytes, bytearray)):
-        return base64.b64encode(value).decode()
-    if isinstance(value, Path) or (isinstance(value, str) and len(value) < 4096 and _is_file(value)):
-        try:
-            return base64.b64encode(Path(value).read_bytes()).decode()
-        except OSError as error:
-            raise BadInput(f"images: cannot read {str(value)!r}: {error.strerror}") from None
-    if isinstance(value, str):
-        return value
-    raise BadInput(f"images: {_short(value)}; expected bytes, a path or base64 text")
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:
-        return False
-
-
 # --- checks ----------------------------------------------------------------------------------------------
 
 
 def check_model(model: Any) -> str:
     if not isinstance(model, str) or not model.strip():
-        raise BadInput(f"model={_short(model)}; expected the name of a model, such as 'llama3.2'")
+        raise BadInput(f"model={short(model)}; expected the name of a model, such as 'llama3.2'")
     return model
 
 
 def check_priority(priority: Any) -> int:
     """0 to 10; a TaskPriority is one too."""
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 10:
-        raise BadInput(f"priority={_short(priority)}; expected a whole number from 0 (last) to 10 (first)")
+        raise BadInput(f"priority={short(priority)}; expected a whole number from 0 (last) to 10 (first)")
     return int(priority)
 
 
@@ -264,20 +231,20 @@ def check_timeout(timeout: Any) -> float | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise BadInput(f"timeout={_short(timeout)}; expected seconds above 0, or None for no bound")
+        raise BadInput(f"timeout={short(timeout)}; expected seconds above 0, or None for no bound")
     return float(timeout)
 
 
 def check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadInput(f"{name}={_short(value)}; expected a whole number of at least 1")
+        raise BadInput(f"{name}={short(value)}; expected a whole number of at least 1")
     return value
 
 
 def check_text(field: str, index: int | None, text: Any) -> None:
     if not isinstance(text, str):
         where = field if index is None else f"{field}[{index}]"
-        raise BadInput(f"{where} is {_short(text)} ({type(text).__name__}); expected a string")
+        raise BadInput(f"{where} is {short(text)} ({type(text).__name__}); expected a string")
 
 
 def check_mode(mode: Any) -> RoutingMode | None:
@@ -287,7 +254,7 @@ def check_mode(mode: Any) -> RoutingMode | None:
         return RoutingMode(mode.lower() if isinstance(mode, str) else mode)
     except ValueError:
         names = ", ".join(repr(m.value) for m in RoutingMode)
-        raise BadInput(f"mode={_short(mode)}; expected one of {names}") from None
+        raise BadInput(f"mode={short(mode)}; expected one of {names}") from None
 
 
 def check_hedge(hedge: Any) -> bool | Hedger | None:
@@ -296,7 +263,7 @@ def check_hedge(hedge: Any) -> bool | Hedger | None:
     if all(callable(getattr(hedge, name, None)) for name in ("deposit", "learn", "after", "withdraw")):
         found: Hedger = hedge
         return found
-    raise BadInput(f"hedge={_short(hedge)}; expected True, False, None (as the mode says) or a hedging policy")
+    raise BadInput(f"hedge={short(hedge)}; expected True, False, None (as the mode says) or a hedging policy")
 
 
 def check_type(task_type: Any) -> TaskType | None:
@@ -306,7 +273,7 @@ def check_type(task_type: Any) -> TaskType | None:
         return TaskType(task_type.lower() if isinstance(task_type, str) else task_type)
     except ValueError:
         names = ", ".join(repr(t.value) for t in TaskType)
-        raise BadInput(f"task_type={_short(task_type)}; expected one of {names}") from None
+        raise BadInput(f"task_type={short(task_type)}; expected one of {names}") from None
 
 
 def check_only(node: Any) -> tuple[str, ...] | None:
@@ -321,14 +288,14 @@ def check_only(node: Any) -> tuple[str, ...] | None:
 
 def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise BadInput(f"{name}={_short(value)}; expected True or False")
+        raise BadInput(f"{name}={short(value)}; expected True or False")
     return value
 
 
 def check_mixed_digests(value: Any) -> str:
     if value not in ("allow", "one"):
         raise BadInput(
-            f"on_mixed_digests={_short(value)}; expected 'allow' (chats use every version of a model) or 'one'"
+            f"on_mixed_digests={short(value)}; expected 'allow' (chats use every version of a model) or 'one'"
         )
     return str(value)
 
@@ -338,12 +305,12 @@ def check_digests(digests: Any) -> dict[str, str]:
     if digests is None:
         return {}
     if not isinstance(digests, Mapping):
-        raise BadInput(f"digests={_short(digests)}; expected a dict such as {{'mxbai-embed-large': '468836162de7'}}")
+        raise BadInput(f"digests={short(digests)}; expected a dict such as {{'mxbai-embed-large': '468836162de7'}}")
     for model, digest in digests.items():
         check_model(model)
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise BadInput(
-                f"digests: {model!r} has {_short(digest)}; expected 7 to 64 hex digits, as `ollama list` shows them"
+                f"digests: {model!r} has {short(digest)}; expected 7 to 64 hex digits, as `ollama list` shows them"
             )
     return dict(digests)
 
@@ -353,15 +320,13 @@ def check_strategy(strategy: Any) -> RoutingStrategy:
         return RoutingStrategy(strategy.lower() if isinstance(strategy, str) else strategy)
     except ValueError:
         names = ", ".join(repr(s.value) for s in RoutingStrategy)
-        raise BadInput(f"routing_strategy={_short(strategy)}; expected one of {names}") from None
+        raise BadInput(f"routing_strategy={short(strategy)}; expected one of {names}") from None
 
 
 def check_fields(verb: str, extra: Mapping[str, Any], known: frozenset[str]) -> None:
-    for name in extra:
+    for name, value in extra.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}"
-            raise BadInput(f"{verb}() got an unknown keyword {name!r}{hint}")
+            keywords.refuse(verb, name, value, known)
 
 
 def accept_old(where: str, old: Mapping[str, Any], also: frozenset[str] = frozenset()) -> None:
@@ -371,8 +336,3 @@ def accept_old(where: str, old: Mapping[str, Any], also: frozenset[str] = frozen
         if name not in _warned and name not in also:
             _warned.add(name)
             warnings.warn(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=4)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
