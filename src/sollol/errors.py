@@ -18,7 +18,12 @@ from typing import Any
 
 
 class SollolError(Exception):
-    """Base of everything this library raises on purpose."""
+    """Base of everything this library raises on purpose.
+
+    `task_id` is the number of the call that ended in it, for `pool.explain`; None for what never became one.
+    """
+
+    task_id: int | None = None
 
 
 class BadInput(SollolError, ValueError):

@@ -147,3 +147,19 @@ def test_no_dashboard_is_sent_a_key(run: Run, nodes: Cluster, monkeypatch: pytes
         run("top", "--once", "--url", nodes.urls[0], "--api-key", ADMIN, code=1)
     assert {"/api/snapshot", "/sollol/health"} <= {call.path for call in sent}
     assert ADMIN not in str(sent)
+
+
+def test_a_failed_call_is_explained(run: Run) -> None:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
+        nodes.do(lambda found: found[0].error_rate(1.0, status=500))
+        body = {"model": MODEL, "prompt": "x", "stream": False}
+        failed = client.post("/api/generate", json=body)
+        assert failed.status_code >= 500
+        number = failed.headers["x-sollol-request-id"]
+        told = run("explain", number, "--url", stage.url).stdout
+        assert "error" in told
+        assert "What each node said" in told
+        assert f"{nodes.urls[0].removeprefix('http://')}: failed: " in told
+        assert client.get(f"/sollol/explain/{number}").json()["tried"]
+        split = client.post("/api/embed", json={"model": "no-such-model", "input": ["x"] * 80})
+        assert split.status_code == 404

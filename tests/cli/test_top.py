@@ -205,7 +205,7 @@ def test_a_failed_node_stands_under_tried(run: Run, url: str, pool: OllamaPool, 
         pool.chat("llama3.2", HELLO)
     number = pool.snapshot()["recent"][0]["id"]
     text = run("explain", number, "--url", url).stdout
-    assert "Tried before" in text
+    assert "What each node said" in text
     assert cluster[0].removeprefix("http://") in text
 
 

@@ -1,4 +1,4 @@
-"""Images, tools and typed fields: what the official client takes is taken, what it refuses is refused before sending."""
+"""Images, tools and typed fields: what the official client takes is taken, what it refuses is refused."""
 
 from __future__ import annotations
 

@@ -72,10 +72,14 @@ def _say(told: Mapping[str, Any]) -> None:
         _say_candidates(attempt["candidates"], attempt["node"])
     _say_candidates(told.get("candidates", ()), told.get("node", ""))
     if told.get("tried"):
-        say("\nTried before")
+        say("\nTried before" if told.get("outcome") == "ok" or told.get("state") != "done" else "\nWhat each node said")
         for row in told["tried"]:
             parts = [row["node"], row.get("outcome", ""), row["why"], millis(row["ms"]) if "ms" in row else ""]
             say("  " + printable(": ".join(part for part in parts if part)))
+    for seam in told.get("seams", ()):
+        say(printable(f"{seam['node']} went on after {seam['characters']:,} characters ({seam['tokens']:,} tokens)"))
+    for item, error in told.get("item_errors", {}).items():
+        say(printable(f"item {item}: {error}"))
 
 
 def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -86,6 +90,7 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         actual = millis(told["actual_ms"]) + share
     waits = f"{told['position']}, starts in {millis(told['eta_ms'])}" if "position" in told else ""
     facts = [
+        ("error", told.get("error")),
         ("node", told.get("node")),
         ("why there", told.get("reason")),
         ("predicted", millis(told["predicted_ms"]) if told.get("predicted_ms") else ""),

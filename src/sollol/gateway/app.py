@@ -300,6 +300,8 @@ class Gateway:
 
     def refuse(self, request: Request, error: SollolError) -> None:
         status, headers = status_of(error)
+        if error.task_id is not None:
+            headers = (*headers, ("X-Sollol-Request-Id", str(error.task_id)))
         if request.has_begun:
             request.cut()
         else:

@@ -23,7 +23,8 @@ from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
 from sollol.nodes.dialect import encode
-from sollol.pool.batch import BatchJob, BatchReport, Ended, Message, Refused
+from sollol.pool.batch import BatchJob, Ended, Message, Refused
+from sollol.pool.report import BatchReport
 from sollol.pool.requests import Wish
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class RawBatch(BatchJob):
         self.count_items(start.node, len(fresh))
 
     def refuse(self, action: Refuse) -> None:
+        self.note_refused(action)
         self._post(Refused(action.items, ResponseError(action.outcome.message, action.outcome.status)))
 
 

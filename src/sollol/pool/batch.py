@@ -23,50 +23,12 @@ from sollol.policies.batching import item_cost
 from sollol.pool.answers import EmbedResponse
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import error_of
+from sollol.pool.report import BatchReport, NodeShare, NodeWork
 from sollol.pool.requests import check_text
 
+ERROR_MOST = 1_000  # characters of an error that a report keeps
+ERRORS_KEPT = 20  # failed items whose errors a report keeps
 FEED_SLICE = 4096  # texts handed over at once from an iterator
-
-
-class NodeShare(NamedTuple):
-    """What one node did for a batch."""
-
-    items: int
-    share: float
-    items_per_s: float
-    requests: int
-    failed: int
-    overtaken: int
-
-
-class BatchReport(NamedTuple):
-    """How a batch went. `fluid_bound_s` is the time that the nodes would have needed if all had been busy, at the
-    rates measured in this run, until the same last moment; `efficiency` is that bound ÷ the seconds it took."""
-
-    items: int
-    failed: int
-    seconds: float
-    items_per_s: float
-    nodes: dict[str, NodeShare]
-    requests: int
-    retries: int
-    takeovers: int
-    fluid_bound_s: float
-    efficiency: float
-    digest: str = ""  # the version of the model that all vectors come from; "" where no node tells
-    left_out: Mapping[str, str] = {}  # node that has another version -> that version
-
-
-class _NodeWork:
-    __slots__ = ("busy_us", "failed", "items", "last_end", "overtaken", "requests")
-
-    def __init__(self) -> None:
-        self.items = 0
-        self.requests = 0
-        self.failed = 0
-        self.overtaken = 0
-        self.busy_us = 0
-        self.last_end: Micros = 0
 
 
 class Delivered(NamedTuple):
@@ -116,11 +78,12 @@ class BatchJob:
         self._dim = 0
         self._answers: dict[int, tuple[Start, Vectors]] = {}
         self._began = now
-        self._nodes: dict[str, _NodeWork] = {}
+        self._nodes: dict[str, NodeWork] = {}
         self._available = available  # (node, since, until) -> the share of that time in which it was up
         self._digests = digests  # of a model: node -> version
         self._digest = ""
         self._failed = 0
+        self._errors: dict[int, str] = {}
         self._takeovers = 0
         self.wait_us: Micros | None = None  # until the first of its texts went to a node
         self.noted: Callable[[BatchJob, Settle, BatchReport], None] | None = None  # told of its end
@@ -170,7 +133,7 @@ class BatchJob:
         return outcome
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
-        work = self._nodes.setdefault(start.node, _NodeWork())
+        work = self._nodes.setdefault(start.node, NodeWork())
         work.requests += 1
         if self.wait_us is None or began - self._began < self.wait_us:
             self.wait_us = began - self._began
@@ -181,6 +144,7 @@ class BatchJob:
             work.overtaken += 1
         else:
             work.failed += 1
+            work.error = outcome.message[:ERROR_MOST] or outcome.how.value
         work.last_end = at
 
     def accept(self, action: Accept) -> None:
@@ -202,9 +166,17 @@ class BatchJob:
         self._nodes[node].items += count
 
     def refuse(self, action: Refuse) -> None:
-        self._failed += action.items.total()
+        self.note_refused(action)
         self._drop_texts(action.items)
         self._post(Refused(action.items, _item_error(action.outcome)))
+
+    def note_refused(self, action: Refuse) -> None:
+        """Count items that failed, and keep the errors of the first."""
+        self._failed += action.items.total()
+        for item in action.items.items():
+            if len(self._errors) >= ERRORS_KEPT:
+                break
+            self._errors[item] = action.outcome.message[:ERROR_MOST]
 
     def _drop_texts(self, items: Ranges) -> None:
         if isinstance(self._texts, dict):
@@ -229,7 +201,13 @@ class BatchJob:
         bound = done / capacity if capacity else 0.0
         shares = {
             node: NodeShare(
-                work.items, work.items / max(done, 1), rates.get(node, 0.0), work.requests, work.failed, work.overtaken
+                work.items,
+                work.items / max(done, 1),
+                rates.get(node, 0.0),
+                work.requests,
+                work.failed,
+                work.overtaken,
+                work.error,
             )
             for node, work in sorted(self._nodes.items())
         }
@@ -246,6 +224,8 @@ class BatchJob:
             efficiency=bound / seconds,
             digest=self._digest,
             left_out=self._left_out(),
+            errors=dict(self._errors),
+            id=self.task.id,
         )
 
     def _left_out(self) -> dict[str, str]:
@@ -340,7 +320,9 @@ class BatchResult(Sequence[EmbedResponse | None]):
                     self.errors.setdefault(item, ended.error)
         self._grow(self._count)
         if self.errors and on_error == "raise":
-            raise BatchError(self.errors, self) from ended.error
+            failed = BatchError(self.errors, self)
+            failed.task_id = ended.report.id
+            raise failed from ended.error
         return self
 
     def __repr__(self) -> str:

@@ -11,11 +11,14 @@ from sollol.core.estimate import Quantile
 from sollol.core.messages import Settle, Start
 from sollol.core.types import LEAN_ROW, OK, Decision, How, Kind, Micros, Outcome, RoutingMode, Row, Task, TaskType
 from sollol.pool.answers import Answer
-from sollol.pool.batch import BatchJob, BatchReport
+from sollol.pool.batch import BatchJob
 from sollol.pool.jobs import CallJob, Story
+from sollol.pool.report import BatchReport, NodeShare
 
 REMEMBERED = 1_000
 SHOWN = 100
+ERROR_MOST = 1_000  # characters of an error that are kept
+NODES_MOST = 64  # nodes of which it is kept why they did not answer
 ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
@@ -44,7 +47,7 @@ class BatchStory:
             queue_ms=queue_ms,
             attempts=report.requests,
             tried=[
-                {"node": node, "outcome": How.FAILED.value, "why": f"{share.failed} requests failed", "ms": 0.0}
+                {"node": node, "outcome": How.FAILED.value, "why": _failures(share), "ms": 0.0}
                 for node, share in report.nodes.items()
                 if share.failed
             ],
@@ -56,22 +59,48 @@ class BatchStory:
             left_out=dict(report.left_out),
             items=report.items,
             failed_items=report.failed,
+            item_errors={str(item): error for item, error in report.errors.items()},
             items_per_s=report.items_per_s,
             efficiency=report.efficiency,
             nodes={node: share._asdict() for node, share in report.nodes.items()},
         )
 
 
+def _failures(share: NodeShare) -> str:
+    last = f", the last: {share.error}" if share.error else ""
+    return f"{share.failed} {'request' if share.failed == 1 else 'requests'} failed{last}"
+
+
 class Past:
     """A call that is over, with all that was tried; without what was said, which may be large."""
 
-    __slots__ = ("at", "attempt", "how", "story")
+    __slots__ = ("at", "attempt", "error", "how", "nodes", "status", "story")
 
-    def __init__(self, at: Micros, how: How, attempt: int | None, story: Story | BatchStory) -> None:
+    def __init__(
+        self,
+        at: Micros,
+        how: How,
+        attempt: int | None,
+        story: Story | BatchStory,
+        error: str = "",
+        status: int = 0,
+        nodes: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.at = at  # when it was over
         self.how = how
         self.attempt = attempt  # that answered
         self.story = story
+        self.error = error[:ERROR_MOST]  # in which it ended
+        self.status = status
+        self.nodes = nodes  # of one that no node answered: each, and why it did not
+
+    def explained(self) -> dict[str, Any]:
+        """Return the record, with the error, and with what every node answered, or why it was not asked."""
+        record = self.story.record(self.attempt)
+        told: dict[str, Any] = {**record, "error": self.error, "status": self.status}
+        asked = {row["node"] for row in record["tried"]}
+        others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in asked]
+        return told | {"tried": [*record["tried"], *others]}
 
     def lateness(self) -> float | None:
         """Actual ÷ predicted time of the attempt that answered."""
@@ -216,7 +245,11 @@ class History:
 
     def _keep(self, number: int, settled: Settle, story: Story | BatchStory) -> None:
         self._places[number].id = settled.task
-        self._others[number] = Past(self._now(), settled.outcome.how, settled.attempt, story)
+        outcome = settled.outcome
+        error = "" if outcome.how is OK else outcome.message or outcome.how.value
+        self._others[number] = Past(
+            self._now(), outcome.how, settled.attempt, story, error, outcome.status, settled.tried[:NODES_MOST]
+        )
 
     def _past(self, number: int) -> Past:
         return self._others.get(number) or self._places[number].past()
@@ -229,7 +262,7 @@ class History:
             if number is None:
                 return None
             found = self._past(number)
-        return {**self._row(found), **found.story.record(found.attempt)}
+        return {**self._row(found), **found.explained()}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
@@ -256,6 +289,7 @@ class History:
             "queue_ms": record["queue_ms"],
             "attempts": record["attempts"],
             "reason": "; ".join(record["reasons"]),
+            "error": past.error,
             "task_type": task.type.value,
             "at": time.time() - (self._now() - past.at) / 1_000_000,
         }

@@ -305,7 +305,9 @@ class StreamJob(CallJob):
     def error(self) -> SollolError | None:
         error = super().error()
         if error is not None and self._begun_at and not isinstance(error, DeadlineExceeded):
-            return StreamBroken(f"the answer broke off after {len(self.received)} characters: {error}", self.received)
+            text = f"the answer broke off after {len(self.received)} characters: {error}"
+            error = StreamBroken(text, self.received)
+            error.task_id = self.task.id
         return error
 
 
@@ -315,6 +317,13 @@ def _as_it_is(line: bytes) -> bytes:
 
 def error_of(settled: Settle, task: Task) -> SollolError | None:
     """The exception in which a task ended, or None."""
+    error = _error_of(settled, task)
+    if error is not None:
+        error.task_id = task.id
+    return error
+
+
+def _error_of(settled: Settle, task: Task) -> SollolError | None:
     outcome = settled.outcome
     what = f"{task.kind.value} with {task.model}"
     match outcome.how:
