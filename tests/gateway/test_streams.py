@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
 
+from sollol.core import stalls
+from sollol.pool import silences
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 from tests.gateway.test_dialects import spoken
+from tests.marks import plain_only
 
 WORDS = 20
 QUESTION = "the small node sends the ready model and waits for it"
@@ -89,3 +93,65 @@ def test_before_the_first_byte_a_failure_is_not_seen() -> None:
         for case in ROUTES:
             assert ENDINGS[case] in ask(stage, case)
         assert not stage.look(lambda gateway: gateway.pool.get_stats()["failed_requests"])
+
+
+TOOL = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+TOOLS: dict[str, dict[str, Any]] = {
+    "chat-stream": {"tools": [{"type": "function", "function": TOOL}]},
+    "v1-chat-stream": {"tools": [{"type": "function", "function": TOOL}]},
+    "v1-messages-stream": {"tools": [{"name": "look", "input_schema": {"type": "object"}}]},
+    "v1-responses-stream": {"tools": [{"type": "function", **TOOL}]},
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stalls, "STALL_LEAST", 300_000)
+    monkeypatch.setattr(silences, "LEAST_S", 0.3)
+    monkeypatch.setattr(silences, "LOOK_S", 0.1)
+
+
+def ask_with_a_pause(nodes: Cluster, stage: Stage, case: str, **more: Any) -> bytes:
+    """The nodes fall silent after three words, for four times as long as a stream is trusted."""
+    nodes.do(lambda found: [node.stall_after(3) for node in found])
+    healing = threading.Timer(1.2, lambda: nodes.do(lambda found: [node.heal() for node in found]))
+    healing.start()
+    path, body = ROUTES[case]
+    with stage.client() as client:
+        answer = client.post(path, json={"model": MODEL, "stream": True, **body, **more})
+    healing.join()
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+@plain_only
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("case", ROUTES)
+def test_silence_on_the_only_node_is_waited_for(case: str) -> None:
+    right = unbroken(case, False)
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage:
+        answer = ask_with_a_pause(nodes, stage, case)
+        assert spoken(case, answer) == right
+        assert ENDINGS[case] in answer
+
+
+@plain_only
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("case", TOOLS)
+def test_silence_while_a_tool_call_is_composed_is_waited_for(case: str) -> None:
+    with sim_cluster([talker(1), talker(2)]) as nodes, gateway_over(nodes.urls) as stage:
+        answer = ask_with_a_pause(nodes, stage, case, **TOOLS[case])
+        assert ENDINGS[case] in answer
+        assert stage.look(lambda gateway: gateway.engine.history.recent()[-1]["attempts"]) == 1
+
+
+@plain_only
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("case", ROUTES)
+def test_a_silent_stream_is_gone_on_with_elsewhere(case: str) -> None:
+    right = unbroken(case, False)
+    with sim_cluster([talker(1, 400.0), talker(2, 100.0)]) as nodes, gateway_over(nodes.urls) as stage:
+        break_all(nodes, 0, "stall_after", 3)
+        answer = ask(stage, case)
+        assert spoken(case, answer) == right
+        assert ENDINGS[case] in answer

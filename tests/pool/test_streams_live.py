@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, OllamaPool, StreamBroken
-from sollol.pool import jobs
+from sollol.core import stalls
+from sollol.pool import silences
 from sollol.sim import Cluster, NodeSpec, SpawnedNode, sim_cluster, spawn_many
 from tests.pool.breaking import MESSAGES, MODEL, talker
 
@@ -22,6 +23,12 @@ def spec(number: int, rate: float = 150.0, **more: Any) -> NodeSpec:
     return replace(
         talker(number, **more), host="127.0.0.1", decode_tokens_per_s=rate, latency_s=0.0, load_bytes_per_s=None
     )
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(stalls, "STALL_LEAST", round(seconds * 1e6))
+    monkeypatch.setattr(silences, "LEAST_S", seconds)
+    monkeypatch.setattr(silences, "LOOK_S", seconds / 4)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def hear(pool: OllamaPool, kind: str, at: int = -1, then: Any = None) -> tuple[s
 @pytest.mark.parametrize("fault", ["cut_after", "late_error_after", "stall_after", "die"])
 @pytest.mark.parametrize("kind", ["chat", "generate"])
 def test_another_node_goes_on(kind: str, fault: str, right: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "STALL_LEAST_S", 0.3)
+    impatient(monkeypatch, 0.3)
 
     def throw(nodes: Cluster, key: str, *args: Any) -> None:
         place = [url.removeprefix("http://") for url in nodes.urls].index(key)
@@ -79,7 +86,7 @@ def processes() -> Iterator[list[SpawnedNode]]:
 def test_a_process_that_is_killed_or_stopped(
     signal: str, processes: list[SpawnedNode], right: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "STALL_LEAST_S", 0.5)
+    impatient(monkeypatch, 0.5)
     with OllamaPool([node.url for node in processes]) as pool:
         victims = {node.url.removeprefix("http://"): node for node in processes}
         text, last = hear(pool, "chat", 7, lambda key: getattr(victims[key], signal)())

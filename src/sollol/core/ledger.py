@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
@@ -21,6 +22,8 @@ from sollol.core.policy import Hedger, Policies
 from sollol.core.queue import Shares, WaitingLine
 from sollol.core.ranges import Ranges
 from sollol.core.types import NEVER, Decision, How, Key, Micros, Outcome, Task
+
+LEFT: Final = Outcome(How.LEFT)
 
 
 class Claim:
@@ -129,16 +132,16 @@ class Ledger:
         attempt.lane.remove(attempt)
         attempt.lane.last_end_us = at
 
-    def abort(self, attempt: Attempt, at: Micros) -> None:
+    def abort(self, attempt: Attempt, at: Micros, outcome: Outcome = LEFT) -> None:
         self.end(attempt, at)
         lane = attempt.lane
-        lane.breaker.record(at, Outcome(How.LEFT))
+        lane.breaker.record(at, LEFT)
         lane.unsettle()
         reading_until = attempt.started_us + attempt.decision.first_us
         if not attempt.started and at < reading_until and lane.node.usable:
             lane.draining.append(reading_until)  # the node reads the prompt to its end, whoever has left
             self.serve_at(lane.model, reading_until)
-        self.out.append(Abort(attempt.id))
+        self.out.append(Abort(attempt.id, outcome))
 
     def abort_all(self, opened: OpenTask, at: Micros) -> list[Lane]:
         attempts = list(opened.attempts.values())

@@ -85,11 +85,30 @@ class NodeLost(NamedTuple):
     certain: bool = True
 
 
+class Silence(NamedTuple):
+    """A stream of which nothing came for `silent_us`; `gap_us` lie between its parts on the mean. `plain`: it is text
+    and nothing else. `sure`: another node can go on with it exactly, as far as the model and the text decide."""
+
+    attempt: int
+    silent_us: Micros
+    gap_us: Micros
+    plain: bool
+    sure: bool
+
+
+class Silent(NamedTuple):
+    """All streams of which nothing came for a while; at least one of them for long."""
+
+    streams: tuple[Silence, ...]
+
+
 class Tick(NamedTuple):
     """A moment asked for with WakeAt has come."""
 
 
-Event = Submitted | Fed | FirstToken | Finished | Cancelled | NodeAdded | NodeRemoved | NodeSeen | NodeLost | Tick
+Event = (
+    Submitted | Fed | FirstToken | Finished | Cancelled | NodeAdded | NodeRemoved | NodeSeen | NodeLost | Silent | Tick
+)
 
 # --- actions --------------------------------------------------------------------------------------------
 
@@ -110,12 +129,13 @@ class Start(Value):
 
 @mypyc_attr(acyclic=True)
 class Abort(Value):
-    """Close this attempt's connection; nothing will be heard of it any more."""
+    """Close this attempt's connection; nothing will be heard of it any more. `outcome`: LEFT, or why it is moved."""
 
-    __slots__ = ("attempt",)
+    __slots__ = ("attempt", "outcome")
 
-    def __init__(self, attempt: int) -> None:
+    def __init__(self, attempt: int, outcome: Outcome) -> None:
         self.attempt = attempt
+        self.outcome = outcome
 
 
 class Accept(NamedTuple):

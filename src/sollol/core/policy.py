@@ -72,6 +72,9 @@ class Breaker(Protocol):
         ...
 
     def record(self, at: Micros, outcome: Outcome) -> None: ...
+    def trip(self, at: Micros) -> None:
+        """It hangs, by more evidence than one call: open at once."""
+        ...
 
 
 class Retrier(Protocol):

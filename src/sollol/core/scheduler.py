@@ -28,6 +28,7 @@ from sollol.core.messages import (
     NodeLost,
     NodeRemoved,
     NodeSeen,
+    Silent,
     Submitted,
     Tick,
     WakeAt,
@@ -35,6 +36,7 @@ from sollol.core.messages import (
 from sollol.core.policy import Policies
 from sollol.core.serving import Serving
 from sollol.core.singles import Singles
+from sollol.core.stalls import Stalls
 from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Timing
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
@@ -55,6 +57,7 @@ class Scheduler:
         self.forecast = Forecast(ledger)
         self._singles = Singles(ledger)
         self._chunks = Chunks(ledger)
+        self._stalls = Stalls(ledger)
         self._serving = Serving(ledger, self._singles, self._chunks)
         ledger.serve = self._serving.model
         self._wake_at: Micros = NEVER
@@ -66,6 +69,7 @@ class Scheduler:
             NodeRemoved: self._node_removed,
             NodeSeen: self._node_seen,
             NodeLost: self._node_lost,
+            Silent: self._silent,
             Tick: self._tick,
         }
 
@@ -337,6 +341,15 @@ class Scheduler:
                 self._debit(attempt, outcome, at)
             for model in self.forecast.models_waited_for():
                 self._singles.load_ahead(model, LOOK_AFTER, at)
+
+    def _silent(self, event: Silent, at: Micros) -> None:
+        for attempt, why in self._stalls.judge(event.streams, at):
+            if attempt.id in self.attempts:
+                outcome = Outcome(How.TIMEOUT, why)
+                attempt.lane.breaker.trip(at)
+                self._debit(attempt, outcome, at)
+                self._singles.move(attempt, outcome, at)
+                self._serving.market(attempt.lane.market, at)
 
     def _overdue(self, attempt: Attempt, at: Micros) -> None:
         seconds = (at - attempt.started_us) / SECOND

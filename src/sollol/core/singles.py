@@ -33,6 +33,7 @@ LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond its prediction, before its node
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
 HUNG_TIMES: Final = 20
 HUNG_LEAST: Final[Micros] = 60 * SECOND
+RESUMED_LEAST: Final[Micros] = 8 * SECOND  # of one that goes on with an answer: its caller has seen it stop
 # What a caller must have waited before he left, for it to be held against the node: so many times the prediction (how
 # long a whole answer takes is known less well than when a stream begins), and never less than SUSPECT_LEAST.
 SUSPECT_TIMES: Final = 5
@@ -247,6 +248,15 @@ class Singles:
         urgent = int(TaskPriority.CRITICAL) if opened.begun else None
         ledger.enqueue(opened, attempt.lane.market, opened.since, at, urgent)
 
+    def move(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+        """Give an attempt up so that another node goes on. Costs no retry: it has not failed by itself."""
+        ledger, opened = self._ledger, attempt.opened
+        opened.tried[attempt.lane.node.key] = outcome.message
+        ledger.abort(attempt, at, outcome)
+        if not opened.attempts:
+            urgent = int(TaskPriority.CRITICAL) if opened.begun else None
+            ledger.enqueue(opened, attempt.lane.market, opened.since, at, urgent)
+
     def load_ahead(self, model: str, span_us: Micros, at: Micros) -> None:
         """Load a model on an idle node once tasks have waited, in sum, for as long as that takes.
 
@@ -287,7 +297,8 @@ class Singles:
             late = at - attempt.due_us
             if late > max(LATE_LEAST, (attempt.due_us - attempt.started_us) // 2) and at - node.asked_us > LATE_LEAST:
                 self._ledger.health.ask(node, at, self._ledger.out)
-            if late > HUNG_LEAST and self._hangs(attempt, at, HUNG_TIMES) and self._rescue(attempt, at):
+            least = RESUMED_LEAST if attempt.resumed else HUNG_LEAST
+            if late > least and self._hangs(attempt, at, HUNG_TIMES) and self._rescue(attempt, at):
                 hung.append(attempt)
         return hung
 
@@ -312,11 +323,18 @@ class Singles:
         return not attempt.started and at - attempt.started_us > times * attempt.heard_us()
 
     def _rescue(self, attempt: Attempt, at: Micros) -> bool:
-        """Another copy, once, if a node is idle; the first is not given up, for it may be late for a reason."""
+        """Another copy, once, if a node is idle; the first is not given up, for it may be late for a reason. Of an
+        answer that goes on here there is no second copy: it is moved."""
         opened, market = self._ledger.open[attempt.task.id], attempt.lane.market
-        if opened.begun or len(opened.attempts) > 1:
+        if len(opened.attempts) > 1:
             return False
         tried = {*opened.avoids(), attempt.lane.node.key}
+        if opened.begun:
+            if not market.shortlist(opened.task, tried, False, at):
+                return False
+            self.move(attempt, Outcome(How.TIMEOUT, "did not go on with the answer"), at)
+            self._ledger.serve_at(market.model, at)
+            return True
         lanes = [lane for lane in market.shortlist(opened.task, tried, False, at) if lane.free(at)]
         if lanes:
             self.copies.send(opened, attempt, lanes, "silent", at)

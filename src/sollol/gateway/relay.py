@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
@@ -22,9 +21,8 @@ from sollol.nodes.http import Exchange, HttpTransport
 from sollol.nodes.transport import RawHeaders, Timeouts, TransportFault
 from sollol.pool.continuation import UNREAD, Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
-from sollol.pool.jobs import STALL_LEAST_S, STALL_TIMES, CallJob, StreamJob
+from sollol.pool.jobs import CallJob, StreamJob
 
-PACE_EVERY: Final = 32  # pieces after which the patience with a stream is adapted to its pace
 Done = Callable[[CallJob], None]
 
 
@@ -104,7 +102,7 @@ class StreamRelay(StreamJob):
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         if self._begun_at:  # another node has to go on: seldom, and several questions
-            return dispatcher.run(self.perform, start, node)
+            return super().launch(dispatcher, start, node)
         return StreamAttempt(self, dispatcher, start, node).launch()
 
     def begins(self, attempt: StreamAttempt, piece: bytes) -> None:
@@ -113,10 +111,14 @@ class StreamRelay(StreamJob):
         self.request.begin_with(200, self.tongue.type_line, lines, piece)
         start = attempt.start
         self._begins(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
+        attempt.dispatcher.watch(start.attempt, attempt)
 
     def _pass_on(self, line: bytes) -> bool:
         """A part that another node went on with."""
-        return self.request.write(self.tongue.framed(line))
+        if self.request.write(self.tongue.framed(line)):
+            return True
+        self.request.on_drained = self.drained.set
+        return False
 
     def ended_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
         """An attempt has failed; perhaps when all was said."""
@@ -163,6 +165,7 @@ class StreamAttempt(Exchange):
         "_began",
         "_ending",
         "_job",
+        "_parts",
         "_reader",
         "_refused",
         "_status",
@@ -182,7 +185,8 @@ class StreamAttempt(Exchange):
         self._reader: Reader = job.tongue.reader()
         self._status = 0
         self._refused: list[bytes] = []
-        self._began = 0.0
+        self._began = False
+        self._parts = 0  # pieces that came
         self._ending: asyncio.Handle | None = None
 
     def launch(self) -> GiveUp:
@@ -202,24 +206,26 @@ class StreamAttempt(Exchange):
         if self._ending is not None:
             return
         reader, job = self._reader, self._job
+        self._parts += 1
         passed = reader.feed(piece)
         if passed:
             job.hear(passed)
             if not self._began:
-                self._began = asyncio.get_running_loop().time()
+                self._began = True
                 job.begins(self, passed)
             elif not job.request.write(passed):
                 job.request.on_drained = self.resume
                 self.pause()
-            if reader.count and reader.count % PACE_EVERY == 0:
-                self._keep_pace(reader.count)
         if reader.ended is not None:  # the end of the connection's turn follows at once, most often
             self._ending = asyncio.get_running_loop().call_soon(self._finish, reader.ended)
 
-    def _keep_pace(self, count: int) -> None:
-        """A node that falls silent for long against its own pace has failed."""
-        mean = (asyncio.get_running_loop().time() - self._began) / count
-        self.within(max(STALL_LEAST_S, STALL_TIMES * mean))
+    def received_parts(self) -> int:
+        """How many pieces have come so far; negative while the client is behind."""
+        return -1 if self.paused else self._parts
+
+    def nature(self) -> tuple[bool, bool]:
+        """See StreamJob."""
+        return self._job.nature()
 
     def on_end(self, fault: TransportFault | None) -> None:
         if self._status not in (0, 200):

@@ -374,10 +374,6 @@ class Connection(Writer, asyncio.Protocol):
             self._transport.pause_reading()
             self.expect(None)
 
-    def within(self, idle_s: float) -> None:
-        """How long the node may be silent inside this answer, from the next arrival on."""
-        self._timeouts = self._timeouts._replace(idle_s=idle_s)
-
     def resume(self) -> None:
         """The reader has caught up."""
         if self._paused:

@@ -8,15 +8,19 @@ wins. The address that was reached last is the first one next time, so a dead ad
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sollol.core.endpoint import Endpoint
 from sollol.nodes.resolver import Addresses, Resolver
 
 STAGGER_S: Final = 0.25  # RFC 8305, section 5
+# A machine that vanished (power, cable) sends nothing, as one that thinks. Its system is asked, which also answers for
+# a program that is busy or stopped: after so many seconds of silence, so often, this many times.
+_ALIVE: Final = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -88,7 +92,10 @@ class Dialer:
 
     async def _open(self, node: Endpoint, address: str, make: Callable[[], P], context: ssl.SSLContext | None) -> P:
         name = node.host.partition("%")[0] if context is not None else None
-        _, protocol = await self._loop.create_connection(make, address, node.port, ssl=context, server_hostname=name)
+        transport, protocol = await self._loop.create_connection(
+            make, address, node.port, ssl=context, server_hostname=name
+        )
+        keep_alive(transport.get_extra_info("socket"))
         return protocol
 
     def _remember(self, host: str, address: str) -> None:
@@ -110,6 +117,17 @@ def alternating(addresses: Iterable[str]) -> list[str]:
     ours = [address for address in listed if (":" in address) is first]
     others = [address for address in listed if (":" in address) is not first]
     return [address for address in chain.from_iterable(zip_longest(ours, others)) if address is not None]
+
+
+def keep_alive(sock: Any) -> None:
+    """Have the system notice a peer that is gone, without a timeout for one that is silent."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _ALIVE:
+            if hasattr(socket, name):  # not every system has all
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    except (AttributeError, OSError):  # no socket of TCP
+        pass
 
 
 def _close(task: asyncio.Task[P]) -> None:

@@ -88,10 +88,21 @@ class Exchange:
     what came together, `on_end`. Without: `on_whole`, or `on_end` with the fault. `on_end(None)` is a good end. Nothing
     is told after `abort`, nor while `start` runs."""
 
-    __slots__ = ("_body", "_call", "_connecting", "_connection", "_head", "_host", "_over", "_transport", "reused")
+    __slots__ = (
+        "_body",
+        "_call",
+        "_connecting",
+        "_connection",
+        "_head",
+        "_host",
+        "_over",
+        "_transport",
+        "paused",
+        "reused",
+    )
 
     def __init__(self) -> None:
-        self._over = self.reused = False
+        self._over = self.reused = self.paused = False
         self._connecting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
 
@@ -116,16 +127,13 @@ class Exchange:
     def pause(self) -> None:
         """Take no more of a streamed body for now: the node has to wait."""
         if self._connection is not None:
+            self.paused = True
             self._connection.pause()
 
     def resume(self) -> None:
+        self.paused = False
         if self._connection is not None:
             self._connection.resume()
-
-    def within(self, idle_s: float) -> None:
-        """From now on, this is how long the node may be silent inside its answer."""
-        if self._connection is not None:
-            self._connection.within(idle_s)
 
     # --- transport and connection ---
 

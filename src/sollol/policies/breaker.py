@@ -46,12 +46,21 @@ class ConsecutiveBreaker:
         elif outcome.how in _FAULTS:
             self._failures += 1
             if self._trial or self._failures == THRESHOLD:
-                self._open_until = at + self._pause
-                self.closed = False
-                self._pause = min(LONGER * self._pause, PAUSE_MAX)
+                self._open(at)
         elif outcome.how is How.REFUSED:
             self._close()
         self._trial = False
+
+    def trip(self, at: Micros) -> None:
+        self._trial = False
+        if self._open_until is None or at >= self._open_until:
+            self._failures = max(self._failures, THRESHOLD)
+            self._open(at)
+
+    def _open(self, at: Micros) -> None:
+        self._open_until = at + self._pause
+        self.closed = False
+        self._pause = min(LONGER * self._pause, PAUSE_MAX)
 
     def _close(self) -> None:
         self._failures = 0

@@ -41,6 +41,7 @@ from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, probe
 from sollol.nodes.transport import Transport, TransportFault
 from sollol.observe.journal import Journal
+from sollol.pool.silences import Silences, Watched
 
 log: Final = logging.getLogger("sollol")
 NOTICES: Final = 100  # sentences for the operator that are kept
@@ -81,6 +82,7 @@ class Dispatcher:
         self._running: dict[int, tuple[GiveUp, Start, Job, Micros]] = {}
         self._events: deque[Event] = deque()  # that came while the actions of another were carried out
         self._feeding = False
+        self._silences = Silences(self._loop, self.feed)
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -141,7 +143,7 @@ class Dispatcher:
         elif isinstance(action, WakeAt):
             self._wake_at(action.at)
         elif isinstance(action, Abort):
-            self._abort(action.attempt, at)
+            self._abort(action.attempt, action.outcome, at)
         elif isinstance(action, Accept):
             self._jobs[action.task].accept(action)
         elif isinstance(action, Want):
@@ -181,21 +183,28 @@ class Dispatcher:
         """The caller has begun to receive this attempt's answer."""
         self.feed(FirstToken(attempt, movable))
 
+    def watch(self, attempt: int, stream: Watched) -> None:
+        """Notice it if nothing more comes of this attempt's stream."""
+        if attempt in self._running:
+            self._silences.watch(attempt, stream)
+
     def finished(self, attempt: int, outcome: Outcome) -> None:
         """An attempt has ended by itself. One that was aborted meanwhile is not heard any more."""
         entry = self._running.pop(attempt, None)
         if entry is not None:
             _, start, job, began = entry
+            self._silences.forget(attempt)
             at = self.now()
             job.ended(start, outcome, began, at)
             self.feed(Finished(attempt, outcome), at)
 
-    def _abort(self, attempt: int, at: Micros) -> None:
+    def _abort(self, attempt: int, outcome: Outcome, at: Micros) -> None:
         entry = self._running.pop(attempt, None)
         if entry is not None:
             give_up, start, job, began = entry
+            self._silences.forget(attempt)
             give_up()
-            job.ended(start, Outcome(How.LEFT), began, at)
+            job.ended(start, outcome, began, at)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -238,6 +247,7 @@ class Dispatcher:
         for task in list(self._jobs):
             self.feed(Cancelled(task))
         self._closed = True
+        self._silences.close()
         if self._timer is not None:
             self._timer.cancel()
         for asking in list(self._background):

@@ -28,8 +28,10 @@ from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
 from sollol.pool.requests import Request, Wish, check_text
 
-# A model may take minutes to load and a long prompt minutes to read; silence in mid-answer is another matter.
-TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=120.0)
+# Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else
+# is known (sollol.core.stalls, .health), the caller's own timeout bounds it, and a machine that vanished is noticed by
+# the connection (sollol.nodes.http).
+TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)
 
 
 def default_policies() -> Policies:

@@ -31,9 +31,6 @@ from sollol.pool.continuation import Continuity, NotRendered, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
-# A stream is given up when nothing came for so many times its mean gap, but never before STALL_LEAST_S.
-STALL_TIMES = 50
-STALL_LEAST_S = 8.0
 
 Started = Callable[[bool], None]  # the caller has begun to receive; whether another node could go on
 
@@ -170,6 +167,9 @@ class StreamJob(CallJob):
         self._holders = holders  # of a model: node -> (endpoint, digest)
         self._digest = ""
         self._begun_at = 0.0
+        self._count = 0  # lines that came, of all nodes
+        self._behind = False  # the consumer is
+        self._dispatcher: Dispatcher
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -177,10 +177,31 @@ class StreamJob(CallJob):
         """The text that went to the caller."""
         return self._heard.text
 
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        self._dispatcher = dispatcher
+        return super().launch(dispatcher, start, node)
+
+    # --- how it stands, for sollol.pool.silences ---
+
+    def received_parts(self) -> int:
+        """How many parts have come so far; negative while the consumer is behind."""
+        return -1 if self._behind else self._count
+
+    def nature(self) -> tuple[bool, bool]:
+        """Whether it is plain text so far, and whether it is certain that another node can go on with it."""
+        plain = self._said is not None and self._said.is_exact
+        return plain, plain and self._continuity.can(self.task.model, self._digest) is True
+
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         resumes, said = bool(self._begun_at), self._said
+
+        def begun(movable: bool) -> None:
+            self._behind = False
+            started(movable)
+            self._dispatcher.watch(start.attempt, self)
+
         try:
-            outcome = await (self._go_on if resumes else self._begin)(transport, node, started)
+            outcome = await (self._go_on if resumes else self._begin)(transport, node, begun)
         except TransportFault as fault:
             outcome = outcome_of(fault)
         if outcome.how is not OK and self._begun_at and said is not None and said.is_complete:
@@ -257,29 +278,23 @@ class StreamJob(CallJob):
     async def _relay(self, pieces: Any, begins: Callable[[], None], translate: Callable[[bytes], bytes]) -> Outcome:
         lines = Lines()
         begun = 0.0
-        count = 0
         try:
-            async with asyncio.timeout(None) as silence:
-                async for piece in pieces:
-                    for line in lines.feed(piece):
-                        end = judge_line(line)
-                        if end is not None:
-                            if end.how is OK:
-                                self.last = translate(line)
-                            return end
-                        if not begun:
-                            begins()
-                            begun = self._loop.time()
-                        count += 1
-                        if not self._give(translate(line)):
-                            silence.reschedule(None)
-                            self.drained.clear()
-                            await self.drained.wait()
-                    if begun:
-                        now = self._loop.time()
-                        silence.reschedule(now + max(STALL_LEAST_S, STALL_TIMES * (now - begun) / count))
-        except TimeoutError:
-            return Outcome(How.TIMEOUT, f"fell silent after {count} tokens")
+            async for piece in pieces:
+                for line in lines.feed(piece):
+                    end = judge_line(line)
+                    if end is not None:
+                        if end.how is OK:
+                            self.last = translate(line)
+                        return end
+                    if not begun:
+                        begins()
+                        begun = self._loop.time()
+                    self._count += 1
+                    if not self._give(translate(line)):
+                        self._behind = True
+                        self.drained.clear()
+                        await self.drained.wait()
+                        self._behind = False
         except msgspec.DecodeError as error:
             return Outcome(How.FAILED, f"a line of the answer is not what Ollama says: {error}", 200)
         finally:
