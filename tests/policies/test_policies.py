@@ -198,12 +198,13 @@ def test_a_slow_node_leaves_the_end_to_the_fast_ones() -> None:
     ("how", "tries", "count", "then"),
     [
         (How.REFUSED, 1, 5, Again.SPLIT),
-        (How.REFUSED, 1, 1, Again.REFUSE),
+        (How.REFUSED, 1, 1, Again.SPLIT),
         (How.BUSY, 99, 5, Again.RETRY),
         (How.UNREACHABLE, 99, 5, Again.RETRY),
-        (How.FAILED, 1, 5, Again.RETRY),
-        (How.FAILED, batching.RETRIES, 5, Again.SPLIT),
-        (How.FAILED, batching.TRIES_MAX, 1, Again.REFUSE),
+        (How.FAILED, 1, 5, Again.SPLIT),
+        (How.TIMEOUT, 1, 5, Again.RETRY),
+        (How.TIMEOUT, batching.RETRIES, 5, Again.SPLIT),
+        (How.TIMEOUT, batching.TRIES_MAX, 1, Again.REFUSE),
     ],
 )
 def test_what_becomes_of_a_chunk_that_failed(how: How, tries: int, count: int, then: Again) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sollol.core.ranges import Ranges
+from sollol.core.suspicion import NO_DOUBT
 from sollol.core.types import EMBED, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
+    from sollol.core.batch import Piece
     from sollol.core.lane import Lane
     from sollol.core.ledger import OpenTask
 
@@ -21,8 +23,10 @@ class Attempt:
 
     __slots__ = (
         "beside",
+        "control",
         "cost",
         "decision",
+        "doubt",
         "due_us",
         "failed_on",
         "heavy",
@@ -33,9 +37,11 @@ class Attempt:
         "movable",
         "opened",
         "owed",
+        "rest",
         "resumed",
         "started",
         "started_us",
+        "suspect",
         "task",
         "tries",
         "uncovered",
@@ -72,6 +78,10 @@ class Attempt:
         self.opened: OpenTask  # whose attempt it is; set by `Ledger.start`
         self.tries = 0  # how often these items have failed before, and where
         self.failed_on = NOWHERE
+        self.doubt = NO_DOUBT  # what counts against these items
+        self.suspect = False  # one of these items, or of `rest`, made a request fail
+        self.rest: Piece | None = None  # the other half of suspect items: held back until this one has ended
+        self.control = False  # it sends what was answered before, to learn whether the node works
 
     def expected_end(self, at: Micros) -> Micros:
         """When it should end, seen from now: once overdue, half as long again as it has taken so far."""

@@ -10,16 +10,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.ranges import Ranges
-from sollol.core.types import Micros, Task
+from sollol.core.suspicion import NO_DOUBT, Doubt
+from sollol.core.types import NEVER, Micros, Task
+
+GOLDEN: Final = 0.618034  # multiples of it, less their whole part, are spread evenly
+NOBODY: Final[frozenset[str]] = frozenset()
 
 
 class Piece:
-    """Items that wait. `tries` and `failed_on` tell what became of them before; `alone`: not to be joined."""
+    """Items that wait. `tries` and `failed_on` tell what became of them before; `alone`: not to be joined.
 
-    __slots__ = ("alone", "failed_on", "ranges", "tries")
+    `suspect`: one of them made a request fail, so they are tried in halves. `doubt`: what counts against them."""
+
+    __slots__ = ("alone", "doubt", "failed_on", "ranges", "suspect", "tries")
 
     def __init__(
         self,
@@ -27,11 +34,48 @@ class Piece:
         tries: int = 0,
         failed_on: frozenset[str] = frozenset(),
         alone: bool = False,
+        doubt: Doubt = NO_DOUBT,
+        suspect: bool = False,
     ) -> None:
         self.ranges: deque[tuple[int, int]] = deque(ranges)
         self.tries = tries
         self.failed_on = failed_on
         self.alone = alone
+        self.doubt = doubt
+        self.suspect = suspect
+
+    @property
+    def clean(self) -> bool:
+        """Nothing counts against these items."""
+        return not (self.suspect or self.alone or self.tries or self.failed_on)
+
+    def total(self) -> int:
+        return sum(hi - lo for lo, hi in self.ranges)
+
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """Take the first `count` items out."""
+        taken: list[tuple[int, int]] = []
+        while self.ranges and count > 0:
+            lo, hi = self.ranges.popleft()
+            if hi - lo > count:
+                self.ranges.appendleft((lo + count, hi))
+                hi = lo + count
+            taken.append((lo, hi))
+            count -= hi - lo
+        return taken
+
+    def take_at(self, place: int) -> list[tuple[int, int]]:
+        """Take one item out, counted from the first."""
+        for position, (lo, hi) in enumerate(self.ranges):
+            if place < hi - lo:
+                item = lo + place
+                del self.ranges[position]
+                for part in ((item + 1, hi), (lo, item)):
+                    if part[0] < part[1]:
+                        self.ranges.insert(position, part)
+                return [(item, item + 1)]
+            place -= hi - lo
+        raise IndexError(place)
 
 
 class Costs:
@@ -54,6 +98,11 @@ class Costs:
     def total(self) -> int:
         """Cost of all items fed since the beginning."""
         return self._sums[-1]
+
+    @property
+    def mean(self) -> float:
+        """Cost of an item, at least 1."""
+        return max(1.0, self.total / max(1, self.end))
 
     @property
     def end(self) -> int:
@@ -88,8 +137,13 @@ class Batch:
         self.live: dict[int, Attempt] = {}
         self.contested: dict[int, list[int]] = {}  # item -> live attempts that have it; [] once answered
         self.digest: str | None = None  # the version of the model that its vectors come from, once it has begun
+        self.held = 0  # items held back until the other half of them has ended
+        self.failed_pieces = 0  # that wait, and failed somewhere
         self.answered = 0
         self.refused = 0
+        self.good = 0  # requests that succeeded
+        self.vanished = 0  # failed requests whose items were all good
+        self.known_good: int | None = None  # an item that was answered, whose text is kept as a control
         self.closed = False
         self.wanted_upto = 0  # feeding up to this position was already asked for
         self.refused_alone = 0  # single items refused before anything succeeded
@@ -117,39 +171,83 @@ class Batch:
 
     def _back(self, piece: Piece, front: bool) -> None:
         last = self.pending[-1] if self.pending else None
-        if not front and last is not None and not (last.alone or last.tries or piece.tries):
+        if not front and last is not None and last.clean and piece.clean:
+            self.pending_count += piece.total()
+            self.pending_cost += self.cost_of(piece.ranges)
             last.ranges.extend(piece.ranges)
-        elif front:
+            return
+        if front:
             self.pending.appendleft(piece)
         else:
             self.pending.append(piece)
-        self.pending_count += sum(hi - lo for lo, hi in piece.ranges)
+        self.pending_count += piece.total()
+        self.failed_pieces += bool(piece.failed_on)
         self.pending_cost += self.cost_of(piece.ranges)
 
-    def put_back(self, piece: Piece) -> None:
+    def put_back(self, piece: Piece, front: bool = True) -> None:
         """Items whose attempt failed go to the head of the line: they have waited longest."""
-        self._back(piece, front=True)
+        self._back(piece, front)
 
     def cut(
-        self, node: str, cost: float, count: int, others: Callable[[], frozenset[str]]
+        self,
+        node: str,
+        cost: float,
+        count: int,
+        others: Callable[[], frozenset[str]],
+        longest: int = NEVER,
+        sample: bool = False,
     ) -> tuple[Ranges, Piece] | None:
         """Take a chunk for a node: its items, and the piece they came from.
 
-        None if all that waits has failed on this node and one of the `others` has not tried it yet."""
-        for position, piece in enumerate(self.pending):
-            if node not in piece.failed_on or others() <= piece.failed_on:
+        None if all that waits has failed on this node and one of the `others` has not tried it yet. `longest`: items
+        that the node may be sent at once. `sample`: one item from anywhere, since the first ones all failed."""
+        known = others() if self.failed_pieces else NOBODY
+        for piece in self.pending:
+            if node not in piece.failed_on or known <= piece.failed_on:
                 break
-            if position >= 8:
-                return None
         else:
             return None
+        if piece.suspect:
+            ranges = Ranges(piece.take(min(max(1, piece.total() // 2), longest)))
+        elif piece.alone and piece.total() <= longest:
+            ranges = Ranges(piece.take(longest))
+        elif sample and piece.clean:
+            total = piece.total()
+            ranges = Ranges(piece.take_at(int(self.failures_in_a_row * GOLDEN % 1.0 * total)))
+        else:
+            ranges = self._fill(piece, cost, min(count, longest))
+        if not piece.ranges:
+            self.pending.remove(piece)
+        self._left(ranges, piece)
+        if piece.suspect and piece.ranges:
+            self.pending.remove(piece)
+            self._left(Ranges(piece.ranges), piece)
+            self.held += piece.total()
+        return ranges, piece
+
+    def _left(self, ranges: Ranges, piece: Piece) -> None:
+        """These items do not wait any more."""
+        self.pending_count -= ranges.total()
+        self.pending_cost -= self.cost_of(ranges)
+        if piece.failed_on and (not piece.ranges or piece.suspect):
+            self.failed_pieces = sum(1 for other in self.pending if other.failed_on)
+
+    def _fill(self, first: Piece, cost: float, count: int) -> Ranges:
+        """Take up to `count` items that cost up to `cost`: from this piece, and from clean ones behind it."""
         taken: list[tuple[int, int]] = []
         budget, left = cost, count
-        whole = piece.alone
-        while piece.ranges and (whole or (left > 0 and (budget > 0 or not taken))):
+        piece = first
+        while left > 0 and (budget > 0 or not taken):
+            if not piece.ranges:
+                following = self._clean_after(piece) if piece.clean else None
+                if following is None:
+                    break
+                if piece is not first:
+                    self.pending.remove(piece)
+                piece = following
             lo, hi = piece.ranges.popleft()
-            stop = hi if whole else self.costs.reach(lo, min(hi, lo + left), budget)
-            if not whole and taken and self.costs.between(lo, stop) > budget:
+            stop = self.costs.reach(lo, min(hi, lo + left), budget)
+            if taken and self.costs.between(lo, stop) > budget:
                 piece.ranges.appendleft((lo, hi))
                 break
             if stop < hi:
@@ -159,12 +257,27 @@ class Batch:
             budget -= self.costs.between(lo, stop)
             if stop < hi:
                 break
-        if not piece.ranges:
-            del self.pending[position]
-        ranges = Ranges(taken)
-        self.pending_count -= ranges.total()
-        self.pending_cost -= self.cost_of(ranges)
-        return ranges, piece
+        if piece is not first and not piece.ranges:
+            self.pending.remove(piece)
+        return joined_ranges(taken)
+
+    def _clean_after(self, piece: Piece) -> Piece | None:
+        """The next piece, if nothing counts against its items."""
+        place = self.pending.index(piece) + 1
+        following = self.pending[place] if place < len(self.pending) else None
+        return following if following is not None and following.clean else None
+
+    def release(self, attempt: Attempt, suspect: bool) -> None:
+        """Put the half that was held back for an attempt in line again. `suspect`: the fault must be in it."""
+        piece = attempt.rest
+        if piece is None:
+            return
+        attempt.rest = None
+        self.held -= piece.total()
+        if suspect:
+            self._back(piece, front=True)
+        else:
+            self._back(Piece(piece.ranges), front=True)
 
     # --- the ledger ---
 
@@ -237,6 +350,7 @@ class Batch:
         self._since_forget = 0
         lows = [piece.ranges[0][0] for piece in self.pending if piece.ranges]
         lows += [attempt.items[0][0] for attempt in self.live.values()]
+        lows += [a.rest.ranges[0][0] for a in self.live.values() if a.rest is not None]
         self.costs.forget_below(min(lows, default=self.costs.end))
 
     def invariants(self, in_line: bool) -> None:
@@ -248,9 +362,24 @@ class Batch:
         assert len(waiting) == len(set(waiting)) == self.pending_count, "an item waits twice, or uncounted"
         assert self.pending_cost == sum(self.cost_of(piece.ranges) for piece in self.pending)
         assert not set(waiting) & set(under_way), "an item waits and is under way"
-        open_items = len(waiting) + len(set(under_way))
+        held = [item for a in self.live.values() if a.rest is not None for item in Ranges(a.rest.ranges).items()]
+        assert len(held) == self.held, "an item is held back uncounted"
+        assert not set(held) & {*waiting, *under_way}, "an item is held back and elsewhere"
+        assert self.failed_pieces == sum(1 for piece in self.pending if piece.failed_on)
+        open_items = len(waiting) + len(set(under_way)) + len(held)
         assert self.answered + self.refused + open_items == self.costs.end, "an item was lost or counted twice"
         assert in_line or not self.pending_count, "items wait and nobody will serve them"
+
+
+def joined_ranges(ranges: list[tuple[int, int]]) -> Ranges:
+    """Ranges in any order as ranges in order, neighbours joined."""
+    out: list[tuple[int, int]] = []
+    for lo, hi in sorted(ranges):
+        if out and out[-1][1] == lo:
+            out[-1] = (out[-1][0], hi)
+        else:
+            out.append((lo, hi))
+    return Ranges(out)
 
 
 def joined(items: Iterable[int]) -> Ranges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sollol.core import tail
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch, Piece, joined
+from sollol.core.blame import Blame
 from sollol.core.digests import FOR_EMBED, review
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
@@ -21,12 +22,14 @@ HOPELESS = 24  # failures in a row before a batch that never succeeded is given 
 HOPELESS_LEAST = 6
 REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
 SPARED_TIMES = 20  # in mode `async`: a node so many times slower than the best one is not used in its stead
+SAMPLE_AFTER = 3  # failures before anything succeeded: from then on items are taken from all over the batch
 CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
 
 
 class Chunks:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.blame = Blame(ledger)
 
     # --- feeding ---
 
@@ -34,7 +37,7 @@ class Chunks:
         assert opened.batch is not None
         had_pending = opened.batch.pending_count > 0
         opened.batch.feed(costs, closed)
-        if not self._ended(opened) and not had_pending:
+        if not self._ended(opened, at) and not had_pending:
             self._enqueue(opened, at)
 
     def _enqueue(self, opened: OpenTask, at: Micros) -> None:
@@ -85,6 +88,7 @@ class Chunks:
             self.serve(opened, batch, market, None, at)
             return
         self._after_cutting(opened, batch, market, cost_before - batch.pending_cost, at)
+        self._ended(opened, at)
 
     def _has_begun(self, task: Task, batch: Batch, market: Market, at: Micros) -> bool:
         """Bind a batch to one version of its model, once the nodes are known. False: they soon will be."""
@@ -115,6 +119,8 @@ class Chunks:
     def _cut(self, opened: OpenTask, batch: Batch, market: Market, lane: Lane, limited: bool, at: Micros) -> bool:
         if not batch.pending_count:
             return False
+        if not lane.breaker.closed and self.blame.control(opened, batch, lane, at):
+            return True  # a text that was answered before tells most surely whether the node works again
         total_rate, best_rate, count_of_lanes = market.total_rate, market.best_rate, len(market.lanes)
         if limited:
             suitable = self._suitable(batch, market, at)
@@ -137,13 +143,24 @@ class Chunks:
         cost, count = self._ledger.policies.batcher.item_budget(view)
         if count == 0 and batch.live:  # the others do it sooner; if there are none, nobody else would
             return False
-        others = lambda: frozenset(other.node.key for other in self._suitable(batch, market, at))  # noqa: E731
-        cut = batch.cut(lane.node.key, max(cost, 1), max(count, 1), others)
+
+        def others() -> frozenset[str]:
+            return frozenset(other.node.key for other in self._suitable(batch, market, at))
+
+        longest = lane.list_length.now if lane.breaker.closed else 1
+        sample = not batch.answered and batch.failures_in_a_row >= SAMPLE_AFTER
+        cut = batch.cut(lane.node.key, max(cost, 1), max(count, 1), others, longest, sample)
         if cut is None:
             return False
         ranges, piece = cut
+        if piece.suspect and not piece.ranges and self.blame.is_bad(batch, others(), piece, ranges.total()):
+            assert piece.doubt.outcome is not None
+            self._refuse(opened, batch, ranges, piece.doubt.outcome)
+            return True
         attempt = self._start(opened, batch, lane, ranges, view.lane_backlog, at)
         attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
+        attempt.doubt, attempt.suspect = piece.doubt, piece.suspect
+        attempt.rest = piece if piece.suspect and piece.ranges else None
         batch.begin(attempt, ranges)
         return True
 
@@ -173,8 +190,7 @@ class Chunks:
         else:
             self._wake_for_lanes(market, at)
         if not batch.closed:
-            mean = max(1.0, batch.costs.total / max(1, batch.costs.end))
-            want = max(FEED_LEAST, round(market.total_rate * FEED_AHEAD / mean))
+            want = max(FEED_LEAST, round(market.total_rate * FEED_AHEAD / batch.costs.mean))
             if batch.pending_count < want and batch.wanted_upto <= batch.costs.end:
                 batch.wanted_upto = batch.costs.end + 1
                 self._ledger.out.append(Want(task.id, 2 * want - batch.pending_count))
@@ -215,6 +231,8 @@ class Chunks:
         assert opened.batch is not None
         reason = f"takes over from {victim.lane.node.key}"
         attempt = self._start(opened, opened.batch, lane, ranges, 0.0, at, reason)
+        attempt.tries, attempt.failed_on = victim.tries, victim.failed_on
+        attempt.doubt, attempt.suspect = victim.doubt, victim.suspect
         opened.batch.contest(attempt, victim, ranges)
 
     # --- answers ---
@@ -222,16 +240,30 @@ class Chunks:
     def answered(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         batch = opened.batch
         assert batch is not None
+        attempt.lane.single_faults = 0
+        if attempt.control:
+            return
+        attempt.lane.list_length.succeeded(attempt.items.total())
+        alone = attempt.suspect and attempt.rest is None and attempt.items.total() == 1
         fresh, idle = batch.accept(attempt)
+        batch.good += 1
         batch.failures_in_a_row = 0
         if fresh:
+            if batch.known_good is None:
+                batch.known_good = fresh[0][0]
             self._ledger.out.append(Accept(opened.task.id, attempt.id, fresh))
+        batch.release(attempt, suspect=True)
+        if alone:
+            batch.vanished += attempt.doubt.tries
+            self.blame.vanished(attempt, at)
         for loser in idle:
             batch.drop(loser)
+            batch.release(loser, suspect=True)
             self._overtaken(loser, at)
             self._ledger.abort(loser, at)
         batch.forget()
-        self._ended(opened)
+        if not self._ended(opened, at):
+            self._enqueue(opened, attempt.started_us)
 
     def _overtaken(self, loser: Attempt, at: Micros) -> None:
         """Its items came from elsewhere. If it was overdue that tells of its node: it is slower than was thought."""
@@ -243,7 +275,18 @@ class Chunks:
     def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         batch = opened.batch
         assert batch is not None
+        if attempt.control:
+            self.blame.control_failed(attempt, outcome, at)
+            return
+        count = attempt.items.total()
         orphans = batch.drop(attempt)
+        tested = outcome.how in (How.FAILED, How.REFUSED)
+        if tested:
+            batch.release(attempt, suspect=False)  # the fault is in the half that was tried
+        elif attempt.rest is not None:  # nothing was learned: both halves again
+            orphans = joined([*orphans.items(), *Ranges(attempt.rest.ranges).items()])
+            batch.held -= attempt.rest.total()
+            attempt.rest = None
         if outcome.how in TRANSIENT:
             opened.tried[attempt.lane.node.key] = outcome.message or outcome.how.value
         if self._is_hopeless(batch, attempt, outcome, at):
@@ -253,10 +296,15 @@ class Chunks:
             else:
                 self._ledger.settle_no_node(opened, "nothing of the batch succeeded anywhere")
             return
+        if tested:
+            self.blame.failed(opened, batch, attempt, count, outcome, at)
+            self.blame.share(batch, attempt, outcome, at)
         if orphans:
-            self._put_back(opened, batch, attempt, orphans, outcome)
+            self._put_back(opened, batch, attempt, orphans, outcome, at)
             self._enqueue(opened, attempt.started_us)
-        self._ended(opened)
+        elif batch.pending_count:
+            self._enqueue(opened, attempt.started_us)
+        self._ended(opened, at)
 
     def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
         """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
@@ -271,25 +319,41 @@ class Chunks:
             return outcome.status not in CALL_IS_WRONG or batch.refused_alone >= REFUSED_ALONE
         return False
 
-    def _put_back(self, opened: OpenTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome) -> None:
-        transient = outcome.how in TRANSIENT
-        counts = outcome.how not in (How.BUSY, How.MISSING, How.UNREACHABLE)
+    def _put_back(
+        self, opened: OpenTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome, at: Micros
+    ) -> None:
+        node, count = attempt.lane.node.key, orphans.total()
+        counts = outcome.how in (How.FAILED, How.REFUSED, How.TIMEOUT)
         tries = attempt.tries + counts
-        failed_on = attempt.failed_on | {attempt.lane.node.key} if transient and counts else attempt.failed_on
-        match self._ledger.policies.batcher.again(outcome, tries, orphans.total()):
-            case Again.REFUSE:
-                batch.refused += orphans.total()
-                self._ledger.out.append(Refuse(opened.task.id, orphans, outcome))
-            case Again.RETRY:
-                batch.put_back(Piece(orphans, tries, failed_on, alone=tries > 1))
-            case Again.SPLIT:
-                items = orphans.items()
-                middle = len(items) // 2
-                for half in (items[middle:], items[:middle]):
-                    batch.put_back(Piece(joined(half), 0 if not transient else 2, frozenset(), alone=True))
+        failed_on = attempt.failed_on | {node} if counts else attempt.failed_on
+        doubt = attempt.doubt
+        if counts:
+            doubt = doubt.and_failed(node, attempt.lane.last_good_us, attempt.items.total(), outcome, at)
+        suspect = attempt.suspect
+        if counts:
+            again = self._ledger.policies.batcher.again(outcome, tries, count)
+            if again is Again.REFUSE:
+                self._refuse(opened, batch, orphans, outcome)
+                return
+            suspect = suspect or again is Again.SPLIT
+        piece = Piece(orphans, tries, failed_on, alone=tries > 1, doubt=doubt, suspect=suspect)
+        if counts and suspect and count == 1:
+            others = frozenset(lane.node.key for lane in self._suitable(batch, attempt.lane.market, at))
+            if self.blame.is_bad(batch, others, piece, count):
+                self._refuse(opened, batch, orphans, outcome)
+                return
+            # Later more is known of how often good items fail, and of whether the node works.
+            batch.put_back(piece, front=not batch.closed and not batch.pending_count)
+            return
+        batch.put_back(piece)
 
-    def _ended(self, opened: OpenTask) -> bool:
+    def _refuse(self, opened: OpenTask, batch: Batch, items: Ranges, outcome: Outcome) -> None:
+        batch.refused += items.total()
+        self._ledger.out.append(Refuse(opened.task.id, items, outcome))
+
+    def _ended(self, opened: OpenTask, at: Micros) -> bool:
         if opened.task.id in self._ledger.open and opened.batch is not None and opened.batch.done:
+            self._ledger.abort_all(opened, at)  # a control
             self._ledger.settle(opened, Outcome(OK))
         return opened.task.id not in self._ledger.open
 

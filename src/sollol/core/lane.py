@@ -16,6 +16,7 @@ from sollol.core.attempt import Attempt
 from sollol.core.estimate import Mean, Rate
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
+from sollol.core.suspicion import ListLength
 from sollol.core.types import NEVER, SECOND, Key, Mark, Micros, Task, Timing
 
 if TYPE_CHECKING:
@@ -54,9 +55,11 @@ class Lane:
         "heavy",
         "key",
         "last_end_us",
+        "last_good_us",
         "latency",
         "limit",
         "limiter",
+        "list_length",
         "loaded_by_us",
         "loading_until",
         "market",
@@ -71,6 +74,7 @@ class Lane:
         "proven",
         "rank",
         "reliability",
+        "single_faults",
         "soonest_us",
         "steady",
         "warm",
@@ -94,6 +98,9 @@ class Lane:
         self.paused_until: Micros = 0
         self.busy_answers = 0
         self.last_end_us: Micros = 0
+        self.last_good_us: Micros = -1  # when its last good answer came
+        self.list_length = ListLength()  # of chunks
+        self.single_faults = 0  # chunks of one item that failed in a row
         self.loaded_by_us = False  # an answer came since the node was last seen without the model
         self.work = Rate(RATE_MEMORY)  # embedding: cost units per microsecond, whole lane
         self.prefill = Rate(RATE_MEMORY)  # tokens per microsecond

@@ -120,7 +120,9 @@ class Batcher(Protocol):
         ...
 
     def again(self, outcome: Outcome, tries: int, count: int) -> Again:
-        """What to do with a chunk of `count` items that has failed `tries` times."""
+        """What to do with a chunk of `count` items that has failed `tries` times.
+
+        SPLIT makes its items suspect: they are tried in halves until one is found, or all were good."""
         ...
 
 

@@ -41,6 +41,7 @@ from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Ti
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
+LEFT: Final = Outcome(How.LEFT)
 WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
 
@@ -194,7 +195,10 @@ class Scheduler:
         busy_us = at - (began if began > before else before)
         self._ledger.end(attempt, at)
         lane.node.attempted += 1
-        lane.breaker.record(at, outcome)
+        if opened.batch is not None and outcome.how is How.FAILED:
+            lane.breaker.record(at, LEFT)  # its items are suspected first (`core.blame`)
+        else:
+            lane.breaker.record(at, outcome)
         if outcome.how is OK:
             self._credit(attempt, outcome.timing, busy_us, inflight, at)
             if opened.batch is not None:
@@ -226,6 +230,7 @@ class Scheduler:
         if working_us < 1:
             working_us = 1
         lane.node.succeeded += 1
+        lane.last_good_us = at
         if lane.reliability.value == 1.0:
             lane.reliability.count += 1
         else:

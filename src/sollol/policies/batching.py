@@ -19,9 +19,8 @@ SHARE = 0.5
 FLOOR: Micros = 10 * MILLISECOND  # no chunk shorter than this for the sake of balance
 FIRST_ITEMS = 4
 MARGIN: Micros = 5 * MILLISECOND  # what a takeover costs at least: a request
-RETRIES = 4  # failures of a chunk before it is split to find the item that causes them
-TRIES_MAX = 12  # of a single item: at 30 % random errors 1 in 2 million fails so often
-SPLIT_TRIES = 2  # a half starts with this many
+RETRIES = 4  # times that a chunk is not answered in time, before it is split to find the item that causes it
+TRIES_MAX = 12  # of a single item that is not answered in time
 
 ITEM_COST = 64  # fixed part of an item, in bytes: tokenising, a sequence slot, a vector to print
 COST_MAX = 32_768  # longer texts are truncated by the node (8,192 tokens at the most usual)
@@ -63,9 +62,9 @@ class GuidedBatcher:
         return startup_us + cost / rate + MARGIN < 0.9 * left_us
 
     def again(self, outcome: Outcome, tries: int, count: int) -> Again:
-        if outcome.how is How.REFUSED:
-            return Again.SPLIT if count > 1 else Again.REFUSE
-        if outcome.how in (How.BUSY, How.MISSING, How.UNREACHABLE) or tries < RETRIES:
+        if outcome.how in (How.FAILED, How.REFUSED):
+            return Again.SPLIT  # the items are suspected before the node
+        if outcome.how is not How.TIMEOUT or tries < RETRIES:
             return Again.RETRY
         if count > 1:
             return Again.SPLIT

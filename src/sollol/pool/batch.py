@@ -84,6 +84,7 @@ class BatchJob:
         self._digest = ""
         self._failed = 0
         self._errors: dict[int, str] = {}
+        self._control: int | None = None  # the first item that was answered: its text is kept
         self._takeovers = 0
         self.wait_us: Micros | None = None  # until the first of its texts went to a node
         self.noted: Callable[[BatchJob, Settle, BatchReport], None] | None = None  # told of its end
@@ -150,6 +151,8 @@ class BatchJob:
     def accept(self, action: Accept) -> None:
         start, vectors = self._answers.pop(action.attempt)
         items, fresh = start.items or Ranges(), action.items
+        if self._control is None:
+            self._control = fresh[0][0]
         self.count_items(start.node, fresh.total())
         if fresh == items:
             flat = vectors.flat
@@ -181,7 +184,8 @@ class BatchJob:
     def _drop_texts(self, items: Ranges) -> None:
         if isinstance(self._texts, dict):
             for item in items.items():
-                self._texts.pop(item, None)
+                if item != self._control:
+                    self._texts.pop(item, None)
 
     def want(self, items: int) -> None:
         self._post(Wanted(items))
