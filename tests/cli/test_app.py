@@ -38,4 +38,4 @@ def test_as_a_module_it_starts_quickly_and_imports_nothing_heavy() -> None:
 
 def test_a_missing_package_is_named_with_its_remedy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)
-    assert "pip install 'sollol[index]'" in run("search", "x.npz", "q", code=1).stderr
+    assert "pip install '.[index]'" in run("search", "x.npz", "q", code=1).stderr

@@ -284,7 +284,7 @@ def test_a_missing_extra_says_what_to_install(pool: OllamaPool, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "sollol.dashboard.app", raising=False)
     monkeypatch.delattr("sollol.dashboard.app", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(NotInstalled, match=r"pip install 'sollol\[dashboard\]'"):
+    with pytest.raises(NotInstalled, match=r"pip install '\.\[dashboard\]'"):
         run_unified_dashboard(pool, 0)
 
 

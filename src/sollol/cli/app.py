@@ -85,9 +85,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from sollol import __version__
 
-        console.say(f"sollol {version('sollol')}")
+        console.say(f"sollol {__version__}")
         raise typer.Exit
 
 

@@ -25,5 +25,5 @@ def need(module: str) -> Any:
         extra = _EXTRA.get(module, "index")
         raise MissingExtra(
             f"this needs the package {module.partition('.')[0]!r}, which is not installed ({error}). "
-            f"Install it with:  pip install 'sollol[{extra}]'"
+            f"In SOLLOL's checkout:  pip install '.[{extra}]'"
         ) from error

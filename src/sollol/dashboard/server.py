@@ -145,7 +145,7 @@ def _installed() -> Any:
     except ImportError as error:
         raise NotInstalled(
             f"the dashboard needs packages that are not installed ({error}). "
-            "Install them with:  pip install 'sollol[dashboard]'"
+            "In SOLLOL's checkout:  pip install '.[dashboard]'"
         ) from error
     return app
 

@@ -296,11 +296,11 @@ class BatchResult(Sequence[EmbedResponse | None]):
 
     @property
     def vectors(self) -> Any:
-        """All vectors as an (n, d) float32 numpy array. Needs numpy: pip install 'sollol[index]'."""
+        """All vectors as an (n, d) float32 numpy array. Needs numpy: pip install '.[index]' in SOLLOL's checkout."""
         try:
             import numpy as np
         except ImportError:
-            raise SollolError("result.vectors needs numpy: pip install 'sollol[index]'") from None
+            raise SollolError("result.vectors needs numpy: pip install '.[index]' in SOLLOL's checkout") from None
         rows = np.frombuffer(self._flat, dtype=np.float32, count=self._count * self._dim)
         rows = rows.reshape(self._count, self._dim)
         if self.errors:
