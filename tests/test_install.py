@@ -16,7 +16,7 @@ SOURCES = [*sorted((ROOT / "src").rglob("*.py")), ROOT / "Makefile", ROOT / "hat
 
 
 def test_the_version_is_above_the_other_projects() -> None:
-    assert tuple(map(int, sollol.__version__.split("."))) >= (1, 0, 0)
+    assert int(sollol.__version__.partition(".")[0]) >= 1  # that one is 0.9.66
 
 
 def test_the_version_stands_in_one_place() -> None:
