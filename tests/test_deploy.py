@@ -58,7 +58,8 @@ def is_public(path: str) -> bool:
 
 def test_the_unit_waits_for_what_runs_and_gives_up_on_settings(unit: configparser.SectionProxy, tmp_path: Path) -> None:
     assert float(unit["TimeoutStopSec"]) >= DEFAULTS.drain_s + CLOSING_S
-    assert unit["RestartPreventExitStatus"] == "2"
+    assert unit["RestartPreventExitStatus"] == "2"  # and not EX_TEMPFAIL, which a port that is taken ends it with
+    assert unit["Restart"] == "on-failure"
     assert "HUP" in unit["ExecReload"]
     assert int(unit["LimitNOFILE"]) > 2 * GatewaySettings().limits.max_connections
     check_command(unit["ExecStart"].split()[1:], tmp_path)

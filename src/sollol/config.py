@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -154,6 +155,93 @@ VARIABLES = {
 """Every environment variable that is read, and the setting it gives. `SOLLOL_CONFIG` names the file."""
 
 
+def problems_of(env: Mapping[str, str] | None = None, *, config: str | None = None) -> list[str]:
+    """Return all that is wrong in the environment and the file, not only the first. The gateway's tables apart."""
+    problems = []
+    variables = os.environ if env is None else env
+    for variable, field in VARIABLES.items():
+        if raw := variables.get(variable, "").strip():
+            problems += _wrong(f"environment variable {variable}", {field: raw})
+    if not config:
+        return problems
+    try:
+        content, tables = _contents_of(config)
+    except ConfigError as problem:
+        return [*problems, str(problem)]
+    problems += [
+        _sentence(f"configuration file {config}: {name}", table, "expected a table")
+        for name, table in tables.items()
+        if not isinstance(table, dict)
+    ]
+    convert = _converter(content)
+    problems += each_problem(content, convert, lambda problem: explained(config, content, problem, _KNOWN))
+    values = _flat(convert())
+    return problems + _wrong(f"configuration file {config}: {{}}", values)
+
+
+def gateway_tables(path: str) -> dict[str, Any]:
+    """Return the tables of `sollol serve` as they stand in a file; none where it cannot be read."""
+    try:
+        tables = _contents_of(path)[1]
+    except ConfigError:
+        return {}
+    return {name: table for name, table in tables.items() if isinstance(table, dict)}
+
+
+def _wrong(place: str, values: Mapping[str, Any]) -> list[str]:
+    found = []
+    for field, raw in values.items():
+        try:
+            _read(ConfigError, place, {field: raw})
+        except ConfigError as problem:
+            found.append(str(problem))
+    return found
+
+
+def each_problem(content: dict[str, Any], convert: Callable[[], Any], explain: Callable[[str], str]) -> list[str]:
+    """Return what is wrong, and take it out of `content`. `convert` raises msgspec's ValidationError for the first."""
+    import msgspec
+
+    found: list[str] = []
+    while True:
+        try:
+            convert()
+        except msgspec.ValidationError as problem:
+            text = str(problem)
+            found.append(explain(text))
+            _take_out(content, text, convert)
+        else:
+            return found
+
+
+def _take_out(content: dict[str, Any], problem: str, convert: Callable[[], Any]) -> None:
+    """Remove the setting of which msgspec speaks: a key of a table, or of the file itself."""
+    import msgspec
+
+    what, _, where = problem.partition(" - at `$")
+    steps = re.findall(r"\w[\w-]*|\[\.\.\.\]", where)
+    unknown = re.match(r"Object contains unknown field `(.*)`", what)
+    if unknown:
+        steps.append(unknown[1])
+    table: Any = content
+    if len(steps) > 1 and isinstance(content.get(steps[0]), dict):
+        table, steps = content[steps[0]], steps[1:]
+    if steps[0] in table:
+        del table[steps[0]]
+        return
+    for name in list(table):  # a table of free names: which of them it is, the message does not say
+        value = table.pop(name)
+        try:
+            convert()
+        except msgspec.ValidationError as other:
+            if str(other) != problem:
+                return
+        else:
+            return
+        table[name] = value
+    table.clear()
+
+
 def _read(error: type[BadInput], place: str, values: Mapping[str, Any]) -> dict[str, Any]:
     read = {}
     for field, raw in values.items():
@@ -176,6 +264,25 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_file(path: str) -> dict[str, Any]:
+    content, tables = _contents_of(path)
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(_sentence(f"configuration file {path}: {name}", table, "expected a table"))
+    values = _flat(_checked(path, content))
+    read = _read(ConfigError, f"configuration file {path}: {{}}", values)
+    return {**read, "gateway": tables} if tables else read
+
+
+def _flat(checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by their names here: those of [discovery] have it in front."""
+    values = dict(checked)
+    for key, value in dict(values.pop("discovery", {})).items():
+        values[f"discovery_{key}"] = value
+    return values
+
+
+def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what stands in the file, and apart from it the gateway's tables. Raises ConfigError."""
     import tomllib
 
     try:
@@ -186,19 +293,21 @@ def _from_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path}: {why}; check SOLLOL_CONFIG or --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(f"configuration file {path} is not valid TOML: {problem}") from None
-    tables = {name: content.pop(name) for name in GATEWAY_TABLES if name in content}
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ConfigError(_sentence(f"configuration file {path}: {name}", table, "expected a table"))
-    values = dict(_checked(path, content))
-    for key, value in dict(values.pop("discovery", {})).items():
-        values[f"discovery_{key}"] = value
-    read = _read(ConfigError, f"configuration file {path}: {{}}", values)
-    return {**read, "gateway": tables} if tables else read
+    return content, {name: content.pop(name) for name in GATEWAY_TABLES if name in content}
 
 
 def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
     """The file's content, with the right keys and types, or ConfigError."""
+    import msgspec
+
+    try:
+        return _converter(content)()
+    except msgspec.ValidationError as problem:
+        raise ConfigError(explained(path, content, str(problem), _KNOWN)) from None
+
+
+def _converter(content: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """What converts the file's content to the right types. It raises msgspec's ValidationError."""
     import msgspec
 
     discovery = msgspec.defstruct(
@@ -218,12 +327,12 @@ def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
         frozen=True,
         forbid_unknown_fields=True,
     )
-    try:
-        checked = msgspec.to_builtins(msgspec.convert(content, file))
-    except msgspec.ValidationError as problem:
-        raise ConfigError(explained(path, content, str(problem), _KNOWN)) from None
-    assert isinstance(checked, dict)
-    return checked
+
+    def convert() -> dict[str, Any]:
+        checked: dict[str, Any] = msgspec.to_builtins(msgspec.convert(content, file))
+        return checked
+
+    return convert
 
 
 _KNOWN = {
@@ -257,3 +366,19 @@ def explained(path: str, content: Mapping[str, Any], problem: str, known: Mappin
 def _sentence(place: str, raw: Any, problem: str) -> str:
     shown = re.sub(r"//[^/@\s]*@", "//***@", repr(raw))  # a password never reaches a log
     return f"{place}: {shown} cannot be used; {problem}"
+
+
+def config_home() -> Path:
+    """$XDG_CONFIG_HOME/sollol, by default ~/.config/sollol."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sollol"
+
+
+def find_file(given: str | None = None) -> str | None:
+    """The configuration file of the commands: the one named, SOLLOL_CONFIG, ./sollol.toml, or the user's own."""
+    named = given or os.environ.get("SOLLOL_CONFIG", "").strip()
+    if named:
+        return named
+    for path in (Path("sollol.toml"), config_home() / "sollol.toml"):
+        if path.is_file():
+            return str(path)
+    return None

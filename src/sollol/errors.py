@@ -2,7 +2,8 @@
 
 SollolError
 ├── BadInput            (ValueError)    what the caller passed cannot be used
-│   └── ConfigError                     the same, in a file or an environment variable
+│   ├── ConfigError                     the same, in a file or an environment variable
+│   └── AddressUnavailable              an address cannot be listened on
 ├── NoNodeAvailable     (RuntimeError)  every node that could serve it failed, or none has the model
 ├── ResponseError                       Ollama itself refused (same shape as the official client's)
 ├── BatchError                          some items of a batch failed; carries every result that exists
@@ -32,6 +33,14 @@ class BadInput(SollolError, ValueError):
 
 class ConfigError(BadInput):
     """A setting in a file or an environment variable cannot be used."""
+
+
+class AddressUnavailable(BadInput):
+    """An address cannot be listened on. `is_passing`: it may be possible later, since only somebody else holds it."""
+
+    def __init__(self, message: str, is_passing: bool = False) -> None:
+        self.is_passing = is_passing
+        super().__init__(message)
 
 
 class NoNodeAvailable(SollolError, RuntimeError):

@@ -215,8 +215,82 @@ def test_what_cannot_be_used_ends_with_2(tmp_path: Path, words: tuple[str, ...],
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     with sim_cluster(1) as nodes, serving(tmp_path, "--nodes", nodes.urls[0]) as (_, url):
         ended = sollol(tmp_path, "serve", "--port", url.rpartition(":")[2], "--nodes", nodes.urls[0])
-        assert ended.returncode == 2
+        assert ended.returncode == 75  # EX_TEMPFAIL: the unit tries again
         assert "--port" in ended.stderr
+
+
+def test_a_reload_says_what_it_does_not_take_up(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes:
+        config = tmp_path / "sollol.toml"
+        config.write_text(f'nodes = ["{nodes.urls[0]}"]\n')
+        command = [sys.executable, "-m", "sollol", "serve"]
+        config.write_text(f'nodes = ["{nodes.urls[0]}"]\n[gateway]\nport = {free_port()}\n')
+        process = subprocess.Popen(
+            command, env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            url = process.stdout.readline().strip()
+            other = free_port()
+            config.write_text(f'[gateway]\nport = {other}\nhost = "127.0.0.2"\n[aliases]\nnew = "llama3.2"\n')
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: ask(url, "new").status_code == 200)
+            process.send_signal(signal.SIGTERM)
+            told = process.communicate(timeout=WAIT_S)[1]
+        finally:
+            process.kill()
+            process.communicate()
+        assert f"port is {other} now, and {url.rpartition(':')[2]} stays in use" in told
+        assert "host is '127.0.0.2' now" in told
+        assert "nodes names none now" in told
+
+
+@pytest.mark.parametrize("words", [("--check",), ()])
+def test_all_bad_settings_are_named_at_once(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "sollol.toml").write_text(
+        'nodes = ["a b"]\nnickname = 3\napp_name = 4\nlimits = { queue = 0, max_body_mb = "many", qeue = 3 }\n'
+        "[discovery]\nports = [0]\nsubnet = []\n"
+        '[gateway]\nport = 70000\ncors_origins = ["http://a/b", "c"]\n'
+        '[routing]\nmode = "soon"\n[aliases]\ngood = "llama3.2"\nbad = 3\nworse = ""\n'
+        'round = "about"\nabout = "round"\n'
+    )
+    ended = sollol(tmp_path, "serve", *words)
+    assert ended.returncode == 2
+    for told in (
+        "nodes: ['a b']", "nickname is not a setting", "app_name: 4", "limits.queue: 0", "limits.max_body_mb: 'many'",
+        "limits.qeue is not a setting", "discovery.subnet is not a setting", "discovery.ports: [0]",
+        "gateway.port: 70000", "gateway.cors_origins: 'http://a/b'", "gateway.cors_origins: 'c'",
+        "routing.mode: 'soon'", "aliases", "never end",
+    ):  # fmt: skip
+        assert told in " ".join(ended.stderr.split()), told
+    assert "15 settings cannot be used" in ended.stderr
+
+
+def test_the_file_beside_counts_for_every_command(tmp_path: Path) -> None:
+    with sim_cluster(1) as nodes:
+        port = free_port()
+        (tmp_path / "sollol.toml").write_text(f'nodes = ["{nodes.urls[0]}"]\n[gateway]\nport = {port}\n')
+        key = nodes.urls[0].removeprefix("http://")
+        for words in (("nodes",), ("nodes", "--json")):
+            ended = sollol(tmp_path, *words)
+            assert (ended.returncode, key in ended.stdout) == (0, True), ended.stderr
+        command = [sys.executable, "-m", "sollol", "serve"]
+        process = subprocess.Popen(
+            command, env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}"
+            number = ask(f"http://127.0.0.1:{port}").headers["x-sollol-request-id"]
+            assert f"Call {number}" in sollol(tmp_path, "explain", number).stdout
+        finally:
+            process.kill()
+            process.communicate()
+        (tmp_path / "sollol.toml").write_text("nodes = 3\n")
+        refused = sollol(tmp_path, "nodes")
+        assert refused.returncode == 2
+        assert "sollol.toml: nodes" in refused.stderr
 
 
 def test_init_writes_a_file_that_serves(tmp_path: Path) -> None:

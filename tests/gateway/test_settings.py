@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from sollol.cli.init import MEANINGS, text_of
-from sollol.config import load_settings
+from sollol.config import find_file, load_settings
 from sollol.errors import ConfigError
-from sollol.gateway.settings import GatewaySettings, find_file, gateway_settings, template
+from sollol.gateway.settings import GatewaySettings, gateway_settings, template
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import gateway_over

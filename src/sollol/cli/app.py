@@ -6,6 +6,9 @@ this library raises on purpose ends as one message on stderr and an exit code; a
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +31,7 @@ from sollol.cli import (
     serve,
     top,
 )
+from sollol.config import find_file
 from sollol.errors import SollolError
 
 EPILOG = """\
@@ -60,12 +64,28 @@ EPILOG = """\
 """
 
 
+@contextlib.contextmanager
+def _file_beside() -> Iterator[None]:
+    """Let ./sollol.toml, or the user's own, count for every command where SOLLOL_CONFIG names no other."""
+    before = os.environ.pop("SOLLOL_CONFIG", None)
+    found = before or find_file()
+    if found is not None:
+        os.environ["SOLLOL_CONFIG"] = found
+    try:
+        yield
+    finally:
+        os.environ.pop("SOLLOL_CONFIG", None)
+        if before is not None:
+            os.environ["SOLLOL_CONFIG"] = before
+
+
 class _Group(TyperGroup):
     """Turns the library's errors into a message and an exit code, for every command alike."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _file_beside():
+                return super().invoke(ctx)
         except (SollolError, KeyboardInterrupt) as error:
             console.tell_error(error)
             raise typer.Exit(console.exit_code(error)) from error

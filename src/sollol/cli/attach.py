@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sollol.config import find_file, gateway_tables
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, SollolError
 
@@ -116,6 +117,13 @@ class Remote:
         )
 
 
+def _configured() -> tuple[str, ...]:
+    """Return the address of this machine's gateway, where the configuration file names another port."""
+    file = find_file()
+    port = gateway_tables(file).get("gateway", {}).get("port") if file else None
+    return (f"http://127.0.0.1:{port}",) if isinstance(port, int) and 0 < port < 65536 else ()
+
+
 def checked(key: str | None) -> str | None:
     """A key that can be sent, None for none. Raises BadInput, which does not repeat it."""
     key = (key or "").strip()
@@ -127,7 +135,7 @@ def checked(key: str | None) -> str | None:
 async def attach(transport: Transport, url: str | None, key: str | None = None) -> Remote | None:
     """The dashboard or gateway at `url`, which must be one; without a URL, the first on this machine, or None."""
     key, why = checked(key), ""
-    for address in [url] if url is not None else LOCAL:
+    for address in [url] if url is not None else (*_configured(), *LOCAL):
         endpoint = parse_endpoint(address, default_port=_DASHBOARD_PORT)
         for prefix in (DASHBOARD, GATEWAY):
             remote = Remote(transport, endpoint, prefix, key)

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sollol.errors import BadInput, SollolError
+from sollol.errors import AddressUnavailable, BadInput, SollolError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_BUSY = 75  # EX_TEMPFAIL of sysexits.h: the address is taken, which may pass
 EXIT_INTERRUPTED = 130
 _PIPE_WIDTH = 160  # a pipe has no width; narrower, and rich would cut long names
 
@@ -76,6 +77,8 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def exit_code(error: BaseException) -> int:
     if isinstance(error, (Stopped, KeyboardInterrupt)):
         return EXIT_INTERRUPTED
+    if isinstance(error, AddressUnavailable) and error.is_passing:
+        return EXIT_BUSY
     return EXIT_USAGE if isinstance(error, BadInput) else EXIT_FAILED
 
 

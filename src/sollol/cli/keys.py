@@ -38,8 +38,8 @@ ConfigOption = Annotated[
 
 
 def _path(config: str | None) -> Path:
-    from sollol.config import load_settings
-    from sollol.gateway.settings import find_file, gateway_settings
+    from sollol.config import find_file, load_settings
+    from sollol.gateway.settings import gateway_settings
 
     file = find_file(config)
     return gateway_settings(load_settings(config=file), file or "").keys_path

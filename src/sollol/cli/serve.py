@@ -10,7 +10,7 @@ import typer
 from sollol.cli import fleet
 from sollol.cli.console import stdout, table
 from sollol.cli.fleet import NodesOption
-from sollol.errors import NoNodeAvailable
+from sollol.errors import ConfigError, NoNodeAvailable
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
@@ -39,7 +39,8 @@ EPILOG = """\
 
   0    ended by a signal, or --check found nothing wrong
   1    no node is known
-  2    a setting cannot be used, the port is taken, or --check found something
+  2    a setting cannot be used, or --check found something
+  75   the address is taken, or not there yet: it may work later
 """
 
 
@@ -94,19 +95,37 @@ class Reading:
     def __init__(
         self, config: str | None, nodes: str | None, host: str | None, port: int | None, insecure: bool
     ) -> None:
-        from sollol.gateway.settings import find_file
+        from sollol.config import find_file
 
         self.file = find_file(config)
+        if self.file is not None:
+            os.environ["SOLLOL_CONFIG"] = self.file  # also for who looks for nodes; the command ends with the process
         named = fleet.named(nodes) if nodes is not None else None
         self._nodes = named.endpoints if named else None  # of the command line: over those of the file, also later
         self._given = (host, port, insecure)
 
     def settings(self) -> GatewaySettings:
+        """Raises ConfigError, which names everything that is wrong."""
         from sollol.config import load_settings
         from sollol.gateway.settings import gateway_settings
 
-        read = load_settings(config=self.file, nodes=self._nodes)
-        return gateway_settings(read, self.file or "").listening(*self._given)
+        try:
+            read = load_settings(config=self.file, nodes=self._nodes)
+            return gateway_settings(read, self.file or "").listening(*self._given)
+        except ConfigError as first:
+            problems = self._problems()
+            if len(problems) < 2:
+                raise
+            head = f"{len(problems)} settings cannot be used:"
+            raise ConfigError("\n".join([head, *(f"  {problem}" for problem in problems)])) from first
+
+    def _problems(self) -> list[str]:
+        from sollol.config import Settings, gateway_tables, problems_of
+        from sollol.gateway.settings import problems_of as problems_of_gateway
+
+        found = problems_of(config=self.file)
+        tables = gateway_tables(self.file) if self.file else {}
+        return found + problems_of_gateway(Settings(gateway=tables), self.file or "")
 
     def keyring(self, settings: GatewaySettings) -> Keyring:
         from sollol.gateway.keys import Keyring, keys_of_environment

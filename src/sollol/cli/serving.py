@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 from typing import TYPE_CHECKING
 
 from sollol.cli.console import note, plural, say, warn
@@ -12,6 +11,7 @@ from sollol.errors import BadInput, ConfigError, NoNodeAvailable
 from sollol.gateway.app import Gateway
 from sollol.nodes.http import HttpTransport
 from sollol.pool.aio import AsyncOllamaPool
+from sollol.signals import on_signal
 
 if TYPE_CHECKING:
     from sollol.cli.serve import Reading
@@ -57,10 +57,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:
     loop = asyncio.get_running_loop()
     stop, again = asyncio.Event(), asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
-    if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, again.set)
+    on_signal(loop, ("SIGINT", "SIGTERM", "SIGBREAK"), stop.set)
+    on_signal(loop, ("SIGHUP",), again.set)
     transport = HttpTransport()
     async with AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name) as pool:
         gateway = Gateway(pool, settings, keyring, transport=transport)
@@ -99,9 +97,11 @@ async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
         try:
             if asked or read.version() != seen:
                 seen = read.version()
-                gateway.apply(read.settings())
+                left = gateway.apply(read.settings())
                 gateway.keyring.follow(gateway.settings.keys_path, required=gateway.settings.needs_keys)
                 note("Settings read again.")
+                for what in left:
+                    warn(f"{what} until `sollol serve` is started again")
             if gateway.keyring.reload():
                 note(f"{plural(len(gateway.keyring), 'key')} read.")
         except (ConfigError, BadInput, NoNodeAvailable) as problem:

@@ -7,6 +7,7 @@ coroutines, one task a request, cancelled when the client leaves.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import math
@@ -20,7 +21,7 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, Task, canonical_model
-from sollol.errors import BadInput, SollolError
+from sollol.errors import AddressUnavailable, BadInput, SollolError
 from sollol.gateway import access, embed, fanout, infer
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
@@ -102,15 +103,18 @@ class Gateway:
             )
         except (OSError, UnicodeError) as error:
             where = f"{listen.host}:{listen.port}"
-            raise BadInput(f"cannot listen on {where}: {error}; choose another --host or --port") from None
+            raise AddressUnavailable(
+                f"cannot listen on {where}: {error}; choose another --host or --port", _may_pass(error)
+            ) from None
         server: Any = self._server  # whose sockets are a tuple, or with uvloop a list
         port: int = server.sockets[0].getsockname()[1]
         return port
 
-    def apply(self, settings: GatewaySettings) -> None:
+    def apply(self, settings: GatewaySettings) -> list[str]:
         """From now on these settings hold, for the next request and for the nodes; what runs is left alone.
 
-        Where it listens stays as it was."""
+        Where it listens stays as it was. Returns what was not taken up, in words."""
+        left = _not_taken(settings, self.settings)
         settings = msgspec.structs.replace(settings, listen=_listening_as(settings.listen, self.settings.listen))
         self.settings = settings
         self.limits = limits = settings.limits
@@ -130,6 +134,7 @@ class Gateway:
                     self.pool.remove_node(node.url)
             for endpoint in wanted.values():
                 self.pool.add_node(endpoint)
+        return left
 
     def _tick(self) -> None:
         self.common = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
@@ -356,6 +361,24 @@ class Gateway:
 def _owner(request: Request) -> str | None:
     """Ids of clients count within this: one key's can neither be read nor replaced by another's."""
     return request.key.app if request.key is not None else None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Check whether somebody else only holds the address, or the network is not up yet."""
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    return isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+
+
+def _not_taken(new: GatewaySettings, old: GatewaySettings) -> list[str]:
+    found = [
+        f"{name} is {getattr(new.listen, name)!r} now, and {getattr(old.listen, name)!r} stays in use"
+        for name in ("host", "port")
+        if getattr(new.listen, name) != getattr(old.listen, name)
+    ]
+    if old.nodes and not new.nodes:
+        found.append("nodes names none now, and those before stay in use")
+    return found
 
 
 def _listening_as(new: Listen, old: Listen) -> Listen:

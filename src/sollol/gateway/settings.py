@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from sollol.config import Settings, explained
+from sollol.config import Settings, config_home, each_problem, explained
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
@@ -139,16 +139,9 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
     """Raises ConfigError, which names the file, the field, the value and what was expected."""
     where = path or os.environ.get("SOLLOL_CONFIG", "")
-    try:
-        tables = msgspec.convert(dict(settings.gateway), _Tables)
-    except msgspec.ValidationError as problem:
-        raise ConfigError(explained(where, settings.gateway, str(problem), _KNOWN)) from None
-    for origin in tables.gateway.cors_origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ConfigError(
-                f"configuration file {where}: gateway.cors_origins: {origin!r} cannot be used; expected an origin "
-                'such as "https://chat.example.org", without a path, or "*" for every site'
-            )
+    tables, problems = _read_tables(settings.gateway, where)
+    if problems:
+        raise ConfigError(problems[0])
     return GatewaySettings(
         tables.gateway,
         tables.limits,
@@ -160,6 +153,34 @@ def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
         settings.app_name or "",
         settings.observer_sampling,
     )
+
+
+def problems_of(settings: Settings, path: str) -> list[str]:
+    """Return all that is wrong in the gateway's tables, not only the first."""
+    tables, problems = _read_tables(settings.gateway, path)
+    try:
+        _resolved(tables.aliases, path)
+    except ConfigError as problem:
+        problems.append(str(problem))
+    return problems
+
+
+def _read_tables(given: Mapping[str, Mapping[str, Any]], where: str) -> tuple[_Tables, list[str]]:
+    """Return the tables without what is wrong in them, and what that is."""
+    content: dict[str, Any] = {name: dict(table) for name, table in given.items()}
+    problems = each_problem(
+        content,
+        lambda: msgspec.convert(content, _Tables),
+        lambda problem: explained(where, content, problem, _KNOWN),
+    )
+    tables = msgspec.convert(content, _Tables)
+    problems += [
+        f"configuration file {where}: gateway.cors_origins: {origin!r} cannot be used; expected an origin "
+        'such as "https://chat.example.org", without a path, or "*" for every site'
+        for origin in tables.gateway.cors_origins
+        if not _ORIGIN.fullmatch(origin)
+    ]
+    return tables, problems
 
 
 def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
@@ -181,22 +202,6 @@ def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
 
 def default_keys_path() -> Path:
     return config_home() / "keys.json"
-
-
-def config_home() -> Path:
-    """$XDG_CONFIG_HOME/sollol, by default ~/.config/sollol."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sollol"
-
-
-def find_file(given: str | None = None) -> str | None:
-    """The configuration file of `sollol serve`: the one named, SOLLOL_CONFIG, ./sollol.toml, or the user's own."""
-    named = given or os.environ.get("SOLLOL_CONFIG", "").strip()
-    if named:
-        return named
-    for path in (Path("sollol.toml"), config_home() / "sollol.toml"):
-        if path.is_file():
-            return str(path)
-    return None
 
 
 def is_loopback(host: str) -> bool:

@@ -18,11 +18,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sollol.signals import on_signal
 from sollol.sim.faults import FaultEvent, parse_events
 from sollol.sim.models import NodeSpec
 from sollol.sim.serve import new_loop, serve
 
 _PR_SET_PDEATHSIG = 1
+EXIT_USAGE = 2
+
+
+class CannotServe(Exception):
+    """A node cannot listen where it should."""
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -53,15 +59,17 @@ def _spec(given: argparse.Namespace) -> NodeSpec:
 async def _main(given: argparse.Namespace, spec: NodeSpec, schedule: list[FaultEvent]) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, ended.set)
+    on_signal(loop, ("SIGINT", "SIGTERM", "SIGBREAK"), ended.set)
     if given.until_stdin_ends:
         _watch_stdin(lambda: loop.call_soon_threadsafe(ended.set))
     served = []
     for place in range(given.nodes):
         port = given.port + place if given.port else 0
         one = replace(spec, seed=spec.seed + place, port=port)
-        served.append(await serve(one, given.host, port, schedule=schedule))
+        try:
+            served.append(await serve(one, given.host, port, schedule=schedule))
+        except OSError as error:
+            raise CannotServe(f"cannot listen on {given.host}:{port}: {error.strerror or error}") from None
         print(json.dumps({"url": served[-1].url, "pid": os.getpid()}), flush=True)
     await ended.wait()
     for node in served:
@@ -93,8 +101,12 @@ def main(argv: list[str] | None = None) -> None:
         spec, schedule = _spec(given), parse_events(json.loads(given.schedule))
     except (ValueError, TypeError, KeyError) as error:
         raise SystemExit(f"sollol.sim: {error}") from None
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_main(given, spec, schedule))
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(_main(given, spec, schedule))
+    except CannotServe as error:
+        print(f"sollol.sim: {error}; choose another --port, or 0 for a free one", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE) from None
 
 
 if __name__ == "__main__":

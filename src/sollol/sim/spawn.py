@@ -47,10 +47,10 @@ class SpawnedNode:
 
     def stop(self) -> None:
         """SIGSTOP: it accepts connections (the kernel does) and says nothing."""
-        self._process.send_signal(signal.SIGSTOP)
+        self._process.send_signal(_signal("SIGSTOP"))
 
     def cont(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(_signal("SIGCONT"))
 
     def __enter__(self) -> SpawnedNode:
         return self
@@ -59,6 +59,13 @@ class SpawnedNode:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def _signal(name: str) -> int:
+    found: int | None = getattr(signal, name, None)
+    if found is None:
+        raise NotImplementedError(f"this system has no {name}; use node.freeze() of a simulated node in this process")
+    return found
 
 
 def spawn(spec: NodeSpec | None = None, *, port: int = 0, schedule: Sequence[dict[str, Any]] = ()) -> SpawnedNode:
