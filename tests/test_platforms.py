@@ -21,7 +21,8 @@ WAIT_S = 30
 FAKE = r"""
 import asyncio, importlib, os, signal, socket, sys
 import click, httptools, ifaddr, msgspec, rich.console, rich.progress, rich.table, typer, typer.core
-import ssl, subprocess, tempfile, tomllib, multiprocessing
+import ssl, subprocess, tempfile, tomllib, multiprocessing.connection
+import uvicorn, starlette.applications
 
 for name in ("resource", "fcntl", "termios", "tty", "pwd", "grp", "pty", "uvloop"):
     sys.modules[name] = None
