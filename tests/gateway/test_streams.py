@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from sollol.core import stalls
 from sollol.pool import silences
+from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 from tests.gateway.test_dialects import spoken
@@ -155,3 +157,47 @@ def test_a_silent_stream_is_gone_on_with_elsewhere(case: str) -> None:
         answer = ask(stage, case)
         assert spoken(case, answer) == right
         assert ENDINGS[case] in answer
+
+
+# --- answers that only repeat themselves -----------------------------------------------------------------------------
+
+LENGTH = {
+    "chat-stream": b'"done_reason":"length"',
+    "generate-stream": b'"done_reason":"length"',
+    "v1-chat-stream": b'"finish_reason":"length"',
+    "v1-completions-stream": b'"finish_reason":"length"',
+    "v1-messages-stream": b'"stop_reason":"max_tokens"',
+    "v1-responses-stream": b'"status":"completed"',
+}
+ENDLESS: dict[str, dict[str, Any]] = {
+    "chat-stream": {"options": {}},
+    "generate-stream": {"options": {}},
+    "v1-chat-stream": {"max_tokens": None},
+    "v1-completions-stream": {"max_tokens": None},
+    "v1-messages-stream": {"max_tokens": 1000},
+    "v1-responses-stream": {"max_output_tokens": None},
+}
+
+
+def repeater(number: int) -> NodeSpec:
+    model = ModelSpec(MODEL, size_bytes=2_000_000_000, tools=True, mean_words=math.inf, words=(".",))
+    return talker(number, 3000.0, models=(model,))
+
+
+@pytest.mark.parametrize("more", [{}, {"a_field_to_come": 1}], ids=["plain", "no other node could go on"])
+@pytest.mark.parametrize("case", ROUTES)
+def test_an_answer_that_only_repeats_itself_is_an_end(case: str, more: dict[str, Any]) -> None:
+    path, body = ROUTES[case]
+    more = {**ENDLESS[case], **more}
+    with sim_cluster([repeater(1), repeater(2)]) as nodes, gateway_over(nodes.urls) as stage:
+        for _ in range(25):  # more than the budget of retries
+            with stage.client() as client:
+                answer = client.post(path, json={"model": MODEL, "stream": True, **body, **more}).content
+            assert spoken(case, answer).endswith("." * 30)
+            if case != "v1-responses-stream" or "a_field_to_come" not in more:  # its end repeats all of its parts
+                assert ENDINGS[case] in answer
+                assert LENGTH[case] in answer
+            assert b'"error":{' not in answer
+            assert b'{"error"' not in answer
+        assert stage.look(lambda gateway: {row["attempts"] for row in gateway.engine.history.recent()}) == {1}
+        assert not stage.look(lambda gateway: gateway.pool.get_stats()["failed_requests"])

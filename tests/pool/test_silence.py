@@ -133,3 +133,17 @@ def test_a_stream_that_can_go_on_elsewhere_is_moved_and_so_are_the_calls_behind_
             assert second.counters.inflight == first.counters.inflight == 0
 
     run(main())
+
+
+def test_an_answer_that_only_repeats_itself_is_an_end_and_costs_no_retry() -> None:
+    async def main() -> None:
+        model = ModelSpec(MODEL, size_bytes=2_000_000_000, tools=True, words=(".",), mean_words=float("inf"))
+        async with staged([talker(i, models=(model,)) for i in (1, 2)]) as stage:
+            for more in ({}, {"logprobs": True}) * 15:
+                heard = await listened(stage, options={}, **more)
+                assert heard.error is None
+                assert heard.text.endswith("." * 30)
+                assert heard.last.done_reason == "length"
+            assert len(stage.transport.sent) == 30
+
+    run(main())

@@ -8,16 +8,19 @@ a failure moves on unnoticed; after it, another node goes on where that can be e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
-from sollol.core.types import OK, Micros, Outcome, Task
-from sollol.gateway.dialects.reading import Reader
+from sollol.core.types import OK, Micros, Outcome, Task, Timing
+from sollol.gateway.dialects.closing import closing
+from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import Tongue
 from sollol.nodes.dialect import outcome_of, refusal
 from sollol.nodes.http import Exchange, HttpTransport
+from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import RawHeaders, Timeouts, TransportFault
 from sollol.pool.continuation import UNREAD, Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
@@ -129,6 +132,13 @@ class StreamRelay(StreamJob):
             outcome = Outcome(OK, "", 200)
         dispatcher.finished(number, outcome)
 
+    def end_of_repetition(self, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:
+        """The end that the node has left out."""
+        said = self._said
+        if said is not None and said.is_exact:
+            return said.finished(self._elapsed_us())
+        return closing(self.tongue.path, events, tokens)
+
     def hear(self, piece: bytes) -> None:
         unread, said = self._unread, self._said
         if unread is not None and said is not None:  # as Said.hear, which is not compiled
@@ -167,6 +177,7 @@ class StreamAttempt(Exchange):
         "_job",
         "_parts",
         "_reader",
+        "_recent",
         "_refused",
         "_status",
         "began_us",
@@ -187,6 +198,7 @@ class StreamAttempt(Exchange):
         self._refused: list[bytes] = []
         self._began = False
         self._parts = 0  # pieces that came
+        self._recent = Recent()
         self._ending: asyncio.Handle | None = None
 
     def launch(self) -> GiveUp:
@@ -210,6 +222,7 @@ class StreamAttempt(Exchange):
         passed = reader.feed(piece)
         if passed:
             job.hear(passed)
+            self._recent.add(passed)
             if not self._began:
                 self._began = True
                 job.begins(self, passed)
@@ -238,7 +251,19 @@ class StreamAttempt(Exchange):
             self._finish(self._reader.ended)
         else:
             ended = self._reader.close(fault is None)
+            if fault is None and ended is CUT and self._began and self._ends_in_repetition():
+                return
             self._finish(ended if ended.how is OK or fault is None else outcome_of(fault))
+
+    def _ends_in_repetition(self) -> bool:
+        """The body ended in good form: if Ollama ended it because the text repeats itself, it is all there is."""
+        events = self._recent.events()
+        if not repeats(events):
+            return False
+        job = self._job
+        job.last = job.end_of_repetition(events, self._parts)
+        self.dispatcher.finished(self.start.attempt, Outcome(OK, "", 200, Timing(tokens=self._parts)))
+        return True
 
     def _finish(self, outcome: Outcome) -> None:
         job = self._job

@@ -3,17 +3,20 @@
 A count multiplies the load of a cluster that is failing; a budget caps the extra at a share of the traffic.
 Every submitted task deposits SHARE of a retry; RESERVE is there from the start, so that a quiet service and the
 first call of a program can fail over too. A busy node (503) costs no budget: waiting is not load.
+Each application has a budget of its own, so that the failures of one never spend the failover of others.
 """
 
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
 from sollol.core.types import MILLISECOND, SECOND, How, Micros, Outcome, Task
 
 SHARE: Final = 0.2
 RESERVE: Final = 20.0
 CAPACITY: Final = 200.0
+BUDGETS: Final = 256  # one for each application, as far as their names fall into different ones
 MAX_TRIES: Final = 6
 BUSY_TRIES: Final = 12  # with the pauses below: about 15 s of a node saying that it is busy
 BUSY_PAUSE: Final[Micros] = 50 * MILLISECOND
@@ -26,21 +29,30 @@ def busy_pause(times: int) -> Micros:
 
 
 class BudgetRetrier:
-    __slots__ = ("_tokens",)
+    __slots__ = ("_app", "_place", "_tokens")
 
     def __init__(self) -> None:
-        self._tokens = RESERVE
+        self._tokens = [RESERVE] * BUDGETS
+        self._app, self._place = "", 0  # who was asked for last: the next task is often its own
+
+    def _of(self, task: Task) -> int:
+        """The place of the budget of a task's application."""
+        if task.app != self._app:
+            self._app, self._place = task.app, crc32(task.app.encode("utf-8", "replace")) % BUDGETS
+        return self._place
 
     def deposit(self, task: Task) -> None:
-        if self._tokens < CAPACITY:
-            self._tokens += SHARE
+        place = self._of(task)
+        if self._tokens[place] < CAPACITY:
+            self._tokens[place] += SHARE
 
     def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None:
         if outcome.how is How.BUSY:
             return busy_pause(tried) if tried < BUSY_TRIES else None
         if outcome.how in (How.MISSING, How.UNABLE):  # nothing was tried: another may have it
             return 0
-        if tried >= MAX_TRIES or self._tokens < 1:
+        place = self._of(task)
+        if tried >= MAX_TRIES or self._tokens[place] < 1:
             return None
-        self._tokens -= 1
+        self._tokens[place] -= 1
         return 0

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RUNNER_GONE = "an error was encountered while running the model: unexpected EOF"
 _WARM_LOAD_NS = 1_000_000  # what a warm model reports: one to seven milliseconds, never zero
+REPEATS = 30  # tokens like the one before, after which Ollama ends an answer
 _THOUGHTS = 8
 
 
@@ -136,6 +137,7 @@ class _Saying:
         self.loaded_s = self.read_s = self.began_s
         self.prompt_tokens = self.prefill_ns = 0
         self.straggle = 1.0
+        self.repeated = False  # it ran into the limit of equal tokens: the stream ends without an end
 
     async def whole(self) -> SimReply:
         faults = self.node.faults
@@ -149,7 +151,8 @@ class _Saying:
         assert self.reply is not None
         try:
             answer = await self._through(self._say_in_pieces)
-            self._write(self.voice.last(answer, self._end(answer)))
+            if not self.repeated:
+                self._write(self.voice.last(answer, self._end(answer)))
             self.reply.finish()
         except Refusal as refusal:
             self._refuse(refusal)
@@ -248,6 +251,7 @@ class _Saying:
         self.straggle = self.node.toss()
         target_s, timed = self.machine.now(), self.node.spec.decode_tokens_per_s is not None
         voice, said = self.voice, 0
+        before, equal = "", 0
         for token, thinking in [*((t, True) for t in answer.thoughts), *((t, False) for t in answer.tokens)]:
             if timed or self.machine.frozen:
                 target_s += self._token_s(runner)
@@ -255,6 +259,11 @@ class _Saying:
             elif said % 64 == 63:
                 await asyncio.sleep(0)  # an instant node still lets others speak
             await self._break_after(said)
+            equal = equal + 1 if token.strip() == before else 0
+            before = token.strip()
+            if equal > REPEATS:
+                self.repeated = True
+                return
             self._write(voice.piece(token, thinking=thinking))
             said += 1
         if timed and (rest := self._cost(answer) - said) > 0:
