@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from sollol.cli.chunks import Cut, chunks
 from sollol.cli.decoding import Unreadable
+from sollol.cli.estimate import Estimate, Step
 from sollol.cli.extras import need
-from sollol.cli.readers import KINDS, READERS, Section
+from sollol.cli.readers import KINDS, READERS
 from sollol.errors import BadInput
+from sollol.policies.batching import item_cost
+
+Skip = Callable[[Path, str], None]
+LOOK_AFTER = 300  # passages read before other files are looked into
 
 
 class Passage(NamedTuple):
@@ -51,11 +58,11 @@ class Documents:
         if missing:
             raise BadInput(f"no such file or folder: {', '.join(missing)}")
         self.skipped: list[Skipped] = []
-        self.other_kinds = 0
+        self.others: Counter[str] = Counter()  # files of other kinds that were left out, by their ending
         leave_out_real = {os.path.realpath(path) for path in leave_out}
         self.files = self._find(paths, leave_out_real)
         self._sizes = {path: _size(path) for path in self.files}
-        self._seen = _Seen()
+        self.estimate = Estimate(self.files, self._sizes)
 
     def _find(self, paths: Sequence[Path], seen: set[str]) -> list[Path]:
         files: list[Path] = []
@@ -68,22 +75,26 @@ class Documents:
                 if file.suffix.lower() in READERS:
                     files.append(file)
                 elif path.is_dir():
-                    self.other_kinds += 1
+                    self.others[file.suffix.lower()] += 1
                 else:
-                    self.skipped.append(Skipped(str(file), f"is of another kind; expected {KINDS}"))
+                    kind = file.suffix.lower() or "no ending"
+                    self.skipped.append(Skipped(str(file), f"is of another kind ({kind}); expected {KINDS}"))
         return files
 
     def passages(self, cut: Cut) -> Iterator[Passage]:
         """Every passage, in the order of the paths; within a folder by name."""
-        self._seen = _Seen()
+        self.estimate = Estimate(self.files, self._sizes)
+        estimate = self.estimate
         for file in self.files:
-            before, problems = self._seen.passages, len(self.skipped)
-            for passage in self._of_file(file, cut):
-                self._seen.passages += 1
+            before, problems = estimate.passages, len(self.skipped)
+            for passage, within in self._of_file(file, cut, self._skip):
+                estimate.read(Step(item_cost(passage.text), within))
+                if estimate.passages == LOOK_AFTER:  # the nodes have work by then
+                    estimate.look_into(lambda other: self._steps(other, cut))
                 yield passage
-            if self._seen.passages == before and len(self.skipped) == problems:
+            if estimate.passages == before and len(self.skipped) == problems:
                 self.skipped.append(Skipped(str(file), "holds no text"))
-            self._seen.finish(file.suffix.lower(), self._sizes[file], self._seen.passages - before)
+            estimate.finish()
 
     def check(self, cut: Cut) -> list[Skipped]:
         """Read everything once and forget it: what would be skipped (for --strict)."""
@@ -92,69 +103,46 @@ class Documents:
         problems, self.skipped = self.skipped, [s for s in self.skipped if "another kind" in s.why]
         return problems
 
-    def _of_file(self, file: Path, cut: Cut) -> Iterator[Passage]:
+    def _of_file(self, file: Path, cut: Cut, skip: Skip) -> Iterator[tuple[Passage, float]]:
+        """The passages of a file, each with how many of its bytes were read by then."""
+        size = self._sizes[file]
         try:
             _refuse_unusual(file)
-            for section in READERS[file.suffix.lower()](file, lambda why: self._skip(file, why)):
-                yield from self._of_section(file, section, cut)
+            for section in READERS[file.suffix.lower()](file, partial(skip, file)):
+                for piece in chunks(section.text, cut):
+                    done = section.done * size if section.done else piece.start + len(piece.text)
+                    passage = Passage(piece.text, str(file), section.unit, section.number, piece.start)
+                    yield passage, min(float(done), size)
         except Unreadable as error:
-            self._skip(file, str(error))
+            skip(file, str(error))
         except OSError as error:
-            self._skip(file, f"cannot be read ({error.strerror or error})")
+            skip(file, f"cannot be read ({error.strerror or error})")
 
-    def _of_section(self, file: Path, section: Section, cut: Cut) -> Iterator[Passage]:
-        for piece in chunks(section.text, cut):
-            done = section.done * self._sizes[file] if section.done else piece.start
-            self._seen.within = min(done, self._sizes[file])
-            yield Passage(piece.text, str(file), section.unit, section.number, piece.start)
+    def _steps(self, file: Path, cut: Cut) -> Iterator[Step]:
+        """A file as the estimate looks into it. What is wrong with it is told when it is read."""
+        for passage, within in self._of_file(file, cut, lambda file, why: None):
+            yield Step(item_cost(passage.text), within)
 
     def _skip(self, file: Path, why: str) -> None:
         self.skipped.append(Skipped(str(file), why))
 
     @property
+    def other_kinds(self) -> int:
+        """Files of other kinds that were left out."""
+        return self.others.total()
+
+    @property
     def files_with_text(self) -> int:
         """Files that gave a passage, so far."""
-        return self._seen.useful
+        return self.estimate.useful
 
     @property
     def all_read(self) -> bool:
-        return self._seen.files == len(self.files)
+        return self.estimate.finished == len(self.files)
 
     def estimated_total(self) -> float:
         """How many passages there will be, judged by what was read; exact once all is read. 0: unknown."""
-        seen = self._seen
-        left: dict[str, float] = {}
-        for file in self.files[seen.files :]:
-            kind = file.suffix.lower()
-            left[kind] = left.get(kind, 0.0) + self._sizes[file]
-        if not seen.passages:
-            return 0.0
-        overall = seen.passages / max(seen.bytes + seen.within, 1.0)
-        rest = sum(size * seen.rate(kind, overall) for kind, size in left.items())
-        return max(float(seen.passages), seen.finished + rest)
-
-
-class _Seen:
-    """What has been read so far, for the estimate of the total."""
-
-    def __init__(self) -> None:
-        self.passages = self.finished = self.files = self.useful = 0
-        self.bytes = self.within = 0.0  # of finished files; of the file being read
-        self._by_kind: dict[str, tuple[int, float]] = {}
-
-    def finish(self, kind: str, size: float, passages: int) -> None:
-        count, total = self._by_kind.get(kind, (0, 0.0))
-        self._by_kind[kind] = (count + passages, total + size)
-        self.files += 1
-        self.useful += passages > 0
-        self.finished += passages
-        self.bytes += size
-        self.within = 0.0
-
-    def rate(self, kind: str, overall: float) -> float:
-        """Passages per byte of this kind of file: a PDF has far fewer than text."""
-        count, size = self._by_kind.get(kind, (0, 0.0))
-        return count / size if size else overall
+        return self.estimate.total().passages
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -168,7 +169,9 @@ def stream(
     first_error: ResponseError | None = None
 
     def count() -> Count:
-        return Count(build.done, documents.estimated_total(), documents.all_read, build.embedded)
+        total = documents.estimate.total()
+        done = documents.estimate.cost_of(build.done)
+        return Count(build.done, total.passages, documents.all_read, build.embedded, done, total.cost)
 
     started = time.monotonic()
     results = pool.embed_stream(build.model, inputs, priority=priority, on_error="return")
@@ -205,7 +208,7 @@ def _tell(build: Build, documents: Documents, outcome: Outcome, as_json: bool) -
     _list_problems("Skipped", [f"{file} {why}" for file, why in documents.skipped])
     _list_problems("Refused by the model", outcome.refused)
     if documents.other_kinds:
-        note(f"{plural(documents.other_kinds, 'file')} of other kinds left out.")
+        note(f"{plural(documents.other_kinds, 'file')} of other kinds left out: {_kinds(documents.others)}.")
 
 
 def _list_problems(what: str, problems: list[str]) -> None:
@@ -234,4 +237,12 @@ def _as_json(build: Build, documents: Documents, outcome: Outcome) -> dict[str, 
         "skipped": [problem._asdict() for problem in documents.skipped],
         "refused": outcome.refused,
         "other_kinds": documents.other_kinds,
+        "other_endings": dict(documents.others.most_common()),
     }
+
+
+def _kinds(others: Counter[str]) -> str:
+    """The endings of files that were left out, the most frequent first."""
+    named = [f"{count:,} {kind or 'without an ending'}" for kind, count in others.most_common(_SHOWN)]
+    more = len(others) - len(named)
+    return ", ".join(named) + (f" and {more:,} more kinds" if more > 0 else "")

@@ -23,6 +23,7 @@ from sollol.cli.console import note, plural, seconds, stderr, table
 _WINDOW_S = 10.0  # the rate is that of the last seconds, so that it follows nodes that come and go
 _PLAIN_EVERY_S = 5.0
 _LIVE_HZ = 5.0
+LOOKS = 50  # that tell how long passages are of late: ten seconds of a live table
 
 
 class Count(NamedTuple):
@@ -32,6 +33,8 @@ class Count(NamedTuple):
     total: float
     exact: bool
     embedded: int
+    done_cost: float = 0.0  # in cost units, which time follows: short passages are quick, but not that quick
+    total_cost: float = 0.0  # an estimate as well; 0: unknown
 
 
 class NodeRow(NamedTuple):
@@ -81,6 +84,9 @@ class Progress:
         self._count, self._stats = count, stats
         self._started = time.monotonic()
         self._marks: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._lengths: deque[tuple[int, float]] = deque()  # passages and cost done, of the last looks
+        self._share = 0.0
+        self._share_done = 0
         self._said_at = self._started
         console = stderr()
         self._live = (
@@ -120,20 +126,49 @@ class Progress:
         (then, before), span = self._marks[0], now - self._marks[0][0]
         return (embedded - before) / span if span > 0 and then < now else 0.0
 
+    def _shown_share(self, count: Count) -> float:
+        """Return the share that is done, 0 to 1. Never less than before: where the estimate has grown, what is left
+        of the bar is spread over what is left of the work."""
+        raw = count.done / count.total
+        left_before = count.total - self._share_done
+        if raw < self._share and left_before > 0:
+            step = (count.done - self._share_done) / left_before
+            raw = self._share + (1.0 - self._share) * min(1.0, max(0.0, step))
+        self._share_done = count.done
+        self._share = max(self._share, min(raw, 1.0))
+        return self._share
+
+    def _left_s(self, count: Count, rate: float) -> float:
+        """Return the seconds that are left. Passages differ in length by kind of file, and time follows the length."""
+        left = max(0.0, count.total - count.done)
+        self._lengths.append((count.done, count.done_cost))
+        if len(self._lengths) > LOOKS:
+            self._lengths.popleft()
+        (before, cost), (done, now) = self._lengths[0], self._lengths[-1]
+        if count.total_cost and done > before and now > cost:
+            usual = (now - cost) / (done - before)
+            left = max(0.0, count.total_cost - count.done_cost) / usual
+        return left / rate
+
     def _sentence(self, count: Count) -> str:
         rate = self._rate(count.embedded)
         about = "" if count.exact else "about "
-        share = f" ({count.done / count.total:.0%})" if count.total else ""
-        left = f", {seconds((count.total - count.done) / rate)} left" if rate and count.total else ""
+        share = f" ({_percent(self._shown_share(count))})" if count.total else ""
+        left = f", {seconds(self._left_s(count, rate))} left" if rate and count.total else ""
         total = f"{about}{plural(round(count.total), 'passage')}" if count.total else "? passages"
         return f"{count.done:,} of {total}{share}, {rate:,.1f}/s{left}"
 
     def _picture(self) -> RenderableType:
         count = self._count()
-        bar = ProgressBar(total=max(count.total, 1.0), completed=count.done, width=40)
+        sentence = self._sentence(count)
+        bar = ProgressBar(total=1.0, completed=self._share, width=40)
         line = Table.grid(padding=(0, 1))
-        line.add_row(bar, Text(self._sentence(count)))
+        line.add_row(bar, Text(sentence))
         return Group(line, node_table(node_rows(self._stats())))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 1.0 else f"{min(share, 0.99):.0%}"
 
 
 class Steps:
