@@ -46,11 +46,13 @@ class AddressUnavailable(BadInput):
 class NoNodeAvailable(SollolError, RuntimeError):
     """No node could serve the request.
 
-    `tried` has one (node, why) pair for every node that was considered.
+    `tried` has one (node, why) pair for every node that was considered. `retry_after_s`: when a node that is busy
+    asks to be tried again, if one does.
     """
 
-    def __init__(self, message: str, tried: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, message: str, tried: Sequence[tuple[str, str]] = (), retry_after_s: float | None = None) -> None:
         self.tried = tuple(tried)
+        self.retry_after_s = retry_after_s
         lines = [message, *(f"  {node}: {why}" for node, why in self.tried)]
         super().__init__("\n".join(lines))
 
@@ -59,7 +61,7 @@ class NoNodeAvailable(SollolError, RuntimeError):
 
 
 class ResponseError(SollolError):
-    """Ollama refused the request: a fault of the caller (4xx), not of a node, so it was not retried."""
+    """Ollama refused the request: a fault of the caller (4xx), not of a node."""
 
     def __init__(self, error: str, status_code: int = -1) -> None:
         self.error = error

@@ -251,16 +251,17 @@ def test_characters_that_are_cut_in_two(cut: int, sizes: list[int]) -> None:
     same(heard, stage, case)
 
 
-def test_two_nodes_that_stop_at_the_same_place_in_the_same_words() -> None:
-    """Then it is the request, and a third node is spared; if the second came further, it is not."""
+def test_nodes_that_stop_at_the_same_place_in_the_same_words() -> None:
+    """It is the request only when no node is left; a third one that is well goes on."""
 
     async def main() -> None:
         specs = [talker(i) for i in (1, 2, 3)]
-        async with staged(specs, [("late_error_after", 3), ("late_error_after", 0)]) as s:
+        same(*await broken(Case(), [("late_error_after", 3), ("late_error_after", 0)]), Case())
+        async with staged(specs, [("late_error_after", 3), ("late_error_after", 0), ("late_error_after", 0)]) as s:
             heard = await Heard().listen(await start_of("chat", s.pool, **Case().asked()))
             ends_broken(heard, 3)
-            assert len(s.transport.sent) == 2
-        async with staged(specs, [("late_error_after", 0), ("late_error_after", 0)]) as s:
+            assert len(s.transport.sent) == 3
+        async with staged(specs, [("late_error_after", 0)] * 3) as s:
             heard = await Heard().listen(await start_of("chat", s.pool, **Case().asked()))
             assert isinstance(heard.error, ResponseError)
             assert heard.error.status_code == 500

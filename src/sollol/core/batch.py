@@ -146,6 +146,7 @@ class Batch:
         self.known_good: int | None = None  # an item that was answered, whose text is kept as a control
         self.closed = False
         self.wanted_upto = 0  # feeding up to this position was already asked for
+        self.refused_on: set[str] = set()  # nodes that refused the call as such
         self.refused_alone = 0  # single items refused before anything succeeded
         self.failures_in_a_row = 0
         self.failing_since: Micros = 0

@@ -36,7 +36,7 @@ class Blame:
         if lane.single_faults < CONTROL_AFTER:
             return
         if batch.known_good is None:  # nothing tells a bad item from a bad node yet
-            lane.breaker.record(at, outcome)
+            lane.record(at, outcome)
             lane.unsettle()
         elif lane.breaker.closed:
             self.control(opened, batch, lane, at)
@@ -67,11 +67,10 @@ class Blame:
         lane = attempt.lane
         if outcome.how is not How.FAILED:
             return
-        lane.breaker.record(at, outcome)
         for _ in range(OPENED_BY):
+            lane.record(at, outcome)
             if not lane.breaker.closed:
                 break
-            lane.breaker.record(at, outcome)
         lane.unsettle()
 
     def vanished(self, attempt: Attempt, at: Micros) -> None:
@@ -84,7 +83,7 @@ class Blame:
             if count > 1:
                 lane.list_length.too_long(count)
             elif attempt.doubt.outcome is not None:
-                lane.breaker.record(at, attempt.doubt.outcome)
+                lane.record(at, attempt.doubt.outcome)
                 lane.unsettle()
 
     def is_bad(self, batch: Batch, nodes: frozenset[str], piece: Piece, count: int) -> bool:

@@ -14,6 +14,7 @@ from sollol.core.messages import Accept, Refuse, Want
 from sollol.core.policy import Again, BatchView
 from sollol.core.ranges import Ranges
 from sollol.core.types import OK, SECOND, TRANSIENT, Decision, How, Micros, Outcome, RoutingMode, Task
+from sollol.core.value import replaced
 
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
 FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
@@ -107,6 +108,8 @@ class Chunks:
     def _suitable(self, batch: Batch, market: Market, at: Micros) -> list[Lane]:
         """Return the usable lanes that this batch may go to."""
         lanes = market.usable(at)
+        if self._ledger.fleet.unable:
+            lanes = self._ledger.able(batch.task, lanes, at)
         if not _is_limited(batch, market):
             return lanes
         task, digest = batch.task, batch.digest or ""
@@ -217,7 +220,7 @@ class Chunks:
             self._ledger.serve_at(market.model, batch.stuck_since + PATIENCE)
             self._wake_for_lanes(market, at)
             return
-        self._ledger.settle_no_node(opened, "no node can take the rest of the batch")
+        self._ledger.settle_no_node(opened, "no node can take the rest of the batch", at)
 
     # --- the tail ---
 
@@ -291,10 +294,10 @@ class Chunks:
             opened.tried[attempt.lane.node.key] = outcome.message or outcome.how.value
         if self._is_hopeless(batch, attempt, outcome, at):
             self._ledger.abort_all(opened, at)
-            if outcome.how is How.REFUSED:
-                self._ledger.settle(opened, outcome)
+            if outcome.how in (How.REFUSED, How.UNSUITED):
+                self._ledger.settle(opened, replaced(outcome, how=How.REFUSED))
             else:
-                self._ledger.settle_no_node(opened, "nothing of the batch succeeded anywhere")
+                self._ledger.settle_no_node(opened, "nothing of the batch succeeded anywhere", at)
             return
         if tested:
             self.blame.failed(opened, batch, attempt, count, outcome, at)
@@ -314,10 +317,18 @@ class Chunks:
                 batch.failing_since = at
             long = batch.failures_in_a_row >= HOPELESS_LEAST and at - batch.failing_since > PATIENCE
             return not batch.answered and (long or batch.failures_in_a_row >= HOPELESS)
-        if outcome.how is How.REFUSED and not batch.answered:
+        if batch.answered:
+            return False
+        market = attempt.lane.market
+        if outcome.how is How.REFUSED:
             batch.refused_alone += attempt.items.total() == 1
-            return outcome.status not in CALL_IS_WRONG or batch.refused_alone >= REFUSED_ALONE
-        return False
+            if outcome.status in CALL_IS_WRONG:
+                return batch.refused_alone >= REFUSED_ALONE
+            batch.refused_on.add(attempt.lane.key)
+            others = {lane.key for lane in self._suitable(batch, market, at)}
+            return len(batch.refused_on) > 1 or others <= batch.refused_on
+        unsuited = outcome.how in (How.UNSUITED, How.LOCKED)
+        return unsuited and not batch.live and not self._suitable(batch, market, at)
 
     def _put_back(
         self, opened: OpenTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome, at: Micros
@@ -325,7 +336,8 @@ class Chunks:
         node, count = attempt.lane.node.key, orphans.total()
         counts = outcome.how in (How.FAILED, How.REFUSED, How.TIMEOUT)
         tries = attempt.tries + counts
-        failed_on = attempt.failed_on | {node} if counts else attempt.failed_on
+        avoided = counts or outcome.how in (How.UNSUITED, How.LOCKED)
+        failed_on = attempt.failed_on | {node} if avoided else attempt.failed_on
         doubt = attempt.doubt
         if counts:
             doubt = doubt.and_failed(node, attempt.lane.last_good_us, attempt.items.total(), outcome, at)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.estimate import Lengths, Mean, Rate
+from sollol.core.guard import NodeFaults
 from sollol.core.lane import DISPLACED, Lane
 from sollol.core.turns import Turns
-from sollol.core.types import SECOND, LoadedModel, Micros
+from sollol.core.types import SECOND, LoadedModel, Micros, Outcome, Task
+from sollol.core.unable import Inability
 
 if TYPE_CHECKING:
     from sollol.core.market import Market
@@ -28,6 +30,7 @@ class NodeState:
         "down_since",
         "endpoint",
         "failed",
+        "faults",
         "heavy_lanes",
         "held_bytes",
         "key",
@@ -44,6 +47,7 @@ class NodeState:
         "speed",
         "succeeded",
         "turns",
+        "unable",
         "up",
         "up_since",
         "version",
@@ -63,6 +67,8 @@ class NodeState:
         self.running = 0
         self.heavy_lanes = 0  # models at work
         self.turns = Turns()
+        self.faults = NodeFaults()
+        self.unable = Inability()
         self.speed = Mean()  # of its models, as shares of what is typical for them
         self.up_since: Micros = 0
         self.down_since: Micros = 0
@@ -111,5 +117,21 @@ class Fleet:
         self.nodes: dict[str, NodeState] = {}
         self.markets: dict[str, Market] = {}
         self.lengths = Lengths()
+        self.unable: dict[str, NodeState] = {}  # nodes that cannot do something
         self.pinned: Mapping[str, str] = {}  # model -> the digest, or the beginning of one, that embeddings use
         self.one_digest = False  # chats use one digest, too
+
+    def learn_unable(self, node: NodeState, task: Task, outcome: Outcome, at: Micros) -> None:
+        """Remember what a node cannot do."""
+        if node.unable.learn(task, outcome, at):
+            self.unable[node.key] = node
+
+    def served(self, node: NodeState, task: Task) -> None:
+        """A node that could not do something has answered."""
+        node.unable.served(task)
+        if node.unable.is_empty:
+            self.unable.pop(node.key, None)
+
+    def unable_for(self, task: Task, at: Micros) -> set[str]:
+        """Return the nodes that are known to be unable to serve this task."""
+        return {key for key, node in self.unable.items() if node.unable.stops(task, at)}

@@ -9,15 +9,17 @@ cost answers, so the ledger's invariants check it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.estimate import Mean, Rate
+from sollol.core.guard import FAULTS, Guard
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
 from sollol.core.suspicion import ListLength
-from sollol.core.types import NEVER, SECOND, Key, Mark, Micros, Task, Timing
+from sollol.core.types import NEVER, OK, SECOND, Key, Mark, Micros, Outcome, Task, Timing
 
 if TYPE_CHECKING:
     from sollol.core.fleet import NodeState
@@ -32,6 +34,9 @@ DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be 
 OUTLIER: Final = 2.0  # times slower than usual that one answer may count
 CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
 SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how fast the node is compared with others
+FAILED_TIMES: Final = 2.0  # times the usual latency that a failure counts, at least
+FAILED_MOST: Final = 10.0  # and at most
+FADES: Final[Micros] = 10 * SECOND  # within which half of what failures added is forgotten
 NOT_READ: Final = -1000  # the number of no prompt
 PROMPTS_WARM: Final = 4  # prompts whose beginnings a node is expected to know still
 MARKS_WARM: Final = 256  # of beginnings to remember, before those of older prompts are dropped
@@ -46,12 +51,15 @@ class Lane:
         "attempts",
         "breaker",
         "busy_answers",
+        "contradicted",
         "cost_inflight",
         "decode",
         "done_cost",
         "draining",
         "embedded",
         "failed",
+        "faults",
+        "good_latency",
         "heavy",
         "key",
         "last_end_us",
@@ -87,7 +95,7 @@ class Lane:
         self.market = market
         self.model = market.model
         self.limiter = limiter
-        self.breaker = breaker
+        self.breaker = Guard(breaker, node.faults)
         self.limit, self.proven = limiter.limit, limiter.proven  # what a steady lane goes by, without a look-up
         self.attempts: dict[Key, Attempt] = {}
         self.steady = False
@@ -114,6 +122,9 @@ class Lane:
         self.prompts = 0
         self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
         self.latency = Mean()  # microseconds per answered call, failures penalised
+        self.good_latency = Mean()  # and of good answers only
+        self.faults = 0  # failures in a row
+        self.contradicted = 0  # refusals in a row that another node contradicted
         self.answers = 0
         self.embedded = 0  # items of batches
         self.failed = 0
@@ -314,6 +325,32 @@ class Lane:
         """Nothing about it is out of the ordinary."""
         self.steady = True
         self.limit, self.proven = self.limiter.limit, self.limiter.proven
+
+    def record(self, at: Micros, outcome: Outcome) -> None:
+        """An attempt has ended so: for the breaker of this lane, and for the one that its node's models share."""
+        self.breaker.own.record(at, outcome)
+        faults = self.node.faults
+        if outcome.how is OK:
+            self.faults = self.contradicted = 0
+        elif outcome.how in FAULTS:
+            self.faults += 1
+        if faults.record(self.model, at, outcome):
+            for lane in self.node.lanes.values():
+                lane.unsettle()
+
+    def penalised(self, elapsed_us: Micros) -> None:
+        """A failure after so many microseconds counts as an answer of twice the usual time, or of its own."""
+        usual = self.good_latency.value or float(SECOND)
+        self.latency.add(min(max(float(elapsed_us), FAILED_TIMES * usual), FAILED_MOST * usual))
+
+    def latency_us(self, at: Micros) -> float:
+        """Microseconds per call. What failures add to it fades, so that the node is tried again; 0 for no answer."""
+        mean = self.latency.value or 0.0
+        good = self.good_latency.value or 0.0
+        if mean <= good:
+            return mean
+        halvings = min(max(0, at - self.last_end_us) / FADES, 60.0)
+        return good + (mean - good) / math.pow(2.0, halvings)
 
     def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
         """An embedding ended: its work took the time since this lane was last known to be idle or done."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
@@ -24,6 +24,9 @@ from sollol.core.ranges import Ranges
 from sollol.core.types import NEVER, Decision, How, Key, Micros, Outcome, Task
 
 LEFT: Final = Outcome(How.LEFT)
+
+if TYPE_CHECKING:
+    from sollol.core.verdict import Verdict
 
 
 class Claim:
@@ -58,6 +61,7 @@ class OpenTask:
         "tokens",
         "tried",
         "tries",
+        "verdict",
     )
 
     def __init__(self, task: Task, at: Micros) -> None:
@@ -70,6 +74,7 @@ class OpenTask:
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
+        self.verdict: Verdict | None = None  # what may be passed on if no node is left
         self.begun = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
         self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
@@ -161,8 +166,12 @@ class Ledger:
         reasons = tuple(self._reasons(opened)) if tried else ()
         self.out.append(Settle(task.id, outcome, attempt, reasons))
 
-    def settle_no_node(self, opened: OpenTask, message: str) -> None:
-        self.settle(opened, Outcome(How.NO_NODE, message), tried=True)
+    def settle_no_node(self, opened: OpenTask, message: str, at: Micros) -> None:
+        """No node can serve it. Tells when a node that asked for patience will be ready again."""
+        lanes = self.fleet.markets[opened.task.model].lanes.values() if opened.task.model in self.fleet.markets else ()
+        ready = min((lane.paused_until for lane in lanes if lane.paused_until > at and lane.node.usable), default=None)
+        retry_us = None if ready is None or not opened.busy else ready - at
+        self.settle(opened, Outcome(How.NO_NODE, message, retry_us=retry_us), tried=True)
 
     def _reasons(self, opened: OpenTask) -> Iterable[tuple[str, str]]:
         model = opened.task.model
@@ -205,6 +214,12 @@ class Ledger:
                 self.health.ask(node, at, self.out)
             pending = pending or node.probing
         return pending
+
+    def able(self, task: Task, lanes: list[Lane], at: Micros) -> list[Lane]:
+        """Return the lanes not known to be unable to serve it; if all are, those that it has not tried."""
+        unable, tried = self.fleet.unable_for(task, at), self.open[task.id].tried
+        able = [lane for lane in lanes if lane.key not in unable]
+        return able or [lane for lane in lanes if lane.key not in tried]
 
     # --- lines and markets ---
 

@@ -41,6 +41,7 @@ from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Ti
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
+RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # that a node may ask to be left alone
 LEFT: Final = Outcome(How.LEFT)
 WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
@@ -198,7 +199,7 @@ class Scheduler:
         if opened.batch is not None and outcome.how is How.FAILED:
             lane.breaker.record(at, LEFT)  # its items are suspected first (`core.blame`)
         else:
-            lane.breaker.record(at, outcome)
+            lane.record(at, outcome)
         if outcome.how is OK:
             self._credit(attempt, outcome.timing, busy_us, inflight, at)
             if opened.batch is not None:
@@ -237,6 +238,9 @@ class Scheduler:
             lane.reliability.add(1.0)
         lane.busy_answers = 0
         lane.latency.add(at - attempt.started_us)
+        lane.good_latency.add(at - attempt.started_us)
+        if self.fleet.unable:
+            self.fleet.served(lane.node, attempt.task)
         if attempt.task.kind is EMBED:
             lane.measured_work(at, attempt.cost, working_us)
             lane.embedded += attempt.items.total()
@@ -258,15 +262,20 @@ class Scheduler:
         lane.unsettle()
         if outcome.how in (How.REFUSED, How.LEFT, How.UNABLE):
             return
+        if outcome.how in (How.UNSUITED, How.LOCKED):
+            self.fleet.learn_unable(lane.node, attempt.task, outcome, at)
+            return
         lane.node.failed += 1
         lane.failed += 1
         lane.reliability.add(0.0)
-        lane.latency.add(max(at - attempt.started_us, 2 * (lane.latency.read() or SECOND)))
+        lane.penalised(at - attempt.started_us)
         if outcome.how in (How.BUSY, How.TIMEOUT):
             lane.sample(0.0, 0, 0, True, False)
         if outcome.how is How.BUSY:
             pause = self._ledger.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
             lane.busy_answers += 1
+            if outcome.retry_us is not None:  # the node knows better
+                pause = min(outcome.retry_us, RETRY_AFTER_MAX)
             self._ledger.pause(lane, at + pause)
         elif outcome.how is How.MISSING:
             self._ledger.forget_model(lane)
@@ -278,10 +287,12 @@ class Scheduler:
     def _node_added(self, event: NodeAdded, at: Micros) -> None:
         if event.endpoint.key not in self.fleet.nodes:
             self.fleet.nodes[event.endpoint.key] = node = NodeState(event.endpoint)
+            node.faults.breaker = self._ledger.policies.breaker()
             self.health.added(node, at, self._ledger.out)
 
     def _node_removed(self, event: NodeRemoved, at: Micros) -> None:
         node = self.fleet.nodes.pop(event.node, None)
+        self.fleet.unable.pop(event.node, None)
         if node is None:
             return
         node.up = False
@@ -295,6 +306,9 @@ class Scheduler:
         if node is None:
             return
         came_up = node.up is not True
+        if came_up or node.version != event.facts.version:
+            node.unable.clear()
+            self.fleet.unable.pop(node.key, None)
         changed = self.health.seen(node, event.facts, at)
         if came_up or changed:
             for market in self.fleet.markets.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from sollol.core.attempt import Attempt
@@ -18,7 +18,6 @@ from sollol.core.policy import Router
 from sollol.core.types import (
     EMBED,
     SECOND,
-    TRANSIENT,
     Decision,
     How,
     Micros,
@@ -27,7 +26,7 @@ from sollol.core.types import (
     TaskPriority,
     Timing,
 )
-from sollol.core.value import replaced
+from sollol.core.verdict import Verdicts
 
 LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
@@ -45,6 +44,7 @@ class Singles:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.copies = Copies(ledger)
+        self.verdicts = Verdicts(ledger)
 
     def serve(
         self, opened: OpenTask, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros
@@ -66,9 +66,13 @@ class Singles:
                 return True
         self._check_digests(market, task)
         router = router_of(ledger, task)
-        lanes = market.shortlist(task, opened.tried if not opened.busy else opened.avoids(), router.wide, at)
+        avoided = self._avoided(opened, at)
+        lanes = market.shortlist(task, avoided, router.wide, at)
         if not lanes and opened.busy:  # there is no other: wait for one that was busy
             opened.busy = None
+            avoided = self._avoided(opened, at)
+            lanes = market.shortlist(task, avoided, router.wide, at)
+        if not lanes and len(avoided) > len(opened.tried):  # one that was unable may be able by now
             lanes = market.shortlist(task, opened.tried, router.wide, at)
         if not lanes:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
@@ -83,7 +87,7 @@ class Singles:
         if not lanes:
             if ledger.may_yet_come(opened, at):
                 return True
-            ledger.settle_no_node(opened, "no node can serve it")
+            self.verdicts.give_up(opened, "no node can serve it", at)
             return False
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
@@ -95,6 +99,13 @@ class Singles:
             return False
         ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
         return True
+
+    def _avoided(self, opened: OpenTask, at: Micros) -> Collection[str]:
+        """Return the nodes that the task does not go to as long as there are others."""
+        unable = self._ledger.fleet.unable
+        if not unable:
+            return opened.avoids() if opened.busy else opened.tried
+        return opened.avoids() | self._ledger.fleet.unable_for(opened.task, at)
 
     def _check_digests(self, market: Market, task: Task) -> None:
         use = FOR_EMBED if task.kind is EMBED else FOR_CHAT
@@ -140,7 +151,7 @@ class Singles:
             return None
         self._check_digests(market, task)
         router = router_of(ledger, task)
-        if not (lanes := market.shortlist(task, opened.tried, router.wide, at)):
+        if not (lanes := market.shortlist(task, self._avoided(opened, at), router.wide, at)):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
@@ -202,6 +213,8 @@ class Singles:
             ledger.shares.correct(task.app, used - opened.tokens)
         if opened.attempts:
             self._win(opened, attempt, at)
+        if opened.verdict is not None:
+            self.verdicts.answered(opened, at)
         ledger.settle(opened, outcome, attempt.id)
 
     def _win(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
@@ -218,35 +231,11 @@ class Singles:
 
     def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """Another node, the line, or the end."""
-        ledger, task, node = self._ledger, opened.task, attempt.lane.node.key
-        if outcome.how not in TRANSIENT or (attempt.started and not attempt.movable):
+        if self.verdicts.is_final(attempt, outcome):
             self._drop_others(opened, attempt, at)
-            ledger.settle(opened, outcome, attempt.id)
+            self._ledger.settle(opened, outcome, attempt.id)
             return
-        why = outcome.message or outcome.how.value
-        if outcome.how is How.FAILED and outcome.status and not attempt.started and why in opened.tried.values():
-            # Two nodes answer in the same words, and the second came no further: it is the request that is wrong.
-            self._drop_others(opened, attempt, at)
-            ledger.settle(opened, replaced(outcome, how=How.REFUSED), attempt.id)
-            return
-        if outcome.how is How.BUSY:
-            opened.busy = {*(opened.busy or ()), node}
-            # As long as one node was not busy that often, it may take it.
-            lanes = attempt.lane.market.usable(at)
-            tries = min((lane.busy_answers for lane in lanes), default=attempt.lane.busy_answers)
-        else:
-            opened.tries += outcome.how is not How.UNABLE
-            tries = opened.tries
-            opened.tried[node] = why
-        if opened.attempts:  # the other copy is still under way
-            return
-        if ledger.retrier.again(task, outcome, tries, at) is None:
-            opened.tried |= {lane.node.key: "busy" for lane in attempt.lane.market.usable(at) if lane.busy_answers}
-            opened.tried[node] = why
-            ledger.settle_no_node(opened, "every attempt failed")
-            return
-        urgent = int(TaskPriority.CRITICAL) if opened.begun else None
-        ledger.enqueue(opened, attempt.lane.market, opened.since, at, urgent)
+        self.verdicts.failed(opened, attempt, outcome, at)
 
     def move(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """Give an attempt up so that another node goes on. Costs no retry: it has not failed by itself."""

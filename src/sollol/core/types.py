@@ -86,6 +86,7 @@ class Task(Value):
     a node that has just answered one of them need not read it again.
     `hedge`: send a second copy if the first is slow, or who decides that; None leaves it to the mode.
     `stream`: the answer comes in parts.
+    `route`: the path that it is sent to.
     `only`: it may go to these nodes and no others (None: to any). `gpu`: not to one that holds the model on its CPU.
     """
 
@@ -104,6 +105,7 @@ class Task(Value):
         "options",
         "prefix",
         "priority",
+        "route",
         "stream",
         "tokens_out",
         "type",
@@ -130,6 +132,7 @@ class Task(Value):
         prefix: tuple[tuple[Mark, int], ...] = (),
         only: tuple[str, ...] | None = None,
         gpu: bool = False,
+        route: str = "",
     ) -> None:
         self.id = id
         self.kind = kind
@@ -149,18 +152,21 @@ class Task(Value):
         self.prefix = prefix
         self.only = only
         self.gpu = gpu
+        self.route = route
 
 
 class How(enum.Enum):
     """The ways an attempt can end. What follows from each is decided in one place, `core.scheduler`."""
 
     OK = "ok"
-    REFUSED = "refused"  # 4xx: the caller's fault; no other node would answer otherwise
+    REFUSED = "refused"  # Ollama's own 400: the caller's fault, if a second node says so, too
     MISSING = "model missing"  # 404: this node does not have the model
     BUSY = "busy"  # 503, 429: come back later
     FAILED = "failed"  # 5xx, cut, late error, wrong result
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"  # no connection: the node is down
+    UNSUITED = "unsuited"  # this node does not serve such calls: it lacks the route, or something stands before it
+    LOCKED = "needs a key"  # 401, 403, 407 of what stands before this node
     UNABLE = "unable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
     # and what a task can end with besides:
@@ -174,7 +180,18 @@ OK: Final = How.OK
 EMBED: Final = Kind.EMBED
 
 # Another node may do it.
-TRANSIENT: Final = frozenset({How.BUSY, How.FAILED, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.UNABLE})
+TRANSIENT: Final = frozenset(
+    {
+        How.BUSY,
+        How.FAILED,
+        How.TIMEOUT,
+        How.UNREACHABLE,
+        How.MISSING,
+        How.UNABLE,
+        How.UNSUITED,
+        How.LOCKED,
+    }
+)
 
 
 @mypyc_attr(acyclic=True)

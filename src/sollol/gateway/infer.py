@@ -121,6 +121,7 @@ class Inference:
             stream=asked.stream,
             prefix=asked.prefix,
             only=how.only,
+            route=self._tongue.path,
         )
         self._task = task.id
         request.task = task.id
@@ -173,7 +174,7 @@ class Inference:
         gateway.charge(request, timing.prompt_tokens + timing.tokens)
         if how is OK and self._wanted.keep_alive is not None:
             self._keep(model, job, self._wanted.keep_alive)
-        if how is OK or (how is How.REFUSED and job.body):
+        if how is OK or (how is How.REFUSED and job.body.lstrip().startswith(b"{")):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
             job.break_off(settled)

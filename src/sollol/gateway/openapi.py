@@ -69,6 +69,7 @@ SCHEMAS: dict[str, Schema] = {
         models=_list(_TEXT),
         loaded=_list(_ref("Loaded")),
         loaded_models=_list(_TEXT),
+        unable=_list(_TEXT),
         latency_ms=_MS,
         success_rate=_SHARE,
         total_requests=_COUNT,

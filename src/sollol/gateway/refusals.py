@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any
 
@@ -65,6 +66,8 @@ def status_of(error: SollolError) -> tuple[int, tuple[tuple[str, str], ...]]:
             return 503, (("Retry-After", str(max(1, round(error.retry_after_s or 1)))),)
         case DeadlineExceeded():
             return 504, ()
+        case NoNodeAvailable() if error.retry_after_s is not None:
+            return 503, (("Retry-After", str(max(1, math.ceil(error.retry_after_s)))),)
         case NoNodeAvailable():
             return (502, ()) if error.tried else (503, (("Retry-After", "5"),))
     return 502, ()

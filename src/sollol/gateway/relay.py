@@ -18,6 +18,7 @@ from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import Tongue
+from sollol.nodes._reply import fold
 from sollol.nodes.dialect import outcome_of, refusal
 from sollol.nodes.http import Exchange, HttpTransport
 from sollol.nodes.repetition import Recent, repeats
@@ -52,9 +53,9 @@ class WholeRelay(CallJob):
         self._transport.start(node, self.call, attempt)
         return attempt.abort
 
-    def came(self, attempt: int, status: int, body: bytes) -> Outcome:
+    def came(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
         self.keep(attempt, body)
-        return self._judge(status, body)
+        return self._judge(status, body) if status == 200 else refusal(status, body, fold(headers))
 
     def answer(self, settled: Settle) -> None:
         """To the client, what the node said."""
@@ -73,7 +74,7 @@ class _WholeAttempt(Exchange):
         self._attempt = attempt
 
     def on_whole(self, status: int, body: bytes) -> None:
-        self._dispatcher.finished(self._attempt, self._job.came(self._attempt, status, body))
+        self._dispatcher.finished(self._attempt, self._job.came(self._attempt, status, body, self.headers))
 
     def on_end(self, fault: TransportFault | None) -> None:
         assert fault is not None
@@ -207,6 +208,8 @@ class StreamAttempt(Exchange):
 
     def on_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
+        if status != 200:
+            self.headers = headers
         for name, value in headers:
             if name.lower() == b"content-type":
                 self._job.is_whole = value.startswith(b"application/json")
@@ -244,7 +247,7 @@ class StreamAttempt(Exchange):
         if self._status not in (0, 200):
             body = b"".join(self._refused)
             self._job.keep(self.start.attempt, body)
-            self._finish(refusal(self._status, body))
+            self._finish(refusal(self._status, body, fold(self.headers)))
         elif self._ending is not None:
             self._ending.cancel()
             assert self._reader.ended is not None

@@ -191,6 +191,8 @@ class Connection(Writer, asyncio.Protocol):
     def _hand_over(self, teller: Exchange, body: bytes, reusable: bool) -> None:
         """What it is told may make it send the next call, which should find this connection idle."""
         status = self._status
+        if status != 200:
+            teller.headers = self._raw
         self._teller = None
         self._busy = False
         self._retire(reusable)

@@ -6,14 +6,16 @@ last line `{"error": ...}` under status 200 (design facts 8 to 11 of what a node
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import EMBED, OK, How, Kind, Outcome, Timing
+from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
 from sollol.nodes.answers import Timings, read_embed_answer, read_timings
 from sollol.nodes.transport import Call, Fault, TransportFault
 
@@ -27,6 +29,8 @@ RUNNER_OPTIONS: Final = (
     "num_thread",
     "draft_num_predict",
 )
+
+RETRY_AFTER_MOST_S: Final = 86_400
 
 _FAULTS: Final = {
     Fault.CONNECT: How.UNREACHABLE,
@@ -117,17 +121,65 @@ def _says(kind: Kind, body: bytes) -> bool:
     return b'"message"' in body or b'"response"' in body or _RENDERED in body
 
 
-def refusal(status: int, body: bytes) -> Outcome:
-    text = error_text(body) or f"status {status}"
+def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Outcome:
+    """Return what an answer with another status than 200 means. `headers`: names in lower case.
+
+    Only Ollama's own refusals can be the caller's fault: 400, 404, 501 and some 500 with a JSON error. Whatever else
+    stands before a node (a proxy, an older version, a page) says only that this node does not serve the call."""
+    text, own = _own_error(body)
+    text = text or f"status {status}"
     if status in (429, 503):
-        return Outcome(How.BUSY, text, status)
-    if status == 404 and "model" in text:
+        return Outcome(How.BUSY, text, status, retry_us=retry_after_us(headers))
+    if status == 404 and own and "model" in text:
         return Outcome(How.MISSING, text, status)
+    if own and status in (400, 404, 422, 501):
+        return Outcome(How.REFUSED, text, status)
+    if status == 500 and own and text.startswith('option "'):  # the caller's fault, under a server's status
+        return Outcome(How.REFUSED, text, status)
+    if status in (401, 403, 407) and not own:
+        return Outcome(How.LOCKED, f"needs a key, or does not let us in: status {status} {_short(text)}", status)
+    if 300 <= status < 400:
+        where = (headers or {}).get("location", "")[:200]
+        return Outcome(
+            How.UNSUITED, f"redirects{' to ' + where if where else ''} (status {status}): set its address", 502
+        )
     if 400 <= status < 500 or status == 501:
-        return Outcome(How.REFUSED, text, status)
-    if status == 500 and text.startswith('option "'):  # the caller's fault, under a server's status
-        return Outcome(How.REFUSED, text, status)
+        return Outcome(How.UNSUITED, text if own else f"status {status}: {_short(text)}", status)
     return Outcome(How.FAILED, text, status)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:120]
+
+
+def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
+    """Return how long a node asks to be left alone (seconds or a date); None if it does not say, or not readably."""
+    text = (headers or {}).get("retry-after", "").strip()
+    if text.isdecimal() and text.isascii():
+        return min(int(text[:9]), RETRY_AFTER_MOST_S) * SECOND
+    if not text:
+        return None
+    try:
+        until = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    try:  # by the node's own clock, if it tells the time
+        now = parsedate_to_datetime((headers or {}).get("date", "")).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        now = time.time()
+    return round(min(max(until - now, 0), RETRY_AFTER_MOST_S) * SECOND)
+
+
+def _own_error(body: bytes) -> tuple[str, bool]:
+    """Return the message of an error body, and whether it has the shape of an error of Ollama's."""
+    try:
+        value = decode(body)
+    except msgspec.DecodeError:
+        return error_text(body), False
+    error = value.get("error") if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error_text(body), isinstance(error, str) and bool(error)
 
 
 def error_text(body: bytes) -> str:

@@ -97,12 +97,14 @@ class Exchange:
         "_host",
         "_over",
         "_transport",
+        "headers",
         "paused",
         "reused",
     )
 
     def __init__(self) -> None:
         self._over = self.reused = self.paused = False
+        self.headers: RawHeaders = []  # of an answer with another status than 200
         self._connecting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
 

@@ -279,7 +279,7 @@ class LatencyRouter(CompletionRouter):
     by_finish = False
 
     def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        return [(lane.latency.read() or 0.0) + lane.wait_us(at) for lane in lanes]
+        return [lane.latency_us(at) + lane.wait_us(at) for lane in lanes]
 
     def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
         return "least latency so far"

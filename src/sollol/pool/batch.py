@@ -16,6 +16,8 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
 from sollol.core.ranges import Ranges
 from sollol.core.types import SECOND, How, Micros, Outcome, Task
+from sollol.core.unable import OF_THE_REQUEST
+from sollol.core.value import replaced
 from sollol.errors import BadInput, BatchError, ResponseError, SollolError
 from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport
@@ -122,7 +124,9 @@ class BatchJob:
         reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
         answer = await reply.read()
         if reply.status != 200:
-            return refusal(reply.status, answer)
+            outcome = refusal(reply.status, answer, reply.headers)
+            # It may be for the length of the list: shorter ones tell.
+            return replaced(outcome, how=How.FAILED) if reply.status in OF_THE_REQUEST else outcome
         return self._keep(start, answer, len(texts))
 
     def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:

@@ -85,7 +85,7 @@ class Continuity:
             reply = await self._transport.send(node, _post("/api/show", {"model": model}))
             told = await reply.read()
             if reply.status != 200:
-                raise NotRendered(refusal(reply.status, told))
+                raise NotRendered(refusal(reply.status, told, reply.headers))
             if "thinking" in (_object(told).get("capabilities") or ()):
                 self._known[key] = False  # its output is parsed: what is said is not what was generated
                 return None
@@ -117,7 +117,7 @@ async def render(transport: Transport, node: Endpoint, body: Mapping[str, Any]) 
     reply = await transport.send(node, _post("/api/chat" if "messages" in body else "/api/generate", asked))
     told = await reply.read()
     if reply.status != 200:
-        raise NotRendered(refusal(reply.status, told))
+        raise NotRendered(refusal(reply.status, told, reply.headers))
     prompt = _object(_object(told).get("_debug_info")).get("rendered_template")
     return prompt if isinstance(prompt, str) and prompt else None
 

@@ -162,6 +162,7 @@ class Engine:
             app=self._app if app is None else app,
             deadline_us=self.deadline(how.timeout_s),
             batch=True,
+            route="/api/embed",
             width=width,
             type=TaskType.EMBED,
             mode=how.mode,
@@ -228,6 +229,7 @@ class Engine:
             stream=request.stream,
             prefix=request.prefix,
             only=how.only,
+            route=request.path,
             gpu=how.gpu,
         )
 

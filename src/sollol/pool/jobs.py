@@ -112,6 +112,8 @@ class CallJob:
         reply = await transport.send(node, self.call)
         body = await reply.read()
         self.keep(start.attempt, body)
+        if reply.status != 200:
+            return refusal(reply.status, body, reply.headers)
         return judge(reply.status, body, self.task.kind)
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
@@ -223,7 +225,7 @@ class StreamJob(CallJob):
     ) -> Outcome:
         async with aclosing(await transport.send(node, call)) as reply:
             if reply.status != 200:
-                return refusal(reply.status, await reply.read())
+                return refusal(reply.status, await reply.read(), reply.headers)
             return await self._relay(reply.__aiter__(), begins, translate)
 
     def _begins(self, node: Endpoint, started: Started) -> None:
@@ -358,7 +360,8 @@ def _error_of(settled: Settle, task: Task) -> SollolError | None:
                     f"{what}: the pool has no nodes. Add one with pool.add_node('host', 11434), set SOLLOL_NODES or "
                     "OLLAMA_HOST, or let OllamaPool.auto_configure() look for them."
                 )
-            return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried)
+            wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
+            return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried, wait_s)
         case How.QUEUE_FULL:
             wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
             return QueueFull(f"{what}: {outcome.message}; try again then, or add nodes", wait_s)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.fleet import NodeState
-from sollol.core.types import SECOND, LoadedModel, Task
+from sollol.core.types import SECOND, LoadedModel, Micros, Task
 from sollol.pool.jobs import shown_candidates
 
 if TYPE_CHECKING:
@@ -99,10 +99,11 @@ NO_CALIBRATION = {"median": None, "p90": None, "count": 0}
 def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
     """The statistics of `surface`: totals, calibration, and `node_performance` by "host:port"."""
     scheduler = engine.scheduler if engine else None
+    at = engine.dispatcher.now() if engine else 0
     performance: dict[str, Any] = {}
     for key, endpoint in endpoints.items():
         state = scheduler.fleet.nodes.get(key) if scheduler else None
-        performance[key] = _performance(NodeView(endpoint, state), state)
+        performance[key] = _performance(NodeView(endpoint, state), state, at)
     return {
         **totals,
         "nodes_used": {key: row["total_requests"] for key, row in performance.items() if row["total_requests"]},
@@ -129,6 +130,7 @@ def processor_of(model: LoadedModel) -> str:
 def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
     """What displays show, as plain values."""
     scheduler = engine.scheduler if engine else None
+    at = engine.dispatcher.now() if engine else 0
     rows = []
     for key, endpoint in endpoints.items():
         state = scheduler.fleet.nodes.get(key) if scheduler else None
@@ -141,7 +143,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
             if state
             else []
         )
-        row = _performance(view, state) | {"url": view.url, "why": view.why, "version": view.version}
+        row = _performance(view, state, at) | {"url": view.url, "why": view.why, "version": view.version}
         rows.append(row | {"models": view.models, "loaded": loaded})
     return {
         "nodes": rows,
@@ -236,9 +238,9 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
     return told
 
 
-def _performance(view: NodeView, state: NodeState | None) -> dict[str, Any]:
+def _performance(view: NodeView, state: NodeState | None, at: Micros) -> dict[str, Any]:
     lanes = list(state.lanes.values()) if state else []
-    latencies = [value for lane in lanes if (value := lane.latency.read()) is not None]
+    latencies = [lane.latency_us(at) for lane in lanes if lane.latency.read() is not None]
     done = state.succeeded if state else 0
     failed = state.failed if state else 0
     items = sum(lane.embedded for lane in lanes)
@@ -259,5 +261,6 @@ def _performance(view: NodeView, state: NodeState | None) -> dict[str, Any]:
         "batch_throughput": sum(rates),
         "items": items,
         "loaded_models": view.loaded_models,
+        "unable": state.unable.words(at) if state else [],
         "slots": {lane.model: lane.limiter.limit for lane in lanes},
     }
