@@ -1,6 +1,6 @@
 """When to stop listening."""
 
-from sollol.discovery.patience import SILENCE_S, Progress, silence, stop_at
+from sollol.discovery.patience import PASS_MOST_S, SILENCE_S, Progress, silence, stop_at
 
 DEADLINE = 10.0
 
@@ -32,3 +32,13 @@ def test_who_found_nothing_listens_to_the_end():
 
 def test_the_deadline_bounds_everything():
     assert stop_at(Progress(listening=1, found=1, last_sent=9.9, slowest_s=5.0), DEADLINE) == DEADLINE
+
+
+def test_one_pass_over_the_nearest_addresses_is_made_in_any_case():
+    most = DEADLINE + PASS_MOST_S
+    assert stop_at(Progress(unsent=True, pass_sent=None), DEADLINE) == most
+    late = Progress(listening=3, found=1, last_sent=DEADLINE + 1, pass_sent=DEADLINE + 1)
+    assert stop_at(late, DEADLINE) == DEADLINE + 1 + SILENCE_S
+    assert stop_at(Progress(held=1, pass_sent=DEADLINE + 1, likely_until=DEADLINE + 2), DEADLINE) == DEADLINE + 2
+    assert stop_at(Progress(held=1, pass_sent=DEADLINE + 9, likely_until=DEADLINE + 9), DEADLINE) == most
+    assert stop_at(Progress(unsent=True, pass_sent=1.0), DEADLINE) == DEADLINE

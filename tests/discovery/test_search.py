@@ -184,3 +184,23 @@ def test_bad_subnets_ports_and_settings_are_the_callers_errors(port, monkeypatch
 
 def test_physical_hosts_of_nothing_is_nothing():
     assert physical_hosts([]) == {}
+
+
+def test_a_busy_machine_makes_one_pass_over_the_nearest_addresses(serve, port, monkeypatch):
+    """As if the loop had its turn only now and then: 64 attempts, then a fifth of a second for others."""
+    import time
+
+    from sollol.discovery.sweep import Sweep
+
+    fill = Sweep._fill
+
+    def slowly(self):
+        time.sleep(0.2)
+        fill(self)
+
+    monkeypatch.setattr(Sweep, "_fill", slowly)
+    serve(f"127.0.0.3:{port}=ollama:red", f"127.0.0.250:{port}=ollama:blue")
+    start = time.monotonic()
+    found = discover_ollama_nodes(timeout=0.5, subnets=["127.0.0.0/24"], ports=[port])
+    assert {node["host"] for node in found} >= {"127.0.0.3", "127.0.0.250"}
+    assert time.monotonic() - start < 10

@@ -28,7 +28,7 @@ class Amount(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A passage that was read: its length, and how far into its file (in bytes) the reader was then."""
+    """A passage that was read: what embedding it costs, and how far into its file (in bytes) the reader was then."""
 
     cost: int
     within: float

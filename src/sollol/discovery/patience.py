@@ -16,6 +16,10 @@ machine), and `timeout` bounds everything. Two cases are waited for to the end o
 named, or that has already given a right answer; and a search that has found nothing at all, where patience is the only
 thing left to try (with a `timeout` over a second the system's repetition counts).
 
+`timeout` bounds a search on a machine with time. On a busy one the attempts may not even be sent by then, and nothing
+would be found of what is there. So one pass over the nearest addresses, a /24, is always made and listened to, for
+PASS_MOST_S beyond `timeout` at most.
+
 Cost: a machine that slept through the first 250 ms is missed by this search. Name such a node in `SOLLOL_NODES`.
 """
 
@@ -25,6 +29,7 @@ from typing import NamedTuple
 
 SILENCE_S = 0.25
 SLOWEST_FACTOR = 3.0
+PASS_MOST_S = 5.0  # beyond the deadline, for one pass over the nearest addresses on a busy machine
 
 
 class Progress(NamedTuple):
@@ -39,6 +44,10 @@ class Progress(NamedTuple):
     found: int = 0
     last_sent: float = 0.0
     slowest_s: float = 0.0
+    pass_sent: float | None = 0.0
+    """When the last of the nearest addresses was tried; None: they are not all tried yet."""
+    likely_until: float = 0.0
+    """Until then a swept node that has given a right answer may give the rest."""
 
 
 def silence(slowest_s: float) -> float:
@@ -48,7 +57,13 @@ def silence(slowest_s: float) -> float:
 
 def stop_at(progress: Progress, deadline: float) -> float:
     """When to stop, if nothing changes until then."""
-    if progress.held or progress.unsent:
+    most = deadline + PASS_MOST_S
+    if progress.pass_sent is None:
+        return most
+    deadline = max(deadline, min(most, progress.pass_sent + SILENCE_S))
+    if progress.held:
+        return max(deadline, min(most, progress.likely_until))
+    if progress.unsent:
         return deadline
     if not progress.listening:
         return 0.0  # everybody has answered

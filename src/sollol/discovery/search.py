@@ -35,6 +35,7 @@ from sollol.errors import BadInput
 from sollol.nodes.http import HttpTransport
 
 DEFAULT_PORTS: Final = (11434,)
+NEAR: Final = 256  # addresses of the pass that a busy machine makes in any case: the nearest /24
 PS_TIMEOUT_S = 0.1  # a node that loads a model may answer late; then its loaded models say nothing
 _T = TypeVar("_T")
 
@@ -49,7 +50,8 @@ def discover_ollama_nodes(
 ) -> list[dict[str, Any]]:
     """Find Ollama nodes: `[{"host": "10.9.66.15", "port": 11434}, ...]`, each machine and port once.
 
-    `timeout` bounds everything, in seconds. `discover_all_nodes` widens the search from the nearest /24 of a large
+    `timeout` bounds everything, in seconds; on a machine that is too busy to try the nearest /24 within it, one pass
+    over that is made all the same (5 s more at most). `discover_all_nodes` widens the search from the nearest /24 of a large
     network to its /16. `subnets` are searched instead of this machine's private networks. Works anywhere: in a
     notebook, inside a running event loop, in a thread. Raises BadInput and ConfigError, never for a network's sake.
     """
@@ -175,7 +177,9 @@ class _Search:
         self._transport = transport
         self._names = Names()
         self._changed = asyncio.Event()
-        self._sweep = Sweep(plan.targets, self._on_open, self._changed.set)
+        near = NEAR * max(1, len(plan.ports))
+        self._sweep = Sweep(plan.targets, self._on_open, self._changed.set, near)
+        self._likely_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._sightings: list[Sighting] = []
         self._asking = 0  # questions at swept addresses without a right answer so far
@@ -213,6 +217,8 @@ class _Search:
                 found=len(self._sightings),
                 last_sent=max(self._sweep.last_sent, self._last_asked),
                 slowest_s=self._sweep.slowest_s,
+                pass_sent=self._sweep.pass_sent,
+                likely_until=self._likely_until,
             )
             left_s = stop_at(progress, self._deadline) - self._loop.time()
             if left_s <= 0:
@@ -242,6 +248,7 @@ class _Search:
         def hold() -> None:
             nonlocal likely
             likely = True
+            self._likely_until = self._loop.time() + self._timeout_s
             self._asking -= 1
             self._held += 1
 

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sollol.discovery.candidates import Target
+from sollol.discovery.candidates import Source, Target
 from sollol.discovery.patience import silence
 
 MAX_IN_FLIGHT = 1000
@@ -41,11 +41,16 @@ class Sweep:
     """Tries targets in their order. Calls `opened(target)` for each that accepts, `changed()` when anything happens.
 
     Whoever is given an open address calls `release()` when done with it. `close()` ends everything in flight.
+    `near`: so many addresses of networks come first, and when they are tried, `pass_sent` tells.
     `slowest_s` is the slowest answer (yes or no) from another machine on the link.
     """
 
     def __init__(
-        self, targets: Iterator[Target], opened: Callable[[Target], None], changed: Callable[[], None]
+        self,
+        targets: Iterator[Target],
+        opened: Callable[[Target], None],
+        changed: Callable[[], None],
+        near: int = 0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._targets = targets
@@ -61,6 +66,8 @@ class Sweep:
         self._exhausted = self._closed = False
         self.last_sent = self._loop.time()
         self.slowest_s = 0.0
+        self._near = near  # addresses of the pass that is made in any case, still to be tried
+        self.pass_sent: float | None = None
         self._later(0.0)
 
     @property
@@ -113,6 +120,7 @@ class Sweep:
             target = self._next()
             if target is None:
                 self._exhausted = True
+                self._end_pass()
                 self._changed()
                 return
             if not self._try(target):
@@ -120,7 +128,15 @@ class Sweep:
                 self._limit = max(16, min(self._limit, len(self._flying)))
                 self._later(RETRY_S)
                 return
+            if target.source is Source.SUBNET:
+                self._near -= 1
+                if self._near <= 0:
+                    self._end_pass()
         self._later(0.0)
+
+    def _end_pass(self) -> None:
+        if self.pass_sent is None:
+            self.pass_sent = self._loop.time()
 
     def _next(self) -> Target | None:
         return self._more.popleft() if self._more else next(self._targets, None)

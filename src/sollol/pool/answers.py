@@ -6,6 +6,7 @@ is there at once. Fields that an answer may lack read as None.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 # Optional in Ollama's answers: absent reads as None, while a typo still raises.
@@ -85,6 +86,14 @@ class Answer(dict[str, Any]):
         """Where it was answered and why: node, reasons, predicted_ms, actual_ms, queue_ms, attempts."""
         found: Answer = self.get("_sollol_routing", Answer())
         return found
+
+    def __repr__(self) -> str:
+        """Return what Ollama said, without the routing record: an answer that is put into a text stays itself."""
+        return repr(self.model_dump())
+
+    def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:
+        """Return `model_dump()` as JSON (a name of pydantic's, too)."""
+        return json.dumps(self.model_dump(), indent=indent, ensure_ascii=False)
 
     def model_dump(self, **_: Any) -> dict[str, Any]:
         """A plain dict, without the routing record (the name that pydantic's users expect)."""

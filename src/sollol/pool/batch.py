@@ -7,6 +7,7 @@ consumer is waited for, and memory is bounded by what is under way.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -332,6 +333,22 @@ class BatchResult(Sequence[EmbedResponse | None]):
             failed.task_id = ended.report.id
             raise failed from ended.error
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with the items of another result, or of a list: an empty result equals []."""
+        if isinstance(other, (list, tuple, BatchResult)):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def model_dump(self, **_: Any) -> list[dict[str, Any] | None]:
+        """Return the items as plain dicts, None where one failed: for `json.dumps` and the like."""
+        return [None if item is None else item.model_dump() for item in self]
+
+    def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:
+        """Return `model_dump()` as JSON."""
+        return json.dumps(self.model_dump(), indent=indent, ensure_ascii=False)
 
     def __repr__(self) -> str:
         failed = f" ({len(self.errors)} failed)" if self.errors else ""
