@@ -51,8 +51,8 @@ def discover_ollama_nodes(
     """Find Ollama nodes: `[{"host": "10.9.66.15", "port": 11434}, ...]`, each machine and port once.
 
     `timeout` bounds everything, in seconds; on a machine that is too busy to try the nearest /24 within it, one pass
-    over that is made all the same (5 s more at most). `discover_all_nodes` widens the search from the nearest /24 of a large
-    network to its /16. `subnets` are searched instead of this machine's private networks. Works anywhere: in a
+    over that is made all the same (5 s more at most). `discover_all_nodes` widens the search from the nearest /24 of a
+    large network to its /16. `subnets` are searched instead of this machine's private networks. Works anywhere: in a
     notebook, inside a running event loop, in a thread. Raises BadInput and ConfigError, never for a network's sake.
     """
     found = run_apart(
