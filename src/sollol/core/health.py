@@ -7,7 +7,7 @@ under load answers late, so it takes SILENCES in a row.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.fleet import Fleet, NodeState
@@ -66,6 +66,8 @@ class Health:
 
     def seen(self, node: NodeState, facts: NodeFacts, at: Micros) -> bool:
         """Take in what a node said; True if the models it has have changed."""
+        if facts.late:  # what has not come is as it was
+            facts = facts._replace(**{name: value for path, name, value in _known(node) if path in facts.late})
         changed = node.models != facts.models or node.digests != facts.digests
         if node.up is False:  # it was away: what it had in memory is gone
             for lane in node.lanes.values():
@@ -138,6 +140,12 @@ class Health:
             upcoming = min(upcoming, node.next_probe_us)
         self.next_at = upcoming
         return overdue
+
+
+def _known(node: NodeState) -> tuple[tuple[str, str, Any], ...]:
+    """What is known of a node: the list that tells it, its name among the facts, and the value."""
+    tags, ps = "/api/tags", "/api/ps"
+    return ((tags, "models", node.models), (tags, "digests", node.digests), (ps, "loaded", node.loaded))
 
 
 def _late(attempt: Attempt, at: Micros) -> bool:

@@ -76,6 +76,10 @@ class Breaker(Protocol):
         """It hangs, by more evidence than one call: open at once."""
         ...
 
+    def postpone(self, at: Micros, longer: bool) -> None:
+        """A trial was given up because another node was sooner. `longer`: long after it should have been heard."""
+        ...
+
 
 class Retrier(Protocol):
     """Try a task again? The delay in microseconds, or None for no."""

@@ -310,6 +310,8 @@ class Scheduler:
             node.unable.clear()
             self.fleet.unable.pop(node.key, None)
         changed = self.health.seen(node, event.facts, at)
+        if event.facts.late:
+            self._singles.doubt(node, at)
         if came_up or changed:
             for market in self.fleet.markets.values():
                 self._ledger.join(market, node)
@@ -320,6 +322,8 @@ class Scheduler:
         node = self.fleet.nodes.get(event.node)
         if node is None:
             return
+        if not event.certain and node.up:
+            self._singles.doubt(node, at)
         if self.health.lost(node, event.why, event.certain, at):
             if not event.certain and node.up:
                 self._singles.blame(node, at)

@@ -11,7 +11,7 @@ from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.digests import FOR_CHAT, FOR_EMBED, review
 from sollol.core.fleet import NodeState
 from sollol.core.lane import Lane
-from sollol.core.ledger import Claim, Ledger, OpenTask
+from sollol.core.ledger import LEFT, Claim, Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Load
 from sollol.core.policy import Router
@@ -96,6 +96,7 @@ class Singles:
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
                 self.copies.plan(opened, opened.hedger, attempt, at)
+            self.accompany(opened, attempt, at)
             return False
         ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
         return True
@@ -163,6 +164,7 @@ class Singles:
         attempt = ledger.start(opened, lane, task.cost, decision, at)
         if opened.hedger is not None:
             self.copies.plan(opened, opened.hedger, attempt, at)
+        self.accompany(opened, attempt, at)
         return True
 
     def begun(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
@@ -226,7 +228,15 @@ class Singles:
     def _drop_others(self, opened: OpenTask, winner: Attempt, at: Micros) -> None:
         for other in list(opened.attempts.values()):
             if other is not winner:
-                self._ledger.abort(other, at)
+                lane = other.lane
+                if (
+                    not lane.steady and not lane.breaker.closed
+                ):  # a trial that lost: not now, and later still if it hangs
+                    late = self._is_late(other, at)
+                    self._ledger.abort(other, at, Outcome(How.TIMEOUT, "said nothing in time") if late else LEFT)
+                    lane.breaker.postpone(at, late)
+                else:
+                    self._ledger.abort(other, at)
                 self._ledger.serve_at(other.lane.model, at)  # its slot is free
 
     def failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
@@ -305,8 +315,40 @@ class Singles:
         that hangs before it answers `/api/ps`; once our call is gone it answers again, and would get the next."""
         for lane in node.lanes.values():
             if any(not attempt.started for attempt in lane.attempts.values()):
-                lane.breaker.record(at, Outcome(How.UNREACHABLE))
+                lane.breaker.trip(at)
                 lane.unsettle()
+
+    def doubt(self, node: NodeState, at: Micros) -> None:
+        """A node is slow to answer what takes milliseconds. Where a model of it says nothing of calls that are late,
+        its runner may be frozen: each of them gets another copy, and the next call goes elsewhere."""
+        for lane in node.lanes.values():
+            late = [attempt for attempt in lane.attempts.values() if self._is_late(attempt, at)]
+            if not late or any(attempt.started for attempt in lane.attempts.values()):
+                continue
+            rescued = [attempt for attempt in late if self._rescue(attempt, at)]
+            if rescued:
+                lane.breaker.trip(at)
+                lane.unsettle()
+
+    def _is_late(self, attempt: Attempt, at: Micros) -> bool:
+        """Nothing was heard of it when it should have been, nor of its lane since it began."""
+        if attempt.task.batch or attempt.started or attempt.lane.last_end_us > attempt.started_us:
+            return False
+        return at - attempt.started_us > attempt.heard_us() + LATE_LEAST
+
+    def accompany(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
+        """A call that tries a node again which failed or hung carries a copy to a good one, so as not to wait."""
+        lane, task = attempt.lane, opened.task
+        if lane.steady or lane.breaker.closed or opened.begun or task.kind is EMBED or task.hedge is False:
+            return
+        tried = {*opened.avoids(), lane.node.key}
+        lanes = [
+            other
+            for other in lane.market.shortlist(task, tried, False, at)
+            if other.free(at) and other.breaker.closed and not other.startup_us(task.options)
+        ]
+        if lanes:
+            self.copies.send(opened, attempt, lanes, "on trial", at)
 
     def _hangs(self, attempt: Attempt, at: Micros, times: int) -> bool:
         return not attempt.started and at - attempt.started_us > times * attempt.heard_us()

@@ -304,12 +304,14 @@ class LoadedModel(NamedTuple):
 
 
 class NodeFacts(NamedTuple):
-    """What a node said of itself: models on disk (name -> bytes), models in memory, and digests of those on disk."""
+    """What a node said of itself: models on disk (name -> bytes), models in memory, and digests of those on disk.
+    `late`: the lists that have not come, so that what was known of them still holds."""
 
     version: str
     models: Mapping[str, int]
     loaded: Mapping[str, LoadedModel]
     digests: Mapping[str, str] = {}
+    late: tuple[str, ...] = ()
 
 
 def canonical_model(name: str) -> str:

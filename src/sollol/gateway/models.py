@@ -306,7 +306,7 @@ async def unload(gateway: Gateway, request: Request, model: str, only: tuple[str
     else:
         holding = [node.endpoint for node in states(gateway) if node.usable and name in node.loaded]
         holding = holding or (await holders(gateway, model, missing))[:1]
-    answers = await manage.ask_all(gateway.engine.transport, holding, "POST", request.path, fields, manage.LOADING)
+    answers = await manage.ask_all(gateway.engine.transport, holding, "POST", request.path, fields, manage.WORKING)
     good = manage.need_one(f"unload {model}", answers)
     await relearn(gateway, answers)
     request.answer(200, encode(next(iter(good.values()))))

@@ -17,6 +17,9 @@ class Timeouts(NamedTuple):
     idle_s: float | None = 120.0
 
 
+UNBOUNDED = Timeouts(first_byte_s=None, idle_s=None)  # for work that takes as long as it takes, such as a load
+
+
 class Call(Value):
     """One HTTP request. `path` begins with "/" and may carry a query. With `stream` the reply is returned as
     soon as its head is there; without, when its body is complete."""

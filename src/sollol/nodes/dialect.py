@@ -17,6 +17,7 @@ import msgspec
 
 from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
 from sollol.nodes.answers import Timings, read_embed_answer, read_timings
+from sollol.nodes.call import UNBOUNDED
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
@@ -73,8 +74,8 @@ def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
     if kind is EMBED:
-        return Call("POST", "/api/embed", encode({**body, "input": []}))
-    return Call("POST", "/api/generate", encode(body))
+        return Call("POST", "/api/embed", encode({**body, "input": []}), timeouts=UNBOUNDED)
+    return Call("POST", "/api/generate", encode(body), timeouts=UNBOUNDED)
 
 
 def _number(text: str) -> Any:

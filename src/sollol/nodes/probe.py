@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
 import msgspec
 
 from sollol.core.endpoint import Endpoint
@@ -11,6 +15,11 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 
 # A healthy node answers these in milliseconds, also under load: they need no model.
 PROBE_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)
+# Its lists may take longer: many models on a slow disk, or a lock that a load holds. They say what it has, not whether
+# it lives.
+LIST_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=60.0, idle_s=60.0)
+PATIENCE_S = 1.0  # with the lists, before the node is asked whether it lives
+TAGS, PS = "/api/tags", "/api/ps"
 
 
 class ProbeFailed(Exception):
@@ -22,23 +31,78 @@ class ProbeFailed(Exception):
 
 
 async def probe(transport: Transport, endpoint: Endpoint, version: str = "") -> NodeFacts:
-    """The facts of a node. `version`: known from before, and not asked for again."""
+    """The facts of a node, all of them. `version`: known from before, and not asked for again. Raises ProbeFailed."""
+    async with aclosing(probes(transport, endpoint, version)) as found:
+        async for facts in found:
+            if not facts.late:
+                return facts
+    raise ProbeFailed(f"{endpoint.url} is slow to say what models it has", certain=False)
+
+
+async def probes(
+    transport: Transport, endpoint: Endpoint, version: str = "", known: bool = False
+) -> AsyncGenerator[NodeFacts, None]:
+    """The facts of a node. If its lists are slow and it answers `/api/version`, first without them, `late` naming what
+    is missing; then, when they come, whole. `known`: its models are known from before, so that it can be used without
+    the list of them. Raises ProbeFailed."""
+    asked = {path: asyncio.create_task(_get(transport, endpoint, path, LIST_TIMEOUTS)) for path in (TAGS, PS)}
     try:
         if not version:
-            version = str(decode(await _get(transport, endpoint, "/api/version"))["version"])
-        rows = list(iter_models(await _get(transport, endpoint, "/api/tags")))
+            version = await _version(transport, endpoint)
+        await asyncio.wait(asked.values(), timeout=PATIENCE_S, return_when=asyncio.FIRST_EXCEPTION)
+        late = tuple(path for path, task in asked.items() if not task.done())
+        if late:
+            if all(not task.done() or task.exception() is None for task in asked.values()):
+                version = await _version(transport, endpoint)
+                if known or TAGS not in late:
+                    yield _facts(endpoint, version, asked, late)
+            await asyncio.wait(asked.values(), return_when=asyncio.FIRST_EXCEPTION)
+        yield _facts(endpoint, version, asked, ())
+    finally:
+        for task in asked.values():
+            task.cancel()
+        await asyncio.gather(*asked.values(), return_exceptions=True)
+
+
+async def alive(transport: Transport, endpoint: Endpoint) -> NodeFacts:
+    """That a node answers, and nothing of what it has. Raises ProbeFailed."""
+    return NodeFacts(await _version(transport, endpoint), {}, {}, {}, (TAGS, PS))
+
+
+async def _version(transport: Transport, endpoint: Endpoint) -> str:
+    try:
+        return str(decode(await _get(transport, endpoint, "/api/version"))["version"])
+    except TransportFault as fault:
+        raise ProbeFailed(str(fault), certain=not fault.fault.is_timeout) from None
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise _not_ollama(endpoint, error) from None
+
+
+def _facts(
+    endpoint: Endpoint, version: str, asked: Mapping[str, asyncio.Task[bytes]], late: tuple[str, ...]
+) -> NodeFacts:
+    """Of the answers that have come. Raises ProbeFailed."""
+    try:
+        for task in asked.values():
+            if task.done():
+                task.result()
+        rows = [] if TAGS in late else list(iter_models(asked[TAGS].result()))
         models = {_name(row): int(row.get("size") or 0) for row in rows}
         digests = {_name(row): str(row.get("digest") or "") for row in rows}
-        loaded = {_name(row): _loaded(row) for row in iter_models(await _get(transport, endpoint, "/api/ps"))}
+        loaded = {} if PS in late else {_name(row): _loaded(row) for row in iter_models(asked[PS].result())}
     except TransportFault as fault:
         raise ProbeFailed(str(fault), certain=not fault.fault.is_timeout) from None
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProbeFailed(f"{endpoint.url} answers, but not as Ollama does ({error})", certain=True) from None
-    return NodeFacts(version, models, loaded, digests)
+        raise _not_ollama(endpoint, error) from None
+    return NodeFacts(version, models, loaded, digests, late)
 
 
-async def _get(transport: Transport, endpoint: Endpoint, path: str) -> bytes:
-    reply = await transport.send(endpoint, Call("GET", path, timeouts=PROBE_TIMEOUTS))
+def _not_ollama(endpoint: Endpoint, error: Exception) -> ProbeFailed:
+    return ProbeFailed(f"{endpoint.url} answers, but not as Ollama does ({error})", certain=True)
+
+
+async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Timeouts = PROBE_TIMEOUTS) -> bytes:
+    reply = await transport.send(endpoint, Call("GET", path, timeouts=timeouts))
     body = await reply.read()
     if reply.status != 200:
         why = error_text(body) or "no text"

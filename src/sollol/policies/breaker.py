@@ -57,6 +57,15 @@ class ConsecutiveBreaker:
             self._failures = max(self._failures, THRESHOLD)
             self._open(at)
 
+    def postpone(self, at: Micros, longer: bool) -> None:
+        self._trial = False
+        if self._open_until is None:
+            return
+        if longer:
+            self._open(at)
+        else:
+            self._open_until = at + self._pause
+
     def _open(self, at: Micros) -> None:
         self._open_until = at + self._pause
         self.closed = False

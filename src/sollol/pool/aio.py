@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextlib import aclosing, suppress
 from typing import Any
 
-from sollol.core.endpoint import DEFAULT_PORT
+from sollol.core.endpoint import DEFAULT_PORT, Endpoint
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.errors import SollolError
@@ -345,21 +345,27 @@ class AsyncOllamaPool(PoolBase):
         """`warm_model` for each, one after another: a node loads one at a time."""
         return {model: await self.warm_model(model) for model in models}
 
+    def _there(self) -> list[Endpoint]:
+        """The nodes to ask what they have: not those known to be down, whose answer would be waited for in vain."""
+        known = self._running().scheduler.fleet.nodes
+        nodes = self._find_node(None)
+        return [node for node in nodes if node.key not in known or known[node.key].up is not False] or nodes
+
     async def list(self) -> Answer:
         """All models on the nodes' disks, each once, with `nodes`: who has it."""
-        return await manage.list_models(self._running().transport, self._find_node(None))
+        return await manage.list_models(self._running().transport, self._there())
 
     async def ps(self) -> Answer:
         """All models in memory, a row per node and model."""
-        return await manage.running_models(self._running().transport, self._find_node(None))
+        return await manage.running_models(self._running().transport, self._there())
 
     async def version(self) -> Answer:
         """The oldest version among the nodes, and each one's in `nodes`."""
-        return await manage.version(self._running().transport, self._find_node(None))
+        return await manage.version(self._running().transport, self._there())
 
     async def show(self, model: str) -> Answer:
         """What a node that has the model says of it."""
-        return await manage.show(self._running().transport, self._find_node(None), model)
+        return await manage.show(self._running().transport, self._there(), model)
 
     async def pull(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
         """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, Final, Protocol
 
 from sollol.core.endpoint import Endpoint
@@ -38,7 +39,7 @@ from sollol.core.messages import (
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import How, Micros, Outcome, Task
 from sollol.nodes.dialect import load_call, outcome_of
-from sollol.nodes.probe import ProbeFailed, probe
+from sollol.nodes.probe import ProbeFailed, alive, probes
 from sollol.nodes.transport import Transport, TransportFault
 from sollol.observe.journal import Journal
 from sollol.pool.silences import Silences, Watched
@@ -83,6 +84,7 @@ class Dispatcher:
         self._events: deque[Event] = deque()  # that came while the actions of another were carried out
         self._feeding = False
         self._silences = Silences(self._loop, self.feed)
+        self._asked: set[str] = set()  # nodes whose lists are awaited
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -224,14 +226,22 @@ class Dispatcher:
         node = self.scheduler.fleet.nodes.get(key)
         if node is None:
             return
+        version, known = node.version if node.up else "", bool(node.models)
         try:
-            facts = await probe(self.transport, node.endpoint, node.version if node.up else "")
+            if key in self._asked:  # its lists are still awaited
+                self.feed(NodeSeen(key, await alive(self.transport, node.endpoint)))
+                return
+            self._asked.add(key)
+            try:
+                async with aclosing(probes(self.transport, node.endpoint, version, known)) as found:
+                    async for facts in found:
+                        self.feed(NodeSeen(key, facts))
+            finally:
+                self._asked.discard(key)
         except ProbeFailed as error:
             self.feed(NodeLost(key, str(error), error.certain))
         except Exception as error:  # whatever it is, the node must not count as being asked for ever
             self.feed(NodeLost(key, f"{type(error).__name__}: {error}", True))
-        else:
-            self.feed(NodeSeen(key, facts))
 
     def _wake_at(self, at: Micros) -> None:
         if self._timer is not None:

@@ -9,9 +9,9 @@ the caller wrote has to arrive as it was written, the node is asked meanwhile wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
@@ -21,13 +21,14 @@ from sollol.nodes.transport import Call, Reply, Timeouts, Transport, TransportFa
 from sollol.pool.answers import Answer
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
-LOADING = Timeouts(connect_s=3.0, first_byte_s=600.0, idle_s=600.0)
-WORKING = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=600.0)  # of a node that is watched meanwhile
+LISTING = Timeouts(connect_s=1.5, first_byte_s=30.0, idle_s=30.0)  # a fleet is not waited for longer than a probe is
+WORKING = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)  # of a node that is watched meanwhile
 WATCHING = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
 WATCH_S = 10.0  # between two looks at a node that works without a word
 MISSED = 3  # looks without an answer, after which it has died
 
 
+T = TypeVar("T")
 LINES_AHEAD = 256  # of progress, not yet taken by the reader; then the nodes have to wait
 
 Unanswered = (ResponseError, TransportFault)  # what asking a node can end in
@@ -71,11 +72,12 @@ async def ask_all(
     body: Any = None,
     timeouts: Timeouts = TIMEOUTS,
 ) -> dict[str, Any]:
-    """The same call to all nodes at once: node -> answer or exception."""
+    """The same call to all nodes at once: node -> answer or exception. With WORKING a node is watched meanwhile."""
 
     async def one(node: Endpoint) -> Any:
+        asking = ask(transport, node, method, path, body, timeouts)
         try:
-            return await ask(transport, node, method, path, body, timeouts)
+            return await (_while_up(transport, node, asking) if timeouts is WORKING else asking)
         except Unanswered as error:
             return error
 
@@ -96,7 +98,7 @@ def need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
 
 async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """All models on disk, each once, with `nodes`: who has it."""
-    return models_of(need_one("list", await ask_all(transport, nodes, "GET", "/api/tags")))
+    return models_of(need_one("list", await ask_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING)))
 
 
 def models_of(answers: dict[str, Any]) -> Answer:
@@ -109,7 +111,7 @@ def models_of(answers: dict[str, Any]) -> Answer:
 
 async def running_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """All models in memory, a row per node and model, with `node`."""
-    return running_of(need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps")))
+    return running_of(need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps", timeouts=LISTING)))
 
 
 def running_of(answers: dict[str, Any]) -> Answer:
@@ -121,7 +123,7 @@ def running_of(answers: dict[str, Any]) -> Answer:
 
 async def version(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
     """`version`: the oldest of the nodes' versions; `nodes`: each one's."""
-    return version_of(need_one("version", await ask_all(transport, nodes, "GET", "/api/version")))
+    return version_of(need_one("version", await ask_all(transport, nodes, "GET", "/api/version", timeouts=LISTING)))
 
 
 def version_of(answers: dict[str, Any]) -> Answer:
@@ -148,7 +150,7 @@ async def show(transport: Transport, nodes: Sequence[Endpoint], model: str) -> A
 async def holders(transport: Transport, nodes: Sequence[Endpoint], model: str) -> list[Endpoint]:
     """The nodes that have a model. Raises ResponseError 404, naming what there is, if none has."""
     wanted = canonical_model(model)
-    answers = need_one(f"find {model}", await ask_all(transport, nodes, "GET", "/api/tags"))
+    answers = need_one(f"find {model}", await ask_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING))
     have = {node: {str(row.get("model")) for row in answer.get("models") or []} for node, answer in answers.items()}
     found = [node for node in nodes if wanted in have.get(node.key, ())]
     if not found:
@@ -173,10 +175,10 @@ def _told(what: str, answers: dict[str, Any]) -> Answer:
 
 async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, Any]) -> Answer:
     """Load a model on nodes: an empty prompt; for an embedding model, which takes none, an empty list of inputs."""
-    answers = await ask_all(transport, nodes, "POST", "/api/generate", {**body, "stream": False}, LOADING)
+    answers = await ask_all(transport, nodes, "POST", "/api/generate", {**body, "stream": False}, WORKING)
     refused = [node for node in nodes if isinstance(answers[node.key], ResponseError)]
     if refused:
-        answers |= await ask_all(transport, refused, "POST", "/api/embed", {**body, "input": []}, LOADING)
+        answers |= await ask_all(transport, refused, "POST", "/api/embed", {**body, "input": []}, WORKING)
     return _told(f"load {body['model']}", answers)
 
 
@@ -226,11 +228,8 @@ async def _lines(
     transport: Transport, node: Endpoint, path: str, data: bytes, silent: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """A node's lines, of which the last is `success`. Raises what it failed with."""
-    if silent:
-        call = Call("POST", path, data, stream=True, timeouts=WORKING)
-        reply = await _while_up(transport, node, transport.send(node, call))
-    else:
-        reply = await transport.send(node, Call("POST", path, data, stream=True, timeouts=TIMEOUTS))
+    call = Call("POST", path, data, stream=True, timeouts=WORKING)
+    reply = await _while_up(transport, node, transport.send(node, call))
     source = f"{node.url}{path}"
     try:
         if reply.status != 200:
@@ -238,9 +237,9 @@ async def _lines(
         splitter = Lines()
         line: dict[str, Any] = {}
         if silent:
-            line = _object(await reply.read(), source)
+            line = _object(await _while_up(transport, node, reply.read()), source)
             yield line
-        async for piece in _pieces_and_end(reply):
+        async for piece in _pieces_and_end(transport, node, reply):
             for text in splitter.feed(piece):
                 line = _object(text, source)
                 if line.get("error"):
@@ -252,8 +251,8 @@ async def _lines(
         await reply.aclose()
 
 
-async def _while_up(transport: Transport, node: Endpoint, sending: Coroutine[Any, Any, Reply]) -> Reply:
-    """The reply, however long it takes, if the node answers other questions meanwhile. Raises TransportFault."""
+async def _while_up(transport: Transport, node: Endpoint, sending: Coroutine[Any, Any, T]) -> T:
+    """What is awaited, however long it takes, if the node answers other questions meanwhile. Raises TransportFault."""
     waiting = asyncio.create_task(sending)
     missed = 0
     try:
@@ -272,11 +271,17 @@ async def _while_up(transport: Transport, node: Endpoint, sending: Coroutine[Any
         waiting.cancel()
 
 
-async def _pieces_and_end(reply: Reply) -> AsyncGenerator[bytes, None]:
-    """A reply's pieces, and a line end: the last line may lack its own."""
-    async for piece in reply:
+async def _pieces_and_end(transport: Transport, node: Endpoint, reply: Reply) -> AsyncGenerator[bytes, None]:
+    """A reply's pieces, and a line end: the last line may lack its own. A node may work without a word between two
+    of them (it verifies what it has pulled), as long as it answers other questions."""
+    pieces = aiter(reply)
+    while (piece := await _while_up(transport, node, _next(pieces))) is not None:
         yield piece
     yield b"\n"
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(pieces, None)
 
 
 async def progress(
