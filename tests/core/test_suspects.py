@@ -29,8 +29,8 @@ class Desk:
     def submit(self, stream: bool = False) -> Start:
         self.task += 1
         task = Task(self.task, Kind.CHAT, MODEL, 400, stream=stream)
-        actions = self.scheduler.handle(Submitted(task), self.at)
-        return next(action for action in actions if isinstance(action, Start))
+        self.last = self.scheduler.handle(Submitted(task), self.at)
+        return next(action for action in self.last if isinstance(action, Start))
 
     def answered(self, start: Start) -> None:
         took_us = SECOND // 10 if start.node == FAST else SECOND // 4
@@ -78,21 +78,20 @@ def test_a_node_whose_probes_hang_with_its_runner_does_not_get_every_second_call
         start = desk.submit()
         if start.node == FAST:
             hung += 1
-            for _ in range(2):
-                desk.at += 3 * SECOND
-                actions = desk.scheduler.handle(NodeLost(FAST, "silent", False), desk.at)
-            start = next(action for action in actions if isinstance(action, Start))
-            assert start.node == SLOW, "the call moves"
+            desk.at += 3 * SECOND
+            actions = [*desk.last, *desk.scheduler.handle(NodeLost(FAST, "silent", False), desk.at)]
+            start = next(action for action in actions if isinstance(action, Start) and action.node == SLOW)
         desk.answered(start)
         desk.scheduler.handle(NodeSeen(FAST, facts), desk.at)
-    assert 4 <= hung <= 8, "a few in a row, and then a trial after each pause, which grows"
+    assert 1 <= hung <= 8, "one, and then a trial after each pause, which grows; each has a copy"
 
 
-def test_one_call_lost_with_a_silent_node_is_not_held_against_it(desk: Desk) -> None:
+def test_one_call_lost_with_a_silent_node_is_held_against_it_for_a_moment(desk: Desk) -> None:
     facts = NodeFacts("0.33.0", {MODEL: 10**9}, {MODEL: LoadedModel(1, 1)})
     assert desk.submit().node == FAST
     for _ in range(2):
         desk.at += 3 * SECOND
         desk.scheduler.handle(NodeLost(FAST, "silent", False), desk.at)
     desk.scheduler.handle(NodeSeen(FAST, facts), desk.at)
+    desk.at += 3 * SECOND
     assert desk.submit().node == FAST

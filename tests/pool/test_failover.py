@@ -65,6 +65,7 @@ def test_another_node_answers(fault: str) -> None:
             assert [(tried["node"], tried["outcome"]) for tried in answer.routing.tried] in (
                 [(FAST, how.value)],
                 [(FAST, How.LEFT.value)],  # a probe knew before the attempt did
+                [(FAST, How.TIMEOUT.value)],  # another copy was sooner
             )
             assert stage.pool.get_stats()["successful_requests"] == 1
 
