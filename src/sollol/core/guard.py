@@ -82,6 +82,12 @@ class Guard:
         """Open its own breaker."""
         self.own.trip(at)
 
+    def postpone(self, at: Micros, longer: bool) -> None:
+        """Close the trial of whichever is open: another node was sooner."""
+        for breaker in (self.own, self.node.breaker):
+            if breaker is not None and not breaker.closed:
+                breaker.postpone(at, longer)
+
     def record(self, at: Micros, outcome: Outcome) -> None:
         self.own.record(at, outcome)
         if outcome.how is How.LEFT and self.node.breaker is not None:
