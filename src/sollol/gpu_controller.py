@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,7 +65,7 @@ class SOLLOLGPUController:
         if isinstance(priority_models, str):
             raise BadInput(f"priority_models={priority_models!r}; expected a list of names")
         self.priority_models = [check_model(model) for model in priority_models]
-        self._placements: Placements | None = None
+        self._placements: dict[int, Placements] = {}  # by process
         self._pins: dict[tuple[str, str], Endpoint] = {}
         self._source: Any = None
         self._closed = False
@@ -227,7 +228,7 @@ class SOLLOLGPUController:
     def close(self) -> None:
         """Let go of the connections; loads that run are given up. More than once is fine."""
         self._closed = True
-        placements, self._placements = self._placements, None
+        placements = self._placements.pop(os.getpid(), None)
         if placements is not None:
             wait_for(placements.aclose())
 
@@ -256,9 +257,10 @@ class SOLLOLGPUController:
     def _on_loop(self) -> Placements:
         if self._closed:
             raise SollolError("the GPU controller is closed; make a new one")
-        if self._placements is None:
-            self._placements = Placements(self._moved)
-        return self._placements
+        mine = self._placements.get(os.getpid())
+        if mine is None:  # those of a parent process stay as they are: its event loop has no thread here
+            mine = self._placements[os.getpid()] = Placements(self._moved)
+        return mine
 
     def _moved(self) -> None:
         """The pool must not wait for its next look at the nodes: it predicts by what they have loaded."""

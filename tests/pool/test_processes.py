@@ -20,6 +20,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, BatchError, NoNodeAvailable, OllamaPool, ResponseError, RoutingMode, SollolError
 from sollol.errors import QueueFull, StreamBroken
+from sollol.gpu_controller import SOLLOLGPUController
 from sollol.nodes.http import HttpTransport
 from sollol.sim import NodeSpec, spawn_many
 from tests.pool.universe import CHAT, EMBED, MODELS, texts
@@ -332,3 +333,16 @@ def test_an_asynchronous_pool_works_in_the_child_of_a_fork(urls: list[str]) -> N
         await pool.aclose()
 
     asyncio.run(fork_inside())
+
+
+@fork
+def test_the_gpu_controller_of_a_used_pool_works_in_the_child_of_a_fork(urls: list[str]) -> None:
+    with OllamaPool([url.replace("127.0.0.1", "localhost") for url in urls]) as pool:
+        node = pool.nodes[0].url
+        with SOLLOLGPUController(pool=pool) as controller:
+            assert controller.force_gpu_load(node, CHAT)["success"]
+            told = forked(
+                lambda: (controller.force_gpu_load(node, CHAT)["success"], pool.embed(EMBED, "x").routing.node)
+            )
+            assert told.startswith("(True, 'localhost:")
+            assert controller.force_gpu_load(node, CHAT)["success"]
