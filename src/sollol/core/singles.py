@@ -26,7 +26,7 @@ from sollol.core.types import (
     TaskPriority,
     Timing,
 )
-from sollol.core.verdict import Verdicts
+from sollol.core.verdict import Verdicts, all_paused
 
 LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
@@ -88,6 +88,11 @@ class Singles:
             if ledger.may_yet_come(opened, at):
                 return True
             self.verdicts.give_up(opened, "no node can serve it", at)
+            return False
+        if all_paused(task, lanes):
+            opened.busy = {lane.key for lane in lanes}
+            opened.tried |= {lane.key: "asks to be left alone for longer than the caller has time" for lane in lanes}
+            self.verdicts.give_up(opened, "every node is busy", at)
             return False
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
@@ -153,6 +158,8 @@ class Singles:
         self._check_digests(market, task)
         router = router_of(ledger, task)
         if not (lanes := market.shortlist(task, self._avoided(opened, at), router.wide, at)):
+            return None
+        if all_paused(task, lanes):
             return None
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]

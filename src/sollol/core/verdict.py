@@ -6,11 +6,13 @@ same words is the request's fault only when no node is left that has not failed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from sollol.core.attempt import Attempt
+from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
-from sollol.core.types import TRANSIENT, How, Micros, Outcome, TaskPriority
+from sollol.core.types import TRANSIENT, How, Micros, Outcome, Task, TaskPriority
 from sollol.core.unable import CONTRADICTED
 from sollol.core.value import replaced
 
@@ -41,7 +43,7 @@ class Verdicts:
             # As long as one node was not busy that often, it may take it.
             lanes = [lane for lane in attempt.lane.market.usable(at) if lane.suits(opened.task)]
             tries = min((lane.busy_answers for lane in lanes), default=attempt.lane.busy_answers)
-            if self._too_late(opened, attempt):
+            if all_paused(opened.task, [lane for lane in lanes if lane.key not in opened.tried]):
                 tries = NEVER_AGAIN
         else:
             opened.tries += outcome.how not in FREE
@@ -66,7 +68,7 @@ class Verdicts:
 
     def is_final(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Check whether no other node is asked after this outcome, whatever others would say."""
-        if attempt.started and not attempt.movable:
+        if attempt.started and (not attempt.movable or outcome.how is How.REFUSED):
             return True
         # Without a status it is a fault of ours, or of the caller's own objects.
         return outcome.how not in TRANSIENT and not (outcome.how is How.REFUSED and outcome.status)
@@ -119,16 +121,6 @@ class Verdicts:
             if lane.key not in opened.tried
         )
 
-    def _too_late(self, opened: OpenTask, attempt: Attempt) -> bool:
-        """Check whether every node asks for more patience than the caller has."""
-        deadline = opened.task.deadline_us
-        if deadline is None:
-            return False
-        lanes = [
-            lane for lane in attempt.lane.market.lanes.values() if lane.key not in opened.tried and lane.node.usable
-        ]
-        return bool(lanes) and all(lane.paused_until > deadline for lane in lanes)
-
     def give_up(self, opened: OpenTask, message: str, at: Micros) -> None:
         """Settle a call for which no node is left."""
         ledger, verdict = self._ledger, opened.verdict
@@ -150,3 +142,14 @@ class Verdicts:
 
 
 NEVER_AGAIN: Final = 1 << 30  # tries after which no policy goes on
+
+
+def all_paused(task: Task, lanes: Sequence[Lane]) -> bool:
+    """Check whether every one of these lanes asks for more patience than the caller has."""
+    deadline_us = task.deadline_us
+    if deadline_us is None or not lanes:
+        return False
+    for lane in lanes:  # noqa: SIM110  compiled, a generator expression would ask all of them
+        if lane.paused_until <= deadline_us:
+            return False
+    return True

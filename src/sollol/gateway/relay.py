@@ -13,7 +13,7 @@ from typing import Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Settle, Start
-from sollol.core.types import OK, Micros, Outcome, Task, Timing
+from sollol.core.types import OK, How, Micros, Outcome, Task, Timing
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
@@ -102,6 +102,7 @@ class StreamRelay(StreamJob):
         self.tongue = tongue
         self.transport = transport
         self._unread: list[bytes] | None = None if said is None else said.unread
+        self.refused = b""  # the event in which a node refused an answer that had begun
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -168,6 +169,9 @@ class StreamRelay(StreamJob):
 
     def break_off(self, settled: Settle) -> None:
         """The answer cannot go on: said as an error, in the words of the request."""
+        if settled.outcome.how is How.REFUSED and self.refused:  # as the node says it
+            self.request.end(self.tongue.framed(self.refused))
+            return
         self.request.end(self.tongue.error_event(self.request.path, str(self.error())))
 
 
@@ -270,6 +274,8 @@ class StreamAttempt(Exchange):
 
     def _finish(self, outcome: Outcome) -> None:
         job = self._job
+        if outcome.how is How.REFUSED and self._status == 200:
+            job.refused = self._reader.tail
         if outcome.how is OK:
             job.last = self._reader.tail
             self.dispatcher.finished(self.start.attempt, outcome)

@@ -104,7 +104,7 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
         return refusal(status, body)
     # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
     if body.startswith(b'{"error"') or (not body.startswith(b"{") and body.lstrip().startswith(b'{"error"')):
-        return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
+        return late_error(body, "error without a text")
     try:
         found = read_timings(body)
     except msgspec.DecodeError as error:
@@ -189,10 +189,60 @@ def error_text(body: bytes) -> str:
         value = decode(body)
     except msgspec.DecodeError:
         return body[:500].decode("utf-8", "replace").strip()
-    error = value.get("error") if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return ""
+    response = value.get("response")  # of /v1/responses
+    error = value.get("error") or (response.get("error") if isinstance(response, dict) else None)
     if isinstance(error, dict):
         error = error.get("message")
+    if not error and value.get("type") == "error":
+        error = value.get("message")
     return str(error) if error else ""
+
+
+# Codes and types of errors, and words of Ollama's, that tell of the request or of an account, not of a broken node.
+_CALLERS_CODES: Final = frozenset(
+    (
+        "invalid_request_error",
+        "invalid_prompt",
+        "invalid_value",
+        "not_found_error",
+        "context_length_exceeded",
+        "exceed_context_size_error",
+        "request_too_large",
+        "authentication_error",
+        "permission_error",
+        "rate_limit_exceeded",
+        "rate_limit_error",
+    )
+)
+_CALLERS_WORDS: Final = ("does not support ", "exceeds the available context", "exceeds the context length", 'option "')
+
+
+def late_error(body: bytes, missing: str) -> Outcome:
+    """Return what an error under status 200 means: a fault of the caller is told by its code or its words.
+
+    `missing`: the message where the error has none."""
+    message, codes = error_text(body), _codes(body)
+    if codes & _CALLERS_CODES or any(words in message for words in _CALLERS_WORDS):
+        return Outcome(How.REFUSED, message or missing, 400)
+    return Outcome(How.FAILED, message or missing, 200)
+
+
+def _codes(body: bytes) -> set[str]:
+    """The codes and types of an error, wherever the dialects put them."""
+    try:
+        value = decode(body)
+    except msgspec.DecodeError:
+        return set()
+    found: set[str] = set()
+    response = value.get("response") if isinstance(value, dict) else None
+    for place in (value, response):
+        error = place.get("error") if isinstance(place, dict) else None
+        for holder in (error, place if place is value else None):
+            if isinstance(holder, dict):
+                found |= {told for name in ("code", "type") if isinstance(told := holder.get(name), str)}
+    return found
 
 
 def outcome_of(fault: TransportFault) -> Outcome:
@@ -222,7 +272,7 @@ class Lines:
 def judge_line(line: bytes) -> Outcome | None:
     """A line of a stream: an error, the end, or None for a part of the answer."""
     if line.startswith(b'{"error"'):
-        return Outcome(How.FAILED, error_text(line), 200)
+        return late_error(line, "error without a text")
     if not line.startswith(b"{"):
         return Outcome(How.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
     if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
@@ -231,7 +281,7 @@ def judge_line(line: bytes) -> Outcome | None:
         except msgspec.DecodeError as error:
             return Outcome(How.FAILED, f"a line of the answer is not JSON: {error}", 200)
         if found.error is not None:
-            return Outcome(How.FAILED, error_text(line), 200)
+            return late_error(line, "error without a text")
         if found.done:
             return Outcome(OK, "", 200, _timing(found))
     if _RENDERED in line:

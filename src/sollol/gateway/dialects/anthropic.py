@@ -11,7 +11,7 @@ from sollol.core.types import How, Kind, Outcome
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
-from sollol.nodes.dialect import error_text, refusal
+from sollol.nodes.dialect import late_error, refusal
 
 _DELTA: Final = b"event: content_block_delta\n"  # an ordinary event begins so
 _OPTIONS: Final = {"max_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
@@ -57,7 +57,7 @@ def judge_whole(status: int, body: bytes) -> Outcome:
         return Outcome(How.FAILED, f"the answer is not what /v1/messages gives: {error}", 200)
     # Without a reason to stop, a message ran into Ollama's limit of repeated tokens.
     if found.error is not None or (found.stop_reason is None and found.type != "message"):
-        return Outcome(How.FAILED, error_text(body) or f"the answer is not complete: {body[:80]!r}", 200)
+        return late_error(body, f"the answer is not complete: {body[:80]!r}")
     return Outcome(How.OK, "", 200, timing_of(found.usage))
 
 
@@ -65,7 +65,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
     told = _event(data)
     match told.type:
         case "error":
-            return Sign.GOES_ON, Outcome(How.FAILED, error_text(data) or "the node failed in its answer", 200)
+            return Sign.GOES_ON, late_error(data, "the node failed in its answer")
         case "content_block_stop":  # another block may follow
             return Sign.MAY_END, None
         case "message_delta":

@@ -16,7 +16,7 @@ from sollol.core.types import How, Kind, Outcome, Timing
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
-from sollol.nodes.dialect import error_text, refusal
+from sollol.nodes.dialect import late_error, refusal
 
 _GOES_ON: Final = b'"finish_reason":null'
 _LATE_ERROR: Final = b'"model":""'  # how Ollama lets a late error show here
@@ -86,7 +86,7 @@ def judge_whole(status: int, body: bytes) -> Outcome:
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what /v1 gives: {error}", 200)
     if found.error is not None:
-        return Outcome(How.FAILED, error_text(body) or "error without a text", 200)
+        return late_error(body, "error without a text")
     if not found.choices:  # without a reason to end, it ran into Ollama's limit of repeated tokens
         return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
     return Outcome(How.OK, "", 200, _timing(found.usage))
@@ -101,7 +101,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
         return Sign.ENDED, None
     chunk = _chunk(data)
     if chunk.error is not None:
-        return Sign.GOES_ON, Outcome(How.FAILED, error_text(data) or "error without a text", 200)
+        return Sign.GOES_ON, late_error(data, "error without a text")
     if chunk.model == "":
         return Sign.GOES_ON, Outcome(How.FAILED, "the node failed in the middle of its answer", 200)
     # With `include_usage`, completions have a usage of zeros in each chunk but the last.

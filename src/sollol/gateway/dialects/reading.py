@@ -245,6 +245,7 @@ class EventReader:
             sign, failure = self._asked(event)
             if failure is not None:
                 self.ended = failure
+                self._held.append(event)  # what it says may be the caller's to read
                 return True
         elif self._sign is not Sign.ENDS:
             self.count += 1

@@ -11,7 +11,7 @@ from sollol.core.types import How, Kind, Outcome
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
-from sollol.nodes.dialect import decode, error_text, refusal
+from sollol.nodes.dialect import decode, late_error, refusal
 
 _DELTA: Final = b"event: response.output_text.delta\n"  # an ordinary event begins so
 _OPTIONS: Final = {"max_output_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p"}
@@ -59,7 +59,7 @@ def judge_whole(status: int, body: bytes) -> Outcome:
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what /v1/responses gives: {error}", 200)
     if found.error is not None or found.status not in ("completed", "incomplete"):
-        return Outcome(How.FAILED, error_text(body) or f"the answer is not complete: {body[:80]!r}", 200)
+        return late_error(body, f"the answer is not complete: {body[:80]!r}")
     return Outcome(How.OK, "", 200, timing_of(found.usage))
 
 
@@ -68,19 +68,10 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
     if told.type in ("response.completed", "response.incomplete"):
         return Sign.ENDED, Outcome(How.OK, timing=timing_of(told.response.usage if told.response else None))
     if told.type in ("response.failed", "error"):
-        return Sign.GOES_ON, Outcome(How.FAILED, _why(data) or "the node failed in its answer", 200)
+        return Sign.GOES_ON, late_error(data, "the node failed in its answer")
     if told.type.endswith(".done"):  # another part may follow
         return Sign.MAY_END, None
     return Sign.GOES_ON, None
-
-
-def _why(data: bytes) -> str:
-    """The message of `error`, flat there, and of `response.failed`."""
-    found = decode(data)
-    response = found.get("response")
-    error = response.get("error") if isinstance(response, dict) else found.get("error")
-    message = (error if isinstance(error, dict) else found).get("message")
-    return message if isinstance(message, str) else ""
 
 
 def reader() -> EventReader:
