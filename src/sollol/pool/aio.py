@@ -285,7 +285,7 @@ class AsyncOllamaPool(PoolBase):
         A refused item raises its error, or with `on_error="return"` stands in the vector's place.
         """
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
+        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama, "embed_stream")
         source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
         async with aclosing(self._batch(call, source)) as messages:
             async for message in messages:

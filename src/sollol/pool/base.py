@@ -264,13 +264,14 @@ class PoolBase:
         max_workers: int | None,
         on_error: str,
         extra: dict[str, Any],
+        verb: str = "embed_batch",
     ) -> BatchCall:
         """Return the call, checked. Its `width` is the fixed number of requests in flight, or None."""
         check_model(model)
         if how.hedge is not None and not isinstance(how.hedge, bool):
             raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
-        check_fields("embed_batch", extra, EMBED_FIELDS)
-        payload.check_types("embed_batch", extra)
+        check_fields(verb, extra, EMBED_FIELDS)
+        payload.check_types(verb, extra)
         if on_error not in ("raise", "return"):
             raise BadInput(f"on_error={on_error!r}; expected 'raise' or 'return'")
         if max_workers is not None:

@@ -24,6 +24,7 @@ OWN: Final[Mapping[str, frozenset[str]]] = {
     "embed": CALL | {"input"},
     "embeddings": CALL | {"prompt"},
     "embed_batch": CALL | {"inputs", "use_adaptive", "max_workers", "on_error", "progress"},
+    "embed_stream": CALL | {"inputs", "use_adaptive", "max_workers", "on_error"},
     "OllamaPool": frozenset(
         ["nodes", "routing_mode", "routing_strategy", "app_name", "timeout", "on_mixed_digests", "digests", "seed"]
     ),

@@ -283,7 +283,7 @@ class OllamaPool(LoopThread):
     ) -> Iterator[tuple[int, Any]]:
         """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed."""
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
+        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama, "embed_stream")
         return self._rows(call, iter(inputs))
 
     def _rows(self, call: BatchCall, source: Iterator[str]) -> Iterator[tuple[int, Any]]:
