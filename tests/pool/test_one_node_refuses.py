@@ -307,3 +307,40 @@ def test_another_node_answers_meanwhile() -> None:
 
 def test_the_models_of_these_nodes() -> None:
     assert {model.name for model in MODELS} >= {f"{CHAT}:latest", f"{EMBED}:latest"}
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+VECTORS = {
+    "null": b'{"embeddings":[null]}',
+    "a null in it": b'{"embeddings":[[0.1,null]]}',
+    "empty": b'{"embeddings":[[]]}',
+    "none": b'{"embeddings":[]}',
+    "too many": b'{"embeddings":[[0.1],[0.2],[0.3]]}',
+    "unequal": b'{"embeddings":[[0.1,0.2],[0.1]]}',
+    "text": b'{"embeddings":[["a"],["b"]]}',
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_of_a_single_call_are_checked(name: str) -> None:
+    async def act(stage: Stage) -> None:
+        for _ in range(4):
+            given = texts(2) if name == "unequal" else "x"
+            answer = await stage.pool.embed(EMBED, given)
+            assert answer.routing.node == B
+            assert all(len(row) == 64 for row in answer.embeddings)
+
+    on_stage(2, says(A, 200, VECTORS[name]), act)
+
+
+def test_vectors_that_are_as_asked() -> None:
+    async def act(stage: Stage) -> None:
+        assert (await stage.pool.embed(EMBED, [])).embeddings == []
+        assert len((await stage.pool.embed(EMBED, "")).embeddings) <= 1
+        assert len((await stage.pool.embed(EMBED, texts(5))).embeddings) == 5
+        assert len((await stage.pool.embeddings(EMBED, "x")).embedding) == 64
+        assert (await stage.pool.embeddings(EMBED, "")).embedding == []
+        assert len(stage.transport.sent) == 5
+
+    on_stage(1, lambda key, call, number: None, act)

@@ -121,7 +121,9 @@ def _state(node: Row) -> Text:
 def _memories(node: Row) -> Text:
     if node["state"] == "down":
         return Text(printable(node["why"]), style="red")
-    return Text(", ").join([memory(model) for model in node["loaded"]])
+    told = [memory(model) for model in node["loaded"]]
+    told += [Text(printable(words), style="yellow") for words in node.get("unable") or ()]
+    return Text(", ").join(told)
 
 
 def memory(model: Row) -> Text:

@@ -61,6 +61,7 @@ class OpenTask:
         "tokens",
         "tried",
         "tries",
+        "tries_here",
         "verdict",
     )
 
@@ -74,6 +75,7 @@ class OpenTask:
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
+        self.tries_here = 0  # that ended before a node was asked
         self.verdict: Verdict | None = None  # what may be passed on if no node is left
         self.begun = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it

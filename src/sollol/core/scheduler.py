@@ -42,6 +42,7 @@ from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Ti
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
 RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # that a node may ask to be left alone
+OURS_PAUSE: Final[Micros] = SECOND // 4  # until this process may have a file descriptor again
 LEFT: Final = Outcome(How.LEFT)
 WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
@@ -261,6 +262,9 @@ class Scheduler:
         lane = attempt.lane
         lane.unsettle()
         if outcome.how in (How.REFUSED, How.LEFT, How.UNABLE):
+            return
+        if outcome.how is How.OURS:
+            self._ledger.pause(lane, at + OURS_PAUSE)
             return
         if outcome.how in (How.UNSUITED, How.LOCKED):
             self.fleet.learn_unable(lane.node, attempt.task, outcome, at)

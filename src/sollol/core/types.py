@@ -167,6 +167,7 @@ class How(enum.Enum):
     UNREACHABLE = "unreachable"  # no connection: the node is down
     UNSUITED = "unsuited"  # this node does not serve such calls: it lacks the route, or something stands before it
     LOCKED = "needs a key"  # 401, 403, 407 of what stands before this node
+    OURS = "not asked"  # no file descriptor is left in this process: tells nothing of the node
     UNABLE = "unable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
     # and what a task can end with besides:
@@ -190,6 +191,7 @@ TRANSIENT: Final = frozenset(
         How.UNABLE,
         How.UNSUITED,
         How.LOCKED,
+        How.OURS,
     }
 )
 

@@ -16,6 +16,7 @@ from sollol.core.types import TRANSIENT, How, Micros, Outcome, Task, TaskPriorit
 from sollol.core.unable import CONTRADICTED
 from sollol.core.value import replaced
 
+TRIES_HERE: Final = 60  # of a call for which this process has no file descriptor left: some 15 s
 FREE: Final = frozenset((How.UNABLE, How.UNSUITED, How.LOCKED, How.REFUSED))  # attempts that cost the node no work
 
 
@@ -45,6 +46,9 @@ class Verdicts:
             tries = min((lane.busy_answers for lane in lanes), default=attempt.lane.busy_answers)
             if all_paused(opened.task, [lane for lane in lanes if lane.key not in opened.tried]):
                 tries = NEVER_AGAIN
+        elif outcome.how is How.OURS:
+            opened.tries_here += 1
+            tries = opened.tries_here
         else:
             opened.tries += outcome.how not in FREE
             tries = opened.tries
@@ -79,7 +83,7 @@ class Verdicts:
         if outcome.how is How.REFUSED:
             opened.verdict = Verdict(attempt, outcome)
             return before is not None and before.outcome.how is How.REFUSED
-        if outcome.how is How.BUSY or (before is not None and before.outcome.how is How.REFUSED):
+        if outcome.how in (How.BUSY, How.OURS) or (before is not None and before.outcome.how is How.REFUSED):
             return False
         told = not attempt.started and outcome.status
         if outcome.how is How.UNSUITED:
@@ -107,6 +111,8 @@ class Verdicts:
         """Check whether the call has had its tries. A node that works now is always worth another."""
         if outcome.how in FREE:
             return False
+        if outcome.how is How.OURS:
+            return tries >= TRIES_HERE
         if outcome.how is not How.BUSY and self._well(opened, attempt, at):
             return False
         return self._ledger.retrier.again(opened.task, outcome, tries, at) is None

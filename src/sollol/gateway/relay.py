@@ -55,7 +55,9 @@ class WholeRelay(CallJob):
 
     def came(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
         self.keep(attempt, body)
-        return self._judge(status, body) if status == 200 else refusal(status, body, fold(headers))
+        if status != 200:
+            return refusal(status, body, fold(headers))
+        return self.check(self._judge(status, body), body)
 
     def answer(self, settled: Settle) -> None:
         """To the client, what the node said."""

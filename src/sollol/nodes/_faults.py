@@ -11,6 +11,11 @@ from sollol.nodes.transport import Fault, TransportFault
 
 def refused(url: str, error: Exception) -> TransportFault:
     """No connection came about."""
+    if _is_ours(error):
+        return TransportFault(
+            Fault.LOCAL,
+            f"{url} was not asked: this process has no file descriptor left ({_one_line(error)}); raise `ulimit -n`",
+        )
     return TransportFault(Fault.CONNECT, f"{url} {_why_no_connection(error)}")
 
 
@@ -61,6 +66,14 @@ def head_too_large(url: str, bound: int) -> TransportFault:
 
 def body_too_large(url: str, bound: int) -> TransportFault:
     return TransportFault(Fault.TOO_LARGE, f"{url} sent a body of over {bound} bytes")
+
+
+def _is_ours(error: Exception) -> bool:
+    """Check whether this process, or its machine, is out of file descriptors. Several errors come as one text."""
+    numbers = (errno.EMFILE, errno.ENFILE)
+    return isinstance(error, OSError) and (
+        error.errno in numbers or any(f"[Errno {number}]" in str(error) for number in numbers)
+    )
 
 
 def _why_no_connection(error: Exception) -> str:

@@ -29,4 +29,33 @@ class EmbedAnswer(msgspec.Struct):
     prompt_eval_count: int = 0
 
 
+class _Row(msgspec.Struct, gc=False):
+    embedding: list[float] | str = ""
+
+
+class VectorAnswer(msgspec.Struct, gc=False):
+    """The vectors of an answer, in any of the three routes."""
+
+    embeddings: list[list[float]] | None = None
+    embedding: list[float] | None = None
+    data: list[_Row] | None = None
+
+    def widths(self) -> list[int]:
+        """Return the length of each vector."""
+        if self.data is not None:
+            return [len(row.embedding) for row in self.data]
+        if self.embeddings is not None:
+            return [len(row) for row in self.embeddings]
+        return [] if self.embedding is None else [len(self.embedding)]
+
+
+class Inputs(msgspec.Struct, gc=False):
+    """What a request for embeddings asks for."""
+
+    input: Any = None
+    prompt: Any = None
+
+
+read_vector_answer = msgspec.json.Decoder(VectorAnswer).decode
+read_inputs = msgspec.json.Decoder(Inputs).decode
 read_embed_answer = msgspec.json.Decoder(EmbedAnswer).decode

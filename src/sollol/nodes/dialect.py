@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
-from sollol.nodes.answers import Timings, read_embed_answer, read_timings
+from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
 from sollol.nodes.transport import Call, Fault, TransportFault
 
@@ -35,6 +35,7 @@ RETRY_AFTER_MOST_S: Final = 86_400
 
 _FAULTS: Final = {
     Fault.CONNECT: How.UNREACHABLE,
+    Fault.LOCAL: How.OURS,
     Fault.CONNECT_TIMEOUT: How.UNREACHABLE,
     Fault.FIRST_BYTE_TIMEOUT: How.TIMEOUT,
     Fault.IDLE_TIMEOUT: How.TIMEOUT,
@@ -113,6 +114,28 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     if not (found.done or _says(kind, body)):
         return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
     return Outcome(OK, "", 200, _timing(found))
+
+
+def judge_vectors(asked: bytes, body: bytes) -> Outcome | None:
+    """Return what is wrong with the vectors of an answer, as for a batch: one for each text, all of one length."""
+    try:
+        given = read_inputs(asked)
+        answer = read_vector_answer(body)
+    except msgspec.DecodeError as error:
+        return Outcome(How.FAILED, f"the answer has no readable vectors: {error}", 200)
+    widths = answer.widths()
+    if answer.embedding is not None and answer.embeddings is None and answer.data is None:
+        empty = widths == [0] and bool(given.prompt)
+        return Outcome(How.FAILED, "the vector is empty", 200) if empty else None
+    texts = given.input
+    # A list of numbers is one text, as its tokens.
+    whole = isinstance(texts, list) and not any(isinstance(text, int) for text in texts)
+    expected = len(texts) if whole else 1 if texts else len(widths)
+    if len(widths) != expected:
+        return Outcome(How.FAILED, f"{len(widths)} vectors for {expected} inputs", 200)
+    if len(set(widths)) > 1 or 0 in widths:
+        return Outcome(How.FAILED, f"vectors of dimension {sorted(set(widths))}, expected one", 200)
+    return None
 
 
 def _says(kind: Kind, body: bytes) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, NodeFacts, canonical_model
 from sollol.nodes.dialect import decode, error_text, iter_models
-from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
+from sollol.nodes.transport import Call, Fault, Timeouts, Transport, TransportFault
 
 # A healthy node answers these in milliseconds, also under load: they need no model.
 PROBE_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)
@@ -73,6 +73,8 @@ async def _version(transport: Transport, endpoint: Endpoint) -> str:
     try:
         return str(decode(await _get(transport, endpoint, "/api/version"))["version"])
     except TransportFault as fault:
+        if fault.fault is Fault.LOCAL:
+            raise
         raise ProbeFailed(str(fault), certain=not fault.fault.is_timeout) from None
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise _not_ollama(endpoint, error) from None
@@ -91,6 +93,8 @@ def _facts(
         digests = {_name(row): str(row.get("digest") or "") for row in rows}
         loaded = {} if PS in late else {_name(row): _loaded(row) for row in iter_models(asked[PS].result())}
     except TransportFault as fault:
+        if fault.fault is Fault.LOCAL:
+            raise
         raise ProbeFailed(str(fault), certain=not fault.fault.is_timeout) from None
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_ollama(endpoint, error) from None

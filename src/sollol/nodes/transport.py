@@ -46,6 +46,7 @@ class Fault(enum.Enum):
     """How a call can end without an answer."""
 
     CONNECT = "connect"  # refused, unreachable, name not found, TLS failed: nothing was sent
+    LOCAL = "local"  # this process could not even try: no file descriptor is left here
     CONNECT_TIMEOUT = "connect timeout"
     FIRST_BYTE_TIMEOUT = "first byte timeout"
     IDLE_TIMEOUT = "idle timeout"

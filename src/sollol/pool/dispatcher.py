@@ -46,6 +46,8 @@ from sollol.pool.silences import Silences, Watched
 
 log: Final = logging.getLogger("sollol")
 NOTICES: Final = 100  # sentences for the operator that are kept
+PROBE_AGAIN_S = 0.5  # after this process had no file descriptor left
+
 GiveUp = Callable[[], object]
 
 
@@ -240,8 +242,14 @@ class Dispatcher:
                 self._asked.discard(key)
         except ProbeFailed as error:
             self.feed(NodeLost(key, str(error), error.certain))
+        except TransportFault:  # this process has no file descriptor left, which says nothing of the node
+            self._loop.call_later(PROBE_AGAIN_S, self._probe_again, key)
         except Exception as error:  # whatever it is, the node must not count as being asked for ever
             self.feed(NodeLost(key, f"{type(error).__name__}: {error}", True))
+
+    def _probe_again(self, key: str) -> None:
+        if not self._closed:
+            self._in_background(self._probe(key))
 
     def _wake_at(self, at: Micros) -> None:
         if self._timer is not None:

@@ -14,7 +14,7 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Refuse, Settle, Start
-from sollol.core.types import OK, Decision, How, Micros, Outcome, Task
+from sollol.core.types import EMBED, OK, Decision, How, Micros, Outcome, Task
 from sollol.core.value import replaced
 from sollol.errors import (
     DeadlineExceeded,
@@ -24,7 +24,7 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
-from sollol.nodes.dialect import Lines, judge, judge_line, outcome_of, refusal
+from sollol.nodes.dialect import Lines, judge, judge_line, judge_vectors, outcome_of, refusal
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
@@ -114,7 +114,14 @@ class CallJob:
         self.keep(start.attempt, body)
         if reply.status != 200:
             return refusal(reply.status, body, reply.headers)
-        return judge(reply.status, body, self.task.kind)
+        return self.check(judge(reply.status, body, self.task.kind), body)
+
+    def check(self, outcome: Outcome, body: bytes) -> Outcome:
+        """Return the outcome, or what is wrong with the vectors of an answer that looks well."""
+        if outcome.how is not OK or self.task.kind is not EMBED:
+            return outcome
+        assert isinstance(self.call.body, bytes)
+        return judge_vectors(self.call.body, body) or outcome
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         self.story.attempts.append((start, outcome, began, at))

@@ -119,6 +119,7 @@ class LiveTable {
 // --- cells ---
 const state = (row) => [row.state, row.why, () => [
   el("span", `state ${row.state}`, row.state), row.why ? el("div", "why", row.why) : null,
+  ...(row.unable || []).map((words) => el("div", "why", words)),
 ].filter(Boolean)];
 
 function models(row) {
