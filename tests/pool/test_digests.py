@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from sollol import BadInput, BatchError, NoNodeAvailable
 from sollol.pool.aio import AsyncOllamaPool
-from sollol.sim import ModelSpec, NodeSpec, World
+from sollol.sim import ModelSpec, NodeSpec, World, sim_cluster
 from sollol.sim.loop import run
 from tests.pool.universe import texts
 
@@ -185,3 +186,20 @@ def test_equal_digests_are_no_matter() -> None:
 def test_settings_that_cannot_be_used_say_so(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="digests"):
         AsyncOllamaPool([], **wrong)
+
+
+def test_a_pool_keeps_its_digest_in_another_event_loop_and_when_it_is_pickled() -> None:
+    specs = [NodeSpec(models=(ModelSpec("m", "embed", digest=digest),), seed=1) for digest in (OLD, NEW)]
+    with sim_cluster(specs) as nodes:
+        for first in nodes.urls, nodes.urls[::-1]:
+            pool = AsyncOllamaPool(first)
+
+            async def use(pool: AsyncOllamaPool) -> str:
+                return str((await pool.embed("m", "x")).routing.node)
+
+            used = {asyncio.run(use(pool)) for _ in range(4)}
+            assert used == {first[0].removeprefix("http://")}  # as many nodes of each: the one added first
+            copy = pickle.loads(pickle.dumps(pool))
+            copy.remove_node(first[0])
+            copy.add_node(first[0])  # the order alone would choose the other now
+            assert asyncio.run(use(copy)) in used

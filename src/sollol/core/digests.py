@@ -23,7 +23,8 @@ FOR_CHAT, FOR_EMBED = 1, 2  # what the digests of a market were checked for
 def review(ledger: Ledger, market: Market, use: int) -> None:
     """Choose the digest of a model again, after its nodes or their versions have changed."""
     market.checked = use
-    lanes = [lane for lane in market.lanes.values() if lane.node.up]
+    # In the order in which the nodes were added, whichever of them answered first.
+    lanes = [lane for key in ledger.fleet.nodes if (lane := market.lanes.get(key)) is not None and lane.node.up]
     found = digests_of(lanes)
     one = use == FOR_EMBED or ledger.fleet.one_digest
     pinned = ledger.fleet.pinned.get(market.model, "")
@@ -31,6 +32,7 @@ def review(ledger: Ledger, market: Market, use: int) -> None:
         market.digest = next((digest for digest in found if digest.startswith(pinned)), pinned)
     elif one and found and market.digest not in found:
         before, market.digest = market.digest, chosen(lanes)
+        ledger.fleet.used[market.model] = market.digest
         if before:
             ledger.out.append(Notice(_gone(market, before)))
     market.mixed = len(found) > 1 or (bool(pinned) and any(digest != market.digest for digest in found))

@@ -119,6 +119,7 @@ class Fleet:
         self.lengths = Lengths()
         self.unable: dict[str, NodeState] = {}  # nodes that cannot do something
         self.pinned: Mapping[str, str] = {}  # model -> the digest, or the beginning of one, that embeddings use
+        self.used: dict[str, str] = {}  # model -> the digest that embeddings have used, also before this fleet
         self.one_digest = False  # chats use one digest, too
 
     def learn_unable(self, node: NodeState, task: Task, outcome: Outcome, at: Micros) -> None:

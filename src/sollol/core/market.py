@@ -57,7 +57,7 @@ class Market:
         self.inflight_cost = 0.0
         self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
         self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
-        self.digest = ""  # the version that embeddings use (`core.digests`)
+        self.digest = fleet.used.get(model, "")  # the version that embeddings use (`core.digests`)
         self.mixed = False  # nodes have others, too
         self.checked = 0  # what the digests were checked for, since the last change
         self.told = ""  # of them

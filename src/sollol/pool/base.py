@@ -77,6 +77,7 @@ class PoolBase:
         self._strategy = check_strategy(routing_strategy or RoutingStrategy.INTELLIGENT)
         self._one_digest = check_mixed_digests(on_mixed_digests) == "one"
         self._pinned = check_digests(digests)
+        self._used_digests: dict[str, str] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
         self._seed = seed
@@ -102,7 +103,7 @@ class PoolBase:
         self._made = True
         engine = Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
         engine.use_strategy(self._strategy)
-        engine.use_digests(self._one_digest, self._pinned)
+        engine.use_digests(self._one_digest, self._pinned, self._used_digests)
         return engine
 
     # --- processes ---
@@ -129,11 +130,14 @@ class PoolBase:
             "timeout": self.timeout,
             "on_mixed_digests": "one" if self._one_digest else "allow",
             "digests": self._pinned,
+            "used": dict(self._used_digests),
             "seed": self._seed,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        used = state.pop("used")
         PoolBase.__init__(self, **state)
+        self._used_digests.update(used)
 
     def count(self, ok: bool) -> None:
         """A call was answered, or not."""
@@ -176,7 +180,7 @@ class PoolBase:
         self._one_digest = check_mixed_digests(on_mixed_digests) == "one"
         self._pinned = check_digests(digests)
         if self._engine is not None:
-            self._engine.use_digests(self._one_digest, self._pinned)
+            self._engine.use_digests(self._one_digest, self._pinned, self._used_digests)
 
     def _wish(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> Wish:
         """What a caller says of a call, with the pool's own defaults; checked."""

@@ -120,9 +120,12 @@ class Engine:
         nodes = self.scheduler.fleet.nodes.values()
         return {node.key: digest for node in nodes if (digest := node.digests.get(model, ""))}
 
-    def use_digests(self, one: bool, pinned: Mapping[str, str]) -> None:
-        """Set whether chats use one version of a model, too, and which versions are pinned."""
+    def use_digests(self, one: bool, pinned: Mapping[str, str], used: dict[str, str]) -> None:
+        """Set whether chats use one version of a model, too, and which versions are pinned.
+
+        `used`: the versions that embeddings have used, also those of an engine before this one; kept up to date."""
         fleet = self.scheduler.fleet
+        fleet.used = used
         fleet.one_digest = one
         fleet.pinned = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
         for market in fleet.markets.values():

@@ -36,7 +36,9 @@ class LoopThread(PoolBase):
         self._inner: AsyncOllamaPool | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        used = state.pop("used")
         LoopThread.__init__(self, **state)
+        self._used_digests.update(used)
 
     def _leave_process(self) -> Any:
         left = (super()._leave_process(), self._lock, self._loop, self._thread, self._inner)
