@@ -364,7 +364,8 @@ def explained(path: str, content: Mapping[str, Any], problem: str, known: Mappin
 
 
 def _sentence(place: str, raw: Any, problem: str) -> str:
-    shown = re.sub(r"//[^/@\s]*@", "//***@", repr(raw))  # a password never reaches a log
+    shown = re.sub(r"(['\"]api_key['\"]: )(['\"]).*?\2", r"\1'***'", repr(raw))
+    shown = re.sub(r"//[^/@\s]*@", "//***@", shown)  # a password never reaches a log
     return f"{place}: {shown} cannot be used; {problem}"
 
 

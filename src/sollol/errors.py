@@ -95,10 +95,16 @@ class BatchError(SollolError):
 
 
 class StreamBroken(SollolError):
-    """A streamed answer ended before it was complete. `received` is the text that had arrived."""
+    """A streamed answer ended before it was complete.
 
-    def __init__(self, message: str, received: str = "") -> None:
+    What had arrived: `received`, the text; `thinking`, the thoughts; `tool_calls`, as the node wrote them."""
+
+    def __init__(
+        self, message: str, received: str = "", thinking: str = "", tool_calls: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self.received = received
+        self.thinking = thinking
+        self.tool_calls = list(tool_calls)
         super().__init__(message)
 
 

@@ -308,3 +308,27 @@ def test_top_and_explain_read_a_gateway(tmp_path: Path) -> None:
         explained = sollol(tmp_path, "explain", number, "--url", url)
         assert explained.returncode == 0, explained.stderr
         assert nodes.urls[0].removeprefix("http://") in explained.stdout
+
+
+FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+from sollol.cli.serving import _allow_open_files
+_allow_open_files()
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.parametrize(
+    ("soft", "hard", "told"),
+    [(256, 8192, "Open files: 8,192 (the limit was 256)."), (256, 512, "at most 512 open files"), (8192, 8192, "")],
+)
+def test_a_low_limit_of_open_files_is_raised_and_told(tmp_path: Path, soft: int, hard: int, told: str) -> None:
+    script = FILES.format(soft=soft, hard=hard)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(hard)
+    assert told in done.stderr
+    assert bool(told) is bool(done.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sollol.core.stalls import STALL_LEAST
-from sollol.errors import DeadlineExceeded
+from sollol.errors import DeadlineExceeded, StreamBroken
 from sollol.sim import ModelSpec, run
 from tests.pool.breaking import MESSAGES, MODEL, RATE, WORDS, Heard, Stage, staged, talker
 
@@ -145,5 +145,36 @@ def test_an_answer_that_only_repeats_itself_is_an_end_and_costs_no_retry() -> No
                 assert heard.text.endswith("." * 30)
                 assert heard.last.done_reason == "length"
             assert len(stage.transport.sent) == 30
+
+    run(main())
+
+
+# --- what is said of a stream that broke -----------------------------------------------------------------------------
+
+
+def test_a_broken_stream_names_what_was_received_of_thoughts_too() -> None:
+    async def main() -> None:
+        model = ModelSpec(MODEL, size_bytes=2_000_000_000, thinking=True, words=WORDS)
+        async with staged([talker(1, models=(model,))], [("cut_after", 6)]) as stage:
+            heard = await listened(stage, think=True)
+            assert isinstance(heard.error, StreamBroken)
+            assert heard.error.thinking
+            assert f"{len(heard.error.received)} characters, {len(heard.error.thinking)} characters of thinking" in str(
+                heard.error
+            )
+
+    run(main())
+
+
+def test_a_pool_does_not_wait_for_nodes_that_drop_what_it_sends() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with staged([talker(1), talker(2)]) as stage:
+            stage.world[stage.world.endpoints[0].key].black_hole()
+            await asyncio.sleep(120)
+            for ask in (stage.pool.list, stage.pool.ps, stage.pool.version):
+                began = loop.time()
+                assert await ask()
+                assert loop.time() - began < 0.1
 
     run(main())

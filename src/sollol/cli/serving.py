@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sollol.gateway.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
+FEW_FILES = 4096  # below it a busy gateway may run out
 WATCH_S = 2.0  # how often the files are looked at
 # Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -38,11 +39,19 @@ def _allow_open_files() -> None:
         import resource
     except ImportError:  # Windows has no such limit
         return
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (ValueError, OSError):  # macOS allows less than it says
-        pass
+        hard = soft
+    if 0 <= hard < FEW_FILES:
+        warn(
+            f"at most {hard:,} open files, enough for {max(0, hard - 50) // 2:,} requests at a time: "
+            "raise the hard limit (ulimit -Hn, LimitNOFILE= of the unit)"
+        )
+    elif hard != soft:
+        allowed = f"{hard:,}" if hard >= 0 else "without limit"
+        note(f"Open files: {allowed} (the limit was {soft:,}).")
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

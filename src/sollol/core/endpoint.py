@@ -15,17 +15,20 @@ from urllib.parse import unquote, urlsplit
 from sollol.errors import BadInput
 
 DEFAULT_PORT = 11434
+_KEY = re.compile(r"[\x21-\x7e]+\Z")
 _HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?\Z")
 
 
 class Endpoint(NamedTuple):
-    """A node's address. `prefix` is a path in front of `/api` ("" for none); `auth` is "user:password" or ""."""
+    """A node's address. `prefix` is a path in front of `/api` ("" for none); `auth` is "user:password" or "";
+    `api_key` is sent as a bearer token, "" for none."""
 
     host: str
     port: int = DEFAULT_PORT
     scheme: str = "http"
     prefix: str = ""
     auth: str = ""
+    api_key: str = ""
 
     @property
     def key(self) -> str:
@@ -60,15 +63,24 @@ def parse_endpoint(value: Any, *, default_port: int = DEFAULT_PORT) -> Endpoint:
 
 
 def _from_mapping(value: Mapping[str, Any], default_port: int) -> Endpoint:
-    if "url" in value:
-        return _from_text(str(value["url"]), default_port)
-    if "host" not in value:
+    if "url" not in value and "host" not in value:
         raise _bad(value)
+    found = _from_text(str(value["url"] if "url" in value else value["host"]), default_port)
     port = value.get("port", None)
-    found = _from_text(str(value["host"]), default_port)
-    if port is None:
-        return found
-    return found._replace(port=_port(port, value))
+    if port is not None and "url" not in value:
+        found = found._replace(port=_port(port, value))
+    api_key = value.get("api_key", None)
+    return found if api_key is None else with_key(found, api_key)
+
+
+def with_key(node: Endpoint, api_key: Any) -> Endpoint:
+    """The node, called with a bearer token. Raises BadInput, which does not repeat it."""
+    if not isinstance(api_key, str) or not _KEY.match(api_key):
+        what = (
+            "empty" if api_key == "" else f"a {type(api_key).__name__}" if not isinstance(api_key, str) else "not one"
+        )
+        raise BadInput(f"api_key of node {node.url} is {what}; expected a token of visible ASCII characters")
+    return node._replace(api_key=api_key)
 
 
 def _from_text(text: str, default_port: int) -> Endpoint:
@@ -116,6 +128,8 @@ def _port(port: Any, value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and "api_key" in value:
+        value = {**value, "api_key": "***"}
     text = value if isinstance(value, str) else repr(value)
     return repr(re.sub(r"//[^/@]*@", "//***@", text))
 
@@ -123,5 +137,5 @@ def _shown(value: Any) -> str:
 def _bad(value: Any) -> BadInput:
     return BadInput(
         f"node {_shown(value)} is not an address; expected 'host', 'host:port', 'http://host:port', "
-        "{'host': ..., 'port': ...} or {'url': ...}"
+        "{'host': ..., 'port': ...} or {'url': ...}, both also with 'api_key'"
     )

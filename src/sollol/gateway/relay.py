@@ -105,6 +105,7 @@ class StreamRelay(StreamJob):
         self.transport = transport
         self._unread: list[bytes] | None = None if said is None else said.unread
         self.refused = b""  # the event in which a node refused an answer that had begun
+        self.parts = self.part_bytes = 0  # passed on without being read
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -149,6 +150,9 @@ class StreamRelay(StreamJob):
             unread.append(piece)
             if len(unread) >= UNREAD:
                 said.read()
+        else:
+            self.parts += 1
+            self.part_bytes += len(piece)
 
     def settle(self, action: Settle, at: Micros) -> None:
         if self._said is not None:
@@ -168,6 +172,12 @@ class StreamRelay(StreamJob):
         if not request.has_begun:
             request.begin_with(200, self.tongue.type_line, routing_lines(self, settled.attempt))
         request.end(self.tongue.framed(self.last))
+
+    def came(self, text: str, thinking: str, tool_calls: int) -> str:
+        """Parts are counted where they are not read: those of answers that are more than plain text."""
+        if self._unread is not None:
+            return super().came(text, thinking, tool_calls)
+        return f"{self.parts} parts, {self.part_bytes} bytes"
 
     def break_off(self, settled: Settle) -> None:
         """The answer cannot go on: said as an error, in the words of the request."""

@@ -395,6 +395,8 @@ class Connection(Writer, asyncio.Protocol):
         if self._head_size > self._limits.head_bytes:
             self._refuse(_faults.head_too_large(self.url, self._limits.head_bytes))
         if not self._status:  # otherwise it is a trailer
+            if len(name) == 16 and name.lower() == b"content-encoding" and value.strip().lower() != b"identity":
+                self._refuse(_faults.encoded(self.url, value))
             self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:

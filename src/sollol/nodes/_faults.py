@@ -56,6 +56,13 @@ def not_http(url: str, error: Exception) -> TransportFault:
     return TransportFault(Fault.PROTOCOL, f"{url} sent what is not HTTP: {_one_line(error)}")
 
 
+def encoded(url: str, coding: bytes) -> TransportFault:
+    """A body that was compressed though nobody asked for that."""
+    told = coding[:40].decode("latin-1").strip() or "an encoding without a name"
+    why = "which it was not asked to do: have the proxy in front of it pass answers on as they are"
+    return TransportFault(Fault.PROTOCOL, f"{url} answers in {told}, {why}")
+
+
 def odd_status(url: str, status: int) -> TransportFault:
     return TransportFault(Fault.PROTOCOL, f"{url} answered with status {status:03d}, which answers nothing")
 

@@ -49,7 +49,9 @@ class RequestHeads:
         self._node = node
         self._cache: dict[tuple[str, str, str, bool], bytes] = {}
         self._defaults = {"host": _host_value(node), "user-agent": "sollol", "accept": "*/*"}
-        if node.auth:
+        if node.api_key:
+            self._defaults["authorization"] = f"Bearer {node.api_key}"
+        elif node.auth:
             self._defaults["authorization"] = "Basic " + base64.b64encode(node.auth.encode()).decode()
 
     def for_call(self, call: Call) -> bytes:

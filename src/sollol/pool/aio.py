@@ -410,9 +410,10 @@ class AsyncOllamaPool(PoolBase):
 
     # --- nodes and the end ---
 
-    def add_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
-        """Add a node (a host, or a URL). False if it is in the pool already."""
-        endpoint = self._take_node(host, port)
+    def add_node(self, host: Any, port: int = DEFAULT_PORT, *, api_key: str | None = None) -> bool:
+        """Add a node (a host, or a URL), called with a bearer token if there is an `api_key`. False if it is in the
+        pool already."""
+        endpoint = self._take_node(host, port, api_key)
         if endpoint is not None and (engine := self._engine_here()) is not None:
             engine.add(endpoint)
         return endpoint is not None

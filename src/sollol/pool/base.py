@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import sollol
-from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint
+from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
@@ -199,8 +199,10 @@ class PoolBase:
         fleet = self._engine.scheduler.fleet.nodes if self._engine else {}
         return [NodeView(endpoint, fleet.get(key)) for key, endpoint in list(self._endpoints.items())]
 
-    def _take_node(self, host: Any, port: int) -> Endpoint | None:
+    def _take_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:
         endpoint = _endpoint(host, port)
+        if api_key is not None:
+            endpoint = with_key(endpoint, api_key)
         if endpoint.key in self._endpoints:
             return None
         self._endpoints[endpoint.key] = endpoint

@@ -138,7 +138,19 @@ def _post(path: str, body: Mapping[str, Any]) -> Call:
 class Said:
     """What the caller has received of an answer, over all the nodes that gave it."""
 
-    __slots__ = ("_exact", "_parts", "_tokens", "body", "decode_us", "kind", "model", "seams", "unread")
+    __slots__ = (
+        "_exact",
+        "_parts",
+        "_tokens",
+        "body",
+        "decode_us",
+        "kind",
+        "model",
+        "seams",
+        "thoughts",
+        "tool_calls",
+        "unread",
+    )
 
     def __init__(self, kind: Kind, body: Mapping[str, Any]) -> None:
         self.kind = kind
@@ -150,6 +162,8 @@ class Said:
         self._tokens = 0  # a line of a stream is a token
         self.unread: list[bytes] = []  # parts as they came: always this list, see `hear`
         self._exact = True
+        self.thoughts: list[str] = []
+        self.tool_calls: list[Any] = []
 
     @property
     def text(self) -> str:
@@ -195,6 +209,8 @@ class Said:
             said = line.message or line
             if said.thinking or said.tool_calls:
                 self._exact = False
+                self.thoughts.append(said.thinking or "")
+                self.tool_calls += said.tool_calls or ()
             texts.append(line.response or (line.message.content if line.message else "") or "")
         return texts
 

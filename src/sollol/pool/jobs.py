@@ -335,10 +335,21 @@ class StreamJob(CallJob):
     def error(self) -> SollolError | None:
         error = super().error()
         if error is not None and self._begun_at and not isinstance(error, DeadlineExceeded):
-            text = f"the answer broke off after {len(self.received)} characters: {error}"
-            error = StreamBroken(text, self.received)
+            text, heard = self.received, self._heard
+            thinking = "".join(heard.thoughts)
+            message = f"the answer broke off after {self.came(text, thinking, len(heard.tool_calls))}: {error}"
+            error = StreamBroken(message, text, thinking, heard.tool_calls)
             error.task_id = self.task.id
         return error
+
+    def came(self, text: str, thinking: str, tool_calls: int) -> str:
+        """What the caller has received, in words."""
+        told = [f"{len(text)} characters"]
+        if thinking:
+            told.append(f"{len(thinking)} characters of thinking")
+        if tool_calls:
+            told.append(f"{tool_calls} tool call{'s' if tool_calls > 1 else ''}")
+        return ", ".join(told)
 
 
 def _as_it_is(line: bytes) -> bytes:
