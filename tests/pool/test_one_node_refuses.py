@@ -211,6 +211,21 @@ def test_two_nodes_fail_in_the_same_words_and_another_is_well(status: int, body:
     on_stage(well, lambda key, call, number: None if key == last else (status, body, {}), act)
 
 
+def test_a_call_that_fails_everywhere_opens_no_breaker_for_others() -> None:
+    def script(key: str, call: Call, number: int) -> Told | None:
+        return (500, error("the runner died"), {}) if b"poison" in bytes(call.body) else None  # type: ignore[arg-type]
+
+    async def act(stage: Stage) -> None:
+        await asyncio.gather(*(stage.pool.chat(CHAT, HELLO, options={"num_predict": 2}) for _ in range(6)))
+        for _ in range(10):
+            with pytest.raises(ResponseError, match="the runner died"):
+                await stage.pool.chat(CHAT, [{"role": "user", "content": "poison"}])
+            for state in stage.pool.engine.scheduler.fleet.nodes.values():
+                assert all(lane.breaker.closed for lane in state.lanes.values())
+
+    on_stage(3, script, act)
+
+
 # --- a node with many models ------------------------------------------------------------------------------------------
 
 

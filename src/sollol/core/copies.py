@@ -90,7 +90,7 @@ class Copies:
     def _try_copy(self, opened: OpenTask, late: Attempt, hedger: Hedger, at: Micros) -> bool:
         """Send a second copy, if another node has a free slot and it pays."""
         task, market = opened.task, late.lane.market
-        tried = {*opened.tried, late.lane.node.key}
+        tried = {*opened.tried, late.lane.node.key, *self._ledger.fleet.unable_for(task, at)}
         ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.free(at))
         # A copy that must load the model first comes late itself, and may put out what others use.
         lanes = [lane for lane in ready if not lane.startup_us(task.options)]

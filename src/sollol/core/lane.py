@@ -19,7 +19,7 @@ from sollol.core.guard import FAULTS, Guard
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
 from sollol.core.suspicion import ListLength
-from sollol.core.types import NEVER, OK, SECOND, Key, Mark, Micros, Outcome, Task, Timing
+from sollol.core.types import NEVER, OK, SECOND, How, Key, Mark, Micros, Outcome, Task, Timing
 
 if TYPE_CHECKING:
     from sollol.core.fleet import NodeState
@@ -332,6 +332,8 @@ class Lane:
         faults = self.node.faults
         if outcome.how is OK:
             self.faults = self.contradicted = 0
+        elif outcome.how is How.REFUSED:
+            self.faults = 0
         elif outcome.how in FAULTS:
             self.faults += 1
         if faults.record(self.model, at, outcome):

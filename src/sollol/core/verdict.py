@@ -134,7 +134,17 @@ class Verdicts:
         if verdict is None:
             ledger.settle_no_node(opened, message, at)
             return
+        if verdict.outcome.how is How.FAILED:
+            self._absolve(opened, verdict.attempt.lane, at)
         ledger.settle(opened, replaced(verdict.outcome, how=How.REFUSED), verdict.attempt.id)
+
+    def _absolve(self, opened: OpenTask, last: Lane, at: Micros) -> None:
+        """The failure went with the call from node to node: it opens no breaker for other calls."""
+        for key in opened.tried:
+            lane = last.market.lanes.get(key)
+            if lane is not None and lane.last_good_us >= 0:
+                lane.record(at, Outcome(How.REFUSED))
+                lane.unsettle()
 
     def answered(self, opened: OpenTask, at: Micros) -> None:
         """A node has answered what another one refused: that one may be unable, if it happens again and again."""

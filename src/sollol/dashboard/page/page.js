@@ -117,7 +117,7 @@ class LiveTable {
 }
 
 // --- cells ---
-const state = (row) => [row.state, row.why, () => [
+const state = (row) => [row.state, row.why, (row.unable || []).join(), () => [
   el("span", `state ${row.state}`, row.state), row.why ? el("div", "why", row.why) : null,
   ...(row.unable || []).map((words) => el("div", "why", words)),
 ].filter(Boolean)];
