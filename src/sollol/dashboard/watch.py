@@ -100,6 +100,8 @@ class Watch:
             "running": [],
             "recent": [],
             "calibration": {"median": None, "p90": None, "count": 0},
+            "mixed_digests": {},
+            "notices": [],
         }
 
     async def explain(self, task_id: int) -> dict[str, Any]:
