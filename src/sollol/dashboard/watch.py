@@ -61,6 +61,7 @@ class Watched:
             "failed_requests": 0,
             "batch_throughput": 0.0,
             "items": 0,
+            "unable": [],
             "models": sorted(facts.models) if facts else [],
             "loaded": [
                 {"model": name, **model._asdict(), "processor": processor_of(model)}
