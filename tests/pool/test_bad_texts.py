@@ -184,6 +184,22 @@ def test_the_only_node_fails_for_a_while() -> None:
     assert ran.pauses == 1
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_most_texts_are_bad(nodes: int) -> None:
+    bad = set(random.Random(nodes).sample(range(300), 250))
+    assert set(batch(300, nodes, failing(bad)).result.errors) == bad
+    bad = set(range(19))
+    assert set(batch(20, nodes, failing(bad)).result.errors) == bad
+
+
+def test_a_runner_that_dies_on_long_lists_and_on_texts() -> None:
+    bad = set(random.Random(3).sample(range(1000), 10))
+    always = failing(bad)
+    ran = batch(1000, 2, lambda key, texts: always(key, texts) or ("EOF" if len(texts) > 8 else None), "cut")
+    assert set(ran.result.errors) == bad
+    assert ran.pauses == 0
+
+
 def test_bad_texts_of_an_iterator() -> None:
     bad = {0, 7, 900, 2500}
     ran = batch(3000, 2, failing(bad), source=iter)

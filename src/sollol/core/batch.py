@@ -149,6 +149,7 @@ class Batch:
         self.refused_on: set[str] = set()  # nodes that refused the call as such
         self.refused_alone = 0  # single items refused before anything succeeded
         self.failures_in_a_row = 0
+        self.fresh_failures = 0  # of items that had not failed before
         self.failing_since: Micros = 0
         self.stuck_since: Micros | None = None
         self.look_at: Micros | None = None  # a takeover is to be considered again then

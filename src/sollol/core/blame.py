@@ -12,6 +12,8 @@ from sollol.core.ranges import Ranges
 from sollol.core.suspicion import CONTROL_AFTER, TRIES_MOST, tries_needed
 from sollol.core.types import SECOND, Decision, How, Micros, Outcome
 
+HOPELESS: Final = 24  # failures before a batch that never succeeded is given up, or fewer that take its patience
+HOPELESS_LEAST: Final = 6
 OPENED_BY: Final = 16  # faults that open any breaker
 
 
@@ -40,6 +42,19 @@ class Blame:
             lane.unsettle()
         elif lane.breaker.closed:
             self.control(opened, batch, lane, at)
+
+    def is_hopeless(self, batch: Batch, attempt: Attempt, patience_us: Micros, at: Micros) -> bool:
+        """Count a failed chunk. Return True if nothing of the batch ever succeeded, and nothing is likely to."""
+        batch.failures_in_a_row += 1
+        batch.fresh_failures += not attempt.tries
+        if batch.failures_in_a_row == 1:
+            batch.failing_since = at
+        if batch.answered:
+            return False
+        # As long as some items were not tried at all, only first tries count: many of the first may be bad.
+        untried = not batch.closed or any(piece.clean for piece in batch.pending)
+        failures = batch.fresh_failures if untried else batch.failures_in_a_row
+        return failures >= HOPELESS or (failures >= HOPELESS_LEAST and at - batch.failing_since > patience_us)
 
     def share(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """Count a failure for the other attempts that have the same items, after a takeover."""

@@ -19,8 +19,6 @@ from sollol.core.value import replaced
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
 FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
 FEED_LEAST = 256
-HOPELESS = 24  # failures in a row before a batch that never succeeded is given up, or fewer that take PATIENCE
-HOPELESS_LEAST = 6
 REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
 SPARED_TIMES = 20  # in mode `async`: a node so many times slower than the best one is not used in its stead
 SAMPLE_AFTER = 3  # failures before anything succeeded: from then on items are taken from all over the batch
@@ -312,11 +310,7 @@ class Chunks:
     def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
         """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
         if outcome.how is How.FAILED:
-            batch.failures_in_a_row += 1
-            if batch.failures_in_a_row == 1:
-                batch.failing_since = at
-            long = batch.failures_in_a_row >= HOPELESS_LEAST and at - batch.failing_since > PATIENCE
-            return not batch.answered and (long or batch.failures_in_a_row >= HOPELESS)
+            return self.blame.is_hopeless(batch, attempt, PATIENCE, at)
         if batch.answered:
             return False
         market = attempt.lane.market
