@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     given: dict[str, Any] = {"models": MODELS, "loaded": (CHAT, EMBED), "embed_items_per_s": 20_000.0}
+    given |= {"decode_tokens_per_s": 5_000.0, "prefill_tokens_per_s": 50_000.0}
     specs = [NodeSpec(seed=0, vram_bytes=0, cpu_slowdown=1.0, **given), *(NodeSpec(seed=i, **given) for i in (1, 2))]
     with sim_cluster(specs) as running:
         yield running
@@ -119,8 +120,16 @@ def test_every_path_keeps_the_rest(verb: str, caller: Caller) -> None:
     task, _ = caller.call(verb, mode="reliable", priority=8, hedge=False, timeout=30)
     assert (task.mode, task.priority, task.hedge) == ("reliable", 8, False)
     assert task.deadline_us is not None
-    with pytest.raises(DeadlineExceeded):
-        caller.call(verb, timeout=1e-6)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_path_ends_when_its_time_is_over(verb: str, caller: Caller, cluster: Cluster) -> None:
+    cluster.do(lambda nodes: [node.slow(1e6) for node in nodes])
+    try:
+        with pytest.raises(DeadlineExceeded):
+            caller.call(verb, timeout=0.2)
+    finally:
+        cluster.do(lambda nodes: [node.heal() for node in nodes])
 
 
 @pytest.mark.parametrize("verb", VERBS)
