@@ -286,7 +286,11 @@ class _Follower:
             self._tell(EventType.OLLAMA_RESPONSE, node, details, kept)
             return
         details |= {"error": event.outcome.message, "outcome": event.outcome.how.value}
-        severity = "warning" if event.outcome.how in (How.BUSY, How.REFUSED, How.MISSING, How.UNABLE) else "error"
+        severity = (
+            "warning"
+            if event.outcome.how in (How.BUSY, How.REFUSED, How.MISSING, How.UNABLE, How.UNSUITED, How.LOCKED, How.OURS)
+            else "error"
+        )
         self._tell(EventType.OLLAMA_ERROR, node, details, kept, severity)
 
     def _aborted(self, attempt: int, at: Micros) -> None:

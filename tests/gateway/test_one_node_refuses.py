@@ -107,10 +107,10 @@ def test_another_status_of_one_node(status: int) -> None:
 
 def test_a_list_over_a_node_that_lacks_the_route() -> None:
     with beside() as (client, asked):
-        for _ in range(3):
+        for _ in range(8):
             answer = client.post("/api/embed", json={"model": EMBED, "input": [f"text {i}" for i in range(100)]})
             assert answer.status_code == 200
-        assert asked.count("/api/embed") <= 2
+        assert asked.count("/api/embed") <= 4  # one, unless it was taken for down in between
         rows = client.get("/sollol/snapshot").json()["nodes"]
         assert [bool(row["unable"]) for row in rows] == [True, False]
 

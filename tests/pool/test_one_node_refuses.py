@@ -300,6 +300,30 @@ def test_retry_after_is_waited_for(status: int, headers: dict[str, str]) -> None
     on_stage(1, script, act)
 
 
+def test_a_batch_waits_as_well() -> None:
+    def script(key: str, call: Call, number: int) -> Told | None:
+        return (503, error("later"), {"retry-after": "20"}) if number in (1, 5) else None
+
+    async def act(stage: Stage) -> None:
+        result = await stage.pool.embed_batch(EMBED, texts(200))
+        assert not result.errors
+        assert 40 <= result.report.seconds <= 44
+
+    on_stage(1, script, act)
+
+
+@pytest.mark.parametrize("text", ["-5", "soon", "", "1e9", "99999999999999999999", "Thu, 99 Jan 2026 00:00:20 GMT"])
+def test_a_retry_after_that_means_nothing(text: str) -> None:
+    def script(key: str, call: Call, number: int) -> Told | None:
+        return (503, error("later"), {"retry-after": text}) if number == 1 else None
+
+    async def act(stage: Stage) -> None:
+        await stage.pool.chat(CHAT, HELLO)
+        assert stage.transport.times[1] <= 700
+
+    on_stage(1, script, act)
+
+
 def test_retry_after_beyond_the_callers_time_is_passed_on() -> None:
     async def act(stage: Stage) -> None:
         began = asyncio.get_running_loop().time()
