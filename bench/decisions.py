@@ -28,7 +28,7 @@ from sollol.core.messages import Action, Event, Finished, FirstToken, NodeAdded,
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import SECOND, How, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
 from sollol.observe.journal import Journal
-from sollol.policies.limits import ThroughputLimiter
+from sollol.policies.limits import LearnedLimit
 from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
@@ -131,7 +131,7 @@ class Desk:
     """A scheduler with a journal whose nodes answer at once; what is timed is what a gateway does for each request."""
 
     def __init__(self, nodes: int, slots: int) -> None:
-        policies = default_policies()._replace(limiter=lambda: ThroughputLimiter(slots, slots))
+        policies = default_policies()._replace(limiter=lambda: LearnedLimit(slots, slots))
         self.scheduler = Scheduler(policies, random.Random(1))
         self.journal = Journal()
         self.at = self.serial = 0

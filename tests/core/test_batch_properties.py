@@ -17,7 +17,7 @@ from sollol.core.market import Market
 from sollol.core.ranges import Ranges
 from sollol.core.types import Decision, Kind, Task
 from sollol.policies.breaker import ConsecutiveBreaker
-from sollol.policies.limits import ThroughputLimiter
+from sollol.policies.limits import LearnedLimit
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=120)
 
@@ -25,8 +25,7 @@ FIXED = settings(derandomize=True, deadline=None, max_examples=120)
 def lanes(count: int) -> list[Lane]:
     market = Market("m:latest", Fleet())
     return [
-        Lane(NodeState(Endpoint(f"10.0.0.{i + 1}")), market, ThroughputLimiter(), ConsecutiveBreaker())
-        for i in range(count)
+        Lane(NodeState(Endpoint(f"10.0.0.{i + 1}")), market, LearnedLimit(), ConsecutiveBreaker()) for i in range(count)
     ]
 
 

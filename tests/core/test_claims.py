@@ -13,7 +13,7 @@ from sollol.core.messages import Event, Finished, NodeAdded, NodeSeen, Start, Su
 from sollol.core.scheduler import Scheduler
 from sollol.core.serving import QUIET
 from sollol.core.types import OK, SECOND, Decision, Kind, LoadedModel, Micros, NodeFacts, Outcome, Task, Timing
-from sollol.policies.limits import ThroughputLimiter
+from sollol.policies.limits import LearnedLimit
 from sollol.policies.routing import CompletionRouter
 from sollol.pool.engine import default_policies
 
@@ -45,7 +45,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.router = Asked()
-        policies = default_policies()._replace(router=self.router, limiter=lambda: ThroughputLimiter(1, 1))
+        policies = default_policies()._replace(router=self.router, limiter=lambda: LearnedLimit(1, 1))
         self.scheduler = Scheduler(policies, random.Random(1))
         self.at = self.task = 0
         self.running: dict[str, Start] = {}

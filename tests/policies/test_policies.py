@@ -37,9 +37,9 @@ FIXED = settings(derandomize=True, deadline=None, max_examples=100)
 # --- limits ----------------------------------------------------------------------------------------------
 
 
-def learn(slots: int, gain: float, answers: int, wanted: bool = True) -> limits.ThroughputLimiter:
+def learn(slots: int, gain: float, answers: int, wanted: bool = True) -> limits.LearnedLimit:
     """A node whose throughput grows by `gain` for each further slot, up to `slots`."""
-    limiter = limits.ThroughputLimiter()
+    limiter = limits.LearnedLimit()
     for _ in range(answers):
         used = min(limiter.limit, slots)
         rate = 1 + gain * (used - 1)
@@ -59,10 +59,69 @@ def test_the_limiter_finds_four_slots() -> None:
 def test_a_slot_on_trial_is_not_proven_until_two_windows_agree() -> None:
     assert max(learn(1, 0.9, n).proven for n in range(0, 400, 7)) == 1
     assert learn(slots=4, gain=0.9, answers=400).proven == 4
-    lucky = limits.ThroughputLimiter()  # one window in which the answers happened to be short
-    for amount in [*[100.0] * (limits.HOLD * limits.WINDOW), *[150.0] * (2 * limits.WINDOW)]:
-        lucky.sample(amount, SECOND, lucky.limit, False, True)
+    lucky = limits.LearnedLimit()  # one window in which the answers happened to be short
+    while lucky.limit == 1:
+        lucky.sample(100.0, SECOND, lucky.limit, False, True)
+    for _ in range(2 * limits.WINDOW):
+        lucky.sample(130.0, SECOND, lucky.limit, False, True)
     assert lucky.limit > lucky.proven == 1
+
+
+def test_first_tokens_beside_each_other_double_the_limit() -> None:
+    limiter = limits.LearnedLimit()
+    limiter.answered(1.0, SECOND, 0, 50e-6, SECOND)
+    limiter.reopen(SECOND)
+    limits_seen = [limiter.limit]
+    while limiter.limit < 64:
+        for responding in range(limiter.proven + 1, limiter.limit + 1):
+            limiter.responded(responding, True, SECOND)
+        limits_seen.append(limiter.limit)
+    assert limits_seen == [2, 4, 8, 16, 32, 64]
+
+
+def test_a_call_that_begins_only_when_another_ends_closes_the_trial_for_a_while() -> None:
+    limiter = limits.LearnedLimit()
+    limiter.answered(1.0, SECOND, 0, 50e-6, 0)
+    limiter.reopen(0)
+    assert limiter.limit == 2
+    limiter.responded(1, True, SECOND)
+    assert limiter.limit == limiter.proven == 1
+    limiter.reopen(SECOND + round((limits.HOLD - 0.1) * SECOND))
+    assert limiter.limit == 1
+    limiter.reopen(SECOND + round((limits.HOLD + 0.1) * SECOND))
+    assert limiter.limit == 2
+
+
+def test_answers_that_waited_inside_the_node_lower_the_limit() -> None:
+    limiter = limits.LearnedLimit()
+    limiter.responded(8, True, 0)
+    assert limiter.proven == 8
+    limiter.answered(8.0, 4 * SECOND, 3 * SECOND, 50e-6, SECOND)
+    assert limiter.limit == limiter.proven == 2
+
+
+@pytest.mark.parametrize(("total_of_four", "kept"), [(4.0, 4), (2.0, 4), (1.4, 4), (1.167, 1)])
+def test_slots_that_share_one_rate_are_not_kept(total_of_four: float, kept: int) -> None:
+    limiter = limits.LearnedLimit()
+    alone = 50e-6
+    limiter.answered(1.0, SECOND, 0, alone, SECOND)
+    limiter.responded(4, True, SECOND)
+    for number in range(4):
+        limiter.answered(4.0, SECOND, 0, alone * total_of_four / 4, (2 + number) * SECOND)
+    assert limiter.proven == kept
+    if kept == 1:
+        limiter.responded(2, True, 6 * SECOND)
+        assert limiter.proven == 1, "two answers at once are no news"
+        assert limiter.slots == 4
+
+
+def test_a_distant_node_gets_what_covers_the_way_there() -> None:
+    limiter = limits.LearnedLimit()
+    limiter.embedded(1.0, 70_000, 10_000, 100.0, SECOND)
+    assert limiter.proven == 7
+    for _ in range(10):
+        limiter.embedded(7.0, 100_000, 40_000, 100.0, SECOND)
+    assert limiter.proven < 7, "they wait in the node"
 
 
 def test_the_limiter_tries_nothing_while_nobody_waits() -> None:
@@ -218,9 +277,10 @@ DECISION = Decision("n", SECOND, "")
 
 def test_there_is_no_second_copy_before_something_was_learned() -> None:
     hedger = hedge.QuantileHedger()
-    for _ in range(hedge.LEAST - 1):
+    for number in range(hedge.LEAST - 1):
+        expected = None if number < hedge.EARLY else pytest.approx(hedge.EARLY_TIMES * SECOND, rel=0.01)
+        assert hedger.after(CHAT, DECISION) == expected
         hedger.learn(CHAT, DECISION, SECOND)
-    assert hedger.after(CHAT, DECISION) is None
     hedger.learn(CHAT, DECISION, SECOND)
     assert hedger.after(CHAT, DECISION) == pytest.approx(hedge.LATER * SECOND, rel=0.01)
 
@@ -265,7 +325,7 @@ def fleet(*speeds: float) -> list[Lane]:
     for number, speed in enumerate(speeds):
         node = NodeState(Endpoint(f"10.0.0.{number + 1}"))
         node.up, node.models = True, {"m:latest": 10**9}
-        lane = Lane(node, market, limits.ThroughputLimiter(), breaker.ConsecutiveBreaker())
+        lane = Lane(node, market, limits.LearnedLimit(), breaker.ConsecutiveBreaker())
         node.lanes["m:latest"] = lane
         market.put(lane)
         lane.loaded_by_us = True
@@ -304,7 +364,7 @@ def test_it_waits_for_a_fast_node_rather_than_take_a_slow_one_but_not_for_ever()
 def test_behind_a_request_a_slot_on_trial_is_no_free_one() -> None:
     lanes = fleet(100, 60)
     limiter = lanes[0].limiter
-    assert isinstance(limiter, limits.ThroughputLimiter)
+    assert isinstance(limiter, limits.LearnedLimit)
     limiter.limit = 2
     occupy(lanes[0], 100 * SECOND)
     assert lanes[0].free(0)

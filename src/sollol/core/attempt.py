@@ -22,6 +22,7 @@ class Attempt:
     """One request under way: what it is, when it began, and when it should end."""
 
     __slots__ = (
+        "area_us",
         "beside",
         "control",
         "cost",
@@ -35,14 +36,17 @@ class Attempt:
         "key",
         "lane",
         "movable",
+        "observed",
         "opened",
         "owed",
+        "responding",
         "rest",
         "resumed",
         "started",
         "started_us",
         "suspect",
         "task",
+        "trial",
         "tries",
         "uncovered",
         "warm_cost",
@@ -71,6 +75,10 @@ class Attempt:
         self.beside = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began
+        self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
+        self.observed = False  # its job reports when the node begins to answer
+        self.responding = False  # the node has begun to answer; assumed of one that is not observed
+        self.area_us = 0.0  # calls in flight on its replica, summed over time, when it began
         self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
         self.items = NOTHING
         self.uncovered: Sequence[tuple[int, int]] = ()  # items that no other attempt has taken over
@@ -94,6 +102,14 @@ class Attempt:
     def heard_us(self) -> Micros:
         """When it was expected to be heard, counted from its start."""
         return self.decision.heard_us(self.task.stream)
+
+    def first_us(self) -> Micros:
+        """The predicted time to the first token in a free slot, without what it was expected to wait for one."""
+        for row in self.decision.rows:
+            if row[0] == self.lane.key:
+                waits_us: float = row[1]
+                return max(0, self.decision.first_us - round(waits_us))
+        return self.decision.first_us
 
     def __repr__(self) -> str:
         return f"<Attempt {self.id} of task {self.task.id} on {self.lane.node.key}>"

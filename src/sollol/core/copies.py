@@ -17,6 +17,9 @@ HEDGE_AGAIN: Final[Micros] = 50 * MILLISECOND  # a late call for whose second co
 COPY_WEIGHT: Final = 0.1  # of the newest copy in the share of those that came first
 COPY_FIRST: Final = 0.5  # and that share before anything is known of it
 HANG_TWICE: Final = 0.2  # of the copies of calls that hang: those that hang, too
+RESTART_TIMES: Final = 3  # the delay after which a copy is due: then a call that found no room for one begins anew
+RESTARTS: Final = 2  # of one call
+RESTART_SHARE: Final = 0.4  # of the copies that came first: else it is the calls that are long
 NO_AHEAD: Final[dict[str, Micros]] = {}
 
 
@@ -59,7 +62,7 @@ class Copies:
         if second and oldest is late:
             return
         if not second:
-            if not self._try_copy(opened, late, hedger, at):
+            if not self._try_copy(opened, late, hedger, at) and not self._restart(opened, late, hedger, at):
                 self.late.setdefault(task.model, {})[late.id] = Late(opened, late, hedger)
                 ledger.at(at + HEDGE_AGAIN, lambda now: self._hedge(opened, late, hedger, now))
             return
@@ -76,6 +79,33 @@ class Copies:
         another = self.send(opened, late, lanes, "late", at)
         self.plan(opened, hedger, another, at)
 
+    def _restart(self, opened: OpenTask, late: Attempt, hedger: Hedger, at: Micros) -> bool:
+        """Send a very late call to its own node anew, if tasks wait and all other replicas are late as well.
+
+        Calls that hang at the same time would otherwise stop all nodes. What was done for it is lost, so it must be
+        far later than answers ever are."""
+        task, lane = opened.task, late.lane
+        others = [other for other in lane.market.lanes.values() if other is not lane and other.usable(at)]
+        if (
+            not others
+            or not lane.market.line.waiting
+            or lane.market.lanes.get(lane.key) is not lane
+            or not lane.node.usable
+        ):
+            return False
+        if not all(other.attempts and other.soonest_us < at for other in others):
+            return False
+        delay_us = hedger.after(task, late.decision)
+        if delay_us is None or at - late.started_us < RESTART_TIMES * delay_us or opened.restarts >= RESTARTS:
+            return False
+        if (self._share(task).value or 0.0) < RESTART_SHARE or not lane.breaker.closed or not hedger.withdraw():
+            return False
+        opened.restarts += 1
+        self._ledger.abort(late, at)
+        another = self.send(opened, late, [lane], "late", at)
+        self.plan(opened, hedger, another, at)
+        return True
+
     def offer(self, market: Market, at: Micros) -> None:
         """An answer came, so a slot may be free: late calls may have it before those who wait for their first one."""
         calls = self.late.pop(market.model)
@@ -91,7 +121,7 @@ class Copies:
         """Send a second copy, if another node has a free slot and it pays."""
         task, market = opened.task, late.lane.market
         tried = {*opened.tried, late.lane.node.key, *self._ledger.fleet.unable_for(task, at)}
-        ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.free(at))
+        ready = (lane for lane in market.shortlist(task, tried, False, at) if lane.ready(at))
         # A copy that must load the model first comes late itself, and may put out what others use.
         lanes = [lane for lane in ready if not lane.startup_us(task.options)]
         if not lanes or not self._pays(opened, late, lanes, hedger, at) or not hedger.withdraw():
@@ -110,7 +140,7 @@ class Copies:
         if not market.line.waiting:
             if hedger is not self._ledger.hedger:
                 return True  # whoever brings his own has decided
-            busy -= len(market.roomy) / len(market.lanes)
+            busy -= sum(lane.ready(at) for lane in market.roomy.values()) / len(market.lanes)
         return (self._share(task).value or 0.0) * late.left_us(at) > busy * self._takes(task, lanes, at)
 
     def _takes(self, task: Task, lanes: list[Lane], at: Micros) -> Micros:

@@ -37,5 +37,5 @@ class Forecast:
         if not lanes:
             return 0
         soonest = min(lane.wait_us(at) for lane in lanes)
-        rate = sum(lane.limiter.limit / max(1.0, lane.latency.read() or SECOND) for lane in lanes)
+        rate = sum(lane.proven / max(1.0, lane.latency.read() or SECOND) for lane in lanes)
         return soonest + round((place - 1) / rate)

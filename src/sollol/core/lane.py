@@ -18,8 +18,9 @@ from sollol.core.estimate import Mean, Rate
 from sollol.core.guard import FAULTS, Guard
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
+from sollol.core.queue import AGEING
 from sollol.core.suspicion import ListLength
-from sollol.core.types import NEVER, OK, SECOND, How, Key, Mark, Micros, Outcome, Task, Timing
+from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Key, Mark, Micros, Outcome, Task, Timing
 
 if TYPE_CHECKING:
     from sollol.core.fleet import NodeState
@@ -31,6 +32,7 @@ RATE_MEMORY: Final[Micros] = 4 * SECOND
 LOAD_BANDWIDTH: Final = 1_000.0
 LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
 DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
+COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before it may put that one out
 OUTLIER: Final = 2.0  # times slower than usual that one answer may count
 CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
 SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how fast the node is compared with others
@@ -47,6 +49,8 @@ class Lane:
     """One model on one node."""
 
     __slots__ = (
+        "_area_at",
+        "_area_us",
         "answers",
         "attempts",
         "breaker",
@@ -82,9 +86,13 @@ class Lane:
         "proven",
         "rank",
         "reliability",
+        "responded_us",
+        "responding",
         "single_faults",
         "soonest_us",
         "steady",
+        "turn_starts",
+        "waiters",
         "warm",
         "work",
     )
@@ -101,7 +109,13 @@ class Lane:
         self.steady = False
         self.rank = 0  # among the lanes of its market, the fastest first
         self.heavy = 0  # of them that would be in another model's way
+        self.turn_starts = 0  # of them that began since another model had the node
         self.soonest_us = NEVER  # when the first of them should end
+        self.responding = 0  # of them whose answer has begun
+        self.responded_us: Micros = 0  # when the last one began
+        self.waiters = 0  # single tasks that wait for this replica rather than start on another
+        self._area_us = 0.0  # calls in flight, summed over time
+        self._area_at: Micros = 0
         self.cost_inflight = 0.0
         self.paused_until: Micros = 0
         self.busy_answers = 0
@@ -150,9 +164,17 @@ class Lane:
 
     def free(self, at: Micros, heavy: bool = True) -> bool:
         """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
-        node = self.node
-        if heavy and node.heavy_lanes and not self.heavy and node.heavy_lanes >= node.turns.at_once:
+        if heavy and len(self.node.lanes) > 1 and not self.has_turn(at):
             return False
+        return self.has_slot(at)
+
+    def ready(self, at: Micros) -> bool:
+        """Check for a slot that is proven: a second copy must not wait behind another call."""
+        return len(self.attempts) < self.proven and self.free(at)
+
+    def has_slot(self, at: Micros) -> bool:
+        """Check that a request would be sent on, whatever other models of the node do."""
+        node = self.node
         if self.steady:
             return len(self.attempts) < self.limit
         return (
@@ -161,6 +183,44 @@ class Lane:
             and self.paused_until <= at
             and (self.breaker.closed or self.breaker.admits(at))
         )
+
+    def has_turn(self, at: Micros) -> bool:
+        """Check that no other model of the node has it, or goes before this one."""
+        node, turns = self.node, self.node.turns
+        if not self.heavy and node.heavy_lanes >= turns.at_once:
+            return False
+        if turns.open:
+            return True
+        # A model at work may fill its slots before it makes room for one of the same priority.
+        fills = self.heavy > 0 and self.turn_starts < self.limiter.limit
+        for other in node.lanes.values():
+            if other is not self and not other.heavy and other.is_waited_for and other.goes_before(self, fills, at):
+                return False
+        return True
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether work that takes turns waits for this replica."""
+        line = self.market.line
+        return bool(line.waiting) and (self.waiters > 0 or self.market.batches > 0)
+
+    def goes_before(self, other: Lane, fills: bool, at: Micros) -> bool:
+        """Check that the work waiting here starts before more of another model. `fills`: that one has the turn."""
+        if not self.has_slot(at):
+            return False
+        priority, since, app, arrived = self.market.line.head(at)
+        if not other.market.line.waiting:
+            return not fills
+        theirs, their_since, their_app, _ = other.market.line.head(at)
+        if priority != theirs:
+            turns = self.node.turns
+            age, their_age = turns.age_us(priority, since, at), turns.age_us(theirs, their_since, at)
+            return (priority - theirs) * AGEING + age - their_age > 0
+        if fills:
+            return False
+        if not self.is_loaded and at - arrived < COLD_PATIENCE * self.startup_us():
+            return False  # a load, and the one that brings the other model back, must serve more than one call
+        return self.node.turns.goes_before(app, self.model, their_app, other.model)
 
     def still_draining(self, at: Micros) -> list[Micros]:
         """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""
@@ -193,6 +253,10 @@ class Lane:
     @property
     def is_loaded(self) -> bool:
         return self.loaded_by_us or self.model in self.node.loaded
+
+    def in_memory(self, options: str) -> bool:
+        """Check that work with these runner options needs no load."""
+        return self.is_loaded and (not self.answers or options == self.options)
 
     def startup_us(self, options: str | None = None) -> Micros:
         """Time before the first work: zero for a model in memory with these `options`, else reading it from disk."""
@@ -271,6 +335,10 @@ class Lane:
     # --- attempts ---
 
     def add(self, attempt: Attempt) -> None:
+        running = len(self.attempts)
+        attempt.trial = running >= self.proven
+        self._integrate(attempt.started_us)
+        attempt.area_us = self._area_us
         self.attempts[attempt.key] = attempt
         if attempt.due_us < self.soonest_us:
             self.soonest_us = attempt.due_us
@@ -279,6 +347,11 @@ class Lane:
             self.heavy += 1
             if self.heavy == 1:
                 node.heavy_lanes += 1
+                self.turn_starts = 0
+            self.turn_starts += 1
+            if len(node.lanes) > 1:
+                own_us = attempt.due_us - attempt.started_us
+                node.turns.served(task.priority, task.app, self.model, own_us, attempt.started_us)
             if node.heavy_lanes > 1:
                 node.all_beside()
         if task.options != self.options:
@@ -295,9 +368,50 @@ class Lane:
         node.running += 1
         market.inflight_cost += attempt.cost
 
-    def remove(self, attempt: Attempt) -> None:
+    def _integrate(self, at: Micros) -> None:
+        """Sum the calls in flight over time up to now."""
+        self._area_us += len(self.attempts) * (at - self._area_at)
+        self._area_at = at
+
+    def mean_inflight(self, attempt: Attempt, at: Micros) -> float:
+        """Return the mean number of calls in flight while an attempt ran."""
+        elapsed_us = at - attempt.started_us
+        return (self._area_us - attempt.area_us) / elapsed_us if elapsed_us > 0 else 1.0
+
+    def responds(self, attempt: Attempt, at: Micros) -> None:
+        """Record that the node has begun to answer an attempt: a slot works on it."""
+        if not attempt.responding:
+            attempt.responding = True
+            self.responding += 1
+            self.responded_us = at
+            self.limiter.responded(self.responding, attempt.trial, at)
+            self.limit_changed()
+
+    def refuses(self, attempt: Attempt, at: Micros) -> None:
+        """Record that an attempt waits inside the node for a slot."""
+        self.limiter.refused(self.responding, self.responding >= self.proven, at)
+        self.limit_changed()
+
+    def reopen(self, at: Micros) -> None:
+        """Allow one more call as a trial while tasks wait and the calls in flight take long."""
+        for attempt in self.attempts.values():
+            if attempt.task.kind is EMBED:  # decided by their throughput
+                return
+        self.limiter.reopen(at)
+        self.limit_changed()
+
+    def limit_changed(self) -> None:
+        """Take over the limit after evidence."""
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
+        if len(self.attempts) < self.limit and self.market.lanes.get(self.key) is self:
+            self.market.roomy[self.key] = self
+
+    def remove(self, attempt: Attempt, at: Micros) -> None:
         node, market = self.node, self.market
+        self._integrate(at)
         del self.attempts[attempt.key]
+        if attempt.responding:
+            self.responding -= 1
         if attempt.due_us <= self.soonest_us:
             soonest = NEVER
             for other in self.attempts.values():
@@ -319,7 +433,7 @@ class Lane:
     def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
         """See `Limiter.sample`."""
         self.limiter.sample(amount, busy_us, inflight, dropped, wanted)
-        self.limit, self.proven = self.limiter.limit, self.limiter.proven
+        self.limit_changed()
 
     def settle(self) -> None:
         """Nothing about it is out of the ordinary."""

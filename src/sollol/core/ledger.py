@@ -21,7 +21,12 @@ from sollol.core.messages import Abort, Action, Settle, Start
 from sollol.core.policy import Hedger, Policies
 from sollol.core.queue import Shares, WaitingLine
 from sollol.core.ranges import Ranges
-from sollol.core.types import NEVER, Decision, How, Key, Micros, Outcome, Task
+from sollol.core.types import EMBED, MILLISECOND, NEVER, Decision, How, Key, Micros, Outcome, Task
+
+# A call whose answer has not begun after SLOT_LEAST and SLOT_TIMES its predicted first token waits for a slot.
+SLOT_LEAST: Final[Micros] = 30 * MILLISECOND
+SLOT_TIMES: Final = 3
+SLOT_BELIEVED: Final[Micros] = 100 * MILLISECOND  # at least, for a slot that is proven
 
 LEFT: Final = Outcome(How.LEFT)
 
@@ -56,6 +61,7 @@ class OpenTask:
         "hedger",
         "key",
         "market",
+        "restarts",
         "since",
         "task",
         "tokens",
@@ -63,6 +69,7 @@ class OpenTask:
         "tries",
         "tries_here",
         "verdict",
+        "waits_for",
     )
 
     def __init__(self, task: Task, at: Micros) -> None:
@@ -77,10 +84,25 @@ class OpenTask:
         self.tries = 0
         self.tries_here = 0  # that ended before a node was asked
         self.verdict: Verdict | None = None  # what may be passed on if no node is left
+        self.restarts = 0  # late attempts that were sent to the same node anew
         self.begun = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
         self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
         self.claim: Claim | None = None
+        self.waits_for: Lane | None = None  # the replica that it would rather wait for than start on another
+
+    def wait_for(self, lane: Lane | None) -> Lane | None:
+        """Set the replica that it waits for; returns the one before, if that is no longer waited for by anybody."""
+        before = self.waits_for
+        if before is lane:
+            return None
+        if lane is not None:
+            lane.waiters += 1
+        self.waits_for = lane
+        if before is None:
+            return None
+        before.waiters -= 1
+        return None if before.waiters else before
 
     def avoids(self) -> set[str]:
         """Nodes that it does not go to as long as there are others."""
@@ -101,6 +123,7 @@ class Ledger:
         self.out: list[Action] = []
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.serve: Callable[[str, Micros], None] = _nobody
+        self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
         self._serial = 0
         self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
         self.next_at: Micros = NEVER  # the first of them
@@ -127,28 +150,59 @@ class Ledger:
         attempt.opened = opened
         attempt.resumed = opened.begun
         self.attempts[attempt.key] = opened.attempts[attempt.key] = attempt
+        if opened.waits_for is not None:
+            opened.wait_for(None)
+        same_options = task.options == lane.options or not lane.answers
         lane.add(attempt)
+        observe = False
+        if task.kind is not EMBED:
+            observe = attempt.trial and task.observable and not task.stream
+            attempt.observed = observe or task.stream
+            if not attempt.observed:
+                attempt.responding = True
+                lane.responding += 1
+            elif same_options and (attempt.trial or lane.responding):
+                self.watch(attempt, at)
         if not lane.steady and not lane.breaker.closed:
             lane.breaker.begin(at)
-        self.out.append(Start(id, task.id, lane.key, decision, ranges))
+        self.out.append(Start(id, task.id, lane.key, decision, ranges, observe))
         return attempt
+
+    def watch(self, attempt: Attempt, at: Micros) -> None:
+        """Look later whether the node has begun to answer an attempt: if not, it waits for a slot there."""
+        self.at(at + self.patience_us(attempt, attempt.trial), lambda now: self.unanswered(attempt, now))
+
+    def patience_us(self, attempt: Attempt, trial: bool) -> Micros:
+        """Return how long a node may begin no answer before an attempt is taken to wait for a slot.
+
+        `trial`: all proven slots are answering; otherwise the prompts before it may be long."""
+        least = SLOT_LEAST + SLOT_TIMES * attempt.first_us()
+        return least if trial else max(least, (attempt.due_us - attempt.started_us) // 2, SLOT_BELIEVED)
 
     def end(self, attempt: Attempt, at: Micros) -> None:
         del self.attempts[attempt.key]
         del attempt.opened.attempts[attempt.key]
-        attempt.lane.remove(attempt)
+        attempt.lane.remove(attempt, at)
         attempt.lane.last_end_us = at
 
-    def abort(self, attempt: Attempt, at: Micros, outcome: Outcome = LEFT) -> None:
+    def abort(self, attempt: Attempt, at: Micros, outcome: Outcome = LEFT, withdrawn: bool = False) -> None:
         self.end(attempt, at)
         lane = attempt.lane
         lane.breaker.record(at, LEFT)
         lane.unsettle()
         reading_until = attempt.started_us + attempt.decision.first_us
-        if not attempt.started and at < reading_until and lane.node.usable:
+        if not withdrawn and not attempt.started and at < reading_until and lane.node.usable:
             lane.draining.append(reading_until)  # the node reads the prompt to its end, whoever has left
             self.serve_at(lane.model, reading_until)
-        self.out.append(Abort(attempt.id, outcome))
+        self.out.append(Abort(attempt.id, outcome, withdrawn))
+        self.let_others(lane, at)
+
+    def let_others(self, lane: Lane, at: Micros) -> None:
+        """Serve the other models of a node that has less to do, or that nobody waits for any more, at the next tick."""
+        if len(lane.node.lanes) > 1:
+            for other in lane.node.lanes.values():
+                if other is not lane and other.market.line.waiting:
+                    self.serve_at(other.model, at)
 
     def abort_all(self, opened: OpenTask, at: Micros) -> list[Lane]:
         attempts = list(opened.attempts.values())
@@ -163,8 +217,12 @@ class Ledger:
         market = opened.market
         if market is not None and opened.key in market.line.waiting:
             market.line.remove(task.id)
+        if opened.waits_for is not None and (left := opened.wait_for(None)) is not None:
+            self.let_others(left, self.now)
         if opened.batch is not None:
             self.batches.get(task.model, {}).pop(task.id, None)
+            if market is not None:
+                market.batches = len(self.batches.get(task.model, ()))
         reasons = tuple(self._reasons(opened)) if tried else ()
         self.out.append(Settle(task.id, outcome, attempt, reasons))
 
@@ -315,4 +373,8 @@ class Ledger:
 
 
 def _nobody(model: str, at: Micros) -> None:
+    raise RuntimeError("the ledger has no scheduler")
+
+
+def _unanswered(attempt: Attempt, at: Micros) -> None:
     raise RuntimeError("the ledger has no scheduler")

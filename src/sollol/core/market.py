@@ -62,6 +62,8 @@ class Market:
         self.checked = 0  # what the digests were checked for, since the last change
         self.told = ""  # of them
         self.samples = 0
+        self.batches = 0  # that are open
+        self.crowded_until: Micros = 0  # all slots were taken just now, and no trial was worth it
         self.quiet_until: Micros = 0  # the waiting tasks were asked in vain just now
         self.look_planned = False
         self.regret_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load

@@ -46,6 +46,16 @@ class FirstToken(Value):
 
 
 @mypyc_attr(acyclic=True)
+class Responding(Value):
+    """A node has begun to answer an attempt whose caller wants the answer whole."""
+
+    __slots__ = ("attempt",)
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+
+
+@mypyc_attr(acyclic=True)
 class Finished(Value):
     __slots__ = ("attempt", "outcome")
 
@@ -107,7 +117,18 @@ class Tick(NamedTuple):
 
 
 Event = (
-    Submitted | Fed | FirstToken | Finished | Cancelled | NodeAdded | NodeRemoved | NodeSeen | NodeLost | Silent | Tick
+    Submitted
+    | Fed
+    | FirstToken
+    | Responding
+    | Finished
+    | Cancelled
+    | NodeAdded
+    | NodeRemoved
+    | NodeSeen
+    | NodeLost
+    | Silent
+    | Tick
 )
 
 # --- actions --------------------------------------------------------------------------------------------
@@ -115,27 +136,39 @@ Event = (
 
 @mypyc_attr(acyclic=True)
 class Start(Value):
-    """Send this task, or these items of it, to this node."""
+    """Send this task, or these items of it, to this node. `observe`: report when it begins to answer."""
 
-    __slots__ = ("attempt", "decision", "items", "node", "task")
+    __slots__ = ("attempt", "decision", "items", "node", "observe", "task")
 
-    def __init__(self, attempt: int, task: int, node: str, decision: Decision, items: Ranges | None = None) -> None:
+    def __init__(
+        self,
+        attempt: int,
+        task: int,
+        node: str,
+        decision: Decision,
+        items: Ranges | None = None,
+        observe: bool = False,
+    ) -> None:
         self.attempt = attempt
         self.task = task
         self.node = node
         self.decision = decision
         self.items = items
+        self.observe = observe
 
 
 @mypyc_attr(acyclic=True)
 class Abort(Value):
-    """Close this attempt's connection; nothing will be heard of it any more. `outcome`: LEFT, or why it is moved."""
+    """Close this attempt's connection; nothing will be heard of it any more. `outcome`: LEFT, or why it is moved.
 
-    __slots__ = ("attempt", "outcome")
+    `withdrawn`: it only waited in the node's own queue, and its task waits here again."""
 
-    def __init__(self, attempt: int, outcome: Outcome) -> None:
+    __slots__ = ("attempt", "outcome", "withdrawn")
+
+    def __init__(self, attempt: int, outcome: Outcome, withdrawn: bool = False) -> None:
         self.attempt = attempt
         self.outcome = outcome
+        self.withdrawn = withdrawn
 
 
 class Accept(NamedTuple):

@@ -40,7 +40,9 @@ class Router(Protocol):
 
 
 class Limiter(Protocol):
-    """How many requests may be in flight on one (node, model)? `sample` may change that, and nothing else."""
+    """How many requests may be in flight on one (node, model)? Only what it is told may change that.
+
+    Each method records one kind of evidence; an implementation may ignore those that it has no use for."""
 
     @property
     def limit(self) -> int: ...
@@ -49,10 +51,38 @@ class Limiter(Protocol):
         """So many of them are known to be worked on at once; the others are a trial, and may wait inside the node."""
         ...
 
+    @property
+    def slots(self) -> int:
+        """The calls that the node was seen to work on at once, even where that pays only for short ones."""
+        ...
+
     def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
         """A request ended: `amount` of work in `busy_us` of the lane's time, with `inflight` under way.
 
         `dropped`: the node refused the load, or did not answer in time. `wanted`: others wait for a slot."""
+        ...
+
+    def responded(self, responding: int, trial: bool, at: Micros) -> None:
+        """Record that a call began its answer while `responding` calls, itself included, were being answered.
+
+        `trial`: it was sent beyond the proven limit."""
+        ...
+
+    def refused(self, responding: int, trial: bool, at: Micros) -> None:
+        """Record that a call waited inside the node while `responding` others were being answered."""
+        ...
+
+    def reopen(self, at: Micros) -> None:
+        """Allow the next trial if its time has come. Called while tasks wait."""
+        ...
+
+    def answered(self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros) -> None:
+        """Record an answer that came with timings: the mean calls in flight, its time, its wait in the node, and its
+        tokens per microsecond of decoding (0 if unknown)."""
+        ...
+
+    def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, at: Micros) -> None:
+        """Record an embedding of `cost` units that took the node `inside_us`."""
         ...
 
 

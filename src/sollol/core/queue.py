@@ -87,23 +87,21 @@ class _Level:
 
 
 class _Place:
-    __slots__ = ("app", "left", "level", "serial", "share", "since", "task", "tokens")
+    __slots__ = ("app", "left", "level", "share", "since", "task", "tokens")
 
-    def __init__(
-        self, task: Key, level: _Level, app: str, share: _Share, since: Micros, serial: int, tokens: float
-    ) -> None:
+    def __init__(self, task: Key, level: _Level, app: str, share: _Share, since: Micros, tokens: float) -> None:
         self.task = task
         self.level = level
         self.app = app
         self.share = share
         self.since = since
-        self.serial = serial
         self.tokens = tokens
         self.left = False  # it is no longer in line
 
 
-def _arrival(place: _Place) -> tuple[Micros, int]:
-    return place.since, place.serial
+def _arrival(place: _Place) -> tuple[Micros, Key]:
+    """Tasks that came at the same moment stand in the order of their numbers, also one that comes back."""
+    return place.since, place.task
 
 
 def _goes_before(one: _Place, other: _Place) -> bool:
@@ -116,30 +114,28 @@ def _goes_before(one: _Place, other: _Place) -> bool:
 class WaitingLine:
     """Task ids in the order in which they are to be served. Removal is lazy."""
 
-    __slots__ = ("_levels", "_serial", "_shares", "waiting")
+    __slots__ = ("_levels", "_shares", "waiting")
 
     def __init__(self, shares: Shares | None = None) -> None:
         self._shares = shares or Shares()
         self._levels: dict[int, _Level] = {}
         self.waiting: dict[Key, _Place] = {}  # a look at it spares a call
-        self._serial = 0
 
     def push(self, task: Key, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
         if task in self.waiting:
             self.remove(task)
-        self._serial += 1
         level = self._levels.get(priority)
         if level is None:
             level = self._levels[priority] = _Level(priority)
             level.since = at
         level.count += 1
-        place = _Place(task, level, app, self._shares.enter(app), since, self._serial, tokens)
+        place = _Place(task, level, app, self._shares.enter(app), since, tokens)
         self.waiting[task] = place
         line = level.apps.get(app)
         if line is None:
             level.apps[app] = [place]
-        elif since >= line[-1].since:  # nearly always; two that came at once stand in the order of their serials
+        elif since > line[-1].since or (since == line[-1].since and task > line[-1].task):  # nearly always
             line.append(place)
         else:
             insort(line, place, key=_arrival)
@@ -166,11 +162,12 @@ class WaitingLine:
                 return level
         return levels[self._order(at)[0]]
 
-    def urgency(self, at: Micros) -> tuple[float, Micros]:
-        """Sorts lines: the one whose first task is the most urgent comes first."""
-        priority = self._order(at)[0]
-        level = self._levels[priority]
-        return -(priority + (at - level.since) / AGEING), level.since
+    def head(self, at: Micros) -> tuple[int, Micros, str, Micros]:
+        """Return priority, since when that priority waits, application and arrival of the next task. Not if empty."""
+        task = self.peek(at)
+        assert task is not None
+        place = self.waiting[task]
+        return place.level.priority, place.level.since, place.app, place.since
 
     def serve(self, task: Key, at: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""

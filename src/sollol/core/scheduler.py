@@ -28,6 +28,7 @@ from sollol.core.messages import (
     NodeLost,
     NodeRemoved,
     NodeSeen,
+    Responding,
     Silent,
     Submitted,
     Tick,
@@ -63,11 +64,13 @@ class Scheduler:
         self._stalls = Stalls(ledger)
         self._serving = Serving(ledger, self._singles, self._chunks)
         ledger.serve = self._serving.model
+        ledger.unanswered = self._unanswered
         self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
             Fed: self._fed,
             Cancelled: self._cancelled,
+            Responding: self._responding,
             NodeAdded: self._node_added,
             NodeRemoved: self._node_removed,
             NodeSeen: self._node_seen,
@@ -132,6 +135,7 @@ class Scheduler:
         market = opened.market = self.fleet.markets.get(task.model) or ledger.market(task.model, at)
         if opened.batch is not None:
             ledger.batches.setdefault(task.model, {})[task.id] = opened.batch
+            market.batches = len(ledger.batches[task.model])
             ledger.enqueue(opened, market, at, at)
             self._serving.market(market, at)
         else:
@@ -149,7 +153,8 @@ class Scheduler:
         self._ledger.enqueue(opened, market, at, at)
         if started is None and (market.roomy or not market.lanes):
             self._serving.newcomer(opened, market, at)
-        # Otherwise the answer that it waits for brings us back.
+        elif started is None:  # the answer that it waits for brings us back, if it is not far off
+            self._serving.crowded(market, at)
 
     def _fed(self, event: Fed, at: Micros) -> None:
         opened = self.open.get(event.task)
@@ -164,6 +169,52 @@ class Scheduler:
             if not attempt.started:
                 attempt.started = True
                 self._singles.begun(attempt.opened, attempt, at)
+                self._responds(attempt, at)
+
+    def _responding(self, event: Responding, at: Micros) -> None:
+        attempt = self.attempts.get(event.attempt)
+        if attempt is not None:
+            self._responds(attempt, at)
+
+    def _responds(self, attempt: Attempt, at: Micros) -> None:
+        """A node works on an attempt: it may have more slots than were known."""
+        lane = attempt.lane
+        before = lane.limit
+        lane.responds(attempt, at)
+        if lane.limit > before and lane.market.line.waiting:
+            self._serving.market(lane.market, at, [lane])
+
+    def _unanswered(self, attempt: Attempt, at: Micros) -> None:
+        """An attempt should have begun: if its node answers others meanwhile, it has no slot for this one."""
+        lane = attempt.lane
+        if attempt.responding or attempt.id not in self.attempts:
+            return
+        patience = self._ledger.patience_us(attempt, lane.responding >= lane.proven)
+        if not lane.responding:  # a load, or prompts that are being read: nothing can be said yet
+            later = at + max(patience, (at - attempt.started_us) // 2)
+            self._ledger.at(later, lambda now: self._unanswered(attempt, now))
+            return
+        quiet_since = max(attempt.started_us, lane.responded_us)
+        if at - quiet_since < patience:  # the calls before it begin one after the other
+            self._ledger.at(quiet_since + patience, lambda now: self._unanswered(attempt, now))
+            return
+        lane.refuses(attempt, at)
+        for waiting in reversed([a for a in lane.attempts.values() if a.observed and not a.responding]):
+            if len(lane.attempts) <= lane.proven:
+                break
+            self._withdraw(waiting, at)
+        self._serving.market(lane.market, at)
+
+    def _withdraw(self, attempt: Attempt, at: Micros) -> None:
+        """Take a call back out of a node's own queue, where it could neither be reordered nor go elsewhere."""
+        opened = attempt.opened
+        if attempt.resumed:
+            return
+        self._ledger.abort(attempt, at, withdrawn=True)
+        self._ledger.shares.correct(opened.task.app, -opened.tokens)
+        opened.tokens = 0.0
+        if not opened.attempts:
+            self._ledger.enqueue(opened, attempt.lane.market, opened.since, at)
 
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)
@@ -213,10 +264,10 @@ class Scheduler:
         if outcome.how is How.UNREACHABLE:  # other models of that node have lost work too
             self._serving.all(at)
             return
-        if lane.market.line.waiting or self._ledger.batches or self._singles.copies.late:
+        if len(lane.node.lanes) > 1 and self._serving.others_wait(lane):
+            self._serving.node(lane, outcome.how is OK, at)
+        elif lane.market.line.waiting or self._ledger.batches or self._singles.copies.late:
             self._serving.market(lane.market, at, [lane] if outcome.how is OK else None)
-        if len(lane.node.lanes) > 1:
-            self._serving.others(lane, at)
 
     def _failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         if opened.batch is not None:
@@ -254,8 +305,31 @@ class Scheduler:
         if loading:  # it may have put out another model
             lane.measured_load(timing)
             self.health.ask(lane.node, at, self._ledger.out)
-        else:
+        elif not self._slots_told(attempt, timing, at):
             lane.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))
+
+    def _slots_told(self, attempt: Attempt, timing: Timing, at: Micros) -> bool:
+        """Learn of a node's slots from the timings of an answer. Returns False where it came without."""
+        lane = attempt.lane
+        if not timing.total_us or attempt.resumed or attempt.task.batch:
+            return False
+        inside_us = timing.total_us - timing.load_us
+        elapsed_us = max(1, at - attempt.started_us)
+        if not 0 < inside_us <= elapsed_us:
+            return False
+        inflight = lane.mean_inflight(attempt, at)
+        if attempt.task.kind is EMBED:
+            lane.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, at)
+            lane.limit_changed()
+            return False  # lists overlap in ways that only the throughput shows
+        # That a trial call had to wait is no news.
+        wait_us = 0 if attempt.trial else max(0, inside_us - timing.prompt_us - timing.decode_us)
+        rate = timing.tokens / timing.decode_us if timing.decode_us > 0 else 0.0
+        lane.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at)
+        if lane.market.line.waiting:
+            lane.limiter.reopen(at)
+        lane.limit_changed()
+        return True
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
@@ -368,6 +442,7 @@ class Scheduler:
                 self._debit(attempt, outcome, at)
             for model in self.forecast.models_waited_for():
                 self._singles.load_ahead(model, LOOK_AFTER, at)
+                self._serving.unblock(model, at)
 
     def _silent(self, event: Silent, at: Micros) -> None:
         for attempt, why in self._stalls.judge(event.streams, at):

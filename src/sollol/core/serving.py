@@ -9,8 +9,10 @@ from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.singles import Singles
-from sollol.core.types import MILLISECOND, Key, Micros
+from sollol.core.turns import TRIAL_AFTER
+from sollol.core.types import MILLISECOND, SECOND, Key, Micros
 
+LONG_WAIT: Final[Micros] = 10 * SECOND  # of a task, after which its replica may have more slots than were known
 LOOKAHEAD: Final = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
 QUIET: Final[Micros] = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
 
@@ -27,13 +29,44 @@ class Serving:
         for market in [m for m in self._ledger.fleet.markets.values() if m.line.waiting]:
             self.market(market, at)
 
-    def others(self, freed: Lane, at: Micros) -> None:
-        """A node has less to do: other models of it may be waited for, the most urgent first."""
-        waited = [lane.market for lane in freed.node.lanes.values() if lane is not freed and lane.market.line.waiting]
-        if len(waited) > 1:
-            waited.sort(key=lambda market: market.line.urgency(at))
-        for market in waited:
-            self.market(market, at)
+    def others_wait(self, freed: Lane) -> bool:
+        """Check whether another model of the node is waited for."""
+        for lane in freed.node.lanes.values():  # noqa: SIM110  compiled, a generator expression is slow
+            if lane is not freed and lane.market.line.waiting:
+                return True
+        return False
+
+    def node(self, freed: Lane, well: bool, at: Micros) -> None:
+        """Serve all models of a node that has less to do; `Lane.has_turn` decides which one starts.
+
+        `well`: nothing else about the freed replica has changed."""
+        node = freed.node
+        waited = [lane for lane in node.lanes.values() if lane is not freed and lane.market.line.waiting]
+        for lane in [freed, *waited]:
+            self.market(lane.market, at, [lane] if well or lane is not freed else None)
+        if node.heavy_lanes < node.turns.at_once and node.usable:
+            # The one whose turn it was has gone elsewhere: the node must not stand idle for it.
+            node.turns.open = True
+            for lane in [freed, *waited]:
+                if lane.market.line.waiting:
+                    self.market(lane.market, at, [lane])
+            node.turns.open = False
+
+    def unblock(self, model: str, at: Micros) -> None:
+        """Look once a second for what answers that take long hide: more slots, and models that need not take turns."""
+        market = self._ledger.fleet.markets.get(model)
+        if market is None or not market.line.waiting:
+            return
+        for lane in list(market.lanes.values()):
+            if len(lane.attempts) >= lane.limit:
+                if at - market.line.head(at)[3] >= LONG_WAIT:
+                    lane.reopen(at)
+            elif not lane.heavy and lane.is_waited_for and lane.node.heavy_lanes >= lane.node.turns.at_once:
+                priority, _, _, arrived = market.line.head(at)
+                running = max(a.task.priority for other in lane.node.lanes.values() for a in other.attempts.values())
+                if at - arrived >= TRIAL_AFTER and priority >= running and lane.is_loaded:
+                    lane.node.turns.try_beside(at)
+        self.market(market, at)
 
     def model(self, model: str, at: Micros, freed: list[Lane] | None = None) -> None:
         market = self._ledger.fleet.markets.get(model)
@@ -48,6 +81,17 @@ class Serving:
             self._plan_look(market)  # those before it were asked just now
         else:
             self.market(market, at, [])
+
+    def crowded(self, market: Market, at: Micros) -> None:
+        """All slots are taken: let the next task find out whether there are more, if it would wait very long."""
+        if at < market.crowded_until:
+            return
+        market.crowded_until = at + QUIET
+        head = market.line.peek(at)
+        assert head is not None
+        opened = self._ledger.open[head]
+        if opened.batch is None and (lane := self._singles.tries(opened, market, at)) is not None:
+            self.market(market, at, [lane])
 
     def market(self, market: Market, at: Micros, freed: list[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""

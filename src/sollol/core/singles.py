@@ -15,6 +15,7 @@ from sollol.core.ledger import LEFT, Claim, Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Load
 from sollol.core.policy import Router
+from sollol.core.turns import TURNS_MOST
 from sollol.core.types import (
     EMBED,
     SECOND,
@@ -28,6 +29,9 @@ from sollol.core.types import (
 )
 from sollol.core.verdict import Verdicts, all_paused
 
+# A call that would wait so long, and so many times what it takes itself, may find out whether there are more slots.
+WAITS_LONG: Final[Micros] = SECOND // 20
+WAITS_TIMES: Final = 2
 LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
 HUNG_TIMES: Final = 20
@@ -96,14 +100,17 @@ class Singles:
             return False
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
-        if lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at)):
+        free = lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at))
+        if not free and task.kind is not EMBED and (beside := _beside(task, lane, decision, ahead, at)) is not None:
+            free, decision = True, beside
+        if free:
             opened.tokens += market.line.serve(opened.key, at)
             attempt = ledger.start(opened, lane, task.cost, decision, at)
             if opened.hedger is not None and not opened.begun:
                 self.copies.plan(opened, opened.hedger, attempt, at)
             self.accompany(opened, attempt, at)
             return False
-        ahead[decision.node] = ahead.get(decision.node, 0) + _claim(opened, router, lane, decision, ahead, at)
+        ahead[decision.node] = ahead.get(decision.node, 0) + self._claim(opened, router, lane, decision, ahead, at)
         return True
 
     def _avoided(self, opened: OpenTask, at: Micros) -> Collection[str]:
@@ -117,6 +124,39 @@ class Singles:
         use = FOR_EMBED if task.kind is EMBED else FOR_CHAT
         if market.checked < use:
             review(self._ledger, market, use)
+
+    def tries(self, opened: OpenTask, market: Market, at: Micros) -> Lane | None:
+        """Return the replica where a waiting task may find out whether there are more slots."""
+        ledger, task = self._ledger, opened.task
+        router = router_of(ledger, task)
+        lanes = market.shortlist(task, opened.tried, router.wide, at)
+        if task.kind is EMBED or not lanes:
+            return None
+        decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
+        lane = market.lanes[decision.node]
+        if not lane.breaker.closed or lane.draining or not lane.in_memory(task.options):
+            return None
+        wait_us = lane.wait_us(at)
+        return lane if _tries(lane, decision.predicted_us - wait_us, wait_us, at) else None
+
+    def _claim(
+        self,
+        opened: OpenTask,
+        router: Router,
+        lane: Lane,
+        decision: Decision,
+        ahead: Mapping[str, Micros],
+        at: Micros,
+    ) -> Micros:
+        """Let the task wait for this replica. Returns how long it will take there."""
+        wait_us = lane.wait_us(at)
+        own_us = max(decision.predicted_us - ahead.get(lane.key, 0) - wait_us, 0)
+        if router.by_finish:
+            opened.claim = Claim(lane, decision, at + wait_us, own_us, at)
+        left = opened.wait_for(lane)
+        if left is not None:
+            self._ledger.let_others(left, at)
+        return own_us
 
     def _stands(self, task: Task, claim: Claim, ahead: Mapping[str, Micros], freed: list[Lane], at: Micros) -> bool:
         """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
@@ -164,8 +204,11 @@ class Singles:
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
         if not lane.free(at, task.kind is not EMBED):
-            _claim(opened, router, lane, decision, NO_AHEAD, at)
-            return False
+            beside = _beside(task, lane, decision, NO_AHEAD, at) if task.kind is not EMBED else None
+            if beside is None:
+                self._claim(opened, router, lane, decision, NO_AHEAD, at)
+                return False
+            decision = beside
         opened.tokens = tokens = task.cost * market.tokens_per_cost + market.expected_tokens(task)
         ledger.shares.pass_by(task.app, tokens)
         attempt = ledger.start(opened, lane, task.cost, decision, at)
@@ -188,21 +231,18 @@ class Singles:
         if usual and attempt.left_us(at) > attempt.heard_us():
             self.copies.learn_alone(attempt, timing, usual, at)
         if attempt.beside and usual and timing.decode_us:
-            node.turns.beside(timing.tokens / timing.decode_us / usual)
+            node.turns.beside(timing.tokens / timing.decode_us / usual, at)
         else:
             warm = attempt.warm_cost / task.cost if task.cost else 0.0
-            lane.measured_tokens(timing, warm, at - attempt.started_us)
-        if len(node.lanes) > 1:
-            node.turns.answered(self._others_wanted(lane))
+            elapsed_us = at - attempt.started_us
+            if attempt.trial and timing.total_us:  # its wait for a slot is no part of what a call costs
+                elapsed_us -= max(0, timing.total_us - timing.load_us - timing.prompt_us - timing.decode_us)
+            lane.measured_tokens(timing, warm, elapsed_us)
         if not attempt.resumed:
             if timing.prompt_tokens:
                 market.measured_prompt(task.cost, timing.prompt_tokens)
             if timing.tokens:
                 market.length(task).add(timing.tokens)
-
-    def _others_wanted(self, lane: Lane) -> bool:
-        """Is another model of its node waited for?"""
-        return any(other.market.line.waiting for other in lane.node.lanes.values() if other is not lane)
 
     def _learn_latency(self, opened: OpenTask, attempt: Attempt, at: Micros) -> None:
         task = opened.task
@@ -373,18 +413,41 @@ class Singles:
             self.move(attempt, Outcome(How.TIMEOUT, "did not go on with the answer"), at)
             self._ledger.serve_at(market.model, at)
             return True
-        lanes = [lane for lane in market.shortlist(opened.task, tried, False, at) if lane.free(at)]
+        lanes = [lane for lane in market.shortlist(opened.task, tried, False, at) if lane.ready(at)]
         if lanes:
             self.copies.send(opened, attempt, lanes, "silent", at)
         return bool(lanes)
 
 
-def _claim(
-    opened: OpenTask, router: Router, lane: Lane, decision: Decision, ahead: Mapping[str, Micros], at: Micros
-) -> Micros:
-    """The task waits for this lane. Returns how long it will take there."""
+def _beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micros], at: Micros) -> Decision | None:
+    """Decide to start a short call beside long answers rather than wait for the end of one.
+
+    The node may be at work for another model, or have slots that share one rate: each is half as fast meanwhile. That
+    is worth it for a call that takes less than it would wait; the work of the node stays the same. A call of lower
+    priority waits. Returns the decision with the time it takes then, or None."""
+    node, running = lane.node, len(lane.attempts)
+    if running:
+        if running < lane.limit or not lane.is_steady(at) or lane.options != task.options:
+            return None
+    elif not 0 < node.heavy_lanes < TURNS_MOST or not lane.has_slot(at) or not lane.in_memory(task.options):
+        return None
     wait_us = lane.wait_us(at)
-    own_us = max(decision.predicted_us - ahead.get(lane.key, 0) - wait_us, 0)
-    if router.by_finish:
-        opened.claim = Claim(lane, decision, at + wait_us, own_us, at)
-    return own_us
+    own_us = decision.predicted_us - wait_us - ahead.get(lane.key, 0)
+    if running >= lane.limit and running >= lane.limiter.slots:
+        return decision if _tries(lane, own_us, wait_us, at) else None
+    if not 0 < own_us <= wait_us // (1 + running):
+        return None
+    for other in node.lanes.values():
+        for attempt in other.attempts.values():
+            if attempt.heavy and attempt.task.priority > task.priority:
+                return None
+    reason = f"{decision.reason}, beside a long answer"
+    return replaced(decision, predicted_us=2 * own_us, first_us=min(decision.first_us, 2 * own_us), reason=reason)
+
+
+def _tries(lane: Lane, own_us: Micros, wait_us: Micros, at: Micros) -> bool:
+    """Open a trial slot for a call that would wait far longer than it takes; returns whether there is one now."""
+    if not lane.market.samples or wait_us < max(WAITS_LONG, WAITS_TIMES * own_us):
+        return False
+    lane.reopen(at)
+    return len(lane.attempts) < lane.limit

@@ -1,8 +1,11 @@
-"""How many models of one node should be at work at the same time?
+"""Order the models of one node: whose work starts next, and how many models work at the same time.
 
-Those that share a GPU only slow each other, so they take turns; those on two GPUs do not. It is tried once in
-TURNS_HOLD answers, when another model is waited for, and kept if an answer beside another model's is written at
-least at ALONE of the usual rate.
+All models of a node form one order, as the tasks of one model do (`core.queue`): priority first, raised by age; at
+equal priority the application, then the model, that was given less of this node's time (start-time fair queueing). A
+model whose turn it is may fill its slots once; then it lets another one that goes before it have the node.
+
+Models that share a GPU only slow each other, so they take turns; those on two GPUs do not. A further model is tried
+beside the others when it is waited for, and kept if answers are written at ALONE of the usual rate or more.
 """
 
 from __future__ import annotations
@@ -10,39 +13,105 @@ from __future__ import annotations
 from typing import Final
 
 from sollol.core.estimate import Mean
+from sollol.core.types import SECOND, Micros
 
-# Answers of a node before another of its models may try to work beside; four times as many each time.
-TURNS_HOLD: Final = 100
+TRIAL_AFTER: Final[Micros] = 2 * SECOND  # that a model has waited for its turn, before it is tried beside another
+TURNS_HOLD: Final[Micros] = 10 * SECOND  # after a trial that did not pay; four times as long each time
+TURNS_HOLD_MAX: Final[Micros] = 600 * SECOND
 TURNS_LEAST: Final = 3  # answers that tell
 TURNS_MOST: Final = 4
 ALONE: Final = 0.8
+NAMES_MAX: Final = 256  # applications, or models, whose share of the node's time is remembered
 
 
 class Turns:
-    __slots__ = ("_answers", "_hold", "_ratio", "_settled", "at_once")
+    """The order of the models of one node."""
+
+    __slots__ = (
+        "_apps",
+        "_hold_us",
+        "_levels",
+        "_models",
+        "_ratio",
+        "_settled",
+        "_trial_at",
+        "at_once",
+        "open",
+    )
 
     def __init__(self) -> None:
         self.at_once = 1
+        self.open = False  # no precedence: every model may take what those before it left
         self._settled = 1  # known to be good; beyond it is a trial
-        self._answers = 0
-        self._hold = TURNS_HOLD
+        self._trial_at: Micros = 0
+        self._hold_us = TURNS_HOLD
         self._ratio = Mean()
+        self._levels: dict[int, Micros] = {}  # priority -> when it was last served here
+        self._apps = _Given()
+        self._models = _Given()
 
-    def answered(self, wanted: bool) -> None:
-        """An answer came. `wanted`: another model of the node is waited for."""
-        self._answers += 1
-        if wanted and self._answers >= self._hold and self.at_once == self._settled < TURNS_MOST:
-            self.at_once += 1
-            self._ratio = Mean()
+    # --- how many at once ---
 
-    def beside(self, ratio: float) -> None:
-        """An answer beside another model's was written at so much of the usual rate."""
-        if self.at_once == self._settled:
-            return
+    def try_beside(self, at: Micros) -> bool:
+        """Let one more model work at the same time, as a trial. Returns whether one began."""
+        if self.at_once != self._settled or self.at_once >= TURNS_MOST or at < self._trial_at:
+            return False
+        self.at_once += 1
+        self._ratio = Mean()
+        return True
+
+    def beside(self, ratio: float, at: Micros) -> None:
+        """Record the decode rate of an answer, as a share of the usual one, while models overlapped."""
         self._ratio.add(ratio)
         if self._ratio.count < TURNS_LEAST:
             return
         good = (self._ratio.value or 0.0) >= ALONE
-        self._settled = self.at_once = self.at_once if good else self._settled
-        self._hold = TURNS_HOLD if good else 4 * self._hold
-        self._answers = 0
+        self._ratio = Mean()
+        if good:
+            self._settled = self.at_once = min(TURNS_MOST, max(self.at_once, self._settled + 1))
+            self._hold_us = TURNS_HOLD
+        elif self.at_once > self._settled:
+            self.at_once = self._settled
+            self._trial_at = at + self._hold_us
+            self._hold_us = min(4 * self._hold_us, TURNS_HOLD_MAX)
+
+    # --- whose turn ---
+
+    def served(self, priority: int, app: str, model: str, us: Micros, at: Micros) -> None:
+        """Charge an attempt that is expected to take `us` of this node."""
+        self._levels[priority] = at
+        self._apps.charge(app, us)
+        self._models.charge(model, us)
+
+    def age_us(self, priority: int, since: Micros, at: Micros) -> Micros:
+        """How long a priority has waited on this node: since it was last served, or began to wait."""
+        return at - max(since, self._levels.get(priority, since))
+
+    def goes_before(self, app: str, model: str, other_app: str, other_model: str) -> bool:
+        """Compare two heads of the same priority by the time that was given to each."""
+        one, other = self._apps.of(app), self._apps.of(other_app)
+        if one == other:
+            one, other = self._models.of(model), self._models.of(other_model)
+        return one < other
+
+
+class _Given:
+    """Time of a node given to each application or model, in virtual microseconds.
+
+    One that was away resumes at the present, with neither credit nor debt."""
+
+    __slots__ = ("_given", "_present")
+
+    def __init__(self) -> None:
+        self._given: dict[str, float] = {}
+        self._present = 0.0  # where the one that was served last began
+
+    def of(self, name: str) -> float:
+        given = self._given.get(name, 0.0)
+        return given if given > self._present else self._present
+
+    def charge(self, name: str, us: Micros) -> None:
+        self._present = start = self.of(name)
+        self._given[name] = start + us
+        if len(self._given) > NAMES_MAX:
+            self._given = {other: given for other, given in self._given.items() if given > start}

@@ -85,8 +85,9 @@ class Task(Value):
     `type` is what it is about, and `prefix` names the beginnings of a conversation, shortest first, as (hash, cost):
     a node that has just answered one of them need not read it again.
     `hedge`: send a second copy if the first is slow, or who decides that; None leaves it to the mode.
-    `stream`: the answer comes in parts.
     `route`: the path that it is sent to.
+    `stream`: the answer comes in parts. `observable`: its job can report when a node begins to answer, also where the
+    caller wants the answer whole.
     `only`: it may go to these nodes and no others (None: to any). `gpu`: not to one that holds the model on its CPU.
     """
 
@@ -101,6 +102,7 @@ class Task(Value):
         "kind",
         "mode",
         "model",
+        "observable",
         "only",
         "options",
         "prefix",
@@ -133,6 +135,7 @@ class Task(Value):
         only: tuple[str, ...] | None = None,
         gpu: bool = False,
         route: str = "",
+        observable: bool = False,
     ) -> None:
         self.id = id
         self.kind = kind
@@ -153,6 +156,7 @@ class Task(Value):
         self.only = only
         self.gpu = gpu
         self.route = route
+        self.observable = observable or stream
 
 
 class How(enum.Enum):
@@ -198,18 +202,27 @@ TRANSIENT: Final = frozenset(
 
 @mypyc_attr(acyclic=True)
 class Timing(Value):
-    """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens."""
+    """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens.
 
-    __slots__ = ("decode_us", "load_us", "prompt_tokens", "prompt_us", "tokens")
+    `total_us` is the time inside the node, from the request to the end of the answer; 0 where it was not told."""
+
+    __slots__ = ("decode_us", "load_us", "prompt_tokens", "prompt_us", "tokens", "total_us")
 
     def __init__(
-        self, load_us: int = 0, prompt_tokens: int = 0, prompt_us: int = 0, tokens: int = 0, decode_us: int = 0
+        self,
+        load_us: int = 0,
+        prompt_tokens: int = 0,
+        prompt_us: int = 0,
+        tokens: int = 0,
+        decode_us: int = 0,
+        total_us: int = 0,
     ) -> None:
         self.load_us = load_us
         self.prompt_tokens = prompt_tokens
         self.prompt_us = prompt_us
         self.tokens = tokens
         self.decode_us = decode_us
+        self.total_us = total_us
 
 
 @mypyc_attr(acyclic=True)

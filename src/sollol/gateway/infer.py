@@ -22,6 +22,7 @@ from sollol.nodes.dialect import decode, encode
 from sollol.pool.engine import TIMEOUTS
 from sollol.pool.jobs import CallJob
 from sollol.pool.requests import check_mode, check_only
+from sollol.pool.whole import OBSERVABLE
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -122,6 +123,7 @@ class Inference:
             prefix=asked.prefix,
             only=how.only,
             route=self._tongue.path,
+            observable=self._tongue.path in OBSERVABLE and not asked.stream,
         )
         self._task = task.id
         request.task = task.id

@@ -49,6 +49,8 @@ class WholeRelay(CallJob):
         self._judge = tongue.judge
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        if start.observe:  # seldom: a task of its own is no matter
+            return dispatcher.run(self.perform, start, node)
         attempt = _WholeAttempt(self, dispatcher, start.attempt)
         self._transport.start(node, self.call, attempt)
         return attempt.abort

@@ -10,6 +10,7 @@ import msgspec
 class Timings(msgspec.Struct, gc=False):
     """The numbers of an answer, in nanoseconds, and whether it was an error. Everything else is passed over."""
 
+    total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
     prompt_eval_duration: int = 0

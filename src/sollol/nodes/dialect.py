@@ -93,6 +93,7 @@ def _timing(t: Timings) -> Timing:
         t.prompt_eval_duration // 1000,
         t.eval_count,
         t.eval_duration // 1000,
+        t.total_duration // 1000,
     )
 
 
@@ -337,7 +338,7 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     if any(len(row) != width for row in rows) or (rows and width == 0):
         found = sorted({len(row) for row in rows})
         return Outcome(How.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
-    timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count)
+    timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count, total_us=answer.total_duration // 1000)
     flat = array("f", chain.from_iterable(rows))
     return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
 

@@ -3,7 +3,7 @@
 After the learned p95 of how much later than predicted the first token comes for that kind of request (for an
 answer given whole: the answer). A share of the prediction, not seconds: long prompts are not taken for slow ones.
 At most BUDGET of the requests get a second copy (Dean and Barroso 2013, "The tail at scale"), and none before
-LEAST samples: a hedge that fires at random only adds load.
+EARLY samples: a hedge that fires at random only adds load.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskTy
 SHARE: Final = 0.95
 LATER: Final = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
 LEAST: Final = 20
+EARLY: Final = 5  # samples from which on a call is late at EARLY_TIMES its prediction, until LEAST are there
+EARLY_TIMES: Final = 4.0
 BUDGET: Final = 0.05
 RESERVE: Final = 2.0  # second copies that a quiet service may send at once
 MARGIN: Final[Micros] = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
@@ -54,8 +56,10 @@ class QuantileHedger:
         if task.kind is EMBED:
             return None
         kind = self._of(task)
-        if len(kind) < LEAST:
+        if len(kind) < EARLY:
             return None
+        if len(kind) < LEAST:
+            return round(EARLY_TIMES * (decision.heard_us(task.stream) + MARGIN))
         late = kind.read(self.share)
         assert late is not None
         return round(LATER * late * (decision.heard_us(task.stream) + MARGIN))

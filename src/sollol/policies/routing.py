@@ -42,6 +42,10 @@ KEPT: Final = 16  # candidates of which all rows are kept; of more, the best
 EAGER: Final = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
 STALE: Final[Micros] = 300 * SECOND
 FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a lane that has only failed halves
+# A replica that was slow in its first FEW answers may have had bad luck: it is believed in part, the other replicas of
+# its model in part, so that one straggler does not leave a healthy node unused.
+FEW: Final = 3
+UNLIKE: Final = 2.0  # times slower than usual, from which on it matters
 STALE_PRIORITY: Final = 5  # calls above it are not used to find out
 NOT_FAR: Final = 8.0  # times slower than the best when it was last heard of
 _TERMS: Final = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
@@ -144,7 +148,7 @@ def _predict(task: Task, lanes: list[Lane], ahead: Mapping[str, Micros], at: Mic
         if claimed:
             wait += float(ahead.get(lane.key, 0))
         reads, speaks = lane.prefill.value, lane.decode.value
-        if steady and lane.last_end_us > since and reads and speaks and lane.options == options:
+        if steady and lane.answers >= FEW and lane.last_end_us > since and reads and speaks and lane.options == options:
             new = cost
             for mark, length in known:
                 if lane.warm.get(mark, NOT_READ) > lane.prompts - PROMPTS_WARM:
@@ -216,6 +220,13 @@ class _Inquiry:
         stale = speaks is not None and self._at - lane.last_end_us > STALE
         if stale and (speaks or 0.0) * NOT_FAR > self._typical(lane).best_decode:
             fresh, reads, speaks = self._task.priority <= STALE_PRIORITY, None, None
+        if lane.answers < FEW and reads and speaks:
+            usual = self._typical(lane)
+            own = lane.answers / FEW
+            if speaks * UNLIKE < usual.decode:
+                speaks = speaks**own * usual.decode ** (1 - own)
+            if reads * UNLIKE < usual.prefill:
+                reads = reads**own * usual.prefill ** (1 - own)
         if not reads or not speaks:
             usual = self._typical(lane)
             # What another model of this node told of its speed is the first guess for this one.

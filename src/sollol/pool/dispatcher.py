@@ -29,6 +29,7 @@ from sollol.core.messages import (
     Notice,
     Probe,
     Refuse,
+    Responding,
     Settle,
     Start,
     Submitted,
@@ -147,7 +148,7 @@ class Dispatcher:
         elif isinstance(action, WakeAt):
             self._wake_at(action.at)
         elif isinstance(action, Abort):
-            self._abort(action.attempt, action.outcome, at)
+            self._abort(action, at)
         elif isinstance(action, Accept):
             self._jobs[action.task].accept(action)
         elif isinstance(action, Want):
@@ -176,12 +177,18 @@ class Dispatcher:
 
     async def _attempt(self, perform: Perform, start: Start, node: Endpoint) -> None:
         try:
-            outcome = await perform(self.transport, node, start, lambda movable: self.began(start.attempt, movable))
+            outcome = await perform(self.transport, node, start, lambda movable: self._starts(start, movable))
         except TransportFault as fault:
             outcome = outcome_of(fault)
         except Exception as error:  # a fault of ours, or of a caller's object: the task must still end
             outcome = Outcome(How.REFUSED, f"{type(error).__name__}: {error}")
         self.finished(start.attempt, outcome)
+
+    def _starts(self, start: Start, movable: bool) -> None:
+        if start.observe:
+            self.responding(start.attempt)
+        else:
+            self.began(start.attempt, movable)
 
     def began(self, attempt: int, movable: bool) -> None:
         """The caller has begun to receive this attempt's answer."""
@@ -191,6 +198,11 @@ class Dispatcher:
         """Notice it if nothing more comes of this attempt's stream."""
         if attempt in self._running:
             self._silences.watch(attempt, stream)
+
+    def responding(self, attempt: int) -> None:
+        """Report that a node has begun to answer an attempt whose caller wants the answer whole."""
+        if attempt in self._running:
+            self.feed(Responding(attempt))
 
     def finished(self, attempt: int, outcome: Outcome) -> None:
         """An attempt has ended by itself. One that was aborted meanwhile is not heard any more."""
@@ -202,13 +214,14 @@ class Dispatcher:
             job.ended(start, outcome, began, at)
             self.feed(Finished(attempt, outcome), at)
 
-    def _abort(self, attempt: int, outcome: Outcome, at: Micros) -> None:
-        entry = self._running.pop(attempt, None)
+    def _abort(self, action: Abort, at: Micros) -> None:
+        entry = self._running.pop(action.attempt, None)
         if entry is not None:
             give_up, start, job, began = entry
-            self._silences.forget(attempt)
+            self._silences.forget(action.attempt)
             give_up()
-            job.ended(start, outcome, began, at)
+            if not action.withdrawn:
+                job.ended(start, action.outcome, began, at)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)

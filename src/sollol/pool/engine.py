@@ -17,7 +17,7 @@ from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.hedge import QuantileHedger
-from sollol.policies.limits import ThroughputLimiter
+from sollol.policies.limits import LearnedLimit
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.pool.answers import Answer
@@ -27,6 +27,7 @@ from sollol.pool.dispatcher import Dispatcher
 from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
 from sollol.pool.requests import Request, Wish, check_text
+from sollol.pool.whole import OBSERVABLE
 
 # Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else
 # is known (sollol.core.stalls, .health), the caller's own timeout bounds it, and a machine that vanished is noticed by
@@ -40,7 +41,7 @@ def default_policies() -> Policies:
         GuidedBatcher(),
         BudgetRetrier(),
         QuantileHedger(),
-        ThroughputLimiter,
+        LearnedLimit,
         ConsecutiveBreaker,
         MODES,
     )
@@ -234,6 +235,7 @@ class Engine:
             only=how.only,
             route=request.path,
             gpu=how.gpu,
+            observable=request.kind is not Kind.EMBED and request.path in OBSERVABLE,
         )
 
     def deadline(self, timeout_s: float | None) -> Micros | None:

@@ -30,6 +30,7 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 from sollol.pool.continuation import Continuity, NotRendered, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
+from sollol.pool.whole import observed
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 
@@ -109,6 +110,10 @@ class CallJob:
         return dispatcher.run(self.perform, start, node)
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
+        if start.observe:
+            body, status = await observed(transport, node, self.call, started)
+            self.keep(start.attempt, body)
+            return judge(status, body, self.task.kind)
         reply = await transport.send(node, self.call)
         body = await reply.read()
         self.keep(start.attempt, body)

@@ -1,0 +1,100 @@
+"""Ask for a whole answer as a stream, to learn when the node begins it, and put the parts together again.
+
+A node with one slot takes a second call without a word and lets it wait. A whole answer does not tell whether it waits
+or is being written; the first part of a stream does. The parts are joined as Ollama joins them where `stream` is false:
+the last line with the text, the thoughts, the tool calls and the log probabilities of all lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.value import replaced
+from sollol.nodes.dialect import Lines, decode, encode
+from sollol.nodes.transport import Call, Transport
+
+OBSERVABLE: Final = frozenset(["/api/chat", "/api/generate"])
+WHOLE_MOST: Final = 64 * 2**20  # bytes of parts that are put together
+
+
+async def observed(
+    transport: Transport, node: Endpoint, call: Call, started: Callable[[bool], None]
+) -> tuple[bytes, int]:
+    """Send a call as a stream; call `started` at its first part. Returns the body as if it had come whole, and status.
+
+    Raises TransportFault."""
+    assert isinstance(call.body, bytes)
+    asked = decode(call.body)
+    streamed = replaced(call, body=encode({**asked, "stream": True}), stream=True)
+    async with aclosing(await transport.send(node, streamed)) as reply:
+        if reply.status != 200:
+            return await reply.read(), reply.status
+        lines, parts, size = Lines(), Parts(), 0
+        async for piece in reply:
+            if not size:
+                started(False)
+            size += len(piece)
+            if size > WHOLE_MOST:
+                return b"", 200
+            for line in lines.feed(piece):
+                parts.add(line)
+        rest = lines.rest()
+        if rest:
+            parts.add(rest)
+        return parts.joined(), 200
+
+
+class Parts:
+    """The lines of a stream of /api/chat or /api/generate."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._lists: dict[str, list[Any]] = {}
+        self._odd = b""  # a line that is none of Ollama's, or an error: the answer is judged by it
+
+    def add(self, line: bytes) -> None:
+        try:
+            found = decode(line)
+        except msgspec.DecodeError:
+            self._odd = self._odd or line
+            return
+        if not isinstance(found, dict) or "error" in found:
+            self._odd = self._odd or line
+            return
+        self._last = found
+        message = found.get("message")
+        if isinstance(message, dict):
+            self._collect(message, ("content", "thinking"), ("tool_calls",), "message.")
+        self._collect(found, ("response", "thinking"), ("tool_calls", "logprobs"), "")
+
+    def _collect(self, found: dict[str, Any], texts: tuple[str, ...], lists: tuple[str, ...], prefix: str) -> None:
+        for name in texts:
+            if isinstance(text := found.get(name), str):
+                self._texts.setdefault(prefix + name, []).append(text)
+        for name in lists:
+            if isinstance(items := found.get(name), list):
+                self._lists.setdefault(prefix + name, []).extend(items)
+
+    def joined(self) -> bytes:
+        """Return the whole answer as JSON; a line that is an error instead of it, as it came."""
+        if self._odd:
+            return self._odd
+        whole = dict(self._last)
+        collected = {name: "".join(texts) for name, texts in self._texts.items()} | self._lists
+        message = whole.get("message")
+        if isinstance(message, dict):
+            whole["message"] = message = dict(message)
+        for name, value in collected.items():
+            if not value and name not in ("message.content", "response"):
+                continue
+            if not name.startswith("message."):
+                whole[name] = value
+            elif isinstance(message, dict):
+                message[name.removeprefix("message.")] = value
+        return encode(whole)
