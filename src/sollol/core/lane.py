@@ -18,7 +18,7 @@ from sollol.core.estimate import Mean, Rate
 from sollol.core.guard import FAULTS, Guard
 from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
-from sollol.core.queue import AGEING
+from sollol.core.precedence import has_turn
 from sollol.core.suspicion import ListLength
 from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Key, Mark, Micros, Outcome, Task, Timing
 
@@ -32,7 +32,6 @@ RATE_MEMORY: Final[Micros] = 4 * SECOND
 LOAD_BANDWIDTH: Final = 1_000.0
 LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
 DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
-COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before it may put that one out
 OUTLIER: Final = 2.0  # times slower than usual that one answer may count
 CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
 SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how fast the node is compared with others
@@ -164,7 +163,7 @@ class Lane:
 
     def free(self, at: Micros, heavy: bool = True) -> bool:
         """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
-        if heavy and len(self.node.lanes) > 1 and not self.has_turn(at):
+        if heavy and len(self.node.lanes) > 1 and not has_turn(self, at):
             return False
         return self.has_slot(at)
 
@@ -183,44 +182,6 @@ class Lane:
             and self.paused_until <= at
             and (self.breaker.closed or self.breaker.admits(at))
         )
-
-    def has_turn(self, at: Micros) -> bool:
-        """Check that no other model of the node has it, or goes before this one."""
-        node, turns = self.node, self.node.turns
-        if not self.heavy and node.heavy_lanes >= turns.at_once:
-            return False
-        if turns.open:
-            return True
-        # A model at work may fill its slots before it makes room for one of the same priority.
-        fills = self.heavy > 0 and self.turn_starts < self.limiter.limit
-        for other in node.lanes.values():
-            if other is not self and not other.heavy and other.is_waited_for and other.goes_before(self, fills, at):
-                return False
-        return True
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether work that takes turns waits for this replica."""
-        line = self.market.line
-        return bool(line.waiting) and (self.waiters > 0 or self.market.batches > 0)
-
-    def goes_before(self, other: Lane, fills: bool, at: Micros) -> bool:
-        """Check that the work waiting here starts before more of another model. `fills`: that one has the turn."""
-        if not self.has_slot(at):
-            return False
-        priority, since, app, arrived = self.market.line.head(at)
-        if not other.market.line.waiting:
-            return not fills
-        theirs, their_since, their_app, _ = other.market.line.head(at)
-        if priority != theirs:
-            turns = self.node.turns
-            age, their_age = turns.age_us(priority, since, at), turns.age_us(theirs, their_since, at)
-            return (priority - theirs) * AGEING + age - their_age > 0
-        if fills:
-            return False
-        if not self.is_loaded and at - arrived < COLD_PATIENCE * self.startup_us():
-            return False  # a load, and the one that brings the other model back, must serve more than one call
-        return self.node.turns.goes_before(app, self.model, their_app, other.model)
 
     def still_draining(self, at: Micros) -> list[Micros]:
         """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""

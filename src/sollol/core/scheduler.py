@@ -37,6 +37,7 @@ from sollol.core.messages import (
 from sollol.core.policy import Policies
 from sollol.core.serving import Serving
 from sollol.core.singles import Singles
+from sollol.core.slots import SlotWatch
 from sollol.core.stalls import Stalls
 from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Timing
 
@@ -64,7 +65,7 @@ class Scheduler:
         self._stalls = Stalls(ledger)
         self._serving = Serving(ledger, self._singles, self._chunks)
         ledger.serve = self._serving.model
-        ledger.unanswered = self._unanswered
+        self._slots = SlotWatch(ledger, self._serving)
         self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
@@ -169,52 +170,12 @@ class Scheduler:
             if not attempt.started:
                 attempt.started = True
                 self._singles.begun(attempt.opened, attempt, at)
-                self._responds(attempt, at)
+                self._slots.responds(attempt, at)
 
     def _responding(self, event: Responding, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
-            self._responds(attempt, at)
-
-    def _responds(self, attempt: Attempt, at: Micros) -> None:
-        """A node works on an attempt: it may have more slots than were known."""
-        lane = attempt.lane
-        before = lane.limit
-        lane.responds(attempt, at)
-        if lane.limit > before and lane.market.line.waiting:
-            self._serving.market(lane.market, at, [lane])
-
-    def _unanswered(self, attempt: Attempt, at: Micros) -> None:
-        """An attempt should have begun: if its node answers others meanwhile, it has no slot for this one."""
-        lane = attempt.lane
-        if attempt.responding or attempt.id not in self.attempts:
-            return
-        patience = self._ledger.patience_us(attempt, lane.responding >= lane.proven)
-        if not lane.responding:  # a load, or prompts that are being read: nothing can be said yet
-            later = at + max(patience, (at - attempt.started_us) // 2)
-            self._ledger.at(later, lambda now: self._unanswered(attempt, now))
-            return
-        quiet_since = max(attempt.started_us, lane.responded_us)
-        if at - quiet_since < patience:  # the calls before it begin one after the other
-            self._ledger.at(quiet_since + patience, lambda now: self._unanswered(attempt, now))
-            return
-        lane.refuses(attempt, at)
-        for waiting in reversed([a for a in lane.attempts.values() if a.observed and not a.responding]):
-            if len(lane.attempts) <= lane.proven:
-                break
-            self._withdraw(waiting, at)
-        self._serving.market(lane.market, at)
-
-    def _withdraw(self, attempt: Attempt, at: Micros) -> None:
-        """Take a call back out of a node's own queue, where it could neither be reordered nor go elsewhere."""
-        opened = attempt.opened
-        if attempt.resumed:
-            return
-        self._ledger.abort(attempt, at, withdrawn=True)
-        self._ledger.shares.correct(opened.task.app, -opened.tokens)
-        opened.tokens = 0.0
-        if not opened.attempts:
-            self._ledger.enqueue(opened, attempt.lane.market, opened.since, at)
+            self._slots.responds(attempt, at)
 
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)
@@ -305,31 +266,8 @@ class Scheduler:
         if loading:  # it may have put out another model
             lane.measured_load(timing)
             self.health.ask(lane.node, at, self._ledger.out)
-        elif not self._slots_told(attempt, timing, at):
+        elif not self._slots.learn(attempt, timing, at):
             lane.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))
-
-    def _slots_told(self, attempt: Attempt, timing: Timing, at: Micros) -> bool:
-        """Learn of a node's slots from the timings of an answer. Returns False where it came without."""
-        lane = attempt.lane
-        if not timing.total_us or attempt.resumed or attempt.task.batch:
-            return False
-        inside_us = timing.total_us - timing.load_us
-        elapsed_us = max(1, at - attempt.started_us)
-        if not 0 < inside_us <= elapsed_us:
-            return False
-        inflight = lane.mean_inflight(attempt, at)
-        if attempt.task.kind is EMBED:
-            lane.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, at)
-            lane.limit_changed()
-            return False  # lists overlap in ways that only the throughput shows
-        # That a trial call had to wait is no news.
-        wait_us = 0 if attempt.trial else max(0, inside_us - timing.prompt_us - timing.decode_us)
-        rate = timing.tokens / timing.decode_us if timing.decode_us > 0 else 0.0
-        lane.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at)
-        if lane.market.line.waiting:
-            lane.limiter.reopen(at)
-        lane.limit_changed()
-        return True
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""

@@ -8,6 +8,7 @@ from sollol.core.chunks import Chunks
 from sollol.core.lane import Lane
 from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
+from sollol.core.precedence import is_waited_for
 from sollol.core.singles import Singles
 from sollol.core.turns import TRIAL_AFTER
 from sollol.core.types import MILLISECOND, SECOND, Key, Micros
@@ -61,7 +62,7 @@ class Serving:
             if len(lane.attempts) >= lane.limit:
                 if at - market.line.head(at)[3] >= LONG_WAIT:
                     lane.reopen(at)
-            elif not lane.heavy and lane.is_waited_for and lane.node.heavy_lanes >= lane.node.turns.at_once:
+            elif not lane.heavy and is_waited_for(lane) and lane.node.heavy_lanes >= lane.node.turns.at_once:
                 priority, _, _, arrived = market.line.head(at)
                 running = max(a.task.priority for other in lane.node.lanes.values() for a in other.attempts.values())
                 if at - arrived >= TRIAL_AFTER and priority >= running and lane.is_loaded:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from sollol.core.attempt import Attempt
+from sollol.core.beside import beside, tries_slot
 from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.digests import FOR_CHAT, FOR_EMBED, review
 from sollol.core.fleet import NodeState
@@ -15,7 +16,6 @@ from sollol.core.ledger import LEFT, Claim, Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import Load
 from sollol.core.policy import Router
-from sollol.core.turns import TURNS_MOST
 from sollol.core.types import (
     EMBED,
     SECOND,
@@ -29,9 +29,6 @@ from sollol.core.types import (
 )
 from sollol.core.verdict import Verdicts, all_paused
 
-# A call that would wait so long, and so many times what it takes itself, may find out whether there are more slots.
-WAITS_LONG: Final[Micros] = SECOND // 20
-WAITS_TIMES: Final = 2
 LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond its prediction, before its node is asked whether it lives
 # A call whose node is silent for so many times its prediction, but never before HUNG_LEAST, gets another copy.
 HUNG_TIMES: Final = 20
@@ -101,8 +98,8 @@ class Singles:
         decision = router.choose(task, lanes, ahead, at, ledger.rng)
         lane = market.lanes[decision.node]
         free = lane.free(at, task.kind is not EMBED) or (not lane.attempts and not lane.breaker.admits(at))
-        if not free and task.kind is not EMBED and (beside := _beside(task, lane, decision, ahead, at)) is not None:
-            free, decision = True, beside
+        if not free and task.kind is not EMBED and (decided := beside(task, lane, decision, ahead, at)) is not None:
+            free, decision = True, decided
         if free:
             opened.tokens += market.line.serve(opened.key, at)
             attempt = ledger.start(opened, lane, task.cost, decision, at)
@@ -137,7 +134,7 @@ class Singles:
         if not lane.breaker.closed or lane.draining or not lane.in_memory(task.options):
             return None
         wait_us = lane.wait_us(at)
-        return lane if _tries(lane, decision.predicted_us - wait_us, wait_us, at) else None
+        return lane if tries_slot(lane, decision.predicted_us - wait_us, wait_us, at) else None
 
     def _claim(
         self,
@@ -204,11 +201,11 @@ class Singles:
         decision = router.choose(task, lanes, NO_AHEAD, at, ledger.rng)
         lane = market.lanes[decision.node]
         if not lane.free(at, task.kind is not EMBED):
-            beside = _beside(task, lane, decision, NO_AHEAD, at) if task.kind is not EMBED else None
-            if beside is None:
+            decided = beside(task, lane, decision, NO_AHEAD, at) if task.kind is not EMBED else None
+            if decided is None:
                 self._claim(opened, router, lane, decision, NO_AHEAD, at)
                 return False
-            decision = beside
+            decision = decided
         opened.tokens = tokens = task.cost * market.tokens_per_cost + market.expected_tokens(task)
         ledger.shares.pass_by(task.app, tokens)
         attempt = ledger.start(opened, lane, task.cost, decision, at)
@@ -417,37 +414,3 @@ class Singles:
         if lanes:
             self.copies.send(opened, attempt, lanes, "silent", at)
         return bool(lanes)
-
-
-def _beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micros], at: Micros) -> Decision | None:
-    """Decide to start a short call beside long answers rather than wait for the end of one.
-
-    The node may be at work for another model, or have slots that share one rate: each is half as fast meanwhile. That
-    is worth it for a call that takes less than it would wait; the work of the node stays the same. A call of lower
-    priority waits. Returns the decision with the time it takes then, or None."""
-    node, running = lane.node, len(lane.attempts)
-    if running:
-        if running < lane.limit or not lane.is_steady(at) or lane.options != task.options:
-            return None
-    elif not 0 < node.heavy_lanes < TURNS_MOST or not lane.has_slot(at) or not lane.in_memory(task.options):
-        return None
-    wait_us = lane.wait_us(at)
-    own_us = decision.predicted_us - wait_us - ahead.get(lane.key, 0)
-    if running >= lane.limit and running >= lane.limiter.slots:
-        return decision if _tries(lane, own_us, wait_us, at) else None
-    if not 0 < own_us <= wait_us // (1 + running):
-        return None
-    for other in node.lanes.values():
-        for attempt in other.attempts.values():
-            if attempt.heavy and attempt.task.priority > task.priority:
-                return None
-    reason = f"{decision.reason}, beside a long answer"
-    return replaced(decision, predicted_us=2 * own_us, first_us=min(decision.first_us, 2 * own_us), reason=reason)
-
-
-def _tries(lane: Lane, own_us: Micros, wait_us: Micros, at: Micros) -> bool:
-    """Open a trial slot for a call that would wait far longer than it takes; returns whether there is one now."""
-    if not lane.market.samples or wait_us < max(WAITS_LONG, WAITS_TIMES * own_us):
-        return False
-    lane.reopen(at)
-    return len(lane.attempts) < lane.limit

@@ -28,6 +28,7 @@ UNBOUNDED: Final = 1_000_000
 GAIN: Final = 1.15
 EXPONENT: Final = math.log2(GAIN)
 HOLD: Final = 1.2  # lengths of an answer until the next trial, after one that waited in the node
+BARREN: Final[Micros] = 10 * SECOND  # longer, while no answer comes: the node may hang
 SHARED_HOLD: Final = 20.0  # the same after slots turned out to share one rate; doubles up to SHARED_HOLD_MAX
 SHARED_HOLD_MAX: Final = 320.0
 SHARED_LEAST: Final = 3  # answers at a limit before its rate is judged
@@ -35,7 +36,7 @@ RECENT: Final = 20.0  # lengths of an answer for which a rate at a lower limit i
 WAIT_LEAST: Final[Micros] = 20 * MILLISECOND
 WAIT_SHARE: Final = 0.3  # of the time an answer took in its slot, that it may have waited for it
 PACE_DRIFT: Final = 1.02  # by which the best pace of embedding is forgotten with each answer
-FIRST_WINDOW: Final = 2  # answers, times the limit, before the first comparison
+FIRST_WINDOW: Final = 4  # answers, times the limit, before the first comparison
 WINDOW: Final = 6  # answers per comparison of throughput, times the limit under judgement
 TRIAL: Final = 4  # answers after which a trial without any gain ends
 STRONG: Final = 0.8  # of the gain that independent slots would give: accepted after a short window
@@ -61,6 +62,7 @@ class LearnedLimit:
         "_depth",
         "_doubles",
         "_hold_until",
+        "_is_barren",
         "_length_us",
         "_next_windows",
         "_pace",
@@ -83,6 +85,7 @@ class LearnedLimit:
         self.maximum = maximum
         self._doubles = True  # the next trial doubles the limit; after a refusal it adds one
         self._hold_until: Micros = 0
+        self._is_barren = False  # no answer has come since a trial was refused
         self._length_us = Mean()  # of an answer in its slot
         self._shared_hold = SHARED_HOLD
         self._shared_until: Micros = 0  # more than `proven` are known to share one rate
@@ -127,12 +130,14 @@ class LearnedLimit:
             self._base_rate = 0.0
         self.limit = self.proven
         self._doubles = False
+        self._is_barren = True
         self._hold(HOLD, at)
 
     def reopen(self, at: Micros) -> None:
         """Allow the next trial if its time has come."""
-        if self.limit == self.proven and at >= self._hold_until:
-            self._open()
+        if self.limit != self.proven or at < self._hold_until + (BARREN if self._is_barren else 0):
+            return
+        self._open()
 
     def _open(self) -> None:
         self.limit = min(self.maximum, self.proven + (self.proven if self._doubles else 1))
@@ -167,6 +172,7 @@ class LearnedLimit:
         """
         served_us = max(1, elapsed_us - wait_us)
         self._length_us.add(served_us)
+        self._is_barren = False
         if wait_us > max(WAIT_LEAST, WAIT_SHARE * served_us):
             fits = round(inflight * served_us / elapsed_us)
             if fits < self.proven:

@@ -1,0 +1,49 @@
+"""Start a call beside others rather than let it wait: a short one, or one that may find a free slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sollol.core.lane import Lane
+from sollol.core.turns import TURNS_MOST
+from sollol.core.types import SECOND, Decision, Micros, Task
+from sollol.core.value import replaced
+
+# A call that would wait so long, and so many times what it takes itself, may find out whether there are more slots.
+WAITS_LONG: Final[Micros] = SECOND // 20
+WAITS_TIMES: Final = 2
+
+
+def beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micros], at: Micros) -> Decision | None:
+    """Decide to start a short call beside long answers rather than wait for the end of one.
+
+    The node may be at work for another model, or have slots that share one rate: each is half as fast meanwhile. That
+    is worth it for a call that takes less than it would wait; the work of the node stays the same. A call of lower
+    priority waits. Returns the decision with the time it takes then, or None."""
+    node, running = lane.node, len(lane.attempts)
+    if running:
+        if running < lane.limit or not lane.is_steady(at) or lane.options != task.options:
+            return None
+    elif not 0 < node.heavy_lanes < TURNS_MOST or not lane.has_slot(at) or not lane.in_memory(task.options):
+        return None
+    wait_us = lane.wait_us(at)
+    own_us = decision.predicted_us - wait_us - ahead.get(lane.key, 0)
+    if running >= lane.limit and running >= lane.limiter.slots:
+        return decision if tries_slot(lane, own_us, wait_us, at) else None
+    if not 0 < own_us <= wait_us // (1 + running):
+        return None
+    for other in node.lanes.values():
+        for attempt in other.attempts.values():
+            if attempt.heavy and attempt.task.priority > task.priority:
+                return None
+    reason = f"{decision.reason}, beside a long answer"
+    return replaced(decision, predicted_us=2 * own_us, first_us=min(decision.first_us, 2 * own_us), reason=reason)
+
+
+def tries_slot(lane: Lane, own_us: Micros, wait_us: Micros, at: Micros) -> bool:
+    """Open a trial slot for a call that would wait far longer than it takes; returns whether there is one now."""
+    if not lane.market.samples or wait_us < max(WAITS_LONG, WAITS_TIMES * own_us):
+        return False
+    lane.reopen(at)
+    return len(lane.attempts) < lane.limit

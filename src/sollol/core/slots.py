@@ -1,0 +1,80 @@
+"""Find out how many calls a replica works on at once, from first tokens and from timings (`policies.limits`)."""
+
+from __future__ import annotations
+
+from sollol.core.attempt import Attempt
+from sollol.core.ledger import Ledger
+from sollol.core.serving import Serving
+from sollol.core.types import EMBED, Micros, Timing
+
+
+class SlotWatch:
+    """Watches calls that may wait for a slot inside their node."""
+
+    def __init__(self, ledger: Ledger, serving: Serving) -> None:
+        self._ledger = ledger
+        self._serving = serving
+        ledger.unanswered = self._unanswered
+
+    def responds(self, attempt: Attempt, at: Micros) -> None:
+        """A node works on an attempt: it may have more slots than were known."""
+        lane = attempt.lane
+        before = lane.limit
+        lane.responds(attempt, at)
+        if lane.limit > before and lane.market.line.waiting:
+            self._serving.market(lane.market, at, [lane])
+
+    def _unanswered(self, attempt: Attempt, at: Micros) -> None:
+        """An attempt should have begun: if its node answers others meanwhile, it has no slot for this one."""
+        lane = attempt.lane
+        if attempt.responding or attempt.id not in self._ledger.attempts:
+            return
+        patience = self._ledger.patience_us(attempt, lane.responding >= lane.proven)
+        if not lane.responding:  # a load, or prompts that are being read: nothing can be said yet
+            later = at + max(patience, (at - attempt.started_us) // 2)
+            self._ledger.at(later, lambda now: self._unanswered(attempt, now))
+            return
+        quiet_since = max(attempt.started_us, lane.responded_us)
+        if at - quiet_since < patience:  # the calls before it begin one after the other
+            self._ledger.at(quiet_since + patience, lambda now: self._unanswered(attempt, now))
+            return
+        lane.refuses(attempt, at)
+        for waiting in reversed([a for a in lane.attempts.values() if a.observed and not a.responding]):
+            if len(lane.attempts) <= lane.proven:
+                break
+            self._withdraw(waiting, at)
+        self._serving.market(lane.market, at)
+
+    def _withdraw(self, attempt: Attempt, at: Micros) -> None:
+        """Take a call back out of a node's own queue, where it could neither be reordered nor go elsewhere."""
+        opened = attempt.opened
+        if attempt.resumed:
+            return
+        self._ledger.abort(attempt, at, withdrawn=True)
+        self._ledger.shares.correct(opened.task.app, -opened.tokens)
+        opened.tokens = 0.0
+        if not opened.attempts:
+            self._ledger.enqueue(opened, attempt.lane.market, opened.since, at)
+
+    def learn(self, attempt: Attempt, timing: Timing, at: Micros) -> bool:
+        """Learn of a node's slots from the timings of an answer. Returns False where it came without."""
+        lane = attempt.lane
+        if not timing.total_us or attempt.resumed or attempt.task.batch:
+            return False
+        inside_us = timing.total_us - timing.load_us
+        elapsed_us = max(1, at - attempt.started_us)
+        if not 0 < inside_us <= elapsed_us:
+            return False
+        inflight = lane.mean_inflight(attempt, at)
+        if attempt.task.kind is EMBED:
+            lane.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, at)
+            lane.limit_changed()
+            return False  # lists overlap in ways that only the throughput shows
+        # That a trial call had to wait is no news.
+        wait_us = 0 if attempt.trial else max(0, inside_us - timing.prompt_us - timing.decode_us)
+        rate = timing.tokens / timing.decode_us if timing.decode_us > 0 else 0.0
+        lane.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at)
+        if lane.market.line.waiting:
+            lane.limiter.reopen(at)
+        lane.limit_changed()
+        return True
