@@ -86,6 +86,9 @@ def test_a_call_that_begins_only_when_another_ends_closes_the_trial_for_a_while(
     assert limiter.limit == 2
     limiter.responded(1, True, SECOND)
     assert limiter.limit == limiter.proven == 1
+    limiter.reopen(5 * SECOND)
+    assert limiter.limit == 1, "no answer has come since: the node may hang"
+    limiter.answered(1.0, SECOND, 0, 50e-6, 2 * SECOND)
     limiter.reopen(SECOND + round((limits.HOLD - 0.1) * SECOND))
     assert limiter.limit == 1
     limiter.reopen(SECOND + round((limits.HOLD + 0.1) * SECOND))
