@@ -166,3 +166,22 @@ def test_the_modes_of_a_batch_choose_its_nodes() -> None:
             assert explained["mode"] == "reliable"
 
     run(main())
+
+
+def test_a_batch_that_unloads_its_model_does_so_once() -> None:
+    from sollol.sim import World
+    from sollol.sim.loop import run
+    from tests.pool.universe import node
+
+    async def main() -> None:
+        world = World([node(1, 50.0), node(2, 50.0)])
+        async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
+            result = await pool.embed_batch(EMBED, texts(1000), keep_alive=0)
+            assert result.report is not None
+            assert result.report.requests > 10
+            await asyncio.sleep(1)
+            for each in world.nodes.values():
+                assert each.loads.get(f"{EMBED}:latest", 0) <= 1
+            assert f"{EMBED}:latest" not in [row["model"] for row in (await pool.ps()).models]
+
+    run(main())

@@ -90,6 +90,7 @@ class BatchJob:
         self._control: int | None = None  # the first item that was answered: its text is kept
         self._takeovers = 0
         self.wait_us: Micros | None = None  # until the first of its texts went to a node
+        self.over: Callable[[BatchReport], None] | None = None  # called at its end
         self.noted: Callable[[BatchJob, Settle, BatchReport], None] | None = None  # told of its end
 
     # --- feeding ---
@@ -200,6 +201,8 @@ class BatchJob:
         report = self._report(at)
         if self.noted is not None:
             self.noted(self, action, report)
+        if self.over is not None:
+            self.over(report)
         self._post(Ended(error_of(action, self.task), report))
 
     def _report(self, at: Micros) -> BatchReport:

@@ -41,7 +41,7 @@ from sollol.core.scheduler import Scheduler
 from sollol.core.types import How, Micros, Outcome, Task
 from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, alive, probes
-from sollol.nodes.transport import Transport, TransportFault
+from sollol.nodes.transport import Call, Transport, TransportFault
 from sollol.observe.journal import Journal
 from sollol.pool.silences import Silences, Watched
 
@@ -227,6 +227,17 @@ class Dispatcher:
         task = self._loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    def send_later(self, node: Endpoint, call: Call) -> None:
+        """Send a call in the background. If it fails, the next probe shows what the node has."""
+        if not self._closed:
+            self._in_background(self._send(node, call))
+
+    async def _send(self, node: Endpoint, call: Call) -> None:
+        try:
+            await self.transport.send(node, call)
+        except TransportFault as fault:
+            log.info("%s was not told how long to keep a model: %s", node.key, fault)
 
     async def _load(self, action: Load) -> None:
         node = self.scheduler.fleet.nodes.get(action.node)

@@ -11,7 +11,7 @@ from sollol.core.messages import NodeAdded, NodeRemoved, Tick
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
-from sollol.nodes.dialect import decode
+from sollol.nodes.dialect import decode, load_call, runner_key
 from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
@@ -26,6 +26,7 @@ from sollol.pool.continuation import Continuity, Said, is_plain
 from sollol.pool.dispatcher import Dispatcher
 from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
+from sollol.pool.report import BatchReport
 from sollol.pool.requests import Request, Wish, check_text
 from sollol.pool.whole import OBSERVABLE
 
@@ -174,11 +175,25 @@ class Engine:
             only=how.only,
             gpu=how.gpu,
         )
+        keep_alive = fields.get("keep_alive")
+        unloads = keep_alive is not None and not _stays(keep_alive)
+        if unloads:  # at the end: said with every chunk, it would make the node load the model for each anew
+            fields = {name: value for name, value in fields.items() if name != "keep_alive"}
         job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available, self.digests)
+        if unloads:
+            job.over = lambda report: self._unload(task, fields, report)
         if self._sees(task.id):
             job.noted = self.history.add_batch
         self.dispatcher.submit(job)
         return job
+
+    def _unload(self, task: Task, fields: Mapping[str, Any], report: BatchReport) -> None:
+        """Let the nodes that took part in a batch put the model out of memory."""
+        for key, share in report.nodes.items():
+            node = self.scheduler.fleet.nodes.get(key)
+            if node is not None and share.items:
+                call = load_call(task.kind, task.model, runner_key(fields.get("options")), 0)
+                self.dispatcher.send_later(node.endpoint, call)
 
     async def feed(self, job: BatchJob, source: Iterator[str] | AsyncIterator[str], count: int, fed: int) -> int:
         """Read `count` more texts for a batch and hand them over; how many came. Raises BadInput."""
