@@ -32,6 +32,7 @@ class Dialer:
         self._loop = asyncio.get_running_loop()
         self._resolver = Resolver()
         self._reached: dict[str, str] = {}  # host -> address
+        self.peers: dict[tuple[str, int], tuple[str, int]] = {}  # where connections to a host and port led last
 
     async def connect(
         self, node: Endpoint, make: Callable[[], P], context: ssl.SSLContext | None, within_s: float | None
@@ -96,6 +97,13 @@ class Dialer:
             make, address, node.port, ssl=context, server_hostname=name
         )
         keep_alive(transport.get_extra_info("socket"))
+        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if peer and own:
+            if len(self.peers) >= 4096:
+                self.peers.clear()
+            # An address of this machine is reached from itself, or by loopback: all of them are one place.
+            here = peer[0] == own[0] or peer[0] in ("127.0.0.1", "::1")
+            self.peers[node.host, node.port] = ("this machine" if here else str(peer[0]), int(peer[1]))
         return protocol
 
     def _remember(self, host: str, address: str) -> None:

@@ -264,6 +264,10 @@ class HttpTransport:
             self._move()
         return self.outbox
 
+    def peer(self, node: Endpoint) -> tuple[str, int] | None:
+        """The address and port to which the last connection to a node led; None if there was none."""
+        return None if self._loop is None else self._dialer.peers.get((node.host, node.port))
+
     @property
     def closed(self) -> bool:
         return self._closed

@@ -38,11 +38,12 @@ from sollol.core.messages import (
     Want,
 )
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import How, Micros, Outcome, Task
+from sollol.core.types import How, Micros, NodeFacts, Outcome, Task
 from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, alive, probes
 from sollol.nodes.transport import Call, Transport, TransportFault
 from sollol.observe.journal import Journal
+from sollol.pool.aliases import Aliases
 from sollol.pool.silences import Silences, Watched
 
 log: Final = logging.getLogger("sollol")
@@ -92,6 +93,7 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.notices: deque[str] = deque(maxlen=NOTICES)
+        self._aliases = Aliases(transport, self.tell)
 
     def tell(self, sentence: str) -> None:
         """Report to the operator: in the log, and in `notices`."""
@@ -261,7 +263,7 @@ class Dispatcher:
             try:
                 async with aclosing(probes(self.transport, node.endpoint, version, known)) as found:
                     async for facts in found:
-                        self.feed(NodeSeen(key, facts))
+                        self._seen(key, facts)
             finally:
                 self._asked.discard(key)
         except ProbeFailed as error:
@@ -274,6 +276,16 @@ class Dispatcher:
     def _probe_again(self, key: str) -> None:
         if not self._closed:
             self._in_background(self._probe(key))
+
+    def _seen(self, key: str, facts: NodeFacts) -> None:
+        nodes = self.scheduler.fleet.nodes
+        if key not in nodes:  # it was removed meanwhile
+            return
+        aside = self._aliases.found(key, facts, nodes)
+        if key not in aside:
+            self.feed(NodeSeen(key, facts))
+        for name, other in aside.items():
+            self.feed(NodeLost(name, f"is {other} under another name", True))
 
     def _wake_at(self, at: Micros) -> None:
         if self._timer is not None:

@@ -53,7 +53,10 @@ async def ps(node: SimNode, ask: Ask) -> SimReply:
     now_s = asyncio.get_running_loop().time()
     models = []
     for name, runner in node.runners.look().items():
-        left_s = runner.keep_alive_s if runner.users else runner.expires_s - now_s
+        if runner.shown is None or runner.shown[0] != (runner.users > 0, runner.expires_s):  # it is a moment, kept
+            left_s = runner.keep_alive_s if runner.users else runner.expires_s - now_s
+            expires = node.stamp(min(max(left_s, -1.0), FOREVER_S))
+            runner.shown = (runner.users > 0, runner.expires_s), expires
         models.append(
             {
                 "name": name,
@@ -61,7 +64,7 @@ async def ps(node: SimNode, ask: Ask) -> SimReply:
                 "size": runner.model.size_bytes,
                 "digest": runner.model.digest,
                 "details": runner.model.details(),
-                "expires_at": node.stamp(min(max(left_s, -1.0), FOREVER_S)),
+                "expires_at": runner.shown[1],
                 "size_vram": runner.size_vram,
                 "context_length": runner.num_ctx,
             }

@@ -70,6 +70,7 @@ class Runner:
         self.users = 0
         self.keep_alive_s = spec.keep_alive_s
         self.expires_s = math.inf
+        self.shown: tuple[tuple[bool, float], str] | None = None  # of what, and the time of expiry as it was told
         self.size_vram = model.size_bytes
         self.slowdown = 1.0
         self.decoding = 0

@@ -1,0 +1,64 @@
+"""Notice a node that is in the pool under two names: counted twice, it would get twice the work.
+
+Two nodes are one if their connections lead to the same address and port, they list the same models, and those in memory
+expire at the same nanosecond. The address alone is not enough: behind one proxy, two names may be two nodes. So one
+that has nothing in memory is recognised when it has. The one that was added later is put aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sollol.core.fleet import NodeState
+from sollol.core.types import NodeFacts
+from sollol.nodes.transport import Transport
+
+
+class Aliases:
+    def __init__(self, transport: Transport, tell: Callable[[str], None]) -> None:
+        self._peer: Callable[[Any], Any] = getattr(transport, "peer", _unknown)  # simulated ones have no addresses
+        self._tell = tell
+        self._facts: dict[str, NodeFacts] = {}
+        self._found: dict[str, str] = {}  # node -> the other name that is used
+
+    def found(self, key: str, facts: NodeFacts, nodes: Mapping[str, NodeState]) -> dict[str, str]:
+        """Take in what a node said. Return the nodes that are therefore put aside: itself, or those added later, each
+        with the name that is used."""
+        if facts.late:
+            return {key: self._found[key]} if key in self._found else {}
+        self._facts[key] = facts
+        place = self._place(nodes[key])
+        before = self._found.pop(key, "")
+        if before in nodes and self._place(nodes[before]) == place:
+            self._found[key] = before
+            return {key: before}
+        names = list(nodes)
+        aside: dict[str, str] = {}
+        for name in names:
+            if name == key or name in self._found or place is None or self._place(nodes[name]) != place:
+                continue
+            if self._same(self._facts.get(name), facts):
+                first, later = (name, key) if names.index(name) < names.index(key) else (key, name)
+                self._found[later] = aside[later] = first
+                self._tell(
+                    f"{later} is {first} under another name: it is put aside; take one of the two out of the nodes"
+                )
+                if later == key:
+                    break
+        return aside
+
+    def _place(self, node: NodeState) -> Any:
+        endpoint = node.endpoint
+        peer = self._peer(endpoint)
+        return None if peer is None else (endpoint.scheme, endpoint.prefix, *peer)
+
+    @staticmethod
+    def _same(one: NodeFacts | None, other: NodeFacts) -> bool:
+        if one is None or not other.loaded:
+            return False
+        return (one.models, one.digests, one.loaded) == (other.models, other.digests, other.loaded)
+
+
+def _unknown(endpoint: Any) -> Any:
+    return None
