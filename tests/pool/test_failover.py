@@ -11,8 +11,8 @@ import pytest
 
 from sollol import AsyncOllamaPool, NoNodeAvailable, ResponseError
 from sollol.core.fleet import Lane
+from sollol.core.hangs import HUNG_LEAST
 from sollol.core.messages import NodeSeen
-from sollol.core.singles import HUNG_LEAST
 from sollol.core.types import How
 from sollol.policies.breaker import PAUSE, THRESHOLD
 from sollol.sim import NodeSpec, SimNode, run

@@ -61,6 +61,7 @@ class Scheduler:
         self.attempts = ledger.attempts
         self.forecast = Forecast(ledger)
         self._singles = Singles(ledger)
+        self._hangs = self._singles.hangs
         self._chunks = Chunks(ledger)
         self._stalls = Stalls(ledger)
         self._serving = Serving(ledger, self._singles, self._chunks)
@@ -180,7 +181,7 @@ class Scheduler:
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
         opened = self.open.get(event.task)
         if opened is not None:
-            self._singles.suspect(opened, at)
+            self._hangs.suspect(opened, at)
             lanes = self._ledger.abort_all(opened, at)
             self._ledger.settle(opened, Outcome(How.LEFT, "the caller left"))
             self._serving.model(opened.task.model, at, lanes)
@@ -189,7 +190,7 @@ class Scheduler:
         opened = self.open.get(task_id)
         if opened is not None:
             where = ", ".join(a.lane.node.key for a in opened.attempts.values())
-            self._singles.suspect(opened, at)
+            self._hangs.suspect(opened, at)
             lanes = self._ledger.abort_all(opened, at)
             message = f"no answer in {(at - opened.since) / SECOND:.1f} s"
             message += f" (running on {where})" if where else " (waiting for a free node)"
@@ -327,7 +328,7 @@ class Scheduler:
             self.fleet.unable.pop(node.key, None)
         changed = self.health.seen(node, event.facts, at)
         if event.facts.late:
-            self._singles.doubt(node, at)
+            self._hangs.doubt(node, at)
         if came_up or changed:
             for market in self.fleet.markets.values():
                 self._ledger.join(market, node)
@@ -339,10 +340,10 @@ class Scheduler:
         if node is None:
             return
         if not event.certain and node.up:
-            self._singles.doubt(node, at)
+            self._hangs.doubt(node, at)
         if self.health.lost(node, event.why, event.certain, at):
             if not event.certain and node.up:
-                self._singles.blame(node, at)
+                self._hangs.blame(node, at)
             self._node_down(node, event.why, at)
         self._serving.all(at)
 
@@ -357,12 +358,9 @@ class Scheduler:
         """Give back what a lost node had; what cannot go on elsewhere is left to its own end."""
         for lane in node.lanes.values():
             for attempt in [a for a in lane.attempts.values() if a.movable]:
-                if attempt.id not in self.attempts:  # its batch was given up meanwhile
-                    continue
-                self._ledger.abort(attempt, at)
-                self._failed(attempt.opened, attempt, outcome, at)
-
-    # --- time -------------------------------------------------------------------------------------------
+                if attempt.id in self.attempts:  # else its batch was given up meanwhile
+                    self._ledger.abort(attempt, at)
+                    self._failed(attempt.opened, attempt, outcome, at)
 
     def _tick(self, event: Tick, at: Micros) -> None:
         self._wake_at = NEVER
@@ -374,7 +372,7 @@ class Scheduler:
         self._looking_after = any(opened.batch is None for opened in self.open.values())
         if self._looking_after:
             self._ledger.at(at + LOOK_AFTER, self._look_after)
-            for attempt in self._singles.look_after(at):
+            for attempt in self._hangs.look_after(at):
                 outcome = Outcome(How.TIMEOUT, "silent far beyond what was predicted")
                 attempt.lane.breaker.record(at, outcome)
                 self._debit(attempt, outcome, at)
@@ -388,12 +386,12 @@ class Scheduler:
                 outcome = Outcome(How.TIMEOUT, why)
                 attempt.lane.breaker.trip(at)
                 self._debit(attempt, outcome, at)
-                self._singles.move(attempt, outcome, at)
+                self._hangs.move(attempt, outcome, at)
                 self._serving.market(attempt.lane.market, at)
 
     def _overdue(self, attempt: Attempt, at: Micros) -> None:
-        seconds = (at - attempt.started_us) / SECOND
-        outcome = Outcome(How.TIMEOUT, f"no answer in {seconds:.1f} s, far beyond what was predicted")
+        why = f"no answer in {(at - attempt.started_us) / SECOND:.1f} s, far beyond what was predicted"
+        outcome = Outcome(How.TIMEOUT, why)
         attempt.lane.breaker.record(at, outcome)
         self._debit(attempt, outcome, at)
         if attempt.id in self.attempts:
