@@ -105,5 +105,5 @@ async def _get(transport: Transport, endpoint: Endpoint, path: str, timeout_s: f
             await reply.aclose()
             return None
         return msgspec.json.decode(await reply.read(), type=shape)
-    except (TransportFault, msgspec.DecodeError, UnicodeDecodeError):
+    except (TransportFault, msgspec.DecodeError, RecursionError, UnicodeError, OverflowError):
         return None

@@ -22,6 +22,7 @@ from sollol.gateway.infer import Inference, Wanted, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
+from sollol.nodes.decoding import json_reader
 from sollol.nodes.dialect import encode
 from sollol.pool.batch import BatchJob, Ended, Message, Refused
 from sollol.pool.report import BatchReport
@@ -42,7 +43,7 @@ class _Rows(msgspec.Struct):
     prompt_eval_count: int = 0
 
 
-_rows = msgspec.json.Decoder(_Rows).decode
+_rows = json_reader(_Rows)
 
 
 class RawBatch(BatchJob):

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from sollol.nodes.decoding import json_reader
+
 
 class Chat(msgspec.Struct, gc=False):
     model: str = ""
@@ -50,7 +52,7 @@ class Bare(msgspec.Struct):
     stream: Any = None
 
 
-read_chat = msgspec.json.Decoder(Chat).decode
-read_openai = msgspec.json.Decoder(OpenAI).decode
-read_embedding = msgspec.json.Decoder(Embedding).decode
-read_bare = msgspec.json.Decoder(Bare).decode
+read_chat = json_reader(Chat)
+read_openai = json_reader(OpenAI)
+read_embedding = json_reader(Embedding)
+read_bare = json_reader(Bare)

@@ -6,28 +6,30 @@ from typing import Any
 
 import msgspec
 
+from sollol.nodes.decoding import Int, json_reader
+
 
 class Timings(msgspec.Struct, gc=False):
     """The numbers of an answer, in nanoseconds, and whether it was an error. Everything else is passed over."""
 
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
+    total_duration: Int = 0
+    load_duration: Int = 0
+    prompt_eval_count: Int = 0
+    prompt_eval_duration: Int = 0
+    eval_count: Int = 0
+    eval_duration: Int = 0
     done: bool | None = None  # Ollama always says; servers that only resemble it may not
     error: Any = None
 
 
-read_timings = msgspec.json.Decoder(Timings).decode
+read_timings = json_reader(Timings)
 
 
 class EmbedAnswer(msgspec.Struct):
     embeddings: list[list[float]] = []
-    load_duration: int = 0
-    total_duration: int = 0
-    prompt_eval_count: int = 0
+    load_duration: Int = 0
+    total_duration: Int = 0
+    prompt_eval_count: Int = 0
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -57,6 +59,6 @@ class Inputs(msgspec.Struct, gc=False):
     prompt: Any = None
 
 
-read_vector_answer = msgspec.json.Decoder(VectorAnswer).decode
-read_inputs = msgspec.json.Decoder(Inputs).decode
-read_embed_answer = msgspec.json.Decoder(EmbedAnswer).decode
+read_vector_answer = json_reader(VectorAnswer)
+read_inputs = json_reader(Inputs)
+read_embed_answer = json_reader(EmbedAnswer)

@@ -18,6 +18,7 @@ import msgspec
 from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
+from sollol.nodes.decoding import read_any
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
@@ -53,7 +54,7 @@ def _encode_other(value: Any) -> Any:
 
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_other)
 encode: Final = _ENCODER.encode
-decode: Final = msgspec.json.Decoder().decode
+decode: Final = read_any
 
 
 def runner_key(options: Any) -> str:
@@ -81,7 +82,7 @@ def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None
 
 def _number(text: str) -> Any:
     try:
-        return decode(text.lower())
+        return decode(text.lower().encode())
     except msgspec.DecodeError:
         return text
 

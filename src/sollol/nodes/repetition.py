@@ -12,11 +12,13 @@ from typing import Any, Final
 
 import msgspec
 
+from sollol.nodes.decoding import read_any
+
 REPEATS: Final = 30  # equal pieces at the end of a body
 KEPT: Final = 4 * REPEATS  # pieces of bytes to keep for it: not all of them hold text
 PIECE_BYTES: Final = 16_384  # a larger one holds no single tokens
 
-_decode = msgspec.json.Decoder().decode
+_decode = read_any
 
 
 class Recent:

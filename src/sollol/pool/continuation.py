@@ -17,6 +17,7 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Kind, Outcome
+from sollol.nodes.decoding import json_lines
 from sollol.nodes.dialect import decode, encode, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 
@@ -284,4 +285,4 @@ class _Line(msgspec.Struct, gc=False):
     tool_calls: list[Any] | None = None
 
 
-_lines = msgspec.json.Decoder(_Line).decode_lines
+_lines = json_lines(_Line)

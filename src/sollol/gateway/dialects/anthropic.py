@@ -11,6 +11,7 @@ from sollol.core.types import How, Kind, Outcome
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
+from sollol.nodes.decoding import json_reader
 from sollol.nodes.dialect import late_error, refusal
 
 _DELTA: Final = b"event: content_block_delta\n"  # an ordinary event begins so
@@ -45,7 +46,7 @@ class _Event(msgspec.Struct):
     error: Any = None
 
 
-_event = msgspec.json.Decoder(_Event).decode
+_event = json_reader(_Event)
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:

@@ -16,6 +16,7 @@ from sollol.core.types import How, Kind, Outcome, Timing
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
+from sollol.nodes.decoding import Int, json_lines, json_reader
 from sollol.nodes.dialect import late_error, refusal
 
 _GOES_ON: Final = b'"finish_reason":null'
@@ -34,8 +35,8 @@ _MESSAGE: Final = frozenset(("role", "content", "name", "refusal", "annotations"
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Int = 0
+    completion_tokens: Int = 0
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -73,9 +74,9 @@ class _Head(msgspec.Struct):
     system_fingerprint: str = ""
 
 
-_chunk = msgspec.json.Decoder(_Chunk).decode
-_words, _all_words = msgspec.json.Decoder(_Words).decode, msgspec.json.Decoder(_Words).decode_lines
-_head = msgspec.json.Decoder(_Head).decode
+_chunk = json_reader(_Chunk)
+_words, _all_words = json_reader(_Words), json_lines(_Words)
+_head = json_reader(_Head)
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:

@@ -11,6 +11,7 @@ from sollol.core.types import How, Kind, Outcome
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
+from sollol.nodes.decoding import json_reader
 from sollol.nodes.dialect import decode, late_error, refusal
 
 _DELTA: Final = b"event: response.output_text.delta\n"  # an ordinary event begins so
@@ -46,9 +47,9 @@ class _Said(msgspec.Struct):
     item: _Item | None = None
 
 
-_response = msgspec.json.Decoder(_Response).decode
-_event = msgspec.json.Decoder(_Event).decode
-_said = msgspec.json.Decoder(_Said).decode
+_response = json_reader(_Response)
+_event = json_reader(_Event)
+_said = json_reader(_Said)
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:

@@ -13,6 +13,7 @@ import msgspec
 
 from sollol.core.types import Timing
 from sollol.gateway.dialects.reading import data_of
+from sollol.nodes.decoding import Int
 from sollol.nodes.dialect import decode, encode
 from sollol.pool.continuation import Said
 
@@ -26,8 +27,8 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
 class Usage(msgspec.Struct):
     """The counts of tokens, as Anthropic's and OpenAI's newer events name them."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: Int = 0
+    output_tokens: Int = 0
 
 
 def timing_of(usage: Usage | None) -> Timing:
