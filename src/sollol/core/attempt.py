@@ -35,6 +35,7 @@ class Attempt:
         "items",
         "key",
         "lane",
+        "loads",
         "movable",
         "observed",
         "opened",
@@ -75,6 +76,7 @@ class Attempt:
         self.beside = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began
+        self.loads = False  # it has to load the model first
         self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
         self.observed = False  # its job reports when the node begins to answer
         self.responding = False  # the node has begun to answer; assumed of one that is not observed

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.estimate import Lengths, Mean, Rate
+from sollol.core.estimate import Lengths, Mean
 from sollol.core.guard import NodeFaults
 from sollol.core.lane import DISPLACED, Lane
+from sollol.core.loading import LoadTime, Memory
 from sollol.core.turns import Turns
-from sollol.core.types import SECOND, LoadedModel, Micros, Outcome, Task
+from sollol.core.types import LoadedModel, Micros, Outcome, Task
 from sollol.core.unable import Inability
 
 if TYPE_CHECKING:
@@ -35,17 +36,21 @@ class NodeState:
         "held_bytes",
         "key",
         "lanes",
-        "load_bandwidth",
+        "load_time",
         "loaded",
         "lost_why",
+        "memory",
         "models",
         "next_probe_us",
         "probe_backoff_us",
         "probing",
+        "reads_on",
         "running",
         "silences",
         "speed",
         "succeeded",
+        "told",
+        "told_us",
         "turns",
         "unable",
         "up",
@@ -77,7 +82,12 @@ class NodeState:
         self.probing = False
         self.asked_us: Micros = -1
         self.silences = 0
-        self.load_bandwidth = Rate(60 * SECOND)
+        self.load_time = LoadTime()
+        self.memory = Memory()
+        self.told: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
+        self.told_us: Micros = 0
+        # Whether it reads the prompt of a caller who left to the end, or stops at the next batch; None: not known.
+        self.reads_on: bool | None = None
         self.attempted = 0
         self.succeeded = 0
         self.failed = 0
@@ -100,6 +110,54 @@ class NodeState:
         for lane in self.lanes.values():
             for attempt in lane.attempts.values():
                 attempt.beside = True
+
+    def sizes_loaded(self) -> dict[str, int]:
+        """Return the bytes of each model in memory, as the node told or by our own answers; else those on disk."""
+        sizes = {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
+        for model, lane in self.lanes.items():
+            if lane.loaded_by_us and model not in sizes:
+                sizes[model] = self.models.get(model, 0)
+        return sizes
+
+    def remember(self, at: Micros) -> None:
+        """Learn what fits together from this look at the models in memory, beside the last one."""
+        now = {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
+        before = dict(self.told)
+        for model, lane in self.lanes.items():
+            if lane.answers and lane.last_end_us > self.told_us:
+                before.setdefault(model, self.models.get(model, 0))
+        loading = {model: self.models.get(model, 0) for model, lane in self.lanes.items() if lane.is_loading}
+        self.memory.seen(self.told, before, now, loading, self.used(at))
+        self.told, self.told_us = now, at
+
+    def loads(self, model: str) -> None:
+        """Expect a model in memory from now on, and those gone that do not fit beside it. A probe will tell."""
+        loaded, held = self.sizes_loaded(), dict(self.loaded)
+        size = self.models.get(model, 0)
+        for name in sorted(loaded, key=self.last_use):
+            if name == model or self.memory.risk(loaded, size) < 1.0:
+                continue
+            del loaded[name]
+            held.pop(name, None)
+            lane = self.lanes.get(name)
+            if lane is not None:
+                lane.loaded_by_us = False
+                lane.unsettle()
+        held.setdefault(model, LoadedModel())
+        self.loaded = held
+
+    def last_use(self, model: str) -> Micros:
+        """Return when a model in memory was used last, as far as we know."""
+        lane = self.lanes.get(model)
+        return 0 if lane is None else max(lane.last_end_us, lane.options_used_us)
+
+    def used(self, at: Micros) -> frozenset[str]:
+        """Return the models that were used within DISPLACED, or are at work."""
+        return frozenset(
+            model
+            for model, lane in self.lanes.items()
+            if lane.attempts or (lane.answers and at - lane.last_end_us < DISPLACED)
+        )
 
     def in_use(self, at: Micros) -> bool:
         """Has a model of it been used just now, which a load might put out?"""

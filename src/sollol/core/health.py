@@ -81,10 +81,14 @@ class Health:
             if held.size_vram >= held.size > node.held_bytes:
                 node.held_bytes = held.size
         for model, lane in node.lanes.items():
-            if model not in facts.loaded and not lane.attempts:
+            if model not in facts.loaded and lane.last_end_us < node.asked_us:
                 lane.loaded_by_us = False
                 lane.warm.clear()
             lane.unsettle()
+        node.remember(at)
+        for model, lane in node.lanes.items():
+            if lane.is_loading:
+                node.loads(model)  # what it puts out may still have been there
         node.probe_backoff_us = 0
         self._plan(node, at + self._every(at))
         return changed

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 # Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
 RATE_MEMORY: Final[Micros] = 4 * SECOND
-# Bytes per microsecond assumed for reading a model from disk, before one load was measured.
-LOAD_BANDWIDTH: Final = 1_000.0
+PUT_OUT: Final = 3  # loads that follow from putting out a model in use: nodes would trade their models for ever
 LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
 DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
 OUTLIER: Final = 2.0  # times slower than usual that one answer may count
@@ -74,6 +73,7 @@ class Lane:
         "loaded_by_us",
         "loading_until",
         "market",
+        "measured_slowness",
         "model",
         "node",
         "options",
@@ -128,6 +128,7 @@ class Lane:
         self.decode = Rate(RATE_MEMORY)
         self.overhead = Mean()  # microseconds of a call that the node's own timings do not tell
         self.reliability = Mean(0.05)  # share of attempts that ended well
+        self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
         self.options = ""  # runner options it was loaded with, as far as we know
         self.options_used_us: Micros = 0
         self.loading_until: Micros = 0  # a load without a request is under way
@@ -159,6 +160,7 @@ class Lane:
             and self.paused_until <= at
             and not (self.draining and self.still_draining(at))
             and (self.answers > 0 or not self.failed)
+            and self.slowness() <= 2 * self.measured_slowness
         )
 
     def free(self, at: Micros, heavy: bool = True) -> bool:
@@ -215,19 +217,68 @@ class Lane:
     def is_loaded(self) -> bool:
         return self.loaded_by_us or self.model in self.node.loaded
 
+    @property
+    def is_loading(self) -> bool:
+        """Check whether a call under way has to load the model first."""
+        for attempt in self.attempts.values():  # noqa: SIM110  compiled, a generator expression is slow
+            if attempt.loads:
+                return True
+        return False
+
     def in_memory(self, options: str) -> bool:
         """Check that work with these runner options needs no load."""
-        return self.is_loaded and (not self.answers or options == self.options)
+        return self.is_loaded and self.matches(options)
 
     def startup_us(self, options: str | None = None) -> Micros:
         """Time before the first work: zero for a model in memory with these `options`, else reading it from disk."""
-        if self.is_loaded and (options is None or options == self.options):
+        if self.is_loaded and (options is None or self.matches(options)):
             return 0
+        return self.load_us()
+
+    def load_us(self) -> Micros:
+        """Return the microseconds that loading the model here should take."""
         size = self.node.models.get(self.model, 0)
-        bandwidth = self.node.load_bandwidth.read()
-        if size <= 0:
-            return LOAD_UNKNOWN
-        return round(size / (bandwidth or LOAD_BANDWIDTH))
+        return self.node.load_time.predict(size) if size > 0 else LOAD_UNKNOWN
+
+    def matches(self, options: str) -> bool:
+        """Check that the runner in memory has these options, as far as we or the node know."""
+        if self.options_used_us or options == self.options:
+            return options == self.options
+        held = self.node.loaded.get(self.model)  # somebody else loaded it: of its options, the node tells the context
+        if held is None or held.context_length <= 0:
+            return False
+        return options == f"num_ctx={held.context_length}"
+
+    def displacement_us(self, options: str, at: Micros) -> Micros:
+        """Return the time that others will pay for a load here: to get back what it puts out, if that is in use."""
+        if self.is_loaded:
+            return self.load_us() if self.displaces(options, at) else 0
+        node = self.node
+        loaded = node.sizes_loaded()
+        size = node.models.get(self.model, 0)
+        cost = 0.0
+        for name in sorted(loaded, key=node.last_use):  # Ollama puts out what was not used for longest
+            risk = node.memory.risk(loaded, size)
+            if not risk:
+                break
+            del loaded[name]
+            lane_or_none = node.lanes.get(name)
+            if lane_or_none is not None and name in node.used(at):
+                cost += risk * lane_or_none.loss_us()
+            if risk < 1.0:
+                break
+        return round(cost)
+
+    def loss_us(self) -> Micros:
+        """Return what the users of this replica pay if it is put out.
+
+        They load it again, and that puts out the next one: PUT_OUT loads. Where no other node has the model in memory,
+        each task that runs or waits pays one more."""
+        market = self.market
+        users = 0
+        if not any(other is not self and other.is_loaded and other.node.usable for other in market.lanes.values()):
+            users = 1 + len(self.attempts) + len(market.line.waiting)
+        return self.load_us() * (PUT_OUT + users)
 
     def backlog(self, at: Micros) -> float:
         """Cost units in flight that are still to be done, by the clock rather than by hope."""
@@ -297,6 +348,9 @@ class Lane:
 
     def add(self, attempt: Attempt) -> None:
         running = len(self.attempts)
+        if not self.is_loaded:
+            attempt.loads = True
+            self.node.loads(self.model)
         attempt.trial = running >= self.proven
         self._integrate(attempt.started_us)
         attempt.area_us = self._area_us
@@ -431,6 +485,7 @@ class Lane:
 
     def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
         """An embedding ended: its work took the time since this lane was last known to be idle or done."""
+        self.measured_slowness = self.slowness()
         before = self.work.read() or 0.0
         self.work.add(cost, working_us)
         self.market.rate_changed(before, self.work.read() or 0.0, at)
@@ -441,6 +496,10 @@ class Lane:
         if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
             self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
         if timing.decode_us > 0 and timing.tokens > 0:
+            slowness = self.slowness()
+            if slowness > 2 * self.measured_slowness or 2 * slowness < self.measured_slowness:
+                self.decode, self.prefill = Rate(RATE_MEMORY), Rate(RATE_MEMORY)  # it runs elsewhere now
+            self.measured_slowness = slowness
             self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
             if self.decode.value and (self.answers < SPEED_EVERY or not self.answers % SPEED_EVERY):
                 self.node.speed.add(self.decode.value / self.market.typical().decode)
@@ -452,7 +511,7 @@ class Lane:
         """It had to load the model first."""
         size = self.node.models.get(self.model, 0)
         if size > 0:
-            self.node.load_bandwidth.add(size, timing.load_us)
+            self.node.load_time.add(size, timing.load_us)
 
     def __repr__(self) -> str:
         return f"<Lane {self.model} on {self.node.key} {len(self.attempts)}/{self.limiter.limit}>"

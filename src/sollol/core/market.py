@@ -43,6 +43,7 @@ class Typical(NamedTuple):
     best_prefill: float = PREFILL
     decode: float = DECODE
     best_decode: float = DECODE
+    slowness: float = 1.0  # of the fastest place that was measured: 1 on a GPU, CPU_SLOWER on a CPU
 
 
 class Market:
@@ -199,6 +200,7 @@ class Market:
             *_middle([lane.work.read() for lane in lanes], WORK),
             *_middle([lane.prefill.read() for lane in lanes], PREFILL),
             *_middle([lane.decode.read() for lane in lanes], DECODE),
+            min([lane.measured_slowness for lane in lanes if lane.decode.value], default=1.0),
         )
         if len(lanes) > SHORTLIST:
             self._ranked = sorted(lanes, key=lambda lane: _usual_time(lane, typical))

@@ -266,6 +266,7 @@ class Scheduler:
         lane.loaded_by_us = True
         if loading:  # it may have put out another model
             lane.measured_load(timing)
+            lane.node.loads(lane.model)
             self.health.ask(lane.node, at, self._ledger.out)
         elif not self._slots.learn(attempt, timing, at):
             lane.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))

@@ -83,6 +83,9 @@ class CompletionRouter:
             best = sorted(range(len(rows)), key=scores.__getitem__)[:SHOWN]
             rows, scores = [rows[i] for i in best], [scores[i] for i in best]
         decode: float = 0.0 if embed else row[3] if len(row) == LEAN_ROW else row[5]
+        if len(row) != LEAN_ROW:
+            others: float = row[3]
+            finish -= others  # what others pay decides, but this call does not take it
         return Decision(
             row[0],
             int(finish + 0.5),
@@ -186,8 +189,8 @@ class _Inquiry:
         load = displaces = 0.0
         if not lane.loaded_by_us or lane.options != task.options:
             load = float(lane.startup_us(task.options))
-            if load and lane.displaces(task.options, at):
-                displaces = load
+            if load:
+                displaces = float(lane.displacement_us(task.options, at))
         decode = penalty = 0.0
         if task.kind is EMBED:
             read = task.cost / self._work(lane)
@@ -227,12 +230,15 @@ class _Inquiry:
                 speaks = speaks**own * usual.decode ** (1 - own)
             if reads * UNLIKE < usual.prefill:
                 reads = reads**own * usual.prefill ** (1 - own)
+        fell = lane.slowness() / lane.measured_slowness
+        if fell > UNLIKE and reads and speaks:  # measured on its GPU; now it is on the CPU
+            reads, speaks = reads / fell, speaks / fell
         if not reads or not speaks:
             usual = self._typical(lane)
             # What another model of this node told of its speed is the first guess for this one.
             speed = EAGER if fresh else node.speed.value or 1.0
-            if node.loaded:
-                speed /= lane.slowness()
+            if node.loaded:  # a guess for the first calls: on the CPU, where the others were measured on a GPU
+                speed /= max(1.0, lane.slowness() / usual.slowness)
             reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
             speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
         return reads, speaks
