@@ -23,6 +23,7 @@ class Attempt:
 
     __slots__ = (
         "area_us",
+        "behind",
         "beside",
         "control",
         "cost",
@@ -76,6 +77,7 @@ class Attempt:
         self.beside = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began
+        self.behind = False  # sent while the node may still have read the prompt of a caller who left
         self.loads = False  # it has to load the model first
         self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
         self.observed = False  # its job reports when the node begins to answer

@@ -67,6 +67,7 @@ class Lane:
         "last_end_us",
         "last_good_us",
         "latency",
+        "left_until",
         "limit",
         "limiter",
         "list_length",
@@ -135,6 +136,7 @@ class Lane:
         self.warm: dict[Mark, int] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
         self.prompts = 0
         self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
+        self.left_until: Micros = 0  # a prompt whose caller left may be read so long (`core.prefill`)
         self.latency = Mean()  # microseconds per answered call, failures penalised
         self.good_latency = Mean()  # and of good answers only
         self.faults = 0  # failures in a row

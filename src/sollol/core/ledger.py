@@ -19,6 +19,7 @@ from sollol.core.lane import Lane
 from sollol.core.market import Market
 from sollol.core.messages import Abort, Action, Settle, Start
 from sollol.core.policy import Hedger, Policies
+from sollol.core.prefill import taken_until
 from sollol.core.queue import Shares, WaitingLine
 from sollol.core.ranges import Ranges
 from sollol.core.types import EMBED, MILLISECOND, NEVER, Decision, How, Key, Micros, Outcome, Task
@@ -156,12 +157,13 @@ class Ledger:
         lane.add(attempt)
         observe = False
         if task.kind is not EMBED:
-            observe = attempt.trial and task.observable and not task.stream
+            attempt.behind = behind = at < lane.left_until
+            observe = (attempt.trial or behind) and task.observable and not task.stream
             attempt.observed = observe or task.stream
             if not attempt.observed:
                 attempt.responding = True
                 lane.responding += 1
-            elif same_options and (attempt.trial or lane.responding):
+            elif same_options and (attempt.trial or behind or lane.responding):
                 self.watch(attempt, at)
         if not lane.steady and not lane.breaker.closed:
             lane.breaker.begin(at)
@@ -192,8 +194,9 @@ class Ledger:
         lane.unsettle()
         reading_until = attempt.started_us + attempt.decision.first_us
         if not withdrawn and not attempt.started and at < reading_until and lane.node.usable:
-            lane.draining.append(reading_until)  # the node reads the prompt to its end, whoever has left
-            self.serve_at(lane.model, reading_until)
+            until = taken_until(lane, attempt, at)
+            lane.draining.append(until)
+            self.serve_at(lane.model, until)
         self.out.append(Abort(attempt.id, outcome, withdrawn))
         self.let_others(lane, at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sollol.core import prefill
 from sollol.core.attempt import Attempt
 from sollol.core.ledger import Ledger
 from sollol.core.serving import Serving
@@ -20,6 +21,7 @@ class SlotWatch:
         """A node works on an attempt: it may have more slots than were known."""
         lane = attempt.lane
         before = lane.limit
+        prefill.learn(lane, attempt, at)
         lane.responds(attempt, at)
         if lane.limit > before and lane.market.line.waiting:
             self._serving.market(lane.market, at, [lane])
@@ -28,6 +30,11 @@ class SlotWatch:
         """An attempt should have begun: if its node answers others meanwhile, it has no slot for this one."""
         lane = attempt.lane
         if attempt.responding or attempt.id not in self._ledger.attempts:
+            return
+        if prefill.holds(lane, attempt):
+            self._ledger.serve_at(lane.model, lane.left_until)
+            lane.left_until = 0
+            self._withdraw(attempt, at)
             return
         patience = self._ledger.patience_us(attempt, lane.responding >= lane.proven)
         if not lane.responding:  # a load, or prompts that are being read: nothing can be said yet
@@ -70,8 +77,8 @@ class SlotWatch:
             lane.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, at)
             lane.limit_changed()
             return False  # lists overlap in ways that only the throughput shows
-        # That a trial call had to wait is no news.
-        wait_us = 0 if attempt.trial else max(0, inside_us - timing.prompt_us - timing.decode_us)
+        # That such a call had to wait is no news.
+        wait_us = 0 if attempt.trial or attempt.behind else max(0, inside_us - timing.prompt_us - timing.decode_us)
         rate = timing.tokens / timing.decode_us if timing.decode_us > 0 else 0.0
         lane.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at)
         if lane.market.line.waiting:

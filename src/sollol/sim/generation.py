@@ -212,13 +212,22 @@ class _Saying:
             if seconds or self.machine.frozen:
                 await self.machine.until(target_s)
         except asyncio.CancelledError:
-            self.node.linger(runner, target_s)
+            self.node.linger(runner, self._notices_s(target_s, seconds))
             raise
         except BaseException:
             runner.slots.release()
             raise
         self.read_s = asyncio.get_running_loop().time()
         self.prefill_ns = round((self.read_s - began_s) * 1e9)
+
+    def _notices_s(self, target_s: float, seconds: float) -> float:
+        """When the runner notices, in prefill, that its client left: at the end of a batch, or of the prompt."""
+        batch = self.node.spec.prefill_batch
+        if batch is None or not seconds:
+            return target_s
+        batch_s = seconds * batch / max(1, self.prompt_tokens)
+        done_s = self.machine.now() - (target_s - seconds)
+        return min(target_s, target_s - seconds + batch_s * (int(done_s / batch_s) + 1))
 
     def _token_s(self, runner: Runner) -> float:
         """Seconds for one token, with as many others decoding beside it as now."""

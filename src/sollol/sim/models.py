@@ -123,7 +123,8 @@ class NodeSpec:
     network's round trip (simulated transport only). `parallel_gain` is what each further slot adds to the total
     token rate (a sixth for four, measured on a CPU, is 0.055; GPUs have more). `cpu_slowdown` is how much slower
     a model runs whose weights are not in VRAM; `vram_bytes` None is "enough". `vectors` "cheap" answers vectors from
-    a small table: for fleets whose vectors nobody reads. `renders` False is a node too old for
+    a small table: for fleets whose vectors nobody reads. `prefill_batch` is the number of tokens after which a runner
+    that reads a prompt notices that its client left (512 in today's nodes); None reads on to the end. `renders` False is a node too old for
     `_debug_render_only`.
     """
 
@@ -136,6 +137,7 @@ class NodeSpec:
     decode_tokens_per_s: float | None = None
     load_bytes_per_s: float | None = None
     num_parallel: int = 1
+    prefill_batch: int | None = None
     parallel_gain: float = 0.055
     max_loaded_models: int = 3
     max_queue: int = 512
