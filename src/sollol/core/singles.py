@@ -219,7 +219,7 @@ class Singles:
         else:
             warm = attempt.warm_cost / task.cost if task.cost else 0.0
             elapsed_us = at - attempt.started_us
-            if (attempt.trial or attempt.behind) and timing.total_us:  # its wait for a slot is no part of what a call costs
+            if (attempt.trial or attempt.behind) and timing.total_us:  # its wait for a slot is no part of its cost
                 elapsed_us -= max(0, timing.total_us - timing.load_us - timing.prompt_us - timing.decode_us)
             lane.measured_tokens(timing, warm, elapsed_us)
         if not attempt.resumed:
