@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from sollol.core.lane import Lane
+from sollol.core.trials import reopen
 from sollol.core.turns import TURNS_MOST
 from sollol.core.types import SECOND, Decision, Micros, Task
 from sollol.core.value import replaced
@@ -45,5 +46,5 @@ def tries_slot(lane: Lane, own_us: Micros, wait_us: Micros, at: Micros) -> bool:
     """Open a trial slot for a call that would wait far longer than it takes; returns whether there is one now."""
     if not lane.market.samples or wait_us < max(WAITS_LONG, WAITS_TIMES * own_us):
         return False
-    lane.reopen(at)
+    reopen(lane, at)
     return len(lane.attempts) < lane.limit

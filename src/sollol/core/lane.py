@@ -10,17 +10,16 @@ cost answers, so the ledger's invariants check it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.estimate import Mean, Rate
 from sollol.core.guard import FAULTS, Guard
-from sollol.core.market import MARKS_MAX
 from sollol.core.policy import Breaker, Limiter
 from sollol.core.precedence import has_turn
 from sollol.core.suspicion import ListLength
-from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Key, Mark, Micros, Outcome, Task, Timing
+from sollol.core.types import NEVER, OK, SECOND, How, Key, Mark, Micros, Outcome, Task, Timing
+from sollol.core.warmth import read_prompt
 
 if TYPE_CHECKING:
     from sollol.core.fleet import NodeState
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 # Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
 RATE_MEMORY: Final[Micros] = 4 * SECOND
-PUT_OUT: Final = 3  # loads that follow from putting out a model in use: nodes would trade their models for ever
 LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
 DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
 OUTLIER: Final = 2.0  # times slower than usual that one answer may count
@@ -37,9 +35,6 @@ SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how f
 FAILED_TIMES: Final = 2.0  # times the usual latency that a failure counts, at least
 FAILED_MOST: Final = 10.0  # and at most
 FADES: Final[Micros] = 10 * SECOND  # within which half of what failures added is forgotten
-NOT_READ: Final = -1000  # the number of no prompt
-PROMPTS_WARM: Final = 4  # prompts whose beginnings a node is expected to know still
-MARKS_WARM: Final = 256  # of beginnings to remember, before those of older prompts are dropped
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
@@ -47,9 +42,9 @@ class Lane:
     """One model on one node."""
 
     __slots__ = (
-        "_area_at",
-        "_area_us",
         "answers",
+        "area_at",
+        "area_us",
         "attempts",
         "breaker",
         "busy_answers",
@@ -114,8 +109,8 @@ class Lane:
         self.responding = 0  # of them whose answer has begun
         self.responded_us: Micros = 0  # when the last one began
         self.waiters = 0  # single tasks that wait for this replica rather than start on another
-        self._area_us = 0.0  # calls in flight, summed over time
-        self._area_at: Micros = 0
+        self.area_us = 0.0  # calls in flight, summed over time
+        self.area_at: Micros = 0
         self.cost_inflight = 0.0
         self.paused_until: Micros = 0
         self.busy_answers = 0
@@ -251,37 +246,6 @@ class Lane:
             return False
         return options == f"num_ctx={held.context_length}"
 
-    def displacement_us(self, options: str, at: Micros) -> Micros:
-        """Return the time that others will pay for a load here: to get back what it puts out, if that is in use."""
-        if self.is_loaded:
-            return self.load_us() if self.displaces(options, at) else 0
-        node = self.node
-        loaded = node.sizes_loaded()
-        size = node.models.get(self.model, 0)
-        cost = 0.0
-        for name in sorted(loaded, key=node.last_use):  # Ollama puts out what was not used for longest
-            risk = node.memory.risk(loaded, size)
-            if not risk:
-                break
-            del loaded[name]
-            lane_or_none = node.lanes.get(name)
-            if lane_or_none is not None and name in node.used(at):
-                cost += risk * lane_or_none.loss_us()
-            if risk < 1.0:
-                break
-        return round(cost)
-
-    def loss_us(self) -> Micros:
-        """Return what the users of this replica pay if it is put out.
-
-        They load it again, and that puts out the next one: PUT_OUT loads. Where no other node has the model in memory,
-        each task that runs or waits pays one more."""
-        market = self.market
-        users = 0
-        if not any(other is not self and other.is_loaded and other.node.usable for other in market.lanes.values()):
-            users = 1 + len(self.attempts) + len(market.line.waiting)
-        return self.load_us() * (PUT_OUT + users)
-
     def backlog(self, at: Micros) -> float:
         """Cost units in flight that are still to be done, by the clock rather than by hope."""
         rate = self.work.read()
@@ -321,30 +285,9 @@ class Lane:
             wait = max(wait, sorted(ends)[over] - at)
         return max(0, wait)
 
-    def warm_cost(self, prefix: Sequence[tuple[Mark, int]]) -> int:
-        """How much of a prompt, in cost units, this lane has read just before. `prefix`: the longest first."""
-        since, warm = self.prompts - PROMPTS_WARM, self.warm
-        for mark, cost in prefix:
-            if warm.get(mark, NOT_READ) > since:
-                return cost
-        return 0
-
     def read(self, prefix: tuple[tuple[Mark, int], ...]) -> int:
-        """It is given a prompt with these beginnings: how much of it, in cost units, it has read just before."""
-        since = self.prompts - PROMPTS_WARM
-        self.prompts = number = self.prompts + 1
-        warm, marks = self.warm, self.market.marks
-        if len(marks) > MARKS_MAX:
-            marks.clear()
-        if len(warm) > MARKS_WARM:
-            self.warm = warm = {mark: read for mark, read in warm.items() if read > since}
-        known = 0
-        for mark, cost in prefix:
-            if warm.get(mark, NOT_READ) > since:
-                known = cost
-            warm[mark] = number
-            marks[mark] = self
-        return known
+        """Record a prompt with these beginnings; returns how much of it, in cost units, was read just before."""
+        return read_prompt(self, prefix)
 
     # --- attempts ---
 
@@ -355,7 +298,7 @@ class Lane:
             self.node.loads(self.model)
         attempt.trial = running >= self.proven
         self._integrate(attempt.started_us)
-        attempt.area_us = self._area_us
+        attempt.area_us = self.area_us
         self.attempts[attempt.key] = attempt
         if attempt.due_us < self.soonest_us:
             self.soonest_us = attempt.due_us
@@ -387,35 +330,8 @@ class Lane:
 
     def _integrate(self, at: Micros) -> None:
         """Sum the calls in flight over time up to now."""
-        self._area_us += len(self.attempts) * (at - self._area_at)
-        self._area_at = at
-
-    def mean_inflight(self, attempt: Attempt, at: Micros) -> float:
-        """Return the mean number of calls in flight while an attempt ran."""
-        elapsed_us = at - attempt.started_us
-        return (self._area_us - attempt.area_us) / elapsed_us if elapsed_us > 0 else 1.0
-
-    def responds(self, attempt: Attempt, at: Micros) -> None:
-        """Record that the node has begun to answer an attempt: a slot works on it."""
-        if not attempt.responding:
-            attempt.responding = True
-            self.responding += 1
-            self.responded_us = at
-            self.limiter.responded(self.responding, attempt.trial, at)
-            self.limit_changed()
-
-    def refuses(self, attempt: Attempt, at: Micros) -> None:
-        """Record that an attempt waits inside the node for a slot."""
-        self.limiter.refused(self.responding, self.responding >= self.proven, at)
-        self.limit_changed()
-
-    def reopen(self, at: Micros) -> None:
-        """Allow one more call as a trial while tasks wait and the calls in flight take long."""
-        for attempt in self.attempts.values():
-            if attempt.task.kind is EMBED:  # decided by their throughput
-                return
-        self.limiter.reopen(at)
-        self.limit_changed()
+        self.area_us += len(self.attempts) * (at - self.area_at)
+        self.area_at = at
 
     def limit_changed(self) -> None:
         """Take over the limit after evidence."""

@@ -10,6 +10,7 @@ from sollol.core.ledger import Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.precedence import is_waited_for
 from sollol.core.singles import Singles
+from sollol.core.trials import reopen
 from sollol.core.turns import TRIAL_AFTER
 from sollol.core.types import MILLISECOND, SECOND, Key, Micros
 
@@ -61,7 +62,7 @@ class Serving:
         for lane in list(market.lanes.values()):
             if len(lane.attempts) >= lane.limit:
                 if at - market.line.head(at)[3] >= LONG_WAIT:
-                    lane.reopen(at)
+                    reopen(lane, at)
             elif not lane.heavy and is_waited_for(lane) and lane.node.heavy_lanes >= lane.node.turns.at_once:
                 priority, _, _, arrived = market.line.head(at)
                 running = max(a.task.priority for other in lane.node.lanes.values() for a in other.attempts.values())

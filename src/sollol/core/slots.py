@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollol.core import prefill
+from sollol.core import prefill, trials
 from sollol.core.attempt import Attempt
 from sollol.core.ledger import Ledger
 from sollol.core.serving import Serving
@@ -22,7 +22,7 @@ class SlotWatch:
         lane = attempt.lane
         before = lane.limit
         prefill.learn(lane, attempt, at)
-        lane.responds(attempt, at)
+        trials.responds(lane, attempt, at)
         if lane.limit > before and lane.market.line.waiting:
             self._serving.market(lane.market, at, [lane])
 
@@ -45,7 +45,7 @@ class SlotWatch:
         if at - quiet_since < patience:  # the calls before it begin one after the other
             self._ledger.at(quiet_since + patience, lambda now: self._unanswered(attempt, now))
             return
-        lane.refuses(attempt, at)
+        trials.refuses(lane, attempt, at)
         for waiting in reversed([a for a in lane.attempts.values() if a.observed and not a.responding]):
             if len(lane.attempts) <= lane.proven:
                 break
@@ -72,7 +72,7 @@ class SlotWatch:
         elapsed_us = max(1, at - attempt.started_us)
         if not 0 < inside_us <= elapsed_us:
             return False
-        inflight = lane.mean_inflight(attempt, at)
+        inflight = trials.mean_inflight(lane, attempt, at)
         if attempt.task.kind is EMBED:
             lane.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, at)
             lane.limit_changed()

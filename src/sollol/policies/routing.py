@@ -19,7 +19,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sollol.core.lane import NOT_READ, PROMPTS_WARM, Lane
+from sollol.core.displacement import displacement_us
+from sollol.core.lane import Lane
 from sollol.core.market import Typical
 from sollol.core.types import (
     EMBED,
@@ -35,6 +36,7 @@ from sollol.core.types import (
     Row,
     Task,
 )
+from sollol.core.warmth import NOT_READ, PROMPTS_WARM, warm_cost
 
 # Finishing within one per cent is the same; the dice keep several clients from choosing the same node.
 ALIKE: Final = 1.01
@@ -190,13 +192,13 @@ class _Inquiry:
         if not lane.loaded_by_us or lane.options != task.options:
             load = float(lane.startup_us(task.options))
             if load:
-                displaces = float(lane.displacement_us(task.options, at))
+                displaces = float(displacement_us(lane, task.options, at))
         decode = penalty = 0.0
         if task.kind is EMBED:
             read = task.cost / self._work(lane)
         else:
             reads, speaks = self._rates(lane)
-            new = task.cost - lane.warm_cost(self._known) if self._known else task.cost
+            new = task.cost - warm_cost(lane, self._known) if self._known else task.cost
             read = new * self._tokens_per_cost / reads
             decode = self._tokens / speaks
         if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again

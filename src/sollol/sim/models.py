@@ -124,8 +124,8 @@ class NodeSpec:
     token rate (a sixth for four, measured on a CPU, is 0.055; GPUs have more). `cpu_slowdown` is how much slower
     a model runs whose weights are not in VRAM; `vram_bytes` None is "enough". `vectors` "cheap" answers vectors from
     a small table: for fleets whose vectors nobody reads. `prefill_batch` is the number of tokens after which a runner
-    that reads a prompt notices that its client left (512 in today's nodes); None reads on to the end. `renders` False is
-    a node too old for `_debug_render_only`.
+    that reads a prompt notices that its client left (512 in today's nodes); None reads on to the end. `renders` False
+    is a node too old for `_debug_render_only`.
     """
 
     host: str = "127.0.0.1"
