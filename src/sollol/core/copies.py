@@ -57,6 +57,7 @@ class Copies:
         ledger, task = self._ledger, opened.task
         if opened.attempts.get(late.id) is not late or opened.begun:
             return
+        ledger.concern = opened
         oldest = next(iter(opened.attempts.values()))
         second = len(opened.attempts) > 1
         if second and oldest is late:
@@ -111,6 +112,7 @@ class Copies:
         calls = self.late.pop(market.model)
         for late in list(calls.values()):
             opened, attempt = late.opened, late.attempt
+            self._ledger.concern = opened
             over = opened.attempts.get(attempt.id) is not attempt or opened.begun or len(opened.attempts) > 1
             if over or self._try_copy(opened, attempt, late.hedger, at):
                 del calls[attempt.id]

@@ -38,6 +38,7 @@ class Hangs:
         for attempt in list(self._ledger.attempts.values()):
             if attempt.task.batch:  # its tail looks after itself
                 continue
+            self._ledger.concern = attempt.opened
             node = attempt.lane.node
             late = at - attempt.due_us
             if late > max(LATE_LEAST, (attempt.due_us - attempt.started_us) // 2) and at - node.asked_us > LATE_LEAST:
@@ -112,6 +113,7 @@ class Hangs:
         """Another copy, once, if a node is idle; the first is not given up, for it may be late for a reason. Of an
         answer that goes on here there is no second copy: it is moved."""
         opened, market = self._ledger.open[attempt.task.id], attempt.lane.market
+        self._ledger.concern = opened
         if len(opened.attempts) > 1:
             return False
         tried = {*opened.avoids(), attempt.lane.node.key}

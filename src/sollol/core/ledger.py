@@ -125,6 +125,8 @@ class Ledger:
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.serve: Callable[[str, Micros], None] = _nobody
         self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
+        self.recover: Callable[[Exception, Micros], None] = _not_recovered
+        self.concern: OpenTask | None = None  # that is being handled: what a fault would settle
         self._serial = 0
         self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
         self.next_at: Micros = NEVER  # the first of them
@@ -347,7 +349,12 @@ class Ledger:
 
     def run_timers(self, at: Micros) -> None:
         while self._timers and self._timers[0][0] <= at:
-            heapq.heappop(self._timers)[2](at)
+            then = heapq.heappop(self._timers)[2]
+            self.concern = None
+            try:
+                then(at)
+            except Exception as error:  # of one timer: the others are due as well
+                self.recover(error, at)
         self.next_at = self._timers[0][0] if self._timers else NEVER
 
     def invariants(self) -> None:
@@ -377,6 +384,10 @@ class Ledger:
 
 def _nobody(model: str, at: Micros) -> None:
     raise RuntimeError("the ledger has no scheduler")
+
+
+def _not_recovered(error: Exception, at: Micros) -> None:
+    raise error
 
 
 def _unanswered(attempt: Attempt, at: Micros) -> None:

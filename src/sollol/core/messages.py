@@ -74,6 +74,13 @@ class Cancelled(Value):
         self.task = task
 
 
+class Broken(NamedTuple):
+    """This task cannot go on, by a fault of this program outside of the scheduler."""
+
+    task: int
+    error: Exception
+
+
 class NodeAdded(NamedTuple):
     endpoint: Endpoint
 
@@ -123,6 +130,7 @@ Event = (
     | Responding
     | Finished
     | Cancelled
+    | Broken
     | NodeAdded
     | NodeRemoved
     | NodeSeen
@@ -230,6 +238,13 @@ class Notice(NamedTuple):
     text: str
 
 
+class Fault(NamedTuple):
+    """An exception came out of the scheduler. `task`: that was being handled (0 for none), and is settled."""
+
+    task: int
+    error: Exception
+
+
 @mypyc_attr(acyclic=True)
 class WakeAt(Value):
     """Send a Tick at this moment. A later one may be dropped in favour of an earlier one."""
@@ -240,4 +255,4 @@ class WakeAt(Value):
         self.at = at
 
 
-Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt | Notice
+Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt | Notice | Fault

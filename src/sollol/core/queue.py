@@ -200,6 +200,14 @@ class WaitingLine:
         elif len(line) > 64 and len(line) > 4 * level.count:
             level.apps[place.app] = [other for other in line if not other.left]
 
+    def rebuild_without(self, task: Key) -> None:
+        """Take a task out although the books of the line are damaged: they are written anew."""
+        places = [place for place in self.waiting.values() if place.task != task]
+        self.waiting, self._levels = {}, {}
+        for place in places:
+            place.share.waiting -= 1
+            self.push(place.task, place.level.priority, place.since, place.level.since, place.app, place.tokens)
+
     def first(self, count: int, at: Micros) -> list[Key]:
         """The tasks to be served next, first one first, as far as that can be told now."""
         found: list[Key] = []

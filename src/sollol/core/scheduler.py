@@ -13,14 +13,17 @@ from typing import Any, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.chunks import Chunks
+from sollol.core.credit import Credit
 from sollol.core.fleet import NodeState
 from sollol.core.forecast import Forecast
-from sollol.core.ledger import Ledger, OpenTask
+from sollol.core.ledger import LEFT, Ledger, OpenTask
 from sollol.core.market import Market
 from sollol.core.messages import (
     Action,
+    Broken,
     Cancelled,
     Event,
+    Fault,
     Fed,
     Finished,
     FirstToken,
@@ -35,22 +38,21 @@ from sollol.core.messages import (
     WakeAt,
 )
 from sollol.core.policy import Policies
+from sollol.core.recovery import Recovery, fault_outcome
 from sollol.core.serving import Serving
 from sollol.core.singles import Singles
 from sollol.core.slots import SlotWatch
 from sollol.core.stalls import Stalls
-from sollol.core.types import EMBED, NEVER, OK, SECOND, How, Micros, Outcome, Timing
+from sollol.core.types import NEVER, OK, SECOND, How, Micros, Outcome
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
 RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # that a node may ask to be left alone
 OURS_PAUSE: Final[Micros] = SECOND // 4  # until this process may have a file descriptor again
-LEFT: Final = Outcome(How.LEFT)
-WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
 
 
 class Scheduler:
-    """`handle(event, at)` returns what is to be done; `at` never goes back."""
+    """`handle(event, at)` returns what is to be done; `at` never goes back. It raises nothing: see `core.recovery`."""
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
         self.queue_bound = queue_bound
@@ -67,11 +69,14 @@ class Scheduler:
         self._serving = Serving(ledger, self._singles, self._chunks)
         ledger.serve = self._serving.model
         self._slots = SlotWatch(ledger, self._serving)
+        self._credit = Credit(ledger, self._singles, self._slots)
+        self._recovery = Recovery(ledger, self._serving)
         self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
             Fed: self._fed,
             Cancelled: self._cancelled,
+            Broken: self._broken,
             Responding: self._responding,
             NodeAdded: self._node_added,
             NodeRemoved: self._node_removed,
@@ -86,14 +91,18 @@ class Scheduler:
         ledger = self._ledger
         ledger.out = out
         ledger.now = at
-        if isinstance(event, Submitted):  # the three that every request brings: compiled, direct calls
-            self._submitted(event, at)
-        elif isinstance(event, Finished):
-            self._finished(event, at)
-        elif isinstance(event, FirstToken):
-            self._first_token(event, at)
-        else:
-            self._handlers[type(event)](event, at)
+        ledger.concern = None
+        try:
+            if isinstance(event, Submitted):  # the three that every request brings: compiled, direct calls
+                self._submitted(event, at)
+            elif isinstance(event, Finished):
+                self._finished(event, at)
+            elif isinstance(event, FirstToken):
+                self._first_token(event, at)
+            else:
+                self._handlers[type(event)](event, at)
+        except Exception as error:  # a fault of ours: it ends the task that it concerns, and no other
+            self._recovery.event_failed(event, error, at)
         if ledger.next_at < self._wake_at or self.health.next_at < self._wake_at:
             self._wake_at = due = min(ledger.next_at, self.health.next_at)
             out.append(WakeAt(due))
@@ -121,7 +130,7 @@ class Scheduler:
     def _submitted(self, event: Submitted, at: Micros) -> None:
         task, ledger = event.task, self._ledger
         opened = OpenTask(task, at)
-        ledger.open[opened.key] = opened
+        ledger.open[opened.key] = ledger.concern = opened
         if len(ledger.open) > self.queue_bound and ledger.waiting() >= self.queue_bound:
             wait = self.forecast.wait_for(len(ledger.line(task.model)), task.model, at)
             told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
@@ -159,7 +168,7 @@ class Scheduler:
             self._serving.crowded(market, at)
 
     def _fed(self, event: Fed, at: Micros) -> None:
-        opened = self.open.get(event.task)
+        opened = self._ledger.concern = self.open.get(event.task)
         if opened is not None and opened.batch is not None:
             self._chunks.fed(opened, list(event.costs), event.closed, at)
             self._serving.model(opened.task.model, at)
@@ -167,6 +176,7 @@ class Scheduler:
     def _first_token(self, event: FirstToken, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
+            self._ledger.concern = attempt.opened
             attempt.movable = event.movable
             if not attempt.started:
                 attempt.started = True
@@ -176,10 +186,17 @@ class Scheduler:
     def _responding(self, event: Responding, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
+            self._ledger.concern = attempt.opened
             self._slots.responds(attempt, at)
 
-    def _cancelled(self, event: Cancelled, at: Micros) -> None:
+    def _broken(self, event: Broken, at: Micros) -> None:
         opened = self.open.get(event.task)
+        if opened is not None:
+            self._recovery.expel(opened, fault_outcome(event.error), at)
+            self._serving.all(at)
+
+    def _cancelled(self, event: Cancelled, at: Micros) -> None:
+        opened = self._ledger.concern = self.open.get(event.task)
         if opened is not None:
             self._hangs.suspect(opened, at)
             lanes = self._ledger.abort_all(opened, at)
@@ -187,7 +204,7 @@ class Scheduler:
             self._serving.model(opened.task.model, at, lanes)
 
     def _deadline(self, task_id: int, at: Micros) -> None:
-        opened = self.open.get(task_id)
+        opened = self._ledger.concern = self.open.get(task_id)
         if opened is not None:
             where = ", ".join(a.lane.node.key for a in opened.attempts.values())
             self._hangs.suspect(opened, at)
@@ -205,6 +222,7 @@ class Scheduler:
             return
         outcome = event.outcome
         lane, opened = attempt.lane, attempt.opened
+        self._ledger.concern = opened
         inflight = len(lane.attempts)
         began, before = attempt.started_us, lane.last_end_us
         busy_us = at - (began if began > before else before)
@@ -215,7 +233,10 @@ class Scheduler:
         else:
             lane.record(at, outcome)
         if outcome.how is OK:
-            self._credit(attempt, outcome.timing, busy_us, inflight, at)
+            try:
+                self._credit.answered(attempt, outcome.timing, busy_us, inflight, at)
+            except Exception as error:  # what cannot be learned from is an answer none the less
+                self._ledger.out.append(Fault(opened.task.id, error))
             if opened.batch is not None:
                 self._chunks.answered(opened, attempt, at)
             else:
@@ -236,40 +257,6 @@ class Scheduler:
             self._chunks.failed(opened, attempt, outcome, at)
         else:
             self._singles.failed(opened, attempt, outcome, at)
-
-    def _credit(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
-        """A good answer: what it tells of rates and slots."""
-        lane = attempt.lane
-        loading = timing.load_us if timing.load_us > WARM_LOAD else 0
-        working_us = busy_us - loading
-        if working_us < 1:
-            working_us = 1
-        lane.node.succeeded += 1
-        lane.last_good_us = at
-        if lane.reliability.value == 1.0:
-            lane.reliability.count += 1
-        else:
-            lane.reliability.add(1.0)
-        lane.busy_answers = 0
-        lane.latency.add(at - attempt.started_us)
-        lane.good_latency.add(at - attempt.started_us)
-        if self.fleet.unable:
-            self.fleet.served(lane.node, attempt.task)
-        if attempt.task.kind is EMBED:
-            lane.measured_work(at, attempt.cost, working_us)
-            lane.embedded += attempt.items.total()
-            amount = attempt.cost
-        else:
-            self._singles.measured(attempt, timing, at)
-            amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
-        lane.answers += 1
-        lane.loaded_by_us = True
-        if loading:  # it may have put out another model
-            lane.measured_load(timing)
-            lane.node.loads(lane.model)
-            self.health.ask(lane.node, at, self._ledger.out)
-        elif not self._slots.learn(attempt, timing, at):
-            lane.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
@@ -360,13 +347,22 @@ class Scheduler:
         for lane in node.lanes.values():
             for attempt in [a for a in lane.attempts.values() if a.movable]:
                 if attempt.id in self.attempts:  # else its batch was given up meanwhile
-                    self._ledger.abort(attempt, at)
-                    self._failed(attempt.opened, attempt, outcome, at)
+                    self._lose(attempt, outcome, at)
+
+    def _lose(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+        self._ledger.concern = attempt.opened
+        try:
+            self._ledger.abort(attempt, at)
+            self._failed(attempt.opened, attempt, outcome, at)
+        except Exception as error:  # of this call: the node had others, too
+            self._ledger.recover(error, at)
 
     def _tick(self, event: Tick, at: Micros) -> None:
         self._wake_at = NEVER
         self._ledger.run_timers(at)
+        self._ledger.concern = None
         for attempt in self.health.tick(at, busy=bool(self.open), out=self._ledger.out):
+            self._ledger.concern = attempt.opened
             self._overdue(attempt, at)
 
     def _look_after(self, at: Micros) -> None:
@@ -374,9 +370,11 @@ class Scheduler:
         if self._looking_after:
             self._ledger.at(at + LOOK_AFTER, self._look_after)
             for attempt in self._hangs.look_after(at):
+                self._ledger.concern = attempt.opened
                 outcome = Outcome(How.TIMEOUT, "silent far beyond what was predicted")
                 attempt.lane.breaker.record(at, outcome)
                 self._debit(attempt, outcome, at)
+            self._ledger.concern = None
             for model in self.forecast.models_waited_for():
                 self._singles.load_ahead(model, LOOK_AFTER, at)
                 self._serving.unblock(model, at)
@@ -384,6 +382,7 @@ class Scheduler:
     def _silent(self, event: Silent, at: Micros) -> None:
         for attempt, why in self._stalls.judge(event.streams, at):
             if attempt.id in self.attempts:
+                self._ledger.concern = attempt.opened
                 outcome = Outcome(How.TIMEOUT, why)
                 attempt.lane.breaker.trip(at)
                 self._debit(attempt, outcome, at)

@@ -91,12 +91,13 @@ class Serving:
         market.crowded_until = at + QUIET
         head = market.line.peek(at)
         assert head is not None
-        opened = self._ledger.open[head]
+        opened = self._ledger.concern = self._ledger.open[head]
         if opened.batch is None and (lane := self._singles.tries(opened, market, at)) is not None:
             self.market(market, at, [lane])
 
     def market(self, market: Market, at: Micros, freed: list[Lane] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
+        self._ledger.concern = None
         late, batches = self._singles.copies.late, self._ledger.batches.get(market.model)
         if late and market.model in late:
             self._singles.copies.offer(market, at)
@@ -112,6 +113,7 @@ class Serving:
                 break
         for batch in list(batches.values()) if batches else ():
             if batch.live and not batch.pending_count:
+                self._ledger.concern = self._ledger.open.get(batch.task.id)
                 self._chunks.take_over(batch, market, at)
 
     def _look_ahead(
@@ -140,7 +142,7 @@ class Serving:
 
     def _serve(self, task: Key, market: Market, ahead: dict[str, Micros], freed: list[Lane] | None, at: Micros) -> bool:
         """Bind what can be bound; True if the task still waits."""
-        opened = self._ledger.open[task]
+        opened = self._ledger.concern = self._ledger.open[task]
         if opened.batch is None:
             return self._singles.serve(opened, market, ahead, freed, at)
         self._chunks.serve(opened, opened.batch, market, freed, at)

@@ -31,6 +31,7 @@ class SlotWatch:
         lane = attempt.lane
         if attempt.responding or attempt.id not in self._ledger.attempts:
             return
+        self._ledger.concern = attempt.opened
         if prefill.holds(lane, attempt):
             self._ledger.serve_at(lane.model, lane.left_until)
             lane.left_until = 0
@@ -54,7 +55,7 @@ class SlotWatch:
 
     def _withdraw(self, attempt: Attempt, at: Micros) -> None:
         """Take a call back out of a node's own queue, where it could neither be reordered nor go elsewhere."""
-        opened = attempt.opened
+        opened = self._ledger.concern = attempt.opened
         if attempt.resumed:
             return
         self._ledger.abort(attempt, at, withdrawn=True)

@@ -29,8 +29,14 @@ class Journal:
     def record(self, at: Micros, event: Event, actions: Sequence[Action]) -> None:
         if self._listeners and self.recording:
             entry = Entry(at, event, actions)
-            for listener in self._listeners:
-                listener(entry)
+            fault: Exception | None = None
+            for listener in list(self._listeners):
+                try:
+                    listener(entry)
+                except Exception as error:  # the others still hear of it
+                    fault = error
+            if fault is not None:
+                raise fault
 
     def subscribe(self, listener: Callable[[Entry], None]) -> Callable[[], None]:
         """Call `listener` with every entry from now on; the result unsubscribes."""

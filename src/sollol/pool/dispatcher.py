@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -19,8 +20,10 @@ from sollol.core.messages import (
     Abort,
     Accept,
     Action,
+    Broken,
     Cancelled,
     Event,
+    Fault,
     Finished,
     FirstToken,
     Load,
@@ -37,8 +40,10 @@ from sollol.core.messages import (
     WakeAt,
     Want,
 )
+from sollol.core.recovery import fault_outcome
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import How, Micros, NodeFacts, Outcome, Task
+from sollol.errors import SollolError
 from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, alive, probes
 from sollol.nodes.transport import Call, Transport, TransportFault
@@ -92,6 +97,9 @@ class Dispatcher:
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._submitting = 0  # the task that a caller is submitting, and what his own policy raised at it
+        self._own_fault: Exception | None = None
+        self.faults = 0  # exceptions that nobody expected
         self.notices: deque[str] = deque(maxlen=NOTICES)
         self._aliases = Aliases(transport, self.tell)
 
@@ -99,6 +107,13 @@ class Dispatcher:
         """Report to the operator: in the log, and in `notices`."""
         self.notices.append(sentence)
         log.warning("%s", sentence)
+
+    def fault(self, where: str, error: BaseException) -> str:
+        """Log an exception that nobody expected, with its traceback, and count it. Returns its name in the log."""
+        self.faults += 1
+        name = secrets.token_hex(4)
+        log.error("fault %s, in %s: %s: %s", name, where, type(error).__name__, error, exc_info=error)
+        return name
 
     def now(self) -> Micros:
         return int(self._clock() * 1_000_000.0 + 0.5)
@@ -110,12 +125,11 @@ class Dispatcher:
             job.settle(Settle(task.id, Outcome(How.LEFT, "the pool is closed")), self.now())
             return
         self._jobs[task.id] = job
-        try:
-            self.feed(Submitted(task), at)
-        except Exception:  # of a caller's own policy: nobody will wait for this task
-            self._jobs.pop(task.id, None)
-            self.scheduler.handle(Cancelled(task.id), self.now())
-            raise
+        self._submitting, self._own_fault = task.id, None
+        self.feed(Submitted(task), at)
+        own, self._own_fault, self._submitting = self._own_fault, None, 0
+        if own is not None:
+            raise own
 
     def cancel(self, task: int) -> None:
         if task in self._jobs:
@@ -129,24 +143,59 @@ class Dispatcher:
             self._events.append(event)
             return
         self._feeding = True
-        try:
-            self._handle(event, self.now() if at is None else at)
-            while self._events:
-                self._handle(self._events.popleft(), self.now())
-        finally:
-            self._feeding = False
+        self._handle(event, self.now() if at is None else at)
+        while self._events:
+            self._handle(self._events.popleft(), self.now())
+        self._feeding = False
 
     def _handle(self, event: Event, at: Micros) -> None:
-        actions = self.scheduler.handle(event, at)
-        self.journal.record(at, event, actions)
+        """Raise nothing: whatever fails in one task, the events of the others come after it."""
+        try:
+            actions = self.scheduler.handle(event, at)
+        except Exception as error:  # it says that it raises nothing
+            self.fault("the scheduler", error)
+            return
+        try:
+            self.journal.record(at, event, actions)
+        except Exception as error:
+            self.fault("what listens to the journal", error)
         for action in actions:
-            self._carry_out(action, at)
+            try:
+                self._carry_out(action, at)
+            except Exception as error:
+                self._not_carried_out(action, error)
+
+    def _not_carried_out(self, action: Action, error: Exception) -> None:
+        """Let the task that an action is about end, and no other."""
+        self.fault(f"carrying out {type(action).__name__}", error)
+        if isinstance(action, Start | Accept | Refuse | Want) and action.task in self._jobs:
+            self._events.append(Broken(action.task, error))
+
+    def _settle(self, action: Settle, at: Micros) -> None:
+        job = self._jobs.pop(action.task, None)
+        if job is None:
+            return
+        try:
+            job.settle(action, at)
+        except Exception as error:  # its caller must hear of an end all the same
+            self.fault(f"telling the end of task {action.task}", error)
+            job.settle(Settle(action.task, fault_outcome(error)), at)
+
+    def _faulted(self, action: Fault) -> None:
+        """Tell of a fault in the scheduler; one of a caller's own policy is raised where he submits."""
+        job = self._jobs.get(action.task)
+        hedge = None if job is None else job.task.hedge
+        if action.task == self._submitting and hedge is not None and not isinstance(hedge, bool):
+            self._jobs.pop(action.task)
+            self._own_fault = action.error
+        else:
+            self.fault(f"the scheduler, at task {action.task}" if action.task else "the scheduler", action.error)
 
     def _carry_out(self, action: Action, at: Micros) -> None:
         if isinstance(action, Start):  # not `match`: compiled, that asks in the slow way
             self._start(action, at)
         elif isinstance(action, Settle):
-            self._jobs.pop(action.task).settle(action, at)
+            self._settle(action, at)
         elif isinstance(action, WakeAt):
             self._wake_at(action.at)
         elif isinstance(action, Abort):
@@ -161,8 +210,10 @@ class Dispatcher:
             self.tell(action.text)
         elif isinstance(action, Load):
             self._in_background(self._load(action))
-        else:
+        elif isinstance(action, Refuse):
             self._jobs[action.task].refuse(action)
+        else:
+            self._faulted(action)
 
     def _start(self, start: Start, at: Micros) -> None:
         job = self._jobs[start.task]
@@ -182,9 +233,16 @@ class Dispatcher:
             outcome = await perform(self.transport, node, start, lambda movable: self._starts(start, movable))
         except TransportFault as fault:
             outcome = outcome_of(fault)
-        except Exception as error:  # a fault of ours, or of a caller's object: the task must still end
+        except SollolError as error:  # what must not be sent
             outcome = Outcome(How.REFUSED, f"{type(error).__name__}: {error}")
+        except Exception as error:  # a fault of ours, or an answer that nobody can read
+            outcome = self.unread(error)
         self.finished(start.attempt, outcome)
+
+    def unread(self, error: Exception) -> Outcome:
+        """Return how an attempt ends whose answer was the occasion of a fault: another node may do better."""
+        name = self.fault("reading an answer", error)
+        return Outcome(How.FAILED, f"its answer cannot be read ({type(error).__name__}; fault {name} in the log)")
 
     def _starts(self, start: Start, movable: bool) -> None:
         if start.observe:
@@ -213,22 +271,36 @@ class Dispatcher:
             _, start, job, began = entry
             self._silences.forget(attempt)
             at = self.now()
-            job.ended(start, outcome, began, at)
+            self._end(job, start, outcome, began, at)
             self.feed(Finished(attempt, outcome), at)
+
+    def _end(self, job: Job, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
+        try:
+            job.ended(start, outcome, began, at)
+        except Exception as error:  # the story of a task is worth less than its slot
+            self.fault(f"the story of task {start.task}", error)
 
     def _abort(self, action: Abort, at: Micros) -> None:
         entry = self._running.pop(action.attempt, None)
         if entry is not None:
             give_up, start, job, began = entry
             self._silences.forget(action.attempt)
-            give_up()
+            try:
+                give_up()
+            except Exception as error:
+                self.fault(f"giving up an attempt of task {start.task}", error)
             if not action.withdrawn:
-                job.ended(start, action.outcome, began, at)
+                self._end(job, start, action.outcome, began, at)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fault("the background", error)
 
     def send_later(self, node: Endpoint, call: Call) -> None:
         """Send a call in the background. If it fails, the next probe shows what the node has."""
@@ -271,6 +343,7 @@ class Dispatcher:
         except TransportFault:  # this process has no file descriptor left, which says nothing of the node
             self._loop.call_later(PROBE_AGAIN_S, self._probe_again, key)
         except Exception as error:  # whatever it is, the node must not count as being asked for ever
+            self.fault(f"asking {key} how it is", error)
             self.feed(NodeLost(key, f"{type(error).__name__}: {error}", True))
 
     def _probe_again(self, key: str) -> None:

@@ -7,11 +7,13 @@ Time in which the consumer was behind, or in which the loop of this program stoo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from sollol.core.messages import Silence, Silent
 
+log = logging.getLogger("sollol")
 LOOK_S = 0.5
 TOLD_S = 2.0  # silence from which on a stream is reported beside those that may have stalled
 LEAST_S = 8.0  # of which at least one must have lasted so long; see sollol.core.stalls
@@ -70,8 +72,13 @@ class Silences:
         ours = max(0.0, now - self._looked - 2 * LOOK_S)  # this loop stood still: what came lies unread
         self._looked = now
         self._timer = self._loop.call_later(LOOK_S, self._look)
-        for stream in self._streams.values():
-            count = stream.watched.received_parts()
+        for attempt, stream in list(self._streams.items()):
+            try:
+                count = stream.watched.received_parts()
+            except Exception:  # what cannot be asked is not watched; the others are
+                log.exception("the stream of attempt %d is not watched any more", attempt)
+                del self._streams[attempt]
+                continue
             if count != stream.count or count < 0:
                 stream.count, stream.changed = count, now
             else:
@@ -84,7 +91,11 @@ class Silences:
         for attempt, stream in self._streams.items():
             silent_s = now - stream.changed
             if silent_s >= min(TOLD_S, LEAST_S):
-                plain, sure = stream.watched.nature()
+                try:
+                    plain, sure = stream.watched.nature()
+                except Exception:
+                    log.exception("it is not known whether the stream of attempt %d can go on elsewhere", attempt)
+                    plain = sure = False
                 gap_s = (stream.changed - stream.began) / max(1, stream.count - stream.first)
                 found.append(Silence(attempt, round(silent_s * 1e6), round(gap_s * 1e6), plain, sure))
         return found
