@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Callable
@@ -27,8 +28,10 @@ Judge = Callable[[str, list[str]], "str | None"]  # (node, texts) -> why this no
 class Poisoned:
     """The transport of a world whose nodes fail some lists: with a 500, or by a runner that dies."""
 
-    def __init__(self, world: World, judge: Judge, how: str = "500") -> None:
+    def __init__(self, world: World, judge: Judge, how: str = "500", late_s: float = 0.0, quick: bool = False) -> None:
         self._inner = world.transport()
+        self._quick = quick  # failures come at once, not when an answer would
+        self._late_s = late_s  # that a failure takes beyond what an answer would
         self._judge = judge
         self._how = how
         self.lists: list[int] = []  # items of each request
@@ -38,10 +41,11 @@ class Poisoned:
             return await self._inner.send(target, call)
         given_texts = msgspec.json.decode(call.body)["input"]  # type: ignore[arg-type]
         self.lists.append(len(given_texts))
-        reply = await self._inner.send(target, call)
         why = self._judge(target.key, given_texts)
+        reply = None if why and self._quick else await self._inner.send(target, call)
         if why is None:
             return reply
+        await asyncio.sleep(0.002 if self._quick else self._late_s)
         if self._how == "cut":
             raise TransportFault(Fault.CUT, f"{target.key} closed the connection before it answered")
         return SimReply.of(int(self._how), msgspec.json.encode({"error": why}), JSON)
@@ -56,13 +60,20 @@ class Ran:
 
 
 def batch(
-    count: int, nodes: int, judge: Judge, how: str = "500", source: Callable[[list[str]], Any] = list, seed: int = 1
+    count: int,
+    nodes: int,
+    judge: Judge,
+    how: str = "500",
+    source: Callable[[list[str]], Any] = list,
+    seed: int = 1,
+    late_s: float = 0.0,
+    quick: bool = False,
 ) -> Ran:
     """One batch, checked after every event; how many breakers were seen open."""
 
     async def main() -> Ran:
         world = World([node(i, 100) for i in range(1, nodes + 1)])
-        transport = Poisoned(world, judge, how)
+        transport = Poisoned(world, judge, how, late_s, quick)
         async with AsyncOllamaPool(world.endpoints, transport=transport, seed=seed) as pool:
             engine, digest = pool.engine, Digest()
             opened: set[str] = set()
@@ -96,6 +107,10 @@ def usual_requests(count: int, nodes: int) -> int:
     return len(batch(count, nodes, lambda key, given_texts: None).transport.lists)
 
 
+def usual_seconds(count: int, nodes: int) -> float:
+    return batch(count, nodes, lambda key, given_texts: None).seconds
+
+
 FEW = 16
 
 
@@ -118,6 +133,19 @@ def test_one_text_that_always_fails_is_the_only_one_lost(nodes: int, how: str) -
         assert error.error.endswith("NaN 2")
     assert ran.pauses == 0
     check_cost(ran, 1000, nodes, 1)
+
+
+@pytest.mark.parametrize("late_s", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize("bad", [0, 77, 599])
+@pytest.mark.parametrize("nodes", [2, 3, 6])
+def test_a_text_whose_failure_takes_longer_than_an_answer_ends(nodes: int, bad: int, late_s: float) -> None:
+    """Idle nodes do not take it over from each other for ever."""
+    ran = batch(600, nodes, failing({bad}), late_s=late_s)
+    assert set(ran.result.errors) == {bad}
+    assert ran.pauses == 0
+    assert ran.seconds <= usual_seconds(600, nodes) + 16 * (late_s + 0.1)
+    if late_s < 1:  # later, idle nodes are right to help a node that may be frozen
+        check_cost(ran, 600, nodes, 1)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 6])
@@ -248,3 +276,13 @@ def test_a_bad_text_that_two_nodes_try_at_once() -> None:
         ran = batch(21, 2, failing({20}), how)
         assert set(ran.result.errors) == {20}
         assert len(ran.transport.lists) <= 24
+
+
+@pytest.mark.parametrize(("nodes", "how"), [(2, "500"), (3, "500"), (6, "500"), (8, "500"), (2, "400"), (2, "422")])
+def test_one_well_node_among_many_that_fail_everything_does_the_batch(nodes: int, how: str) -> None:
+    """The others fail far sooner than it answers; nothing is lost as long as it was not asked."""
+    ran = batch(
+        60, nodes, lambda key, given_texts: None if key == "10.0.0.2:11434" else "out of memory", how, quick=True
+    )
+    assert not ran.result.errors
+    assert ran.result.report.nodes["10.0.0.2:11434"].items == 60

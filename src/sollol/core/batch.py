@@ -148,6 +148,7 @@ class Batch:
         self.wanted_upto = 0  # feeding up to this position was already asked for
         self.refused_on: set[str] = set()  # nodes that refused the call as such
         self.refused_alone = 0  # single items refused before anything succeeded
+        self.failed_on: set[str] = set()  # nodes that have failed one of its requests
         self.failures_in_a_row = 0
         self.fresh_failures = 0  # of items that had not failed before
         self.failing_since: Micros = 0

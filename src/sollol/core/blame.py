@@ -46,6 +46,7 @@ class Blame:
     def is_hopeless(self, batch: Batch, attempt: Attempt, patience_us: Micros, at: Micros) -> bool:
         """Count a failed chunk. Return True if nothing of the batch ever succeeded, and nothing is likely to."""
         batch.failures_in_a_row += 1
+        batch.failed_on.add(attempt.lane.key)
         batch.fresh_failures += not attempt.tries
         if batch.failures_in_a_row == 1:
             batch.failing_since = at

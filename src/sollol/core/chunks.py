@@ -310,15 +310,17 @@ class Chunks:
     def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
         """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
         if outcome.how is How.FAILED:
-            return self.blame.is_hopeless(batch, attempt, PATIENCE, at)
+            if not self.blame.is_hopeless(batch, attempt, PATIENCE, at):
+                return False
+            return all(lane.key in batch.failed_on for lane in self._suitable(batch, attempt.lane.market, at))
         if batch.answered:
             return False
         market = attempt.lane.market
         if outcome.how is How.REFUSED:
             batch.refused_alone += attempt.items.total() == 1
-            if outcome.status in CALL_IS_WRONG:
-                return batch.refused_alone >= REFUSED_ALONE
             batch.refused_on.add(attempt.lane.key)
+            if outcome.status in CALL_IS_WRONG and batch.refused_alone < REFUSED_ALONE:
+                return False
             others = {lane.key for lane in self._suitable(batch, market, at)}
             return len(batch.refused_on) > 1 or others <= batch.refused_on
         unsuited = outcome.how in (How.UNSUITED, How.LOCKED)

@@ -14,13 +14,15 @@ from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch, joined
 from sollol.core.lane import Lane
 from sollol.core.market import Market
-from sollol.core.types import MILLISECOND, Micros
+from sollol.core.suspicion import TRIES_MOST
+from sollol.core.types import MILLISECOND, SECOND, Micros
 
 if TYPE_CHECKING:
     from sollol.core.chunks import Chunks
     from sollol.core.ledger import Ledger
 
 LOOK_AGAIN: Micros = 20 * MILLISECOND
+STUCK: Micros = SECOND  # that an attempt has taken, before a node that failed its items may try them once more
 
 
 def take_over(chunks: Chunks, ledger: Ledger, batch: Batch, suitable: list[Lane], market: Market, at: Micros) -> None:
@@ -46,7 +48,7 @@ def _share_out(
     """Give the victim's items to idle lanes that would be sooner; the lanes that are left."""
     items = joined(i for lo, hi in victim.uncovered for i in range(lo, hi)).items()
     left_us = victim.expected_end(at) - at
-    thieves = [lane for lane in idle if lane.node is not victim.lane.node][: len(items)]
+    thieves = [lane for lane in idle if _may_take(lane, victim, at)][: len(items)]
     batcher = ledger.policies.batcher
     rates = [lane.work.read() or 0.0 for lane in thieves]
     total = sum(rates)
@@ -70,6 +72,15 @@ def _share_out(
         position += share
     victim.uncovered = list(joined(items[position:]))
     return [lane for lane in idle if lane not in used]
+
+
+def _may_take(lane: Lane, victim: Attempt, at: Micros) -> bool:
+    """Check that a lane may try the items of an attempt: two that fail them in turn would never leave them."""
+    if lane.node is victim.lane.node:
+        return False
+    if lane.node.key not in victim.failed_on:
+        return True
+    return at - victim.started_us >= STUCK and victim.doubt.tries < TRIES_MOST
 
 
 def _look_again(ledger: Ledger, batch: Batch, market: Market, at: Micros) -> None:
