@@ -22,8 +22,10 @@ from bench.stage import MODEL, PROMPT_WORDS, asked, node
 from bench.workload import Ask, HiddenLengths, lognormal, number_of
 from sollol import AsyncOllamaPool
 from sollol.core.endpoint import Endpoint
+from sollol.core.messages import Abort
 from sollol.nodes.dialect import decode
 from sollol.nodes.transport import Call
+from sollol.observe.journal import Entry
 from sollol.sim import SimNode, World, percentile
 from sollol.sim import run as simulate
 from sollol.sim.reply import SimReply
@@ -84,7 +86,15 @@ async def calls(trial: Trial) -> Found:
     asks = [Ask(i, 0.0, MODEL, "chat", PROMPT_WORDS, tokens[i], 0.0) for i in range(COUNT)]
     world = World([Straggling(1, trial.seed), Straggling(2, trial.seed)])
     loop = asyncio.get_running_loop()
+    withdrawn = 0
+
+    def taken_back(entry: Entry) -> None:
+        """Calls that only waited in a node's own queue were no work for it."""
+        nonlocal withdrawn
+        withdrawn += sum(isinstance(action, Abort) and action.withdrawn for action in entry.actions)
+
     async with AsyncOllamaPool(world.endpoints, transport=Numbering(world, asks), seed=trial.seed) as pool:
+        pool.engine.journal.subscribe(taken_back)
 
         async def one(ask: Ask) -> float:
             began_s = loop.time()
@@ -96,7 +106,7 @@ async def calls(trial: Trial) -> Found:
             await asyncio.sleep(gap_s)
             under_way.append(asyncio.create_task(one(ask)))
         seconds = await asyncio.gather(*under_way)
-    return Found(seconds, sum(asked(one) for one in world.nodes.values()))
+    return Found(seconds, sum(asked(one) for one in world.nodes.values()) - withdrawn)
 
 
 def perform(trial: Trial) -> Found:

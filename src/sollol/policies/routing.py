@@ -47,7 +47,8 @@ FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a lane that has onl
 # A replica that was slow in its first FEW answers may have had bad luck: it is believed in part, the other replicas of
 # its model in part, so that one straggler does not leave a healthy node unused.
 FEW: Final = 3
-UNLIKE: Final = 2.0  # times slower than usual, from which on it matters
+UNLIKE: Final = 8.0  # times slower than usual, from which on it matters
+FELL: Final = 2.0  # times slower where it runs now than where it was measured
 STALE_PRIORITY: Final = 5  # calls above it are not used to find out
 NOT_FAR: Final = 8.0  # times slower than the best when it was last heard of
 _TERMS: Final = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
@@ -233,7 +234,7 @@ class _Inquiry:
             if reads * UNLIKE < usual.prefill:
                 reads = reads**own * usual.prefill ** (1 - own)
         fell = lane.slowness() / lane.measured_slowness
-        if fell > UNLIKE and reads and speaks:  # measured on its GPU; now it is on the CPU
+        if fell > FELL and reads and speaks:  # measured on its GPU; now it is on the CPU
             reads, speaks = reads / fell, speaks / fell
         if not reads or not speaks:
             usual = self._typical(lane)
