@@ -43,13 +43,13 @@ class VectorAnswer(msgspec.Struct, gc=False):
     embedding: list[float] | None = None
     data: list[_Row] | None = None
 
-    def widths(self) -> list[int]:
-        """Return the length of each vector."""
-        if self.data is not None:
-            return [len(row.embedding) for row in self.data]
-        if self.embeddings is not None:
-            return [len(row) for row in self.embeddings]
-        return [] if self.embedding is None else [len(self.embedding)]
+    def widths(self, path: str) -> list[int] | None:
+        """Return the length of each vector that an answer of this route has; None if it has none at all."""
+        if path.startswith("/v1/"):
+            return None if self.data is None else [len(row.embedding) for row in self.data]
+        if path == "/api/embeddings":
+            return None if self.embedding is None else [len(self.embedding)]
+        return None if self.embeddings is None else [len(row) for row in self.embeddings]
 
 
 class Inputs(msgspec.Struct, gc=False):

@@ -118,15 +118,17 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     return Outcome(OK, "", 200, _timing(found))
 
 
-def judge_vectors(asked: bytes, body: bytes) -> Outcome | None:
+def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
     """Return what is wrong with the vectors of an answer, as for a batch: one for each text, all of one length."""
     try:
         given = read_inputs(asked)
         answer = read_vector_answer(body)
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer has no readable vectors: {error}", 200)
-    widths = answer.widths()
-    if answer.embedding is not None and answer.embeddings is None and answer.data is None:
+    widths = answer.widths(path)
+    if widths is None:
+        return Outcome(How.FAILED, f"the answer has no vectors: {body[:80]!r}", 200)
+    if path == "/api/embeddings":
         empty = widths == [0] and bool(given.prompt)
         return Outcome(How.FAILED, "the vector is empty", 200) if empty else None
     texts = given.input

@@ -111,9 +111,9 @@ class CallJob:
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         if start.observe:
-            body, status = await observed(transport, node, self.call, started)
+            body, status, headers = await observed(transport, node, self.call, started)
             self.keep(start.attempt, body)
-            return judge(status, body, self.task.kind)
+            return judge(status, body, self.task.kind) if status == 200 else refusal(status, body, headers)
         reply = await transport.send(node, self.call)
         body = await reply.read()
         self.keep(start.attempt, body)
@@ -126,7 +126,7 @@ class CallJob:
         if outcome.how is not OK or self.task.kind is not EMBED:
             return outcome
         assert isinstance(self.call.body, bytes)
-        return judge_vectors(self.call.body, body) or outcome
+        return judge_vectors(self.call.path, self.call.body, body) or outcome
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         self.story.attempts.append((start, outcome, began, at))

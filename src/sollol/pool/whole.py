@@ -7,7 +7,7 @@ the last line with the text, the thoughts, the tool calls and the log probabilit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -24,29 +24,40 @@ WHOLE_MOST: Final = 64 * 2**20  # bytes of parts that are put together
 
 async def observed(
     transport: Transport, node: Endpoint, call: Call, started: Callable[[bool], None]
-) -> tuple[bytes, int]:
-    """Send a call as a stream; call `started` at its first part. Returns the body as if it had come whole, and status.
+) -> tuple[bytes, int, Mapping[str, str]]:
+    """Send a call as a stream; call `started` at its first part. Returns body, status and headers.
 
-    Raises TransportFault."""
-    assert isinstance(call.body, bytes)
-    asked = decode(call.body)
-    streamed = replaced(call, body=encode({**asked, "stream": True}), stream=True)
-    async with aclosing(await transport.send(node, streamed)) as reply:
-        if reply.status != 200:
-            return await reply.read(), reply.status
+    The body is as if it had come whole. A request that cannot be read here is sent as it is: its node may read it, or
+    refuse it in its own words. Raises TransportFault."""
+    streamed = as_stream(call)
+    async with aclosing(await transport.send(node, streamed or call)) as reply:
+        if reply.status != 200 or streamed is None:
+            return await reply.read(), reply.status, reply.headers
         lines, parts, size = Lines(), Parts(), 0
         async for piece in reply:
             if not size:
                 started(False)
             size += len(piece)
             if size > WHOLE_MOST:
-                return b"", 200
+                return b"", 200, reply.headers
             for line in lines.feed(piece):
                 parts.add(line)
         rest = lines.rest()
         if rest:
             parts.add(rest)
-        return parts.joined(), 200
+        return parts.joined(), 200, reply.headers
+
+
+def as_stream(call: Call) -> Call | None:
+    """Return the call that asks for the same as a stream; None where its body is no object that can be read here."""
+    assert isinstance(call.body, bytes)
+    try:
+        asked = decode(call.body)
+    except msgspec.DecodeError:
+        return None
+    if not isinstance(asked, dict):
+        return None
+    return replaced(call, body=encode({**asked, "stream": True}), stream=True)
 
 
 class Parts:
