@@ -74,6 +74,9 @@ class Kind(enum.StrEnum):
     EMBED = "embed"
 
 
+TOKENS_MOST: Final = 2**31 - 1  # that a request may ask for, as far as it means anything
+
+
 class Task(Value):
     """One piece of work. Its body stays with the dispatcher; the core sees only what decides.
 
@@ -143,7 +146,8 @@ class Task(Value):
         self.cost = cost
         self.priority = priority
         self.app = app
-        self.tokens_out = tokens_out
+        # A number that no model reaches bounds nothing, and is none to reckon with.
+        self.tokens_out = None if tokens_out is not None and tokens_out > TOKENS_MOST else tokens_out
         self.options = options
         self.deadline_us = deadline_us
         self.batch = batch
@@ -320,13 +324,15 @@ class LoadedModel(NamedTuple):
 
 class NodeFacts(NamedTuple):
     """What a node said of itself: models on disk (name -> bytes), models in memory, and digests of those on disk.
-    `late`: the lists that have not come, so that what was known of them still holds."""
+    `late`: the lists that have not come, so that what was known of them still holds. `odd`: rows that were left out,
+    for they are none of Ollama's."""
 
     version: str
     models: Mapping[str, int]
     loaded: Mapping[str, LoadedModel]
     digests: Mapping[str, str] = {}
     late: tuple[str, ...] = ()
+    odd: int = 0
 
 
 def canonical_model(name: str) -> str:

@@ -7,12 +7,9 @@ coroutines, one task a request, cancelled when the client leaves.
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import logging
 import math
 import re
-import socket
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Any, Final
@@ -23,13 +20,14 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, Task, canonical_model
 from sollol.errors import AddressUnavailable, BadInput, SollolError
 from sollol.gateway import access, embed, fanout, infer
+from sollol.gateway.changes import is_own_host, listening_as, may_pass, not_taken
 from sollol.gateway.cors import Cors
 from sollol.gateway.keys import Keyring
 from sollol.gateway.meter import Meter
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.gateway.routes import INFERENCE, PATTERNS, ROUTES, Route
-from sollol.gateway.settings import GatewaySettings, Listen, is_loopback
+from sollol.gateway.settings import GatewaySettings, is_loopback
 from sollol.gateway.wire import ClientConnection
 from sollol.nodes.dialect import load_call
 from sollol.nodes.http import HttpTransport
@@ -40,7 +38,6 @@ from sollol.pool.engine import Engine
 log = logging.getLogger("sollol.gateway")
 
 Handler = Callable[..., Coroutine[Any, Any, None]]
-_OWN_SUFFIXES = (".localhost", ".local", ".internal")
 _ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CROWD: Final = 8  # calls under way
@@ -104,7 +101,7 @@ class Gateway:
         except (OSError, UnicodeError) as error:
             where = f"{listen.host}:{listen.port}"
             raise AddressUnavailable(
-                f"cannot listen on {where}: {error}; choose another --host or --port", _may_pass(error)
+                f"cannot listen on {where}: {error}; choose another --host or --port", may_pass(error)
             ) from None
         server: Any = self._server  # whose sockets are a tuple, or with uvloop a list
         port: int = server.sockets[0].getsockname()[1]
@@ -114,8 +111,8 @@ class Gateway:
         """From now on these settings hold, for the next request and for the nodes; what runs is left alone.
 
         Where it listens stays as it was. Returns what was not taken up, in words."""
-        left = _not_taken(settings, self.settings)
-        settings = msgspec.structs.replace(settings, listen=_listening_as(settings.listen, self.settings.listen))
+        left = not_taken(settings, self.settings)
+        settings = msgspec.structs.replace(settings, listen=listening_as(settings.listen, self.settings.listen))
         self.settings = settings
         self.limits = limits = settings.limits
         self.idle_s = limits.idle_timeout_s
@@ -188,7 +185,13 @@ class Gateway:
     # --- requests ---
 
     def handle(self, request: Request) -> None:
-        """Answer it, now or later. Raises nothing."""
+        """Answer it, now or later. Raises nothing: any exception of ours is an answer, too."""
+        try:
+            self._handle(request)
+        except Exception as error:
+            self.failed(request, error)
+
+    def _handle(self, request: Request) -> None:
         headers = request.headers
         if self._is_misled(headers):
             request.answer(403, b"")  # as Ollama does: another site's page may have been led here by DNS
@@ -203,14 +206,14 @@ class Gateway:
             if route is None:
                 return
         if route.handler is None:
-            self.admit(request, route)
+            self._admit(request, route)
         elif not self.keyring.asks or self._let_in(request, route):
             self.in_task(route.handler, request, parts)
 
     def _is_misled(self, headers: dict[bytes, bytes]) -> bool:
         """It means another host. (HTTP/1.0 may name none, and no browser speaks that.)"""
         host = headers.get(b"host")
-        return self._local_only and host is not None and not _is_own_host(host)
+        return self._local_only and host is not None and not is_own_host(host)
 
     def settled(self, request: Request) -> Route | None:
         """The route of an inference whose head says nothing that has to be looked at again when it comes again."""
@@ -220,7 +223,13 @@ class Gateway:
         return route if route is not None and route.tongue is not None else None
 
     def admit(self, request: Request, route: Route) -> None:
-        """To an inference, if its key allows it."""
+        """To an inference, if its key allows it. Raises nothing."""
+        try:
+            self._admit(request, route)
+        except Exception as error:
+            self.failed(request, error)
+
+    def _admit(self, request: Request, route: Route) -> None:
         if self.keyring.asks and not self._let_in(request, route):
             return
         tongue = route.tongue
@@ -292,16 +301,17 @@ class Gateway:
             self.refuse(request, error)
         except TransportFault as fault:
             request.refuse(502, str(fault))
-        except Exception:
-            self.failed(request)
+        except Exception as error:
+            self.failed(request, error)
 
-    def failed(self, request: Request) -> None:
-        """A fault of ours, which is being handled."""
-        log.exception("%s %s failed", request.method, request.path)
+    def failed(self, request: Request, error: Exception) -> None:
+        """A fault of ours: logged, counted, and answered with the name that it has in the log."""
+        name = self.engine.dispatcher.fault(f"{request.method} {request.path[:200]}", error)
         if request.has_begun:
             request.cut()
-        else:
-            request.refuse(500, "the gateway failed at this request; its log tells more")
+            return
+        told = f"the gateway failed at this request; its log tells more under fault {name}"
+        request.refuse(500, told, [("X-Sollol-Fault", name)])
 
     def refuse(self, request: Request, error: SollolError) -> None:
         status, headers = status_of(error)
@@ -361,40 +371,3 @@ class Gateway:
 def _owner(request: Request) -> str | None:
     """Ids of clients count within this: one key's can neither be read nor replaced by another's."""
     return request.key.app if request.key is not None else None
-
-
-def _may_pass(error: Exception) -> bool:
-    """Check whether somebody else only holds the address, or the network is not up yet."""
-    if isinstance(error, socket.gaierror):
-        return error.errno == socket.EAI_AGAIN
-    return isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
-
-
-def _not_taken(new: GatewaySettings, old: GatewaySettings) -> list[str]:
-    found = [
-        f"{name} is {getattr(new.listen, name)!r} now, and {getattr(old.listen, name)!r} stays in use"
-        for name in ("host", "port")
-        if getattr(new.listen, name) != getattr(old.listen, name)
-    ]
-    if old.nodes and not new.nodes:
-        found.append("nodes names none now, and those before stay in use")
-    return found
-
-
-def _listening_as(new: Listen, old: Listen) -> Listen:
-    return msgspec.structs.replace(new, host=old.host, port=old.port)
-
-
-def _is_own_host(host: bytes) -> bool:
-    """An address, localhost, or a name that only means something here; not the name of some site."""
-    name = host.rsplit(b":", 1)[0] if host[-1:] != b"]" else host
-    if name in (b"localhost", b"127.0.0.1"):
-        return True
-    text = name.decode("latin-1").lower().strip("[]")
-    if text.endswith(_OWN_SUFFIXES) or text in ("localhost", socket.gethostname().lower()):
-        return True
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

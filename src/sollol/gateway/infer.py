@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
@@ -19,6 +21,7 @@ from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request, has_ours
 from sollol.gateway.tongues import Asked, Tongue, peeked
 from sollol.nodes.dialect import decode, encode
+from sollol.pool.continuation import Said
 from sollol.pool.engine import TIMEOUTS
 from sollol.pool.jobs import CallJob
 from sollol.pool.requests import check_mode, check_only
@@ -62,7 +65,7 @@ class Wanted:
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     """Raises BadInput, or ResponseError, for what cannot be asked."""
     body = request.body
-    asked = peeked(tongue, body)
+    asked = _peeked(tongue, body)
     if not asked.model:
         raise no_model(request.path)
     if asked.unloads:
@@ -71,6 +74,21 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
         gateway.in_task(models.unload, request, (model, wanted(request, gateway).only))
         return
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
+
+
+def _peeked(tongue: Tongue, body: bytes) -> Asked:
+    """Read what of a body decides. Whatever that ends in, it is the body's fault: it raises BadInput."""
+    try:
+        return peeked(tongue, body)
+    except SollolError:
+        raise
+    except Exception as error:
+        raise unreadable(error) from error
+
+
+def unreadable(error: Exception) -> BadInput:
+    """Return what a client is told whose body nobody can read."""
+    return BadInput(f"the request cannot be read: {error}"[:300])
 
 
 def no_model(path: str) -> SollolError:
@@ -103,7 +121,7 @@ class Inference:
             check_allowed(request, model, name)
         body = self._body
         if model != asked.model:
-            body = encode({**decode(body), "model": model})
+            body = _renamed(body, model)
         engine = gateway.engine
         how = self._wanted
         task = Task(
@@ -131,7 +149,7 @@ class Inference:
             gateway.name_task(request, task.id)
         job: WholeRelay | StreamRelay
         if asked.stream:
-            said = self._tongue.said(body)
+            said = _said(self._tongue, body)
             job = StreamRelay(
                 task,
                 request,
@@ -157,8 +175,8 @@ class Inference:
         """The task is over."""
         try:
             self._tell(job)
-        except Exception:  # a fault of ours: the client must not wait for ever, nor the queue stand still
-            self._gateway.failed(self._request)
+        except Exception as error:  # a fault of ours: the client must not wait for ever, nor the queue stand still
+            self._gateway.failed(self._request, error)
         self._gateway.engine.note(job)  # when the client has its answer
 
     def _tell(self, job: CallJob) -> None:
@@ -212,6 +230,24 @@ class Inference:
             return
         status, more = status_of(error)
         request.refuse(status, words(request, error), [*headers, *more])
+
+
+def _renamed(body: bytes, model: str) -> bytes:
+    """Return a body that asks for another model. Raises BadInput."""
+    try:
+        return encode({**decode(body), "model": model})
+    except Exception as error:
+        raise unreadable(error) from error
+
+
+def _said(tongue: Tongue, body: bytes) -> Said | None:
+    """Return what is needed to go on with the answer elsewhere; None where a node is left to refuse the body."""
+    try:
+        return tongue.said(body)
+    except (msgspec.ValidationError, TypeError, AttributeError, KeyError):
+        return None
+    except Exception as error:
+        raise unreadable(error) from error
 
 
 def _estimated(job: CallJob) -> int:

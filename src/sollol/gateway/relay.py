@@ -22,7 +22,7 @@ from sollol.nodes._reply import fold
 from sollol.nodes.dialect import outcome_of, refusal
 from sollol.nodes.http import Exchange, HttpTransport
 from sollol.nodes.repetition import Recent, repeats
-from sollol.nodes.transport import RawHeaders, Timeouts, TransportFault
+from sollol.nodes.transport import ERROR_MOST, RawHeaders, Timeouts, TransportFault
 from sollol.pool.continuation import UNREAD, Continuity, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import CallJob, StreamJob
@@ -78,7 +78,11 @@ class _WholeAttempt(Exchange):
         self._attempt = attempt
 
     def on_whole(self, status: int, body: bytes) -> None:
-        self._dispatcher.finished(self._attempt, self._job.came(self._attempt, status, body, self.headers))
+        try:
+            outcome = self._job.came(self._attempt, status, body, self.headers)
+        except Exception as error:  # another node may answer what can be read
+            outcome = self._dispatcher.unread(error)
+        self._dispatcher.finished(self._attempt, outcome)
 
     def on_end(self, fault: TransportFault | None) -> None:
         assert fault is not None
@@ -198,6 +202,7 @@ class StreamAttempt(Exchange):
         "_reader",
         "_recent",
         "_refused",
+        "_refused_size",
         "_status",
         "began_us",
         "dispatcher",
@@ -215,6 +220,7 @@ class StreamAttempt(Exchange):
         self._reader: Reader = job.tongue.reader()
         self._status = 0
         self._refused: list[bytes] = []
+        self._refused_size = 0
         self._began = False
         self._parts = 0  # pieces that came
         self._recent = Recent()
@@ -225,6 +231,31 @@ class StreamAttempt(Exchange):
         return self.abort
 
     def on_head(self, status: int, headers: RawHeaders) -> None:
+        try:
+            self._read_head(status, headers)
+        except Exception as error:
+            self._unread(error)
+
+    def on_body(self, piece: bytes) -> None:
+        try:
+            self._came(piece)
+        except Exception as error:
+            self._unread(error)
+
+    def on_end(self, fault: TransportFault | None) -> None:
+        try:
+            self._end(fault)
+        except Exception as error:
+            self._unread(error)
+
+    def _unread(self, error: Exception) -> None:
+        """What came was the occasion of a fault: this attempt is over, and another node may answer."""
+        if self._ending is not None:
+            self._ending.cancel()
+        self.abort()
+        self._job.ended_badly(self, self.dispatcher.unread(error))
+
+    def _read_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
         if status != 200:
             self.headers = headers
@@ -232,9 +263,14 @@ class StreamAttempt(Exchange):
             if name.lower() == b"content-type":
                 self._job.is_whole = value.startswith(b"application/json")
 
-    def on_body(self, piece: bytes) -> None:
+    def _came(self, piece: bytes) -> None:
         if self._status != 200:
-            self._refused.append(piece)
+            self._refused_size += len(piece)
+            if self._refused_size <= ERROR_MOST:
+                self._refused.append(piece)
+            else:
+                self.abort()
+                self._end(None)
             return
         if self._ending is not None:
             return
@@ -261,7 +297,7 @@ class StreamAttempt(Exchange):
         """See StreamJob."""
         return self._job.nature()
 
-    def on_end(self, fault: TransportFault | None) -> None:
+    def _end(self, fault: TransportFault | None) -> None:
         if self._status not in (0, 200):
             body = b"".join(self._refused)
             self._job.keep(self.start.attempt, body)
@@ -287,6 +323,12 @@ class StreamAttempt(Exchange):
         return True
 
     def _finish(self, outcome: Outcome) -> None:
+        try:
+            self._finished(outcome)
+        except Exception as error:
+            self._unread(error)
+
+    def _finished(self, outcome: Outcome) -> None:
         job = self._job
         if outcome.how is How.REFUSED and self._status == 200:
             job.refused = self._reader.tail

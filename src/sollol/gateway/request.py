@@ -163,7 +163,8 @@ class Request:
         elif self.version == "1.0":
             more += b"Connection: keep-alive\r\n"
         common = connection.gateway.common
-        return b"%b%b%b%b%b%b\r\n" % (_LINES[status], type_line, common, extra, more, framing)
+        line = _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status  # a node may say any
+        return b"%b%b%b%b%b%b\r\n" % (line, type_line, common, extra, more, framing)
 
     def _chunk(self, piece: bytes) -> bytes:
         if self.version == "1.0":

@@ -131,8 +131,11 @@ def peeked(tongue: Tongue, body: bytes) -> Asked:
     """Raises BadInput for what is not JSON. Where a field has a wrong type, a node is left to say so."""
     try:
         return tongue.peek(body)
-    except (msgspec.DecodeError, AttributeError, TypeError):
+    except (msgspec.ValidationError, AttributeError, TypeError):
         found = _peek_bare(body)
+    except msgspec.DecodeError as error:
+        _peek_bare(body)  # which may know better what is wrong
+        raise BadInput(f"the request is not JSON: {error}") from None
     streams = tongue.peek is _peek_ollama if found.stream is None else bool(found.stream)
     return Asked(found.model or "", streams, None, "", TaskType.CHAT, ())
 

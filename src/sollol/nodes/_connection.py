@@ -11,6 +11,7 @@ object up would put calls between the parser and the caller.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -20,11 +21,13 @@ from sollol.nodes import _faults
 from sollol.nodes._known import KnownHead, known_head
 from sollol.nodes._outbox import Outbox, Writer
 from sollol.nodes._reply import Inbox, StreamReply, WholeReply, fold
-from sollol.nodes.transport import Call, RawHeaders, Reply, Timeouts, TransportFault
+from sollol.nodes.transport import ERROR_MOST, Call, RawHeaders, Reply, Timeouts, TransportFault
 
 if TYPE_CHECKING:
     from sollol.nodes.http import Exchange
 
+log = logging.getLogger("sollol")
+INTERIM: Final = (100, 102, 103)  # statuses before the answer proper; after any other below 200 none may come
 ONE_WRITE_BYTES: Final = 65_536  # up to here copying the body behind its head beats a second system call
 
 
@@ -54,10 +57,10 @@ class Connection(Writer, asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_bare", "_blocked", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size", "_head_told",
-        "_home", "_inbox", "_keep", "_known", "_known_raw", "_limits", "_parser", "_paused", "_pieces", "_raw",
-        "_refusal", "_size", "_status", "_stream", "_teller", "_timeouts", "_unsent", "_upload", "_waiter", "_waiting",
-        "closed", "lost", "max_body_bytes", "silent", "turn", "url",
+        "_bare", "_blocked", "_body_most", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size",
+        "_head_told", "_home", "_inbox", "_keep", "_known", "_known_raw", "_limits", "_parser", "_paused", "_pieces",
+        "_raw", "_refusal", "_size", "_status", "_stream", "_teller", "_timeouts", "_unsent", "_upload", "_waiter",
+        "_waiting", "closed", "lost", "max_body_bytes", "silent", "turn", "url",
     )
     # fmt: on
 
@@ -132,6 +135,7 @@ class Connection(Writer, asyncio.Protocol):
         self._complete = self._keep = self._dirty = False
         self._stream = call.stream
         self._head_only = call.method == "HEAD"
+        self._body_most = min(call.most, self.max_body_bytes) if call.most else self.max_body_bytes
         self._timeouts: Timeouts = call.timeouts
         self._status = self._size = self._head_size = 0
         self._bare = 0  # bytes read since the last of a body: head, trailers, chunk sizes
@@ -287,6 +291,13 @@ class Connection(Writer, asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._received(data)
+        except Exception as error:  # a fault of ours: this call ends, and the connection with it
+            log.exception("an answer of %s could not be taken", self.url)
+            self._break(_faults.not_taken(self.url, error))
+
+    def _received(self, data: bytes) -> None:
         if not self._busy:  # nobody asked: whatever it is, the connection is of no more use
             self.abort()
             return
@@ -318,8 +329,8 @@ class Connection(Writer, asyncio.Protocol):
 
     def _knew(self, body: bytes) -> None:
         """A whole answer, with the same head as one before it."""
-        if len(body) > self.max_body_bytes:
-            self._break(_faults.body_too_large(self.url, self.max_body_bytes))
+        if len(body) > self._body_most:
+            self._break(_faults.body_too_large(self.url, self._body_most))
             return
         self._waiting = False
         self._complete = self._keep = True
@@ -403,7 +414,7 @@ class Connection(Writer, asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200:
             self._on_head(status)
-        elif status == 101 or status < 100:
+        elif status not in INTERIM:
             self._refuse(_faults.odd_status(self.url, status))
 
     def _on_head(self, status: int) -> None:
@@ -426,10 +437,14 @@ class Connection(Writer, asyncio.Protocol):
         elif inbox is not None:
             inbox.pieces.append(data)
             inbox.size += len(data)
-        elif size > self.max_body_bytes and not self._stream:
-            self._refuse(_faults.body_too_large(self.url, self.max_body_bytes))
+        elif not self._stream and size > (most := self._most()):
+            self._refuse(_faults.body_too_large(self.url, most))
         else:
             self._pieces.append(data)
+
+    def _most(self) -> int:
+        """Return how many bytes the body of this answer may have."""
+        return self._body_most if self._status < 300 else min(ERROR_MOST, self._body_most)
 
     def on_message_complete(self) -> None:
         if self._status:

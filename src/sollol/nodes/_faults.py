@@ -75,6 +75,10 @@ def body_too_large(url: str, bound: int) -> TransportFault:
     return TransportFault(Fault.TOO_LARGE, f"{url} sent a body of over {bound} bytes")
 
 
+def not_taken(url: str, error: Exception) -> TransportFault:
+    return TransportFault(Fault.PROTOCOL, f"the answer of {url} could not be taken ({type(error).__name__})")
+
+
 def _is_ours(error: Exception) -> bool:
     """Check whether this process, or its machine, is out of file descriptors. Several errors come as one text."""
     numbers = (errno.EMFILE, errno.ENFILE)

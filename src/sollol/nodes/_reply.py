@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from sollol.nodes import _faults
-from sollol.nodes.transport import RawHeaders, TransportFault
+from sollol.nodes.transport import ERROR_MOST, RawHeaders, TransportFault
 
 
 def fold(raw: RawHeaders) -> dict[str, str]:
@@ -159,8 +159,9 @@ class StreamReply:
 
     def _refuse_above_bound(self, size: int) -> None:
         inbox = self._inbox
-        if size > inbox.max_body_bytes:
-            fault = _faults.body_too_large(inbox.url, inbox.max_body_bytes)
+        most = inbox.max_body_bytes if self.status < 300 else min(ERROR_MOST, inbox.max_body_bytes)
+        if size > most:
+            fault = _faults.body_too_large(inbox.url, most)
             self._leave(fault)
             raise fault
 

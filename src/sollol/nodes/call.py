@@ -22,9 +22,10 @@ UNBOUNDED = Timeouts(first_byte_s=None, idle_s=None)  # for work that takes as l
 
 class Call(Value):
     """One HTTP request. `path` begins with "/" and may carry a query. With `stream` the reply is returned as
-    soon as its head is there; without, when its body is complete."""
+    soon as its head is there; without, when its body is complete, of up to
+    `most` bytes (0: as the transport bounds it)."""
 
-    __slots__ = ("body", "content_type", "headers", "method", "path", "stream", "timeouts")
+    __slots__ = ("body", "content_type", "headers", "method", "most", "path", "stream", "timeouts")
 
     def __init__(
         self,
@@ -35,7 +36,9 @@ class Call(Value):
         headers: tuple[tuple[str, str], ...] = (),
         stream: bool = False,
         timeouts: Timeouts = Timeouts(),
+        most: int = 0,
     ) -> None:
+        self.most = most
         self.method = method
         self.path = path
         self.body = body

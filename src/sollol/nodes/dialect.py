@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from itertools import chain
 from typing import Any, Final
@@ -18,7 +18,7 @@ import msgspec
 from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
-from sollol.nodes.decoding import read_any
+from sollol.nodes.decoding import INT_MOST, read_any
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
@@ -33,6 +33,7 @@ RUNNER_OPTIONS: Final = (
 )
 
 RETRY_AFTER_MOST_S: Final = 86_400
+LINE_MOST: Final = 16 * 2**20  # of a line of a stream, or of an event
 
 _FAULTS: Final = {
     Fault.CONNECT: How.UNREACHABLE,
@@ -279,20 +280,34 @@ def outcome_of(fault: TransportFault) -> Outcome:
 class Lines:
     """NDJSON out of pieces in any cutting."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_rest", "_size")
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line without its end: joined once, however it is cut
+        self._size = 0
 
     def feed(self, piece: bytes) -> list[bytes]:
-        whole = self._rest + piece if self._rest else piece
+        """Return the lines that are whole now. Raises msgspec.DecodeError for one longer than LINE_MOST."""
+        if b"\n" not in piece:
+            self._keep(piece)
+            return []
+        whole = b"".join([*self._rest, piece]) if self._rest else piece
+        self._rest, self._size = [], 0
         lines = whole.split(b"\n")
-        self._rest = lines.pop()
+        last = lines.pop()
+        if last:
+            self._keep(last)
         return [line for line in lines if line.strip()]
+
+    def _keep(self, piece: bytes) -> None:
+        self._rest.append(piece)
+        self._size += len(piece)
+        if self._size > LINE_MOST:
+            raise msgspec.DecodeError(f"a line is longer than {LINE_MOST} bytes")
 
     def rest(self) -> bytes:
         """What came after the last line end: a line too, if the sender left out its end."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest, self._size = b"".join(self._rest), [], 0
         return rest.strip()
 
 
@@ -346,8 +361,33 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
 
 
-def iter_models(body: bytes) -> Iterator[dict[str, Any]]:
-    """The rows of /api/tags and /api/ps."""
-    value = decode(body)
-    models = value.get("models") if isinstance(value, dict) else None
-    yield from (row for row in models or [] if isinstance(row, dict))
+_SIZES: Final = ("size", "size_vram", "context_length")
+_TEXTS: Final = ("name", "model", "digest", "expires_at", "modified_at")
+NAME_MOST: Final = 1024  # characters of a model's name
+
+
+def good_rows(value: Any) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of a decoded /api/tags or /api/ps that say what Ollama's do, and how many others there are.
+
+    Raises msgspec.DecodeError where there is no list."""
+    models = value.get("models", []) if isinstance(value, dict) else value
+    if models is None:
+        return [], 0
+    if not isinstance(models, list):
+        raise msgspec.DecodeError(f"models is {str(models)[:40]!r}; expected a list")
+    good = [row for row in models if _is_row(row)]
+    return good, len(models) - len(good)
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict):
+        return False
+    for name in _SIZES:
+        size = row.get(name)
+        if size is not None and (type(size) is not int or not 0 <= size <= INT_MOST):
+            return False
+    for name in _TEXTS:
+        text = row.get(name)
+        if text is not None and (not isinstance(text, str) or len(text) > NAME_MOST):
+            return False
+    return bool(row.get("model") or row.get("name")) and isinstance(row.get("details") or {}, dict)

@@ -10,7 +10,7 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, NodeFacts, canonical_model
-from sollol.nodes.dialect import decode, error_text, iter_models
+from sollol.nodes.dialect import decode, error_text, good_rows
 from sollol.nodes.transport import Call, Fault, Timeouts, Transport, TransportFault
 
 # A healthy node answers these in milliseconds, also under load: they need no model.
@@ -18,6 +18,8 @@ PROBE_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)
 # Its lists may take longer: many models on a slow disk, or a lock that a load holds. They say what it has, not whether
 # it lives.
 LIST_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=60.0, idle_s=60.0)
+LIST_MOST = 8 * 2**20  # bytes of one: of some 20,000 models
+VERSION_MOST = 100  # characters
 PATIENCE_S = 1.0  # with the lists, before the node is asked whether it lives
 TAGS, PS = "/api/tags", "/api/ps"
 
@@ -71,7 +73,10 @@ async def alive(transport: Transport, endpoint: Endpoint) -> NodeFacts:
 
 async def _version(transport: Transport, endpoint: Endpoint) -> str:
     try:
-        return str(decode(await _get(transport, endpoint, "/api/version"))["version"])
+        version = decode(await _get(transport, endpoint, "/api/version"))["version"]
+        if not isinstance(version, str) or len(version) > VERSION_MOST:
+            raise TypeError(f"version is {str(version)[:40]!r}")
+        return version
     except TransportFault as fault:
         if fault.fault is Fault.LOCAL:
             raise
@@ -88,17 +93,18 @@ def _facts(
         for task in asked.values():
             if task.done():
                 task.result()
-        rows = [] if TAGS in late else list(iter_models(asked[TAGS].result()))
+        rows, odd = ([], 0) if TAGS in late else good_rows(decode(asked[TAGS].result()))
         models = {_name(row): int(row.get("size") or 0) for row in rows}
         digests = {_name(row): str(row.get("digest") or "") for row in rows}
-        loaded = {} if PS in late else {_name(row): _loaded(row) for row in iter_models(asked[PS].result())}
+        held, also_odd = ([], 0) if PS in late else good_rows(decode(asked[PS].result()))
+        loaded = {_name(row): _loaded(row) for row in held}
     except TransportFault as fault:
         if fault.fault is Fault.LOCAL:
             raise
         raise ProbeFailed(str(fault), certain=not fault.fault.is_timeout) from None
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_ollama(endpoint, error) from None
-    return NodeFacts(version, models, loaded, digests, late)
+    return NodeFacts(version, models, loaded, digests, late, odd + also_odd)
 
 
 def _not_ollama(endpoint: Endpoint, error: Exception) -> ProbeFailed:
@@ -106,8 +112,15 @@ def _not_ollama(endpoint: Endpoint, error: Exception) -> ProbeFailed:
 
 
 async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Timeouts = PROBE_TIMEOUTS) -> bytes:
-    reply = await transport.send(endpoint, Call("GET", path, timeouts=timeouts))
-    body = await reply.read()
+    total_s = (timeouts.connect_s or 0.0) + (timeouts.first_byte_s or 0.0) + (timeouts.idle_s or 0.0)
+    try:
+        async with asyncio.timeout(total_s):  # however it is spread: a byte now and then is no answer
+            reply = await transport.send(endpoint, Call("GET", path, timeouts=timeouts, most=LIST_MOST))
+            body = await reply.read()
+    except TimeoutError:
+        raise TransportFault(
+            Fault.IDLE_TIMEOUT, f"{endpoint.url}{path} did not come to an end within {total_s:g} s"
+        ) from None
     if reply.status != 200:
         why = error_text(body) or "no text"
         # A server in trouble may recover in a moment; one that says 4xx is no Ollama, or does not let us in.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from sollol.core.endpoint import Endpoint
 from sollol.nodes.call import Call as Call
@@ -31,6 +31,7 @@ class Reply(Protocol):
     async def aclose(self) -> None: ...
 
 
+ERROR_MOST: Final = 64 * 1024  # bytes of an error that are read
 RawHeaders = list[tuple[bytes, bytes]]
 
 

@@ -11,19 +11,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError
-from sollol.nodes.dialect import Lines, decode, encode, error_text
-from sollol.nodes.transport import Call, Reply, Timeouts, Transport, TransportFault
+from sollol.nodes.dialect import Lines, decode, encode, error_text, good_rows
+from sollol.nodes.probe import LIST_MOST
+from sollol.nodes.transport import Call, Fault, Reply, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
 LISTING = Timeouts(connect_s=1.5, first_byte_s=30.0, idle_s=30.0)  # a fleet is not waited for longer than a probe is
 WORKING = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)  # of a node that is watched meanwhile
 WATCHING = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
+LISTS: Final = frozenset(("/api/tags", "/api/ps", "/api/version", "/v1/models"))
 WATCH_S = 10.0  # between two looks at a node that works without a word
 MISSED = 3  # looks without an answer, after which it has died
 
@@ -39,7 +43,8 @@ async def ask_whole(
 ) -> bytes:
     """One call to one node; its answer as it came. Raises ResponseError for what the node refused."""
     data = b"" if body is None else encode(body)
-    reply = await transport.send(node, Call(method, path, data, timeouts=timeouts))
+    most = LIST_MOST if path in LISTS else 0
+    reply = await transport.send(node, Call(method, path, data, timeouts=timeouts, most=most))
     answer = await reply.read()
     if reply.status != 200:
         raise ResponseError(error_text(answer) or f"{node.url}{path} gave no text", reply.status)
@@ -50,8 +55,31 @@ async def ask(
     transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
 ) -> dict[str, Any]:
     """One call to one node, decoded; {} for an empty answer. Raises ResponseError for what the node refused."""
-    answer = await ask_whole(transport, node, method, path, body, timeouts)
-    return _object(answer, f"{node.url}{path}") if answer.strip() else {}
+    if path not in LISTS:
+        answer = await ask_whole(transport, node, method, path, body, timeouts)
+        return _object(answer, f"{node.url}{path}") if answer.strip() else {}
+    total_s = (timeouts.connect_s or 0.0) + (timeouts.first_byte_s or 0.0) + (timeouts.idle_s or 0.0)
+    try:
+        async with asyncio.timeout(total_s):  # a byte now and then is no answer
+            answer = await ask_whole(transport, node, method, path, body, timeouts)
+    except TimeoutError:
+        raise TransportFault(Fault.IDLE_TIMEOUT, f"{node.url}{path} did not come to an end in {total_s:g} s") from None
+    return _listed(path, _object(answer, f"{node.url}{path}") if answer.strip() else {}, f"{node.url}{path}")
+
+
+def _listed(path: str, found: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return what a node says of itself, without rows that are none of Ollama's. Raises ResponseError."""
+    if path == "/api/version":
+        if not isinstance(found.get("version"), str):
+            raise ResponseError(f"{source} does not answer as Ollama does: it tells no version", 502)
+        return found
+    if path == "/v1/models":
+        rows = found.get("data") or []
+        return {**found, "data": [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]}
+    try:
+        return {**found, "models": good_rows(found)[0]}
+    except msgspec.DecodeError as error:
+        raise ResponseError(f"{source} does not answer as Ollama does: {error}", 502) from None
 
 
 def _object(text: bytes, source: str) -> dict[str, Any]:
@@ -132,7 +160,8 @@ def version_of(answers: dict[str, Any]) -> Answer:
 
 
 def _version_key(text: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in text.split("-")[0].split("."))
+    parts = text.split("-")[0].split(".")
+    return tuple(int(part) if part.isascii() and part.isdigit() and len(part) < 10 else 0 for part in parts)
 
 
 async def show(transport: Transport, nodes: Sequence[Endpoint], model: str) -> Answer:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from sollol.nodes.decoding import read_any
 from sollol.nodes.transport import Call
 from sollol.sim.reply import JSON, SimReply
 
@@ -65,7 +66,8 @@ class Ask:
         if not self.body.strip():
             raise Refusal(400, "missing request body" if kind != "OpenAI" else "EOF", early=True)
         try:
-            data = msgspec.json.decode(self.body)
+            data = read_any(self.body)
+            _check_numbers(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Refusal(400, _go_json_error(str(error)), early=True) from None
         if not isinstance(data, dict):
@@ -111,6 +113,17 @@ def _go_kind(value: Any) -> str:
     if value is None:
         return "null"
     return {str: "string", int: "number", float: "number", list: "array"}.get(type(value), "object")
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse whole numbers that no type of Go's holds."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise Refusal(400, f"json: cannot unmarshal number {str(value)[:40]} into Go value", early=True)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            _check_numbers(each)
 
 
 def _go_json_error(text: str) -> str:

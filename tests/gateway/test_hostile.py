@@ -1,0 +1,185 @@
+"""Bodies of clients and answers of nodes that no honest one sends: each ends in an answer, and frees its slot."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any, ClassVar
+
+import pytest
+
+from sollol.sim import sim_cluster
+from tests.gateway.stage import MODEL, Stage, answering, gateway_over, talker, until
+
+DEEP = 3_000
+DIGITS = "9" * 400
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+BODIES: dict[str, bytes] = {
+    "1,000 deep": b'{"model":"llama3.2","messages":[{"role":"user","content":"a"}],"x":%b}' % nested(1_000),
+    "100,000 deep": b'{"model":"llama3.2","messages":%b}' % nested(100_000),
+    "deep options": b'{"model":"llama3.2","messages":[],"options":{"a":%b}}' % nested(DEEP),
+    "400 digits": b'{"model":"llama3.2","messages":[{"role":"user","content":"a"}],"options":{"num_predict":%b}}'
+    % DIGITS.encode(),
+    "5,000 digits": b'{"model":"llama3.2","messages":[],"options":{"num_ctx":%b}}' % (b"9" * 5_000),
+    "400 digits of max_tokens": b'{"model":"llama3.2","messages":[{"role":"user","content":"a"}],"max_tokens":%b}'
+    % DIGITS.encode(),
+    "1e999": b'{"model":"llama3.2","messages":[{"role":"user","content":"a"}],"options":{"temperature":1e999}}',
+    "not UTF-8": b'{"model":"llama3.2","messages":[{"role":"user","content":"a\xff"}]}',
+    "a number of messages": b'{"model":"llama3.2","messages":5}',
+    "an array": b"[1,2]",
+    "a number": b"5",
+    "a lone surrogate": b'{"model":"llama3.2","messages":[{"role":"user","content":"\\ud800"}]}',
+    "a NUL": b'{"model":"a\\u0000b","messages":[{"role":"user","content":"a"}]}',
+    "half of it": b'{"model":"llama3.2","mess',
+    "nothing": b"",
+    "texts that are none": b'{"model":"llama3.2","input":[1,null,{}]}',
+    "numbers of texts": b'{"model":"llama3.2","input":%b}' % json.dumps([5] * 100).encode(),
+}
+ROUTES = [
+    "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show", "/api/pull", "/api/create", "/api/copy",
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with sim_cluster([talker(1, 50_000.0)]) as cluster, gateway_over(cluster.urls) as made:
+        yield made
+
+
+def is_idle(stage: Stage) -> bool:
+    return stage.look(lambda gateway: not gateway.engine.scheduler.open and not gateway.engine.scheduler.attempts)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("body", BODIES)
+def test_a_hostile_body_is_answered(stage: Stage, route: str, body: str, caplog: pytest.LogCaptureFixture) -> None:
+    with stage.client() as client, caplog.at_level(logging.ERROR):
+        for stream in (b"", b'{"stream":false,'):
+            sent = stream + BODIES[body][1:] if stream and BODIES[body].startswith(b"{") else BODIES[body]
+            answer = client.post(route, content=sent)
+            assert 200 <= answer.status_code < 505, answer.text
+            assert "x-sollol-fault" not in answer.headers, answer.text
+    until(lambda: is_idle(stage))
+    assert not [record for record in caplog.records if record.exc_info], "a traceback in the log"
+    assert stage.look(lambda gateway: gateway.engine.dispatcher.faults) == 0
+
+
+class Liar(BaseHTTPRequestHandler):
+    """A node that says what a test wants, byte for byte: of itself by path, and to all work the same."""
+
+    protocol_version = "HTTP/1.1"
+    says: ClassVar[dict[str, bytes]] = {}
+    status = 200
+    body = b""
+    asked: ClassVar[list[str]]
+
+    def log_message(self, *args: Any) -> None: ...
+
+    def do_GET(self) -> None:
+        row = b'{"name":"llama3.2:latest","model":"llama3.2:latest","size":1000,"digest":"a"}'
+        told = {"/api/version": b'{"version":"0.33"}', "/api/tags": b'{"models":[%b]}' % row, "/api/ps": b"{}"}
+        self._say(200, {**told, **self.says}.get(self.path, b"{}"))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.asked.append(self.path)
+        self._say(self.status, self.body)
+
+    def _say(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def liar(**about: Any) -> Iterator[tuple[str, list[str]]]:
+    asked: list[str] = []
+    with answering(type("Node", (Liar,), {"asked": asked, **about})) as url:
+        yield url, asked
+
+
+def whole(**fields: bytes) -> bytes:
+    told = {"model": b'"llama3.2"', "message": b'{"role":"assistant","content":"hi"}', "done": b"true", **fields}
+    return b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in told.items()) + b"}\n"
+
+
+ROW = b'{"name":"llama3.2:latest","model":"llama3.2:latest","size":%b,"digest":"a"}'
+ODD = b'{"models":[5,null,[],{"name":7},{}]}'
+LIES: dict[str, dict[str, Any]] = {
+    "a size of 400 digits": {"says": {"/api/tags": b'{"models":[%b]}' % (ROW % DIGITS.encode())}},
+    "a size_vram of 400 digits": {
+        "says": {"/api/ps": b'{"models":[{"name":"llama3.2:latest","size":5,"size_vram":%b}]}' % DIGITS.encode()}
+    },
+    "a negative size": {"says": {"/api/tags": b'{"models":[%b]}' % (ROW % b"-5")}},
+    "a size of text": {"says": {"/api/tags": b'{"models":[%b]}' % (ROW % b'"x"')}},
+    "a list deep": {"says": {"/api/tags": b'{"models":%b}' % nested(DEEP)}},
+    "odd rows": {
+        "says": {"/api/tags": b'{"models":[5,null,[],{"name":7},{}]}', "/api/ps": b'{"models":[5,{"name":[]}]}'}
+    },
+    "lists that are none": {"says": {"/api/tags": b'{"models":5}', "/api/ps": b'{"models":"x"}'}},
+    "a version of digits": {"says": {"/api/version": '{"version":"\u00b2.1"}'.encode()}},
+    "a version that is none": {"says": {"/api/version": b'{"version":[[1]]}'}},
+    **{
+        f"{name} of 400 digits": {"body": whole(**{name: DIGITS.encode()})}
+        for name in ("eval_count", "prompt_eval_count", "load_duration", "total_duration")
+    },
+    "an eval_count of 1e999": {"body": whole(eval_count=b"1e999")},
+    "an eval_count of text": {"body": whole(eval_count=b'"many"')},
+    "a negative eval_count": {"body": whole(eval_count=b"-1000", eval_duration=b"1000")},
+    "an eval_count of 10^18": {"body": whole(eval_count=b"1000000000000000000", eval_duration=b"1")},
+    "an answer 3,000 deep": {"body": whole(x=nested(DEEP))},
+    "an answer not UTF-8": {"body": whole(message=b'{"role":"assistant","content":"\xff"}')},
+    **{
+        f"{status}, 3,000 deep": {"status": status, "body": b'{"error":%b}' % nested(DEEP)}
+        for status in (400, 404, 500)
+    },
+    **{
+        f"status {status}": {"status": status, "body": b'{"error":"no"}'}
+        for status in (420, 430, 440, 449, 460, 494, 499, 418, 299, 599, 600, 999)
+    },
+    "a space before an error": {"body": b'{ "error": "it broke"}'},
+    "half an answer": {"body": b'{"model":"llama3.2","message":{"role":"assis'},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_hostile_node_says_ends_in_the_answer_of_another(lie: str) -> None:
+    with (
+        sim_cluster([talker(1, 50_000.0)]) as cluster,
+        liar(**LIES[lie]) as (url, _),
+        gateway_over([url, *cluster.urls]) as stage,
+        stage.client() as client,
+    ):
+        for stream in (False, True, False, True):
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "stream": stream}
+            answer = client.post("/api/chat", json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.text.rstrip().endswith("}"), answer.text
+            assert b"broke" not in answer.content
+        until(lambda: is_idle(stage))
+        assert client.get("/api/tags").status_code == client.get("/api/ps").status_code == 200
+        assert client.get("/api/version").status_code == 200
+        assert stage.look(lambda gateway: gateway.engine.dispatcher.faults) == 0
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_where_only_a_hostile_node_is_left_the_client_has_an_answer(lie: str) -> None:
+    with liar(**LIES[lie]) as (url, _), gateway_over([url]) as stage, stage.client() as client:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}
+        for path in ("/api/chat", "/v1/chat/completions"):
+            answer = client.post(path, json={**body, "stream": path == "/api/chat"})
+            assert 200 <= answer.status_code < 1000
+            assert answer.content
+        until(lambda: is_idle(stage))
+        assert stage.look(lambda gateway: gateway.engine.dispatcher.faults) == 0
