@@ -6,6 +6,7 @@ from typing import Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.ledger import Ledger
+from sollol.core.messages import Fault
 from sollol.core.singles import Singles
 from sollol.core.slots import SlotWatch
 from sollol.core.types import EMBED, SECOND, Micros, Timing
@@ -22,6 +23,13 @@ class Credit:
         self._slots = slots
 
     def answered(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
+        """Learn what can be learned: an answer is one although nothing can."""
+        try:
+            self._learn(attempt, timing, busy_us, inflight, at)
+        except Exception as error:
+            self._ledger.out.append(Fault(attempt.task.id, error))
+
+    def _learn(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
         """A good answer: what it tells of rates and slots."""
         lane = attempt.lane
         loading = timing.load_us if timing.load_us > WARM_LOAD else 0

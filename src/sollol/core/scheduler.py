@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sollol.core.attempt import Attempt
+from sollol.core.belief import true_outcome
 from sollol.core.chunks import Chunks
 from sollol.core.credit import Credit
 from sollol.core.fleet import NodeState
@@ -23,7 +24,6 @@ from sollol.core.messages import (
     Broken,
     Cancelled,
     Event,
-    Fault,
     Fed,
     Finished,
     FirstToken,
@@ -220,9 +220,11 @@ class Scheduler:
         attempt = self.attempts.get(event.attempt)
         if attempt is None:  # aborted meanwhile
             return
-        outcome = event.outcome
         lane, opened = attempt.lane, attempt.opened
         self._ledger.concern = opened
+        outcome = event.outcome
+        if outcome.how is OK:
+            outcome = true_outcome(outcome, at - attempt.started_us, attempt.cost)
         inflight = len(lane.attempts)
         began, before = attempt.started_us, lane.last_end_us
         busy_us = at - (began if began > before else before)
@@ -233,10 +235,7 @@ class Scheduler:
         else:
             lane.record(at, outcome)
         if outcome.how is OK:
-            try:
-                self._credit.answered(attempt, outcome.timing, busy_us, inflight, at)
-            except Exception as error:  # what cannot be learned from is an answer none the less
-                self._ledger.out.append(Fault(opened.task.id, error))
+            self._credit.answered(attempt, outcome.timing, busy_us, inflight, at)
             if opened.batch is not None:
                 self._chunks.answered(opened, attempt, at)
             else:

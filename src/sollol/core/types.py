@@ -208,9 +208,11 @@ TRANSIENT: Final = frozenset(
 class Timing(Value):
     """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens.
 
+    `received`: the tokens that what came can hold at most, as this side counted it; 0 where it did not.
+
     `total_us` is the time inside the node, from the request to the end of the answer; 0 where it was not told."""
 
-    __slots__ = ("decode_us", "load_us", "prompt_tokens", "prompt_us", "tokens", "total_us")
+    __slots__ = ("decode_us", "load_us", "prompt_tokens", "prompt_us", "received", "tokens", "total_us")
 
     def __init__(
         self,
@@ -220,7 +222,9 @@ class Timing(Value):
         tokens: int = 0,
         decode_us: int = 0,
         total_us: int = 0,
+        received: int = 0,
     ) -> None:
+        self.received = received
         self.load_us = load_us
         self.prompt_tokens = prompt_tokens
         self.prompt_us = prompt_us

@@ -19,7 +19,7 @@ from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import Tongue
 from sollol.nodes._reply import fold
-from sollol.nodes.dialect import outcome_of, refusal
+from sollol.nodes.dialect import counted, outcome_of, refusal
 from sollol.nodes.http import Exchange, HttpTransport
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import ERROR_MOST, RawHeaders, Timeouts, TransportFault
@@ -333,6 +333,7 @@ class StreamAttempt(Exchange):
         if outcome.how is How.REFUSED and self._status == 200:
             job.refused = self._reader.tail
         if outcome.how is OK:
+            outcome = counted(outcome, max(self._parts, self._reader.count))
             job.last = self._reader.tail
             self.dispatcher.finished(self.start.attempt, outcome)
         else:

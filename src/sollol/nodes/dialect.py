@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
+from sollol.core.value import replaced
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
-from sollol.nodes.decoding import INT_MOST, read_any
+from sollol.nodes.decoding import read_any
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
@@ -88,6 +89,19 @@ def _number(text: str) -> Any:
         return text
 
 
+TOKENS_A_PART: Final = 8  # at most: some tokens are no text, or become text with the next ones
+
+
+def counted(outcome: Outcome, parts: int) -> Outcome:
+    """Return the outcome of a stream that came in so many parts."""
+    return received(outcome, TOKENS_A_PART * parts)
+
+
+def received(outcome: Outcome, tokens: int) -> Outcome:
+    """Return an outcome that says how many tokens what came can hold at most."""
+    return replaced(outcome, timing=replaced(outcome.timing, received=max(1, tokens)))
+
+
 def _timing(t: Timings) -> Timing:
     return Timing(
         t.load_duration // 1000,
@@ -107,12 +121,14 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     if status != 200:
         return refusal(status, body)
     # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
-    if body.startswith(b'{"error"') or (not body.startswith(b"{") and body.lstrip().startswith(b'{"error"')):
+    if body.startswith(b'{"error"'):
         return late_error(body, "error without a text")
     try:
         found = read_timings(body)
     except msgspec.DecodeError as error:
         return Outcome(How.FAILED, f"the answer is not what Ollama says: {error}", 200)
+    if found.error is not None:  # however it is written
+        return late_error(body, "error without a text")
     # One that came whole and says that it is not done ran into Ollama's limit of repeated tokens: it is all there is.
     if not (found.done or _says(kind, body)):
         return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
@@ -315,7 +331,7 @@ def judge_line(line: bytes) -> Outcome | None:
     """A line of a stream: an error, the end, or None for a part of the answer."""
     if line.startswith(b'{"error"'):
         return late_error(line, "error without a text")
-    if not line.startswith(b"{"):
+    if not line.startswith(b"{") and not line.lstrip().startswith(b"{"):
         return Outcome(How.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
     if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
         try:
@@ -359,35 +375,3 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count, total_us=answer.total_duration // 1000)
     flat = array("f", chain.from_iterable(rows))
     return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
-
-
-_SIZES: Final = ("size", "size_vram", "context_length")
-_TEXTS: Final = ("name", "model", "digest", "expires_at", "modified_at")
-NAME_MOST: Final = 1024  # characters of a model's name
-
-
-def good_rows(value: Any) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of a decoded /api/tags or /api/ps that say what Ollama's do, and how many others there are.
-
-    Raises msgspec.DecodeError where there is no list."""
-    models = value.get("models", []) if isinstance(value, dict) else value
-    if models is None:
-        return [], 0
-    if not isinstance(models, list):
-        raise msgspec.DecodeError(f"models is {str(models)[:40]!r}; expected a list")
-    good = [row for row in models if _is_row(row)]
-    return good, len(models) - len(good)
-
-
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict):
-        return False
-    for name in _SIZES:
-        size = row.get(name)
-        if size is not None and (type(size) is not int or not 0 <= size <= INT_MOST):
-            return False
-    for name in _TEXTS:
-        text = row.get(name)
-        if text is not None and (not isinstance(text, str) or len(text) > NAME_MOST):
-            return False
-    return bool(row.get("model") or row.get("name")) and isinstance(row.get("details") or {}, dict)

@@ -10,7 +10,8 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, NodeFacts, canonical_model
-from sollol.nodes.dialect import decode, error_text, good_rows
+from sollol.nodes.dialect import decode, error_text
+from sollol.nodes.rows import good_rows
 from sollol.nodes.transport import Call, Fault, Timeouts, Transport, TransportFault
 
 # A healthy node answers these in milliseconds, also under load: they need no model.

@@ -24,7 +24,7 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
-from sollol.nodes.dialect import Lines, judge, judge_line, judge_vectors, outcome_of, refusal
+from sollol.nodes.dialect import Lines, counted, judge, judge_line, judge_vectors, outcome_of, received, refusal
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
@@ -123,8 +123,10 @@ class CallJob:
 
     def check(self, outcome: Outcome, body: bytes) -> Outcome:
         """Return the outcome, or what is wrong with the vectors of an answer that looks well."""
-        if outcome.how is not OK or self.task.kind is not EMBED:
+        if outcome.how is not OK:
             return outcome
+        if self.task.kind is not EMBED:
+            return outcome if outcome.timing.received else received(outcome, len(body))
         assert isinstance(self.call.body, bytes)
         return judge_vectors(self.call.path, self.call.body, body) or outcome
 
@@ -299,9 +301,10 @@ class StreamJob(CallJob):
                 for line in lines.feed(piece):
                     end = judge_line(line)
                     if end is not None:
-                        if end.how is OK:
-                            self.last = translate(line)
-                        return end
+                        if end.how is not OK:
+                            return end
+                        self.last = translate(line)
+                        return counted(end, self._count)
                     if not begun:
                         begins()
                         begun = self._loop.time()
@@ -321,6 +324,7 @@ class StreamJob(CallJob):
         end = judge_line(rest) if rest else None
         if end is not None and end.how is OK:
             self.last = translate(rest)
+            end = counted(end, self._count)
         if end is None and begun and repeats(recent.events()):
             self.last = self._heard.finished(self._elapsed_us())
             end = Outcome(OK, "", 200)

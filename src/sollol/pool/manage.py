@@ -18,8 +18,9 @@ import msgspec
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError
-from sollol.nodes.dialect import Lines, decode, encode, error_text, good_rows
+from sollol.nodes.dialect import Lines, decode, encode, error_text
 from sollol.nodes.probe import LIST_MOST
+from sollol.nodes.rows import good_rows
 from sollol.nodes.transport import Call, Fault, Reply, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 
