@@ -291,7 +291,9 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     except OSError as problem:
         why = problem.strerror or str(problem)
         raise ConfigError(f"configuration file {path}: {why}; check SOLLOL_CONFIG or --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except RecursionError:
+        raise ConfigError(f"configuration file {path} is not valid TOML: it is nested too deep") from None
+    except ValueError as problem:  # TOMLDecodeError, no UTF-8, a number of thousands of digits
         raise ConfigError(f"configuration file {path} is not valid TOML: {problem}") from None
     return content, {name: content.pop(name) for name in GATEWAY_TABLES if name in content}
 

@@ -9,6 +9,7 @@ import typer
 
 from sollol.cli.console import note
 from sollol.errors import BadInput
+from sollol.files import replace_file
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -83,9 +84,9 @@ def init(
         raise BadInput(f"{path} is there already; edit it, name another file, or pass --force")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text_of(path.name))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
+        replace_file(path, text_of(path.name).encode())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     note(f"{path} is written. Start with: sollol serve --config {path}")
 
 

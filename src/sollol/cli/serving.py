@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from typing import TYPE_CHECKING
 
 from sollol.cli.console import note, plural, say, warn
-from sollol.errors import BadInput, ConfigError, NoNodeAvailable
+from sollol.errors import SollolError
 from sollol.gateway.app import Gateway
 from sollol.nodes.http import HttpTransport
 from sollol.pool.aio import AsyncOllamaPool
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sollol.gateway.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
+_LOG = logging.getLogger("sollol.serve")
 FEW_FILES = 4096  # below it a busy gateway may run out
 WATCH_S = 2.0  # how often the files are looked at
 # Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
@@ -93,8 +95,12 @@ def _greet(gateway: Gateway, port: int) -> None:
 
 
 async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
-    """Take up changes of the file and the keys, on SIGHUP and by itself. What cannot be used changes nothing."""
+    """Take up changes of the file and the keys, on SIGHUP and by itself. What cannot be used changes nothing.
+
+    Nothing ends it: a key that was revoked must not stay good because something else went wrong. What failed is tried
+    again each time, and told when it changes."""
     seen = read.version()
+    told = ""
     while True:
         try:
             async with asyncio.timeout(WATCH_S):
@@ -103,15 +109,29 @@ async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
             pass
         asked = again.is_set()
         again.clear()
+        problems: list[Exception] = []
         try:
-            if asked or read.version() != seen:
-                seen = read.version()
-                left = gateway.apply(read.settings())
-                gateway.keyring.follow(gateway.settings.keys_path, required=gateway.settings.needs_keys)
+            version = read.version()
+            if asked or version != seen:
+                settings = read.settings()
+                path = settings.keys_path
+                left = gateway.apply(settings)
+                gateway.keyring.follow(path, required=gateway.settings.needs_keys)
+                seen = version
                 note("Settings read again.")
                 for what in left:
                     warn(f"{what} until `sollol serve` is started again")
+        except Exception as problem:
+            problems.append(problem)
+        try:  # whatever became of the settings
             if gateway.keyring.reload():
                 note(f"{plural(len(gateway.keyring), 'key')} read.")
-        except (ConfigError, BadInput, NoNodeAvailable) as problem:
-            warn(f"{problem}; everything stays as it was")
+        except Exception as problem:
+            problems.append(problem)
+        now = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
+        if now and (asked or now != told):
+            warn(f"{now}; everything stays as it was")
+            for problem in problems:
+                if not isinstance(problem, (SollolError, OSError)):  # a fault of ours
+                    _LOG.error("settings or keys could not be read", exc_info=problem)
+        told = now

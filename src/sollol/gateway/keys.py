@@ -14,7 +14,6 @@ import hmac
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,8 @@ import msgspec
 
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ConfigError
+from sollol.files import PRIVATE, replace_file
+from sollol.nodes.decoding import json_reader
 
 PREFIX: Final = "sk-sollol-"
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -46,15 +47,25 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     created: str = ""
 
     def allows(self, model: str) -> bool:
-        """May it use this model? `llama3.2` in a pattern is `llama3.2:latest`; `llama3.2:*` is every tag."""
+        """May it use this model? `llama3.2` in a pattern is `llama3.2:latest`; of `llama3*`, every tag is meant."""
         if not self.models:
             return True
         name = canonical_model(model)
-        return any(fnmatch.fnmatchcase(name, canonical_model(pattern)) or pattern == "*" for pattern in self.models)
+        return any(_matches(name, pattern) for pattern in self.models)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     keys: list[Key] = []
+
+
+_read_file: Final = json_reader(_File)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Compare a model with a pattern. One that ends in `*` matches every tag; else no tag means `latest`."""
+    if pattern.endswith("*") and fnmatch.fnmatchcase(name, pattern):
+        return True
+    return fnmatch.fnmatchcase(name, canonical_model(pattern))
 
 
 def hash_of(token: str) -> str:
@@ -85,12 +96,20 @@ class Keyring:
     def reload(self) -> bool:
         """Read the file if it has changed; True if the keys did. Costs a `stat`.
 
-        Raises ConfigError, once for each change, and keeps what it had."""
+        Raises ConfigError, and keeps what it had: once for a content that cannot be used, each time for a file that
+        cannot be opened, which may be read the next time."""
         seen = _version(self.path)
         if seen == self._seen:
             return False
+        try:
+            read = read_keys(self.path) if self.path else []
+        except NotOpened:
+            raise
+        except ConfigError:
+            self._seen = seen
+            raise
         self._seen = seen
-        keys = {key.hash: key for key in (*self._fixed, *(read_keys(self.path) if self.path else ()))}
+        keys = {key.hash: key for key in (*self._fixed, *read)}
         changed = keys != self._by_hash
         self._by_hash = keys
         self.asks = self.required or bool(keys)
@@ -104,6 +123,10 @@ class Keyring:
             self.path, self._seen = path, None
 
 
+class NotOpened(ConfigError):
+    """A file of keys could not be opened, now."""
+
+
 Version = tuple[int, ...]
 
 
@@ -111,7 +134,7 @@ def _version(path: Path | None) -> Version:
     """Another one after each change: a writer renames a new file into place, `chmod` moves the second time."""
     try:
         found = path.stat() if path is not None else None
-    except OSError:
+    except (OSError, ValueError):  # a name with a NUL is no name
         found = None
     return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size) if found is not None else ()
 
@@ -119,15 +142,15 @@ def _version(path: Path | None) -> Version:
 def read_keys(path: Path) -> list[Key]:
     """The keys of a file, none if there is no file. Raises ConfigError."""
     try:
-        keys = msgspec.json.decode(path.read_bytes(), type=_File).keys
+        keys = _read_file(path.read_bytes()).keys
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise ConfigError(f"keys file {path}: {error.strerror or error}") from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(
-            f"keys file {path} cannot be read: {error}; restore it, or move it away and make new keys"
-        ) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, msgspec.DecodeError):
+            raise ConfigError(
+                f"keys file {path} cannot be read: {error}; restore it, or move it away and make new keys"
+            ) from None
+        raise NotOpened(f"keys file {path}: {getattr(error, 'strerror', None) or error}") from None
     # Written by hand, it may have no app: all of those would be one, and see each other's requests.
     return [key if key.app else msgspec.structs.replace(key, app=key.name) for key in keys]
 
@@ -190,20 +213,10 @@ def revoke_key(path: Path, name: str) -> Key:
 
 def _write(path: Path, keys: list[Key]) -> None:
     data = msgspec.json.format(msgspec.json.encode(_File(keys)), indent=2)
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(path, error) from None
-        raise
+        replace_file(path, data, PRIVATE)
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 @contextlib.contextmanager
@@ -211,10 +224,12 @@ def _locked(path: Path) -> Iterator[None]:
     """One writer at a time, where the system has file locks."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (path.parent / f"{path.name}.lock").open("w")
+        # Nothing is written into it, and a link that somebody put there is not followed.
+        flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(path.parent / f"{path.name}.lock", flags, PRIVATE)
     except OSError as error:
         raise _unwritable(path, error) from None
-    with file:
+    with os.fdopen(handle, "r+") as file:
         try:
             import fcntl
         except ImportError:

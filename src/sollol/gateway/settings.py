@@ -106,7 +106,14 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     @property
     def keys_path(self) -> Path:
-        return Path(self.listen.keys_file).expanduser() if self.listen.keys_file else default_keys_path()
+        if not self.listen.keys_file:
+            return default_keys_path()
+        if "\0" in self.listen.keys_file:
+            raise ConfigError(f"keys_file {self.listen.keys_file!r} holds a NUL, which no name of a file can")
+        try:
+            return Path(self.listen.keys_file).expanduser()
+        except RuntimeError:  # ~somebody, who is not known here
+            raise ConfigError(f"keys_file {self.listen.keys_file!r}: there is no such user; name a folder") from None
 
     @property
     def needs_keys(self) -> bool:

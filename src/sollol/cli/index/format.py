@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from sollol.cli.documents import Passage
 from sollol.cli.extras import need
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
+from sollol.files import replacing
 
 Vectors = npt.NDArray[np.float32]
 BLOCK_ROWS = 1024
@@ -112,17 +112,11 @@ def _told_reading(path: Path) -> Iterator[None]:
 
 def write(path: Path, content: Content) -> None:
     """Write the file beside its place, make sure it is on the disk, then rename it there."""
-    beside = path.with_name(f".{path.name}.new")  # a fixed name: what a killed run left is overwritten
     try:
-        kind_of(path).write(beside, content)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise SollolError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
+        with replacing(path) as beside:
+            kind_of(path).write(beside, content)
+    except OSError as error:
+        raise SollolError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def in_blocks(rows: Iterable[tuple[Passage, Vectors]]) -> Iterator[Block]:
