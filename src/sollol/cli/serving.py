@@ -131,7 +131,7 @@ async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
         now = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
         if now and (asked or now != told):
             warn(f"{now}; everything stays as it was")
-            for problem in problems:
-                if not isinstance(problem, (SollolError, OSError)):  # a fault of ours
-                    _LOG.error("settings or keys could not be read", exc_info=problem)
+            for failed in problems:
+                if not isinstance(failed, (SollolError, OSError)):  # a fault of ours
+                    _LOG.error("settings or keys could not be read", exc_info=failed)
         told = now
