@@ -109,7 +109,7 @@ class Remote:
                 f"{self.url} asks for a key. Give it in SOLLOL_API_KEY, or with --api-key; "
                 "`sollol keys add NAME --admin` where the gateway runs makes one."
             )
-        if told:
+        if told and "allowed_hosts" not in told:
             return f"{self.url}: {told}. Give it in SOLLOL_API_KEY, or with --api-key."
         return (
             f"{self.url} does not answer to this name (403). What listens on one machine only answers to 127.0.0.1; "

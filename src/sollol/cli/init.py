@@ -24,6 +24,7 @@ MEANINGS = {
     "insecure": "Let everybody in, without keys, wherever it listens.",
     "require_keys": "Ask for a key even on this machine.",
     "keys_file": "Where `sollol keys` keeps the hashes. By default ~/.config/sollol/keys.json.",
+    "allowed_hosts": 'Names by which a proxy on this machine calls it: ["llm.example.org", "*.example.net"].',
     "cors_origins": 'Pages that may use the gateway besides local ones: ["https://chat.example.org"].',
     "drain_s": "When it is told to end: how long running answers may still take.",
     "max_body_mb": "The largest request, in megabytes; images and long lists of texts are large.",

@@ -340,10 +340,13 @@ class NodeFacts(NamedTuple):
 
 
 def canonical_model(name: str) -> str:
-    """`llama3.2` and `llama3.2:latest` are one model. The tag is what follows a colon after the last slash."""
+    """Return the one spelling of a model's name: in lower case, with its tag, without what Ollama fills in.
+
+    As Ollama resolves names: `Llama3.2`, `library/llama3.2:latest` and `registry.ollama.ai/library/llama3.2` are one
+    model. The tag is what follows a colon after the last slash; `:local` after it, or instead, says nothing of it."""
     found = _CANONICAL.get(name)
     if found is None:
-        found = name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+        found = _canonical(name)
         if len(name) <= 256:
             if len(_CANONICAL) >= 1_000:
                 _CANONICAL.clear()
@@ -351,4 +354,30 @@ def canonical_model(name: str) -> str:
     return found
 
 
+def _canonical(name: str) -> str:
+    found = name.strip().lower().removesuffix(":local")
+    _, separator, rest = found.partition("://")
+    if separator and rest.count("/") == 2:
+        found = rest
+    parts = found.split("/")
+    if len(parts) == 3 and parts[0] == _HOST:
+        parts = parts[1:]
+    if len(parts) == 2 and parts[0] == _NAMESPACE:
+        parts = parts[1:]
+    last = parts[-1]
+    if ":" not in last:
+        parts[-1] = f"{last}:latest"
+    elif last.endswith(":cloud") and last.count(":") == 2:  # two spellings of where it runs
+        parts[-1] = f"{last.removesuffix(':cloud')}-cloud"
+    return "/".join(parts)
+
+
+def is_cloud_model(model: str) -> bool:
+    """Check whether a canonical name is of a model that a node asks Ollama's cloud for, without having it on disk."""
+    tag = model.rsplit("/", 1)[-1].partition(":")[2]
+    return tag == "cloud" or tag.endswith("-cloud")
+
+
+_HOST: Final = "registry.ollama.ai"
+_NAMESPACE: Final = "library"
 _CANONICAL: Final[dict[str, str]] = {}  # so that what is kept of a thousand calls holds one string, not a thousand

@@ -7,6 +7,7 @@ coroutines, one task a request, cancelled when the client leaves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import re
@@ -19,14 +20,16 @@ import msgspec
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, Task, canonical_model
 from sollol.errors import AddressUnavailable, BadInput, SollolError
-from sollol.gateway import access, embed, fanout, infer
-from sollol.gateway.changes import is_own_host, listening_as, may_pass, not_taken
+from sollol.gateway import access, embed, fanout, infer, passing
+from sollol.gateway.bodies import settle_body
+from sollol.gateway.changes import listening_as, may_pass, not_taken
 from sollol.gateway.cors import Cors
+from sollol.gateway.hosts import clean, is_own_host, redirect, refuse_host
 from sollol.gateway.keys import Keyring
 from sollol.gateway.meter import Meter
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
-from sollol.gateway.routes import INFERENCE, PATTERNS, ROUTES, Route
+from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, is_loopback
 from sollol.gateway.wire import ClientConnection
 from sollol.nodes.dialect import load_call
@@ -80,9 +83,13 @@ class Gateway:
         for (method, path), route in (INFERENCE | ROUTES).items():
             self.add(method, path, route)
         self._patterns = list(PATTERNS)
+        self.cloud = passing.cloud
 
     def add(self, method: str, path: str, route: Route) -> None:
-        self._exact.setdefault(path, {})[method] = route
+        routes = self._exact.setdefault(path, {})
+        if route.head:
+            routes["HEAD"] = route
+        routes[method] = route
 
     # --- life ---
 
@@ -153,6 +160,12 @@ class Gateway:
             pass
         left = len(self._connections)
         for connection in list(self._connections):
+            connection.end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ABORT_WAIT_S):
+                while self._connections:  # noqa: ASYNC110 - what was said to those who waited is on its way
+                    await asyncio.sleep(0.01)
+        for connection in list(self._connections):
             connection.abort()
         for task in list(self._tasks):
             task.cancel()
@@ -194,7 +207,7 @@ class Gateway:
     def _handle(self, request: Request) -> None:
         headers = request.headers
         if self._is_misled(headers):
-            request.answer(403, b"")  # as Ollama does: another site's page may have been led here by DNS
+            refuse_host(request)
             return
         if b"origin" in headers and not self._cors.admit(request):
             return
@@ -213,7 +226,7 @@ class Gateway:
     def _is_misled(self, headers: dict[bytes, bytes]) -> bool:
         """It means another host. (HTTP/1.0 may name none, and no browser speaks that.)"""
         host = headers.get(b"host")
-        return self._local_only and host is not None and not is_own_host(host)
+        return self._local_only and host is not None and not is_own_host(host, self.settings.listen.allowed_hosts)
 
     def settled(self, request: Request) -> Route | None:
         """The route of an inference whose head says nothing that has to be looked at again when it comes again."""
@@ -235,6 +248,7 @@ class Gateway:
         tongue = route.tongue
         assert tongue is not None
         try:
+            settle_body(request)
             if tongue.kind is EMBED:
                 embed.embed(tongue, self, request)
             else:
@@ -243,24 +257,34 @@ class Gateway:
             self.refuse(request, error)
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
-        """A route that is not found at once: HEAD, a path with a parameter, or none."""
-        method = "GET" if request.method == "HEAD" else request.method
-        allowed = dict(self._exact.get(request.path, {}))
-        if (route := allowed.get(request.method) or allowed.get(method)) is not None:
-            return route, ()
+        """A route that is not found at once: HEAD, a path with a parameter, another spelling, or one of the nodes."""
+        path, method = request.path, request.method
+        if (straight := clean(path)) != path:
+            redirect(request, 307, straight)
+            return None, ()
+        allowed = dict(self._exact.get(path, {}))
         for verb, pattern, route in self._patterns:
-            found = pattern.fullmatch(request.path)
+            found = pattern.fullmatch(path)
             if found is not None:
-                if verb in (request.method, method):
+                if verb == method:
                     return route, found.groups()
                 allowed[verb] = route
-        if not allowed:
+        if not allowed and path.endswith("/") and self._has(method, path[:-1]):
+            redirect(request, 301 if method == "GET" else 307, path[:-1])
+        elif not allowed and method in ("GET", "POST") and not path.startswith("/sollol"):
+            return PASSED, ()
+        elif not allowed:
             request.refuse(404, "")
         elif request.method == "OPTIONS":
             request.answer(204, b"", headers=[("Allow", ", ".join(allowed))])
         else:
             request.refuse(405, "", [("Allow", ", ".join(allowed))])
         return None, ()
+
+    def _has(self, method: str, path: str) -> bool:
+        return method in self._exact.get(path, ()) or any(
+            verb == method and pattern.fullmatch(path) for verb, pattern, _ in self._patterns
+        )
 
     def _let_in(self, request: Request, route: Route) -> bool:
         scheme, _, token = request.header(b"authorization").partition(" ")
@@ -331,6 +355,11 @@ class Gateway:
         """Nodes are up, and none has this model."""
         nodes = [node for node in self.engine.scheduler.fleet.nodes.values() if node.usable]
         return bool(nodes) and not any(canonical_model(model) in node.models for node in nodes)
+
+    def lists(self, model: str) -> bool:
+        """Check whether a node, up or down, has this model on its list."""
+        name = canonical_model(model)
+        return any(name in node.models for node in self.engine.scheduler.fleet.nodes.values())
 
     def name_task(self, request: Request, task: int) -> None:
         """The client may give its request an id of its own, to ask for its place in the queue while it waits."""

@@ -1,17 +1,13 @@
-"""Answer small questions of the gateway's life: who it is, and what of new settings it can take up."""
+"""Answer small questions of the life of the gateway: may its address become free, what of new settings is taken up."""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
-from typing import Final
 
 import msgspec
 
 from sollol.gateway.settings import GatewaySettings, Listen
-
-_OWN_SUFFIXES: Final = (".localhost", ".local", ".internal")
 
 
 def may_pass(error: Exception) -> bool:
@@ -34,18 +30,3 @@ def not_taken(new: GatewaySettings, old: GatewaySettings) -> list[str]:
 
 def listening_as(new: Listen, old: Listen) -> Listen:
     return msgspec.structs.replace(new, host=old.host, port=old.port)
-
-
-def is_own_host(host: bytes) -> bool:
-    """An address, localhost, or a name that only means something here; not the name of some site."""
-    name = host.rsplit(b":", 1)[0] if host[-1:] != b"]" else host
-    if name in (b"localhost", b"127.0.0.1"):
-        return True
-    text = name.decode("latin-1").lower().strip("[]")
-    if text.endswith(_OWN_SUFFIXES) or text in ("localhost", socket.gethostname().lower()):
-        return True
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

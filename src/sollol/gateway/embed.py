@@ -18,7 +18,7 @@ from sollol.core.ranges import Ranges
 from sollol.core.types import How, Outcome, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
-from sollol.gateway.infer import Inference, Wanted, no_model, routed, wanted
+from sollol.gateway.infer import Inference, Wanted, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
@@ -89,7 +89,11 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
         if tongue.path == "/v1/embeddings" and not found.input:
             raise BadInput("invalid input")
         raise no_model(request.path)
+    if goes_to_cloud(gateway, request, found.model):
+        return
     texts = found.input
+    if tongue.path == "/v1/embeddings":
+        check_format(found.encoding_format)
     if isinstance(texts, list) and len(texts) >= SPLIT and tongue in EMBED_TONGUES[:2]:
         if not all(isinstance(text, str) for text in texts):
             raise BadInput("invalid input type")
@@ -100,6 +104,12 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
     asked = asked_embedding(found.model, found.options, inputs or [found.prompt or ""])
     Inference(tongue, gateway, request, request.body, asked).submit(found.model)
+
+
+def check_format(name: str | None) -> None:
+    """Raises BadInput for a form of vectors that a node does not have, in its words."""
+    if name and name.lower() not in ("float", "base64"):
+        raise BadInput(f"Invalid value for 'encoding_format' = {name}. Supported values: ['float', 'base64'].")
 
 
 async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any) -> None:
@@ -177,7 +187,7 @@ def _as_ollama(found: Any, rows: list[bytes], tokens: int, took_ns: int, load_ns
 
 
 def _as_openai(found: Any, rows: list[bytes], tokens: int) -> bytes:
-    if found.encoding_format == "base64":
+    if (found.encoding_format or "").lower() == "base64":
         rows = [b'"%b"' % base64.b64encode(array("f", msgspec.json.decode(row)).tobytes()) for row in rows]
     data = b",".join(
         b'{"object":"embedding","embedding":%b,"index":%d}' % (row, index) for index, row in enumerate(rows)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import unquote
 
-from sollol.core.types import canonical_model
+from sollol.core.types import canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.access import admin, check_allowed, visible
+from sollol.gateway.bodies import read_json
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
 from sollol.nodes.dialect import decode, encode
@@ -89,14 +89,10 @@ async def relearn(gateway: Gateway, keys: Iterable[str]) -> None:
 
 def fields_of(request: Request, *names: str) -> dict[str, Any]:
     """The JSON body, with at least one of `names` in it. Raises BadInput."""
-    if not request.body:
-        raise BadInput("missing request body")
     try:
-        found = decode(request.body)
+        found: dict[str, Any] = decode(read_json(request.body))
     except ValueError as error:
         raise BadInput(f"the request is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise BadInput(f"the request is a JSON {type(found).__name__}; expected an object")
     if names and not any(isinstance(found.get(name), str) and found[name] for name in names):
         raise BadInput(f"{names[0]} is required")
     return found
@@ -130,6 +126,10 @@ async def show(gateway: Gateway, request: Request) -> None:
     name = str(fields.get("model") or fields["name"])
     model = gateway.settings.resolve_model(name)
     check_allowed(request, model, name)
+    if is_cloud_model(canonical_model(model)) and not gateway.lists(model):
+        request.body = encode({**fields, "model": model})
+        await gateway.cloud(gateway, request)
+        return
     missing = f"model '{canonical_model(name)}' not found"
     why: list[tuple[str, str]] = []
     for node in await holders(gateway, model, missing, asked=False):
@@ -166,7 +166,7 @@ async def holders(gateway: Gateway, model: str, missing: str, *, asked: bool = T
 
 
 def _names(answer: dict[str, Any]) -> set[str]:
-    return {str(row.get("model")) for row in answer.get("models") or ()}
+    return {canonical_model(str(row.get("model"))) for row in answer.get("models") or ()}
 
 
 async def models(gateway: Gateway, request: Request) -> None:
@@ -176,10 +176,12 @@ async def models(gateway: Gateway, request: Request) -> None:
 
 
 async def model(gateway: Gateway, request: Request, name: str) -> None:
-    name = unquote(name)
     check_allowed(request, gateway.settings.resolve_model(name), name)
     rows = _openai_models(gateway, request, await _once(gateway, "/v1/models"))
-    row = rows.get(name) or rows.get(canonical_model(gateway.settings.resolve_model(name)))
+    row = rows.get(canonical_model(name)) or rows.get(canonical_model(gateway.settings.resolve_model(name)))
+    if row is None and is_cloud_model(canonical_model(gateway.settings.resolve_model(name))):
+        await gateway.cloud(gateway, request)
+        return
     if row is None:
         message = f"model '{canonical_model(name)}' not found"
         request.answer(404, error_body(request.path, 404, message) + b"\n", "application/json")
@@ -188,10 +190,11 @@ async def model(gateway: Gateway, request: Request, name: str) -> None:
 
 
 def _openai_models(gateway: Gateway, request: Request, answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of the list, by the canonical name of the model."""
     rows: dict[str, dict[str, Any]] = {}
     for answer in answers.values():
         for row in visible(request, answer.get("data") or (), "id"):
-            rows.setdefault(str(row.get("id")), row)
+            rows.setdefault(canonical_model(str(row.get("id"))), row)
     for alias, target in gateway.settings.aliases.items():
         found = rows.get(canonical_model(target))
         if found is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sollol.core.types import OK, How, RoutingMode, Task, canonical_model
+from sollol.core.types import OK, How, RoutingMode, Task, canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
@@ -68,6 +68,8 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     asked = _peeked(tongue, body)
     if not asked.model:
         raise no_model(request.path)
+    if goes_to_cloud(gateway, request, asked.model):
+        return
     if asked.unloads:
         model = gateway.settings.resolve_model(asked.model)
         check_allowed(request, model, asked.model)
@@ -89,6 +91,18 @@ def _peeked(tongue: Tongue, body: bytes) -> Asked:
 def unreadable(error: Exception) -> BadInput:
     """Return what a client is told whose body nobody can read."""
     return BadInput(f"the request cannot be read: {error}"[:300])
+
+
+def goes_to_cloud(gateway: Gateway, request: Request, name: str) -> bool:
+    """Send a call of a cloud model that no node lists to any node: each asks Ollama's cloud for it."""
+    model = gateway.settings.resolve_model(name)
+    if not is_cloud_model(canonical_model(model)) or gateway.lists(model):
+        return False
+    check_allowed(request, model, name)
+    if model != name:
+        request.body = encode({**decode(request.body), "model": model})
+    gateway.in_task(gateway.cloud, request, ())
+    return True
 
 
 def no_model(path: str) -> SollolError:

@@ -58,7 +58,7 @@ class WholeRelay(CallJob):
     def came(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
         self.keep(attempt, body)
         if status != 200:
-            return refusal(status, body, fold(headers))
+            return self.refusal_of(status, body, fold(headers))
         return self.check(self._judge(status, body), body)
 
     def answer(self, settled: Settle) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from sollol.gateway.refusals import error_body
 
@@ -24,6 +24,7 @@ SSE: Final = "text/event-stream"
 TEXT: Final = "text/plain; charset=utf-8"
 
 _LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_UNBUFFERED: Final = b"X-Accel-Buffering: no\r\n"  # else nginx before us holds a stream back
 _V1_JSON: Final = "application/json"
 _TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, _V1_JSON)}
 SMALL: Final = 1024  # bytes of a piece of a stream; most have 200, and the formatting costs more than the copying
@@ -64,7 +65,8 @@ class Request:
         self._connection: ClientConnection | None = connection
         self.method = method
         self.target = target  # path and query, as they came
-        self.path = target.partition("?")[0] if "?" in target else target
+        path = target.partition("?")[0] if "?" in target else target
+        self.path = unquote(path) if "%" in path else path  # as a node reads it: /api%2Fchat is /api/chat
         self.version = version
         self.headers = headers  # names in lower case
         self.body = b""
@@ -152,7 +154,7 @@ class Request:
         if self.version == "1.0":  # the end of the connection is the end of the answer
             self.keep_alive = False
             framing = b""
-        head = self._head(connection, status, type_line, extra, framing)
+        head = self._head(connection, status, type_line, extra, _UNBUFFERED + framing)
         connection.send(head + self._chunk(first) if first and self.method != "HEAD" else head)
 
     def _head(self, connection: ClientConnection, status: int, type_line: bytes, extra: bytes, framing: bytes) -> bytes:

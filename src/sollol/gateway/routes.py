@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sollol.gateway import fanout, models, own
+from sollol.gateway import fanout, models, own, passing
 from sollol.gateway.tongues import EMBED_TONGUES, TONGUES, Tongue
 
 
 class Route:
     """An inference, answered by callbacks and spoken in a `tongue`; or a `handler`, which is run as a task."""
 
-    __slots__ = ("handler", "public", "tongue", "upload")
+    __slots__ = ("handler", "head", "public", "tongue", "upload")
 
     def __init__(
         self,
@@ -21,21 +21,23 @@ class Route:
         tongue: Tongue | None = None,
         public: bool = False,
         upload: bool = False,
+        head: bool = False,
     ) -> None:
         self.handler = handler
         self.tongue = tongue
         self.public = public  # asked without a key
         self.upload = upload  # takes the body in pieces
+        self.head = head  # a GET that may be asked by HEAD, as at a node
 
 
 INFERENCE: dict[tuple[str, str], Route] = {
     ("POST", tongue.path): Route(tongue=tongue) for tongue in (*TONGUES, *EMBED_TONGUES)
 }
 ROUTES: dict[tuple[str, str], Route] = {
-    ("GET", "/"): Route(fanout.root, public=True),
-    ("GET", "/api/version"): Route(fanout.version),
+    ("GET", "/"): Route(fanout.root, public=True, head=True),
+    ("GET", "/api/version"): Route(fanout.version, head=True),
     ("GET", "/api/status"): Route(fanout.first_answer),
-    ("GET", "/api/tags"): Route(fanout.tags),
+    ("GET", "/api/tags"): Route(fanout.tags, head=True),
     ("GET", "/api/ps"): Route(fanout.ps),
     ("GET", "/v1/models"): Route(fanout.models),
     ("POST", "/api/show"): Route(fanout.show),
@@ -46,12 +48,13 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/api/create"): Route(models.create),
     ("POST", "/api/copy"): Route(models.copy),
     ("DELETE", "/api/delete"): Route(models.delete),
-    ("GET", "/sollol/health"): Route(own.health, public=True),
-    ("GET", "/sollol/ready"): Route(own.ready, public=True),
-    ("GET", "/sollol/snapshot"): Route(own.snapshot),
-    ("GET", "/sollol/nodes"): Route(own.nodes),
-    ("GET", "/sollol/openapi.json"): Route(own.openapi),
+    ("GET", "/sollol/health"): Route(own.health, public=True, head=True),
+    ("GET", "/sollol/ready"): Route(own.ready, public=True, head=True),
+    ("GET", "/sollol/snapshot"): Route(own.snapshot, head=True),
+    ("GET", "/sollol/nodes"): Route(own.nodes, head=True),
+    ("GET", "/sollol/openapi.json"): Route(own.openapi, head=True),
 }
+PASSED = Route(passing.pass_on)  # what is not in these tables
 PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("GET", re.compile(r"/v1/models/(.+)"), Route(fanout.model)),
     ("HEAD", models.BLOB, Route(models.has_blob)),

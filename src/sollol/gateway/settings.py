@@ -22,6 +22,7 @@ from sollol.errors import BadInput, ConfigError
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
+HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -35,6 +36,7 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require_keys: bool = False
     keys_file: str | None = None
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[HostName, ...] = ()
     drain_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 30.0
 
 

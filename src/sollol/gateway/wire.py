@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 
+from sollol.gateway import bare
 from sollol.gateway.known import KnownRequest
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import Request
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
 UNLIKE: Final = 4  # heads that are learned in vain: each request of such a client has another
+STILL_THERE_S: Final = (0.05, 0.2, 1.0, 5.0)  # between looks after a client that sends nothing more
 LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
+RETRY_AFTER_S: Final = "5"  # until a gateway that ends should have begun anew
 TARGET_BYTES: Final = 16 * 1024
 HEADERS: Final = 128
 # A second one of these would be a second opinion about who asks, or of whom.
@@ -52,7 +55,8 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_arrived", "_body", "_body_size", "_broken", "_continue", "_current", "_head_size", "_in_message", "_known",
+        "_arrived", "_bare", "_body", "_body_size", "_broken", "_continue", "_current", "_ended",
+        "_head_size", "_in_message", "_known",
         "_offered", "_parser", "_paused", "_raw", "_reading", "_taken", "_unlike", "_unsent", "_upload_size", "_url",
         "_waiting", "blocked", "draining", "gateway",
     )
@@ -69,12 +73,14 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._broken: Broken | None = None
         self._paused = False  # we take no more bytes
         self._continue = False  # it waits for us to want its body
+        self._bare = b""  # of a health check that is not whole
         self._url = self._offered = b""  # the latter: a head with an Upgrade, without it
         self._raw: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._arrived = self._head_size = self._body_size = self._upload_size = self._unsent = 0
         self._known: KnownRequest | None = None
         self._taken: Request | None = None  # in this arrival, and whole
+        self._ended = False  # the client sends nothing more
         self._unlike = 0  # heads in a row that were like none before
         self.blocked = False  # it takes no more of ours
         self.draining = gateway.draining
@@ -103,6 +109,12 @@ class ClientConnection(Writer, asyncio.Protocol):
                 self._take(request, known.route)
                 return
         self._arrived = len(data)
+        if between and (self._bare or data[:5] in (b"GET /", b"HEAD ")):
+            self._bare, whole = bare.collect(self._bare, data)
+            if whole is None:
+                self.expect(self.gateway.limits.header_timeout_s)
+                return
+            data = whole
         try:
             left = self._parse(data)
             while left:
@@ -156,8 +168,28 @@ class ClientConnection(Writer, asyncio.Protocol):
         elif not self._paused:
             self.expect(limits.body_timeout_s)
 
-    def eof_received(self) -> None:
-        self.abort()
+    def eof_received(self) -> bool:
+        """The client sends nothing more: it has left, or it only waits for its answers. Returns whether we stay.
+
+        One that waits has said so at the end of its request; in the middle of an answer, it has left."""
+        request = self._current
+        if request is None or request.has_begun or self._in_message or self._broken is not None:
+            self.abort()
+            return False
+        self._ended = True
+        self._look_after(0)
+        return True
+
+    def _look_after(self, turn: int) -> None:
+        """Find out whether a client that sends nothing more is still there: to one that has left, nothing can be sent.
+
+        Each HTTP/1.1 client reads over this interim answer. One of HTTP/1.0 knows none, and is believed."""
+        request = self._current
+        if self._transport is None or request is None or request.has_begun:
+            return
+        if request.version == "1.1":
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.loop.call_later(STILL_THERE_S[min(turn, len(STILL_THERE_S) - 1)], self._look_after, turn + 1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
@@ -355,7 +387,10 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._broken = Broken(0, "")  # what follows is not answered
             self.close()
             return
-        if self._waiting:
+        if self._ended and not self._waiting:
+            self._broken = Broken(0, "")
+            self.close()
+        elif self._waiting:
             self.loop.call_soon(self._next)
         else:
             self._resume()
@@ -380,6 +415,19 @@ class ClientConnection(Writer, asyncio.Protocol):
         self.draining = True
         if self._current is None and not self._in_message:
             self.close()
+
+    def end(self) -> None:
+        """The gateway ends: say so to a client that still waits for its answer, and close."""
+        request = self._current
+        if request is None or request.has_begun or self._broken is not None:
+            self.abort()
+            return
+        self._waiting.clear()
+        on_gone = request.on_gone
+        request.keep_alive = False
+        request.refuse(503, "the gateway is about to end; try again", [("Retry-After", RETRY_AFTER_S)])
+        if on_gone is not None:
+            on_gone()
 
     def _pause(self) -> None:
         if not self._paused:
@@ -421,8 +469,9 @@ class ClientConnection(Writer, asyncio.Protocol):
 
 
 def _check_repeated(raw: list[tuple[bytes, bytes]]) -> None:
-    seen = set()
-    for name, _ in raw:
-        if name in seen and (name in _ONCE or name.startswith(b"x-sollol-")):
-            raise Broken(400, f"the header {name.decode('latin-1')} came twice")
-        seen.add(name)
+    seen: dict[bytes, bytes] = {}
+    for name, value in raw:
+        before = seen.setdefault(name, value)
+        differs = name in seen and before is not value and (before != value or name == b"host")
+        if differs and (name in _ONCE or name.startswith(b"x-sollol-")):
+            raise Broken(400, f"the header {name.decode('latin-1')} came twice, with different values")

@@ -57,6 +57,7 @@ class Inputs(msgspec.Struct, gc=False):
 
     input: Any = None
     prompt: Any = None
+    model: Any = None
 
 
 read_vector_answer = json_reader(VectorAnswer)

@@ -6,7 +6,7 @@ A job keeps the story of its attempts, and from it the routing record that the c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -30,7 +30,7 @@ from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 from sollol.pool.continuation import Continuity, NotRendered, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
-from sollol.pool.whole import observed
+from sollol.pool.whole import observed, refusal_of
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 
@@ -118,8 +118,12 @@ class CallJob:
         body = await reply.read()
         self.keep(start.attempt, body)
         if reply.status != 200:
-            return refusal(reply.status, body, reply.headers)
+            return self.refusal_of(reply.status, body, reply.headers)
         return self.check(judge(reply.status, body, self.task.kind), body)
+
+    def refusal_of(self, status: int, body: bytes, headers: Mapping[str, str] | None) -> Outcome:
+        """Return what an answer with another status than 200 means."""
+        return refusal_of(self.call, self.task.model, status, body, headers)
 
     def check(self, outcome: Outcome, body: bytes) -> Outcome:
         """Return the outcome, or what is wrong with the vectors of an answer that looks well."""

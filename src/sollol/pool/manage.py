@@ -134,7 +134,7 @@ def models_of(answers: dict[str, Any]) -> Answer:
     merged: dict[str, dict[str, Any]] = {}
     for node, answer in answers.items():
         for row in answer.get("models") or []:
-            merged.setdefault(str(row.get("model")), {**row, "nodes": []})["nodes"].append(node)
+            merged.setdefault(canonical_model(str(row.get("model"))), {**row, "nodes": []})["nodes"].append(node)
     return Answer(models=list(merged.values()))
 
 
@@ -182,7 +182,7 @@ async def holders(transport: Transport, nodes: Sequence[Endpoint], model: str) -
     wanted = canonical_model(model)
     answers = need_one(f"find {model}", await ask_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING))
     have = {node: {str(row.get("model")) for row in answer.get("models") or []} for node, answer in answers.items()}
-    found = [node for node in nodes if wanted in have.get(node.key, ())]
+    found = [node for node in nodes if wanted in map(canonical_model, have.get(node.key, ()))]
     if not found:
         known = "; ".join(f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in have.items())
         raise ResponseError(f"model '{model}' not found on any node ({known})", 404)

@@ -14,8 +14,10 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.types import How, Outcome
 from sollol.core.value import replaced
-from sollol.nodes.dialect import Lines, decode, encode
+from sollol.nodes.answers import read_inputs
+from sollol.nodes.dialect import Lines, decode, encode, refusal
 from sollol.nodes.transport import Call, Transport
 
 OBSERVABLE: Final = frozenset(["/api/chat", "/api/generate"])
@@ -109,3 +111,14 @@ class Parts:
             elif isinstance(message, dict):
                 message[name.removeprefix("message.")] = value
         return encode(whole)
+
+
+def refusal_of(call: Call, model: str, status: int, body: bytes, headers: Mapping[str, str] | None) -> Outcome:
+    """Return what an answer with another status than 200 means for this call of a model."""
+    outcome = refusal(status, body, headers)
+    if outcome.how is How.MISSING and call.path == "/api/embeddings" and isinstance(call.body, bytes):
+        written = read_inputs(call.body).model
+        # This one route of Ollama's wants the very spelling of its list: the node does have the model.
+        if written not in (model, model.removesuffix(":latest")):
+            return replaced(outcome, how=How.REFUSED)
+    return outcome

@@ -127,6 +127,8 @@ def _reason(answer: Answer, end: End) -> str:
 
 async def messages(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
+    ask.field_of("stream", bool, "MessagesRequest", "bool", None)
+    ask.field_of("tools", list, "MessagesRequest", "[]anthropic.Tool", None)
     data, name = ask.data, str(ask.data.get("model") or "")
     turns = ask.messages_of("MessagesRequest", "anthropic.MessageParam")
     if not name:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import msgspec
 
 from sollol.nodes.decoding import read_any
+from sollol.nodes.go_json import one_reading
 from sollol.nodes.transport import Call
 from sollol.sim.reply import JSON, SimReply
 
@@ -50,6 +51,7 @@ class Ask:
     body: bytes
     headers: dict[str, str]
     data: dict[str, Any] = field(default_factory=dict)
+    query: str = ""
     rest: str = ""  # what a route with a name in its path caught
 
     @classmethod
@@ -57,18 +59,18 @@ class Ask:
         body = call.body
         if not isinstance(body, bytes):
             body = b"".join([piece async for piece in body])
-        path = call.path.partition("?")[0]
+        path, _, query = call.path.partition("?")
         headers = {name.lower(): value for name, value in call.headers}
-        return cls(call.method.upper(), unquote(path) if "%" in path else path, body, headers)
+        return cls(call.method.upper(), unquote(path) if "%" in path else path, body, headers, query=query)
 
     def read_json(self, kind: str) -> None:
         """Decode the body into `data`; `kind` is the Go struct that its errors name."""
         if not self.body.strip():
             raise Refusal(400, "missing request body" if kind != "OpenAI" else "EOF", early=True)
         try:
-            data = read_any(self.body)
+            data = read_any(_readable(self.body))
             _check_numbers(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refusal(400, _go_json_error(str(error)), early=True) from None
         if not isinstance(data, dict):
             raise Refusal(400, f"json: cannot unmarshal {_go_kind(data)} into Go value of type api.{kind}", early=True)
@@ -101,10 +103,25 @@ class Ask:
             raise Refusal(400, f"json: cannot unmarshal {problem}", early=True)
         return found
 
+    def tools_of(self, kind: str) -> None:
+        """The `tools`, which must be a list of objects."""
+        for tool in self.field_of("tools", list, kind, "api.Tools", []):
+            if not isinstance(tool, dict):
+                problem = f"{_go_kind(tool)} into Go struct field {kind}.tools of type api.Tool"
+                raise Refusal(400, f"json: cannot unmarshal {problem}", early=True)
+
     @property
     def streams(self) -> bool:
         """Ollama's default: streaming unless told otherwise."""
         return self.data.get("stream") is not False
+
+
+def _readable(body: bytes) -> bytes:
+    """The one object that Go reads; what is none stays as it is, to be refused in the words for it."""
+    try:
+        return one_reading(body)
+    except msgspec.ValidationError:
+        return body
 
 
 def _go_kind(value: Any) -> str:

@@ -75,7 +75,7 @@ async def ps(node: SimNode, ask: Ask) -> SimReply:
 async def copy(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("CopyRequest")
     source, target = str(ask.data.get("source", "")), full_name(str(ask.data.get("destination", "")))
-    found = node.disk.get(full_name(source))
+    found = node.find(source)
     if found is None:
         raise Refusal(404, f'model "{source}" not found')
     node.disk = {target: found.renamed(target), **node.disk}
@@ -114,7 +114,7 @@ async def pull(node: SimNode, ask: Ask) -> SimReply:
     """A model that is there already is up to date; another comes from `NodeSpec.registry`, if it is there."""
     ask.read_json("PullRequest")
     name = str(ask.data.get("model") or ask.data.get("name") or "")
-    if full_name(name) in node.disk:
+    if node.find(name) is not None:
         steps = [{"status": "pulling manifest"}, {"status": "verifying sha256 digest"}, {"status": "success"}]
         return _stream(200, steps) if ask.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
     model = next((model for model in node.spec.registry if model.name == full_name(name)), None)

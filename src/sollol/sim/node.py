@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from sollol.core.types import canonical_model
 from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.sim import routes
 from sollol.sim.ask import Ask, Refusal
@@ -28,6 +30,9 @@ from sollol.sim.runner import Runner, Runners
 
 _EPOCH_S = 1_767_225_600  # 2026-01-01, when simulated time begins
 _LOG_LENGTH = 200_000
+_NAME = re.compile(
+    r"(\w+://)?([A-Za-z0-9_][\w.:-]*/)?([A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w.-]*(:[\w.-]+){0,2}", re.ASCII
+)
 
 
 @dataclass
@@ -162,10 +167,17 @@ class SimNode:
         """The model called `name`, or a 404 in the route's words. `must_name`: the route has others for no name."""
         if not name:
             raise Refusal(400, "model is required") if must_name else Refusal(404, "model '' not found")
-        found = self.disk.get(full_name(name))
+        found = self.find(name)
         if found is None:
+            if not _NAME.fullmatch(name.strip()):
+                raise Refusal(400, "invalid model name")
             raise Refusal(404, missing.format(name))
         return found
+
+    def find(self, name: str) -> ModelSpec | None:
+        """Return a model on the disk, by any spelling that Ollama resolves to it."""
+        wanted = canonical_model(name)
+        return next((model for key, model in self.disk.items() if canonical_model(key) == wanted), None)
 
     def now_s(self) -> float:
         """Seconds since 1970; simulated time begins with 2026."""

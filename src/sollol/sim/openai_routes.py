@@ -185,6 +185,8 @@ def sampling(data: dict[str, Any], limit: str) -> dict[str, Any]:
 
 async def chat(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
+    ask.field_of("stream", bool, "ChatCompletionRequest", "bool", None)
+    ask.field_of("tools", list, "ChatCompletionRequest", "[]api.Tool", None)
     data = ask.data
     messages = ask.messages_of("ChatCompletionRequest", "openai.Message")
     if not messages:
@@ -214,6 +216,7 @@ def _format(wanted: Any) -> Any:
 
 async def completions(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
+    ask.field_of("stream", bool, "CompletionRequest", "bool", None)
     data = ask.data
     name, prompt = str(data.get("model") or ""), str(data.get("prompt") or "")
     model = text_model(node, name, must_name=False)
@@ -231,10 +234,14 @@ async def embeddings(node: SimNode, ask: Ask) -> SimReply:
     texts = read_input(data.get("input"))
     if not texts:
         raise Refusal(400, "invalid input", early=True)
+    form = ask.field_of("encoding_format", str, "EmbedRequest", "string", "")
+    if form.lower() not in ("", "float", "base64"):
+        words = f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64']."
+        raise Refusal(400, words, early=True)
     model = node.model(name, 'model "{}" not found, try pulling it first', must_name=False)
     wanted = {key: data[key] for key in ("dimensions",) if key in data}
     found = await embed(node, model, texts, wanted, None)
-    fragments = [_base64(f) for f in found.fragments] if data.get("encoding_format") == "base64" else found.fragments
+    fragments = [_base64(f) for f in found.fragments] if form.lower() == "base64" else found.fragments
     items = b",".join(
         b'{"object":"embedding","embedding":%s,"index":%d}' % (fragment, place)
         for place, fragment in enumerate(fragments)
@@ -266,6 +273,6 @@ async def models(node: SimNode, ask: Ask) -> SimReply:
 
 
 async def model(node: SimNode, ask: Ask) -> SimReply:
-    if full_name(ask.rest) not in node.disk:
+    if node.find(ask.rest) is None:
         raise Refusal(404, f"model '{full_name(ask.rest)}' not found")
     return SimReply.of(200, encode(_entry(node, ask.rest)) + b"\n", PLAIN_JSON)

@@ -146,6 +146,7 @@ def _usage(end: End) -> dict[str, Any]:
 
 async def responses(node: SimNode, ask: Ask) -> SimReply:
     ask.read_json("OpenAI")
+    ask.field_of("stream", bool, "ResponsesRequest", "bool", None)
     data, name = ask.data, str(ask.data.get("model") or "")
     model = text_model(node, name)
     turns = _turns(data.get("input"))

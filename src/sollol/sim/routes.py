@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import posixpath
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,6 +104,13 @@ def find(ask: Ask) -> Route:
     if not _host_allowed(ask.headers.get("host", "")) or not _origin_allowed(ask.headers.get("origin", "")):
         return _FORBIDDEN
     path = ask.path
+    straight = posixpath.normpath("/" + path.lstrip("/")) + ("/" if path.endswith("/") and path.strip("/.") else "")
+    if straight != path:
+        ask.rest = straight
+        return _ELSEWHERE
+    if path.endswith("/") and (path[:-1], ask.method) in TABLE:
+        ask.rest = path[:-1]
+        return _MOVED if ask.method == "GET" else _ELSEWHERE
     for prefix in _WITH_NAME:
         if path.startswith(prefix) and len(path) > len(prefix):
             ask.rest = path[len(prefix) :]
@@ -110,7 +118,7 @@ def find(ask: Ask) -> Route:
     found = TABLE.get((path, ask.method))
     if found is not None:
         return found
-    if path not in _METHODS:
+    if path not in _METHODS or ask.path in _WITH_NAME:
         return _UNKNOWN
     ask.rest = ", ".join(_METHODS[path])
     return _PREFLIGHT if ask.method == "OPTIONS" else _WRONG_METHOD
@@ -145,6 +153,17 @@ async def _unknown(node: SimNode, ask: Ask) -> SimReply:
     return SimReply.of(404, b"404 page not found", "text/plain")
 
 
+def _redirect(status: int, words: str) -> Answer:
+    async def answer(node: SimNode, ask: Ask) -> SimReply:
+        where = ask.rest + ("?" + ask.query if ask.query else "")
+        if ask.method not in ("GET", "HEAD"):
+            return SimReply.of(status, b"", "", location=where)
+        page = f'<a href="{where}">{words}</a>.\n\n'.encode()
+        return SimReply.of(status, page, "text/html; charset=utf-8", location=where)
+
+    return answer
+
+
 async def _wrong_method(node: SimNode, ask: Ask) -> SimReply:
     return SimReply.of(405, b"405 method not allowed", "text/plain", allow=ask.rest)
 
@@ -163,6 +182,8 @@ async def _preflight(node: SimNode, ask: Ask) -> SimReply:
 
 
 _FORBIDDEN = Route("forbidden", _forbidden)
+_ELSEWHERE = Route("elsewhere", _redirect(307, "Temporary Redirect"))
+_MOVED = Route("moved", _redirect(301, "Moved Permanently"))
 _UNKNOWN = Route("unknown", _unknown)
 _WRONG_METHOD = Route("wrong method", _wrong_method)
 _PREFLIGHT = Route("preflight", _preflight)

@@ -23,7 +23,7 @@ async def show(node: SimNode, ask: Ask) -> SimReply:
     name = str(ask.data.get("model") or ask.data.get("name") or "")
     if not name:
         raise Refusal(400, "model is required")
-    model = node.model(full_name(name), "model '{}' not found")
+    model = node.model(name if node.find(name) else full_name(name), "model '{}' not found")
     return SimReply.of(200, encode(_shown(model, verbose=bool(ask.data.get("verbose")))), JSON)
 
 

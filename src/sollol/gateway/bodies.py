@@ -1,0 +1,52 @@
+"""Request bodies, unpacked and read once: what is decided by and what is sent on are the same bytes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import msgspec
+
+from sollol.errors import BadInput, ResponseError
+from sollol.gateway.request import Request
+from sollol.nodes.go_json import one_reading
+
+UNPACKED_BYTES: Final = 8 * 1024 * 1024  # of a compressed body, as Ollama has it
+
+
+def settle_body(request: Request) -> None:
+    """Replace the body by the JSON that a node reads in it. Raises BadInput, or ResponseError for one too large."""
+    if b"content-encoding" in request.headers and request.path.startswith("/v1/"):
+        _unpack(request)
+    request.body = read_json(request.body)
+
+
+def read_json(body: bytes) -> bytes:
+    """Return the JSON object that a node reads in `body`. Raises BadInput."""
+    try:
+        return one_reading(body)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"the request cannot be read: {error}") from None
+    except msgspec.DecodeError as error:
+        raise BadInput(f"the request is not JSON: {error}" if body else "missing request body") from None
+
+
+def _unpack(request: Request) -> None:
+    if request.header(b"content-encoding").lower() != "zstd":
+        return  # a node does not look at others either, and finds that it is not JSON
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+
+    decoder = zstd.ZstdDecompressor()
+    try:
+        body = decoder.decompress(request.body, max_length=UNPACKED_BYTES + 1)
+    except zstd.ZstdError as error:
+        raise BadInput(f"the request's body is not what Content-Encoding: zstd says: {error}") from None
+    if len(body) > UNPACKED_BYTES:
+        raise ResponseError(f"the request's body is larger than {UNPACKED_BYTES} bytes when it is unpacked", 413)
+    if not decoder.eof:
+        raise BadInput("the request's body is not what Content-Encoding: zstd says: its end is missing")
+    del request.headers[b"content-encoding"]
+    request.body = body

@@ -1,0 +1,68 @@
+"""Which Host a request may name, and where a path leads that is written another way. No I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+import socket
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
+
+from sollol.gateway.request import Request, type_line
+
+_OWN_SUFFIXES: Final = (".localhost", ".local", ".internal")
+_IN_PATHS: Final = "/:@!$&'()*+,;=-._~"  # what stays as it is
+
+
+def is_own_host(host: bytes, allowed: Iterable[str] = ()) -> bool:
+    """Check for an address, localhost, a name that only means something here, or one of those allowed.
+
+    The name of some other site means that a page of it was led here by DNS."""
+    name = host.rsplit(b":", 1)[0] if host[-1:] != b"]" else host
+    if name in (b"localhost", b"127.0.0.1"):
+        return True
+    text = name.decode("latin-1").lower().strip("[]")
+    if text.endswith(_OWN_SUFFIXES) or text in ("localhost", socket.gethostname().lower()):
+        return True
+    if any(text == other or (other.startswith("*.") and text.endswith(other[1:])) for other in allowed):
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def refuse_host(request: Request) -> None:
+    """Answer a request that means another host."""
+    host = request.header(b"host")[:200]
+    request.refuse(
+        403,
+        f"this gateway listens on loopback, and the request is for the host {host!r}; if a proxy before it sends that, "
+        f"add the host to allowed_hosts in [gateway]",
+    )
+
+
+def clean(path: str) -> str:
+    """Return a path without empty parts, `.` and `..`, as Go's server does."""
+    found = posixpath.normpath("/" + path.lstrip("/"))
+    return found + "/" if path.endswith("/") and found != "/" else found
+
+
+def redirect(request: Request, status: int, path: str) -> None:
+    """Send the client to the right path of this server, in the words of a node."""
+    query = request.target.partition("?")[2]
+    where = quote(path, safe=_IN_PATHS) + (f"?{query}" if query else "")
+    page, kind = b"", b""
+    if request.method in ("GET", "HEAD"):
+        kind = type_line("text/html; charset=utf-8")
+        words = {301: "Moved Permanently", 307: "Temporary Redirect"}[status]
+        shown = where.replace("&", "&amp;").replace("'", "&#39;").replace('"', "&#34;").replace("<", "&lt;")
+        page = f'<a href="{shown}">{words}</a>.\n\n'.encode()
+    request.answer_with(status, page, kind, b"Location: " + where.encode("ascii", "replace") + b"\r\n")
+
+
+def quoted(path: str) -> str:
+    """Return a path as it is sent."""
+    return quote(path, safe=_IN_PATHS)

@@ -1,0 +1,250 @@
+"""Routes that the gateway does not have: they go to a node that has them, and its answer comes back as it is.
+
+A request that names a model stands in the queue as any other call of that model; one that names none, or a model that
+no node lists (Ollama's cloud models), goes to the first node that does not lack the route. Never an invented 404.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.messages import Start
+from sollol.core.types import OK, How, Kind, Outcome, Task, canonical_model
+from sollol.errors import BadInput, NoNodeAvailable
+from sollol.gateway import access
+from sollol.gateway.bodies import read_json
+from sollol.gateway.fanout import up_nodes
+from sollol.gateway.forms import is_form, read_form, text_of, write_form
+from sollol.gateway.hosts import quoted
+from sollol.gateway.infer import CHARACTERS_A_TOKEN, PROMPT_MOST, Wanted, routed, wanted
+from sollol.gateway.refusals import status_of
+from sollol.gateway.request import Request
+from sollol.nodes.call import UNBOUNDED
+from sollol.nodes.dialect import decode, encode, outcome_of, refusal
+from sollol.nodes.transport import Call, Reply, Transport, TransportFault
+from sollol.pool.dispatcher import Dispatcher, GiveUp
+from sollol.pool.jobs import CallJob, Started
+
+if TYPE_CHECKING:
+    from sollol.gateway.app import Gateway
+
+ERROR_BYTES: Final = 64 * 1024  # of an answer that is not passed on yet
+SEE: Final = "use routes of the nodes whose request names no model"
+_PASSED: Final = frozenset((How.REFUSED, How.MISSING))
+
+
+async def pass_on(gateway: Gateway, request: Request) -> None:
+    """Send a request to a node that has its route."""
+    call, model = _read(gateway, request)
+    how = wanted(request, gateway)
+    if not model:
+        access.admin(request, SEE)
+    if model and gateway.lists(model) and not gateway.nobody_has(model):
+        _submit(gateway, request, call, model, how)
+    else:
+        await anywhere(gateway, request, call, how)
+
+
+async def cloud(gateway: Gateway, request: Request) -> None:
+    """Send a request of a route of ours for a cloud model to any node. The key may use the model."""
+    call = Call(request.method, _target(request), request.body, stream=True, timeouts=UNBOUNDED)
+    await anywhere(gateway, request, call, wanted(request, gateway))
+
+
+def _target(request: Request) -> str:
+    query = request.target.partition("?")[2]
+    return quoted(request.path) + (f"?{query}" if query else "")
+
+
+def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
+    """Return the call to make, and the model that it names after aliases, or "". Raises BadInput."""
+    content_type, body, model = request.header(b"content-type"), request.body, ""
+    if body and is_form(content_type):
+        parts = read_form(content_type, body)
+        name = text_of(parts, "model")
+        if name and "model" in {field.lower() for field in request.query}:
+            raise BadInput("the address names a model and the form does, too; name it in the form")
+        model = _allowed(gateway, request, name)
+        parts = [part._replace(value=model.encode()) if part.name == "model" else part for part in parts]
+        content_type, body = write_form(parts)
+    elif body:
+        try:
+            body = read_json(body)
+        except BadInput:  # it is something else, and names no model that we could read
+            pass
+        else:
+            fields: dict[str, Any] = decode(body)
+            found = fields.get("model") or fields.get("name")
+            name = found if isinstance(found, str) else ""
+            model = _allowed(gateway, request, name)
+            if model != name:
+                body = encode({**fields, "model": model})
+    headers = tuple(
+        (name.decode().title(), request.header(name))
+        for name in (b"accept", b"content-encoding")
+        if request.header(name)
+    )
+    given = content_type or "application/json"
+    return Call(request.method, _target(request), body, given, headers, stream=True, timeouts=UNBOUNDED), model
+
+
+def _allowed(gateway: Gateway, request: Request, name: str) -> str:
+    """Return the model behind a name. Raises ResponseError (403) if the key may not use it."""
+    if not name:
+        return ""
+    model = gateway.settings.resolve_model(name)
+    access.check_allowed(request, model, name)
+    return model
+
+
+# --- to any node ---
+
+
+async def anywhere(gateway: Gateway, request: Request, call: Call, how: Wanted) -> None:
+    """Ask one node after the other, until one does not lack the route; its answer is passed on as it comes."""
+    last: tuple[Endpoint, Reply, bytes] | None = None
+    why: list[tuple[str, str]] = []
+    nodes = [node for node in up_nodes(gateway) if how.only is None or node.key in how.only]
+    for node in nodes:
+        try:
+            reply = await gateway.engine.transport.send(node, call)
+            if reply.status >= 300:
+                body = await _some(reply)
+                outcome = refusal(reply.status, body, reply.headers)
+                last = (node, reply, body)
+                if outcome.how not in _PASSED:
+                    why.append((node.key, outcome.message))
+                    continue
+                break
+        except TransportFault as fault:
+            why.append((node.key, str(fault)))
+            continue
+        size = await _pass_reply(request, node.key, reply)
+        gateway.charge(request, (min(len(call.body), PROMPT_MOST) + size) // CHARACTERS_A_TOKEN)  # type: ignore[arg-type]
+        return
+    if last is None:
+        raise NoNodeAvailable(f"{request.path}: no node answered", why)
+    node, reply, body = last
+    request.answer(reply.status, body, _kind(reply), [("X-Sollol-Node", node.key)])
+
+
+async def _some(reply: Reply) -> bytes:
+    """Return an error's body, and of a long one the beginning."""
+    found = bytearray()
+    try:
+        async for piece in reply:
+            found += piece
+            if len(found) > ERROR_BYTES:
+                break
+    finally:
+        await reply.aclose()
+    return bytes(found[:ERROR_BYTES])
+
+
+async def _pass_reply(request: Request, node: str, reply: Reply) -> int:
+    """Pass an answer on as it comes; its length."""
+    size = 0
+    try:
+        request.begin(reply.status, _kind(reply), [("X-Sollol-Node", node)])
+        async for piece in reply:
+            size += len(piece)
+            if not request.write(piece):
+                await request.drained()
+        request.end()
+    except TransportFault:
+        request.cut()
+    finally:
+        await reply.aclose()
+    return size
+
+
+def _kind(reply: Reply) -> str:
+    return reply.headers.get("content-type") or "application/octet-stream"
+
+
+# --- in the queue ---
+
+
+def _submit(gateway: Gateway, request: Request, call: Call, model: str, how: Wanted) -> None:
+    engine = gateway.engine
+    assert isinstance(call.body, bytes)
+    task = Task(
+        engine.next_id(),
+        Kind.CHAT,
+        canonical_model(model),
+        min(len(call.body), PROMPT_MOST),
+        how.priority,
+        how.app,
+        deadline_us=engine.deadline(how.timeout_s),
+        mode=how.mode,
+        hedge=False,
+        stream=True,
+        only=how.only,
+        route=request.path,
+    )
+    request.task = task.id
+    if not request.plain:
+        gateway.name_task(request, task.id)
+    job = PassedCall(task, request, call, gateway)
+    request.on_gone = lambda: engine.dispatcher.cancel(task.id)
+    engine.submit(job)
+
+
+class PassedCall(CallJob):
+    """A call of a route that is not known here, passed on as it comes."""
+
+    def __init__(self, task: Task, request: Request, call: Call, gateway: Gateway) -> None:
+        super().__init__(task, request.path, b"", UNBOUNDED, _settled)
+        self.call = call
+        self.request = request
+        self.gateway = gateway
+        self.size = 0  # bytes of the answer
+        self._kinds: dict[int, str] = {}
+
+    def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        return dispatcher.run(self.perform, start, node)
+
+    async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
+        reply = await transport.send(node, self.call)
+        if reply.status >= 300:
+            body = await _some(reply)
+            self.keep(start.attempt, body)
+            self._kinds[start.attempt] = _kind(reply)
+            return refusal(reply.status, body, reply.headers)
+        request = self.request
+        try:
+            request.begin(reply.status, _kind(reply), routed(self.task.id, node.key, len(self.story.attempts) + 1))
+            started(False)
+            async for piece in reply:
+                self.size += len(piece)
+                if not request.write(piece):
+                    await request.drained()
+        except TransportFault as fault:
+            return outcome_of(fault)
+        finally:
+            await reply.aclose()
+        return Outcome(OK, "", reply.status)
+
+    def kind_of(self, attempt: int | None) -> str:
+        """Return the content type of the refusal that is passed on."""
+        return self._kinds.get(-1 if attempt is None else attempt, "")
+
+
+def _settled(job: CallJob) -> None:
+    assert isinstance(job, PassedCall)
+    settled, request, gateway = job.settled, job.request, job.gateway
+    assert settled is not None
+    outcome = settled.outcome
+    gateway.totals.count(outcome.how is OK)
+    if job.story.attempts:
+        gateway.charge(request, (job.task.cost + job.size) // CHARACTERS_A_TOKEN)
+    if request.has_begun:
+        (request.end if outcome.how is OK else request.cut)()
+    elif outcome.how is How.REFUSED and outcome.status:
+        tried = routed(job.task.id, "", len(job.story.attempts))
+        request.answer(outcome.status, job.body, job.kind_of(settled.attempt), tried)
+    elif (error := job.error()) is not None:
+        status, headers = status_of(error)
+        request.refuse(status, access.words(request, error), headers)
+    gateway.engine.note(job)

@@ -1,0 +1,103 @@
+"""Read a JSON request as a node does, and write down that one reading: decide and forward by it.
+
+Go's decoder finds a field by its name in any case (`"Model"`, `"\\u004dodel"`, also with the letters that Unicode folds
+to ASCII), lets the last one win, reads text that is not valid Unicode as U+FFFD, and stops behind the first value. A
+server that decides by another reading than the node's can be told one thing and the node another one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
+# Unicode folds these two letters to ASCII ones, and so does Go.
+_FOLDED: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
+# Text fields, which null leaves as they were; it empties others.
+_TEXTS: Final = frozenset(
+    ("model", "name", "prompt", "system", "suffix", "template", "source", "destination", "from", "encoding_format")
+)
+
+
+def one_reading(body: bytes) -> bytes:
+    """Return the JSON object that a node reads in `body`: names in lower case, each once, in valid UTF-8.
+
+    Raises msgspec.DecodeError for what a node cannot read either, and for nesting that is too deep here."""
+    body = valid_text(body)
+    try:
+        fields = _read(body)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
+    except msgspec.ValidationError:
+        if body.strip() == b"null":  # to Go, an object without fields
+            return b"{}"
+        raise
+    except msgspec.DecodeError as error:
+        trailing = _TRAILING.search(str(error))
+        if trailing is None:
+            raise
+        return one_reading(body[: int(trailing[1]) - 1])
+    for name in fields:
+        if not name.isascii() or name != name.lower():
+            return _folded(body)
+    return _encode(fields)
+
+
+def _read(body: bytes) -> dict[str, msgspec.Raw]:
+    found: dict[str, msgspec.Raw] = _fields(body)
+    return found
+
+
+def valid_text(body: bytes) -> bytes:
+    """Return JSON with U+FFFD for bytes that are not UTF-8, and for halves of surrogate pairs."""
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            body = body.decode("utf-8", "replace").encode()
+    if b"\\u" in body and _SURROGATE.search(body):
+        body = _ESCAPE.sub(lambda found: b"\\ufffd" if found[1] else found[0], body)
+    return body
+
+
+def fold(name: str) -> str:
+    """Return the name of a field as Go compares it."""
+    return name.translate(_FOLDED).lower()
+
+
+def _folded(body: bytes) -> bytes:
+    """Read it slowly, with all its fields in their order."""
+    top: list[tuple[str, Any]] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        top[:] = found  # the outermost object is complete last
+        return dict(found)
+
+    try:
+        json.loads(body, object_pairs_hook=pairs, parse_constant=_refuse)
+        fields: dict[str, Any] = {}
+        for name, value in top:
+            known = fold(name)
+            if value is None and known in _TEXTS and known in fields:
+                continue
+            before = fields.get(known)
+            fields[known] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
+    except ValueError as error:
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
