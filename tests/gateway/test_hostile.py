@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sollol.sim import sim_cluster
+from sollol.sim import ModelSpec, NodeSpec, sim_cluster
 from tests.gateway.stage import MODEL, Stage, answering, gateway_over, talker, until
 
 DEEP = 3_000
@@ -80,19 +80,27 @@ class Liar(BaseHTTPRequestHandler):
     says: ClassVar[dict[str, bytes]] = {}
     status = 200
     body = b""
+    vector = b""  # of each text
     asked: ClassVar[list[str]]
 
     def log_message(self, *args: Any) -> None: ...
 
     def do_GET(self) -> None:
-        row = b'{"name":"llama3.2:latest","model":"llama3.2:latest","size":1000,"digest":"a"}'
+        row = b",".join(
+            b'{"name":"%b:latest","model":"%b:latest","size":1000,"digest":""}' % (name, name)
+            for name in (b"llama3.2", b"nomic-embed-text")
+        )
         told = {"/api/version": b'{"version":"0.33"}', "/api/tags": b'{"models":[%b]}' % row, "/api/ps": b"{}"}
         self._say(200, {**told, **self.says}.get(self.path, b"{}"))
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
+        asked = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))))
         self.asked.append(self.path)
-        self._say(self.status, self.body)
+        if self.vector:
+            rows = b",".join([self.vector] * len(asked["input"]))
+            self._say(200, b'{"model":"nomic-embed-text","embeddings":[%b],"prompt_eval_count":5}' % rows)
+        else:
+            self._say(self.status, self.body)
 
     def _say(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -181,5 +189,32 @@ def test_where_only_a_hostile_node_is_left_the_client_has_an_answer(lie: str) ->
             answer = client.post(path, json={**body, "stream": path == "/api/chat"})
             assert 200 <= answer.status_code < 1000
             assert answer.content
+        until(lambda: is_idle(stage))
+        assert stage.look(lambda gateway: gateway.engine.dispatcher.faults) == 0
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [b"[1e39,1,1]", b"[0,0,0]", b"[null,1]", b'["a",1]', b"[{},1]", b"[]", b"null", b'"AAAA"', b"[1e999]"],
+    ids=repr,
+)
+def test_vectors_that_are_none_are_embedded_by_another_node(vector: bytes) -> None:
+    embedder = ModelSpec("nomic-embed-text", "embed", 300_000_000, 16)
+    spec = NodeSpec(models=(embedder,), loaded=("nomic-embed-text",), embed_items_per_s=5_000)
+    with (
+        liar(vector=vector) as (url, asked),
+        sim_cluster([spec]) as cluster,
+        gateway_over([url, *cluster.urls]) as stage,
+        stage.client() as client,
+    ):
+        for count in (1, 3, 70, 200):
+            given = {"model": "nomic-embed-text", "input": [f"text {n}" for n in range(count)]}
+            found = client.post("/api/embed", json=given)
+            assert found.status_code == 200, found.text
+            assert [len(row) for row in found.json()["embeddings"]] == [16] * count
+            coded = client.post("/v1/embeddings", json={**given, "encoding_format": "base64"})
+            assert coded.status_code == 200, coded.text
+            assert len(coded.json()["data"]) == count
+        assert asked
         until(lambda: is_idle(stage))
         assert stage.look(lambda gateway: gateway.engine.dispatcher.faults) == 0

@@ -286,3 +286,23 @@ def test_one_well_node_among_many_that_fail_everything_does_the_batch(nodes: int
     )
     assert not ran.result.errors
     assert ran.result.report.nodes["10.0.0.2:11434"].items == 60
+
+
+def test_texts_without_a_utf8_form_fail_alone_and_nobody_is_blamed() -> None:
+    given = [f"text {number}" for number in range(500)]
+    given[7] = given[8] = given[499] = "a\ud800b"
+
+    async def main() -> tuple[Any, list[tuple[int, Any]], list[int]]:
+        world = World([node(1, 100), node(2, 100)])
+        async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
+            result = await pool.embed_batch(EMBED, given, on_error="return")
+            pairs = [pair async for pair in pool.embed_stream(EMBED, iter(given), on_error="return")]
+            return result, pairs, [state.failed for state in pool.engine.scheduler.fleet.nodes.values()]
+
+    result, pairs, failed = run(main())
+    assert sorted(result.errors) == [7, 8, 499]
+    assert "lone surrogate (U+D800)" in str(result.errors[7])
+    assert sum(item is not None for item in result) == 497
+    assert sorted(index for index, found in pairs if isinstance(found, Exception)) == [7, 8, 499]
+    assert len(pairs) == 500
+    assert failed == [0, 0]

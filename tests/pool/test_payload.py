@@ -147,3 +147,16 @@ def test_good_fields_stay_as_they_are() -> None:
     assert embed_request("m", "x", Wish(), {"dimensions": 64, "truncate": False}).fields["dimensions"] == 64
     with pytest.raises(BadInput, match="dimensions"):
         embed_request("m", "x", Wish(), {"dimensions": "64"})
+
+
+def deep(depth: int) -> Any:
+    found: Any = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("value", [deep(5_000), 10**5_000, "a\ud800"], ids=["deep", "digits", "surrogate"])
+def test_options_that_cannot_be_sent_are_refused(value: Any) -> None:
+    with pytest.raises(BadInput, match="cannot be sent as JSON"):
+        chat_request("m", SAY, False, Wish(), {"options": {"num_ctx": value}})

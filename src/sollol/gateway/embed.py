@@ -23,7 +23,7 @@ from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
 from sollol.nodes.decoding import json_reader
-from sollol.nodes.dialect import encode
+from sollol.nodes.dialect import encode, read_vectors
 from sollol.pool.batch import BatchJob, Ended, Message, Refused
 from sollol.pool.report import BatchReport
 from sollol.pool.requests import Wish
@@ -63,6 +63,10 @@ class RawBatch(BatchJob):
             return Outcome(How.FAILED, f"the answer is not what /api/embed gives: {error}", 200)
         if len(found.embeddings) != count:
             return Outcome(How.FAILED, f"{len(found.embeddings)} vectors for {count} inputs", 200)
+        outcome, vectors = read_vectors(answer, count, self._dim)  # as every batch: another node may do better
+        if vectors is None:
+            return outcome
+        self._dim = vectors.dim
         self._kept[start.attempt] = (start, found)
         return Outcome(How.OK, "", 200, Timing(found.load_duration // 1000, found.prompt_eval_count))
 

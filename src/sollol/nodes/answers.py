@@ -51,6 +51,12 @@ class VectorAnswer(msgspec.Struct, gc=False):
             return None if self.embedding is None else [len(self.embedding)]
         return None if self.embeddings is None else [len(row) for row in self.embeddings]
 
+    def rows(self) -> list[list[float]]:
+        """Return the vectors that are written as numbers."""
+        if self.data is not None:
+            return [row.embedding for row in self.data if isinstance(row.embedding, list)]
+        return self.embeddings or []
+
 
 class Inputs(msgspec.Struct, gc=False):
     """What a request for embeddings asks for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from itertools import chain
 from typing import Any, Final
@@ -20,7 +20,7 @@ from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Tim
 from sollol.core.value import replaced
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
-from sollol.nodes.decoding import read_any
+from sollol.nodes.decoding import INT_MOST, read_any
 from sollol.nodes.transport import Call, Fault, TransportFault
 
 # Options that make a node reload the model when they differ from those it was loaded with.
@@ -74,8 +74,13 @@ def runner_key(options: Any) -> str:
     """The runner options of a request in a fixed order, "" for none: part of what a loaded model is."""
     if not isinstance(options, Mapping):
         return ""
-    given = [f"{name}={options[name]}" for name in RUNNER_OPTIONS if options.get(name) is not None]
+    given = [f"{name}={str(options[name])[:40]}" for name in RUNNER_OPTIONS if _is_plain(options.get(name))]
     return ",".join(given)
+
+
+def _is_plain(option: Any) -> bool:
+    """Check for what an option of a runner can be: a number that a node can read, a flag, or a word."""
+    return isinstance(option, str | float) or (isinstance(option, int) and abs(option) <= INT_MOST)
 
 
 def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:
@@ -157,8 +162,10 @@ def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
     if widths is None:
         return Outcome(How.FAILED, f"the answer has no vectors: {body[:80]!r}", 200)
     if path == "/api/embeddings":
-        empty = widths == [0] and bool(given.prompt)
-        return Outcome(How.FAILED, "the vector is empty", 200) if empty else None
+        if not given.prompt:
+            return None
+        flaw = "the vector is empty" if widths == [0] else flaw_of([answer.embedding or []])
+        return Outcome(How.FAILED, flaw, 200) if flaw else None
     texts = given.input
     # A list of numbers is one text, as its tokens.
     whole = isinstance(texts, list) and not any(isinstance(text, int) for text in texts)
@@ -167,7 +174,8 @@ def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
         return Outcome(How.FAILED, f"{len(widths)} vectors for {expected} inputs", 200)
     if len(set(widths)) > 1 or 0 in widths:
         return Outcome(How.FAILED, f"vectors of dimension {sorted(set(widths))}, expected one", 200)
-    return None
+    flaw = flaw_of(answer.rows())
+    return Outcome(How.FAILED, flaw, 200) if flaw else None
 
 
 def _says(kind: Kind, body: bytes) -> bool:
@@ -358,6 +366,19 @@ def judge_line(line: bytes) -> Outcome | None:
     return None
 
 
+FLOAT32_MOST: Final = 3.4028235e38
+
+
+def flaw_of(rows: Sequence[Sequence[float]]) -> str:
+    """Return what is wrong with the numbers of vectors, "" for nothing."""
+    for row in rows:
+        if not any(row):
+            return "a vector is all zero"
+        if max(row) > FLOAT32_MOST or min(row) < -FLOAT32_MOST:
+            return "a vector has numbers beyond 32 bits"
+    return ""
+
+
 class Vectors:
     """The vectors of one embedding request as one flat float32 buffer of `count` rows of `dim`."""
 
@@ -383,6 +404,9 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     if any(len(row) != width for row in rows) or (rows and width == 0):
         found = sorted({len(row) for row in rows})
         return Outcome(How.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
+    flaw = flaw_of(rows)
+    if flaw:
+        return Outcome(How.FAILED, flaw, 200), None
     timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count, total_us=answer.total_duration // 1000)
     flat = array("f", chain.from_iterable(rows))
     return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)

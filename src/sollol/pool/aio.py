@@ -26,7 +26,6 @@ from sollol.pool.batch import (
     Message,
     Refused,
     Wanted,
-    as_sequence,
     rows_of,
 )
 from sollol.pool.engine import Engine, finish, finish_stream
@@ -38,6 +37,7 @@ from sollol.pool.requests import (
     generate_request,
     old_embed_request,
 )
+from sollol.pool.texts import as_sequence
 
 
 class AsyncOllamaPool(PoolBase):

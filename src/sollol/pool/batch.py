@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
+from sollol.core.batch import joined
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
 from sollol.core.ranges import Ranges
@@ -27,11 +27,9 @@ from sollol.pool.answers import EmbedResponse
 from sollol.pool.dispatcher import Dispatcher, GiveUp
 from sollol.pool.jobs import error_of
 from sollol.pool.report import BatchReport, NodeShare, NodeWork
-from sollol.pool.requests import check_text
 
 ERROR_MOST = 1_000  # characters of an error that a report keeps
 ERRORS_KEPT = 20  # failed items whose errors a report keeps
-FEED_SLICE = 4096  # texts handed over at once from an iterator
 
 
 class Delivered(NamedTuple):
@@ -87,6 +85,7 @@ class BatchJob:
         self._digest = ""
         self._failed = 0
         self._errors: dict[int, str] = {}
+        self._unsendable: dict[int, BadInput] = {}  # items that no request can hold
         self._control: int | None = None  # the first item that was answered: its text is kept
         self._takeovers = 0
         self.wait_us: Micros | None = None  # until the first of its texts went to a node
@@ -122,7 +121,11 @@ class BatchJob:
         for lo, hi in start.items:
             source = self._texts
             texts += source[lo:hi] if not isinstance(source, dict) else [source[i] for i in range(lo, hi)]
-        body = encode({"model": self.task.model, "input": texts, **self._fields})
+        try:
+            body = encode({"model": self.task.model, "input": texts, **self._fields})
+        except UnicodeEncodeError:
+            self._set_aside(texts, start.items)
+            body = encode({"model": self.task.model, "input": texts, **self._fields})
         reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
         answer = await reply.read()
         if reply.status != 200:
@@ -130,6 +133,17 @@ class BatchJob:
             # It may be for the length of the list: shorter ones tell.
             return replaced(outcome, how=How.FAILED) if reply.status in OF_THE_REQUEST else outcome
         return self._keep(start, answer, len(texts))
+
+    def _set_aside(self, texts: list[str], items: Ranges) -> None:
+        """Put a stand-in where a text has no UTF-8 form; those items fail when the others are answered."""
+        for place, item in enumerate(items.items()):
+            try:
+                texts[place].encode()
+            except UnicodeEncodeError as error:
+                code = f"U+{ord(texts[place][error.start]):04X}"
+                told = f"inputs[{item}] has a lone surrogate ({code}) at {error.start}: it has no UTF-8 form"
+                self._unsendable[item] = BadInput(f"{told}; replace it, as text.encode('utf-8', 'replace') does")
+                texts[place] = "?"
 
     def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
         """Read an answer, which should have `count` vectors, and hold them until it is told which of them are new."""
@@ -157,6 +171,10 @@ class BatchJob:
     def accept(self, action: Accept) -> None:
         start, vectors = self._answers.pop(action.attempt)
         items, fresh = start.items or Ranges(), action.items
+        if self._unsendable:
+            fresh = self._refuse_unsendable(fresh)
+            if not fresh:
+                return
         if self._control is None:
             self._control = fresh[0][0]
         self.count_items(start.node, fresh.total())
@@ -170,6 +188,16 @@ class BatchJob:
                 flat += vectors.flat[at : at + vectors.dim]
         self._drop_texts(fresh)
         self._post(Delivered(fresh, flat, vectors.dim))
+
+    def _refuse_unsendable(self, fresh: Ranges) -> Ranges:
+        """Tell of the items among these that were never sent. Returns the others."""
+        bad = [item for item in fresh.items() if item in self._unsendable]
+        for item in bad:
+            error, ranges = self._unsendable[item], Ranges([(item, item + 1)])
+            self.note_refused(Refuse(self.task.id, ranges, Outcome(How.REFUSED, str(error), 400)))
+            self._drop_texts(ranges)
+            self._post(Refused(ranges, error))
+        return joined([item for item in fresh.items() if item not in self._unsendable]) if bad else fresh
 
     def count_items(self, node: str, count: int) -> None:
         self._nodes[node].items += count
@@ -356,26 +384,6 @@ class BatchResult(Sequence[EmbedResponse | None]):
     def __repr__(self) -> str:
         failed = f" ({len(self.errors)} failed)" if self.errors else ""
         return f"<BatchResult {self._count} x {self._dim} of {self.model}{failed}>"
-
-
-def take(source: Iterator[str], count: int, fed: int) -> tuple[list[str], bool]:
-    """Up to `count` more texts, checked, and whether the source has ended."""
-    wanted = min(count, FEED_SLICE)
-    texts = list(islice(source, wanted))
-    for index, text in enumerate(texts, fed):
-        check_text("inputs", index, text)
-    return texts, len(texts) < wanted
-
-
-def as_sequence(inputs: Iterable[str]) -> Sequence[str] | None:
-    """The inputs as they are if they are all there already, checked; None for an iterator."""
-    if isinstance(inputs, (str, bytes)):
-        raise BadInput(f"inputs={inputs[:40]!r}; expected a list of strings: [text] for one text")
-    if not isinstance(inputs, (list, tuple)):
-        return None
-    for index, text in enumerate(inputs):
-        check_text("inputs", index, text)
-    return inputs
 
 
 def rows_of(message: Message, on_error: str) -> Iterator[tuple[int, Any]]:

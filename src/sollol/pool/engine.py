@@ -21,13 +21,14 @@ from sollol.policies.limits import LearnedLimit
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.pool.answers import Answer
-from sollol.pool.batch import BatchJob, Message, take
+from sollol.pool.batch import BatchJob, Message
 from sollol.pool.continuation import Continuity, Said, is_plain
 from sollol.pool.dispatcher import Dispatcher
 from sollol.pool.history import History
 from sollol.pool.jobs import CallJob, StreamJob
 from sollol.pool.report import BatchReport
 from sollol.pool.requests import Request, Wish, check_text
+from sollol.pool.texts import take
 from sollol.pool.whole import OBSERVABLE
 
 # Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else

@@ -188,7 +188,9 @@ def _request(
     predict = options.get("num_predict") if options else None
     try:
         encoded = encode(body)
-    except (TypeError, NotImplementedError, UnicodeEncodeError) as error:
+    except RecursionError:
+        raise BadInput(f"{path}: cannot be sent as JSON: something in it is nested too deep") from None
+    except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
         raise BadInput(f"{path}: cannot be sent as JSON: {error}") from None
     return Request(
         kind,
