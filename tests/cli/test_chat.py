@@ -125,7 +125,7 @@ def test_a_model_cannot_command_the_terminal(
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     chat.Conversation(talker, "m", None, {}, False).answer("\x1b[2J\x9b31m\ahello\nyou")
-    assert capsys.readouterr().out == "You said [2J31mhello\nyou. \n"
+    assert capsys.readouterr().out == "You said \\x1b[2J\\x9b31m\\x07hello\nyou. \n"
 
 
 # --- a conversation ---

@@ -7,16 +7,20 @@ printed as it is, never read as markup.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from sollol.errors import AddressUnavailable, BadInput, SollolError
+from sollol.nodes.shown import printable as printable
+from sollol.nodes.shown import printable_json
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -27,6 +31,17 @@ _PIPE_WIDTH = 160  # a pipe has no width; narrower, and rich would cut long name
 
 class Stopped(SollolError):
     """The user pressed Ctrl-C; the message says how to continue."""
+
+
+class Shown(Console):
+    """A console on which text of others commands nothing, wherever it stands: in a line, a table or a live display."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
 
 
 def stdout() -> Console:
@@ -47,7 +62,7 @@ def _console(*, stderr: bool) -> Console:
     known, console = _consoles.get(stderr, (None, None))
     if console is None or known is not stream:
         width = None if stream.isatty() else _PIPE_WIDTH
-        console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+        console = Shown(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
         _consoles[stderr] = (stream, console)
     return console
 
@@ -63,7 +78,7 @@ def note(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -106,19 +121,20 @@ def tell_warnings() -> None:
         warn(str(message))
 
     warnings.showwarning = show
+    if logging.lastResort is not None:  # what is logged goes to stderr where nobody has set it up otherwise
+        logging.lastResort.setFormatter(ShownFormatter("%(message)s"))
+
+
+class ShownFormatter(logging.Formatter):
+    """Writes log lines in which text of others commands nothing."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def warn(message: str) -> None:
     """A line on stderr about what may make the result worth less."""
     stderr().print(Text.assemble(("Warning: ", "bold yellow"), message), soft_wrap=True)
-
-
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def printable(text: object) -> str:
-    """Without the characters that would command a terminal: what a model or a node says is only shown."""
-    return str(text).translate(_CONTROLS)
 
 
 def plural(count: int, noun: str) -> str:
