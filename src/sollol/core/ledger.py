@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sollol.core.attempt import Attempt
 from sollol.core.batch import Batch
+from sollol.core.bounds import forget_model
 from sollol.core.digests import short
 from sollol.core.fleet import Fleet, NodeState
 from sollol.core.health import Health
@@ -29,6 +30,8 @@ SLOT_LEAST: Final[Micros] = 30 * MILLISECOND
 SLOT_TIMES: Final = 3
 SLOT_BELIEVED: Final[Micros] = 100 * MILLISECOND  # at least, for a slot that is proven
 
+TIMERS: Final = 4_096  # kept without a look; beyond, those of settled tasks go when they are most
+TIMERS_EACH: Final = 4
 LEFT: Final = Outcome(How.LEFT)
 
 if TYPE_CHECKING:
@@ -128,7 +131,7 @@ class Ledger:
         self.recover: Callable[[Exception, Micros], None] = _not_recovered
         self.concern: OpenTask | None = None  # that is being handled: what a fault would settle
         self._serial = 0
-        self._timers: list[tuple[Micros, int, Callable[[Micros], None]]] = []
+        self._timers: list[tuple[Micros, int, Callable[[Micros], None], Key]] = []
         self.next_at: Micros = NEVER  # the first of them
 
     def use(self, policies: Policies) -> None:
@@ -222,6 +225,8 @@ class Ledger:
         market = opened.market
         if market is not None and opened.key in market.line.waiting:
             market.line.remove(task.id)
+        if market is not None:
+            market.tasks -= 1
         if opened.waits_for is not None and (left := opened.wait_for(None)) is not None:
             self.let_others(left, self.now)
         if opened.batch is not None:
@@ -229,6 +234,8 @@ class Ledger:
             if market is not None:
                 market.batches = len(self.batches.get(task.model, ()))
         reasons = tuple(self._reasons(opened)) if tried else ()
+        if market is not None and not market.tasks and not market.lanes:
+            forget_model(self, market)
         self.out.append(Settle(task.id, outcome, attempt, reasons))
 
     def settle_no_node(self, opened: OpenTask, message: str, at: Micros) -> None:
@@ -332,12 +339,19 @@ class Ledger:
 
     # --- time ---
 
-    def at(self, when: Micros, then: Callable[[Micros], None]) -> None:
-        """Call `then` at the first tick from `when` on."""
+    def at(self, when: Micros, then: Callable[[Micros], None], owner: Key = None) -> None:
+        """Call `then` at the first tick from `when` on. `owner`: the task without which it means nothing."""
         self._serial += 1
-        heapq.heappush(self._timers, (when, self._serial, then))
+        if len(self._timers) > TIMERS and len(self._timers) > TIMERS_EACH * len(self.open):
+            self._drop_deadlines()
+        heapq.heappush(self._timers, (when, self._serial, then, owner))
         if when < self.next_at:
             self.next_at = when
+
+    def _drop_deadlines(self) -> None:
+        """Forget what was to happen to tasks that are settled: a deadline may be a day away."""
+        self._timers = [timer for timer in self._timers if timer[3] is None or timer[3] in self.open]
+        heapq.heapify(self._timers)
 
     def serve_at(self, model: str, when: Micros) -> None:
         self.at(when, lambda now: self.serve(model, now))

@@ -62,6 +62,7 @@ class Market:
         self.mixed = False  # nodes have others, too
         self.checked = 0  # what the digests were checked for, since the last change
         self.told = ""  # of them
+        self.tasks = 0  # that are not settled
         self.samples = 0
         self.batches = 0  # that are open
         self.crowded_until: Micros = 0  # all slots were taken just now, and no trial was worth it
@@ -98,7 +99,7 @@ class Market:
         self.checked = 0
         self.unsteady.pop(key, None)
         if lane is not None:
-            self._by_options.get(lane.options, {}).pop(key, None)
+            self._forget_options(lane)
         self._ranked_at = -1
 
     def usable(self, at: Micros) -> list[Lane]:
@@ -118,8 +119,15 @@ class Market:
         """Check that this task may go to this lane. `digest`: the version it needs, "" for any."""
         return lane.suits(task) and (not digest or lane.digest in ("", digest))
 
+    def _forget_options(self, lane: Lane) -> None:
+        lanes = self._by_options.get(lane.options)
+        if lanes is not None:
+            lanes.pop(lane.node.key, None)
+            if not lanes:
+                del self._by_options[lane.options]
+
     def options_changed(self, lane: Lane, options: str) -> None:
-        self._by_options.get(lane.options, {}).pop(lane.node.key, None)
+        self._forget_options(lane)
         if options:
             self._by_options.setdefault(options, {})[lane.node.key] = lane
 

@@ -14,8 +14,10 @@ import heapq
 from bisect import insort
 from typing import Final
 
+from sollol.core.bounds import keep_largest
 from sollol.core.types import SECOND, Key, Micros
 
+APPS_MAX: Final = 10_000  # applications whose share is remembered
 AGEING: Final[Micros] = 5 * SECOND  # a LOW call passes HIGH ones after half a minute
 
 
@@ -41,8 +43,16 @@ class Shares:
     def _of(self, app: str) -> _Share:
         share = self._apps.get(app)
         if share is None:
+            if len(self._apps) >= APPS_MAX:
+                self._forget()
             share = self._apps[app] = _Share()
         return share
+
+    def _forget(self) -> None:
+        """Forget applications that have nothing in line: those not before the present first, then the least so."""
+        waiting = {app: share for app, share in self._apps.items() if share.waiting}
+        ahead = {a: s.given for a, s in self._apps.items() if not s.waiting and s.given > self._now}
+        self._apps = waiting | {app: self._apps[app] for app in keep_largest(ahead, APPS_MAX // 2)}
 
     def enter(self, app: str) -> _Share:
         share = self._of(app)
@@ -53,9 +63,6 @@ class Shares:
 
     def leave(self, share: _Share) -> None:
         share.waiting -= 1
-        if not share.waiting and len(self._apps) > 10_000:
-            # Keys come and go; those that are not behind the present say nothing.
-            self._apps = {a: other for a, other in self._apps.items() if other.waiting or other.given > self._now}
 
     def serve(self, share: _Share, tokens: float) -> None:
         given = share.given

@@ -132,7 +132,7 @@ class Scheduler:
         opened = OpenTask(task, at)
         ledger.open[opened.key] = ledger.concern = opened
         if len(ledger.open) > self.queue_bound and ledger.waiting() >= self.queue_bound:
-            wait = self.forecast.wait_for(len(ledger.line(task.model)), task.model, at)
+            wait = self.forecast.wait_for(len(ledger.lines.get(task.model, ())), task.model, at)
             told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
             return
@@ -142,8 +142,9 @@ class Scheduler:
         if at >= self.health.touch_at:
             self.health.touched(at, ledger.out)
         if task.deadline_us is not None:
-            ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now))
+            ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now), opened.key)
         market = opened.market = self.fleet.markets.get(task.model) or ledger.market(task.model, at)
+        market.tasks += 1
         if opened.batch is not None:
             ledger.batches.setdefault(task.model, {})[task.id] = opened.batch
             market.batches = len(ledger.batches[task.model])

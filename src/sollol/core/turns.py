@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sollol.core.bounds import keep_largest
 from sollol.core.estimate import Mean
 from sollol.core.types import SECOND, Micros
 
@@ -114,4 +115,5 @@ class _Given:
         self._present = start = self.of(name)
         self._given[name] = start + us
         if len(self._given) > NAMES_MAX:
-            self._given = {other: given for other, given in self._given.items() if given > start}
+            ahead = {other: given for other, given in self._given.items() if given > start}
+            self._given = keep_largest(ahead, NAMES_MAX // 2)

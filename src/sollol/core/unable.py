@@ -12,6 +12,7 @@ from sollol.core.types import SECOND, How, Micros, Outcome, Task
 
 UNABLE_FOR: Final[Micros] = 60 * SECOND
 UNABLE_MAX: Final[Micros] = 960 * SECOND
+KNOWN_MAX: Final = 256  # things that are remembered of one node
 CONTRADICTED: Final = 3  # requests in a row that a node refused and another one answered
 OF_THE_ROUTE: Final = frozenset((404, 405, 421, 426, 501))  # status by which a node lacks a route, for all models
 OF_THE_REQUEST: Final = frozenset((408, 413, 499))  # status that tells nothing of the next request
@@ -51,6 +52,8 @@ class Inability:
         for_us = UNABLE_FOR if before is None else before.for_us
         if before is not None and before.until_us <= at:
             for_us = min(2 * for_us, UNABLE_MAX)
+        if before is None and len(self._known) >= KNOWN_MAX:  # routes are named by callers
+            del self._known[next(iter(self._known))]
         self._known[key] = Unable(at + for_us, for_us, why)
 
     def stops(self, task: Task, at: Micros) -> bool:

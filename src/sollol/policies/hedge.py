@@ -14,6 +14,7 @@ from sollol.core.estimate import Quantile
 from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskType
 
 SHARE: Final = 0.95
+KINDS_MAX: Final = 1_000  # of (model, task type, streamed) to remember
 LATER: Final = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
 LEAST: Final = 20
 EARLY: Final = 5  # samples from which on a call is late at EARLY_TIMES its prediction, until LEAST are there
@@ -41,6 +42,8 @@ class QuantileHedger:
             key = task.model, task.type, task.stream
             kind = self._kinds.get(key)
             if kind is None:
+                if len(self._kinds) >= KINDS_MAX:
+                    self._kinds.clear()
                 kind = self._kinds[key] = Quantile()
             self._last, self._kind = task, kind
         return self._kind
