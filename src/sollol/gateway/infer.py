@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
     from sollol.gateway.settings import GatewaySettings
 
+# What reading a body that no honest client sends can end in; anything else is a fault of ours.
+BODY_FAULTS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 CHARACTERS_A_TOKEN: Final = 4  # of English text, about
 PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the bytes of images are few tokens
 _SECONDS: Final = re.compile(r"-?[0-9]{1,9}")
@@ -84,7 +86,7 @@ def _peeked(tongue: Tongue, body: bytes) -> Asked:
         return peeked(tongue, body)
     except SollolError:
         raise
-    except Exception as error:
+    except BODY_FAULTS as error:
         raise unreadable(error) from error
 
 
@@ -250,7 +252,7 @@ def _renamed(body: bytes, model: str) -> bytes:
     """Return a body that asks for another model. Raises BadInput."""
     try:
         return encode({**decode(body), "model": model})
-    except Exception as error:
+    except BODY_FAULTS as error:
         raise unreadable(error) from error
 
 
@@ -260,7 +262,7 @@ def _said(tongue: Tongue, body: bytes) -> Said | None:
         return tongue.said(body)
     except (msgspec.ValidationError, TypeError, AttributeError, KeyError):
         return None
-    except Exception as error:
+    except BODY_FAULTS as error:
         raise unreadable(error) from error
 
 

@@ -149,10 +149,14 @@ class Connection(Writer, asyncio.Protocol):
         teller, waiter, inbox = self._teller, self._waiter, self._inbox
         self._teller = self._waiter = self._inbox = None
         if teller is not None:
-            if error is not None:
-                teller.failed(error, self.silent)
-            else:
-                teller.done(self._status, self._told())
+            try:
+                if error is not None:
+                    teller.failed(error, self.silent)
+                else:
+                    teller.done(self._status, self._told())
+            except Exception as fault:
+                log.exception("the end of an answer of %s could not be told", self.url)
+                teller.broke(fault)
             return
         if inbox is not None:
             inbox.end(error)
@@ -291,11 +295,14 @@ class Connection(Writer, asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        teller = self._teller
         try:
             self._received(data)
         except Exception as error:  # a fault of ours: this call ends, and the connection with it
             log.exception("an answer of %s could not be taken", self.url)
             self._break(_faults.not_taken(self.url, error))
+            if teller is not None:
+                teller.broke(error)
 
     def _received(self, data: bytes) -> None:
         if not self._busy:  # nobody asked: whatever it is, the connection is of no more use

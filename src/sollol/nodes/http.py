@@ -171,6 +171,11 @@ class Exchange:
         else:
             self.on_whole(status, body)
 
+    def broke(self, error: Exception) -> None:
+        """What was told ended in an exception of ours: the call is over."""
+        self._over, self._connection = True, None
+        self.on_end(_faults.not_taken(self._host.url, error))
+
     def failed(self, error: BaseException, silent: bool) -> None:
         """`silent`: not a byte of an answer had come."""
         if self._over:

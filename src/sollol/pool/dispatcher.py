@@ -270,13 +270,13 @@ class Dispatcher:
         entry = self._running.pop(attempt, None)
         if entry is not None:
             _, start, job, began = entry
-            self._silences.forget(attempt)
             at = self.now()
             self._end(job, start, outcome, began, at)
             self.feed(Finished(attempt, outcome), at)
 
     def _end(self, job: Job, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         try:
+            self._silences.forget(start.attempt)
             job.ended(start, outcome, began, at)
         except Exception as error:  # the story of a task is worth less than its slot
             self.fault(f"the story of task {start.task}", error)
@@ -285,8 +285,8 @@ class Dispatcher:
         entry = self._running.pop(action.attempt, None)
         if entry is not None:
             give_up, start, job, began = entry
-            self._silences.forget(action.attempt)
             try:
+                self._silences.forget(action.attempt)
                 give_up()
             except Exception as error:
                 self.fault(f"giving up an attempt of task {start.task}", error)
