@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sollol.sim import ModelSpec, NodeSpec, run
+from sollol.sim import ModelSpec, NodeSpec, generation, run
 from tests.pool.universe import Universe, universe
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -126,5 +126,49 @@ def test_a_lower_priority_is_served_now_and_then() -> None:
         async with universe([node(1)]) as here, for_ever(here, "a", 4, 5, priority=8):
             await asyncio.sleep(23)
             assert await ask(here, "b", 1, priority=2) <= 45
+
+    run(main())
+
+
+def share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all models of a simulated node share its rate, as on one GPU."""
+
+    def token_s(self: Any, runner: Any) -> float:
+        at_work = sum(each.decoding for each in self.node.runners.loaded.values())
+        return max(1, at_work) / RATE
+
+    monkeypatch.setattr(generation._Saying, "_token_s", token_s)
+
+
+@pytest.mark.parametrize("tokens", [25, 100])
+def test_calls_of_two_models_on_one_gpu_are_served_in_the_order_in_which_they_came(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share_one_gpu(monkeypatch)
+
+    async def main() -> None:
+        async with universe([node(1)]) as here:
+            loop = asyncio.get_running_loop()
+            took: dict[str, list[float]] = {"a": [], "b": []}
+
+            async def call(model: str) -> None:
+                while True:
+                    began = loop.time()
+                    answer = await here.pool.chat(model, HELLO, stream=True, options={"num_predict": tokens})
+                    async for _ in answer:
+                        pass
+                    took[model].append(loop.time() - began)
+
+            await known(here)
+            calls = [asyncio.ensure_future(call("a")) for _ in range(4)]
+            await asyncio.sleep(7)
+            calls += [asyncio.ensure_future(call("b")) for _ in range(4)]
+            await asyncio.sleep(200)
+            for each in calls:
+                each.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            round_s = 8 * tokens / RATE  # until all have had a turn
+            assert max(took["a"] + took["b"]) <= 2 * round_s
+            assert (len(took["a"]) + len(took["b"])) * tokens / RATE >= 0.95 * 200
 
     run(main())

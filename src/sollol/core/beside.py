@@ -22,24 +22,44 @@ def beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micro
     The node may be at work for another model, or have slots that share one rate: each is half as fast meanwhile. That
     is worth it for a call that takes less than it would wait; the work of the node stays the same. A call of lower
     priority waits. Returns the decision with the time it takes then, or None."""
-    node, running = lane.node, len(lane.attempts)
-    if running:
-        if running < lane.limit or not lane.is_steady(at) or lane.options != task.options:
-            return None
-    elif not 0 < node.heavy_lanes < TURNS_MOST or not lane.has_slot(at) or not lane.in_memory(task.options):
+    if not _has_room(task, lane, at):
         return None
+    running = len(lane.attempts)
     wait_us = lane.wait_us(at)
     own_us = decision.predicted_us - wait_us - ahead.get(lane.key, 0)
     if running >= lane.limit and running >= lane.limiter.slots:
         return decision if tries_slot(lane, own_us, wait_us, at) else None
-    if not 0 < own_us <= wait_us // (1 + running):
+    if not _pays(task, lane, own_us, wait_us):
         return None
-    for other in node.lanes.values():
-        for attempt in other.attempts.values():
-            if attempt.heavy and attempt.task.priority > task.priority:
-                return None
     reason = f"{decision.reason}, beside a long answer"
     return replaced(decision, predicted_us=2 * own_us, first_us=min(decision.first_us, 2 * own_us), reason=reason)
+
+
+def may_start_beside(task: Task, lane: Lane, own_us: Micros, at: Micros) -> bool:
+    """Check whether a call that waits for a replica should be asked again: else one behind it would start first."""
+    running = len(lane.attempts)
+    if running and running >= lane.limit and running >= lane.limiter.slots:
+        return False
+    return _has_room(task, lane, at) and _pays(task, lane, own_us, lane.wait_us(at))
+
+
+def _has_room(task: Task, lane: Lane, at: Micros) -> bool:
+    """Check that the node is at work, and could take the call besides."""
+    running = len(lane.attempts)
+    if running:
+        return running >= lane.limit and lane.is_steady(at) and lane.options == task.options
+    return 0 < lane.node.heavy_lanes < TURNS_MOST and lane.has_slot(at) and lane.in_memory(task.options)
+
+
+def _pays(task: Task, lane: Lane, own_us: Micros, wait_us: Micros) -> bool:
+    """Check that the call takes less than it would wait, and that nothing of a higher priority is slowed."""
+    if not 0 < own_us <= wait_us // (1 + len(lane.attempts)):
+        return False
+    for other in lane.node.lanes.values():
+        for attempt in other.attempts.values():
+            if attempt.heavy and attempt.task.priority > task.priority:
+                return False
+    return True
 
 
 def tries_slot(lane: Lane, own_us: Micros, wait_us: Micros, at: Micros) -> bool:

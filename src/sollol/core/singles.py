@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from sollol.core.attempt import Attempt
-from sollol.core.beside import beside, tries_slot
+from sollol.core.beside import beside, may_start_beside, tries_slot
 from sollol.core.copies import NO_AHEAD, Copies, router_of
 from sollol.core.digests import FOR_CHAT, FOR_EMBED, review
 from sollol.core.hangs import Hangs
@@ -149,6 +149,8 @@ class Singles:
         if not router.by_finish:  # it was another when the task chose
             return False
         heavy = task.kind is not EMBED
+        if heavy and may_start_beside(task, claim.lane, claim.own_us, at):
+            return False
         if at > claim.free_us or claim.lane in freed:
             if claim.lane.free(at, heavy) or not claim.lane.steady:
                 return False
