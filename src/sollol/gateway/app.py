@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+import sollol
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, Task, canonical_model
 from sollol.errors import AddressUnavailable, BadInput, SollolError
@@ -43,6 +44,8 @@ log = logging.getLogger("sollol.gateway")
 Handler = Callable[..., Coroutine[Any, Any, None]]
 _ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
+VERSION: Final = sollol.__version__.encode()
 CROWD: Final = 8  # calls under way
 NAMES: Final = 10_000  # ids of clients that are remembered
 
@@ -141,7 +144,8 @@ class Gateway:
         return left
 
     def _tick(self) -> None:
-        self.common = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
+        # Who looks for nodes must not take this for one: each answer says what it is.
+        self.common = b"Date: %b\r\n%b: %b\r\n" % (formatdate(usegmt=True).encode(), GATEWAY_HEADER, VERSION)
         self._ticker = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     async def aclose(self, drain_s: float | None = None) -> int:

@@ -18,6 +18,7 @@ from sollol.gateway.bodies import read_json
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
 from sollol.nodes.dialect import decode, encode
+from sollol.nodes.probe import probe
 from sollol.nodes.transport import Call, Timeouts, TransportFault
 from sollol.pool import manage
 
@@ -212,7 +213,10 @@ async def _once(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
 
 async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
     """The answers of the nodes that gave one, by node."""
-    answers = await manage.ask_all(gateway.engine.transport, up_nodes(gateway), "GET", path, None, READING)
+    nodes = up_nodes(gateway)
+    if not any(node.up is not False for node in states(gateway)):
+        nodes = await _back(gateway, nodes)
+    answers = await manage.ask_all(gateway.engine.transport, nodes, "GET", path, None, READING)
     if any(isinstance(answer, TransportFault) for answer in answers.values()):
         gateway.engine.refresh()  # one that was thought to be up: while nobody works, it is asked once a minute
     try:
@@ -220,6 +224,12 @@ async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
     except NoNodeAvailable as nobody:
         down = [(node.key, node.lost_why) for node in states(gateway) if node.key not in answers]
         raise NoNodeAvailable(f"{path}: no node answered", [*nobody.tried, *down]) from None
+
+
+async def _back(gateway: Gateway, nodes: list[Endpoint]) -> list[Endpoint]:
+    """Return those of nodes that were down that answer as Ollama now: another server may have the address."""
+    found = await asyncio.gather(*(probe(gateway.engine.transport, node) for node in nodes), return_exceptions=True)
+    return [node for node, facts in zip(nodes, found, strict=True) if not isinstance(facts, BaseException)]
 
 
 async def first_answer(gateway: Gateway, request: Request) -> None:

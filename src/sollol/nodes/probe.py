@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Final
 
 import msgspec
 
@@ -23,6 +24,9 @@ LIST_MOST = 8 * 2**20  # bytes of one: of some 20,000 models
 VERSION_MOST = 100  # characters
 PATIENCE_S = 1.0  # with the lists, before the node is asked whether it lives
 TAGS, PS = "/api/tags", "/api/ps"
+
+
+GATEWAY_HEADER: Final = "x-sollol-gateway"  # by which a gateway tells that it is one
 
 
 class ProbeFailed(Exception):
@@ -122,6 +126,12 @@ async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Ti
         raise TransportFault(
             Fault.IDLE_TIMEOUT, f"{endpoint.url}{path} did not come to an end within {total_s:g} s"
         ) from None
+    if GATEWAY_HEADER in reply.headers:
+        raise ProbeFailed(
+            f"{endpoint.url} is a SOLLOL gateway, not a node: work sent to it could come back here in a circle; "
+            "add the nodes behind it instead",
+            certain=True,
+        )
     if reply.status != 200:
         why = error_text(body) or "no text"
         # A server in trouble may recover in a moment; one that says 4xx is no Ollama, or does not let us in.
