@@ -45,6 +45,16 @@ def test_json(run: Run, cluster: Cluster) -> None:
     assert [row["node"] for row in told["down"]] == ["127.0.0.1:9"]
 
 
+def test_a_machine_without_a_gpu_is_not_marked(run: Run) -> None:
+    slow = NodeSpec(models=(MODEL, ModelSpec("other")), loaded=("llama3.2", "other"), vram_bytes=0)
+    with sim_cluster([slow]) as running:
+        shown = run("ps", "--nodes", running[0]).stdout
+        told = json.loads(run("ps", "--nodes", running[0], "--json").stdout)
+    assert "!" not in shown
+    assert shown.count("100% CPU") == 2
+    assert [(model["on_cpu"], model["fell_back"]) for model in told["models"]] == [(True, False)] * 2
+
+
 def test_nothing_in_memory(run: Run, cluster: Cluster) -> None:
     result = run("ps", "--nodes", cluster[2])
     assert result.stdout == ""

@@ -82,7 +82,7 @@ def test_those_who_wait_at_the_end_are_told() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/api/version", "/api/tags"])
-@pytest.mark.parametrize("head", ["GET {} HTTP/1.0\n\n", "HEAD {} HTTP/1.0\n\n", "GET {} HTTP/1.0\nHost: ::1\n\n"])
+@pytest.mark.parametrize("head", ["GET {} HTTP/1.0\n\n", "HEAD {} HTTP/1.0\n\n", "GET {} HTTP/1.0\nHost: [::1]\n\n"])
 def test_health_checks_with_bare_line_ends(stage: Stage, path: str, head: str) -> None:
     assert raw(stage.port, head.format(path).encode()).startswith(b"HTTP/1.1 200 OK")
 

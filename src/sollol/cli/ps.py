@@ -39,7 +39,7 @@ def ps(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
 
     chosen = fleet.choose(nodes)
     frame = asyncio.run(_look(chosen.endpoints))
-    rows = [_row(node["host"], model) for node in frame["nodes"] for model in node["loaded"]]
+    rows = [row for node in frame["nodes"] for row in _rows(node["host"], node["loaded"])]
     down = [{"node": node["host"], "why": node["why"]} for node in frame["nodes"] if node["state"] != "up"]
     if as_json:
         print_json({"models": rows, "down": down})
@@ -47,7 +47,9 @@ def ps(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
     if rows:
         made = table("node", "model", "size", "processor", "context", "until", right=("size", "context"))
         for row in rows:
-            mark = Text(f"{'! ' if row['on_cpu'] else ''}{row['processor']}", style="yellow" if row["on_cpu"] else "")
+            mark = Text(
+                f"{'! ' if row['fell_back'] else ''}{row['processor']}", style="yellow" if row["fell_back"] else ""
+            )
             context = f"{row['context_length']:,}" if row["context_length"] else "-"
             name = printable(row["model"])
             made.add_row(row["node"], name, size(row["size"]), mark, context, _left(row["expires_at"]))
@@ -68,8 +70,14 @@ async def _look(endpoints: Any) -> dict[str, Any]:
         await watch.aclose()
 
 
-def _row(node: str, model: dict[str, Any]) -> dict[str, Any]:
-    return {"node": node, **model, "on_cpu": "CPU" in model["processor"]}
+def _rows(node: str, models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of one node. Where all models are on the CPU, there is no GPU to fall back from."""
+    has_gpu = any("GPU" in model["processor"] for model in models)
+    found = []
+    for model in models:
+        on_cpu = "CPU" in model["processor"]
+        found.append({"node": node, **model, "on_cpu": on_cpu, "fell_back": on_cpu and has_gpu})
+    return found
 
 
 def _left(expires_at: str) -> str:
