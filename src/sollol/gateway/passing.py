@@ -75,9 +75,10 @@ def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
             pass
         else:
             fields: dict[str, Any] = decode(body)
-            found = fields.get("model") or fields.get("name")
-            name = found if isinstance(found, str) else ""
-            model = _allowed(gateway, request, name)
+            found = [value for field in ("model", "name") if isinstance(value := fields.get(field), str) and value]
+            name = found[0] if found else ""
+            allowed = [_allowed(gateway, request, one) for one in found]  # whichever the node goes by
+            model = allowed[0] if allowed else ""
             if model != name:
                 body = encode({**fields, "model": model})
     headers = tuple(
