@@ -324,6 +324,25 @@ def test_a_retry_after_that_means_nothing(text: str) -> None:
     on_stage(1, script, act)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("text", ["0", "000", "Thu, 01 Jan 1970 00:00:20 GMT"])
+def test_a_busy_node_that_asks_to_be_asked_at_once_is_given_time(status: int, text: str) -> None:
+    def script(key: str, call: Call, number: int) -> Told | None:
+        busy = asyncio.get_running_loop().time() < stages[0].transport.times[0] + 3 if number > 1 else True
+        return (status, error("later"), {"retry-after": text}) if busy else None
+
+    stages: list[Stage] = []
+
+    async def act(stage: Stage) -> None:
+        stages.append(stage)
+        await stage.pool.chat(CHAT, HELLO)
+        times = stage.transport.times
+        assert 3 <= times[-1] - times[0] <= 5
+        assert len(times) <= 9
+
+    on_stage(1, script, act)
+
+
 def test_retry_after_beyond_the_callers_time_is_passed_on() -> None:
     async def act(stage: Stage) -> None:
         began = asyncio.get_running_loop().time()

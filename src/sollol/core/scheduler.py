@@ -279,7 +279,7 @@ class Scheduler:
         if outcome.how is How.BUSY:
             pause = self._ledger.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
             lane.busy_answers += 1
-            if outcome.retry_us is not None:  # the node knows better
+            if outcome.retry_us:  # the node knows better; "at once" would use up all tries in a few milliseconds
                 pause = min(outcome.retry_us, RETRY_AFTER_MAX)
             self._ledger.pause(lane, at + pause)
         elif outcome.how is How.MISSING:
