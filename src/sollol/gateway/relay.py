@@ -21,6 +21,7 @@ from sollol.gateway.tongues import Tongue
 from sollol.nodes._reply import fold
 from sollol.nodes.dialect import counted, outcome_of, refusal
 from sollol.nodes.http import Exchange, HttpTransport
+from sollol.nodes.named import of_another
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import ERROR_MOST, RawHeaders, Timeouts, TransportFault
 from sollol.pool.continuation import UNREAD, Continuity, Said
@@ -278,6 +279,12 @@ class StreamAttempt(Exchange):
         self._parts += 1
         passed = reader.feed(piece)
         if passed:
+            if not self._began:
+                strange = of_another(passed, job.task.model, job.call.path)
+                if strange is not None:
+                    self.abort()
+                    self._finish(strange)
+                    return
             job.hear(passed)
             self._recent.add(passed)
             if not self._began:

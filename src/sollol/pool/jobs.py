@@ -18,18 +18,17 @@ from sollol.core.types import EMBED, OK, Decision, How, Micros, Outcome, Task
 from sollol.core.value import replaced
 from sollol.errors import (
     DeadlineExceeded,
-    NoNodeAvailable,
-    QueueFull,
-    ResponseError,
     SollolError,
     StreamBroken,
 )
 from sollol.nodes.dialect import Lines, counted, judge, judge_line, judge_vectors, outcome_of, received, refusal
+from sollol.nodes.named import of_another
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
 from sollol.pool.answers import Answer
 from sollol.pool.continuation import Continuity, NotRendered, Said
 from sollol.pool.dispatcher import Dispatcher, GiveUp
+from sollol.pool.endings import error_of as error_of
 from sollol.pool.whole import observed, refusal_of
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
@@ -113,7 +112,9 @@ class CallJob:
         if start.observe:
             body, status, headers = await observed(transport, node, self.call, started)
             self.keep(start.attempt, body)
-            return judge(status, body, self.task.kind) if status == 200 else refusal(status, body, headers)
+            return (
+                self.check(judge(200, body, self.task.kind), body) if status == 200 else refusal(status, body, headers)
+            )
         reply = await transport.send(node, self.call)
         body = await reply.read()
         self.keep(start.attempt, body)
@@ -129,6 +130,9 @@ class CallJob:
         """Return the outcome, or what is wrong with the vectors of an answer that looks well."""
         if outcome.how is not OK:
             return outcome
+        strange = of_another(body, self.task.model, self.call.path)
+        if strange is not None:
+            return strange
         if self.task.kind is not EMBED:
             return outcome if outcome.timing.received else received(outcome, len(body))
         assert isinstance(self.call.body, bytes)
@@ -310,6 +314,9 @@ class StreamJob(CallJob):
                         self.last = translate(line)
                         return counted(end, self._count)
                     if not begun:
+                        strange = of_another(line, self.task.model, self.call.path)
+                        if strange is not None:
+                            return strange
                         begins()
                         begun = self._loop.time()
                     self._count += 1
@@ -367,38 +374,3 @@ class StreamJob(CallJob):
 
 def _as_it_is(line: bytes) -> bytes:
     return line
-
-
-def error_of(settled: Settle, task: Task) -> SollolError | None:
-    """The exception in which a task ended, or None."""
-    error = _error_of(settled, task)
-    if error is not None:
-        error.task_id = task.id
-    return error
-
-
-def _error_of(settled: Settle, task: Task) -> SollolError | None:
-    outcome = settled.outcome
-    what = f"{task.kind.value} with {task.model}"
-    match outcome.how:
-        case How.OK:
-            return None
-        case How.REFUSED:
-            return ResponseError(outcome.message, outcome.status)
-        case How.NO_NODE:
-            if not settled.tried:
-                return NoNodeAvailable(
-                    f"{what}: the pool has no nodes. Add one with pool.add_node('host', 11434), set SOLLOL_NODES or "
-                    "OLLAMA_HOST, or let OllamaPool.auto_configure() look for them."
-                )
-            wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
-            return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried, wait_s)
-        case How.QUEUE_FULL:
-            wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
-            return QueueFull(f"{what}: {outcome.message}; try again then, or add nodes", wait_s)
-        case How.DEADLINE:
-            return DeadlineExceeded(f"{what}: {outcome.message}; raise timeout=, or add nodes")
-        case How.LEFT:
-            return SollolError(f"{what}: the pool was closed, or the call was cancelled")
-        case _:
-            return StreamBroken(f"{what}: {outcome.message}")

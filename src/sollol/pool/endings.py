@@ -1,0 +1,42 @@
+"""The exception that a caller gets for the way in which his task ended."""
+
+from __future__ import annotations
+
+from sollol.core.messages import Settle
+from sollol.core.types import How, Task
+from sollol.errors import DeadlineExceeded, NoNodeAvailable, QueueFull, ResponseError, SollolError, StreamBroken
+
+
+def error_of(settled: Settle, task: Task) -> SollolError | None:
+    """The exception in which a task ended, or None."""
+    error = _error_of(settled, task)
+    if error is not None:
+        error.task_id = task.id
+    return error
+
+
+def _error_of(settled: Settle, task: Task) -> SollolError | None:
+    outcome = settled.outcome
+    what = f"{task.kind.value} with {task.model}"
+    match outcome.how:
+        case How.OK:
+            return None
+        case How.REFUSED:
+            return ResponseError(outcome.message, outcome.status)
+        case How.NO_NODE:
+            if not settled.tried:
+                return NoNodeAvailable(
+                    f"{what}: the pool has no nodes. Add one with pool.add_node('host', 11434), set SOLLOL_NODES or "
+                    "OLLAMA_HOST, or let OllamaPool.auto_configure() look for them."
+                )
+            wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
+            return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried, wait_s)
+        case How.QUEUE_FULL:
+            wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
+            return QueueFull(f"{what}: {outcome.message}; try again then, or add nodes", wait_s)
+        case How.DEADLINE:
+            return DeadlineExceeded(f"{what}: {outcome.message}; raise timeout=, or add nodes")
+        case How.LEFT:
+            return SollolError(f"{what}: the pool was closed, or the call was cancelled")
+        case _:
+            return StreamBroken(f"{what}: {outcome.message}")
