@@ -94,7 +94,7 @@ class Dispatcher:
         self._feeding = False
         self._silences = Silences(self._loop, self.feed)
         self._asked: set[str] = set()  # nodes whose lists are awaited
-        self._odd: dict[str, int] = {}  # models that nodes list and that are left out
+        self._odd: dict[str, int] = {}  # the most rows of each that were left out
         self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -355,9 +355,9 @@ class Dispatcher:
         nodes = self.scheduler.fleet.nodes
         if key not in nodes:  # it was removed meanwhile
             return
-        if facts.odd and self._odd.get(key) != facts.odd:
+        if facts.odd > self._odd.get(key, 0):
+            self._odd[key] = facts.odd
             self.tell(f"{key} lists {facts.odd} models that are none of Ollama's: they are left out")
-        self._odd[key] = facts.odd
         aside = self._aliases.found(key, facts, nodes)
         if key not in aside:
             self.feed(NodeSeen(key, facts))
