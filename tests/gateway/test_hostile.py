@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -115,6 +116,43 @@ def liar(**about: Any) -> Iterator[tuple[str, list[str]]]:
     asked: list[str] = []
     with answering(type("Node", (Liar,), {"asked": asked, **about})) as url:
         yield url, asked
+
+
+class Slow(Liar):
+    """Lists its models at a byte in a tenth of a second, or without end, once it is told to."""
+
+    slow: ClassVar[list[str]]
+
+    def do_GET(self) -> None:
+        if not self.slow or self.path != "/api/tags":
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.end_headers()
+        piece = b"[" if self.slow == ["bytes"] else b"[" * 2**20
+        try:
+            for _ in range(300):
+                self.wfile.write(piece)
+                time.sleep(0.1 if len(piece) == 1 else 0.0)
+        except OSError:
+            pass
+        self.close_connection = True
+
+
+@pytest.mark.parametrize("how", ["bytes", "endless"])
+def test_a_list_without_end_is_left_and_what_is_remembered_serves(how: str) -> None:
+    slow: list[str] = []
+    with (
+        answering(type("Node", (Slow,), {"asked": [], "slow": slow, "body": whole()})) as url,
+        gateway_over([url]) as stage,
+        stage.client() as client,
+    ):
+        before = client.get("/api/tags").json()["models"]
+        assert len(before) == 2
+        slow.append(how)
+        assert client.get("/api/tags").json()["models"] == before
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "stream": False}
+        assert client.post("/api/chat", json=chat).status_code == 200
 
 
 def whole(**fields: bytes) -> bytes:

@@ -19,7 +19,7 @@ from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
 from sollol.nodes.dialect import decode, encode
 from sollol.nodes.probe import probe
-from sollol.nodes.transport import Call, Timeouts, TransportFault
+from sollol.nodes.transport import Call, Fault, Timeouts, TransportFault
 from sollol.pool import manage
 
 if TYPE_CHECKING:
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 READING: Final = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)  # milliseconds if well, as when probed
 SHOWING: Final = Timeouts(connect_s=1.5, first_byte_s=15.0, idle_s=15.0)  # reads the file of the model
+REMEMBERED: Final = frozenset(("/api/tags", "/v1/models"))
 LEARN_S: Final = 2.5  # for which a change waits for the scheduler to know of it
 _AGAIN_S: Final = 0.01
+
+
+def _is_late(fault: TransportFault) -> bool:
+    return fault.fault.is_timeout or fault.fault is Fault.TOO_LARGE
 
 
 class Once:
@@ -39,6 +44,17 @@ class Once:
 
     def __init__(self) -> None:
         self._asking: dict[str, asyncio.Task[Any]] = {}
+        self._last: dict[str, dict[str, Any]] = {}  # by path and node: the lists that came last
+
+    def remembered(self, path: str, answers: dict[str, Any]) -> dict[str, Any]:
+        """Return the answers of nodes; where a node was too slow with what is on its disk, its last one."""
+        if path not in REMEMBERED:
+            return answers
+        last = self._last.get(path, {})
+        late = {key for key, answer in answers.items() if isinstance(answer, TransportFault) and _is_late(answer)}
+        found = {key: last[key] if key in late and key in last else answer for key, answer in answers.items()}
+        self._last[path] = {key: answer for key, answer in found.items() if not isinstance(answer, Exception)}
+        return found
 
     async def ask(self, name: str, question: Callable[[], Awaitable[T]]) -> T:
         task = self._asking.get(name)
@@ -219,6 +235,7 @@ async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
     answers = await manage.ask_all(gateway.engine.transport, nodes, "GET", path, None, READING)
     if any(isinstance(answer, TransportFault) for answer in answers.values()):
         gateway.engine.refresh()  # one that was thought to be up: while nobody works, it is asked once a minute
+    answers = gateway.once.remembered(path, answers)
     try:
         return manage.need_one(path, answers)
     except NoNodeAvailable as nobody:

@@ -64,6 +64,10 @@ async def probes(
                 if known or TAGS not in late:
                     yield _facts(endpoint, version, asked, late)
             await asyncio.wait(asked.values(), return_when=asyncio.FIRST_EXCEPTION)
+        endless = [path for path, task in asked.items() if known and _is_endless(task)]
+        if endless:  # what was known of it holds on
+            yield _facts(endpoint, version, asked, tuple(p for p in asked if p in endless or not asked[p].done()))
+            return
         yield _facts(endpoint, version, asked, ())
     finally:
         for task in asked.values():
@@ -95,8 +99,8 @@ def _facts(
 ) -> NodeFacts:
     """Of the answers that have come. Raises ProbeFailed."""
     try:
-        for task in asked.values():
-            if task.done():
+        for path, task in asked.items():
+            if task.done() and path not in late:
                 task.result()
         rows, odd = ([], 0) if TAGS in late else good_rows(decode(asked[TAGS].result()))
         models = {_name(row): int(row.get("size") or 0) for row in rows}
@@ -112,12 +116,18 @@ def _facts(
     return NodeFacts(version, models, loaded, digests, late, odd + also_odd)
 
 
+def _is_endless(task: asyncio.Task[bytes]) -> bool:
+    """Check for a list that was given up: it is too large, or its bytes come too slowly."""
+    error = task.exception() if task.done() and not task.cancelled() else None
+    return isinstance(error, TransportFault) and (error.fault is Fault.TOO_LARGE or error.fault is Fault.IDLE_TIMEOUT)
+
+
 def _not_ollama(endpoint: Endpoint, error: Exception) -> ProbeFailed:
     return ProbeFailed(f"{endpoint.url} answers, but not as Ollama does ({error})", certain=True)
 
 
 async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Timeouts = PROBE_TIMEOUTS) -> bytes:
-    total_s = (timeouts.connect_s or 0.0) + (timeouts.first_byte_s or 0.0) + (timeouts.idle_s or 0.0)
+    total_s = (timeouts.connect_s or 0.0) + max(timeouts.first_byte_s or 0.0, timeouts.idle_s or 0.0)
     try:
         async with asyncio.timeout(total_s):  # however it is spread: a byte now and then is no answer
             reply = await transport.send(endpoint, Call("GET", path, timeouts=timeouts, most=LIST_MOST))

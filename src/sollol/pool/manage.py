@@ -59,7 +59,7 @@ async def ask(
     if path not in LISTS:
         answer = await ask_whole(transport, node, method, path, body, timeouts)
         return _object(answer, f"{node.url}{path}") if answer.strip() else {}
-    total_s = (timeouts.connect_s or 0.0) + (timeouts.first_byte_s or 0.0) + (timeouts.idle_s or 0.0)
+    total_s = (timeouts.connect_s or 0.0) + max(timeouts.first_byte_s or 0.0, timeouts.idle_s or 0.0)
     try:
         async with asyncio.timeout(total_s):  # a byte now and then is no answer
             answer = await ask_whole(transport, node, method, path, body, timeouts)
