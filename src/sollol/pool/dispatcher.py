@@ -128,7 +128,8 @@ class Dispatcher:
         self._jobs[task.id] = job
         self._submitting, self._own_fault = task.id, None
         self.feed(Submitted(task), at)
-        own, self._own_fault, self._submitting = self._own_fault, None, 0
+        own: Exception | None = self._own_fault
+        self._own_fault, self._submitting = None, 0
         if own is not None:
             raise own
 
