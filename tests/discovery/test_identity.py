@@ -6,6 +6,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.discovery.candidates import Source, Surroundings
 from sollol.discovery.identity import THIS_MACHINE, Crowd, Sighting, host_id, neighbours
 from sollol.discovery.networks import Interface
+from sollol.discovery.search import _tell_of_relays
 from sollol.discovery.verify import Answer
 
 ip = ipaddress.ip_address
@@ -127,3 +128,14 @@ def test_the_neighbour_table_without_incomplete_entries(tmp_path):
         "10.77.0.22       0x1         0x0         00:00:00:00:00:00     *        e0\n"
     )
     assert neighbours(tmp_path) == {"10.77.0.21": "02:fc:00:00:00:05"}
+
+
+def test_both_addresses_of_what_answers_alike_are_told(caplog):
+    relay, real = seen("192.168.1.8"), seen("192.168.1.9")
+    crowd = Crowd([relay, real], AROUND, {})
+    pairs = crowd.doubtful()
+    _tell_of_relays(pairs, crowd.nodes(pairs))
+    assert "192.168.1.8:11434 and 192.168.1.9:11434 answer alike" in caplog.text
+    assert "192.168.1.8:11434 is used" in caplog.text
+    named = [relay, seen("192.168.1.9", source=Source.SETTINGS)]
+    assert keys(*named) == ["192.168.1.9:11434"]

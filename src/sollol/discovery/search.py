@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import threading
 import warnings
@@ -34,6 +35,7 @@ from sollol.discovery.verify import MAX_BODY_BYTES, ask, loaded
 from sollol.errors import BadInput
 from sollol.nodes.http import HttpTransport
 
+log = logging.getLogger("sollol.discovery")
 DEFAULT_PORTS: Final = (11434,)
 NEAR: Final = 256  # addresses of the pass that a busy machine makes in any case: the nearest /24
 PS_TIMEOUT_S = 0.1  # a node that loads a model may answer late; then its loaded models say nothing
@@ -205,7 +207,10 @@ class _Search:
         crowd = Crowd(self._sightings, self._around, identity.neighbours())
         doubtful = crowd.doubtful()
         same = await asyncio.gather(*(self._may_be_one(*pair) for pair in doubtful))
-        return crowd.nodes([pair for pair, one in zip(doubtful, same, strict=True) if one])
+        pairs = [pair for pair, one in zip(doubtful, same, strict=True) if one]
+        found = crowd.nodes(pairs)
+        _tell_of_relays(pairs, found)
+        return found
 
     async def _listen(self) -> None:
         while True:
@@ -299,4 +304,19 @@ class _Search:
             f"discovery: {self._sweep.left():,} addresses were not tried within {self._timeout_s:g} s; "
             "raise timeout=, search fewer with subnets=[...], or name the nodes in SOLLOL_NODES",
             stacklevel=2,
+        )
+
+
+def _tell_of_relays(pairs: Sequence[tuple[Sighting, Sighting]], found: Sequence[Found]) -> None:
+    """Tell both addresses of what answers alike on two: one machine, or one that passes calls on to the other."""
+    used = {node.endpoint.key for node in found}
+    for pair in pairs:
+        one, other = sorted(sighting.endpoint.key for sighting in pair)
+        taken = one if one in used else other
+        log.warning(
+            "%s and %s answer alike: two addresses of one machine, or one of them passes calls on to the other; %s is "
+            "used. To use the other, name it in SOLLOL_NODES",
+            one,
+            other,
+            taken,
         )

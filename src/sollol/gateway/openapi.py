@@ -84,7 +84,7 @@ SCHEMAS: dict[str, Schema] = {
     "Running": _object(**_ASKED, **_GOING, items=_COUNT),
     "Past": _object(**_PAST),
     "Calibration": _object(median=_or_null(_NUMBER), p90=_or_null(_NUMBER), count=_COUNT),
-    "Totals": _object(total_requests=_COUNT, successful_requests=_COUNT, failed_requests=_COUNT),
+    "Totals": _object(total_requests=_COUNT, successful_requests=_COUNT, failed_requests=_COUNT, faults=_COUNT),
     "Snapshot": _object(
         app_name=_TEXT,
         version=_TEXT,

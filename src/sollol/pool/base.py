@@ -310,7 +310,7 @@ class PoolBase:
             "version": sollol.__version__,
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
-            "totals": self.totals.told(),
+            "totals": {**self.totals.told(), "faults": self._engine.dispatcher.faults if self._engine else 0},
             **self._read(lambda: snapshot_of(self._engine, dict(self._endpoints))),
         }
 
