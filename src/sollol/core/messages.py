@@ -6,7 +6,7 @@ Plain classes for those that every request has (`core.value` says why), tuples w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.hints import mypyc_attr
@@ -78,7 +78,7 @@ class Broken(NamedTuple):
     """This task cannot go on, by a fault of this program outside of the scheduler."""
 
     task: int
-    error: Exception
+    error: Any  # an Exception; mypyc does not find a builtin in a named tuple
 
 
 class NodeAdded(NamedTuple):
@@ -242,7 +242,7 @@ class Fault(NamedTuple):
     """An exception came out of the scheduler. `task`: that was being handled (0 for none), and is settled."""
 
     task: int
-    error: Exception
+    error: Any  # an Exception; mypyc does not find a builtin in a named tuple
 
 
 @mypyc_attr(acyclic=True)
