@@ -156,7 +156,7 @@ def deep(depth: int) -> Any:
     return found
 
 
-@pytest.mark.parametrize("value", [deep(5_000), 10**5_000, "a\ud800"], ids=["deep", "digits", "surrogate"])
+@pytest.mark.parametrize("value", [deep(5_000), 10**5_000], ids=["deep", "digits"])
 def test_options_that_cannot_be_sent_are_refused(value: Any) -> None:
     with pytest.raises(BadInput, match="cannot be sent as JSON"):
         chat_request("m", SAY, False, Wish(), {"options": {"num_ctx": value}})

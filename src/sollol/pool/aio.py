@@ -26,7 +26,6 @@ from sollol.pool.batch import (
     Message,
     Refused,
     Wanted,
-    rows_of,
 )
 from sollol.pool.engine import Engine, finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob
@@ -37,6 +36,7 @@ from sollol.pool.requests import (
     generate_request,
     old_embed_request,
 )
+from sollol.pool.rows import rows_of
 from sollol.pool.texts import as_sequence
 
 

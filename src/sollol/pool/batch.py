@@ -121,10 +121,8 @@ class BatchJob:
         for lo, hi in start.items:
             source = self._texts
             texts += source[lo:hi] if not isinstance(source, dict) else [source[i] for i in range(lo, hi)]
-        try:
-            body = encode({"model": self.task.model, "input": texts, **self._fields})
-        except UnicodeEncodeError:
-            self._set_aside(texts, start.items)
+        body = encode({"model": self.task.model, "input": texts, **self._fields})
+        if b"\\ud" in body and self._set_aside(texts, start.items):  # halves of surrogate pairs are written so
             body = encode({"model": self.task.model, "input": texts, **self._fields})
         reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
         answer = await reply.read()
@@ -134,8 +132,9 @@ class BatchJob:
             return replaced(outcome, how=How.FAILED) if reply.status in OF_THE_REQUEST else outcome
         return self._keep(start, answer, len(texts))
 
-    def _set_aside(self, texts: list[str], items: Ranges) -> None:
-        """Put a stand-in where a text has no UTF-8 form; those items fail when the others are answered."""
+    def _set_aside(self, texts: list[str], items: Ranges) -> bool:
+        """Put a stand-in where a text has no UTF-8 form: it fails when the others are answered. Returns if any has."""
+        found = False
         for place, item in enumerate(items.items()):
             try:
                 texts[place].encode()
@@ -143,7 +142,8 @@ class BatchJob:
                 code = f"U+{ord(texts[place][error.start]):04X}"
                 told = f"inputs[{item}] has a lone surrogate ({code}) at {error.start}: it has no UTF-8 form"
                 self._unsendable[item] = BadInput(f"{told}; replace it, as text.encode('utf-8', 'replace') does")
-                texts[place] = "?"
+                texts[place], found = "?", True
+        return found
 
     def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
         """Read an answer, which should have `count` vectors, and hold them until it is told which of them are new."""
@@ -384,29 +384,3 @@ class BatchResult(Sequence[EmbedResponse | None]):
     def __repr__(self) -> str:
         failed = f" ({len(self.errors)} failed)" if self.errors else ""
         return f"<BatchResult {self._count} x {self._dim} of {self.model}{failed}>"
-
-
-def rows_of(message: Message, on_error: str) -> Iterator[tuple[int, Any]]:
-    """What a message means for `embed_stream`: (index, vector or error) pairs; an error to raise is raised."""
-    if isinstance(message, Delivered):
-        flat, dim = _rows(message)
-        yield from (
-            (item, flat[row] if dim == 0 else flat[row * dim : (row + 1) * dim])
-            for row, item in enumerate(message.items.items())
-        )
-    elif isinstance(message, Refused):
-        if on_error == "raise":
-            first = message.items[0][0]
-            raise BatchError({first: message.error}, None) from message.error
-        yield from ((item, message.error) for item in message.items.items())
-    elif isinstance(message, Ended) and message.error is not None:
-        raise message.error
-
-
-def _rows(message: Delivered) -> tuple[Any, int]:
-    """The rows as a numpy matrix (and 0), or without numpy the flat array and the width of a row."""
-    try:
-        import numpy as np
-    except ImportError:
-        return message.flat, message.dim
-    return np.frombuffer(message.flat, dtype=np.float32).reshape(-1, message.dim), 0

@@ -16,7 +16,7 @@ from sollol.core.types import RoutingMode, TaskType
 from sollol.nodes.dialect import decode
 from sollol.pool.answers import Answer
 from sollol.pool.base import BatchCall, configured_nodes
-from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted, rows_of
+from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted
 from sollol.pool.engine import finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.pool.requests import (
@@ -26,6 +26,7 @@ from sollol.pool.requests import (
     generate_request,
     old_embed_request,
 )
+from sollol.pool.rows import rows_of
 from sollol.pool.texts import as_sequence, take
 from sollol.pool.thread import LoopThread
 
