@@ -17,7 +17,6 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
-from sollol.core.value import replaced
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
 from sollol.nodes.decoding import INT_MOST, read_any
@@ -115,7 +114,9 @@ def counted(outcome: Outcome, parts: int) -> Outcome:
 
 def received(outcome: Outcome, tokens: int) -> Outcome:
     """Return an outcome that says how many tokens what came can hold at most."""
-    return replaced(outcome, timing=replaced(outcome.timing, received=max(1, tokens)))
+    t = outcome.timing  # by hand: for every answer, `replaced` would take ten times as long
+    timing = Timing(t.load_us, t.prompt_tokens, t.prompt_us, t.tokens, t.decode_us, t.total_us, max(1, tokens))
+    return Outcome(outcome.how, outcome.message, outcome.status, timing, outcome.retry_us)
 
 
 def _timing(t: Timings) -> Timing:
