@@ -22,6 +22,7 @@ ON_THE_WAY = (
     "gateway/dialects/reading.py",
     "gateway/infer.py",
     "gateway/known.py",
+    "gateway/passing.py",
     "gateway/relay.py",
     "gateway/request.py",
     "gateway/routes.py",

@@ -1,4 +1,4 @@
-"""A gateway is no node: every answer says so, and no pool, search or other gateway takes it for one."""
+"""A gateway is no node: every answer says so, and no search and no other gateway takes it for one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import sollol
 from sollol.core.endpoint import parse_endpoint
 from sollol.discovery.verify import ask
-from sollol.errors import SollolError
 from sollol.gateway.keys import Key, Keyring, hash_of
 from sollol.nodes.http import HttpTransport
 from sollol.nodes.probe import ProbeFailed, probe
@@ -31,6 +30,7 @@ def test_every_answer_says_so(path: str, locked: bool) -> None:
 def test_it_is_not_discovered() -> None:
     async def look(url: str) -> tuple[object, str]:
         transport = HttpTransport()
+        transport.refuses_gateways = True
         try:
             found = await ask(transport, parse_endpoint(url), 2.0, lambda: None)
             with pytest.raises(ProbeFailed) as refused:
@@ -58,16 +58,6 @@ def test_two_gateways_are_no_nodes_of_each_other() -> None:
             asked["options"] = {"num_predict": 3}
             answer = httpx.post(f"{stage.url}/api/chat", json=asked)
             assert answer.headers["x-sollol-node"] == urlsplit(nodes.urls[0]).netloc
-
-
-def test_a_pool_says_why() -> None:
-    with (
-        sim_cluster([talker(1)]) as nodes,
-        gateway_over(nodes.urls) as stage,
-        sollol.OllamaPool([stage.url]) as pool,
-        pytest.raises(SollolError, match="is a SOLLOL gateway, not a node"),
-    ):
-        pool.chat(MODEL, [{"role": "user", "content": "a"}])
 
 
 def _why(stage: Stage, key: str) -> str:

@@ -65,6 +65,7 @@ class Gateway:
         self.pool = pool
         self.totals = pool.totals
         self.sinks = transport
+        transport.refuses_gateways = True
         self.settings = settings
         self.limits = settings.limits
         self.idle_s = 0.0

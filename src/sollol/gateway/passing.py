@@ -6,6 +6,7 @@ no node lists (Ollama's cloud models), goes to the first node that does not lack
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from sollol.core.endpoint import Endpoint
@@ -133,30 +134,27 @@ async def anywhere(gateway: Gateway, request: Request, call: Call, how: Wanted) 
 async def _some(reply: Reply) -> bytes:
     """Return an error's body, and of a long one the beginning."""
     found = bytearray()
-    try:
+    async with aclosing(reply):
         async for piece in reply:
             found += piece
             if len(found) > ERROR_BYTES:
                 break
-    finally:
-        await reply.aclose()
     return bytes(found[:ERROR_BYTES])
 
 
 async def _pass_reply(request: Request, node: str, reply: Reply) -> int:
     """Pass an answer on as it comes; its length."""
     size = 0
-    try:
-        request.begin(reply.status, _kind(reply), [("X-Sollol-Node", node)])
-        async for piece in reply:
-            size += len(piece)
-            if not request.write(piece):
-                await request.drained()
-        request.end()
-    except TransportFault:
-        request.cut()
-    finally:
-        await reply.aclose()
+    async with aclosing(reply):
+        try:
+            request.begin(reply.status, _kind(reply), [("X-Sollol-Node", node)])
+            async for piece in reply:
+                size += len(piece)
+                if not request.write(piece):
+                    await request.drained()
+            request.end()
+        except TransportFault:
+            request.cut()
     return size
 
 
@@ -214,17 +212,16 @@ class PassedCall(CallJob):
             self._kinds[start.attempt] = _kind(reply)
             return refusal(reply.status, body, reply.headers)
         request = self.request
-        try:
-            request.begin(reply.status, _kind(reply), routed(self.task.id, node.key, len(self.story.attempts) + 1))
-            started(False)
-            async for piece in reply:
-                self.size += len(piece)
-                if not request.write(piece):
-                    await request.drained()
-        except TransportFault as fault:
-            return outcome_of(fault)
-        finally:
-            await reply.aclose()
+        async with aclosing(reply):
+            try:
+                request.begin(reply.status, _kind(reply), routed(self.task.id, node.key, len(self.story.attempts) + 1))
+                started(False)
+                async for piece in reply:
+                    self.size += len(piece)
+                    if not request.write(piece):
+                        await request.drained()
+            except TransportFault as fault:
+                return outcome_of(fault)
         return Outcome(OK, "", reply.status)
 
     def kind_of(self, attempt: int | None) -> str:

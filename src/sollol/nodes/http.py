@@ -217,6 +217,7 @@ class HttpTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._requests = self._opened = self._reused = 0
+        self.refuses_gateways = False  # for a pool that serves as a gateway itself
 
     async def send(self, node: Endpoint, call: Call) -> Reply:
         """See Transport. Raises TransportFault, or BadInput for a call that must not be sent."""

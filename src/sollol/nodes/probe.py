@@ -136,7 +136,7 @@ async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Ti
         raise TransportFault(
             Fault.IDLE_TIMEOUT, f"{endpoint.url}{path} did not come to an end within {total_s:g} s"
         ) from None
-    if GATEWAY_HEADER in reply.headers:
+    if GATEWAY_HEADER in reply.headers and getattr(transport, "refuses_gateways", False):
         raise ProbeFailed(
             f"{endpoint.url} is a SOLLOL gateway, not a node: work sent to it could come back here in a circle; "
             "add the nodes behind it instead",
