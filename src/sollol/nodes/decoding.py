@@ -53,3 +53,14 @@ def _told(error: Exception) -> str:
 
 
 read_any: Final[Callable[[bytes], Any]] = json_reader(Any)
+
+
+def is_text(body: bytes) -> bool:
+    """Check that bytes are UTF-8. What a decoder passes over, it does not look at."""
+    if body.isascii():
+        return True
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from sollol.core.messages import NodeAdded, NodeRemoved, Tick
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
+from sollol.errors import ResponseError
 from sollol.nodes.dialect import decode, load_call, runner_key
 from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
@@ -278,7 +279,7 @@ def finish(job: CallJob, request: Request) -> Answer:
     assert job.settled is not None
     if error is not None:
         raise error
-    answer = request.answer(decode(job.body))
+    answer = request.answer(_readable(job.body))
     answer["_sollol_routing"] = job.story.record(job.settled.attempt)
     return answer
 
@@ -286,6 +287,14 @@ def finish(job: CallJob, request: Request) -> Answer:
 def finish_stream(job: StreamJob, request: Request) -> Answer:
     """The last part of a streamed answer, with its routing."""
     assert job.settled is not None
-    answer = request.answer(decode(job.last))
+    answer = request.answer(_readable(job.last))
     answer["_sollol_routing"] = job.story.record(job.settled.attempt)
     return answer
+
+
+def _readable(body: bytes) -> Any:
+    """Return an answer decoded. Raises ResponseError for what only seemed to be one."""
+    try:
+        return decode(body)
+    except ValueError as error:
+        raise ResponseError(f"the answer of the node cannot be read: {error}", 502) from None

@@ -21,7 +21,8 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
-from sollol.nodes.dialect import Lines, counted, judge, judge_line, judge_vectors, outcome_of, received, refusal
+from sollol.nodes.decoding import is_text
+from sollol.nodes.dialect import Lines, counted, decode, judge, judge_line, judge_vectors, outcome_of, received, refusal
 from sollol.nodes.named import of_another
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
@@ -133,6 +134,8 @@ class CallJob:
         strange = of_another(body, self.task.model, self.call.path)
         if strange is not None:
             return strange
+        if not is_text(body):
+            return Outcome(How.FAILED, "the answer is not UTF-8", 200)
         if self.task.kind is not EMBED:
             return outcome if outcome.timing.received else received(outcome, len(body))
         assert isinstance(self.call.body, bytes)
@@ -313,6 +316,7 @@ class StreamJob(CallJob):
                             return end
                         self.last = translate(line)
                         return counted(end, self._count)
+                    decode(line)  # what the caller could not read is a failed attempt
                     if not begun:
                         strange = of_another(line, self.task.model, self.call.path)
                         if strange is not None:
