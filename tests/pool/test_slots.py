@@ -107,6 +107,20 @@ def test_all_slots_are_used_from_the_third_answer_on(slots: int, stream: bool, l
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("slots", [8, 64])
+def test_slots_are_found_with_answers_too_short_to_be_seen_beside_each_other(slots: int, stream: bool) -> None:
+    async def main() -> None:
+        async with universe([node(1, slots, decode_tokens_per_s=250.0)]) as here:
+            loop = Loop(here, slots + 16, lambda: chat(here, 10, stream))
+            await asyncio.sleep(1)
+            rate, _ = await loop.rate(3)
+            assert rate >= 0.9 * slots / 0.063
+            await loop.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1)])
 def test_a_change_of_slots_is_followed_within_three_answers(before: int, after: int, stream: bool) -> None:
     async def main() -> None:

@@ -33,6 +33,7 @@ class Attempt:
         "failed_on",
         "heavy",
         "id",
+        "inflight",
         "items",
         "key",
         "lane",
@@ -79,6 +80,7 @@ class Attempt:
         self.resumed = False  # it goes on with an answer that another node began
         self.behind = False  # sent while the node may still have read the prompt of a caller who left
         self.loads = False  # it has to load the model first
+        self.inflight = 1  # calls on its replica when it was sent, itself included
         self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
         self.observed = False  # its job reports when the node begins to answer
         self.responding = False  # the node has begun to answer; assumed of one that is not observed

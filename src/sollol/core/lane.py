@@ -297,6 +297,7 @@ class Lane:
             attempt.loads = True
             self.node.loads(self.model)
         attempt.trial = running >= self.proven
+        attempt.inflight = running + 1
         self._integrate(attempt.started_us)
         attempt.area_us = self.area_us
         self.attempts[attempt.key] = attempt
@@ -411,13 +412,13 @@ class Lane:
 
     def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
         """An answer's own timings. `warm`: the share of its prompt that the node need not have read again."""
+        slowness = self.slowness()
+        if slowness > 2 * self.measured_slowness or 2 * slowness < self.measured_slowness:
+            self.decode, self.prefill = Rate(RATE_MEMORY), Rate(RATE_MEMORY)  # it runs elsewhere now
+        self.measured_slowness = slowness
         if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
             self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
         if timing.decode_us > 0 and timing.tokens > 0:
-            slowness = self.slowness()
-            if slowness > 2 * self.measured_slowness or 2 * slowness < self.measured_slowness:
-                self.decode, self.prefill = Rate(RATE_MEMORY), Rate(RATE_MEMORY)  # it runs elsewhere now
-            self.measured_slowness = slowness
             self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
             if self.decode.value and (self.answers < SPEED_EVERY or not self.answers % SPEED_EVERY):
                 self.node.speed.add(self.decode.value / self.market.typical().decode)

@@ -62,10 +62,10 @@ class Limiter(Protocol):
         `dropped`: the node refused the load, or did not answer in time. `wanted`: others wait for a slot."""
         ...
 
-    def responded(self, responding: int, trial: bool, at: Micros) -> None:
+    def responded(self, responding: int, waited: bool, at: Micros) -> None:
         """Record that a call began its answer while `responding` calls, itself included, were being answered.
 
-        `trial`: it was sent beyond the proven limit."""
+        `waited`: it was sent beyond the proven limit, and its first token came late."""
         ...
 
     def refused(self, responding: int, trial: bool, at: Micros) -> None:
@@ -76,9 +76,12 @@ class Limiter(Protocol):
         """Allow the next trial if its time has come. Called while tasks wait."""
         ...
 
-    def answered(self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros) -> None:
+    def answered(
+        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros, beside: int = 0
+    ) -> None:
         """Record an answer that came with timings: the mean calls in flight, its time, its wait in the node, and its
-        tokens per microsecond of decoding (0 if unknown)."""
+        tokens per microsecond of decoding (0 if unknown). `beside`: the calls in flight when it was sent, itself
+        included, if it did not wait."""
         ...
 
     def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, at: Micros) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core import prefill, trials
 from sollol.core.attempt import Attempt
 from sollol.core.ledger import Ledger
 from sollol.core.serving import Serving
-from sollol.core.types import EMBED, Micros, Timing
+from sollol.core.types import EMBED, MILLISECOND, Micros, Timing
+
+# Answers so short may be over before others begin; those that were inside the node for AT_ONCE beyond their work, as
+# every answer is, did not wait for a slot. Of longer ones the first token tells.
+SHORT: Final[Micros] = 150 * MILLISECOND
+AT_ONCE: Final[Micros] = 5 * MILLISECOND
 
 
 class SlotWatch:
@@ -79,9 +86,11 @@ class SlotWatch:
             lane.limit_changed()
             return False  # lists overlap in ways that only the throughput shows
         # That such a call had to wait is no news.
-        wait_us = 0 if attempt.trial or attempt.behind else max(0, inside_us - timing.prompt_us - timing.decode_us)
+        waited_us = max(0, inside_us - timing.prompt_us - timing.decode_us)
+        beside = attempt.inflight if waited_us <= AT_ONCE and inside_us <= SHORT else 0
+        wait_us = 0 if attempt.trial or attempt.behind else waited_us
         rate = timing.tokens / timing.decode_us if timing.decode_us > 0 else 0.0
-        lane.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at)
+        lane.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at, beside)
         if lane.market.line.waiting:
             lane.limiter.reopen(at)
         lane.limit_changed()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.attempt import Attempt
 from sollol.core.lane import Lane
-from sollol.core.types import EMBED, Micros
+from sollol.core.types import EMBED, MILLISECOND, Micros
+
+PROMPT: Final[Micros] = 10 * MILLISECOND  # beyond its prediction, that a first token may take without a wait for a slot
 
 
 def mean_inflight(lane: Lane, attempt: Attempt, at: Micros) -> float:
@@ -19,7 +23,9 @@ def responds(lane: Lane, attempt: Attempt, at: Micros) -> None:
         attempt.responding = True
         lane.responding += 1
         lane.responded_us = at
-        lane.limiter.responded(lane.responding, attempt.trial, at)
+        first_us = attempt.first_us()
+        waited = attempt.trial and at - attempt.started_us > first_us + max(first_us // 2, PROMPT)
+        lane.limiter.responded(lane.responding, waited, at)
         lane.limit_changed()
 
 

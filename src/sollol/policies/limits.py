@@ -33,6 +33,7 @@ SHARED_HOLD: Final = 20.0  # the same after slots turned out to share one rate; 
 SHARED_HOLD_MAX: Final = 320.0
 SHARED_LEAST: Final = 3  # answers at a limit before its rate is judged
 RECENT: Final = 20.0  # lengths of an answer for which a rate at a lower limit is comparable
+PROOFS: Final = 2  # answers in a row that did not wait: one may have come just when another ended
 WAIT_LEAST: Final[Micros] = 20 * MILLISECOND
 WAIT_SHARE: Final = 0.3  # of the time an answer took in its slot, that it may have waited for it
 PACE_DRIFT: Final = 1.02  # by which the best pace of embedding is forgotten with each answer
@@ -66,6 +67,7 @@ class LearnedLimit:
         "_length_us",
         "_next_windows",
         "_pace",
+        "_proofs",
         "_shared_hold",
         "_shared_until",
         "_sums",
@@ -85,6 +87,7 @@ class LearnedLimit:
         self.maximum = maximum
         self._doubles = True  # the next trial doubles the limit; after a refusal it adds one
         self._hold_until: Micros = 0
+        self._proofs = 0  # answers in a row that had a slot of their own beyond the proven ones
         self._is_barren = False  # no answer has come since a trial was refused
         self._length_us = Mean()  # of an answer in its slot
         self._shared_hold = SHARED_HOLD
@@ -108,7 +111,7 @@ class LearnedLimit:
 
     # --- first tokens ---
 
-    def responded(self, responding: int, trial: bool, at: Micros) -> None:
+    def responded(self, responding: int, waited: bool, at: Micros) -> None:
         """Record that a call began its answer while `responding` calls, itself included, were being answered."""
         if responding > self.slots:
             self.slots = responding
@@ -119,7 +122,7 @@ class LearnedLimit:
             if responding >= self.limit:
                 self._doubles = True
                 self._open()
-        elif trial:  # it began only when another call had ended
+        elif waited:  # it began only when another call had ended
             self.refused(responding, True, at)
 
     def refused(self, responding: int, trial: bool, at: Micros) -> None:
@@ -161,7 +164,9 @@ class LearnedLimit:
 
     # --- timings ---
 
-    def answered(self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros) -> None:
+    def answered(
+        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros, beside: int = 0
+    ) -> None:
         """Record a chat or generate answer that came with timings.
 
         Args:
@@ -169,10 +174,17 @@ class LearnedLimit:
             elapsed_us: Time from sending to the end of the answer.
             wait_us: Time it waited inside the node for a slot.
             rate: Its tokens per microsecond of decoding, 0 if unknown.
+            beside: Calls in flight when it was sent, itself included, if it did not wait; else 0.
         """
         served_us = max(1, elapsed_us - wait_us)
         self._length_us.add(served_us)
         self._is_barren = False
+        self._proofs = self._proofs + 1 if beside > self.proven else 0
+        if self._proofs >= PROOFS and at >= self._shared_until:  # answers too short to be seen beside each other
+            self._prove(beside)
+            if beside >= self.limit:
+                self._doubles = True
+                self._open()
         if wait_us > max(WAIT_LEAST, WAIT_SHARE * served_us):
             fits = round(inflight * served_us / elapsed_us)
             if fits < self.proven:

@@ -50,6 +50,7 @@ FEW: Final = 3
 UNLIKE: Final = 8.0  # times slower than usual, from which on it matters
 FELL: Final = 2.0  # times slower where it runs now than where it was measured
 STALE_PRIORITY: Final = 5  # calls above it are not used to find out
+FORGIVEN: Final[Micros] = 30 * SECOND  # after which a replica that has only failed is tried as a new one
 NOT_FAR: Final = 8.0  # times slower than the best when it was last heard of
 _TERMS: Final = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
 _EMBED_TERMS: Final = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
@@ -202,7 +203,9 @@ class _Inquiry:
             new = task.cost - warm_cost(lane, self._known) if self._known else task.cost
             read = new * self._tokens_per_cost / reads
             decode = self._tokens / speaks
-        if lane.failed and not lane.answers:  # a fast failure is not a fast node; it fades, so that it is tried again
+        if (
+            lane.failed and not lane.answers and at - lane.last_end_us < FORGIVEN
+        ):  # a fast failure is not a fast node; it fades, so that it is tried again
             penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
         return wait, load, displaces, read, decode, lane.overhead.value or 0.0, penalty
 
@@ -218,10 +221,14 @@ class _Inquiry:
             work = usual.work if lane.node.attempted else usual.best_work
         return work
 
+    def _forgiven(self, lane: Lane) -> bool:
+        return self._at - lane.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
+
     def _rates(self, lane: Lane) -> tuple[float, float]:
         """How fast it reads and speaks; where that is not known, or stale, what may be assumed."""
         node = lane.node
-        fresh = not node.attempted
+        # A node that only failed is taken for a new one now and then: it may have healed.
+        fresh = not node.attempted or (lane.failed > 0 and not lane.answers and self._forgiven(lane))
         reads, speaks = lane.prefill.value, lane.decode.value
         stale = speaks is not None and self._at - lane.last_end_us > STALE
         if stale and (speaks or 0.0) * NOT_FAR > self._typical(lane).best_decode:
