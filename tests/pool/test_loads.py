@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from typing import Any
 
@@ -23,9 +24,9 @@ def node(number: int, models: tuple[ModelSpec, ...], **more: Any) -> NodeSpec:
     return NodeSpec(host=f"10.0.0.{number}", models=models, prefill_tokens_per_s=1000.0, **given)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("answer_s", "most"), [(0.25, 8), (0.5, 12)])
-def test_models_that_do_not_fit_together_stay_where_they_are(seed: int, answer_s: float, most: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("answer_s", [0.25, 0.5])
+def test_models_that_do_not_fit_together_stay_where_they_are(seed: int, answer_s: float) -> None:
     """One model a node fits, three models, three nodes, six clients who mix them."""
     models = tuple(ModelSpec(name, size_bytes=10**9, mean_words=float("inf")) for name in "abc")
 
@@ -34,13 +35,14 @@ def test_models_that_do_not_fit_together_stay_where_they_are(seed: int, answer_s
         async with universe(specs, seed=seed) as here:
             began = asyncio.get_running_loop().time()
 
-            async def client(number: int) -> None:
-                for turn in range(20):
-                    model = "abc"[(number + turn * (1 + number % 2)) % 3]
-                    await here.pool.chat(model, HELLO, options={"num_predict": round(answer_s * 50)})
+            dice = random.Random(seed)
 
-            await asyncio.gather(*(client(number) for number in range(6)))
-            assert loads(here) <= most
+            async def client() -> None:
+                for _ in range(20):
+                    await here.pool.chat(dice.choice("abc"), HELLO, options={"num_predict": round(answer_s * 50)})
+
+            await asyncio.gather(*(client() for _ in range(6)))
+            assert loads(here) <= 8
             assert asyncio.get_running_loop().time() - began <= 1.35 * (120 / 3 * (answer_s + 0.03))
 
     run(main())

@@ -33,6 +33,7 @@ class Attempt:
         "failed_on",
         "heavy",
         "id",
+        "idle_since_us",
         "inflight",
         "items",
         "key",
@@ -80,6 +81,7 @@ class Attempt:
         self.resumed = False  # it goes on with an answer that another node began
         self.behind = False  # sent while the node may still have read the prompt of a caller who left
         self.loads = False  # it has to load the model first
+        self.idle_since_us: Micros = 0  # when its replica had answered last
         self.inflight = 1  # calls on its replica when it was sent, itself included
         self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
         self.observed = False  # its job reports when the node begins to answer

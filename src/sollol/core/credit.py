@@ -58,7 +58,9 @@ class Credit:
         lane.loaded_by_us = True
         if loading:  # it may have put out another model
             lane.measured_load(timing)
-            lane.node.loads(lane.model)
+            if not attempt.loads:
+                lane.node.put_out(lane, attempt.idle_since_us)
+            lane.node.loaded_after(lane.model)
             self._ledger.health.ask(lane.node, at, self._ledger.out)
         elif not self._slots.learn(attempt, timing, at):
             lane.sample(amount, working_us, inflight, False, bool(lane.market.line.waiting))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from sollol.core.lane import Lane
-from sollol.core.types import Micros
+from sollol.core.types import SECOND, Micros
 
-PUT_OUT: Final = 3  # loads that follow from putting out a model in use: nodes would trade their models for ever
+PUT_OUT: Final = 3  # loads that follow from putting out a model in use: it comes back, and puts out the next one
+KEPT: Final = 20  # the same where the model that is to be loaded is in memory elsewhere, or the other one nowhere else
+FADES: Final[Micros] = 5 * SECOND  # in which a model that is not used any more counts by a third as much
 
 
 def displacement_us(lane: Lane, options: str, at: Micros) -> Micros:
@@ -25,19 +28,25 @@ def displacement_us(lane: Lane, options: str, at: Micros) -> Micros:
         del loaded[name]
         lane_or_none = node.lanes.get(name)
         if lane_or_none is not None and name in node.used(at):
-            cost += risk * loss_us(lane_or_none)
+            cost += risk * loss_us(lane_or_none, lane, at)
         if risk < 1.0:
             break
     return round(cost)
 
 
-def loss_us(lane: Lane) -> Micros:
-    """Return what the users of this replica pay if it is put out.
+def loss_us(victim: Lane, lane: Lane, at: Micros) -> float:
+    """Return what the users of `victim` pay if `lane` is loaded in its place.
 
-    They load it again, and that puts out the next one: PUT_OUT loads. Where no other node has the model in memory,
-    each task that runs or waits pays one more."""
-    market = lane.market
-    users = 0
-    if not any(other is not lane and other.is_loaded and other.node.usable for other in market.lanes.values()):
-        users = 1 + len(lane.attempts) + len(market.line.waiting)
-    return lane.load_us() * (PUT_OUT + users)
+    They load it again, and that puts out the next one: nodes would trade their models for ever. So it counts by how
+    much it is used, and most where it has no other place, or where `lane` has one."""
+    alone, has_place = not _is_elsewhere(victim), _is_elsewhere(lane)
+    used = 1.0 if victim.attempts else math.exp((victim.last_end_us - at) / FADES)
+    loads = 1 + used * (KEPT if alone or has_place else PUT_OUT)
+    if alone:
+        loads += len(victim.attempts) + len(victim.market.line.waiting)
+    return victim.load_us() * loads
+
+
+def _is_elsewhere(lane: Lane) -> bool:
+    """Check that another node has the model in memory."""
+    return any(other is not lane and other.is_loaded and other.node.usable for other in lane.market.lanes.values())

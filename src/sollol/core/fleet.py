@@ -146,6 +146,25 @@ class NodeState:
         held.setdefault(model, LoadedModel())
         self.loaded = held
 
+    def put_out(self, lane: Lane, since: Micros) -> None:
+        """Learn from a load that nobody expected: the models that answered since did not fit beside this one."""
+        others = [
+            other.model
+            for other in self.lanes.values()
+            if other is not lane and other.answers and other.last_end_us > since
+        ]
+        sizes = [self.models.get(model, 0) for model in (lane.model, *others)]
+        if others and since:
+            self.memory.note(len(sizes), sum(sizes))
+
+    def loaded_after(self, model: str = "") -> None:
+        """Expect in memory what was loaded now, and then what calls under way have to load."""
+        if model:
+            self.loads(model)
+        for pending, lane in self.lanes.items():
+            if pending != model and lane.is_loading:
+                self.loads(pending)
+
     def last_use(self, model: str) -> Micros:
         """Return when a model in memory was used last, as far as we know."""
         lane = self.lanes.get(model)

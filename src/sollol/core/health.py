@@ -86,9 +86,7 @@ class Health:
                 lane.warm.clear()
             lane.unsettle()
         node.remember(at)
-        for model, lane in node.lanes.items():
-            if lane.is_loading:
-                node.loads(model)  # what it puts out may still have been there
+        node.loaded_after()  # what they put out may still have been there
         node.probe_backoff_us = 0
         self._plan(node, at + self._every(at))
         return changed

@@ -298,6 +298,7 @@ class Lane:
             self.node.loads(self.model)
         attempt.trial = running >= self.proven
         attempt.inflight = running + 1
+        attempt.idle_since_us = self.last_end_us
         self._integrate(attempt.started_us)
         attempt.area_us = self.area_us
         self.attempts[attempt.key] = attempt

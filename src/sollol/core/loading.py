@@ -79,9 +79,16 @@ class Memory:
         gone = (before.keys() - now.keys() - loading.keys()) & used
         if came and gone:
             together = {**{name: before[name] for name in gone}, **loading, **now}
-            self._note((len(together), sum(together.values())))
+            self.note(len(together), sum(together.values()))
 
-    def _note(self, full: tuple[int, int]) -> None:
+    @property
+    def is_tight(self) -> bool:
+        """Whether some models were seen not to fit together."""
+        return bool(self._full)
+
+    def note(self, count: int, size: int) -> None:
+        """Record that so many models, of so many bytes, did not fit together."""
+        full = count, size
         if not any(other[0] <= full[0] and other[1] <= full[1] for other in self._full):
             self._full = [other for other in self._full if other[0] < full[0] or other[1] < full[1]]
             self._full = [*self._full, full][-FULL_MAX:]

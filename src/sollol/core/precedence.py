@@ -18,6 +18,8 @@ def has_turn(lane: Lane, at: Micros) -> bool:
     node, turns = lane.node, lane.node.turns
     if not lane.heavy and node.heavy_lanes >= turns.at_once:
         return False
+    if node.heavy_lanes and node.memory.is_tight and _would_swap(lane):
+        return False
     if turns.open:
         return True
     # A model at work may fill its slots before it makes room for one of the same priority.
@@ -26,6 +28,14 @@ def has_turn(lane: Lane, at: Micros) -> bool:
         if other is not lane and not other.heavy and is_waited_for(other) and _goes_before(other, lane, fills, at):
             return False
     return True
+
+
+def _would_swap(lane: Lane) -> bool:
+    """Check that another model of the node is at work and one of the two puts out the other."""
+    for other in lane.node.lanes.values():
+        if other is not lane and other.heavy and (other.is_loading or not lane.is_loaded):
+            return True
+    return False
 
 
 def is_waited_for(lane: Lane) -> bool:
