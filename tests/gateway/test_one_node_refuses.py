@@ -110,7 +110,7 @@ def test_a_list_over_a_node_that_lacks_the_route() -> None:
         for _ in range(8):
             answer = client.post("/api/embed", json={"model": EMBED, "input": [f"text {i}" for i in range(100)]})
             assert answer.status_code == 200
-        assert asked.count("/api/embed") <= 4  # one, unless it was taken for down in between
+        assert asked.count("/api/embed") < 8  # not once for each list; a few while it is learned
         rows = client.get("/sollol/snapshot").json()["nodes"]
         assert [bool(row["unable"]) for row in rows] == [True, False]
 

@@ -28,7 +28,7 @@ def beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micro
     wait_us = lane.wait_us(at)
     own_us = decision.predicted_us - wait_us - ahead.get(lane.key, 0)
     if running >= lane.limit and running >= lane.limiter.slots:
-        return decision if tries_slot(lane, own_us, wait_us, at) else None
+        return None
     if not _pays(task, lane, own_us, wait_us):
         return None
     reason = f"{decision.reason}, beside a long answer"
