@@ -6,13 +6,13 @@ import pytest
 
 from sollol.core.belief import believed
 from sollol.core.types import SECOND, Timing
+from sollol.core.value import replaced
 
 HONEST = Timing(1_000, 20, 50_000, 60, 900_000, 960_000, 8 * 60)
 
 
 def told(**changes: int) -> Timing:
-    values = {name: getattr(HONEST, name) for name in HONEST.__slots__}
-    return Timing(**values | changes)
+    return replaced(HONEST, **changes)
 
 
 def test_an_honest_answer_is_believed() -> None:

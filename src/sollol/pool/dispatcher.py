@@ -128,10 +128,14 @@ class Dispatcher:
         self._jobs[task.id] = job
         self._submitting, self._own_fault = task.id, None
         self.feed(Submitted(task), at)
-        own: Exception | None = self._own_fault
-        self._own_fault, self._submitting = None, 0
-        if own is not None:
+        self._submitting = 0
+        if (own := self._take_fault()) is not None:
             raise own
+
+    def _take_fault(self) -> Exception | None:
+        """Return and clear what a caller's own policy raised. (Compiled, `submit` would take it for None still.)"""
+        own, self._own_fault = self._own_fault, None
+        return own
 
     def cancel(self, task: int) -> None:
         if task in self._jobs:
