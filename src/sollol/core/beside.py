@@ -24,11 +24,8 @@ def beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micro
     priority waits. Returns the decision with the time it takes then, or None."""
     if not _has_room(task, lane, at):
         return None
-    running = len(lane.attempts)
     wait_us = lane.wait_us(at)
     own_us = decision.predicted_us - wait_us - ahead.get(lane.key, 0)
-    if running >= lane.limit and running >= lane.limiter.slots:
-        return None
     if not _pays(task, lane, own_us, wait_us):
         return None
     reason = f"{decision.reason}, beside a long answer"
@@ -37,9 +34,6 @@ def beside(task: Task, lane: Lane, decision: Decision, ahead: Mapping[str, Micro
 
 def may_start_beside(task: Task, lane: Lane, own_us: Micros, at: Micros) -> bool:
     """Check whether a call that waits for a replica should be asked again: else one behind it would start first."""
-    running = len(lane.attempts)
-    if running and running >= lane.limit and running >= lane.limiter.slots:
-        return False
     return _has_room(task, lane, at) and _pays(task, lane, own_us, lane.wait_us(at))
 
 
@@ -47,7 +41,7 @@ def _has_room(task: Task, lane: Lane, at: Micros) -> bool:
     """Check that the node is at work, and could take the call besides."""
     running = len(lane.attempts)
     if running:
-        return running >= lane.limit and lane.is_steady(at) and lane.options == task.options
+        return lane.limit <= running < lane.limiter.slots and lane.is_steady(at) and lane.options == task.options
     return 0 < lane.node.heavy_lanes < TURNS_MOST and lane.has_slot(at) and lane.in_memory(task.options)
 
 

@@ -19,6 +19,7 @@ def displacement_us(lane: Lane, options: str, at: Micros) -> Micros:
         return lane.load_us() if lane.displaces(options, at) else 0
     node = lane.node
     loaded = node.sizes_loaded()
+    used = node.used(at)
     size = node.models.get(lane.model, 0)
     cost = 0.0
     for name in sorted(loaded, key=node.last_use):  # Ollama puts out what was not used for longest
@@ -27,7 +28,7 @@ def displacement_us(lane: Lane, options: str, at: Micros) -> Micros:
             break
         del loaded[name]
         lane_or_none = node.lanes.get(name)
-        if lane_or_none is not None and name in node.used(at):
+        if lane_or_none is not None and name in used:
             cost += risk * loss_us(lane_or_none, lane, at)
         if risk < 1.0:
             break

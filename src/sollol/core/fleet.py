@@ -113,7 +113,7 @@ class NodeState:
 
     def sizes_loaded(self) -> dict[str, int]:
         """Return the bytes of each model in memory, as the node told or by our own answers; else those on disk."""
-        sizes = {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
+        sizes = self._sizes_told()
         for model, lane in self.lanes.items():
             if lane.loaded_by_us and model not in sizes:
                 sizes[model] = self.models.get(model, 0)
@@ -121,7 +121,7 @@ class NodeState:
 
     def remember(self, at: Micros) -> None:
         """Learn what fits together from this look at the models in memory, beside the last one."""
-        now = {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
+        now = self._sizes_told()
         before = dict(self.told)
         for model, lane in self.lanes.items():
             if lane.answers and lane.last_end_us > self.told_us:
@@ -164,6 +164,10 @@ class NodeState:
         for pending, lane in self.lanes.items():
             if pending != model and lane.is_loading:
                 self.loads(pending)
+
+    def _sizes_told(self) -> dict[str, int]:
+        """Return the bytes of each model that is listed as in memory; of one that tells no size, those on disk."""
+        return {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
 
     def last_use(self, model: str) -> Micros:
         """Return when a model in memory was used last, as far as we know."""
