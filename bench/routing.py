@@ -20,7 +20,7 @@ from bench import two_nodes
 from bench.balancers import FIELD, balanced, oracled
 from bench.rows import Row, row
 from bench.workload import Ask, Site, fleet, traffic, universe
-from sollol import AsyncOllamaPool
+from sollol import Answer, AsyncOllamaPool
 from sollol.sim import percentile
 from sollol.sim import run as simulate
 
@@ -53,6 +53,7 @@ async def ours(sites: Sequence[Site], asks: Sequence[Ask]) -> Found:
         async def one(ask: Ask) -> tuple[float, float]:
             await asyncio.sleep(start_s + ask.at_s - loop.time())
             began_s = loop.time()
+            answer: Answer
             if ask.is_embed:
                 answer = await pool.embed(ask.model, ask.texts)
             else:

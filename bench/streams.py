@@ -9,6 +9,7 @@ ROUNDS new pools, because one that knows the bad node avoids it. The reference i
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 from bench.rows import Row, row
@@ -35,6 +36,7 @@ def nodes(continues: bool) -> list[NodeSpec]:
 async def said(pool: AsyncOllamaPool, number: int, verb: str) -> tuple[list[str], Any]:
     """The parts of an answer, and the last one."""
     options = {"num_predict": WORDS}
+    stream: AsyncIterator[Any]
     if verb == "chat":
         stream = await pool.chat(MODEL, question(number), stream=True, options=options)
     else:

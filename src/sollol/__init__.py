@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from sollol.hedging import AdaptiveHedging, HedgingStrategy
     from sollol.intelligence import IntelligentRouter, TaskContext
     from sollol.pool.aio import AsyncOllamaPool
+    from sollol.pool.answers import (
+        Answer,
+        ChatResponse,
+        EmbeddingsResponse,
+        EmbedResponse,
+        GenerateResponse,
+        Message,
+        ToolCall,
+    )
     from sollol.pool.batch import BatchResult
     from sollol.pool.sync import OllamaPool
 
@@ -36,6 +45,18 @@ _HOMES = {
     "OllamaPool": "sollol.pool.sync",
     "AsyncOllamaPool": "sollol.pool.aio",
     "BatchResult": "sollol.pool.batch",
+    **dict.fromkeys(
+        [
+            "Answer",
+            "ChatResponse",
+            "EmbedResponse",
+            "EmbeddingsResponse",
+            "GenerateResponse",
+            "Message",
+            "ToolCall",
+        ],
+        "sollol.pool.answers",
+    ),
     "RoutingMode": "sollol.core.types",
     "RoutingStrategy": "sollol.core.types",
     "TaskPriority": "sollol.core.types",
@@ -66,14 +87,20 @@ _HOMES = {
 
 __all__ = [
     "AdaptiveHedging",
+    "Answer",
     "AsyncOllamaPool",
     "BadInput",
     "BatchError",
     "BatchResult",
+    "ChatResponse",
     "ConfigError",
     "DeadlineExceeded",
+    "EmbedResponse",
+    "EmbeddingsResponse",
+    "GenerateResponse",
     "HedgingStrategy",
     "IntelligentRouter",
+    "Message",
     "NoNodeAvailable",
     "OllamaPool",
     "QueueFull",
@@ -86,6 +113,7 @@ __all__ = [
     "TaskContext",
     "TaskPriority",
     "TaskType",
+    "ToolCall",
     "UnifiedDashboard",
     "discover_ollama_nodes",
     "run_unified_dashboard",

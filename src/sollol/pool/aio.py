@@ -1,6 +1,6 @@
 """AsyncOllamaPool: the verbs of the official AsyncClient over all nodes. Lives on the loop that first uses it.
 
-Over 400 lines because it is one class of many verbs, each with the signature that users see.
+Over 400 lines because each verb has the signature that users see.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
-from sollol.core.endpoint import DEFAULT_PORT, Endpoint
+from sollol.core.endpoint import DEFAULT_PORT
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.errors import SollolError
 from sollol.nodes.dialect import decode
-from sollol.pool import manage
-from sollol.pool.answers import Answer
-from sollol.pool.base import BatchCall, PoolBase, configured_nodes
+from sollol.pool.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
+from sollol.pool.async_models import AsyncModelCalls
+from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch import (
     BatchResult,
     Delivered,
@@ -26,6 +26,14 @@ from sollol.pool.batch import (
     Message,
     Refused,
     Wanted,
+)
+from sollol.pool.call_types import (
+    ChatFields,
+    ChatKeywords,
+    EmbedFields,
+    GenerateFields,
+    GenerateKeywords,
+    Node,
 )
 from sollol.pool.engine import Engine, finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob
@@ -40,7 +48,7 @@ from sollol.pool.rows import rows_of
 from sollol.pool.texts import as_sequence
 
 
-class AsyncOllamaPool(PoolBase):
+class AsyncOllamaPool(AsyncModelCalls):
     """All nodes as one asynchronous client.
 
     async with AsyncOllamaPool(["gpu-box", "http://10.0.0.7:11434"]) as pool:
@@ -106,6 +114,33 @@ class AsyncOllamaPool(PoolBase):
 
     # --- inference ---
 
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: Literal[False] = False,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> ChatResponse: ...
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: Literal[True] = True,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> AsyncIterator[ChatResponse]: ...
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> ChatResponse | AsyncIterator[ChatResponse]: ...
     async def chat(
         self,
         model: str,
@@ -117,15 +152,52 @@ class AsyncOllamaPool(PoolBase):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/chat` on the node that would finish first. `node`: only on this one, or on these; `requires_gpu`: on
-        none that holds the model on its CPU. A ChatResponse, or with `stream` an async iterator."""
-        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        return await self._perform(chat_request(model, messages, stream, how, ollama))
+        **ollama: Unpack[ChatFields],
+    ) -> ChatResponse | AsyncIterator[ChatResponse]:
+        """Send a chat (`/api/chat`) to the node with the earliest predicted end.
 
+        Fields of Ollama's API: `tools`, `think`, `format` ("json", a JSON schema or a pydantic class), `options`,
+        `keep_alive`, `truncate`, `shift`, `logprobs`, `top_logprobs`.
+        Keywords: `priority` 0 (last) to 10 (first), `mode` (fast, reliable, async), `timeout` in seconds, `hedge`
+        (True, False or a policy), `task_type`, `node` (only this one, or one of these), `requires_gpu`.
+        Returns: a ChatResponse, or with `stream` an asynchronous iterator of them.
+        Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
+        """
+        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        answer: ChatResponse | AsyncIterator[ChatResponse] = await self._perform(
+            chat_request(model, messages, stream, how, ollama)
+        )
+        return answer
+
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: Literal[False] = False,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> GenerateResponse: ...
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: Literal[True] = True,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> AsyncIterator[GenerateResponse]: ...
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> GenerateResponse | AsyncIterator[GenerateResponse]: ...
     async def generate(
         self,
         model: str,
@@ -137,13 +209,22 @@ class AsyncOllamaPool(PoolBase):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/generate`. A GenerateResponse, or with `stream` an async iterator of them."""
+        **ollama: Unpack[GenerateFields],
+    ) -> GenerateResponse | AsyncIterator[GenerateResponse]:
+        """Send a prompt (`/api/generate`) to the node with the earliest predicted end.
+
+        Fields of Ollama's API: those of `chat` without `tools`; `suffix`, `system`, `template`, `context`, `raw`,
+        `images`, `width`, `height`, `steps`. Other keywords: see `chat`.
+        Returns: a GenerateResponse, or with `stream` an asynchronous iterator of them.
+        Raises: as `chat`.
+        """
         how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        return await self._perform(generate_request(model, prompt, stream, how, ollama))
+        answer: GenerateResponse | AsyncIterator[GenerateResponse] = await self._perform(
+            generate_request(model, prompt, stream, how, ollama)
+        )
+        return answer
 
     async def embed(
         self,
@@ -154,13 +235,17 @@ class AsyncOllamaPool(PoolBase):
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
+        **ollama: Unpack[EmbedFields],
+    ) -> EmbedResponse:
+        """Send texts (`/api/embed`) as one request to one node; `embed_batch` uses all nodes.
+
+        Fields of Ollama's API: `options`, `keep_alive`, `truncate`, `dimensions`. Otherwise as `chat`.
+        """
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        return await self._perform(embed_request(model, input, how, ollama))
+        answer: EmbedResponse = await self._perform(embed_request(model, input, how, ollama))
+        return answer
 
     async def embeddings(
         self,
@@ -171,13 +256,14 @@ class AsyncOllamaPool(PoolBase):
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
+        **ollama: Unpack[EmbedFields],
+    ) -> EmbeddingsResponse:
+        """Send one text to the older `/api/embeddings`, whose vector is not normalised."""
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        return await self._perform(old_embed_request(model, prompt, how, ollama))
+        answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, how, ollama))
+        return answer
 
     async def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -245,9 +331,9 @@ class AsyncOllamaPool(PoolBase):
         timeout: float | None = None,
         mode: RoutingMode | str | None = None,
         hedge: bool | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
+        **ollama: Unpack[EmbedFields],
     ) -> BatchResult:
         """One vector per input, in order, from all nodes at once. See BatchResult."""
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
@@ -276,9 +362,9 @@ class AsyncOllamaPool(PoolBase):
         timeout: float | None = None,
         mode: RoutingMode | str | None = None,
         hedge: bool | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
+        **ollama: Unpack[EmbedFields],
     ) -> AsyncIterator[tuple[int, Any]]:
         """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed.
 
@@ -331,82 +417,6 @@ class AsyncOllamaPool(PoolBase):
             if not ended:
                 self.count(False)
             engine.dispatcher.cancel(job.task.id)
-
-    # --- models ---
-
-    async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
-        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
-        engine = self._running()
-        nodes = await manage.holders(engine.transport, self._find_node(node), model)
-        body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
-        return self._changed(await manage.load(engine.transport, nodes, body))
-
-    async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
-        """`warm_model` for each, one after another: a node loads one at a time."""
-        return {model: await self.warm_model(model) for model in models}
-
-    def _there(self) -> list[Endpoint]:
-        """The nodes to ask what they have: not those known to be down, whose answer would be waited for in vain."""
-        known = self._running().scheduler.fleet.nodes
-        nodes = self._find_node(None)
-        return [node for node in nodes if node.key not in known or known[node.key].up is not False] or nodes
-
-    async def list(self) -> Answer:
-        """All models on the nodes' disks, each once, with `nodes`: who has it."""
-        return await manage.list_models(self._running().transport, self._there())
-
-    async def ps(self) -> Answer:
-        """All models in memory, a row per node and model."""
-        return await manage.running_models(self._running().transport, self._there())
-
-    async def version(self) -> Answer:
-        """The oldest version among the nodes, and each one's in `nodes`."""
-        return await manage.version(self._running().transport, self._there())
-
-    async def show(self, model: str) -> Answer:
-        """What a node that has the model says of it."""
-        return await manage.show(self._running().transport, self._there(), model)
-
-    async def pull(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
-        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
-        return await self._manage("/api/pull", {"model": model, **ollama}, stream, self._find_node(node))
-
-    async def push(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
-        """Push a model from one node that has it (or from `node`)."""
-        holders = await manage.holders(self._running().transport, self._find_node(node), model)
-        return await self._manage("/api/push", {"model": model, **ollama}, stream, holders[:1])
-
-    async def create(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
-        """Create a model on every node, or on `node`."""
-        if "from_" in ollama:
-            ollama["from"] = ollama.pop("from_")
-        return await self._manage("/api/create", {"model": model, **ollama}, stream, self._find_node(node))
-
-    async def copy(self, source: str, destination: str) -> Answer:
-        """Copy a model to another name, on every node that has it."""
-        engine = self._running()
-        nodes = await manage.holders(engine.transport, self._find_node(None), source)
-        body = {"source": source, "destination": destination}
-        return self._changed(await manage.everywhere(engine.transport, nodes, "POST", "/api/copy", body))
-
-    async def delete(self, model: str, *, node: str | None = None) -> Answer:
-        """Delete a model from every node that has it, or from `node`."""
-        engine = self._running()
-        nodes = await manage.holders(engine.transport, self._find_node(node), model)
-        return self._changed(
-            await manage.everywhere(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
-        )
-
-    async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
-        engine = self._running()
-        if stream:
-            return manage.progress(engine.transport, nodes, path, body)
-        return self._changed(await manage.complete(engine.transport, nodes, path, body))
-
-    def _changed(self, answer: Answer) -> Answer:
-        """The nodes have other models now: ask them."""
-        self._running().refresh()
-        return answer
 
     # --- nodes and the end ---
 

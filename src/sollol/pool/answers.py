@@ -7,7 +7,7 @@ is there at once. Fields that an answer may lack read as None.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Optional in Ollama's answers: absent reads as None, while a typo still raises.
 _OPTIONAL = frozenset(
@@ -100,19 +100,86 @@ class Answer(dict[str, Any]):
         return {key: value for key, value in self.items() if key != "_sollol_routing"}
 
 
-class ChatResponse(Answer):
+class Function(Answer):
+    """The function of a tool call."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        name: str
+        arguments: dict[str, Any]
+
+
+class ToolCall(Answer):
+    """One call of a tool that the model asks for."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        function: Function
+
+
+class Message(Answer):
+    """A message of a chat: `.role`, `.content`, `.thinking`, `.tool_calls`."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        role: str
+        content: str
+        thinking: str | None
+        images: list[str] | None
+        tool_calls: list[ToolCall] | None
+        tool_name: str | None
+
+
+class _Timed(Answer):
+    __slots__ = ()
+    if TYPE_CHECKING:
+        model: str | None
+        created_at: str | None
+        total_duration: int | None  # nanoseconds, as all durations
+        load_duration: int | None
+        prompt_eval_count: int | None  # tokens
+
+
+class _Text(_Timed):
+    __slots__ = ()
+    if TYPE_CHECKING:
+        done: bool | None
+        done_reason: str | None
+        prompt_eval_duration: int | None
+        eval_count: int | None
+        eval_duration: int | None
+        logprobs: list[Answer] | None
+
+
+class ChatResponse(_Text):
     """`/api/chat`: `.message.content`, `.done_reason`, counts and durations in nanoseconds."""
 
     __slots__ = ()
+    if TYPE_CHECKING:
+        message: Message
 
 
-class GenerateResponse(Answer):
+class GenerateResponse(_Text):
     """`/api/generate`: `.response`, `.context`, counts and durations in nanoseconds."""
 
     __slots__ = ()
+    if TYPE_CHECKING:
+        response: str
+        thinking: str | None
+        context: list[int] | None
 
 
-class EmbedResponse(Answer):
+class EmbedResponse(_Timed):
     """`/api/embed`: `.embeddings`, one list of floats an input, L2-normalised."""
 
     __slots__ = ()
+    if TYPE_CHECKING:
+        embeddings: list[list[float]]
+
+
+class EmbeddingsResponse(Answer):
+    """`/api/embeddings`: `.embedding`, one list of floats, not normalised."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        embedding: list[float]

@@ -91,6 +91,10 @@ class PoolBase:
         self._made = False  # an engine was made with `_transport`
         processes.watch(self)
 
+    def _running(self) -> Engine:
+        """Return the engine; make it at the first call. Raises SollolError if the pool is closed."""
+        raise NotImplementedError
+
     def _make_engine(self) -> Engine:
         transport: Any = self._transport
         if transport is None:
@@ -269,7 +273,7 @@ class PoolBase:
         use_adaptive: bool,
         max_workers: int | None,
         on_error: str,
-        extra: dict[str, Any],
+        extra: Mapping[str, Any],
         verb: str = "embed_batch",
     ) -> BatchCall:
         """Return the call, checked. Its `width` is the fixed number of requests in flight, or None."""

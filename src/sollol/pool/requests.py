@@ -19,7 +19,7 @@ from sollol.policies.batching import item_cost
 from sollol.policies.prefix import prefix_of
 from sollol.policies.tasks import detect_task_type
 from sollol.pool import keywords, payload
-from sollol.pool.answers import Answer, ChatResponse, EmbedResponse, GenerateResponse
+from sollol.pool.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.pool.payload import short
 
 CHAT_FIELDS = frozenset(
@@ -107,7 +107,7 @@ def chat_request(
     messages: Sequence[Any] | None,
     stream: bool,
     how: Wish,
-    extra: dict[str, Any],
+    extra: Mapping[str, Any],
 ) -> Request:
     check_fields("chat", extra, CHAT_FIELDS)
     if messages is None or isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
@@ -118,7 +118,7 @@ def chat_request(
     return _inference(Kind.CHAT, "/api/chat", ChatResponse, model, body, stream, how, extra)
 
 
-def generate_request(model: str, prompt: str | None, stream: bool, how: Wish, extra: dict[str, Any]) -> Request:
+def generate_request(model: str, prompt: str | None, stream: bool, how: Wish, extra: Mapping[str, Any]) -> Request:
     check_fields("generate", extra, GENERATE_FIELDS)
     if prompt is not None and not isinstance(prompt, str):
         raise BadInput(f"generate: prompt={short(prompt)}; expected a string")
@@ -126,7 +126,7 @@ def generate_request(model: str, prompt: str | None, stream: bool, how: Wish, ex
     return _inference(Kind.GENERATE, "/api/generate", GenerateResponse, model, body, stream, how, extra)
 
 
-def embed_request(model: str, input: str | Sequence[str], how: Wish, extra: dict[str, Any]) -> Request:
+def embed_request(model: str, input: str | Sequence[str], how: Wish, extra: Mapping[str, Any]) -> Request:
     check_fields("embed", extra, EMBED_FIELDS)
     texts = [input] if isinstance(input, str) else input
     if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
@@ -139,13 +139,13 @@ def embed_request(model: str, input: str | Sequence[str], how: Wish, extra: dict
     return _request(Kind.EMBED, "/api/embed", EmbedResponse, model, body, cost, False, how)
 
 
-def old_embed_request(model: str, prompt: str, how: Wish, extra: dict[str, Any]) -> Request:
+def old_embed_request(model: str, prompt: str, how: Wish, extra: Mapping[str, Any]) -> Request:
     """`/api/embeddings`, the older call: one prompt, a vector that is not normalised."""
     check_fields("embeddings", extra, EMBED_FIELDS)
     check_text("prompt", None, prompt)
     payload.check_types("embeddings", extra)
     body = {"model": check_model(model), "prompt": prompt, **_present(extra)}
-    return _request(Kind.EMBED, "/api/embeddings", Answer, model, body, item_cost(prompt), False, how)
+    return _request(Kind.EMBED, "/api/embeddings", EmbeddingsResponse, model, body, item_cost(prompt), False, how)
 
 
 def _inference(
@@ -156,7 +156,7 @@ def _inference(
     body: dict[str, Any],
     stream: bool,
     how: Wish,
-    extra: dict[str, Any],
+    extra: Mapping[str, Any],
 ) -> Request:
     body = {"model": check_model(model), **body, **_present(extra), "stream": bool(stream)}
     if "tools" in body:

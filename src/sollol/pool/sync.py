@@ -6,17 +6,26 @@ How calls cross to that thread: `pool.thread`. Iterables are read in the caller'
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.nodes.dialect import decode
-from sollol.pool.answers import Answer
+from sollol.pool.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted
+from sollol.pool.call_types import (
+    ChatFields,
+    ChatKeywords,
+    EmbedFields,
+    EmbedKeywords,
+    GenerateFields,
+    GenerateKeywords,
+    Node,
+)
 from sollol.pool.engine import finish, finish_stream
 from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.pool.requests import (
@@ -27,11 +36,11 @@ from sollol.pool.requests import (
     old_embed_request,
 )
 from sollol.pool.rows import rows_of
+from sollol.pool.sync_models import ModelCalls
 from sollol.pool.texts import as_sequence, take
-from sollol.pool.thread import LoopThread
 
 
-class OllamaPool(LoopThread):
+class OllamaPool(ModelCalls):
     """All nodes as one client; thread-safe; a context manager.
 
     pool = OllamaPool.auto_configure()
@@ -55,6 +64,33 @@ class OllamaPool(LoopThread):
 
     # --- inference ---
 
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: Literal[False] = False,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> ChatResponse: ...
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: Literal[True] = True,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> Iterator[ChatResponse]: ...
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> ChatResponse | Iterator[ChatResponse]: ...
     def chat(
         self,
         model: str,
@@ -66,15 +102,52 @@ class OllamaPool(LoopThread):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/chat` on the node that would finish first. `node`: only on this one, or on these; `requires_gpu`: on
-        none that holds the model on its CPU. A ChatResponse, or with `stream` an iterator of them."""
-        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        return self._perform(chat_request(model, messages, stream, how, ollama))
+        **ollama: Unpack[ChatFields],
+    ) -> ChatResponse | Iterator[ChatResponse]:
+        """Send a chat (`/api/chat`) to the node with the earliest predicted end.
 
+        Fields of Ollama's API: `tools`, `think`, `format` ("json", a JSON schema or a pydantic class), `options`,
+        `keep_alive`, `truncate`, `shift`, `logprobs`, `top_logprobs`.
+        Keywords: `priority` 0 (last) to 10 (first), `mode` (fast, reliable, async), `timeout` in seconds, `hedge`
+        (True, False or a policy), `task_type`, `node` (only this one, or one of these), `requires_gpu`.
+        Returns: a ChatResponse, or with `stream` an iterator of them.
+        Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
+        """
+        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        answer: ChatResponse | Iterator[ChatResponse] = self._perform(
+            chat_request(model, messages, stream, how, ollama)
+        )
+        return answer
+
+    @overload
+    def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: Literal[False] = False,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> GenerateResponse: ...
+    @overload
+    def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: Literal[True] = True,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> Iterator[GenerateResponse]: ...
+    @overload
+    def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: bool = False,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> GenerateResponse | Iterator[GenerateResponse]: ...
     def generate(
         self,
         model: str,
@@ -86,13 +159,22 @@ class OllamaPool(LoopThread):
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
         task_type: TaskType | str | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/generate`. A GenerateResponse, or with `stream` an iterator of them."""
+        **ollama: Unpack[GenerateFields],
+    ) -> GenerateResponse | Iterator[GenerateResponse]:
+        """Send a prompt (`/api/generate`) to the node with the earliest predicted end.
+
+        Fields of Ollama's API: those of `chat` without `tools`; `suffix`, `system`, `template`, `context`, `raw`,
+        `images`, `width`, `height`, `steps`. Other keywords: see `chat`.
+        Returns: a GenerateResponse, or with `stream` an iterator of them.
+        Raises: as `chat`.
+        """
         how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        return self._perform(generate_request(model, prompt, stream, how, ollama))
+        answer: GenerateResponse | Iterator[GenerateResponse] = self._perform(
+            generate_request(model, prompt, stream, how, ollama)
+        )
+        return answer
 
     def embed(
         self,
@@ -103,13 +185,17 @@ class OllamaPool(LoopThread):
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/embed` as one call to one node. For many texts use `embed_batch`, which uses all nodes."""
+        **ollama: Unpack[EmbedFields],
+    ) -> EmbedResponse:
+        """Send texts (`/api/embed`) as one request to one node; `embed_batch` uses all nodes.
+
+        Fields of Ollama's API: `options`, `keep_alive`, `truncate`, `dimensions`. Otherwise as `chat`.
+        """
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        return self._perform(embed_request(model, input, how, ollama))
+        answer: EmbedResponse = self._perform(embed_request(model, input, how, ollama))
+        return answer
 
     def embeddings(
         self,
@@ -120,13 +206,14 @@ class OllamaPool(LoopThread):
         mode: RoutingMode | str | None = None,
         timeout: float | None = None,
         hedge: bool | Hedger | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
-    ) -> Any:
-        """`/api/embeddings`, the older call: `.embedding`, one vector that is not normalised."""
+        **ollama: Unpack[EmbedFields],
+    ) -> EmbeddingsResponse:
+        """Send one text to the older `/api/embeddings`, whose vector is not normalised."""
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        return self._perform(old_embed_request(model, prompt, how, ollama))
+        answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, how, ollama))
+        return answer
 
     def _perform(self, request: Request) -> Any:
         engine = self._running()
@@ -205,20 +292,59 @@ class OllamaPool(LoopThread):
             self.count(ok)
             self._cancel(engine, jobs)
 
-    async def chat_async(self, *args: Any, **kwargs: Any) -> Any:
-        """`chat` for code that runs in an event loop of its own."""
-        wishes = self._own_wishes(kwargs)
-        return await self._from_other_loop(lambda inner: inner.chat(*args, **wishes))
+    @overload
+    async def chat_async(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: Literal[False] = False,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> ChatResponse: ...
+    @overload
+    async def chat_async(
+        self,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        stream: Literal[True] = True,
+        priority: int = 5,
+        **call: Unpack[ChatKeywords],
+    ) -> AsyncIterator[ChatResponse]: ...
+    async def chat_async(self, *args: Any, **call: Any) -> ChatResponse | AsyncIterator[ChatResponse]:
+        """Send a chat from an event loop of the caller's own; arguments and results as those of `chat`."""
+        answer: ChatResponse | AsyncIterator[ChatResponse] = await self._from_other_loop("chat", args, call)
+        return answer
 
-    async def generate_async(self, *args: Any, **kwargs: Any) -> Any:
-        """`generate` for code that runs in an event loop of its own."""
-        wishes = self._own_wishes(kwargs)
-        return await self._from_other_loop(lambda inner: inner.generate(*args, **wishes))
+    @overload
+    async def generate_async(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: Literal[False] = False,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> GenerateResponse: ...
+    @overload
+    async def generate_async(
+        self,
+        model: str,
+        prompt: str | None = None,
+        stream: Literal[True] = True,
+        priority: int = 5,
+        **call: Unpack[GenerateKeywords],
+    ) -> AsyncIterator[GenerateResponse]: ...
+    async def generate_async(self, *args: Any, **call: Any) -> GenerateResponse | AsyncIterator[GenerateResponse]:
+        """Send a prompt from an event loop of the caller's own; arguments and results as those of `generate`."""
+        answer: GenerateResponse | AsyncIterator[GenerateResponse]
+        answer = await self._from_other_loop("generate", args, call)
+        return answer
 
-    async def embed_async(self, *args: Any, **kwargs: Any) -> Any:
-        """`embed` for code that runs in an event loop of its own."""
-        wishes = self._own_wishes(kwargs)
-        return await self._from_other_loop(lambda inner: inner.embed(*args, **wishes))
+    async def embed_async(
+        self, model: str, input: str | Sequence[str], priority: int = 5, **call: Unpack[EmbedKeywords]
+    ) -> EmbedResponse:
+        """Embed texts from an event loop of the caller's own; arguments and results as those of `embed`."""
+        answer: EmbedResponse = await self._from_other_loop("embed", (model, input, priority), dict(call))
+        return answer
 
     # --- batches ---
 
@@ -235,9 +361,9 @@ class OllamaPool(LoopThread):
         timeout: float | None = None,
         mode: RoutingMode | str | None = None,
         hedge: bool | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
+        **ollama: Unpack[EmbedFields],
     ) -> BatchResult:
         """One vector per input, in order, from all nodes at once.
 
@@ -279,9 +405,9 @@ class OllamaPool(LoopThread):
         timeout: float | None = None,
         mode: RoutingMode | str | None = None,
         hedge: bool | None = None,
-        node: Any = None,
+        node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
-        **ollama: Any,
+        **ollama: Unpack[EmbedFields],
     ) -> Iterator[tuple[int, Any]]:
         """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed."""
         how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
@@ -325,52 +451,6 @@ class OllamaPool(LoopThread):
             if not ended:
                 self.count(False)
             self._cancel(engine, [job])
-
-    # --- models ---
-
-    def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
-        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
-        return self._on_loop(lambda inner: inner.warm_model(model, node=node, keep_alive=keep_alive))
-
-    def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
-        """`warm_model` for each, one after another: a node loads one at a time."""
-        return self._on_loop(lambda inner: inner.warm_models(models))
-
-    def list(self) -> Answer:
-        """All models on the nodes' disks, each once, with `nodes`: who has it."""
-        return self._on_loop(lambda inner: inner.list())
-
-    def ps(self) -> Answer:
-        """All models in memory, a row per node and model."""
-        return self._on_loop(lambda inner: inner.ps())
-
-    def version(self) -> Answer:
-        """The oldest version among the nodes, and each one's in `nodes`."""
-        return self._on_loop(lambda inner: inner.version())
-
-    def show(self, model: str) -> Answer:
-        """What a node that has the model says of it."""
-        return self._on_loop(lambda inner: inner.show(model))
-
-    def pull(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
-        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
-        return self._managed(stream, lambda inner: inner.pull(model, stream, node=node, **ollama))
-
-    def push(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
-        """Push a model from one node that has it (or from `node`)."""
-        return self._managed(stream, lambda inner: inner.push(model, stream, node=node, **ollama))
-
-    def create(self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any) -> Any:
-        """Create a model on every node, or on `node`."""
-        return self._managed(stream, lambda inner: inner.create(model, stream, node=node, **ollama))
-
-    def copy(self, source: str, destination: str) -> Answer:
-        """Copy a model to another name, on every node that has it."""
-        return self._on_loop(lambda inner: inner.copy(source, destination))
-
-    def delete(self, model: str, *, node: str | None = None) -> Answer:
-        """Delete a model from every node that has it, or from `node`."""
-        return self._on_loop(lambda inner: inner.delete(model, node=node))
 
 
 def _nothing(count: int) -> None:

@@ -159,15 +159,15 @@ class LoopThread(PoolBase):
 
     # --- from another loop, and streams ---
 
-    def _own_wishes(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The keywords of a call, with this pool's mode and time where it names none: the inner pool has others."""
-        own = {"mode": self.routing_mode, "timeout": self.timeout}
-        return given | {name: value for name, value in own.items() if given.get(name) is None}
+    async def _from_other_loop(self, verb: str, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+        """Run a verb of the inner pool, and return its result to the caller's event loop.
 
-    async def _from_other_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
+        The inner pool has no mode and no timeout of its own: those of this pool are filled in.
+        """
+        own = {"mode": self.routing_mode, "timeout": self.timeout}
+        call = call | {name: value for name, value in own.items() if call.get(name) is None}
         self._running()
-        assert self._inner is not None
-        answer = await asyncio.wrap_future(self._schedule(make(self._inner)))
+        answer = await asyncio.wrap_future(self._schedule(getattr(self._inner, verb)(*args, **call)))
         return self._foreign_stream(answer) if isinstance(answer, AsyncIterator) else answer
 
     async def _foreign_stream(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -1,0 +1,140 @@
+"""The verbs of an AsyncOllamaPool that manage models on the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal, overload
+
+from sollol.core.endpoint import Endpoint
+from sollol.pool import manage
+from sollol.pool.answers import Answer
+from sollol.pool.base import PoolBase
+
+
+class AsyncModelCalls(PoolBase):
+    """List, load, pull, push, create, copy and delete models on the nodes."""
+
+    async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
+        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
+        engine = self._running()
+        nodes = await manage.holders(engine.transport, self._find_node(node), model)
+        body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
+        return self._changed(await manage.load(engine.transport, nodes, body))
+
+    async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
+        """`warm_model` for each, one after another: a node loads one at a time."""
+        return {model: await self.warm_model(model) for model in models}
+
+    def _there(self) -> list[Endpoint]:
+        """The nodes to ask what they have: not those known to be down, whose answer would be waited for in vain."""
+        known = self._running().scheduler.fleet.nodes
+        nodes = self._find_node(None)
+        return [node for node in nodes if node.key not in known or known[node.key].up is not False] or nodes
+
+    async def list(self) -> Answer:
+        """All models on the nodes' disks, each once, with `nodes`: who has it."""
+        return await manage.list_models(self._running().transport, self._there())
+
+    async def ps(self) -> Answer:
+        """All models in memory, a row per node and model."""
+        return await manage.running_models(self._running().transport, self._there())
+
+    async def version(self) -> Answer:
+        """The oldest version among the nodes, and each one's in `nodes`."""
+        return await manage.version(self._running().transport, self._there())
+
+    async def show(self, model: str) -> Answer:
+        """What a node that has the model says of it."""
+        return await manage.show(self._running().transport, self._there(), model)
+
+    @overload
+    async def pull(
+        self, model: str, stream: Literal[False] = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer: ...
+    @overload
+    async def pull(
+        self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
+    ) -> AsyncIterator[Answer]: ...
+    @overload
+    async def pull(
+        self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
+    ) -> Answer | AsyncIterator[Answer]: ...
+    async def pull(
+        self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer | AsyncIterator[Answer]:
+        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
+        answer: Answer | AsyncIterator[Answer] = await self._manage(
+            "/api/pull", {"model": model, **ollama}, stream, self._find_node(node)
+        )
+        return answer
+
+    @overload
+    async def push(
+        self, model: str, stream: Literal[False] = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer: ...
+    @overload
+    async def push(
+        self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
+    ) -> AsyncIterator[Answer]: ...
+    @overload
+    async def push(
+        self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
+    ) -> Answer | AsyncIterator[Answer]: ...
+    async def push(
+        self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer | AsyncIterator[Answer]:
+        """Push a model from one node that has it (or from `node`)."""
+        holders = await manage.holders(self._running().transport, self._find_node(node), model)
+        answer: Answer | AsyncIterator[Answer] = await self._manage(
+            "/api/push", {"model": model, **ollama}, stream, holders[:1]
+        )
+        return answer
+
+    @overload
+    async def create(
+        self, model: str, stream: Literal[False] = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer: ...
+    @overload
+    async def create(
+        self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
+    ) -> AsyncIterator[Answer]: ...
+    @overload
+    async def create(
+        self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
+    ) -> Answer | AsyncIterator[Answer]: ...
+    async def create(
+        self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer | AsyncIterator[Answer]:
+        """Create a model on every node, or on `node`."""
+        if "from_" in ollama:
+            ollama["from"] = ollama.pop("from_")
+        answer: Answer | AsyncIterator[Answer] = await self._manage(
+            "/api/create", {"model": model, **ollama}, stream, self._find_node(node)
+        )
+        return answer
+
+    async def copy(self, source: str, destination: str) -> Answer:
+        """Copy a model to another name, on every node that has it."""
+        engine = self._running()
+        nodes = await manage.holders(engine.transport, self._find_node(None), source)
+        body = {"source": source, "destination": destination}
+        return self._changed(await manage.everywhere(engine.transport, nodes, "POST", "/api/copy", body))
+
+    async def delete(self, model: str, *, node: str | None = None) -> Answer:
+        """Delete a model from every node that has it, or from `node`."""
+        engine = self._running()
+        nodes = await manage.holders(engine.transport, self._find_node(node), model)
+        return self._changed(
+            await manage.everywhere(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
+        )
+
+    async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
+        engine = self._running()
+        if stream:
+            return manage.progress(engine.transport, nodes, path, body)
+        return self._changed(await manage.complete(engine.transport, nodes, path, body))
+
+    def _changed(self, answer: Answer) -> Answer:
+        """The nodes have other models now: ask them."""
+        self._running().refresh()
+        return answer

@@ -1,0 +1,104 @@
+"""The verbs of an OllamaPool that manage models on the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, overload
+
+from sollol.pool.answers import Answer
+from sollol.pool.thread import LoopThread
+
+
+class ModelCalls(LoopThread):
+    """List, load, pull, push, create, copy and delete models on the nodes."""
+
+    def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
+        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
+        return self._on_loop(lambda inner: inner.warm_model(model, node=node, keep_alive=keep_alive))
+
+    def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
+        """`warm_model` for each, one after another: a node loads one at a time."""
+        return self._on_loop(lambda inner: inner.warm_models(models))
+
+    def list(self) -> Answer:
+        """All models on the nodes' disks, each once, with `nodes`: who has it."""
+        return self._on_loop(lambda inner: inner.list())
+
+    def ps(self) -> Answer:
+        """All models in memory, a row per node and model."""
+        return self._on_loop(lambda inner: inner.ps())
+
+    def version(self) -> Answer:
+        """The oldest version among the nodes, and each one's in `nodes`."""
+        return self._on_loop(lambda inner: inner.version())
+
+    def show(self, model: str) -> Answer:
+        """What a node that has the model says of it."""
+        return self._on_loop(lambda inner: inner.show(model))
+
+    @overload
+    def pull(self, model: str, stream: Literal[False] = False, *, node: str | None = None, **ollama: Any) -> Answer: ...
+    @overload
+    def pull(
+        self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
+    ) -> Iterator[Answer]: ...
+    @overload
+    def pull(
+        self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
+    ) -> Answer | Iterator[Answer]: ...
+    def pull(
+        self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer | Iterator[Answer]:
+        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
+        answer: Answer | Iterator[Answer] = self._managed(
+            stream, lambda inner: inner.pull(model, stream, node=node, **ollama)
+        )
+        return answer
+
+    @overload
+    def push(self, model: str, stream: Literal[False] = False, *, node: str | None = None, **ollama: Any) -> Answer: ...
+    @overload
+    def push(
+        self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
+    ) -> Iterator[Answer]: ...
+    @overload
+    def push(
+        self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
+    ) -> Answer | Iterator[Answer]: ...
+    def push(
+        self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer | Iterator[Answer]:
+        """Push a model from one node that has it (or from `node`)."""
+        answer: Answer | Iterator[Answer] = self._managed(
+            stream, lambda inner: inner.push(model, stream, node=node, **ollama)
+        )
+        return answer
+
+    @overload
+    def create(
+        self, model: str, stream: Literal[False] = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer: ...
+    @overload
+    def create(
+        self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
+    ) -> Iterator[Answer]: ...
+    @overload
+    def create(
+        self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
+    ) -> Answer | Iterator[Answer]: ...
+    def create(
+        self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
+    ) -> Answer | Iterator[Answer]:
+        """Create a model on every node, or on `node`."""
+        answer: Answer | Iterator[Answer] = self._managed(
+            stream, lambda inner: inner.create(model, stream, node=node, **ollama)
+        )
+        return answer
+
+    def copy(self, source: str, destination: str) -> Answer:
+        """Copy a model to another name, on every node that has it."""
+        return self._on_loop(lambda inner: inner.copy(source, destination))
+
+    def delete(self, model: str, *, node: str | None = None) -> Answer:
+        """Delete a model from every node that has it, or from `node`."""
+        return self._on_loop(lambda inner: inner.delete(model, node=node))
