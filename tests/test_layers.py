@@ -44,16 +44,14 @@ LAW: dict[str, set[str]] = {
         "",
     },
     "__main__": {"cli"},
-    "_doors": {"errors"},
-    "_gpu": {"errors", "core", "nodes", "pool"},
-    "_hosts": {"errors", "_doors"},
+    "compat": {"errors", "config", "core", "policies", "nodes", "observe", "pool"},
     "routing_modes": {"core"},
     "routing_strategy": {"core"},
-    "hedging": {"errors", "core", "policies", "_doors"},
-    "gpu_controller": {"errors", "core", "pool", "_doors", "_gpu", "intelligence"},
-    "intelligence": {"errors", "core", "policies", "pool", "_doors", "_hosts", "gpu_controller"},
-    "network_observer": {"errors", "config", "core", "observe", "pool", "_doors"},
-    "": {"errors", "core", "discovery", "pool", "dashboard", "gpu_controller", "hedging", "intelligence"},
+    "hedging": {"compat"},
+    "gpu_controller": {"compat"},
+    "intelligence": {"compat"},
+    "network_observer": {"compat"},
+    "": {"errors", "core", "discovery", "pool", "dashboard", "compat"},
 }
 PURE = ("core", "policies")
 IMPURE = {"asyncio", "time", "socket", "logging", "threading", "os", "subprocess", "datetime", "selectors"}

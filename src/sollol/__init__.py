@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "1.0.0"
 
 if TYPE_CHECKING:
+    from sollol.compat.gpu_controller import SOLLOLGPUController
+    from sollol.compat.hedging import AdaptiveHedging, HedgingStrategy
+    from sollol.compat.intelligence import IntelligentRouter, TaskContext
     from sollol.core.types import RoutingMode, RoutingStrategy, TaskPriority, TaskType
     from sollol.dashboard import UnifiedDashboard, run_unified_dashboard
     from sollol.discovery import discover_ollama_nodes
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
         SollolError,
         StreamBroken,
     )
-    from sollol.gpu_controller import SOLLOLGPUController
-    from sollol.hedging import AdaptiveHedging, HedgingStrategy
-    from sollol.intelligence import IntelligentRouter, TaskContext
     from sollol.pool.aio import AsyncOllamaPool
     from sollol.pool.answers import (
         Answer,
@@ -61,11 +61,11 @@ _HOMES = {
     "RoutingStrategy": "sollol.core.types",
     "TaskPriority": "sollol.core.types",
     "TaskType": "sollol.core.types",
-    "IntelligentRouter": "sollol.intelligence",
-    "TaskContext": "sollol.intelligence",
-    "SOLLOLGPUController": "sollol.gpu_controller",
-    "AdaptiveHedging": "sollol.hedging",
-    "HedgingStrategy": "sollol.hedging",
+    "IntelligentRouter": "sollol.compat.intelligence",
+    "TaskContext": "sollol.compat.intelligence",
+    "SOLLOLGPUController": "sollol.compat.gpu_controller",
+    "AdaptiveHedging": "sollol.compat.hedging",
+    "HedgingStrategy": "sollol.compat.hedging",
     "discover_ollama_nodes": "sollol.discovery",
     "UnifiedDashboard": "sollol.dashboard",
     "run_unified_dashboard": "sollol.dashboard",

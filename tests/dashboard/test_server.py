@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, BadInput, OllamaPool, UnifiedDashboard, run_unified_dashboard
-from sollol.dashboard import CannotListen, NotInstalled, server
+from sollol.dashboard import CannotListen, NotInstalled
+from sollol.pool import keywords
 from sollol.sim import Cluster, free_port
 from tests.dashboard.conftest import CHAT, EMBED, HELLO, dashboard_threads, get, listener
 
@@ -289,7 +290,7 @@ def test_a_missing_extra_says_what_to_install(pool: OllamaPool, monkeypatch: pyt
 
 
 def test_old_keywords_are_accepted_and_said_once(pool: OllamaPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_warned", set())
+    monkeypatch.setattr(keywords, "_warned", set())
     with pytest.warns(UserWarning, match="ray_dashboard_port") as told:
         UnifiedDashboard(pool, 0, ray_dashboard_port=8265)
     assert told[0].filename == __file__

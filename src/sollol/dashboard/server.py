@@ -11,13 +11,13 @@ import logging
 import os
 import socket
 import threading
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sollol.dashboard.guard import WILDCARDS, Hosts
 from sollol.dashboard.source import Source, source_of
 from sollol.errors import BadInput, SollolError
+from sollol.pool.keywords import accept_old
 
 if TYPE_CHECKING:
     from sollol.dashboard.app import Server
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8080
 STOP_S = 5.0
 _log = logging.getLogger("sollol.dashboard")
-_warned: set[str] = set()
 
 
 class CannotListen(SollolError):
@@ -49,7 +48,7 @@ class UnifiedDashboard:
     def __init__(self, pool: Any = None, port: int = DEFAULT_PORT, *, host: str = "127.0.0.1", **old: Any) -> None:
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise BadInput(f"port={port!r}; expected a number from 0 (any free one) to 65535")
-        _accept_old("UnifiedDashboard", old)
+        accept_old("UnifiedDashboard", old, frozenset(old))
         self._pool, self._port, self._host = pool, port, host
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -117,7 +116,7 @@ def run_unified_dashboard(
     Returns `{"started": True, "url"}` at the end, or at once `{"started": False, "url", "reason"}` if the port cannot
     be had: the program that wanted to show itself goes on.
     """
-    _accept_old("run_unified_dashboard", old)
+    accept_old("run_unified_dashboard", old, frozenset(old))
     dashboard = UnifiedDashboard(router, dashboard_port, host=host)
     try:
         dashboard.run()
@@ -170,10 +169,3 @@ def _usable(found: Iterable[Any]) -> Any:
     """The addresses of a name, IPv4 first: `localhost` is reached by more clients so."""
     internet = [row for row in found if row[0] in (socket.AF_INET, socket.AF_INET6)]
     return iter(sorted(internet, key=lambda row: row[0] != socket.AF_INET))
-
-
-def _accept_old(where: str, old: dict[str, Any]) -> None:
-    for name in old:
-        if name not in _warned:
-            _warned.add(name)
-            warnings.warn(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=3)

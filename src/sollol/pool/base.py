@@ -15,12 +15,12 @@ from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
 from sollol.observe.totals import Totals
-from sollol.pool import payload, processes
+from sollol.pool import keywords, payload, processes
 from sollol.pool.engine import Engine
 from sollol.pool.requests import (
     EMBED_FIELDS,
+    OLD_KEYWORDS,
     Wish,
-    accept_old,
     check_count,
     check_digests,
     check_fields,
@@ -69,7 +69,7 @@ class PoolBase:
     ) -> None:
         if old.get("discover_all_nodes") and not nodes:
             nodes = _discovered(old.pop("discover_all_nodes"), old.pop("exclude_localhost", False))
-        accept_old(type(self).__name__, old)
+        keywords.accept_old(type(self).__name__, old, OLD_KEYWORDS)
         self.app_name = _own_name() if app_name is None else app_name
         self.timeout = check_timeout(timeout)
         self._mode = check_mode(routing_mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
@@ -87,6 +88,24 @@ RENAMED_OPTIONS: Final = {
     "num_threads": "num_thread",
     "stop_sequences": "stop",
 }
+
+
+_warned: set[str] = set()
+
+
+def accept_old(where: str, given: Mapping[str, Any], old: frozenset[str]) -> None:
+    """Accept keywords of older versions, which have no effect; warn once for each. Raises BadInput for any other."""
+    for name, value in given.items():
+        if name not in old:
+            refuse(where, name, value, old)
+        warn_once(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=4)
+
+
+def warn_once(text: str, stacklevel: int = 3) -> None:
+    """Issue a warning, the first time only."""
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, stacklevel=stacklevel)
 
 
 def refuse(verb: str, name: str, value: Any, known: frozenset[str]) -> NoReturn:

@@ -6,7 +6,6 @@ Bad input is told at the call, by field, value and what was expected, before any
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +47,6 @@ OLD_KEYWORDS = frozenset(
     ]
 )
 _DIGEST = re.compile(r"(sha256:)?[0-9a-f]{7,64}")
-_warned: set[str] = set()
 
 
 class Wish(NamedTuple):
@@ -329,12 +327,3 @@ def check_fields(verb: str, extra: Mapping[str, Any], known: frozenset[str]) -> 
     for name, value in extra.items():
         if name not in known:
             keywords.refuse(verb, name, value, known)
-
-
-def accept_old(where: str, old: Mapping[str, Any], also: frozenset[str] = frozenset()) -> None:
-    """Keywords of older versions: accepted, without effect, and said once."""
-    check_fields(where, old, OLD_KEYWORDS | also)
-    for name in old:
-        if name not in _warned and name not in also:
-            _warned.add(name)
-            warnings.warn(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=4)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, BadInput, OllamaPool, SollolError
-from sollol._gpu import Location, location_of
+from sollol.compat.gpu_placement import Location, location_of
 from sollol.core.types import LoadedModel
 from sollol.gpu_controller import SOLLOLGPUController, integrate_with_router
 from sollol.intelligence import IntelligentRouter

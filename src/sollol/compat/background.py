@@ -1,13 +1,11 @@
-"""What the doors share: a loop in the background for callers that have none, and keywords of older versions."""
+"""Run coroutines in one background thread, for callers without an event loop; check numbers."""
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import threading
-import warnings
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -16,7 +14,6 @@ from sollol.errors import BadInput, SollolError
 T = TypeVar("T")
 _lock = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process: a child has no thread of its parent's
-_warned: set[str] = set()
 
 
 def background() -> asyncio.AbstractEventLoop:
@@ -25,7 +22,7 @@ def background() -> asyncio.AbstractEventLoop:
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="sollol-doors", daemon=True).start()
+            threading.Thread(target=loop.run_forever, name="sollol-compat", daemon=True).start()
         return loop
 
 
@@ -52,26 +49,6 @@ def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
-
-
-def accept_old(where: str, given: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Keywords of older versions: accepted, without effect, and said once. Raises BadInput for any other."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise BadInput(
-                f"{where}() got an unknown keyword {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-        if f"{where}.{name}" not in _warned:
-            _warned.add(f"{where}.{name}")
-            warnings.warn(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=3)
-
-
-def warn_once(text: str) -> None:
-    """Say it the first time only."""
-    if text not in _warned:
-        _warned.add(text)
-        warnings.warn(text, stacklevel=3)
 
 
 def check_number(name: str, value: Any, least: float, most: float = float("inf")) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sollol._doors import check_number
+from sollol.compat.background import check_number
 from sollol.errors import BadInput
 
 CPU_TIMES = 20.0  # what a model takes longer on a CPU than on a GPU, roughly

@@ -166,7 +166,7 @@ def test_a_cancelled_request_is_told(pool: OllamaPool) -> None:
 
 
 def test_events_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sollol.network_observer._observers", [NetworkObserver(sample_rate=0.5)])
+    monkeypatch.setattr("sollol.compat.network_observer._observers", [NetworkObserver(sample_rate=0.5)])
     for _ in range(10):
         log_ollama_request("10.0.0.5:11434", CHAT, "chat", priority=5)
         log_ollama_response("10.0.0.5:11434", CHAT, 120.0)

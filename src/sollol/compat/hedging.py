@@ -1,0 +1,368 @@
+"""The same request to more than one node: the first answer counts, the others are called off.
+
+For calls of a pool, `AdaptiveHedging` is all there is to it: the pool knows what it predicted for a call, and sends a
+second copy when that call is late (`policies.hedge`). For requests of your own, `HedgingStrategy` races any function.
+
+Copies cost what they race with. So a second one is sent only after the p95 of what such requests took so far, and for
+5 % of them at most: a node that is slow once is what hedging is for, a cluster that is full gets no better by it (Dean
+and Barroso 2013, "The tail at scale"). A request that fails goes to the next node at once, and needs no budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sollol.compat.background import check_number, wait_for
+from sollol.core.estimate import Quantile
+from sollol.core.policy import Hedger
+from sollol.core.types import Decision, Micros, Task
+from sollol.errors import BadInput, DeadlineExceeded, NoNodeAvailable
+from sollol.policies.hedge import BUDGET, LATER, LEAST, RESERVE, SHARE
+from sollol.pool.keywords import accept_old, warn_once
+
+TIMEOUT_MS = 30_000.0
+
+
+class HedgeResult(NamedTuple):
+    """The first good answer. `latency_ms` is the time from the request to it, `cancelled_nodes` those whose answers
+    were not waited for, and `tried` has (node, why) for each that failed before."""
+
+    winner_node: Any
+    response: Any
+    latency_ms: float
+    num_requests_sent: int
+    num_responses_received: int
+    cancelled_nodes: list[Any]
+    tried: list[tuple[Any, str]]
+
+
+class HedgingStrategy:
+    """A race of up to `num_hedges` requests at once. May be shared by threads and tasks; learns from all of them.
+
+    `hedge_delay_ms`: how long to wait for an answer before the next request is sent. None: the p95 of those so far,
+    within the budget (and at once, while fewer than 20 are known). 0: at once, always. With a number there is no
+    budget: whoever names the delay has decided. `budget`: the share of requests that may be sent again.
+    """
+
+    def __init__(
+        self,
+        num_hedges: int = 2,
+        hedge_delay_ms: float | None = None,
+        *,
+        budget: float = BUDGET,
+        **old: Any,
+    ) -> None:
+        if isinstance(num_hedges, bool) or not isinstance(num_hedges, int) or num_hedges < 1:
+            raise BadInput(f"num_hedges={num_hedges!r}; expected how many requests may run at once, 1 or more")
+        accept_old("HedgingStrategy", old, frozenset(["enable_cancellation"]))
+        self.num_hedges = num_hedges
+        self.hedge_delay_ms = None if hedge_delay_ms is None else check_number("hedge_delay_ms", hedge_delay_ms, 0)
+        self.budget = check_number("budget", budget, 0, 1)
+        self._times_s = Quantile()
+        self._tokens = RESERVE
+        self._lock = threading.Lock()
+        self._requests = self._sent = 0
+
+    def hedge_request(
+        self,
+        nodes: Sequence[Any],
+        request_fn: Callable[..., Any],
+        request_args: Mapping[str, Any] | None = None,
+        timeout_ms: float | None = TIMEOUT_MS,
+    ) -> HedgeResult:
+        """Call `request_fn(node, **request_args)` for the first of `nodes`, for others when it is late or fails.
+
+        A plain function runs in threads, which cannot be stopped: its late answers are thrown away, and if it has an
+        argument `cancelled`, it is given a threading.Event that is set when nobody waits any more. A coroutine
+        function is cancelled. Blocks; inside an event loop use `hedge_request_async`.
+        Raises NoNodeAvailable if all nodes fail, DeadlineExceeded after `timeout_ms` (None: no bound).
+        """
+        return wait_for(self.hedge_request_async(nodes, request_fn, request_args, timeout_ms))
+
+    async def hedge_request_async(
+        self,
+        nodes: Sequence[Any],
+        request_fn: Callable[..., Any],
+        request_args: Mapping[str, Any] | None = None,
+        timeout_ms: float | None = TIMEOUT_MS,
+    ) -> HedgeResult:
+        """The same on the running event loop; cancelling it cancels every request."""
+        if isinstance(nodes, (str, bytes, Mapping)) or not isinstance(nodes, Sequence) or not nodes:
+            raise BadInput(f"nodes={nodes!r}; expected a list of one node or more, such as ['http://10.0.0.5:11434']")
+        if not callable(request_fn):
+            raise BadInput(f"request_fn={request_fn!r}; expected a function that is called with a node")
+        if request_args is not None and not isinstance(request_args, Mapping):
+            raise BadInput(f"request_args={request_args!r}; expected a dict of keyword arguments, or None")
+        timeout_s = None if timeout_ms is None else check_number("timeout_ms", timeout_ms, 1e-3) / 1000
+        call = _caller(request_fn, dict(request_args or {}))
+        race = _Race(list(nodes), call, timeout_s, self)
+        try:
+            return await race.run()
+        finally:
+            with self._lock:
+                self._requests += 1
+                self._sent += race.sent
+
+    def get_stats(self) -> dict[str, Any]:
+        """`total_requests`, `total_hedge_requests` (sent in all), `total_wasted_requests`, `waste_percentage`,
+        `hedge_delay_ms` (as it is now; None while it is not known) and `num_hedges_per_request`."""
+        with self._lock:
+            requests, sent = self._requests, self._sent
+            delay_s = self._delay_s() if len(self._times_s) >= LEAST or self.hedge_delay_ms is not None else None
+        return {
+            "total_requests": requests,
+            "total_hedge_requests": sent,
+            "total_wasted_requests": sent - requests,
+            "waste_percentage": 100.0 * (sent - requests) / sent if sent else 0.0,
+            "hedge_delay_ms": None if delay_s is None else 1000 * delay_s,
+            "num_hedges_per_request": self.num_hedges,
+        }
+
+    def _delay_s(self) -> float:
+        if self.hedge_delay_ms is not None:
+            return self.hedge_delay_ms / 1000
+        late_s = self._times_s.read(SHARE) if len(self._times_s) >= LEAST else None
+        return 0.0 if late_s is None else LATER * late_s
+
+    def _begin(self) -> float:
+        """A request begins: the seconds after which another copy may be sent."""
+        with self._lock:
+            self._tokens = min(self._tokens + self.budget, max(RESERVE, 100 * self.budget))
+            return self._delay_s()
+
+    def _withdraw(self) -> bool:
+        with self._lock:
+            if self.hedge_delay_ms is not None:
+                return True
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+    def _learn(self, elapsed_s: float) -> None:
+        with self._lock:
+            self._times_s.add(elapsed_s)
+
+
+class AdaptiveHedging:
+    """Hedging of a pool's calls. `num_hedges` 2: a call that is late gets a second copy; 1: none does.
+
+    Or a HedgingStrategy: with a `hedge_delay_ms`, that is when the second copy is sent; without one, the pool knows
+    best (it has learned how late a call may be, and keeps the budget).
+    """
+
+    def __init__(
+        self,
+        num_hedges: int | HedgingStrategy = 2,
+        *,
+        strategy: HedgingStrategy | None = None,
+        base_strategy: HedgingStrategy | None = None,
+    ) -> None:
+        given = strategy or base_strategy or num_hedges
+        self.strategy = given if isinstance(given, HedgingStrategy) else HedgingStrategy(given)
+        self.num_hedges = self.strategy.num_hedges
+
+    def request_with_hedging(
+        self,
+        pool: Any,
+        model: str,
+        messages: Sequence[Any] | None = None,
+        *,
+        prompt: str | None = None,
+        **more: Any,
+    ) -> Any:
+        """`pool.chat(model, messages, hedge=...)`, or `pool.generate` with a `prompt`: its answer, or what to await
+        of an AsyncOllamaPool. Other keywords go to the pool."""
+        pool = getattr(pool, "pool", pool)  # an IntelligentRouter has one
+        if not callable(getattr(pool, "chat", None)) or not callable(getattr(pool, "generate", None)):
+            raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
+        if (messages is None) == (prompt is None):
+            raise BadInput("request_with_hedging(): expected either messages or a prompt")
+        more.setdefault("hedge", self._hedge())
+        if messages is None:
+            return pool.generate(model, prompt, **more)
+        return pool.chat(model, messages, **more)
+
+    def _hedge(self) -> bool | Hedger:
+        if self.num_hedges > 2:
+            warn_once(f"num_hedges={self.num_hedges}: a pool sends at most two copies at once; 2 is used")
+        if self.num_hedges == 1:
+            return False
+        delay_ms = self.strategy.hedge_delay_ms
+        return True if delay_ms is None else _After(round(delay_ms * 1000))
+
+
+class _After:
+    """A Hedger for which every call is late after the same time."""
+
+    def __init__(self, delay_us: Micros) -> None:
+        self._delay_us = delay_us
+
+    def deposit(self, task: Task) -> None: ...
+    def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None: ...
+    def after(self, task: Task, decision: Decision) -> Micros | None:
+        return self._delay_us
+
+    def withdraw(self) -> bool:
+        return True
+
+
+class _Race:
+    """One request and its copies."""
+
+    def __init__(
+        self, nodes: list[Any], call: Callable[[Any], Any], timeout_s: float | None, strategy: HedgingStrategy
+    ) -> None:
+        self._nodes = nodes[::-1]
+        self._call = call
+        self._timeout_s = timeout_s
+        self._strategy = strategy
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[asyncio.Task[Any], tuple[Any, float]] = {}
+        self._tried: list[tuple[Any, str]] = []
+        self._next_at = 0.0
+        self.sent = 0
+
+    async def run(self) -> HedgeResult:
+        began = self._loop.time()
+        ends_at = began + self._timeout_s if self._timeout_s is not None else float("inf")
+        delay_s = self._strategy._begin()
+        self._launch(delay_s)
+        try:
+            while self._running:
+                now = self._loop.time()
+                room = self._nodes and len(self._running) < self._strategy.num_hedges
+                until = min(ends_at, self._next_at) if room else ends_at
+                wait_s = None if until == float("inf") else max(0.0, until - now)
+                await asyncio.wait(self._running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                won = self._look()
+                if won is not None:
+                    return self._result(*won, began)
+                now = self._loop.time()
+                if now >= ends_at:
+                    raise DeadlineExceeded(f"no answer in {1000 * (now - began):.0f} ms from {self._names()}")
+                self._go_on(now, delay_s)
+            raise NoNodeAvailable(
+                f"all {len(self._tried)} nodes failed", [(str(node), why) for node, why in self._tried]
+            )
+        finally:
+            await self._call_off()
+
+    def _launch(self, delay_s: float) -> None:
+        node = self._nodes.pop()
+        now = self._loop.time()
+        self._running[self._loop.create_task(self._call(node))] = (node, now)
+        self.sent += 1
+        self._next_at = now + delay_s
+
+    def _look(self) -> tuple[asyncio.Task[Any], Any, float] | None:
+        """The answer that was sent for first among those that came; failures are noted."""
+        for task, (node, since) in list(self._running.items()):
+            if not task.done():
+                continue
+            del self._running[task]
+            error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
+            if error is None:
+                return task, node, since
+            self._tried.append((node, f"{type(error).__name__}: {error}"))
+        return None
+
+    def _go_on(self, now: float, delay_s: float) -> None:
+        """Nothing won yet: the next node, if one has failed and none runs, or if those that run are late."""
+        if not self._running and self._nodes:
+            self._launch(delay_s)
+        elif now >= self._next_at and self._nodes and len(self._running) < self._strategy.num_hedges:
+            if self._strategy._withdraw():
+                self._launch(delay_s)
+            else:
+                self._next_at = float("inf")
+
+    def _result(self, task: asyncio.Task[Any], node: Any, since: float, began: float) -> HedgeResult:
+        now = self._loop.time()
+        self._strategy._learn(now - since)
+        for _, other in self._running.values():
+            if other < since:  # it lasted longer than this, which must not be forgotten with it
+                self._strategy._learn(now - other)
+        latency_ms = 1000 * (now - began)
+        left = [other for other, _ in self._running.values()]
+        return HedgeResult(node, task.result(), latency_ms, self.sent, len(self._tried) + 1, left, self._tried)
+
+    async def _call_off(self) -> None:
+        for task in self._running:
+            task.cancel()
+            task.add_done_callback(_forget)
+        if self._running:
+            await asyncio.sleep(0)  # they hear of it now; how long they take to end is not waited for
+
+    def _names(self) -> str:
+        return ", ".join(str(node) for node, _ in self._running.values()) or "any node"
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # read, so that nobody is told of it
+
+
+def _caller(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[Any], Any]:
+    """One coroutine for plain and for coroutine functions."""
+    if inspect.iscoroutinefunction(function):
+
+        async def call(node: Any) -> Any:
+            return await function(node, **arguments)
+
+        return call
+
+    async def call_in_thread(node: Any) -> Any:
+        answer = await _in_thread(function, node, arguments)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return call_in_thread
+
+
+async def _in_thread(function: Callable[..., Any], node: Any, arguments: dict[str, Any]) -> Any:
+    """In a daemon thread: one that never answers keeps neither the loop nor the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    cancelled = threading.Event()
+    if "cancelled" not in arguments and _takes_cancelled(function):
+        arguments = {**arguments, "cancelled": cancelled}
+    context = contextvars.copy_context()
+
+    def settle(value: Any, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        value: Any = None
+        error: Any = None
+        try:
+            value = context.run(function, node, **arguments)
+        except BaseException as problem:
+            usual = isinstance(problem, Exception) and not isinstance(problem, StopIteration)
+            error = problem if usual else RuntimeError(f"{type(problem).__name__}: {problem}")
+        try:
+            loop.call_soon_threadsafe(settle, value, error)
+        except RuntimeError:  # the loop has ended: nobody waits
+            pass
+
+    threading.Thread(target=work, name="sollol-hedge", daemon=True).start()
+    try:
+        return await future
+    finally:
+        cancelled.set()
+
+
+def _takes_cancelled(function: Callable[..., Any]) -> bool:
+    try:
+        return "cancelled" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins have none
+        return False

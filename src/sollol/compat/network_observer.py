@@ -1,0 +1,356 @@
+"""What goes on between a pool and its nodes, as events: to be logged, counted, or listened to.
+
+    observer = NetworkObserver(pool)
+    stop = observer.subscribe(lambda event: print(event.backend, event.event_type, event.details))
+
+It reads along in the journal that every pool keeps, and costs nothing where it is not used. `sample_rate` is the share
+of the requests that is kept (`SOLLOL_OBSERVER_SAMPLING`): whole requests, not single events. Failures and changes of
+nodes are always kept; at 0 nothing is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from sollol.compat.background import check_number
+from sollol.config import load_settings
+from sollol.core.messages import (
+    Abort,
+    Finished,
+    Load,
+    NodeAdded,
+    NodeLost,
+    NodeRemoved,
+    NodeSeen,
+    Settle,
+    Start,
+    Submitted,
+)
+from sollol.core.types import How, Micros, Task
+from sollol.errors import BadInput
+from sollol.observe.journal import Entry
+from sollol.pool.keywords import accept_old
+from sollol.pool.requests import check_count
+
+logger = logging.getLogger("sollol.network_observer")
+MAX_EVENTS = 10_000
+_LEVELS = {"info": logging.DEBUG, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
+_SEVERITIES = list(_LEVELS)
+
+
+class EventType(StrEnum):
+    """What happened."""
+
+    OLLAMA_REQUEST = "ollama_request"
+    OLLAMA_RESPONSE = "ollama_response"
+    OLLAMA_ERROR = "ollama_error"
+    OLLAMA_CANCELLED = "ollama_cancelled"
+    OLLAMA_MODEL_LOAD = "ollama_model_load"
+    NODE_DISCOVERED = "node_discovered"
+    NODE_REMOVED = "node_removed"
+    NODE_STATUS_CHANGE = "node_status_change"
+
+
+class NetworkEvent(NamedTuple):
+    """`timestamp` is in seconds since the epoch, `backend` the node ("host:port"), `severity` "info", "warning",
+    "error" or "critical"."""
+
+    event_type: EventType
+    timestamp: float
+    backend: str
+    details: dict[str, Any]
+    severity: str = "info"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self._asdict(), "event_type": self.event_type.value}
+
+
+class NetworkObserver:
+    """Keeps the last `max_events` events of the pools it is attached to, and of `log_event`. Thread-safe.
+
+    `sample_rate` None: as SOLLOL_OBSERVER_SAMPLING says. It may be changed at any time.
+    """
+
+    def __init__(
+        self, pool: Any = None, *, sample_rate: float | None = None, max_events: int = MAX_EVENTS, **old: Any
+    ) -> None:
+        accept_old("NetworkObserver", old, frozenset(["redis_url", "enable_sampling"]))
+        self.sample_rate = load_settings().observer_sampling if sample_rate is None else sample_rate
+        self.events: deque[NetworkEvent] = deque(maxlen=check_count("max_events", max_events))
+        self._listeners: list[Callable[[NetworkEvent], Any]] = []
+        self._detach: list[Callable[[], None]] = []
+        self._counts = {"total": 0, "kept": 0}
+        self._by_type: Counter[str] = Counter()
+        self._by_backend: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._credit = 0.0
+        self._lock = threading.Lock()
+        if pool is not None:
+            self.attach(pool)
+
+    @property
+    def sample_rate(self) -> float:
+        """The share of requests that is kept, 0.0 (off) to 1.0 (all)."""
+        return self._rate
+
+    @sample_rate.setter
+    def sample_rate(self, rate: float) -> None:
+        self._rate = float(check_number("sample_rate", rate, 0, 1))
+
+    # --- where events come from ---
+
+    def attach(self, pool: Any) -> Callable[[], None]:
+        """Follow a pool from now on; the result ends that. Starts a pool that was not used yet; an AsyncOllamaPool
+        must be attached on its own loop."""
+        if not callable(getattr(pool, "_running", None)):
+            raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
+        journal = pool._running().journal
+        follower = _Follower(self)
+        stop: Callable[[], None] = pool._read(lambda: journal.subscribe(follower))
+
+        def detach() -> None:
+            if detach in self._detach:
+                self._detach.remove(detach)
+                with contextlib.suppress(Exception):  # a pool that is closed has forgotten us
+                    pool._read(stop)
+
+        self._detach.append(detach)
+        return detach
+
+    def log_event(
+        self, event_type: EventType | str, backend: str, details: dict[str, Any] | None = None, severity: str = "info"
+    ) -> None:
+        """An event of your own; those of severity "info" are sampled."""
+        try:
+            kind = EventType(event_type)
+        except ValueError:
+            raise BadInput(f"event_type={event_type!r}; expected one of {', '.join(EventType)}") from None
+        _check_severity(severity)
+        self._take(NetworkEvent(kind, _now(), backend, dict(details or {}), severity), self._draw())
+
+    # --- where they go ---
+
+    def subscribe(self, listener: Callable[[NetworkEvent], Any]) -> Callable[[], None]:
+        """Call `listener` with every event that is kept, in the thread where it happens (for a pool, that of its loop:
+        be quick). One that raises is told once and not called again. The result unsubscribes."""
+        if not callable(listener):
+            raise BadInput(f"listener={listener!r}; expected a function of one event")
+        self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def get_recent_events(
+        self,
+        limit: int = 100,
+        event_type: EventType | str | None = None,
+        backend: str | None = None,
+        min_severity: str = "info",
+    ) -> list[dict[str, Any]]:
+        """The newest first, as plain values."""
+        check_count("limit", limit)
+        least = _check_severity(min_severity)
+        found: list[dict[str, Any]] = []
+        for event in reversed(list(self.events)):
+            if event_type is not None and event.event_type != event_type:
+                continue
+            if backend is not None and event.backend != backend:
+                continue
+            if _SEVERITIES.index(event.severity) >= least:
+                found.append(event.to_dict())
+            if len(found) == limit:
+                break
+        return found
+
+    def get_stats(self) -> dict[str, Any]:
+        """How many events there were (`total_events`), were kept (`sampled_events`) and dropped, by type and node."""
+        with self._lock:
+            return {
+                "total_events": self._counts["total"],
+                "sampled_events": self._counts["kept"],
+                "dropped_events": self._counts["total"] - self._counts["kept"],
+                "events_by_type": dict(self._by_type),
+                "events_by_backend": dict(self._by_backend),
+                "errors_by_backend": dict(self._errors),
+                "events_in_memory": len(self.events),
+                "sample_rate": self.sample_rate,
+            }
+
+    def close(self) -> None:
+        """Follow no pool any more."""
+        for detach in list(self._detach):
+            detach()
+
+    # --- inside ---
+
+    def _draw(self) -> bool:
+        """Whether the next request is kept: every fourth at a rate of 0.25."""
+        with self._lock:
+            self._credit += self._rate
+            kept = self._credit >= 1
+            self._credit -= kept
+            return kept
+
+    def _take(self, event: NetworkEvent, kept: bool) -> None:
+        kept = self._rate > 0 and (kept or event.severity != "info")
+        with self._lock:
+            self._counts["total"] += 1
+            if not kept:
+                return
+            self._counts["kept"] += 1
+            self._by_type[event.event_type.value] += 1
+            self._by_backend[event.backend] += 1
+            if event.severity in ("error", "critical"):
+                self._errors[event.backend] += 1
+            self.events.append(event)
+        logger.log(_LEVELS[event.severity], "%s %s %s", event.event_type.value, event.backend, event.details)
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                self._listeners.remove(listener)
+                logger.exception("%r raised; it is not called again", listener)
+
+
+class _Follower:
+    """Reads one pool's journal, on the pool's loop."""
+
+    def __init__(self, observer: NetworkObserver) -> None:
+        self._observer = observer
+        self._tasks: dict[int, tuple[Task, bool]] = {}
+        self._attempts: dict[int, tuple[str, Task, bool, Micros]] = {}
+        self._up: dict[str, bool] = {}
+
+    def __call__(self, entry: Entry) -> None:
+        if not self._observer.sample_rate:
+            self._tasks.clear()
+            self._attempts.clear()
+            return
+        event, at = entry.event, entry.at
+        match event:
+            case Submitted():
+                self._tasks[event.task.id] = (event.task, self._observer._draw())
+            case Finished():
+                self._finished(event, at)
+            case NodeAdded():
+                self._tell(EventType.NODE_DISCOVERED, event.endpoint.key, {"url": event.endpoint.url})
+            case NodeRemoved():
+                self._up.pop(event.node, None)
+                self._tell(EventType.NODE_REMOVED, event.node, {})
+            case NodeSeen():
+                self._status(event.node, True, "")
+            case NodeLost():
+                if event.certain:
+                    self._status(event.node, False, event.why)
+        for action in entry.actions:
+            match action:
+                case Start():
+                    self._started(action, at)
+                case Abort():
+                    self._aborted(action.attempt, at)
+                case Settle():
+                    self._tasks.pop(action.task, None)
+                case Load():
+                    self._tell(EventType.OLLAMA_MODEL_LOAD, action.node, {"model": action.model})
+
+    def _started(self, start: Start, at: Micros) -> None:
+        task, kept = self._tasks.get(start.task, (None, False))
+        if task is None:  # submitted before we listened
+            return
+        self._attempts[start.attempt] = (start.node, task, kept, at)
+        details = _details(task) | {
+            "priority": task.priority,
+            "reason": start.decision.reason,
+            "predicted_ms": start.decision.predicted_us / 1000,
+        }
+        if start.items is not None:
+            details["items"] = start.items.total()
+        self._tell(EventType.OLLAMA_REQUEST, start.node, details, kept)
+
+    def _finished(self, event: Finished, at: Micros) -> None:
+        node, task, kept, since = self._attempts.pop(event.attempt, ("", None, False, 0))
+        if task is None:
+            return
+        details = _details(task) | {"latency_ms": (at - since) / 1000}
+        if event.outcome.how is How.OK:
+            self._tell(EventType.OLLAMA_RESPONSE, node, details, kept)
+            return
+        details |= {"error": event.outcome.message, "outcome": event.outcome.how.value}
+        severity = (
+            "warning"
+            if event.outcome.how in (How.BUSY, How.REFUSED, How.MISSING, How.UNABLE, How.UNSUITED, How.LOCKED, How.OURS)
+            else "error"
+        )
+        self._tell(EventType.OLLAMA_ERROR, node, details, kept, severity)
+
+    def _aborted(self, attempt: int, at: Micros) -> None:
+        node, task, kept, since = self._attempts.pop(attempt, ("", None, False, 0))
+        if task is not None:
+            self._tell(EventType.OLLAMA_CANCELLED, node, _details(task) | {"latency_ms": (at - since) / 1000}, kept)
+
+    def _status(self, node: str, up: bool, why: str) -> None:
+        before = self._up.get(node)
+        self._up[node] = up
+        if before is not up and not (before is None and up):
+            names = {None: "unknown", True: "up", False: "down"}
+            details = {"old_status": names[before], "new_status": names[up]}
+            severity = "info" if up else "warning"
+            self._tell(EventType.NODE_STATUS_CHANGE, node, details | ({"why": why} if why else {}), True, severity)
+
+    def _tell(
+        self, kind: EventType, node: str, details: dict[str, Any], kept: bool = True, severity: str = "info"
+    ) -> None:
+        self._observer._take(NetworkEvent(kind, _now(), node, details, severity), kept)
+
+
+def _now() -> float:
+    return time.time()  # noqa: TID251 - an event has a date
+
+
+def _details(task: Task) -> dict[str, Any]:
+    return {"task": task.id, "model": task.model, "operation": task.kind.value, "app": task.app}
+
+
+def _check_severity(severity: str) -> int:
+    if severity not in _LEVELS:
+        raise BadInput(f"severity={severity!r}; expected one of {', '.join(_LEVELS)}")
+    return _SEVERITIES.index(severity)
+
+
+_observers: list[NetworkObserver] = []
+_making = threading.Lock()
+
+
+def get_observer() -> NetworkObserver:
+    """The observer of this process, which `log_ollama_request` and the like write to; made by the first call."""
+    with _making:
+        if not _observers:
+            _observers.append(NetworkObserver())
+        return _observers[0]
+
+
+def log_ollama_request(backend: str, model: str, operation: str, **details: Any) -> None:
+    """A request of your own to a node."""
+    get_observer().log_event(EventType.OLLAMA_REQUEST, backend, {"model": model, "operation": operation, **details})
+
+
+def log_ollama_response(backend: str, model: str, latency_ms: float, **details: Any) -> None:
+    """Its answer; `latency_ms` in milliseconds."""
+    get_observer().log_event(EventType.OLLAMA_RESPONSE, backend, {"model": model, "latency_ms": latency_ms, **details})
+
+
+def log_ollama_error(backend: str, model: str, error: str, **details: Any) -> None:
+    """It failed. Never dropped by sampling."""
+    details = {"model": model, "error": error, **details}
+    get_observer().log_event(EventType.OLLAMA_ERROR, backend, details, "error")
