@@ -53,7 +53,7 @@ FLAGS = [] if sys.platform == "win32" else ["-fvisibility=hidden", "-fno-plt"]
 
 def modules() -> list[str]:
     """What is compiled, as paths below src."""
-    found = (path for room in ROOMS for path in sorted((SOURCE / "sollol" / room).glob("*.py")))
+    found = (path for room in ROOMS for path in sorted((SOURCE / "sollol" / room).rglob("*.py")))
     chosen = [str(path.relative_to(SOURCE)) for path in found if path.name not in LEFT_OUT]
     return chosen + [f"sollol/{path}" for path in ON_THE_WAY]
 

@@ -26,9 +26,9 @@ from bench.rows import Row, median, row
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Action, Event, Finished, FirstToken, NodeAdded, NodeSeen, Start, Submitted
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import SECOND, How, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
+from sollol.core.types import SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
 from sollol.observe.journal import Journal
-from sollol.policies.limits import LearnedLimit
+from sollol.policies.concurrency import LearnedLimit
 from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
@@ -69,7 +69,7 @@ class Fleet:
         self.at, attempt, key = heapq.heappop(self.ends)
         prompt_us, decode_us = self._times(key)
         timing = Timing(2000, PROMPT, prompt_us, TOKENS, decode_us)
-        return self._handle(Finished(attempt, Outcome(How.OK, "", 200, timing)))
+        return self._handle(Finished(attempt, Outcome(Status.OK, "", 200, timing)))
 
     def _handle(self, event: Submitted | Finished) -> float:
         began = time.perf_counter()
@@ -117,12 +117,12 @@ def choice_us(nodes: int) -> float:
     """Every slot is taken, and one is looked for."""
     fleet = warm_fleet(nodes, 0)
     scheduler = fleet.scheduler
-    market, router = scheduler.fleet.markets[MODEL], scheduler.policies.router
+    group, router = scheduler.cluster.groups[MODEL], scheduler.policies.router
     task = Task(0, Kind.CHAT, MODEL, 4 * PROMPT)
     times = []
     for _ in range(TIMED):
         began = time.perf_counter()
-        router.choose(task, market.shortlist(task, (), False, fleet.at), {}, fleet.at, fleet.rng)
+        router.choose(task, group.shortlist(task, (), False, fleet.at), {}, fleet.at, fleet.rng)
         times.append(time.perf_counter() - began)
     return median(times) * 1e6
 
@@ -160,7 +160,7 @@ class Desk:
 
     def end(self, stream: bool) -> float:
         self.at += 40
-        attempt, outcome = self.running.popleft(), Outcome(How.OK, "", 200, INSTANT)
+        attempt, outcome = self.running.popleft(), Outcome(Status.OK, "", 200, INSTANT)
         began = time.perf_counter()
         if stream:
             self._feed(FirstToken(attempt))

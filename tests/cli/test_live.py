@@ -21,7 +21,7 @@ from sollol.cli.chunks import Cut
 from sollol.cli.index.format import digest
 from sollol.cli.index.partial import Partial
 from sollol.cli.nodes import gpu_share
-from sollol.core import chunks
+from sollol.core import batch_scheduler
 from sollol.core.types import SECOND, LoadedModel
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
@@ -161,7 +161,7 @@ def test_nodes_that_are_down_fail_with_a_reason(run: Run, docs: Path, tmp_path: 
 def test_when_all_nodes_die_what_was_done_is_kept(
     run: Run, cluster: Cluster, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "PATIENCE", SECOND // 2)  # how long a batch waits for a node to come back
+    monkeypatch.setattr(batch_scheduler, "PATIENCE", SECOND // 2)  # how long a batch waits for a node to come back
     partial = tmp_path / "x.npz.partial"
 
     def switch_off() -> None:

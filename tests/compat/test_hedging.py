@@ -12,7 +12,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, BadInput, DeadlineExceeded, NoNodeAvailable, OllamaPool
 from sollol.hedging import AdaptiveHedging, HedgingStrategy
-from sollol.policies.hedge import LEAST
+from sollol.policies.hedging import LEAST
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
 CHAT = "llama3.2"

@@ -8,24 +8,25 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.attempt import Attempt
-from sollol.core.batch import Batch, Piece, joined
 from sollol.core.endpoint import Endpoint
-from sollol.core.fleet import Fleet, NodeState
-from sollol.core.lane import Lane
-from sollol.core.market import Market
-from sollol.core.ranges import Ranges
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.batch import Batch, PendingItems, joined
+from sollol.core.state.cluster import ClusterState
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.node import Node
+from sollol.core.state.ranges import Ranges
+from sollol.core.state.replica import Replica
 from sollol.core.types import Decision, Kind, Task
 from sollol.policies.breaker import ConsecutiveBreaker
-from sollol.policies.limits import LearnedLimit
+from sollol.policies.concurrency import LearnedLimit
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=120)
 
 
-def lanes(count: int) -> list[Lane]:
-    market = Market("m:latest", Fleet())
+def replicas(count: int) -> list[Replica]:
+    group = ModelReplicas("m:latest", ClusterState())
     return [
-        Lane(NodeState(Endpoint(f"10.0.0.{i + 1}")), market, LearnedLimit(), ConsecutiveBreaker()) for i in range(count)
+        Replica(Node(Endpoint(f"10.0.0.{i + 1}")), group, LearnedLimit(), ConsecutiveBreaker()) for i in range(count)
     ]
 
 
@@ -35,7 +36,7 @@ def test_each_item_is_answered_or_refused_exactly_once(seed: int, items: int, no
     rng = random.Random(seed)
     task = Task(1, Kind.EMBED, "m:latest", batch=True)
     batch = Batch(task)
-    places = lanes(nodes)
+    places = replicas(nodes)
     answered: list[int] = []
     refused: list[int] = []
     fed = serial = 0
@@ -46,9 +47,9 @@ def test_each_item_is_answered_or_refused_exactly_once(seed: int, items: int, no
             fed += count
             batch.feed([rng.randint(1, 50) for _ in range(count)], fed == items)
         elif batch.pending_count and roll < 0.6:
-            lane = rng.choice(places)
+            replica = rng.choice(places)
             cost, number = rng.randint(1, 200), rng.randint(1, 8)
-            cut = batch.cut(lane.node.key, cost, number, lambda: frozenset(place.node.key for place in places))
+            cut = batch.cut(replica.node.key, cost, number, lambda: frozenset(place.node.key for place in places))
             if cut is not None:
                 ranges, piece = cut
                 assert ranges.total() >= 1
@@ -56,7 +57,7 @@ def test_each_item_is_answered_or_refused_exactly_once(seed: int, items: int, no
                     assert ranges.total() <= number
                     assert ranges.total() == 1 or batch.cost_of(ranges) <= cost
                 serial += 1
-                attempt = Attempt(serial, task, lane, batch.cost_of(ranges), 0, 0, Decision(lane.node.key, 0, ""))
+                attempt = Attempt(serial, task, replica, batch.cost_of(ranges), 0, 0, Decision(replica.node.key, 0, ""))
                 attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
                 batch.begin(attempt, ranges)
         elif batch.live and roll < 0.7:
@@ -65,8 +66,8 @@ def test_each_item_is_answered_or_refused_exactly_once(seed: int, items: int, no
             if free:
                 part = joined(rng.sample(free, rng.randint(1, len(free))))
                 serial += 1
-                lane = rng.choice(places)
-                thief = Attempt(serial, task, lane, batch.cost_of(part), 0, 0, Decision(lane.node.key, 0, ""))
+                replica = rng.choice(places)
+                thief = Attempt(serial, task, replica, batch.cost_of(part), 0, 0, Decision(replica.node.key, 0, ""))
                 batch.contest(thief, victim, part)
                 victim.uncovered = list(joined(set(Ranges(victim.uncovered).items()) - set(part.items())))
         elif batch.live:
@@ -82,7 +83,7 @@ def test_each_item_is_answered_or_refused_exactly_once(seed: int, items: int, no
                     refused += orphans.items()
                     batch.refused += orphans.total()
                 elif orphans:
-                    batch.put_back(Piece(orphans, attempt.tries + 1, frozenset(), alone=rng.random() < 0.5))
+                    batch.put_back(PendingItems(orphans, attempt.tries + 1, frozenset(), alone=rng.random() < 0.5))
         batch.invariants(in_line=True)
     assert sorted(answered + refused) == list(range(items))
 

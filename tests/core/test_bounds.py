@@ -8,13 +8,13 @@ import tracemalloc
 from collections.abc import Callable
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.fleet import NodeState
-from sollol.core.messages import Finished, NodeAdded, NodeSeen, Settle, Start, Submitted, Tick
-from sollol.core.queue import APPS_MAX, Shares
+from sollol.core.messages import Complete, Finished, NodeAdded, NodeSeen, Start, Submitted, Tick
 from sollol.core.scheduler import Scheduler
-from sollol.core.turns import NAMES_MAX, Turns
-from sollol.core.types import OK, SECOND, How, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
-from sollol.core.unable import KNOWN_MAX
+from sollol.core.state.incapability import KNOWN_MAX
+from sollol.core.state.model_concurrency import NAMES_MAX, ModelConcurrency
+from sollol.core.state.node import Node
+from sollol.core.state.queue import APPS_MAX, FairShares
+from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
 from sollol.pool.engine import default_policies
 
 MODEL, NODE = "llama3.2:latest", "10.0.0.1:11434"
@@ -35,14 +35,14 @@ class Desk:
         facts = NodeFacts("0.33.0", {MODEL: 10**9}, {MODEL: LoadedModel(1, 1)})
         self.scheduler.handle(NodeSeen(NODE, facts), self.at)
 
-    def call(self, model: str = MODEL, app: str = "", options: str = "", deadline_s: int = 0) -> How:
+    def call(self, model: str = MODEL, app: str = "", options: str = "", deadline_s: int = 0) -> Status:
         """Submit a call and let it end; how it did."""
         self.at += 1000
         self.number += 1
         deadline = self.at + deadline_s * SECOND if deadline_s else None
         task = Task(self.number, Kind.CHAT, model, 10, app=app, options=options, deadline_us=deadline)
         actions = self.scheduler.handle(Submitted(task), self.at)
-        if not any(isinstance(action, (Start, Settle)) for action in actions):
+        if not any(isinstance(action, (Start, Complete)) for action in actions):
             self._seen()  # it was asked again whether it has the model
             actions = self.scheduler.handle(Tick(), self.at)
         for action in actions:
@@ -50,7 +50,7 @@ class Desk:
                 timing = Timing(1, 5, 10, 5, 10)
                 actions = self.scheduler.handle(Finished(action.attempt, Outcome(OK, "", 200, timing)), self.at + 500)
                 break
-        return next((a.outcome.how for a in actions if isinstance(a, Settle)), How.NO_NODE)
+        return next((a.outcome.status for a in actions if isinstance(a, Complete)), Status.NO_NODE)
 
 
 def grown(work: Callable[[int], object], count: int = COUNT) -> int:
@@ -71,9 +71,9 @@ def grown(work: Callable[[int], object], count: int = COUNT) -> int:
 def test_made_up_models() -> None:
     desk = Desk()
     assert grown(lambda number: desk.call(f"made-up-{number}:latest")) < FLAT
-    assert len(desk.scheduler.fleet.markets) <= 1
-    assert len(desk.scheduler._ledger.lines) <= 1
-    assert not desk.scheduler.open
+    assert len(desk.scheduler.cluster.groups) <= 1
+    assert len(desk.scheduler._state.queues) <= 1
+    assert not desk.scheduler.tasks
     assert desk.call() is OK
     desk.scheduler.invariants()
 
@@ -81,7 +81,7 @@ def test_made_up_models() -> None:
 def test_a_model_comes_back_after_it_was_forgotten() -> None:
     desk = Desk()
     desk.call("later:latest")
-    assert "later:latest" not in desk.scheduler.fleet.markets
+    assert "later:latest" not in desk.scheduler.cluster.groups
     facts = NodeFacts("0.33.0", {MODEL: 10**9, "later:latest": 10**9}, {})
     desk.scheduler.handle(NodeSeen(NODE, facts), desk.at)
     assert desk.call("later:latest") is OK
@@ -92,11 +92,11 @@ def test_made_up_applications() -> None:
     desk = Desk()
     for number in range(APPS_MAX + 2_000):
         desk.call(app=f"app {number}")
-    assert len(desk.scheduler._ledger.shares._apps) <= APPS_MAX
+    assert len(desk.scheduler._state.shares._apps) <= APPS_MAX
 
 
 def test_a_share_outlives_made_up_applications() -> None:
-    shares = Shares()
+    shares = FairShares()
     waiting = shares.enter("waits")
     shares.pass_by("greedy", 1e6)
     for number in range(COUNT):
@@ -110,14 +110,14 @@ def test_made_up_options() -> None:
     desk = Desk()
     for number in range(1_000):
         assert desk.call(options=f"num_ctx={number}") is OK
-    assert len(desk.scheduler.fleet.markets[MODEL]._by_options) <= 1
+    assert len(desk.scheduler.cluster.groups[MODEL]._by_options) <= 1
 
 
 def test_deadlines_a_day_away() -> None:
     desk = Desk()
     for _ in range(20_000):
         desk.call(deadline_s=86_400)
-    assert len(desk.scheduler._ledger._timers) < 6_000
+    assert len(desk.scheduler._state._timers) < 6_000
 
 
 def test_a_deadline_still_comes() -> None:
@@ -127,14 +127,14 @@ def test_a_deadline_still_comes() -> None:
     for _ in range(10_000):
         desk.call(deadline_s=86_400)
     actions = desk.scheduler.handle(Tick(), 86_400 * SECOND + 1)
-    assert any(isinstance(a, Settle) and a.task == 1_000_000 and a.outcome.how is How.DEADLINE for a in actions)
+    assert any(isinstance(a, Complete) and a.task == 1_000_000 and a.outcome.status is Status.DEADLINE for a in actions)
 
 
 def test_made_up_names_in_turns_and_routes() -> None:
-    turns, node = Turns(), NodeState(Endpoint("10.0.0.1"))
+    concurrency, node = ModelConcurrency(), Node(Endpoint("10.0.0.1"))
     for number in range(10_000):
-        turns.served(5, f"app {number}", "m", SECOND, number)
+        concurrency.charge(5, f"app {number}", "m", SECOND, number)
         task = Task(number, Kind.CHAT, MODEL, route=f"/made/up/{number}")
-        node.unable.learn(task, Outcome(How.UNSUITED, "404 page not found", 404), number)
-    assert len(turns._apps._given) <= NAMES_MAX
-    assert len(node.unable._known) <= KNOWN_MAX
+        node.incapable.learn(task, Outcome(Status.UNSUITED, "404 page not found", 404), number)
+    assert len(concurrency._apps._given) <= NAMES_MAX
+    assert len(node.incapable._known) <= KNOWN_MAX

@@ -17,9 +17,9 @@ import pytest
 import sollol.core
 import sollol.policies
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Abort, Action, Broken, Cancelled, Event, Fault, NodeAdded, NodeRemoved
+from sollol.core.messages import Abort, Action, Cancelled, Event, NodeAdded, NodeRemoved, SchedulerFault, TaskFailed
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import MILLISECOND, SECOND, How
+from sollol.core.types import MILLISECOND, SECOND, Status
 from tests.core.test_scheduler_random import World, nodes
 from tests.marks import plain_only
 
@@ -65,7 +65,7 @@ class Watched(World):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.faults: list[Fault] = []
+        self.faults: list[SchedulerFault] = []
 
     def feed(self, event: Event) -> None:
         Watched.handling = True
@@ -76,7 +76,7 @@ class Watched(World):
         self.scheduler.invariants()
 
     def act(self, action: Action) -> None:
-        if isinstance(action, Fault):
+        if isinstance(action, SchedulerFault):
             self.faults.append(action)
         elif isinstance(action, Abort) and action.attempt not in self.running:
             pass  # its start was never told
@@ -132,7 +132,7 @@ def finish(world: Watched) -> None:
             break
         world.supply(whole=True)
         world.answer_probes(lost=0.0)
-        world.finish(How.OK)
+        world.finish(Status.OK)
         world.pass_time(SECOND)
 
 
@@ -173,7 +173,7 @@ def test_a_step_that_always_fails_ends_every_task_and_hangs_none() -> None:
     assert all(start.items is not None for start in world.running.values()), "a single call holds a slot"
     singles = [task for task in world.settled if task not in world.items]
     assert singles
-    assert all(world.settled[task].outcome.status == 500 for task in singles)
+    assert all(world.settled[task].outcome.http_status == 500 for task in singles)
     world.submit()
     finish(world)
     assert len(world.settled) == world.serial
@@ -187,6 +187,6 @@ def test_a_task_that_the_outside_gives_up_leaves_its_slot() -> None:
         world.submit()
         world.supply(whole=True)
     task = next(iter(world.running.values())).task
-    world.feed(Broken(task, ValueError("of its job")))
+    world.feed(TaskFailed(task, ValueError("of its job")))
     assert "ValueError: of its job" in world.settled[task].outcome.message
     assert all(start.task != task for start in world.running.values())

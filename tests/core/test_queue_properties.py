@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.queue import AGEING, Shares, WaitingLine
+from sollol.core.state.queue import AGEING, FairShares, WaitQueue
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=150)
 STEP = st.tuples(
@@ -16,7 +16,7 @@ STEP = st.tuples(
 )
 
 
-def drain(line: WaitingLine, at: int) -> list[int]:
+def drain(line: WaitQueue, at: int) -> list[int]:
     order = []
     while (task := line.peek(at)) is not None:
         order.append(task)
@@ -27,7 +27,7 @@ def drain(line: WaitingLine, at: int) -> list[int]:
 @FIXED
 @given(st.lists(STEP, max_size=80))
 def test_every_task_that_was_pushed_is_served_once_or_removed(steps: list[tuple[str, int, str, int]]) -> None:
-    line = WaitingLine(Shares())
+    line = WaitQueue(FairShares())
     waiting: set[int] = set()
     served: list[int] = []
     for at, (what, priority, app, pick) in enumerate(steps):
@@ -56,7 +56,7 @@ def test_every_task_that_was_pushed_is_served_once_or_removed(steps: list[tuple[
 @FIXED
 @given(st.lists(st.tuples(st.integers(0, 10), st.sampled_from("ab"), st.floats(1, 50)), min_size=1, max_size=30))
 def test_what_is_foretold_is_what_is_served_while_no_time_passes(tasks: list[tuple[int, str, float]]) -> None:
-    line = WaitingLine(Shares())
+    line = WaitQueue(FairShares())
     for number, (priority, app, tokens) in enumerate(tasks):
         line.push(number, priority, number, 0, app, tokens)
     foretold = line.first(len(tasks), 0)
@@ -69,14 +69,14 @@ def test_what_is_foretold_is_what_is_served_while_no_time_passes(tasks: list[tup
 @FIXED
 @given(st.lists(st.integers(0, 10), min_size=1, max_size=40))
 def test_without_waiting_higher_priority_goes_first_and_equals_in_order_of_arrival(priorities: list[int]) -> None:
-    line = WaitingLine(Shares())
+    line = WaitQueue(FairShares())
     for number, priority in enumerate(priorities):
         line.push(number, priority, number, 0)
     assert drain(line, 0) == sorted(range(len(priorities)), key=lambda i: (-priorities[i], i))
 
 
 def test_a_low_task_is_served_under_an_endless_flood_of_urgent_ones() -> None:
-    line = WaitingLine(Shares())
+    line = WaitQueue(FairShares())
     line.push(0, 2, 0, 0)
     number = 1
     for at in range(0, 60 * AGEING // 5, AGEING // 5):
@@ -92,7 +92,7 @@ def test_a_low_task_is_served_under_an_endless_flood_of_urgent_ones() -> None:
 
 
 def test_a_flood_of_old_low_tasks_does_not_bar_an_urgent_one() -> None:
-    line = WaitingLine(Shares())
+    line = WaitQueue(FairShares())
     for number in range(100):
         line.push(number, 2, 0, 0)
     at = 20 * AGEING
@@ -104,8 +104,8 @@ def test_a_flood_of_old_low_tasks_does_not_bar_an_urgent_one() -> None:
 
 
 def test_applications_share_by_tokens_while_both_wait() -> None:
-    shares = Shares()
-    line = WaitingLine(shares)
+    shares = FairShares()
+    line = WaitQueue(shares)
     number = 0
     for _ in range(400):
         line.push(number, 5, number, 0, "loud", 10.0)
@@ -125,7 +125,7 @@ def test_applications_share_by_tokens_while_both_wait() -> None:
 
 
 def test_an_application_that_was_away_gets_no_credit_for_it() -> None:
-    line = WaitingLine(Shares())
+    line = WaitQueue(FairShares())
     for number in range(50):
         line.push(number, 5, number, 0, "old", 10.0)
     for at in range(40):

@@ -15,28 +15,35 @@ from sollol.core.messages import (
     Accept,
     Action,
     Cancelled,
+    Complete,
     Event,
-    Fed,
     Finished,
     FirstToken,
+    ItemsAdded,
     NodeAdded,
     NodeLost,
     NodeRemoved,
     NodeSeen,
     Probe,
     Refuse,
-    Settle,
     Start,
     Submitted,
     Tick,
     WakeAt,
 )
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import MILLISECOND, SECOND, Decision, How, Kind, NodeFacts, Outcome, Task, Timing
+from sollol.core.types import MILLISECOND, SECOND, Decision, Kind, NodeFacts, Outcome, Status, Task, Timing
 from sollol.pool.engine import default_policies
 
 MODELS = ("chat:latest", "embed:latest")
-ENDS = [How.OK] * 6 + [How.FAILED, How.BUSY, How.TIMEOUT, How.UNREACHABLE, How.MISSING, How.REFUSED]
+ENDS = [Status.OK] * 6 + [
+    Status.FAILED,
+    Status.BUSY,
+    Status.TIMEOUT,
+    Status.UNREACHABLE,
+    Status.MISSING,
+    Status.REFUSED,
+]
 
 
 class Eager:
@@ -62,7 +69,7 @@ class World:
         self.at = 0
         self.running: dict[int, Start] = {}
         self.probes: set[str] = set()
-        self.settled: dict[int, Settle] = {}
+        self.settled: dict[int, Complete] = {}
         self.items: dict[int, list[int]] = {}  # of a batch: how often each was accepted or refused
         self.open_batches: dict[int, int] = {}  # task -> items still to be fed
         self.started: set[int] = set()
@@ -81,7 +88,7 @@ class World:
                 self.running[action.attempt] = action
             case Abort():
                 del self.running[action.attempt]
-            case Settle():
+            case Complete():
                 assert action.task not in self.settled, "a task ended twice"
                 self.settled[action.task] = action
             case Accept() | Refuse():
@@ -95,9 +102,11 @@ class World:
             case _:
                 pass
 
-    def outcome(self, how: How) -> Outcome:
-        timing = Timing(1000, 20, 5000, 30, 300_000) if how is How.OK else Timing()
-        return Outcome(how, how.value, {How.OK: 200, How.FAILED: 500, How.REFUSED: 400}.get(how, 0), timing)
+    def outcome(self, status: Status) -> Outcome:
+        timing = Timing(1000, 20, 5000, 30, 300_000) if status is Status.OK else Timing()
+        return Outcome(
+            status, status.value, {Status.OK: 200, Status.FAILED: 500, Status.REFUSED: 400}.get(status, 0), timing
+        )
 
     def submit(self) -> None:
         self.serial += 1
@@ -130,15 +139,15 @@ class World:
             count = left if whole else self.rng.randint(0, left)
             self.open_batches[task] -= count
             closed = count == left
-            self.feed(Fed(task, [self.rng.randint(10, 500) for _ in range(count)], closed))
+            self.feed(ItemsAdded(task, [self.rng.randint(10, 500) for _ in range(count)], closed))
             if closed:
                 del self.open_batches[task]
 
-    def finish(self, how: How | None = None) -> None:
+    def finish(self, status: Status | None = None) -> None:
         if self.running:
             attempt = self.rng.choice(sorted(self.running))
             del self.running[attempt]
-            self.feed(Finished(attempt, self.outcome(how or self.rng.choice(ENDS))))
+            self.feed(Finished(attempt, self.outcome(status or self.rng.choice(ENDS))))
 
     def first_token(self) -> None:
         if streams := sorted(a for a, start in self.running.items() if start.items is None):
@@ -200,12 +209,12 @@ def test_every_task_ends_once_and_every_item_is_counted_once(seed: int, count: i
             break
         world.supply(whole=True)
         world.answer_probes(lost=0.0)
-        world.finish(How.OK)
+        world.finish(Status.OK)
         world.pass_time(SECOND)
     assert set(world.settled) == set(range(1, world.serial + 1)), "a task never ended"
     assert not world.running, "something runs for nobody"
     for task, seen in world.items.items():
-        ended = world.settled[task].outcome.how
+        ended = world.settled[task].outcome.status
         assert all(times <= 1 for times in seen), "an item was counted twice"
-        if ended is How.OK:
+        if ended is Status.OK:
             assert all(times == 1 for times in seen), "an item was lost"

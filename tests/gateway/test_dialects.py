@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.types import How, Kind
+from sollol.core.types import Kind, Status
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader, data_of
 from sollol.nodes.dialect import judge
@@ -83,12 +83,12 @@ def test_a_whole_answer_goes_through_byte_for_byte_wherever_it_is_cut(case: str)
     for cut in range(len(whole) + 1):
         reader = READERS[case]()
         passed = read(reader, [whole[:cut], whole[cut:]])
-        assert reader.close().how is How.OK
+        assert reader.close().status is Status.OK
         assert passed + reader.tail == whole
     reader = READERS[case]()
     passed = read(reader, chunks)
     assert reader.ended is not None
-    assert reader.ended.how is How.OK
+    assert reader.ended.status is Status.OK
     assert passed + reader.tail == whole
 
 
@@ -101,7 +101,7 @@ def test_random_cuttings_change_nothing(case: str, cuts: list[int]) -> None:
     reader = READERS[case]()
     passed = read(reader, [whole[a:b] for a, b in pairwise(places)])
     assert passed + reader.tail == whole
-    assert reader.close().how is How.OK
+    assert reader.close().status is Status.OK
 
 
 @pytest.mark.parametrize("case", READERS)
@@ -111,7 +111,7 @@ def test_an_answer_that_is_cut_off_has_failed_unless_all_was_said(case: str) -> 
     for cut in range(len(whole)):
         reader = READERS[case]()
         passed = reader.feed(whole[:cut])
-        if reader.close().how is How.OK:
+        if reader.close().status is Status.OK:
             assert spoken(case, passed + reader.tail) == text
         else:
             assert whole.startswith(passed)
@@ -122,14 +122,14 @@ def test_lines_that_never_say_done_are_whole_if_they_end_in_good_form() -> None:
     for cut in range(len(line)):
         reader = LineReader()
         assert read(reader, [line[:cut], line[cut:], line]) == 2 * line
-        assert reader.close(clean=True).how is How.OK
+        assert reader.close(clean=True).status is Status.OK
         assert reader.tail == b""
     broken, empty, ollamas = LineReader(), LineReader(), LineReader()
     broken.feed(line)
     ollamas.feed(line.replace(b"}}", b'},"done":false}'))
-    assert broken.close(clean=False).how is How.FAILED
-    assert empty.close(clean=True).how is How.FAILED
-    assert ollamas.close(clean=True).how is How.FAILED
+    assert broken.close(clean=False).status is Status.FAILED
+    assert empty.close(clean=True).status is Status.FAILED
+    assert ollamas.close(clean=True).status is Status.FAILED
 
 
 def test_a_line_of_ollama_in_two_pieces_still_says_that_more_has_to_come() -> None:
@@ -137,42 +137,42 @@ def test_a_line_of_ollama_in_two_pieces_still_says_that_more_has_to_come() -> No
     for cut in range(len(line)):
         reader = LineReader()
         read(reader, [line[:cut], line[cut:]])
-        assert reader.close(clean=True).how is How.FAILED
+        assert reader.close(clean=True).status is Status.FAILED
 
 
 def test_a_last_line_without_its_end_is_passed_on() -> None:
     line = b'{"model":"m","message":{"role":"assistant","content":"a"}}'
     reader = LineReader()
     passed = read(reader, [line + b"\n", line])
-    assert reader.close(clean=True).how is How.OK
+    assert reader.close(clean=True).status is Status.OK
     assert passed + reader.tail == line + b"\n" + line
 
 
 def test_a_whole_answer_that_does_not_say_done_is_one() -> None:
     body = b'{"model":"m","message":{"role":"assistant","content":"a"}}'
-    assert judge(200, body, Kind.CHAT).how is How.OK
-    assert judge(200, body[:-1] + b',"done":false}', Kind.CHAT).how is How.OK
-    assert judge(200, b'{"model":"m","done":false}', Kind.CHAT).how is How.FAILED
-    assert judge(200, b"{}", Kind.CHAT).how is How.FAILED
-    assert judge(200, b'{"model":"m"}', Kind.GENERATE).how is How.FAILED
+    assert judge(200, body, Kind.CHAT).status is Status.OK
+    assert judge(200, body[:-1] + b',"done":false}', Kind.CHAT).status is Status.OK
+    assert judge(200, b'{"model":"m","done":false}', Kind.CHAT).status is Status.FAILED
+    assert judge(200, b"{}", Kind.CHAT).status is Status.FAILED
+    assert judge(200, b'{"model":"m"}', Kind.GENERATE).status is Status.FAILED
 
 
 def test_a_whole_answer_without_a_reason_to_end_is_one() -> None:
     """Ollama's limit of repeated tokens."""
     choice = b'{"index":0,"message":{"role":"assistant","content":"a a a"},"finish_reason":null}'
-    assert openai.judge_whole(200, b'{"model":"m","choices":[' + choice + b"]}").how is How.OK
-    assert openai.judge_whole(200, b'{"model":"m","choices":[]}').how is How.FAILED
+    assert openai.judge_whole(200, b'{"model":"m","choices":[' + choice + b"]}").status is Status.OK
+    assert openai.judge_whole(200, b'{"model":"m","choices":[]}').status is Status.FAILED
     message = b'{"type":"message","role":"assistant","content":[{"type":"text","text":"a a a"}]'
-    assert anthropic.judge_whole(200, message + b"}").how is How.OK
-    assert anthropic.judge_whole(200, message + b',"error":{"message":"x"}}').how is How.FAILED
-    assert anthropic.judge_whole(200, b'{"role":"assistant"}').how is How.FAILED
+    assert anthropic.judge_whole(200, message + b"}").status is Status.OK
+    assert anthropic.judge_whole(200, message + b',"error":{"message":"x"}}').status is Status.FAILED
+    assert anthropic.judge_whole(200, b'{"role":"assistant"}').status is Status.FAILED
 
 
 def test_the_end_in_good_form_after_a_late_error_is_none() -> None:
     _, chunks = transcript("late-error-v1")
     reader = openai.reader()
     passed = read(reader, chunks)
-    assert reader.close().how is How.FAILED
+    assert reader.close().status is Status.FAILED
     assert passed == b"".join(chunks[:-1])
 
 
@@ -186,7 +186,7 @@ def test_another_node_goes_on_at_every_event_without_a_lost_or_doubled_character
     for place in range(1, len(events)):
         reader, said = READERS[case](), said_of(case)
         passed = reader.feed(b"".join(events[:place]))
-        if reader.close().how is How.OK:
+        if reader.close().status is Status.OK:
             continue
         said.hear(passed)
         assert said.text == spoken(case, passed)

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.types import How
+from sollol.core.types import Status
 from sollol.gateway.dialects import anthropic, responses
 from sollol.gateway.dialects import openai as openai_dialect
 from sollol.gateway.dialects.reading import Reader
@@ -160,7 +160,7 @@ def test_a_client_reads_an_answer_that_went_on_at_any_event(speaker: Speaker, ca
         reader, said = READERS[case](), said_of(case)
         passed = reader.feed(b"".join(events[:place]))
         said.hear(passed)
-        if reader.close().how is How.OK:
+        if reader.close().status is Status.OK:
             assert heard_by_client(speaker, case, passed + reader.tail)[0] == text
             continue
         rest = text[len(said.text) :]
@@ -247,7 +247,7 @@ def test_any_text_cut_anyhow_and_broken_off_anywhere(
             said.hear(piece)
     text = "".join(tokens)
     assert text.startswith(said.text)
-    if reader.close().how is How.OK:
+    if reader.close().status is Status.OK:
         answer = passed + reader.tail
         assert broken < len(whole) or answer == whole
     elif not passed:  # nothing has been said: another node is asked the same

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from sollol.core.types import How, Kind
+from sollol.core.types import Kind, Status
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import HELD_BYTES, Cutter, EventReader, LineReader, data_of
 from sollol.nodes.transport import Timeouts
@@ -39,7 +39,7 @@ def test_half_a_part_is_not_passed_on(case: str) -> None:
     for cut in range(1, len(part)):
         reader = READERS[case]()
         assert reader.feed(part + part[:cut]) == part
-        assert reader.close().how is How.FAILED
+        assert reader.close().status is Status.FAILED
 
 
 @pytest.mark.parametrize("case", EVENTS)
@@ -48,7 +48,7 @@ def test_a_broken_event_is_a_failure(case: str, broken: bytes) -> None:
     reader = EVENTS[case]()
     assert reader.feed(part_of(case) + broken + part_of(case)) == part_of(case)
     assert reader.ended is not None
-    assert reader.ended.how is How.FAILED
+    assert reader.ended.status is Status.FAILED
     assert reader.close() is reader.ended
 
 
@@ -75,7 +75,7 @@ def test_nothing_follows_an_end(case: str) -> None:
 def test_an_end_without_a_reason_is_none(reader: type[EventReader], case: str, end: bytes) -> None:
     found = reader()  # type: ignore[call-arg]
     assert found.feed(part_of(case) + end) == part_of(case)
-    assert found.close().how is How.FAILED
+    assert found.close().status is Status.FAILED
 
 
 @pytest.mark.parametrize("case", READERS)
@@ -100,10 +100,10 @@ def test_where_no_line_says_whether_it_is_the_last_a_clean_end_is_the_end() -> N
         reader = LineReader()
         passed = reader.feed(lines)
         found = reader.close(clean)
-        assert (found.how is How.OK) == clean
+        assert (found.status is Status.OK) == clean
         if clean:
             assert passed + reader.tail == lines
-        assert LineReader().close(clean).how is How.FAILED  # nothing at all is no answer
+        assert LineReader().close(clean).status is Status.FAILED  # nothing at all is no answer
 
 
 def test_zeros_in_each_chunk_are_no_counts() -> None:
@@ -147,14 +147,14 @@ def test_responses_tell_their_failure(stream: bytes, why: str) -> None:
     reader = responses.reader()
     assert reader.feed(stream) == b""
     assert reader.ended is not None
-    assert (reader.ended.how, reader.ended.message) == (How.FAILED, why)
+    assert (reader.ended.status, reader.ended.message) == (Status.FAILED, why)
 
 
 def test_a_message_tells_its_failure() -> None:
     reader = anthropic.reader()
     reader.feed(b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"went away"}}\n\n')
     assert reader.ended is not None
-    assert (reader.ended.how, reader.ended.message) == (How.FAILED, "went away")
+    assert (reader.ended.status, reader.ended.message) == (Status.FAILED, "went away")
 
 
 @pytest.mark.parametrize("make", [openai.reader, LineReader])
@@ -165,7 +165,7 @@ def test_a_part_without_an_end_is_bounded(make: type[LineReader]) -> None:
         assert reader.ended is None
         assert reader.feed(piece) == b""
     assert reader.ended is not None
-    assert reader.ended.how is How.FAILED
+    assert reader.ended.status is Status.FAILED
 
 
 def test_an_end_that_is_held_back_is_bounded() -> None:
@@ -176,7 +176,7 @@ def test_an_end_that_is_held_back_is_bounded() -> None:
     for _ in range(HELD_BYTES // len(more) + 1):
         assert reader.feed(more) == b""
     assert reader.ended is not None
-    assert reader.ended.how is How.FAILED
+    assert reader.ended.status is Status.FAILED
 
 
 def test_a_long_part_in_small_pieces_is_put_together_once() -> None:
@@ -277,28 +277,28 @@ WHOLE = {
 def test_a_whole_answer(case: str) -> None:
     body = b"".join(transcript(case)[1])
     found = WHOLE[case](200, body)
-    assert (found.how, found.status) == (How.OK, 200)
+    assert (found.status, found.http_status) == (Status.OK, 200)
     assert (found.timing.prompt_tokens, found.timing.tokens) == {
         "v1-chat": (54, 8), "v1-completions": (49, 6), "v1-messages": (54, 8), "v1-responses": (49, 6)
     }[case]  # fmt: skip
     for broken in (body[:-20], b"", b"{}", b"[]", b'{"error":{"message":"x"}}', b"<html>"):
-        assert WHOLE[case](200, broken).how is How.FAILED
+        assert WHOLE[case](200, broken).status is Status.FAILED
 
 
 @pytest.mark.parametrize(
     ("case", "status", "how"),
     [
-        ("v1-chat-missing", 404, How.MISSING),
-        ("v1-messages-missing", 404, How.MISSING),
-        ("v1-chat-bad", 400, How.REFUSED),
-        ("v1-chat-bad-json", 400, How.REFUSED),
+        ("v1-chat-missing", 404, Status.MISSING),
+        ("v1-messages-missing", 404, Status.MISSING),
+        ("v1-chat-bad", 400, Status.REFUSED),
+        ("v1-chat-bad-json", 400, Status.REFUSED),
     ],
 )
-def test_a_refusal(case: str, status: int, how: How) -> None:
+def test_a_refusal(case: str, status: int, how: Status) -> None:
     body = b"".join(transcript(case)[1])
     for judge_whole in WHOLE.values():
         found = judge_whole(status, body)
-        assert (found.how, found.status) == (how, status)
+        assert (found.status, found.http_status) == (how, status)
         assert json.loads(body)["error"]["message"] == found.message
 
 

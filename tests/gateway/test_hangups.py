@@ -32,9 +32,9 @@ def test_a_client_that_leaves_stops_its_work_and_harms_nobody() -> None:
         assert all(row["failed_requests"] == 0 for row in after["node_performance"].values())
         breakers = stage.look(
             lambda gateway: [
-                lane.breaker.closed
-                for node in gateway.engine.scheduler.fleet.nodes.values()
-                for lane in node.lanes.values()
+                replica.breaker.closed
+                for node in gateway.engine.scheduler.cluster.nodes.values()
+                for replica in node.replicas.values()
             ]
         )
         assert breakers == [True] * NODES
@@ -58,4 +58,4 @@ def running(nodes: Cluster) -> int:
 
 
 def unsettled(stage: Stage) -> int:
-    return stage.look(lambda gateway: len(gateway.engine.scheduler.open))
+    return stage.look(lambda gateway: len(gateway.engine.scheduler.tasks))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sollol.core import stalls
+from sollol.core import stall_detection
 from sollol.pool import silences
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
@@ -108,7 +108,7 @@ TOOLS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stalls, "STALL_LEAST", 300_000)
+    monkeypatch.setattr(stall_detection, "STALL_LEAST", 300_000)
     monkeypatch.setattr(silences, "LEAST_S", 0.3)
     monkeypatch.setattr(silences, "LOOK_S", 0.1)
 

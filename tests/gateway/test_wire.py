@@ -201,7 +201,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
             time.sleep(0.1)
             busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.attempts or gateway._connections))
         assert not busy
-        assert stage.look(lambda gateway: gateway.engine.scheduler.fleet.nodes[nodes[0][7:]].failed) == 0
+        assert stage.look(lambda gateway: gateway.engine.scheduler.cluster.nodes[nodes[0][7:]].failed) == 0
 
 
 def test_too_many_connections() -> None:

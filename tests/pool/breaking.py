@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Cancelled, Finished, Settle, Start, Submitted
-from sollol.core.types import How
+from sollol.core.messages import Cancelled, Complete, Finished, Start, Submitted
+from sollol.core.types import Status
 from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import ModelSpec, NodeSpec, World
@@ -150,7 +150,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.starts: list[Start] = []
-        self.settled: list[Settle] = []
+        self.settled: list[Complete] = []
         self.finished: list[Finished] = []
         self.submitted = self.cancelled = 0
 
@@ -160,17 +160,17 @@ class Ledger:
         if isinstance(entry.event, Finished):
             self.finished.append(entry.event)
         self.starts += [action for action in entry.actions if isinstance(action, Start)]
-        self.settled += [action for action in entry.actions if isinstance(action, Settle)]
+        self.settled += [action for action in entry.actions if isinstance(action, Complete)]
 
     def check(self) -> None:
         """Every task is settled once, and none goes back to a node that failed it."""
         tasks = [settle.task for settle in self.settled]
         assert len(tasks) == len(set(tasks)) == self.submitted
         failed: set[tuple[int, str]] = set()
-        ends = {event.attempt: event.outcome.how for event in self.finished}
+        ends = {event.attempt: event.outcome.status for event in self.finished}
         for start in self.starts:
             assert (start.task, start.node) not in failed, f"task {start.task} went back to {start.node}"
-            if ends.get(start.attempt) not in (None, How.OK, How.BUSY):
+            if ends.get(start.attempt) not in (None, Status.OK, Status.BUSY):
                 failed.add((start.task, start.node))
 
 

@@ -80,8 +80,8 @@ def batch(
 
             def check(entry: Any) -> None:
                 engine.scheduler.invariants()
-                for state in engine.scheduler.fleet.nodes.values():
-                    opened.update(lane.key for lane in state.lanes.values() if not lane.breaker.closed)
+                for state in engine.scheduler.cluster.nodes.values():
+                    opened.update(replica.key for replica in state.replicas.values() if not replica.breaker.closed)
 
             engine.journal.subscribe(digest)
             engine.journal.subscribe(check)
@@ -297,7 +297,7 @@ def test_texts_without_a_utf8_form_fail_alone_and_nobody_is_blamed() -> None:
         async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
             result = await pool.embed_batch(EMBED, given, on_error="return")
             pairs = [pair async for pair in pool.embed_stream(EMBED, iter(given), on_error="return")]
-            return result, pairs, [state.failed for state in pool.engine.scheduler.fleet.nodes.values()]
+            return result, pairs, [state.failed for state in pool.engine.scheduler.cluster.nodes.values()]
 
     result, pairs, failed = run(main())
     assert sorted(result.errors) == [7, 8, 499]

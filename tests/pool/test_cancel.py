@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, DeadlineExceeded, OllamaPool
-from sollol.core.fleet import Lane
+from sollol.core.state.replica import Replica
 from sollol.sim import SimNode, run, serve, sim_cluster
 from tests.pool.breaking import MODEL, Stage, staged, talker
 
@@ -34,8 +34,8 @@ def asked(node: SimNode) -> int:
     return node.counters.requests.get("POST /api/chat", 0)
 
 
-def lane_of(stage: Stage) -> Lane:
-    return stage.pool.engine.scheduler.fleet.nodes[BIG.key].lanes[f"{MODEL}:latest"]
+def replica_of(stage: Stage) -> Replica:
+    return stage.pool.engine.scheduler.cluster.nodes[BIG.key].replicas[f"{MODEL}:latest"]
 
 
 @asynccontextmanager
@@ -50,10 +50,10 @@ async def calm(warm: int = 2) -> AsyncIterator[tuple[Stage, SimNode]]:
         after = stage.pool.get_stats()["node_performance"][BIG.key]
         for name in ("failed_requests", "success_rate"):
             assert after[name] == before[name]
-        lane = lane_of(stage)
-        assert lane.breaker.closed
-        assert lane.reliability.read() == 1.0
-        assert lane.limiter.limit >= 1
+        replica = replica_of(stage)
+        assert replica.breaker.closed
+        assert replica.reliability.read() == 1.0
+        assert replica.limiter.limit >= 1
         assert not stage.pool.engine.scheduler.attempts
 
 
@@ -151,10 +151,10 @@ def test_a_slot_that_was_left_in_prefill_is_held_until_that_would_have_ended() -
             began = loop.time()
             task = await begun(stage, ask(stage.pool, 1), 1.0)
             await gone(task)
-            lane = lane_of(stage)
+            replica = replica_of(stage)
             at = stage.pool.engine.dispatcher.now()
-            assert not lane.free(at)
-            assert len(lane.still_draining(at)) == 1
+            assert not replica.free(at)
+            assert len(replica.still_draining(at)) == 1
             answer = await ask(stage.pool, 2)
             started = loop.time() - answer.routing.actual_ms / 1000
             assert started - began == pytest.approx(PREFILL_S, rel=0.1)
@@ -168,8 +168,8 @@ def test_a_slot_that_was_left_in_decode_is_free_at_once() -> None:
     async def main() -> None:
         async with calm() as (stage, _):
             await gone(await begun(stage, ask(stage.pool, 1), PREFILL_S + 1))
-            lane = lane_of(stage)
-            assert lane.free(stage.pool.engine.dispatcher.now())
+            replica = replica_of(stage)
+            assert replica.free(stage.pool.engine.dispatcher.now())
             answer = await ask(stage.pool, 2)
             assert answer.routing.queue_ms == 0
             assert answer.routing.actual_ms == pytest.approx((PREFILL_S + DECODE_S) * 1000, rel=0.1)
@@ -204,7 +204,7 @@ def test_a_timeout_closes_the_connection(timeout_s: float, place: str, stream: b
             assert asyncio.get_running_loop().time() - began == pytest.approx(timeout_s)
             await asyncio.sleep(0.001)
             assert node.counters.inflight == 0
-            assert bool(lane_of(stage).draining) == (place == "prefill")
+            assert bool(replica_of(stage).draining) == (place == "prefill")
             await asyncio.sleep(10)
 
     run(main())
@@ -236,7 +236,7 @@ def test_leaving_while_another_node_goes_on() -> None:
                 await stream.aclose()
                 await asyncio.sleep(0.01)
                 assert sum(node.counters.inflight for node in stage.world.nodes.values()) == 0
-                assert not stage.pool.engine.scheduler.open
+                assert not stage.pool.engine.scheduler.tasks
 
     run(main())
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, NoNodeAvailable, ResponseError
-from sollol.core.fleet import Lane
-from sollol.core.hangs import HUNG_LEAST
+from sollol.core.hang_detection import HUNG_LEAST
 from sollol.core.messages import NodeSeen
-from sollol.core.types import How
+from sollol.core.state.replica import Replica
+from sollol.core.types import Status
 from sollol.policies.breaker import PAUSE, THRESHOLD
 from sollol.sim import NodeSpec, SimNode, run
 from tests.pool.breaking import MODEL, Stage, staged, talker
@@ -23,19 +23,19 @@ HELLO = [{"role": "user", "content": "Hello"}]
 FAST, SLOW = "10.0.0.1:11434", "10.0.0.2:11434"
 
 # What is wrong with a node, and what its attempts end in.
-FAULTS: dict[str, tuple[Callable[[SimNode], None], How]] = {
-    "refuses": (SimNode.die, How.UNREACHABLE),
-    "unreachable": (SimNode.black_hole, How.UNREACHABLE),
-    "500": (lambda node: node.error_rate(1.0, status=500), How.FAILED),
-    "502": (lambda node: node.error_rate(1.0, status=502), How.FAILED),
-    "429": (lambda node: node.error_rate(1.0, status=429), How.BUSY),
-    "503": (lambda node: node.error_rate(1.0, status=503), How.BUSY),
-    "cut": (lambda node: node.cut_after(0), How.FAILED),
-    "cut answer": (lambda node: node.cut_after(2), How.FAILED),
-    "late error": (lambda node: node.late_error_after(0), How.FAILED),
-    "not JSON": (lambda node: node.wrong("not-json"), How.FAILED),
-    "empty object": (lambda node: node.wrong("empty-object"), How.FAILED),
-    "frozen": (SimNode.freeze, How.UNREACHABLE),
+FAULTS: dict[str, tuple[Callable[[SimNode], None], Status]] = {
+    "refuses": (SimNode.die, Status.UNREACHABLE),
+    "unreachable": (SimNode.black_hole, Status.UNREACHABLE),
+    "500": (lambda node: node.error_rate(1.0, status=500), Status.FAILED),
+    "502": (lambda node: node.error_rate(1.0, status=502), Status.FAILED),
+    "429": (lambda node: node.error_rate(1.0, status=429), Status.BUSY),
+    "503": (lambda node: node.error_rate(1.0, status=503), Status.BUSY),
+    "cut": (lambda node: node.cut_after(0), Status.FAILED),
+    "cut answer": (lambda node: node.cut_after(2), Status.FAILED),
+    "late error": (lambda node: node.late_error_after(0), Status.FAILED),
+    "not JSON": (lambda node: node.wrong("not-json"), Status.FAILED),
+    "empty object": (lambda node: node.wrong("empty-object"), Status.FAILED),
+    "frozen": (SimNode.freeze, Status.UNREACHABLE),
 }
 
 
@@ -44,8 +44,8 @@ def unequal() -> list[NodeSpec]:
     return [talker(1), talker(2, loaded=())]
 
 
-def lane_of(stage: Stage, key: str) -> Lane:
-    return stage.pool.engine.scheduler.fleet.nodes[key].lanes[f"{MODEL}:latest"]
+def replica_of(stage: Stage, key: str) -> Replica:
+    return stage.pool.engine.scheduler.cluster.nodes[key].replicas[f"{MODEL}:latest"]
 
 
 def ask(pool: AsyncOllamaPool, **more: Any) -> Any:
@@ -64,8 +64,8 @@ def test_another_node_answers(fault: str) -> None:
             assert answer.routing.node == SLOW
             assert [(tried["node"], tried["outcome"]) for tried in answer.routing.tried] in (
                 [(FAST, how.value)],
-                [(FAST, How.LEFT.value)],  # a probe knew before the attempt did
-                [(FAST, How.TIMEOUT.value)],  # another copy was sooner
+                [(FAST, Status.LEFT.value)],  # a probe knew before the attempt did
+                [(FAST, Status.TIMEOUT.value)],  # another copy was sooner
             )
             assert stage.pool.get_stats()["successful_requests"] == 1
 
@@ -85,9 +85,9 @@ def test_many_calls_under_a_fault(fault: str) -> None:
             answers = await asyncio.gather(*calls)
             assert len({answer.message.content for answer in answers}) == 1
             assert all(answer.routing.attempts <= 2 for answer in answers)
-            if how is How.BUSY:
-                lane = lane_of(stage, FAST)
-                assert lane.breaker.closed
+            if how is Status.BUSY:
+                replica = replica_of(stage, FAST)
+                assert replica.breaker.closed
 
     run(main())
 
@@ -138,8 +138,8 @@ def test_a_node_that_lives_and_whose_runner_hangs(stream: bool) -> None:
                     assert answer.routing.reasons[0].startswith(f"another copy: {FAST} is silent")
                 assert loop.time() - began < HUNG_LEAST / 1e6 + 10
                 assert stage.world[FAST].counters.inflight == 0
-            lane = lane_of(stage, FAST)
-            assert lane.failed >= 1
+            replica = replica_of(stage, FAST)
+            assert replica.failed >= 1
             stage.world[FAST].heal()
             assert (await ask(stage.pool, node=[FAST])).routing.node == FAST
         if not stream:
@@ -175,7 +175,7 @@ def test_what_two_nodes_refuse_is_the_callers_error() -> None:
             assert stats["failed_requests"] == 3
             for row in stats["node_performance"].values():
                 assert row["failed_requests"] == 0
-            assert lane_of(stage, FAST).breaker.closed
+            assert replica_of(stage, FAST).breaker.closed
 
     run(main())
 
@@ -258,21 +258,21 @@ def test_a_breaker_opens_lets_a_trial_through_and_closes() -> None:
             dispatcher = stage.pool.engine.dispatcher
             async with flood(stage) as answers:
                 await asyncio.sleep(5)
-                lane = lane_of(stage, FAST)
+                replica = replica_of(stage, FAST)
                 stage.world[FAST].error_rate(1.0)
-                await until(lambda: not lane.breaker.closed)
-                opened, sent = dispatcher.now(), lane.failed
+                await until(lambda: not replica.breaker.closed)
+                opened, sent = dispatcher.now(), replica.failed
                 assert sent == THRESHOLD
                 await asyncio.sleep(PAUSE / 1e6 * 0.9)
-                assert lane.failed == sent  # nothing goes there
+                assert replica.failed == sent  # nothing goes there
                 await asyncio.sleep(PAUSE / 1e6 * 3)
-                assert lane.failed == sent + 1  # one trial, which made the pause longer
+                assert replica.failed == sent + 1  # one trial, which made the pause longer
                 stage.world[FAST].heal()
-                await until(lambda: lane.breaker.closed)
+                await until(lambda: replica.breaker.closed)
                 assert dispatcher.now() - opened < 10e6
-                before = lane.answers
+                before = replica.answers
                 await asyncio.sleep(3)
-                assert lane.answers > before + 10
+                assert replica.answers > before + 10
             assert answers
             assert stage.pool.get_stats()["failed_requests"] == 3  # those that were cancelled in the end
 
@@ -285,7 +285,7 @@ def test_a_node_that_comes_back_is_noticed_without_traffic(fault: str) -> None:
 
     async def main() -> None:
         async with staged([talker(1), talker(2)]) as stage:
-            state = stage.pool.engine.scheduler.fleet.nodes[FAST]
+            state = stage.pool.engine.scheduler.cluster.nodes[FAST]
             stage.world[SLOW].slow(3.0)
             async with flood(stage):
                 await asyncio.sleep(2)

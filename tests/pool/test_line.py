@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sollol import BadInput, DeadlineExceeded, QueueFull, TaskPriority
-from sollol.core.queue import AGEING
+from sollol.core.state.queue import AGEING
 from sollol.pool.requests import chat_request
 from sollol.sim import run
 from tests.pool.breaking import MODEL, Stage, staged, talker

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sollol.core.messages import Abort, Start
-from sollol.core.types import How
+from sollol.core.types import Status
 from sollol.hedging import AdaptiveHedging
-from sollol.policies.hedge import BUDGET, LEAST, RESERVE
+from sollol.policies.hedging import BUDGET, LEAST, RESERVE
 from sollol.pool.engine import _stays
 from sollol.sim import ModelSpec, run
 from tests.pool.breaking import MODEL, Stage, staged, talker
@@ -66,7 +66,7 @@ def test_a_late_call_is_overtaken_by_its_second_copy(stream: bool) -> None:
             assert answer.routing.node == second.node
             assert answer.routing.reasons[0].startswith(f"another copy: {first.node} is late")
             assert [(tried["node"], tried["outcome"]) for tried in answer.routing.tried] == [
-                (first.node, How.LEFT.value)
+                (first.node, Status.LEFT.value)
             ]
             assert loop.time() - began < 0.4 * 3.5  # not 20 times 0.4 s
             assert answer.eval_count == right.eval_count
@@ -219,7 +219,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
     async def main(factor: float) -> float:
         async with staged([talker(1), talker(2)]) as stage:
             await learned(stage, stream=stream)
-            copies = stage.pool.engine.scheduler._singles.copies
+            copies = stage.pool.engine.scheduler._requests.hedging
             for _ in range(3):
                 watch = straggle(stage, factor)
                 length = {} if factor > 1 else {"options": {"num_predict": 5 * TOKENS}}
@@ -296,7 +296,7 @@ def test_when_the_first_copy_fails_the_second_is_enough() -> None:
             answer = await call
             assert answer.routing.node == second.node
             assert len(stage.transport.sent) == before + 1
-            assert answer.routing.tried[0]["outcome"] in (How.FAILED.value, How.UNREACHABLE.value)
+            assert answer.routing.tried[0]["outcome"] in (Status.FAILED.value, Status.UNREACHABLE.value)
 
     run(main())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sollol.core.stalls import STALL_LEAST
+from sollol.core.stall_detection import STALL_LEAST
 from sollol.errors import DeadlineExceeded, StreamBroken
 from sollol.sim import ModelSpec, run
 from tests.pool.breaking import MESSAGES, MODEL, RATE, WORDS, Heard, Stage, staged, talker
@@ -114,8 +114,10 @@ def test_a_stream_that_can_go_on_elsewhere_is_moved_and_so_are_the_calls_behind_
             for key in [endpoint.key for endpoint in stage.world.endpoints]:
                 await stage.pool.chat(MODEL, MESSAGES, node=key, options={"num_predict": 5})
             first, second = (stage.world[endpoint.key] for endpoint in stage.world.endpoints)
-            lane = stage.pool.engine.scheduler.fleet.markets[f"{MODEL}:latest"].lanes[stage.world.endpoints[0].key]
-            lane.limiter.limit = lane.limit = 4  # as if learned
+            replica = stage.pool.engine.scheduler.cluster.groups[f"{MODEL}:latest"].replicas[
+                stage.world.endpoints[0].key
+            ]
+            replica.limiter.limit = replica.limit = 4  # as if learned
             first.stall_after(5)
             stream = await stage.pool.chat(MODEL, MESSAGES, node=[e.key for e in stage.world.endpoints], **ASKED)
             heard = Heard()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import OK, How
+from sollol.core.types import OK, Status
 from sollol.nodes.dialect import judge_vectors, refusal
 from sollol.nodes.transport import Call
 from sollol.pool.whole import observed
@@ -59,7 +59,7 @@ def test_a_busy_node_says_when_to_come_back() -> None:
     transport = Answers(429, b'{"error":"too many requests"}', **{"retry-after": "7"})
     body, status, headers = observe(transport, b'{"model":"m","messages":[]}')
     outcome = refusal(status, body, headers)
-    assert outcome.how is How.BUSY
+    assert outcome.status is Status.BUSY
     assert outcome.retry_us == 7_000_000
 
 
@@ -83,4 +83,4 @@ def test_a_busy_node_says_when_to_come_back() -> None:
 def test_vectors_stand_where_their_route_has_them(path: str, asked: bytes, answer: bytes, fits: bool) -> None:
     wrong = judge_vectors(path, asked, answer)
     assert (wrong is None) == fits
-    assert wrong is None or wrong.how not in (OK, How.REFUSED)
+    assert wrong is None or wrong.status not in (OK, Status.REFUSED)

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sollol.compat.background import check_number, wait_for
-from sollol.core.estimate import Quantile
 from sollol.core.policy import Hedger
+from sollol.core.state.estimators import Quantile
 from sollol.core.types import Decision, Micros, Task
 from sollol.errors import BadInput, DeadlineExceeded, NoNodeAvailable
-from sollol.policies.hedge import BUDGET, LATER, LEAST, RESERVE, SHARE
+from sollol.policies.hedging import BUDGET, LATER, LEAST, RESERVE, SHARE
 from sollol.pool.keywords import accept_old, warn_once
 
 TIMEOUT_MS = 30_000.0

@@ -23,17 +23,17 @@ from sollol.compat.background import check_number
 from sollol.config import load_settings
 from sollol.core.messages import (
     Abort,
+    Complete,
     Finished,
     Load,
     NodeAdded,
     NodeLost,
     NodeRemoved,
     NodeSeen,
-    Settle,
     Start,
     Submitted,
 )
-from sollol.core.types import How, Micros, Task
+from sollol.core.types import Micros, Status, Task
 from sollol.errors import BadInput
 from sollol.observe.journal import Entry
 from sollol.pool.keywords import accept_old
@@ -259,7 +259,7 @@ class _Follower:
                     self._started(action, at)
                 case Abort():
                     self._aborted(action.attempt, at)
-                case Settle():
+                case Complete():
                     self._tasks.pop(action.task, None)
                 case Load():
                     self._tell(EventType.OLLAMA_MODEL_LOAD, action.node, {"model": action.model})
@@ -283,13 +283,14 @@ class _Follower:
         if task is None:
             return
         details = _details(task) | {"latency_ms": (at - since) / 1000}
-        if event.outcome.how is How.OK:
+        if event.outcome.status is Status.OK:
             self._tell(EventType.OLLAMA_RESPONSE, node, details, kept)
             return
-        details |= {"error": event.outcome.message, "outcome": event.outcome.how.value}
+        details |= {"error": event.outcome.message, "outcome": event.outcome.status.value}
         severity = (
             "warning"
-            if event.outcome.how in (How.BUSY, How.REFUSED, How.MISSING, How.UNABLE, How.UNSUITED, How.LOCKED, How.OURS)
+            if event.outcome.status
+            in (Status.BUSY, Status.REFUSED, Status.MISSING, Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.OURS)
             else "error"
         )
         self._tell(EventType.OLLAMA_ERROR, node, details, kept, severity)

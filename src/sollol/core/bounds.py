@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sollol.core.ledger import Ledger
-    from sollol.core.market import Market
+    from sollol.core.state.model_replicas import ModelReplicas
+    from sollol.core.state.scheduler_state import SchedulerState
 
 
-def forget_model(ledger: Ledger, market: Market) -> None:
+def forget_model(state: SchedulerState, group: ModelReplicas) -> None:
     """Forget a model that no node has, once its last task is settled."""
-    model = market.model
-    if market.lanes or market.tasks or ledger.fleet.markets.get(model) is not market:
+    model = group.model
+    if group.replicas or group.tasks or state.cluster.groups.get(model) is not group:
         return
-    for node in ledger.fleet.nodes.values():
-        if model in node.lanes:
+    for node in state.cluster.nodes.values():
+        if model in node.replicas:
             return
-    del ledger.fleet.markets[model]
-    ledger.lines.pop(model, None)
-    ledger.batches.pop(model, None)
+    del state.cluster.groups[model]
+    state.queues.pop(model, None)
+    state.batches.pop(model, None)
 
 
 def keep_largest(values: dict[str, float], most: int) -> dict[str, float]:

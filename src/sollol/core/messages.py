@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.hints import mypyc_attr
-from sollol.core.ranges import Ranges
+from sollol.core.state.ranges import Ranges
 from sollol.core.types import Decision, Kind, Micros, NodeFacts, Outcome, Task
 from sollol.core.value import Value
 
@@ -26,7 +26,7 @@ class Submitted(Value):
         self.task = task
 
 
-class Fed(NamedTuple):
+class ItemsAdded(NamedTuple):
     """The next items of a batch, by their costs; their positions follow those fed before."""
 
     task: int
@@ -74,7 +74,7 @@ class Cancelled(Value):
         self.task = task
 
 
-class Broken(NamedTuple):
+class TaskFailed(NamedTuple):
     """This task cannot go on, by a fault of this program outside of the scheduler."""
 
     task: int
@@ -125,12 +125,12 @@ class Tick(NamedTuple):
 
 Event = (
     Submitted
-    | Fed
+    | ItemsAdded
     | FirstToken
     | Responding
     | Finished
     | Cancelled
-    | Broken
+    | TaskFailed
     | NodeAdded
     | NodeRemoved
     | NodeSeen
@@ -195,7 +195,7 @@ class Refuse(NamedTuple):
     outcome: Outcome
 
 
-class Want(NamedTuple):
+class ItemsRequested(NamedTuple):
     """The batch could use about this many more items."""
 
     task: int
@@ -203,7 +203,7 @@ class Want(NamedTuple):
 
 
 @mypyc_attr(acyclic=True)
-class Settle(Value):
+class Complete(Value):
     """The task is over. `attempt` answered it (None for a batch, or where `outcome` is a failure)."""
 
     __slots__ = ("attempt", "outcome", "task", "tried")
@@ -238,7 +238,7 @@ class Notice(NamedTuple):
     text: str
 
 
-class Fault(NamedTuple):
+class SchedulerFault(NamedTuple):
     """An exception came out of the scheduler. `task`: that was being handled (0 for none), and is settled."""
 
     task: int
@@ -255,4 +255,4 @@ class WakeAt(Value):
         self.at = at
 
 
-Action = Load | Start | Abort | Accept | Refuse | Want | Settle | Probe | WakeAt | Notice | Fault
+Action = Load | Start | Abort | Accept | Refuse | ItemsRequested | Complete | Probe | WakeAt | Notice | SchedulerFault

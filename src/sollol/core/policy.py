@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sollol.core.types import Decision, Micros, Outcome, RoutingMode, Task
 
 if TYPE_CHECKING:
-    from sollol.core.lane import Lane
+    from sollol.core.state.replica import Replica
 
 
 class Router(Protocol):
@@ -28,8 +28,8 @@ class Router(Protocol):
     def choose(
         self,
         task: Task,
-        lanes: Sequence[Lane],
-        ahead: Mapping[str, Micros],
+        replicas: Sequence[Replica],
+        reserved_us: Mapping[str, Micros],
         at: Micros,
         rng: random.Random,
     ) -> Decision:
@@ -77,7 +77,7 @@ class Limiter(Protocol):
         ...
 
     def answered(
-        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros, beside: int = 0
+        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros, concurrent: int = 0
     ) -> None:
         """Record an answer that came with timings: the mean calls in flight, its time, its wait in the node, and its
         tokens per microsecond of decoding (0 if unknown). `beside`: the calls in flight when it was sent, itself
@@ -130,16 +130,16 @@ class BatchView(NamedTuple):
     pending_count: int
     inflight_cost: float  # on all lanes of the model, this batch's and others'
     closed: bool  # no more items will come
-    lane_rate: float | None
-    lane_backlog: float
-    lane_startup_us: Micros
+    replica_rate: float | None
+    replica_backlog: float
+    replica_startup_us: Micros
     slots: int
     total_rate: float
     best_rate: float
-    lanes: int
+    replicas: int
 
 
-class Again(enum.Enum):
+class ChunkRetry(enum.Enum):
     RETRY = "retry"
     SPLIT = "split"
     REFUSE = "refuse"
@@ -152,11 +152,11 @@ class Batcher(Protocol):
         """(cost, count): a chunk stops at whichever is reached first; (0, 0) leaves it to the others."""
         ...
 
-    def takeover(self, cost: float, rate: float, startup_us: Micros, left_us: Micros) -> bool:
+    def takeover(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
         """Would an idle node finish this work clearly before the one that has it, expected in `left_us`?"""
         ...
 
-    def again(self, outcome: Outcome, tries: int, count: int) -> Again:
+    def again(self, outcome: Outcome, tries: int, count: int) -> ChunkRetry:
         """What to do with a chunk of `count` items that has failed `tries` times.
 
         SPLIT makes its items suspect: they are tried in halves until one is found, or all were good."""

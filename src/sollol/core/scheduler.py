@@ -2,7 +2,7 @@
 
 Late binding: a task waits in its model's line until a node has a free slot, and the choice is made then, with that
 moment's knowledge. Batches stand in the same line and are cut into chunks as slots free; when nothing waits, an
-idle node takes over what is expected to finish last (`core.tail`). Every task ends in exactly one Settle.
+idle node takes over what is expected to finish last (`core.takeover`). Every task ends in exactly one Settle.
 """
 
 from __future__ import annotations
@@ -11,22 +11,17 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from sollol.core.attempt import Attempt
-from sollol.core.belief import true_outcome
-from sollol.core.chunks import Chunks
-from sollol.core.credit import Credit
-from sollol.core.fleet import NodeState
-from sollol.core.forecast import Forecast
-from sollol.core.ledger import LEFT, Ledger, OpenTask
-from sollol.core.market import Market
+from sollol.core.batch_scheduler import BatchScheduler
+from sollol.core.fault_recovery import FaultRecovery, fault_outcome
+from sollol.core.forecast import QueueForecast
+from sollol.core.measurements import Measurements
 from sollol.core.messages import (
     Action,
-    Broken,
     Cancelled,
     Event,
-    Fed,
     Finished,
     FirstToken,
+    ItemsAdded,
     NodeAdded,
     NodeLost,
     NodeRemoved,
@@ -34,16 +29,22 @@ from sollol.core.messages import (
     Responding,
     Silent,
     Submitted,
+    TaskFailed,
     Tick,
     WakeAt,
 )
 from sollol.core.policy import Policies
-from sollol.core.recovery import Recovery, fault_outcome
-from sollol.core.serving import Serving
-from sollol.core.singles import Singles
-from sollol.core.slots import SlotWatch
-from sollol.core.stalls import Stalls
-from sollol.core.types import NEVER, OK, SECOND, How, Micros, Outcome
+from sollol.core.request_scheduler import RequestScheduler
+from sollol.core.slot_binding import SlotBinding
+from sollol.core.slot_discovery import SlotDiscovery
+from sollol.core.stall_detection import StallDetection
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.node import Node
+from sollol.core.state.pending import PendingTask
+from sollol.core.state.scheduler_state import LEFT, SchedulerState
+from sollol.core.timing_check import true_outcome
+from sollol.core.types import NEVER, OK, SECOND, Micros, Outcome, Status
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
@@ -52,31 +53,31 @@ OURS_PAUSE: Final[Micros] = SECOND // 4  # until this process may have a file de
 
 
 class Scheduler:
-    """`handle(event, at)` returns what is to be done; `at` never goes back. It raises nothing: see `core.recovery`."""
+    """`handle(event, now)` returns actions; `now` never goes back. It never raises (`core.fault_recovery`)."""
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
         self.queue_bound = queue_bound
-        self._ledger = ledger = Ledger(policies, rng)
-        self.fleet = ledger.fleet
-        self.health = ledger.health
-        self.open = ledger.open
-        self.attempts = ledger.attempts
-        self.forecast = Forecast(ledger)
-        self._singles = Singles(ledger)
-        self._hangs = self._singles.hangs
-        self._chunks = Chunks(ledger)
-        self._stalls = Stalls(ledger)
-        self._serving = Serving(ledger, self._singles, self._chunks)
-        ledger.serve = self._serving.model
-        self._slots = SlotWatch(ledger, self._serving)
-        self._credit = Credit(ledger, self._singles, self._slots)
-        self._recovery = Recovery(ledger, self._serving)
+        self._state = state = SchedulerState(policies, rng)
+        self.cluster = state.cluster
+        self.health = state.health
+        self.tasks = state.tasks
+        self.attempts = state.attempts
+        self.forecast = QueueForecast(state)
+        self._requests = RequestScheduler(state)
+        self._hang_detection = self._requests.hang_detection
+        self._batches = BatchScheduler(state)
+        self._stall_detection = StallDetection(state)
+        self._binding = SlotBinding(state, self._requests, self._batches)
+        state.serve = self._binding.bind_model
+        self._slot_discovery = SlotDiscovery(state, self._binding)
+        self._measurements = Measurements(state, self._requests, self._slot_discovery)
+        self._recovery = FaultRecovery(state, self._binding)
         self._wake_at: Micros = NEVER
         self._looking_after = False
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
-            Fed: self._fed,
+            ItemsAdded: self._fed,
             Cancelled: self._cancelled,
-            Broken: self._broken,
+            TaskFailed: self._broken,
             Responding: self._responding,
             NodeAdded: self._node_added,
             NodeRemoved: self._node_removed,
@@ -88,10 +89,10 @@ class Scheduler:
 
     def handle(self, event: Event, at: Micros) -> list[Action]:
         out: list[Action] = []
-        ledger = self._ledger
-        ledger.out = out
-        ledger.now = at
-        ledger.concern = None
+        state = self._state
+        state.out = out
+        state.now = at
+        state.current_task = None
         try:
             if isinstance(event, Submitted):  # the three that every request brings: compiled, direct calls
                 self._submitted(event, at)
@@ -103,117 +104,117 @@ class Scheduler:
                 self._handlers[type(event)](event, at)
         except Exception as error:  # a fault of ours: it ends the task that it concerns, and no other
             self._recovery.event_failed(event, error, at)
-        if ledger.next_at < self._wake_at or self.health.next_at < self._wake_at:
-            self._wake_at = due = min(ledger.next_at, self.health.next_at)
+        if state.next_at < self._wake_at or self.health.next_at < self._wake_at:
+            self._wake_at = due = min(state.next_at, self.health.next_at)
             out.append(WakeAt(due))
         return out
 
     @property
     def policies(self) -> Policies:
         """The bundle of answers in use; may be replaced at any time, except limiter and breaker of present lanes."""
-        return self._ledger.policies
+        return self._state.policies
 
     @policies.setter
     def policies(self, policies: Policies) -> None:
-        self._ledger.use(policies)
+        self._state.use(policies)
 
     def waiting(self) -> int:
         """Tasks in line."""
-        return self._ledger.waiting()
+        return self._state.waiting()
 
     def invariants(self) -> None:
         """What must hold between events. Raises AssertionError."""
-        self._ledger.invariants()
+        self._state.invariants()
 
     # --- callers ----------------------------------------------------------------------------------------
 
     def _submitted(self, event: Submitted, at: Micros) -> None:
-        task, ledger = event.task, self._ledger
-        opened = OpenTask(task, at)
-        ledger.open[opened.key] = ledger.concern = opened
-        if len(ledger.open) > self.queue_bound and ledger.waiting() >= self.queue_bound:
-            wait = self.forecast.wait_for(len(ledger.lines.get(task.model, ())), task.model, at)
-            told = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
-            ledger.settle(opened, Outcome(How.QUEUE_FULL, told, retry_us=wait))
+        task, state = event.task, self._state
+        pending = PendingTask(task, at)
+        state.tasks[pending.key] = state.current_task = pending
+        if len(state.tasks) > self.queue_bound and state.waiting() >= self.queue_bound:
+            wait = self.forecast.wait_for(len(state.queues.get(task.model, ())), task.model, at)
+            listed = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
+            state.settle(pending, Outcome(Status.QUEUE_FULL, listed, retry_us=wait))
             return
-        ledger.retrier.deposit(task)
+        state.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
-            self._singles.copies.may_have(opened)
+            self._requests.hedging.may_have(pending)
         if at >= self.health.touch_at:
-            self.health.touched(at, ledger.out)
+            self.health.touched(at, state.out)
         if task.deadline_us is not None:
-            ledger.at(task.deadline_us, lambda now: self._deadline(task.id, now), opened.key)
-        market = opened.market = self.fleet.markets.get(task.model) or ledger.market(task.model, at)
-        market.tasks += 1
-        if opened.batch is not None:
-            ledger.batches.setdefault(task.model, {})[task.id] = opened.batch
-            market.batches = len(ledger.batches[task.model])
-            ledger.enqueue(opened, market, at, at)
-            self._serving.market(market, at)
+            state.at(task.deadline_us, lambda later: self._deadline(task.id, later), pending.key)
+        group = pending.group = self.cluster.groups.get(task.model) or state.group(task.model, at)
+        group.tasks += 1
+        if pending.batch is not None:
+            state.batches.setdefault(task.model, {})[task.id] = pending.batch
+            group.batches = len(state.batches[task.model])
+            state.enqueue(pending, group, at, at)
+            self._binding.bind(group, at)
         else:
-            self._single_submitted(opened, market, at)
+            self._single_submitted(pending, group, at)
 
-    def _single_submitted(self, opened: OpenTask, market: Market, at: Micros) -> None:
+    def _single_submitted(self, pending: PendingTask, group: ModelReplicas, at: Micros) -> None:
         if not self._looking_after:
             self._looking_after = True
-            self._ledger.at(at + LOOK_AFTER, self._look_after)
+            self._state.at(at + LOOK_AFTER, self._look_after)
         started: bool | None = None
-        if market.roomy and not market.line.waiting:
-            started = self._singles.start_now(opened, market, at)
+        if group.with_capacity and not group.queue.waiting:
+            started = self._requests.start_now(pending, group, at)
             if started:
                 return
-        self._ledger.enqueue(opened, market, at, at)
-        if started is None and (market.roomy or not market.lanes):
-            self._serving.newcomer(opened, market, at)
+        self._state.enqueue(pending, group, at, at)
+        if started is None and (group.with_capacity or not group.replicas):
+            self._binding.bind_new(pending, group, at)
         elif started is None:  # the answer that it waits for brings us back, if it is not far off
-            self._serving.crowded(market, at)
+            self._binding.probe_slots(group, at)
 
-    def _fed(self, event: Fed, at: Micros) -> None:
-        opened = self._ledger.concern = self.open.get(event.task)
-        if opened is not None and opened.batch is not None:
-            self._chunks.fed(opened, list(event.costs), event.closed, at)
-            self._serving.model(opened.task.model, at)
+    def _fed(self, event: ItemsAdded, at: Micros) -> None:
+        pending = self._state.current_task = self.tasks.get(event.task)
+        if pending is not None and pending.batch is not None:
+            self._batches.fed(pending, list(event.costs), event.closed, at)
+            self._binding.bind_model(pending.task.model, at)
 
     def _first_token(self, event: FirstToken, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
-            self._ledger.concern = attempt.opened
+            self._state.current_task = attempt.pending
             attempt.movable = event.movable
             if not attempt.started:
                 attempt.started = True
-                self._singles.begun(attempt.opened, attempt, at)
-                self._slots.responds(attempt, at)
+                self._requests.delivering(attempt.pending, attempt, at)
+                self._slot_discovery.responds(attempt, at)
 
     def _responding(self, event: Responding, at: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
-            self._ledger.concern = attempt.opened
-            self._slots.responds(attempt, at)
+            self._state.current_task = attempt.pending
+            self._slot_discovery.responds(attempt, at)
 
-    def _broken(self, event: Broken, at: Micros) -> None:
-        opened = self.open.get(event.task)
-        if opened is not None:
-            self._recovery.expel(opened, fault_outcome(event.error), at)
-            self._serving.all(at)
+    def _broken(self, event: TaskFailed, at: Micros) -> None:
+        pending = self.tasks.get(event.task)
+        if pending is not None:
+            self._recovery.expel(pending, fault_outcome(event.error), at)
+            self._binding.bind_all(at)
 
     def _cancelled(self, event: Cancelled, at: Micros) -> None:
-        opened = self._ledger.concern = self.open.get(event.task)
-        if opened is not None:
-            self._hangs.suspect(opened, at)
-            lanes = self._ledger.abort_all(opened, at)
-            self._ledger.settle(opened, Outcome(How.LEFT, "the caller left"))
-            self._serving.model(opened.task.model, at, lanes)
+        pending = self._state.current_task = self.tasks.get(event.task)
+        if pending is not None:
+            self._hang_detection.suspect(pending, at)
+            replicas = self._state.abort_all(pending, at)
+            self._state.settle(pending, Outcome(Status.LEFT, "the caller left"))
+            self._binding.bind_model(pending.task.model, at, replicas)
 
     def _deadline(self, task_id: int, at: Micros) -> None:
-        opened = self._ledger.concern = self.open.get(task_id)
-        if opened is not None:
-            where = ", ".join(a.lane.node.key for a in opened.attempts.values())
-            self._hangs.suspect(opened, at)
-            lanes = self._ledger.abort_all(opened, at)
-            message = f"no answer in {(at - opened.since) / SECOND:.1f} s"
+        pending = self._state.current_task = self.tasks.get(task_id)
+        if pending is not None:
+            where = ", ".join(a.replica.node.key for a in pending.attempts.values())
+            self._hang_detection.suspect(pending, at)
+            replicas = self._state.abort_all(pending, at)
+            message = f"no answer in {(at - pending.since) / SECOND:.1f} s"
             message += f" (running on {where})" if where else " (waiting for a free node)"
-            self._ledger.settle(opened, Outcome(How.DEADLINE, message))
-            self._serving.model(opened.task.model, at, lanes)
+            self._state.settle(pending, Outcome(Status.DEADLINE, message))
+            self._binding.bind_model(pending.task.model, at, replicas)
 
     # --- answers ----------------------------------------------------------------------------------------
 
@@ -221,180 +222,180 @@ class Scheduler:
         attempt = self.attempts.get(event.attempt)
         if attempt is None:  # aborted meanwhile
             return
-        lane, opened = attempt.lane, attempt.opened
-        self._ledger.concern = opened
+        replica, pending = attempt.replica, attempt.pending
+        self._state.current_task = pending
         outcome = event.outcome
-        if outcome.how is OK:
+        if outcome.status is OK:
             outcome = true_outcome(outcome, at - attempt.started_us, attempt.cost)
-        inflight = len(lane.attempts)
-        began, before = attempt.started_us, lane.last_end_us
+        inflight = len(replica.attempts)
+        began, before = attempt.started_us, replica.last_end_us
         busy_us = at - (began if began > before else before)
-        self._ledger.end(attempt, at)
-        lane.node.attempted += 1
-        if opened.batch is not None and outcome.how is How.FAILED:
-            lane.breaker.record(at, LEFT)  # its items are suspected first (`core.blame`)
+        self._state.end(attempt, at)
+        replica.node.attempted += 1
+        if pending.batch is not None and outcome.status is Status.FAILED:
+            replica.breaker.record(at, LEFT)  # its items are suspected first (`core.fault_attribution`)
         else:
-            lane.record(at, outcome)
-        if outcome.how is OK:
-            self._credit.answered(attempt, outcome.timing, busy_us, inflight, at)
-            if opened.batch is not None:
-                self._chunks.answered(opened, attempt, at)
+            replica.record(at, outcome)
+        if outcome.status is OK:
+            self._measurements.answered(attempt, outcome.timing, busy_us, inflight, at)
+            if pending.batch is not None:
+                self._batches.answered(pending, attempt, at)
             else:
-                self._singles.answered(opened, attempt, outcome, at)
+                self._requests.answered(pending, attempt, outcome, at)
         else:
             self._debit(attempt, outcome, at)
-            self._failed(opened, attempt, outcome, at)
-        if outcome.how is How.UNREACHABLE:  # other models of that node have lost work too
-            self._serving.all(at)
+            self._failed(pending, attempt, outcome, at)
+        if outcome.status is Status.UNREACHABLE:  # other models of that node have lost work too
+            self._binding.bind_all(at)
             return
-        if len(lane.node.lanes) > 1 and self._serving.others_wait(lane):
-            self._serving.node(lane, outcome.how is OK, at)
-        elif lane.market.line.waiting or self._ledger.batches or self._singles.copies.late:
-            self._serving.market(lane.market, at, [lane] if outcome.how is OK else None)
+        if len(replica.node.replicas) > 1 and self._binding.others_wait(replica):
+            self._binding.bind_node(replica, outcome.status is OK, at)
+        elif replica.group.queue.waiting or self._state.batches or self._requests.hedging.late:
+            self._binding.bind(replica.group, at, [replica] if outcome.status is OK else None)
 
-    def _failed(self, opened: OpenTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
-        if opened.batch is not None:
-            self._chunks.failed(opened, attempt, outcome, at)
+    def _failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+        if pending.batch is not None:
+            self._batches.failed(pending, attempt, outcome, at)
         else:
-            self._singles.failed(opened, attempt, outcome, at)
+            self._requests.failed(pending, attempt, outcome, at)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
-        lane = attempt.lane
-        lane.unsettle()
-        if outcome.how in (How.REFUSED, How.LEFT, How.UNABLE):
+        replica = attempt.replica
+        replica.flag_off_nominal()
+        if outcome.status in (Status.REFUSED, Status.LEFT, Status.UNABLE):
             return
-        if outcome.how is How.OURS:
-            self._ledger.pause(lane, at + OURS_PAUSE)
+        if outcome.status is Status.OURS:
+            self._state.pause(replica, at + OURS_PAUSE)
             return
-        if outcome.how in (How.UNSUITED, How.LOCKED):
-            self.fleet.learn_unable(lane.node, attempt.task, outcome, at)
+        if outcome.status in (Status.UNSUITED, Status.LOCKED):
+            self.cluster.learn_unable(replica.node, attempt.task, outcome, at)
             return
-        lane.node.failed += 1
-        lane.failed += 1
-        lane.reliability.add(0.0)
-        lane.penalised(at - attempt.started_us)
-        if outcome.how in (How.BUSY, How.TIMEOUT):
-            lane.sample(0.0, 0, 0, True, False)
-        if outcome.how is How.BUSY:
-            pause = self._ledger.retrier.again(attempt.task, outcome, min(lane.busy_answers, 6), at) or 0
-            lane.busy_answers += 1
+        replica.node.failed += 1
+        replica.failed += 1
+        replica.reliability.add(0.0)
+        replica.penalised(at - attempt.started_us)
+        if outcome.status in (Status.BUSY, Status.TIMEOUT):
+            replica.sample(0.0, 0, 0, True, False)
+        if outcome.status is Status.BUSY:
+            pause = self._state.retrier.again(attempt.task, outcome, min(replica.busy_answers, 6), at) or 0
+            replica.busy_answers += 1
             if outcome.retry_us:  # the node knows better; "at once" would use up all tries in a few milliseconds
                 pause = min(outcome.retry_us, RETRY_AFTER_MAX)
-            self._ledger.pause(lane, at + pause)
-        elif outcome.how is How.MISSING:
-            self._ledger.forget_model(lane)
-        elif outcome.how is How.UNREACHABLE:
-            self._node_down(lane.node, outcome.message, at)
+            self._state.pause(replica, at + pause)
+        elif outcome.status is Status.MISSING:
+            self._state.forget_model(replica)
+        elif outcome.status is Status.UNREACHABLE:
+            self._node_down(replica.node, outcome.message, at)
 
     # --- nodes ------------------------------------------------------------------------------------------
 
     def _node_added(self, event: NodeAdded, at: Micros) -> None:
-        if event.endpoint.key not in self.fleet.nodes:
-            self.fleet.nodes[event.endpoint.key] = node = NodeState(event.endpoint)
-            node.faults.breaker = self._ledger.policies.breaker()
-            self.health.added(node, at, self._ledger.out)
+        if event.endpoint.key not in self.cluster.nodes:
+            self.cluster.nodes[event.endpoint.key] = node = Node(event.endpoint)
+            node.faults.breaker = self._state.policies.breaker()
+            self.health.added(node, at, self._state.out)
 
     def _node_removed(self, event: NodeRemoved, at: Micros) -> None:
-        node = self.fleet.nodes.pop(event.node, None)
-        self.fleet.unable.pop(event.node, None)
+        node = self.cluster.nodes.pop(event.node, None)
+        self.cluster.incapable.pop(event.node, None)
         if node is None:
             return
         node.up = False
-        self._lose_attempts(node, Outcome(How.UNREACHABLE, "the node was removed"), at)
-        for market in self.fleet.markets.values():
-            market.drop(node.key)
-        self._serving.all(at)
+        self._lose_attempts(node, Outcome(Status.UNREACHABLE, "the node was removed"), at)
+        for group in self.cluster.groups.values():
+            group.drop(node.key)
+        self._binding.bind_all(at)
 
     def _node_seen(self, event: NodeSeen, at: Micros) -> None:
-        node = self.fleet.nodes.get(event.node)
+        node = self.cluster.nodes.get(event.node)
         if node is None:
             return
         came_up = node.up is not True
         if came_up or node.version != event.facts.version:
-            node.unable.clear()
-            self.fleet.unable.pop(node.key, None)
+            node.incapable.clear()
+            self.cluster.incapable.pop(node.key, None)
         changed = self.health.seen(node, event.facts, at)
         if event.facts.late:
-            self._hangs.doubt(node, at)
+            self._hang_detection.evidence(node, at)
         if came_up or changed:
-            for market in self.fleet.markets.values():
-                self._ledger.join(market, node)
-                market.recount(at)
-        self._serving.all(at)  # also those who have tried all others, and waited for this answer
+            for group in self.cluster.groups.values():
+                self._state.join(group, node)
+                group.recount(at)
+        self._binding.bind_all(at)  # also those who have tried all others, and waited for this answer
 
     def _node_lost(self, event: NodeLost, at: Micros) -> None:
-        node = self.fleet.nodes.get(event.node)
+        node = self.cluster.nodes.get(event.node)
         if node is None:
             return
         if not event.certain and node.up:
-            self._hangs.doubt(node, at)
+            self._hang_detection.evidence(node, at)
         if self.health.lost(node, event.why, event.certain, at):
             if not event.certain and node.up:
-                self._hangs.blame(node, at)
+                self._hang_detection.blame(node, at)
             self._node_down(node, event.why, at)
-        self._serving.all(at)
+        self._binding.bind_all(at)
 
-    def _node_down(self, node: NodeState, why: str, at: Micros) -> None:
+    def _node_down(self, node: Node, why: str, at: Micros) -> None:
         if node.up is not False:
             self.health.down(node, why, at)
-            self._lose_attempts(node, Outcome(How.UNREACHABLE, why), at)
-            for lane in node.lanes.values():
-                lane.market.recount(at)
+            self._lose_attempts(node, Outcome(Status.UNREACHABLE, why), at)
+            for replica in node.replicas.values():
+                replica.group.recount(at)
 
-    def _lose_attempts(self, node: NodeState, outcome: Outcome, at: Micros) -> None:
+    def _lose_attempts(self, node: Node, outcome: Outcome, at: Micros) -> None:
         """Give back what a lost node had; what cannot go on elsewhere is left to its own end."""
-        for lane in node.lanes.values():
-            for attempt in [a for a in lane.attempts.values() if a.movable]:
+        for replica in node.replicas.values():
+            for attempt in [a for a in replica.attempts.values() if a.movable]:
                 if attempt.id in self.attempts:  # else its batch was given up meanwhile
                     self._lose(attempt, outcome, at)
 
     def _lose(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
-        self._ledger.concern = attempt.opened
+        self._state.current_task = attempt.pending
         try:
-            self._ledger.abort(attempt, at)
-            self._failed(attempt.opened, attempt, outcome, at)
+            self._state.abort(attempt, at)
+            self._failed(attempt.pending, attempt, outcome, at)
         except Exception as error:  # of this call: the node had others, too
-            self._ledger.recover(error, at)
+            self._state.recover(error, at)
 
     def _tick(self, event: Tick, at: Micros) -> None:
         self._wake_at = NEVER
-        self._ledger.run_timers(at)
-        self._ledger.concern = None
-        for attempt in self.health.tick(at, busy=bool(self.open), out=self._ledger.out):
-            self._ledger.concern = attempt.opened
+        self._state.run_timers(at)
+        self._state.current_task = None
+        for attempt in self.health.tick(at, busy=bool(self.tasks), out=self._state.out):
+            self._state.current_task = attempt.pending
             self._overdue(attempt, at)
 
     def _look_after(self, at: Micros) -> None:
-        self._looking_after = any(opened.batch is None for opened in self.open.values())
+        self._looking_after = any(pending.batch is None for pending in self.tasks.values())
         if self._looking_after:
-            self._ledger.at(at + LOOK_AFTER, self._look_after)
-            for attempt in self._hangs.look_after(at):
-                self._ledger.concern = attempt.opened
-                outcome = Outcome(How.TIMEOUT, "silent far beyond what was predicted")
-                attempt.lane.breaker.record(at, outcome)
+            self._state.at(at + LOOK_AFTER, self._look_after)
+            for attempt in self._hang_detection.look_after(at):
+                self._state.current_task = attempt.pending
+                outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
+                attempt.replica.breaker.record(at, outcome)
                 self._debit(attempt, outcome, at)
-            self._ledger.concern = None
+            self._state.current_task = None
             for model in self.forecast.models_waited_for():
-                self._singles.load_ahead(model, LOOK_AFTER, at)
-                self._serving.unblock(model, at)
+                self._requests.load_ahead(model, LOOK_AFTER, at)
+                self._binding.rescan(model, at)
 
     def _silent(self, event: Silent, at: Micros) -> None:
-        for attempt, why in self._stalls.judge(event.streams, at):
+        for attempt, why in self._stall_detection.judge(event.streams, at):
             if attempt.id in self.attempts:
-                self._ledger.concern = attempt.opened
-                outcome = Outcome(How.TIMEOUT, why)
-                attempt.lane.breaker.trip(at)
+                self._state.current_task = attempt.pending
+                outcome = Outcome(Status.TIMEOUT, why)
+                attempt.replica.breaker.trip(at)
                 self._debit(attempt, outcome, at)
-                self._hangs.move(attempt, outcome, at)
-                self._serving.market(attempt.lane.market, at)
+                self._hang_detection.move(attempt, outcome, at)
+                self._binding.bind(attempt.replica.group, at)
 
     def _overdue(self, attempt: Attempt, at: Micros) -> None:
         why = f"no answer in {(at - attempt.started_us) / SECOND:.1f} s, far beyond what was predicted"
-        outcome = Outcome(How.TIMEOUT, why)
-        attempt.lane.breaker.record(at, outcome)
+        outcome = Outcome(Status.TIMEOUT, why)
+        attempt.replica.breaker.record(at, outcome)
         self._debit(attempt, outcome, at)
         if attempt.id in self.attempts:
-            self._ledger.abort(attempt, at)
-            self._failed(attempt.opened, attempt, outcome, at)
-        self._serving.market(attempt.lane.market, at)
+            self._state.abort(attempt, at)
+            self._failed(attempt.pending, attempt, outcome, at)
+        self._binding.bind(attempt.replica.group, at)

@@ -22,7 +22,7 @@ HOLD: Final = 16  # lists of the learned length that succeed, before a longer on
 HOLD_MAX: Final = 4096
 
 
-class Doubt:
+class FailureEvidence:
     """Hold what counts against some items: requests that had them and failed."""
 
     __slots__ = ("alone", "least", "outcome", "since_us", "tries", "witnessed")
@@ -43,18 +43,18 @@ class Doubt:
         self.least = least  # node -> items of the shortest list that failed there
         self.witnessed = witnessed  # between two of the failures, the node of the later one did other work
 
-    def and_failed(self, node: str, good_us: Micros, count: int, outcome: Outcome, at: Micros) -> Doubt:
+    def and_failed(self, node: str, good_us: Micros, count: int, outcome: Outcome, at: Micros) -> FailureEvidence:
         """Return the doubt after one more failure, on a node whose last good answer came at `good_us`."""
         least = {**self.least, node: min(count, self.least.get(node, count))}
         since_us = self.since_us if self.tries else at
         witnessed = self.witnessed or good_us > since_us
-        return Doubt(self.tries + 1, since_us, outcome, least, witnessed, self.alone + (count == 1))
+        return FailureEvidence(self.tries + 1, since_us, outcome, least, witnessed, self.alone + (count == 1))
 
 
-NO_DOUBT: Final = Doubt(0, NEVER, None, {})
+NO_EVIDENCE: Final = FailureEvidence(0, NEVER, None, {})
 
 
-class ListLength:
+class ListLimit:
     """Bound the number of items a node is sent at once, as far as its failures tell.
 
     `now` shrinks with the second failure in a row and recovers with successes. `most` is learned from lists that failed

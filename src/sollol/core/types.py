@@ -16,7 +16,7 @@ from sollol.core.value import Value
 if TYPE_CHECKING:
     from sollol.core.policy import Hedger
 
-Mark = object  # the name of a beginning of a conversation, see `Task.prefix`: a number, but nobody counts with it
+PrefixHash = object  # the name of a beginning of a conversation, see `Task.prefix`: a number, but nobody counts with it
 Key = Any  # the number of a task or an attempt where it is a key; compiled, an int would be made an object each time
 Micros = int  # a moment, or a duration, on the event loop's clock
 NEVER: Final[Micros] = (1 << 62) - 1  # the largest that is no object, compiled
@@ -134,7 +134,7 @@ class Task(Value):
         mode: RoutingMode | None = None,
         hedge: bool | Hedger | None = None,
         stream: bool = False,
-        prefix: tuple[tuple[Mark, int], ...] = (),
+        prefix: tuple[tuple[PrefixHash, int], ...] = (),
         only: tuple[str, ...] | None = None,
         gpu: bool = False,
         route: str = "",
@@ -163,7 +163,7 @@ class Task(Value):
         self.observable = observable or stream
 
 
-class How(enum.Enum):
+class Status(enum.Enum):
     """The ways an attempt can end. What follows from each is decided in one place, `core.scheduler`."""
 
     OK = "ok"
@@ -176,7 +176,7 @@ class How(enum.Enum):
     UNSUITED = "unsuited"  # this node does not serve such calls: it lacks the route, or something stands before it
     LOCKED = "needs a key"  # 401, 403, 407 of what stands before this node
     OURS = "not asked"  # no file descriptor is left in this process: tells nothing of the node
-    UNABLE = "unable"  # this node cannot go on with an answer that another began; no fault of it
+    UNABLE = "incapable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
     # and what a task can end with besides:
     NO_NODE = "no node"
@@ -185,21 +185,21 @@ class How(enum.Enum):
 
 
 # The answers to the two questions that every request asks many times: an enum's member is looked up by its name.
-OK: Final = How.OK
+OK: Final = Status.OK
 EMBED: Final = Kind.EMBED
 
 # Another node may do it.
 TRANSIENT: Final = frozenset(
     {
-        How.BUSY,
-        How.FAILED,
-        How.TIMEOUT,
-        How.UNREACHABLE,
-        How.MISSING,
-        How.UNABLE,
-        How.UNSUITED,
-        How.LOCKED,
-        How.OURS,
+        Status.BUSY,
+        Status.FAILED,
+        Status.TIMEOUT,
+        Status.UNREACHABLE,
+        Status.MISSING,
+        Status.UNABLE,
+        Status.UNSUITED,
+        Status.LOCKED,
+        Status.OURS,
     }
 )
 
@@ -237,14 +237,19 @@ class Timing(Value):
 class Outcome(Value):
     """How an attempt or a task ended. `retry_us`: in how long it is worth trying again, where that is known."""
 
-    __slots__ = ("how", "message", "retry_us", "status", "timing")
+    __slots__ = ("http_status", "message", "retry_us", "status", "timing")
 
     def __init__(
-        self, how: How, message: str = "", status: int = 0, timing: Timing = Timing(), retry_us: Micros | None = None
+        self,
+        status: Status,
+        message: str = "",
+        http_status: int = 0,
+        timing: Timing = Timing(),
+        retry_us: Micros | None = None,
     ) -> None:
-        self.how = how
-        self.message = message
         self.status = status
+        self.message = message
+        self.http_status = http_status
         self.timing = timing
         self.retry_us = retry_us
 
@@ -300,7 +305,7 @@ class Decision(Value):
         self.rows = rows
         self.scores = scores
 
-    def heard_us(self, stream: bool) -> Micros:
+    def first_response_us(self, stream: bool) -> Micros:
         """The predicted time to the first token of a stream, or to an answer that is given whole."""
         return self.first_us if stream and self.first_us else self.predicted_us
 
@@ -356,9 +361,9 @@ def canonical_model(name: str) -> str:
 
 def _canonical(name: str) -> str:
     found = name.strip().lower().removesuffix(":local")
-    _, separator, rest = found.partition("://")
-    if separator and rest.count("/") == 2:
-        found = rest
+    _, separator, other_half = found.partition("://")
+    if separator and other_half.count("/") == 2:
+        found = other_half
     parts = found.split("/")
     if len(parts) == 3 and parts[0] == _HOST:
         parts = parts[1:]

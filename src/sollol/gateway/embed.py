@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from sollol.core.messages import Accept, Refuse, Start
-from sollol.core.ranges import Ranges
-from sollol.core.types import How, Outcome, Timing, canonical_model
+from sollol.core.state.ranges import Ranges
+from sollol.core.types import Outcome, Status, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
 from sollol.gateway.infer import Inference, Wanted, goes_to_cloud, no_model, routed, wanted
@@ -60,15 +60,15 @@ class RawBatch(BatchJob):
         try:
             found = _rows(answer)
         except msgspec.DecodeError as error:
-            return Outcome(How.FAILED, f"the answer is not what /api/embed gives: {error}", 200)
+            return Outcome(Status.FAILED, f"the answer is not what /api/embed gives: {error}", 200)
         if len(found.embeddings) != count:
-            return Outcome(How.FAILED, f"{len(found.embeddings)} vectors for {count} inputs", 200)
+            return Outcome(Status.FAILED, f"{len(found.embeddings)} vectors for {count} inputs", 200)
         outcome, vectors = read_vectors(answer, count, self._dim)  # as every batch: another node may do better
         if vectors is None:
             return outcome
         self._dim = vectors.dim
         self._kept[start.attempt] = (start, found)
-        return Outcome(How.OK, "", 200, Timing(found.load_duration // 1000, found.prompt_eval_count))
+        return Outcome(Status.OK, "", 200, Timing(found.load_duration // 1000, found.prompt_eval_count))
 
     def accept(self, action: Accept) -> None:
         start, found = self._kept.pop(action.attempt)
@@ -83,7 +83,7 @@ class RawBatch(BatchJob):
 
     def refuse(self, action: Refuse) -> None:
         self.note_refused(action)
-        self._post(Refused(action.items, ResponseError(action.outcome.message, action.outcome.status)))
+        self._post(Refused(action.items, ResponseError(action.outcome.message, action.outcome.http_status)))
 
 
 def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
@@ -101,8 +101,10 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     if isinstance(texts, list) and len(texts) >= SPLIT and tongue in EMBED_TONGUES[:2]:
         if not all(isinstance(text, str) for text in texts):
             raise BadInput("invalid input type")
-        lanes = gateway.engine.scheduler.fleet.markets.get(canonical_model(gateway.settings.resolve_model(found.model)))
-        if len(texts) >= SPLIT_ALWAYS or lanes is None or len(lanes.lanes) > 1:
+        lanes = gateway.engine.scheduler.cluster.groups.get(
+            canonical_model(gateway.settings.resolve_model(found.model))
+        )
+        if len(texts) >= SPLIT_ALWAYS or lanes is None or len(lanes.replicas) > 1:
             gateway.in_task(_split, request, (tongue, found))
             return
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []

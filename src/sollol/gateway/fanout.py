@@ -24,7 +24,7 @@ from sollol.pool import manage
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
-    from sollol.core.fleet import NodeState
+    from sollol.core.state.node import Node
     from sollol.gateway.app import Gateway
 
 T = TypeVar("T")
@@ -75,9 +75,9 @@ async def _run(question: Callable[[], Awaitable[T]]) -> T:
     return await question()
 
 
-def states(gateway: Gateway) -> list[NodeState]:
+def states(gateway: Gateway) -> list[Node]:
     """All nodes, as the scheduler knows them."""
-    return list(gateway.engine.scheduler.fleet.nodes.values())
+    return list(gateway.engine.scheduler.cluster.nodes.values())
 
 
 def up_nodes(gateway: Gateway) -> list[Endpoint]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sollol.core.types import OK, How, RoutingMode, Task, canonical_model, is_cloud_model
+from sollol.core.types import OK, RoutingMode, Status, Task, canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
@@ -201,20 +201,20 @@ class Inference:
         assert isinstance(job, (WholeRelay, StreamRelay))
         settled, request, gateway = job.settled, self._request, self._gateway
         assert settled is not None
-        how = settled.outcome.how
+        how = settled.outcome.status
         gateway.totals.count(how is OK)
-        if how is How.LEFT:
+        if how is Status.LEFT:
             gateway.charge(request, _estimated(job))
             return
         timing = settled.outcome.timing
         gateway.charge(request, timing.prompt_tokens + timing.tokens)
         if how is OK and self._wanted.keep_alive is not None:
             self._keep(model, job, self._wanted.keep_alive)
-        if how is OK or (how is How.REFUSED and job.body.lstrip().startswith(b"{")):
+        if how is OK or (how is Status.REFUSED and job.body.lstrip().startswith(b"{")):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
             job.break_off(settled)
-        elif how is not How.NO_NODE or not self._falls_back(model):
+        elif how is not Status.NO_NODE or not self._falls_back(model):
             self._refuse(model, job)
 
     def _keep(self, model: str, job: CallJob, keep_alive: int | str) -> None:
@@ -327,7 +327,7 @@ def _known_nodes(request: Request, gateway: Gateway) -> tuple[str, ...] | None:
     if not text:
         return None
     only = check_only(text.split(","))
-    known = gateway.engine.scheduler.fleet.nodes
+    known = gateway.engine.scheduler.cluster.nodes
     for node in only or ():
         if node not in known:
             raise BadInput(f"X-Sollol-Node: {node!r} is not a node here; expected one of {', '.join(known)}")

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import sollol
-from sollol.core.health import EVERY
+from sollol.core.health_checks import EVERY
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway import access
 from sollol.gateway.fanout import states

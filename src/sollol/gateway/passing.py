@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.messages import Start
-from sollol.core.types import OK, How, Kind, Outcome, Task, canonical_model
+from sollol.core.types import OK, Kind, Outcome, Status, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway import access
 from sollol.gateway.bodies import read_json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ERROR_BYTES: Final = 64 * 1024  # of an answer that is not passed on yet
 SEE: Final = "use routes of the nodes whose request names no model"
-_PASSED: Final = frozenset((How.REFUSED, How.MISSING))
+_PASSED: Final = frozenset((Status.REFUSED, Status.MISSING))
 
 
 async def pass_on(gateway: Gateway, request: Request) -> None:
@@ -115,7 +115,7 @@ async def anywhere(gateway: Gateway, request: Request, call: Call, how: Wanted) 
                 body = await _some(reply)
                 outcome = refusal(reply.status, body, reply.headers)
                 last = (node, reply, body)
-                if outcome.how not in _PASSED:
+                if outcome.status not in _PASSED:
                     why.append((node.key, outcome.message))
                     continue
                 break
@@ -234,14 +234,14 @@ def _settled(job: CallJob) -> None:
     settled, request, gateway = job.settled, job.request, job.gateway
     assert settled is not None
     outcome = settled.outcome
-    gateway.totals.count(outcome.how is OK)
+    gateway.totals.count(outcome.status is OK)
     if job.story.attempts:
         gateway.charge(request, (job.task.cost + job.size) // CHARACTERS_A_TOKEN)
     if request.has_begun:
-        (request.end if outcome.how is OK else request.cut)()
-    elif outcome.how is How.REFUSED and outcome.status:
+        (request.end if outcome.status is OK else request.cut)()
+    elif outcome.status is Status.REFUSED and outcome.http_status:
         tried = routed(job.task.id, "", len(job.story.attempts))
-        request.answer(outcome.status, job.body, job.kind_of(settled.attempt), tried)
+        request.answer(outcome.http_status, job.body, job.kind_of(settled.attempt), tried)
     elif (error := job.error()) is not None:
         status, headers = status_of(error)
         request.refuse(status, access.words(request, error), headers)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Settle, Start
-from sollol.core.types import OK, How, Micros, Outcome, Task, Timing
+from sollol.core.messages import Complete, Start
+from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
@@ -62,10 +62,10 @@ class WholeRelay(CallJob):
             return self.refusal_of(status, body, fold(headers))
         return self.check(self._judge(status, body), body)
 
-    def answer(self, settled: Settle) -> None:
+    def answer(self, settled: Complete) -> None:
         """To the client, what the node said."""
         self.request.answer_with(
-            settled.outcome.status, self.body, self.request.json_line, routing_lines(self, settled.attempt)
+            settled.outcome.http_status, self.body, self.request.json_line, routing_lines(self, settled.attempt)
         )
 
 
@@ -161,16 +161,16 @@ class StreamRelay(StreamJob):
             self.parts += 1
             self.part_bytes += len(piece)
 
-    def settle(self, action: Settle, at: Micros) -> None:
+    def settle(self, action: Complete, at: Micros) -> None:
         if self._said is not None:
             self.story.seams = self._said.seams
         CallJob.settle(self, action, at)
 
-    def answer(self, settled: Settle) -> None:
+    def answer(self, settled: Complete) -> None:
         request = self.request
-        if settled.outcome.how is not OK:  # refused before anything was passed on
+        if settled.outcome.status is not OK:  # refused before anything was passed on
             request.answer_with(
-                settled.outcome.status, self.body, request.json_line, routing_lines(self, settled.attempt)
+                settled.outcome.http_status, self.body, request.json_line, routing_lines(self, settled.attempt)
             )
             return
         if not request.has_begun and self.is_whole:
@@ -186,9 +186,9 @@ class StreamRelay(StreamJob):
             return super().came(text, thinking, tool_calls)
         return f"{self.parts} parts, {self.part_bytes} bytes"
 
-    def break_off(self, settled: Settle) -> None:
+    def break_off(self, settled: Complete) -> None:
         """The answer cannot go on: said as an error, in the words of the request."""
-        if settled.outcome.how is How.REFUSED and self.refused:  # as the node says it
+        if settled.outcome.status is Status.REFUSED and self.refused:  # as the node says it
             self.request.end(self.tongue.framed(self.refused))
             return
         self.request.end(self.tongue.error_event(self.request.path, str(self.error())))
@@ -317,7 +317,7 @@ class StreamAttempt(Exchange):
             ended = self._reader.close(fault is None)
             if fault is None and ended is CUT and self._began and self._ends_in_repetition():
                 return
-            self._finish(ended if ended.how is OK or fault is None else outcome_of(fault))
+            self._finish(ended if ended.status is OK or fault is None else outcome_of(fault))
 
     def _ends_in_repetition(self) -> bool:
         """The body ended in good form: if Ollama ended it because the text repeats itself, it is all there is."""
@@ -337,9 +337,9 @@ class StreamAttempt(Exchange):
 
     def _finished(self, outcome: Outcome) -> None:
         job = self._job
-        if outcome.how is How.REFUSED and self._status == 200:
+        if outcome.status is Status.REFUSED and self._status == 200:
             job.refused = self._reader.tail
-        if outcome.how is OK:
+        if outcome.status is OK:
             outcome = counted(outcome, max(self._parts, self._reader.count))
             job.last = self._reader.tail
             self.dispatcher.finished(self.start.attempt, outcome)

@@ -14,7 +14,7 @@ from sollol.gateway.request import Request
 from sollol.nodes.transport import Call, TransportFault
 
 if TYPE_CHECKING:
-    from sollol.core.fleet import NodeState
+    from sollol.core.state.node import Node
     from sollol.gateway.app import Gateway
 
 _PARAMETERS: Final = re.compile(r"(\d+(?:\.\d+)?)([bm])\b")
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
     down: dict[str, str]
 
 
-def of(nodes: list[NodeState]) -> Targets:
+def of(nodes: list[Node]) -> Targets:
     """These, without those that are down."""
     return Targets(
         tuple(node.endpoint for node in nodes if node.up is not False),
@@ -59,7 +59,7 @@ def all_up(gateway: Gateway) -> Targets:
     return of(_some([node for node in states(gateway) if node.usable]))
 
 
-def _some(nodes: list[NodeState]) -> list[NodeState]:
+def _some(nodes: list[Node]) -> list[Node]:
     if not nodes:
         raise NoNodeAvailable("no node is up")
     return nodes
@@ -101,7 +101,7 @@ def size_by_name(model: str) -> float:
     return float(told[1]) * {"b": 1e9, "m": 1e6}[told[2]] * BYTES_PER_PARAMETER if told else 0.0
 
 
-def _room(node: NodeState) -> tuple[int, float, int]:
+def _room(node: Node) -> tuple[int, float, int]:
     """How much a node is likely to hold: what its GPU held; for want of that its speed, and what is on its disk."""
     return node.held_bytes, node.speed.read() or 0.0, max(node.models.values(), default=0)
 

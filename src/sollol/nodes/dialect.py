@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import EMBED, OK, SECOND, How, Kind, Micros, Outcome, Timing
+from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, Timing
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
 from sollol.nodes.decoding import INT_MOST, read_any
@@ -37,11 +37,11 @@ RETRY_AFTER_MOST_S: Final = 86_400
 LINE_MOST: Final = 16 * 2**20  # of a line of a stream, or of an event
 
 _FAULTS: Final = {
-    Fault.CONNECT: How.UNREACHABLE,
-    Fault.LOCAL: How.OURS,
-    Fault.CONNECT_TIMEOUT: How.UNREACHABLE,
-    Fault.FIRST_BYTE_TIMEOUT: How.TIMEOUT,
-    Fault.IDLE_TIMEOUT: How.TIMEOUT,
+    Fault.CONNECT: Status.UNREACHABLE,
+    Fault.LOCAL: Status.OURS,
+    Fault.CONNECT_TIMEOUT: Status.UNREACHABLE,
+    Fault.FIRST_BYTE_TIMEOUT: Status.TIMEOUT,
+    Fault.IDLE_TIMEOUT: Status.TIMEOUT,
 }
 
 
@@ -116,7 +116,7 @@ def received(outcome: Outcome, tokens: int) -> Outcome:
     """Return an outcome that says how many tokens what came can hold at most."""
     t = outcome.timing  # by hand: for every answer, `replaced` would take ten times as long
     timing = Timing(t.load_us, t.prompt_tokens, t.prompt_us, t.tokens, t.decode_us, t.total_us, max(1, tokens))
-    return Outcome(outcome.how, outcome.message, outcome.status, timing, outcome.retry_us)
+    return Outcome(outcome.status, outcome.message, outcome.http_status, timing, outcome.retry_us)
 
 
 def _timing(t: Timings) -> Timing:
@@ -143,12 +143,12 @@ def judge(status: int, body: bytes, kind: Kind) -> Outcome:
     try:
         found = read_timings(body)
     except msgspec.DecodeError as error:
-        return Outcome(How.FAILED, f"the answer is not what Ollama says: {error}", 200)
+        return Outcome(Status.FAILED, f"the answer is not what Ollama says: {error}", 200)
     if found.error is not None:  # however it is written
         return late_error(body, "error without a text")
     # One that came whole and says that it is not done ran into Ollama's limit of repeated tokens: it is all there is.
     if not (found.done or _says(kind, body)):
-        return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
+        return Outcome(Status.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
     return Outcome(OK, "", 200, _timing(found))
 
 
@@ -158,25 +158,25 @@ def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
         given = read_inputs(asked)
         answer = read_vector_answer(body)
     except msgspec.DecodeError as error:
-        return Outcome(How.FAILED, f"the answer has no readable vectors: {error}", 200)
+        return Outcome(Status.FAILED, f"the answer has no readable vectors: {error}", 200)
     widths = answer.widths(path)
     if widths is None:
-        return Outcome(How.FAILED, f"the answer has no vectors: {body[:80]!r}", 200)
+        return Outcome(Status.FAILED, f"the answer has no vectors: {body[:80]!r}", 200)
     if path == "/api/embeddings":
         if not given.prompt:
             return None
         flaw = "the vector is empty" if widths == [0] else flaw_of([answer.embedding or []])
-        return Outcome(How.FAILED, flaw, 200) if flaw else None
+        return Outcome(Status.FAILED, flaw, 200) if flaw else None
     texts = given.input
     # A list of numbers is one text, as its tokens.
     whole = isinstance(texts, list) and not any(isinstance(text, int) for text in texts)
     expected = len(texts) if whole else 1 if texts else len(widths)
     if len(widths) != expected:
-        return Outcome(How.FAILED, f"{len(widths)} vectors for {expected} inputs", 200)
+        return Outcome(Status.FAILED, f"{len(widths)} vectors for {expected} inputs", 200)
     if len(set(widths)) > 1 or 0 in widths:
-        return Outcome(How.FAILED, f"vectors of dimension {sorted(set(widths))}, expected one", 200)
+        return Outcome(Status.FAILED, f"vectors of dimension {sorted(set(widths))}, expected one", 200)
     flaw = flaw_of(answer.rows())
-    return Outcome(How.FAILED, flaw, 200) if flaw else None
+    return Outcome(Status.FAILED, flaw, 200) if flaw else None
 
 
 def _says(kind: Kind, body: bytes) -> bool:
@@ -194,23 +194,23 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) 
     text, own = _own_error(body)
     text = text or f"status {status}"
     if status in (429, 503):
-        return Outcome(How.BUSY, text, status, retry_us=retry_after_us(headers))
+        return Outcome(Status.BUSY, text, status, retry_us=retry_after_us(headers))
     if status == 404 and own and "model" in text:
-        return Outcome(How.MISSING, text, status)
+        return Outcome(Status.MISSING, text, status)
     if own and status in (400, 404, 422, 501):
-        return Outcome(How.REFUSED, text, status)
+        return Outcome(Status.REFUSED, text, status)
     if status == 500 and own and text.startswith('option "'):  # the caller's fault, under a server's status
-        return Outcome(How.REFUSED, text, status)
+        return Outcome(Status.REFUSED, text, status)
     if status in (401, 403, 407) and not own:
-        return Outcome(How.LOCKED, f"needs a key, or does not let us in: status {status} {_short(text)}", status)
+        return Outcome(Status.LOCKED, f"needs a key, or does not let us in: status {status} {_short(text)}", status)
     if 300 <= status < 400:
         where = (headers or {}).get("location", "")[:200]
         return Outcome(
-            How.UNSUITED, f"redirects{' to ' + where if where else ''} (status {status}): set its address", 502
+            Status.UNSUITED, f"redirects{' to ' + where if where else ''} (status {status}): set its address", 502
         )
     if 400 <= status < 500 or status == 501:
-        return Outcome(How.UNSUITED, text if own else f"status {status}: {_short(text)}", status)
-    return Outcome(How.FAILED, text, status)
+        return Outcome(Status.UNSUITED, text if own else f"status {status}: {_short(text)}", status)
+    return Outcome(Status.FAILED, text, status)
 
 
 def _short(text: str) -> str:
@@ -289,8 +289,8 @@ def late_error(body: bytes, missing: str) -> Outcome:
     `missing`: the message where the error has none."""
     message, codes = error_text(body), _codes(body)
     if codes & _CALLERS_CODES or any(words in message for words in _CALLERS_WORDS):
-        return Outcome(How.REFUSED, message or missing, 400)
-    return Outcome(How.FAILED, message or missing, 200)
+        return Outcome(Status.REFUSED, message or missing, 400)
+    return Outcome(Status.FAILED, message or missing, 200)
 
 
 def _codes(body: bytes) -> set[str]:
@@ -310,7 +310,7 @@ def _codes(body: bytes) -> set[str]:
 
 
 def outcome_of(fault: TransportFault) -> Outcome:
-    return Outcome(_FAULTS.get(fault.fault, How.FAILED), str(fault))
+    return Outcome(_FAULTS.get(fault.fault, Status.FAILED), str(fault))
 
 
 class Lines:
@@ -352,12 +352,12 @@ def judge_line(line: bytes) -> Outcome | None:
     if line.startswith(b'{"error"'):
         return late_error(line, "error without a text")
     if not line.startswith(b"{") and not line.lstrip().startswith(b"{"):
-        return Outcome(How.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
+        return Outcome(Status.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
     if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
         try:
             found = read_timings(line)
         except msgspec.DecodeError as error:
-            return Outcome(How.FAILED, f"a line of the answer is not JSON: {error}", 200)
+            return Outcome(Status.FAILED, f"a line of the answer is not JSON: {error}", 200)
         if found.error is not None:
             return late_error(line, "error without a text")
         if found.done:
@@ -397,17 +397,17 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     try:
         answer = read_embed_answer(body)
     except msgspec.DecodeError as error:
-        return Outcome(How.FAILED, f"the answer is not what /api/embed gives: {error}", 200), None
+        return Outcome(Status.FAILED, f"the answer is not what /api/embed gives: {error}", 200), None
     rows = answer.embeddings
     if len(rows) != expected:
-        return Outcome(How.FAILED, f"{len(rows)} vectors for {expected} inputs", 200), None
+        return Outcome(Status.FAILED, f"{len(rows)} vectors for {expected} inputs", 200), None
     width = dim or (len(rows[0]) if rows else 0)
     if any(len(row) != width for row in rows) or (rows and width == 0):
         found = sorted({len(row) for row in rows})
-        return Outcome(How.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
+        return Outcome(Status.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
     flaw = flaw_of(rows)
     if flaw:
-        return Outcome(How.FAILED, flaw, 200), None
+        return Outcome(Status.FAILED, flaw, 200), None
     timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count, total_us=answer.total_duration // 1000)
     flat = array("f", chain.from_iterable(rows))
     return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from sollol.core.types import How, Outcome, canonical_model
+from sollol.core.types import Outcome, Status, canonical_model
 from sollol.nodes.decoding import read_any
 
 HEAD: Final = 4096  # bytes in which a model is named, if it is
@@ -33,4 +33,4 @@ def of_another(body: bytes, model: str, path: str) -> Outcome | None:
         return None
     if canonical_model(name).casefold() == model.casefold():
         return None
-    return Outcome(How.FAILED, f"it answers for {name[:100]!r}, which was not asked for", 200)
+    return Outcome(Status.FAILED, f"it answers for {name[:100]!r}, which was not asked for", 200)

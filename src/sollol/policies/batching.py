@@ -11,8 +11,8 @@ Source: Polychronopoulos and Kuck 1987 (GSS), Hummel et al. 1992 (factoring), Fl
 
 from __future__ import annotations
 
-from sollol.core.policy import Again, BatchView
-from sollol.core.types import MILLISECOND, How, Micros, Outcome
+from sollol.core.policy import BatchView, ChunkRetry
+from sollol.core.types import MILLISECOND, Micros, Outcome, Status
 
 TARGET: Micros = 300 * MILLISECOND  # a request costs 1 to 3 ms: at most 1 %; and it is what a dying node loses
 SHARE = 0.5
@@ -37,35 +37,35 @@ class GuidedBatcher:
 
     def item_budget(self, view: BatchView) -> tuple[int, int]:
         mean = view.pending_cost / view.pending_count
-        if view.lane_rate is None:
-            fair = -(-view.pending_count // (2 * max(1, view.lanes)))
+        if view.replica_rate is None:
+            fair = -(-view.pending_count // (2 * max(1, view.replicas)))
             return view.pending_cost, max(1, min(FIRST_ITEMS, fair))
         if view.closed and self._better_left(view, mean):
             return 0, 0
         horizon = float(TARGET)
         if view.closed:
-            horizon = min(horizon, SHARE * view.pending_cost / max(view.total_rate, view.lane_rate))
-        cost = view.lane_rate * max(horizon, FLOOR) / view.slots
+            horizon = min(horizon, SHARE * view.pending_cost / max(view.total_rate, view.replica_rate))
+        cost = view.replica_rate * max(horizon, FLOOR) / view.slots
         return round(max(cost, 1)), view.pending_count
 
     def _better_left(self, view: BatchView, mean: float) -> bool:
-        assert view.lane_rate is not None
-        others = view.total_rate - view.lane_rate
-        if view.lane_rate >= view.best_rate or others <= 0:
+        assert view.replica_rate is not None
+        others = view.total_rate - view.replica_rate
+        if view.replica_rate >= view.best_rate or others <= 0:
             return False
-        own = view.lane_startup_us + (view.lane_backlog + mean) / view.lane_rate
-        left = view.pending_cost + max(0.0, view.inflight_cost - view.lane_backlog)
+        own = view.replica_startup_us + (view.replica_backlog + mean) / view.replica_rate
+        left = view.pending_cost + max(0.0, view.inflight_cost - view.replica_backlog)
         # Work is not fluid: the others need a whole item's time more than the bound, twice with queueing.
         return own > left / others + 2 * mean / view.best_rate
 
-    def takeover(self, cost: float, rate: float, startup_us: Micros, left_us: Micros) -> bool:
-        return startup_us + cost / rate + MARGIN < 0.9 * left_us
+    def takeover(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
+        return startup_us + cost / rate + MARGIN < 0.9 * remaining_us
 
-    def again(self, outcome: Outcome, tries: int, count: int) -> Again:
-        if outcome.how in (How.FAILED, How.REFUSED):
-            return Again.SPLIT  # the items are suspected before the node
-        if outcome.how is not How.TIMEOUT or tries < RETRIES:
-            return Again.RETRY
+    def again(self, outcome: Outcome, tries: int, count: int) -> ChunkRetry:
+        if outcome.status in (Status.FAILED, Status.REFUSED):
+            return ChunkRetry.SPLIT  # the items are suspected before the node
+        if outcome.status is not Status.TIMEOUT or tries < RETRIES:
+            return ChunkRetry.RETRY
         if count > 1:
-            return Again.SPLIT
-        return Again.REFUSE if tries >= TRIES_MAX else Again.RETRY
+            return ChunkRetry.SPLIT
+        return ChunkRetry.REFUSE if tries >= TRIES_MAX else ChunkRetry.RETRY

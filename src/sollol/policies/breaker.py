@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.types import OK, SECOND, How, Micros, Outcome
+from sollol.core.types import OK, SECOND, Micros, Outcome, Status
 
 THRESHOLD: Final = 4  # at 30 % random errors this opens by accident once in 120 requests, for a second
 PAUSE: Final[Micros] = 1 * SECOND
 LONGER: Final = 3  # times, after each trial that failed
 PAUSE_MAX: Final[Micros] = 30 * SECOND
-_FAULTS: Final = frozenset({How.FAILED, How.TIMEOUT, How.UNREACHABLE})
+_FAULTS: Final = frozenset({Status.FAILED, Status.TIMEOUT, Status.UNREACHABLE})
 
 
 class ConsecutiveBreaker:
@@ -40,14 +40,14 @@ class ConsecutiveBreaker:
             self._trial = True
 
     def record(self, at: Micros, outcome: Outcome) -> None:
-        if outcome.how is OK:
+        if outcome.status is OK:
             if self._failures or not self.closed:
                 self._close()
-        elif outcome.how in _FAULTS:
+        elif outcome.status in _FAULTS:
             self._failures += 1
             if self._trial or self._failures == THRESHOLD:
                 self._open(at)
-        elif outcome.how is How.REFUSED:
+        elif outcome.status is Status.REFUSED:
             self._close()
         self._trial = False
 

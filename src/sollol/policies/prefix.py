@@ -13,13 +13,15 @@ _crc32: Final[Any] = crc32
 
 def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
-    mark: Any = 0  # no int, so that it stays an object when this is compiled
+    prefix_hash: Any = 0  # no int, so that it stays an object when this is compiled
     cost = 0
-    marks: list[tuple[Any, int]] = []
+    prefix_hashes: list[tuple[Any, int]] = []
     for message in messages:
         content = message.get("content")
         text: str = content if isinstance(content, str) else str(content)
-        mark = _crc32(text.encode("utf-8", "surrogatepass"), mark)
+        prefix_hash = _crc32(text.encode("utf-8", "surrogatepass"), prefix_hash)
         cost += len(text) + MESSAGE_COST
-        marks.append((mark, cost))
-    return tuple(marks) if len(marks) <= PREFIXES else (marks[0], *marks[1:][-PREFIXES:])
+        prefix_hashes.append((prefix_hash, cost))
+    return (
+        tuple(prefix_hashes) if len(prefix_hashes) <= PREFIXES else (prefix_hashes[0], *prefix_hashes[1:][-PREFIXES:])
+    )

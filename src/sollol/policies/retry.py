@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 from zlib import crc32
 
-from sollol.core.types import MILLISECOND, SECOND, How, Micros, Outcome, Task
+from sollol.core.types import MILLISECOND, SECOND, Micros, Outcome, Status, Task
 
 SHARE: Final = 0.2
 RESERVE: Final = 20.0
@@ -47,9 +47,9 @@ class BudgetRetrier:
             self._tokens[place] += SHARE
 
     def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None:
-        if outcome.how is How.BUSY:
+        if outcome.status is Status.BUSY:
             return busy_pause(tried) if tried < BUSY_TRIES else None
-        if outcome.how in (How.MISSING, How.UNABLE):  # nothing was tried: another may have it
+        if outcome.status in (Status.MISSING, Status.UNABLE):  # nothing was tried: another may have it
             return 0
         place = self._of(task)
         if tried >= MAX_TRIES or self._tokens[place] < 1:

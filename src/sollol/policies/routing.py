@@ -19,9 +19,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sollol.core.displacement import displacement_us
-from sollol.core.lane import Lane
-from sollol.core.market import Typical
+from sollol.core.eviction import displacement_us
+from sollol.core.prefix_cache import NOT_READ, PROMPTS_WARM, warm_cost
+from sollol.core.state.model_replicas import TypicalRates
+from sollol.core.state.replica import Replica
 from sollol.core.types import (
     EMBED,
     LEAN_ROW,
@@ -29,14 +30,13 @@ from sollol.core.types import (
     SECOND,
     SHOWN,
     Decision,
-    Mark,
     Micros,
+    PrefixHash,
     RoutingMode,
     RoutingStrategy,
     Row,
     Task,
 )
-from sollol.core.warmth import NOT_READ, PROMPTS_WARM, warm_cost
 
 # Finishing within one per cent is the same; the dice keep several clients from choosing the same node.
 ALIKE: Final = 1.01
@@ -69,16 +69,16 @@ class CompletionRouter:
     def choose(
         self,
         task: Task,
-        lanes: Sequence[Lane],
-        ahead: Mapping[str, Micros],
+        replicas: Sequence[Replica],
+        reserved_us: Mapping[str, Micros],
         at: Micros,
         rng: random.Random,
     ) -> Decision:
-        if not isinstance(lanes, list):  # compiled, a list is read without calls
-            lanes = list(lanes)
+        if not isinstance(replicas, list):  # compiled, a list is read without calls
+            replicas = list(replicas)
         rows: list[Row] = []
-        finishes = _predict(task, lanes, ahead, at, rows)
-        scores = self._scores(task, lanes, finishes, at)
+        finishes = _predict(task, replicas, reserved_us, at, rows)
+        scores = self._scores(task, replicas, finishes, at)
         chosen = _least(scores, rng) if len(rows) > 1 else 0
         row = rows[chosen]
         finish = finishes[chosen]
@@ -93,18 +93,18 @@ class CompletionRouter:
         return Decision(
             row[0],
             int(finish + 0.5),
-            self._reason(lanes, chosen),
+            self._reason(replicas, chosen),
             0 if embed else int(finish - decode + 0.5),
             _EMBED_TERMS if embed else _TERMS,
             rows,
             scores,
         )
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
-        count = len(lanes)
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
+        count = len(replicas)
         return _REASONS[count] if count < len(_REASONS) else f"finishes first of {count}"
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
         """What is to be least; here the time of finishing itself."""
         return finishes
 
@@ -125,130 +125,139 @@ def _least(scores: list[float], rng: random.Random) -> int:
     return alike[int(rng.random() * len(alike))]
 
 
-def _predict(task: Task, lanes: list[Lane], ahead: Mapping[str, Micros], at: Micros, rows: list[Row]) -> list[float]:
+def _predict(
+    task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], at: Micros, rows: list[Row]
+) -> list[float]:
     """When it would finish on each lane; the terms of that become `rows`.
 
     One loop without calls for lanes that are steady and have rates of their own, as nearly all are nearly always: it
     runs for every lane of every decision. The others are asked everything (`_Inquiry`)."""
-    market = lanes[0].market
+    group = replicas[0].group
     embed = task.kind is EMBED
-    heavy = not embed or task.batch
-    tokens = 0.0 if embed else market.expected_tokens(task)
-    tokens_per_cost = market.tokens_per_cost
+    occupies_gpu = not embed or task.batch
+    tokens = 0.0 if embed else group.expected_tokens(task)
+    tokens_per_cost = group.tokens_per_cost
     options, cost = task.options, float(task.cost)
-    marks = market.marks
-    known = [beginning for beginning in reversed(task.prefix) if beginning[0] in marks]
-    claimed = bool(ahead)
-    inquiry: _Inquiry | None = None
+    prefix_hashes = group.prefix_hashes
+    known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
+    claimed = bool(reserved_us)
+    inquiry: _TermsPredictor | None = None
     finishes: list[float] = []
     since = NEVER if embed else at - STALE
-    for lane in lanes:
+    for replica in replicas:
         wait = 0.0
-        steady, running = lane.steady, len(lane.attempts)
-        if running or not steady or lane.node.heavy_lanes:
-            over = running - lane.proven
-            soonest = lane.soonest_us
-            if over == 0 and soonest >= at and steady and lane.heavy:  # as most that run: without the call
+        nominal, running = replica.nominal, len(replica.attempts)
+        if running or not nominal or replica.node.active_models:
+            over = running - replica.proven
+            soonest = replica.soonest_us
+            if over == 0 and soonest >= at and nominal and replica.occupies_gpu:  # as most that run: without the call
                 wait = float(soonest - at)
-            elif over >= 0 or not steady or not lane.heavy:
-                wait = float(lane.wait_us(at, heavy))
+            elif over >= 0 or not nominal or not replica.occupies_gpu:
+                wait = float(replica.wait_us(at, occupies_gpu))
         if claimed:
-            wait += float(ahead.get(lane.key, 0))
-        reads, speaks = lane.prefill.value, lane.decode.value
-        if steady and lane.answers >= FEW and lane.last_end_us > since and reads and speaks and lane.options == options:
+            wait += float(reserved_us.get(replica.key, 0))
+        reads, speaks = replica.prefill.value, replica.decode.value
+        if (
+            nominal
+            and replica.answers >= FEW
+            and replica.last_end_us > since
+            and reads
+            and speaks
+            and replica.options == options
+        ):
             new = cost
-            for mark, length in known:
-                if lane.warm.get(mark, NOT_READ) > lane.prompts - PROMPTS_WARM:
+            for prefix_hash, length in known:
+                if replica.warm.get(prefix_hash, NOT_READ) > replica.prompts - PROMPTS_WARM:
                     new -= length
                     break
-            read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, lane.overhead.value or 0.0
-            rows.append((lane.key, wait, read, decode, overhead))
+            read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, replica.overhead.value or 0.0
+            rows.append((replica.key, wait, read, decode, overhead))
             finishes.append(wait + read + decode + overhead)
             continue
         if inquiry is None:
-            inquiry = _Inquiry(task, at, tokens, tokens_per_cost, known)
-        parts = inquiry.parts(lane, wait)
-        rows.append((lane.key, *parts))
+            inquiry = _TermsPredictor(task, at, tokens, tokens_per_cost, known)
+        parts = inquiry.parts(replica, wait)
+        rows.append((replica.key, *parts))
         finishes.append(sum(parts))
     return finishes
 
 
-class _Inquiry:
+class _TermsPredictor:
     """The terms of one task on lanes where more than their load and their rates decides."""
 
     __slots__ = ("_at", "_known", "_task", "_tokens", "_tokens_per_cost", "_usual")
 
     def __init__(
-        self, task: Task, at: Micros, tokens: float, tokens_per_cost: float, known: list[tuple[Mark, int]]
+        self, task: Task, at: Micros, tokens: float, tokens_per_cost: float, known: list[tuple[PrefixHash, int]]
     ) -> None:
         self._task = task
         self._at = at
         self._tokens = tokens
         self._tokens_per_cost = tokens_per_cost
         self._known = known
-        self._usual: Typical | None = None  # looked up only for lanes without rates of their own
+        self._usual: TypicalRates | None = None  # looked up only for lanes without rates of their own
 
-    def parts(self, lane: Lane, wait: float) -> Parts:
+    def parts(self, replica: Replica, wait: float) -> Parts:
         task, at = self._task, self._at
         load = displaces = 0.0
-        if not lane.loaded_by_us or lane.options != task.options:
-            load = float(lane.startup_us(task.options))
+        if not replica.loaded_by_us or replica.options != task.options:
+            load = float(replica.startup_us(task.options))
             if load:
-                displaces = float(displacement_us(lane, task.options, at))
+                displaces = float(displacement_us(replica, task.options, at))
         decode = penalty = 0.0
         if task.kind is EMBED:
-            read = task.cost / self._work(lane)
+            read = task.cost / self._work(replica)
         else:
-            reads, speaks = self._rates(lane)
-            new = task.cost - warm_cost(lane, self._known) if self._known else task.cost
+            reads, speaks = self._rates(replica)
+            new = task.cost - warm_cost(replica, self._known) if self._known else task.cost
             read = new * self._tokens_per_cost / reads
             decode = self._tokens / speaks
         if (
-            lane.failed and not lane.answers and at - lane.last_end_us < FORGIVEN
+            replica.failed and not replica.answers and at - replica.last_end_us < FORGIVEN
         ):  # a fast failure is not a fast node; it fades, so that it is tried again
-            penalty = (lane.latency.read() or 0.0) / (1 + (at - lane.last_end_us) / FADES)
-        return wait, load, displaces, read, decode, lane.overhead.value or 0.0, penalty
+            penalty = (replica.latency.read() or 0.0) / (1 + (at - replica.last_end_us) / FADES)
+        return wait, load, displaces, read, decode, replica.overhead.value or 0.0, penalty
 
-    def _typical(self, lane: Lane) -> Typical:
+    def _typical(self, replica: Replica) -> TypicalRates:
         if self._usual is None:
-            self._usual = lane.market.typical()
+            self._usual = replica.group.typical()
         return self._usual
 
-    def _work(self, lane: Lane) -> float:
-        work = lane.work.value
+    def _work(self, replica: Replica) -> float:
+        work = replica.work.value
         if not work:  # none yet, or only chunks that others were sooner with
-            usual = self._typical(lane)
-            work = usual.work if lane.node.attempted else usual.best_work
+            usual = self._typical(replica)
+            work = usual.work if replica.node.attempted else usual.best_work
         return work
 
-    def _forgiven(self, lane: Lane) -> bool:
-        return self._at - lane.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
+    def _forgiven(self, replica: Replica) -> bool:
+        return self._at - replica.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
 
-    def _rates(self, lane: Lane) -> tuple[float, float]:
+    def _rates(self, replica: Replica) -> tuple[float, float]:
         """How fast it reads and speaks; where that is not known, or stale, what may be assumed."""
-        node = lane.node
+        node = replica.node
         # A node that only failed is taken for a new one now and then: it may have healed.
-        fresh = not node.attempted or (lane.failed > 0 and not lane.answers and self._forgiven(lane))
-        reads, speaks = lane.prefill.value, lane.decode.value
-        stale = speaks is not None and self._at - lane.last_end_us > STALE
-        if stale and (speaks or 0.0) * NOT_FAR > self._typical(lane).best_decode:
+        fresh = not node.attempted or (replica.failed > 0 and not replica.answers and self._forgiven(replica))
+        reads, speaks = replica.prefill.value, replica.decode.value
+        stale = speaks is not None and self._at - replica.last_end_us > STALE
+        if stale and (speaks or 0.0) * NOT_FAR > self._typical(replica).best_decode:
             fresh, reads, speaks = self._task.priority <= STALE_PRIORITY, None, None
-        if lane.answers < FEW and reads and speaks:
-            usual = self._typical(lane)
-            own = lane.answers / FEW
+        if replica.answers < FEW and reads and speaks:
+            usual = self._typical(replica)
+            own = replica.answers / FEW
             if speaks * UNLIKE < usual.decode:
                 speaks = speaks**own * usual.decode ** (1 - own)
             if reads * UNLIKE < usual.prefill:
                 reads = reads**own * usual.prefill ** (1 - own)
-        fell = lane.slowness() / lane.measured_slowness
+        fell = replica.slowness() / replica.measured_slowness
         if fell > FELL and reads and speaks:  # measured on its GPU; now it is on the CPU
             reads, speaks = reads / fell, speaks / fell
         if not reads or not speaks:
-            usual = self._typical(lane)
+            usual = self._typical(replica)
             # What another model of this node told of its speed is the first guess for this one.
             speed = EAGER if fresh else node.speed.value or 1.0
             if node.loaded:  # a guess for the first calls: on the CPU, where the others were measured on a GPU
-                speed /= max(1.0, lane.slowness() / usual.slowness)
+                speed /= max(1.0, replica.slowness() / usual.slowness)
             reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
             speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
         return reads, speaks
@@ -264,17 +273,17 @@ class ReliableRouter(CompletionRouter):
     by_finish = False
     UNPROVEN = 0.8
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        shares = [lane.reliability.read() for lane in lanes]
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+        shares = [replica.reliability.read() for replica in replicas]
         return [
             finish / max(0.1, self.UNPROVEN if share is None else share) ** 2
             for finish, share in zip(finishes, shares, strict=True)
         ]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
-        share = lanes[chosen].reliability.read()
-        told = "no history" if share is None else f"{share:.0%} of its answers good"
-        return f"finishes first of {len(lanes)} when failures count ({told})"
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
+        share = replicas[chosen].reliability.read()
+        listed = "no history" if share is None else f"{share:.0%} of its answers good"
+        return f"finishes first of {len(replicas)} when failures count ({listed})"
 
 
 class SparingRouter(CompletionRouter):
@@ -287,16 +296,16 @@ class SparingRouter(CompletionRouter):
     wide = True
     PATIENCE = 20.0
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
         bound = min(finishes) * self.PATIENCE
-        heavy = task.kind is not EMBED
+        occupies_gpu = task.kind is not EMBED
         return [
-            1 / max(finish, 1.0) if finish <= bound and lane.free(at, heavy) else finish
-            for finish, lane in zip(finishes, lanes, strict=True)
+            1 / max(finish, 1.0) if finish <= bound and replica.free(at, occupies_gpu) else finish
+            for finish, replica in zip(finishes, replicas, strict=True)
         ]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
-        return f"leaves faster nodes free ({len(lanes)} candidates)"
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
+        return f"leaves faster nodes free ({len(replicas)} candidates)"
 
 
 class LatencyRouter(CompletionRouter):
@@ -305,10 +314,10 @@ class LatencyRouter(CompletionRouter):
     __slots__ = ()
     by_finish = False
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        return [lane.latency_us(at) + lane.wait_us(at) for lane in lanes]
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+        return [replica.latency_us(at) + replica.wait_us(at) for replica in replicas]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
         return "least latency so far"
 
 
@@ -319,11 +328,11 @@ class LeastLoadedRouter(CompletionRouter):
     by_finish = False
     wide = True
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        return [float(lane.node.running) for lane in lanes]
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+        return [float(replica.node.running) for replica in replicas]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
-        return f"{lanes[chosen].node.running} requests under way there"
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
+        return f"{replicas[chosen].node.running} requests under way there"
 
 
 class FairRouter(CompletionRouter):
@@ -333,11 +342,11 @@ class FairRouter(CompletionRouter):
     by_finish = False
     wide = True
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        return [float(lane.node.attempted + lane.node.running) for lane in lanes]
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+        return [float(replica.node.attempted + replica.node.running) for replica in replicas]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
-        return f"{lanes[chosen].node.attempted} requests had so far"
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
+        return f"{replicas[chosen].node.attempted} requests had so far"
 
 
 class RoundRobinRouter(CompletionRouter):
@@ -350,16 +359,18 @@ class RoundRobinRouter(CompletionRouter):
     def __init__(self) -> None:
         self._last = ""
 
-    def _scores(self, task: Task, lanes: Sequence[Lane], finishes: list[float], at: Micros) -> list[float]:
-        keys = [lane.key for lane in lanes]
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+        keys = [replica.key for replica in replicas]
         start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
-        free = [i for i in (*range(start, len(lanes)), *range(start)) if lanes[i].free(at, task.kind is not EMBED)]
+        free = [
+            i for i in (*range(start, len(replicas)), *range(start)) if replicas[i].free(at, task.kind is not EMBED)
+        ]
         if not free:
             return finishes
         self._last = keys[free[0]]
-        return [0.0 if i == free[0] else 1.0 for i in range(len(lanes))]
+        return [0.0 if i == free[0] else 1.0 for i in range(len(replicas))]
 
-    def _reason(self, lanes: Sequence[Lane], chosen: int) -> str:
+    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
         return "next in turn"
 
 

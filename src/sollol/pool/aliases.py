@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sollol.core.fleet import NodeState
+from sollol.core.state.node import Node
 from sollol.core.types import NodeFacts
 from sollol.nodes.transport import Transport
 
@@ -22,7 +22,7 @@ class Aliases:
         self._facts: dict[str, NodeFacts] = {}
         self._found: dict[str, str] = {}  # node -> the other name that is used
 
-    def found(self, key: str, facts: NodeFacts, nodes: Mapping[str, NodeState]) -> dict[str, str]:
+    def found(self, key: str, facts: NodeFacts, nodes: Mapping[str, Node]) -> dict[str, str]:
         """Take in what a node said. Return the nodes that are therefore put aside: itself, or those added later, each
         with the name that is used."""
         if facts.late:
@@ -48,7 +48,7 @@ class Aliases:
                     break
         return aside
 
-    def _place(self, node: NodeState) -> Any:
+    def _place(self, node: Node) -> Any:
         endpoint = node.endpoint
         peer = self._peer(endpoint)
         return None if peer is None else (endpoint.scheme, endpoint.prefix, *peer)

@@ -200,7 +200,7 @@ class PoolBase:
     @property
     def nodes(self) -> list[NodeView]:
         """The pool's nodes, in the order in which they were added."""
-        fleet = self._engine.scheduler.fleet.nodes if self._engine else {}
+        fleet = self._engine.scheduler.cluster.nodes if self._engine else {}
         return [NodeView(endpoint, fleet.get(key)) for key, endpoint in list(self._endpoints.items())]
 
     def _take_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:

@@ -12,12 +12,12 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
-from sollol.core.batch import joined
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Accept, Fed, Refuse, Settle, Start
-from sollol.core.ranges import Ranges
-from sollol.core.types import SECOND, How, Micros, Outcome, Task
-from sollol.core.unable import OF_THE_REQUEST
+from sollol.core.messages import Accept, Complete, ItemsAdded, Refuse, Start
+from sollol.core.state.batch import joined
+from sollol.core.state.incapability import OF_THE_REQUEST
+from sollol.core.state.ranges import Ranges
+from sollol.core.types import SECOND, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.errors import BadInput, BatchError, ResponseError, SollolError
 from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
@@ -90,22 +90,22 @@ class BatchJob:
         self._takeovers = 0
         self.wait_us: Micros | None = None  # until the first of its texts went to a node
         self.over: Callable[[BatchReport], None] | None = None  # called at its end
-        self.noted: Callable[[BatchJob, Settle, BatchReport], None] | None = None  # told of its end
+        self.noted: Callable[[BatchJob, Complete, BatchReport], None] | None = None  # told of its end
 
     # --- feeding ---
 
-    def whole(self, texts: Sequence[str]) -> Fed:
+    def whole(self, texts: Sequence[str]) -> ItemsAdded:
         """All texts at once: they stay the caller's list."""
         self._texts = texts
         self._fed = len(texts)
-        return Fed(self.task.id, [item_cost(text) for text in texts], True)
+        return ItemsAdded(self.task.id, [item_cost(text) for text in texts], True)
 
-    def more(self, texts: Sequence[str], closed: bool) -> Fed:
+    def more(self, texts: Sequence[str], closed: bool) -> ItemsAdded:
         assert isinstance(self._texts, dict)
         for index, text in enumerate(texts, self._fed):
             self._texts[index] = text
         self._fed += len(texts)
-        return Fed(self.task.id, [item_cost(text) for text in texts], closed)
+        return ItemsAdded(self.task.id, [item_cost(text) for text in texts], closed)
 
     # --- attempts ---
 
@@ -129,7 +129,7 @@ class BatchJob:
         if reply.status != 200:
             outcome = refusal(reply.status, answer, reply.headers)
             # It may be for the length of the list: shorter ones tell.
-            return replaced(outcome, how=How.FAILED) if reply.status in OF_THE_REQUEST else outcome
+            return replaced(outcome, status=Status.FAILED) if reply.status in OF_THE_REQUEST else outcome
         return self._keep(start, answer, len(texts))
 
     def _set_aside(self, texts: list[str], items: Ranges) -> bool:
@@ -159,13 +159,13 @@ class BatchJob:
         if self.wait_us is None or began - self._began < self.wait_us:
             self.wait_us = began - self._began
         self._takeovers += start.decision.reason.startswith("takes over")
-        if outcome.how is How.OK:
+        if outcome.status is Status.OK:
             work.busy_us += at - max(began, work.last_end)
-        elif outcome.how is How.LEFT:
+        elif outcome.status is Status.LEFT:
             work.overtaken += 1
         else:
             work.failed += 1
-            work.error = outcome.message[:ERROR_MOST] or outcome.how.value
+            work.error = outcome.message[:ERROR_MOST] or outcome.status.value
         work.last_end = at
 
     def accept(self, action: Accept) -> None:
@@ -194,7 +194,7 @@ class BatchJob:
         bad = [item for item in fresh.items() if item in self._unsendable]
         for item in bad:
             error, ranges = self._unsendable[item], Ranges([(item, item + 1)])
-            self.note_refused(Refuse(self.task.id, ranges, Outcome(How.REFUSED, str(error), 400)))
+            self.note_refused(Refuse(self.task.id, ranges, Outcome(Status.REFUSED, str(error), 400)))
             self._drop_texts(ranges)
             self._post(Refused(ranges, error))
         return joined([item for item in fresh.items() if item not in self._unsendable]) if bad else fresh
@@ -224,7 +224,7 @@ class BatchJob:
     def want(self, items: int) -> None:
         self._post(Wanted(items))
 
-    def settle(self, action: Settle, at: Micros) -> None:
+    def settle(self, action: Complete, at: Micros) -> None:
         self._answers.clear()
         report = self._report(at)
         if self.noted is not None:
@@ -274,7 +274,7 @@ class BatchJob:
 
 
 def _item_error(outcome: Outcome) -> Exception:
-    return ResponseError(outcome.message, outcome.status)
+    return ResponseError(outcome.message, outcome.http_status)
 
 
 class BatchResult(Sequence[EmbedResponse | None]):

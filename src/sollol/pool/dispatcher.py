@@ -16,16 +16,17 @@ from contextlib import aclosing
 from typing import Any, Final, Protocol
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.fault_recovery import fault_outcome
 from sollol.core.messages import (
     Abort,
     Accept,
     Action,
-    Broken,
     Cancelled,
+    Complete,
     Event,
-    Fault,
     Finished,
     FirstToken,
+    ItemsRequested,
     Load,
     NodeLost,
     NodeSeen,
@@ -33,16 +34,15 @@ from sollol.core.messages import (
     Probe,
     Refuse,
     Responding,
-    Settle,
+    SchedulerFault,
     Start,
     Submitted,
+    TaskFailed,
     Tick,
     WakeAt,
-    Want,
 )
-from sollol.core.recovery import fault_outcome
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import How, Micros, NodeFacts, Outcome, Task
+from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
 from sollol.errors import SollolError
 from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, alive, probes
@@ -72,7 +72,7 @@ class Job(Protocol):
     def accept(self, action: Accept) -> None: ...
     def refuse(self, action: Refuse) -> None: ...
     def want(self, items: int) -> None: ...
-    def settle(self, action: Settle, at: Micros) -> None: ...
+    def settle(self, action: Complete, at: Micros) -> None: ...
 
 
 # Carries out one attempt as a coroutine. The last argument is called with whether another node could go on with the
@@ -123,7 +123,7 @@ class Dispatcher:
         """`at`: the present moment, if the caller has it at hand. Raises what a caller's own policy raises."""
         task = job.task
         if self._closed:
-            job.settle(Settle(task.id, Outcome(How.LEFT, "the pool is closed")), self.now())
+            job.settle(Complete(task.id, Outcome(Status.LEFT, "the pool is closed")), self.now())
             return
         self._jobs[task.id] = job
         self._submitting, self._own_fault = task.id, None
@@ -174,10 +174,10 @@ class Dispatcher:
     def _not_carried_out(self, action: Action, error: Exception) -> None:
         """Let the task that an action is about end, and no other."""
         self.fault(f"carrying out {type(action).__name__}", error)
-        if isinstance(action, Start | Accept | Refuse | Want) and action.task in self._jobs:
-            self._events.append(Broken(action.task, error))
+        if isinstance(action, Start | Accept | Refuse | ItemsRequested) and action.task in self._jobs:
+            self._events.append(TaskFailed(action.task, error))
 
-    def _settle(self, action: Settle, at: Micros) -> None:
+    def _settle(self, action: Complete, at: Micros) -> None:
         job = self._jobs.pop(action.task, None)
         if job is None:
             return
@@ -185,9 +185,9 @@ class Dispatcher:
             job.settle(action, at)
         except Exception as error:  # its caller must hear of an end all the same
             self.fault(f"telling the end of task {action.task}", error)
-            job.settle(Settle(action.task, fault_outcome(error)), at)
+            job.settle(Complete(action.task, fault_outcome(error)), at)
 
-    def _faulted(self, action: Fault) -> None:
+    def _faulted(self, action: SchedulerFault) -> None:
         """Tell of a fault in the scheduler; one of a caller's own policy is raised where he submits."""
         job = self._jobs.get(action.task)
         hedge = None if job is None else job.task.hedge
@@ -200,7 +200,7 @@ class Dispatcher:
     def _carry_out(self, action: Action, at: Micros) -> None:
         if isinstance(action, Start):  # not `match`: compiled, that asks in the slow way
             self._start(action, at)
-        elif isinstance(action, Settle):
+        elif isinstance(action, Complete):
             self._settle(action, at)
         elif isinstance(action, WakeAt):
             self._wake_at(action.at)
@@ -208,7 +208,7 @@ class Dispatcher:
             self._abort(action, at)
         elif isinstance(action, Accept):
             self._jobs[action.task].accept(action)
-        elif isinstance(action, Want):
+        elif isinstance(action, ItemsRequested):
             self._jobs[action.task].want(action.items)
         elif isinstance(action, Probe):
             self._in_background(self._probe(action.node))
@@ -223,7 +223,7 @@ class Dispatcher:
 
     def _start(self, start: Start, at: Micros) -> None:
         job = self._jobs[start.task]
-        node = self.scheduler.fleet.nodes[start.node].endpoint
+        node = self.scheduler.cluster.nodes[start.node].endpoint
         try:
             give_up = job.launch(self, start, node)
         except Exception as error:  # what must not be sent, or a fault of ours: the task must still end
@@ -240,7 +240,7 @@ class Dispatcher:
         except TransportFault as fault:
             outcome = outcome_of(fault)
         except SollolError as error:  # what must not be sent
-            outcome = Outcome(How.REFUSED, f"{type(error).__name__}: {error}")
+            outcome = Outcome(Status.REFUSED, f"{type(error).__name__}: {error}")
         except Exception as error:  # a fault of ours, or an answer that nobody can read
             outcome = self.unread(error)
         self.finished(start.attempt, outcome)
@@ -248,7 +248,7 @@ class Dispatcher:
     def unread(self, error: Exception) -> Outcome:
         """Return how an attempt ends whose answer was the occasion of a fault: another node may do better."""
         name = self.fault("reading an answer", error)
-        return Outcome(How.FAILED, f"its answer cannot be read ({type(error).__name__}; fault {name} in the log)")
+        return Outcome(Status.FAILED, f"its answer cannot be read ({type(error).__name__}; fault {name} in the log)")
 
     def _starts(self, start: Start, movable: bool) -> None:
         if start.observe:
@@ -320,7 +320,7 @@ class Dispatcher:
             log.info("%s was not told how long to keep a model: %s", node.key, fault)
 
     async def _load(self, action: Load) -> None:
-        node = self.scheduler.fleet.nodes.get(action.node)
+        node = self.scheduler.cluster.nodes.get(action.node)
         if node is not None:
             try:
                 await self.transport.send(node.endpoint, load_call(action.kind, action.model, action.options))
@@ -329,7 +329,7 @@ class Dispatcher:
             await self._probe(action.node)
 
     async def _probe(self, key: str) -> None:
-        node = self.scheduler.fleet.nodes.get(key)
+        node = self.scheduler.cluster.nodes.get(key)
         if node is None:
             return
         version, known = node.version if node.up else "", bool(node.models)
@@ -357,7 +357,7 @@ class Dispatcher:
             self._in_background(self._probe(key))
 
     def _seen(self, key: str, facts: NodeFacts) -> None:
-        nodes = self.scheduler.fleet.nodes
+        nodes = self.scheduler.cluster.nodes
         if key not in nodes:  # it was removed meanwhile
             return
         if facts.odd > self._odd.get(key, 0):

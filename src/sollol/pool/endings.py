@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sollol.core.messages import Settle
-from sollol.core.types import How, Task
+from sollol.core.messages import Complete
+from sollol.core.types import Status, Task
 from sollol.errors import DeadlineExceeded, NoNodeAvailable, QueueFull, ResponseError, SollolError, StreamBroken
 
 
-def error_of(settled: Settle, task: Task) -> SollolError | None:
+def error_of(settled: Complete, task: Task) -> SollolError | None:
     """The exception in which a task ended, or None."""
     error = _error_of(settled, task)
     if error is not None:
@@ -15,15 +15,15 @@ def error_of(settled: Settle, task: Task) -> SollolError | None:
     return error
 
 
-def _error_of(settled: Settle, task: Task) -> SollolError | None:
+def _error_of(settled: Complete, task: Task) -> SollolError | None:
     outcome = settled.outcome
     what = f"{task.kind.value} with {task.model}"
-    match outcome.how:
-        case How.OK:
+    match outcome.status:
+        case Status.OK:
             return None
-        case How.REFUSED:
-            return ResponseError(outcome.message, outcome.status)
-        case How.NO_NODE:
+        case Status.REFUSED:
+            return ResponseError(outcome.message, outcome.http_status)
+        case Status.NO_NODE:
             if not settled.tried:
                 return NoNodeAvailable(
                     f"{what}: the pool has no nodes. Add one with pool.add_node('host', 11434), set SOLLOL_NODES or "
@@ -31,12 +31,12 @@ def _error_of(settled: Settle, task: Task) -> SollolError | None:
                 )
             wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
             return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried, wait_s)
-        case How.QUEUE_FULL:
+        case Status.QUEUE_FULL:
             wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
             return QueueFull(f"{what}: {outcome.message}; try again then, or add nodes", wait_s)
-        case How.DEADLINE:
+        case Status.DEADLINE:
             return DeadlineExceeded(f"{what}: {outcome.message}; raise timeout=, or add nodes")
-        case How.LEFT:
+        case Status.LEFT:
             return SollolError(f"{what}: the pool was closed, or the call was cancelled")
         case _:
             return StreamBroken(f"{what}: {outcome.message}")

@@ -17,8 +17,8 @@ from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
-from sollol.policies.hedge import QuantileHedger
-from sollol.policies.limits import LearnedLimit
+from sollol.policies.concurrency import LearnedLimit
+from sollol.policies.hedging import QuantileHedger
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.pool.answers import Answer
@@ -33,8 +33,8 @@ from sollol.pool.texts import take
 from sollol.pool.whole import OBSERVABLE
 
 # Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else
-# is known (sollol.core.stalls, .health), the caller's own timeout bounds it, and a machine that vanished is noticed by
-# the connection (sollol.nodes.http).
+# is known (`sollol.core.stall_detection`), the caller's timeout bounds it, and a machine that vanished is noticed by
+# the connection (`sollol.nodes.http`).
 TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)
 
 
@@ -74,7 +74,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Models were pulled or deleted: ask every node what it has now."""
-        for node in self.scheduler.fleet.nodes.values():
+        for node in self.scheduler.cluster.nodes.values():
             node.next_probe_us = 0
         self.scheduler.health.next_at = 0
         self.dispatcher.feed(Tick())
@@ -115,25 +115,25 @@ class Engine:
 
     def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
         """The nodes that have a model (or of them this one), and its digest there."""
-        found = self.scheduler.fleet.nodes
+        found = self.scheduler.cluster.nodes
         nodes = [found[key]] if key in found else () if key else found.values()
         return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
 
     def digests(self, model: str) -> dict[str, str]:
         """Return the version of a model on each node that has it and tells it."""
-        nodes = self.scheduler.fleet.nodes.values()
+        nodes = self.scheduler.cluster.nodes.values()
         return {node.key: digest for node in nodes if (digest := node.digests.get(model, ""))}
 
     def use_digests(self, one: bool, pinned: Mapping[str, str], used: dict[str, str]) -> None:
         """Set whether chats use one version of a model, too, and which versions are pinned.
 
         `used`: the versions that embeddings have used, also those of an engine before this one; kept up to date."""
-        fleet = self.scheduler.fleet
-        fleet.used = used
-        fleet.one_digest = one
-        fleet.pinned = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
-        for market in fleet.markets.values():
-            market.checked = 0
+        cluster = self.scheduler.cluster
+        cluster.used = used
+        cluster.one_digest = one
+        cluster.pinned = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
+        for group in cluster.groups.values():
+            group.checked = 0
 
     def use_strategy(self, strategy: RoutingStrategy) -> None:
         """From now on, calls without a mode of their own go where this strategy says."""
@@ -192,7 +192,7 @@ class Engine:
     def _unload(self, task: Task, fields: Mapping[str, Any], report: BatchReport) -> None:
         """Let the nodes that took part in a batch put the model out of memory."""
         for key, share in report.nodes.items():
-            node = self.scheduler.fleet.nodes.get(key)
+            node = self.scheduler.cluster.nodes.get(key)
             if node is not None and share.items:
                 call = load_call(task.kind, task.model, runner_key(fields.get("options")), 0)
                 self.dispatcher.send_later(node.endpoint, call)
@@ -260,7 +260,7 @@ class Engine:
 
     def _available(self, key: str, since: Micros, until: Micros) -> float:
         """The share of a span in which a node was up."""
-        node = self.scheduler.fleet.nodes.get(key)
+        node = self.scheduler.cluster.nodes.get(key)
         if node is None:
             return 1.0
         begin = max(since, node.up_since)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from sollol.core.estimate import Quantile
-from sollol.core.messages import Settle, Start
-from sollol.core.types import LEAN_ROW, OK, Decision, How, Kind, Micros, Outcome, RoutingMode, Row, Task, TaskType
+from sollol.core.messages import Complete, Start
+from sollol.core.state.estimators import Quantile
+from sollol.core.types import LEAN_ROW, OK, Decision, Kind, Micros, Outcome, RoutingMode, Row, Status, Task, TaskType
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob
 from sollol.pool.jobs import CallJob, Story
@@ -47,7 +47,7 @@ class BatchStory:
             queue_ms=queue_ms,
             attempts=report.requests,
             tried=[
-                {"node": node, "outcome": How.FAILED.value, "why": _failures(share), "ms": 0.0}
+                {"node": node, "outcome": Status.FAILED.value, "why": _failures(share), "ms": 0.0}
                 for node, share in report.nodes.items()
                 if share.failed
             ],
@@ -79,7 +79,7 @@ class Past:
     def __init__(
         self,
         at: Micros,
-        how: How,
+        how: Status,
         attempt: int | None,
         story: Story | BatchStory,
         error: str = "",
@@ -107,7 +107,7 @@ class Past:
         story = self.story
         if self.how is OK and isinstance(story, Story):
             for start, outcome, began, ended in story.attempts:
-                if start.attempt == self.attempt and outcome.how is OK:
+                if start.attempt == self.attempt and outcome.status is OK:
                     return _lateness(start.decision.predicted_us, began, ended)
         return None
 
@@ -173,7 +173,7 @@ class _Place:
         start, outcome, began, ended = story.attempts[0]
         decision, task = start.decision, story.task
         rows, scores = decision.rows, decision.scores
-        if outcome.how is not OK or not isinstance(rows, list) or not isinstance(scores, list):
+        if outcome.status is not OK or not isinstance(rows, list) or not isinstance(scores, list):
             return False
         considered = self._considered
         for place, row in enumerate(rows):
@@ -227,10 +227,10 @@ class History:
         settled, story = job.settled, job.story
         assert settled is not None
         number = self._turn()
-        if settled.outcome.how is not OK or not self._places[number].keep(story):
+        if settled.outcome.status is not OK or not self._places[number].keep(story):
             self._keep(number, settled, story)
 
-    def add_batch(self, job: BatchJob, settled: Settle, report: BatchReport) -> None:
+    def add_batch(self, job: BatchJob, settled: Complete, report: BatchReport) -> None:
         self._keep(self._turn(), settled, BatchStory(job.task, report, job.wait_us))
 
     def _turn(self) -> int:
@@ -243,12 +243,12 @@ class History:
             self._others.pop(number, None)
         return number
 
-    def _keep(self, number: int, settled: Settle, story: Story | BatchStory) -> None:
+    def _keep(self, number: int, settled: Complete, story: Story | BatchStory) -> None:
         self._places[number].id = settled.task
         outcome = settled.outcome
-        error = "" if outcome.how is OK else outcome.message or outcome.how.value
+        error = "" if outcome.status is OK else outcome.message or outcome.status.value
         self._others[number] = Past(
-            self._now(), outcome.how, settled.attempt, story, error, outcome.status, settled.tried[:NODES_MOST]
+            self._now(), outcome.status, settled.attempt, story, error, outcome.http_status, settled.tried[:NODES_MOST]
         )
 
     def _past(self, number: int) -> Past:

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Accept, Refuse, Settle, Start
-from sollol.core.types import EMBED, OK, Decision, How, Micros, Outcome, Task
+from sollol.core.messages import Accept, Complete, Refuse, Start
+from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.errors import (
     DeadlineExceeded,
@@ -80,9 +80,9 @@ class Story:
 
     def _tried(self) -> list[dict[str, Any]]:
         return [
-            {"node": start.node, "outcome": outcome.how.value, "why": outcome.message, "ms": (ended - began) / 1000}
+            {"node": start.node, "outcome": outcome.status.value, "why": outcome.message, "ms": (ended - began) / 1000}
             for start, outcome, began, ended in self.attempts
-            if outcome.how is not OK
+            if outcome.status is not OK
         ]
 
 
@@ -102,7 +102,7 @@ class CallJob:
         self.call = Call("POST", path, body, timeouts=timeouts)
         self.story = Story(task)
         self.body = b""
-        self.settled: Settle | None = None
+        self.settled: Complete | None = None
         self._bodies: dict[int, bytes] = {}
         self._done = done
 
@@ -129,13 +129,13 @@ class CallJob:
 
     def check(self, outcome: Outcome, body: bytes) -> Outcome:
         """Return the outcome, or what is wrong with the vectors of an answer that looks well."""
-        if outcome.how is not OK:
+        if outcome.status is not OK:
             return outcome
         strange = of_another(body, self.task.model, self.call.path)
         if strange is not None:
             return strange
         if not is_text(body):
-            return Outcome(How.FAILED, "the answer is not UTF-8", 200)
+            return Outcome(Status.FAILED, "the answer is not UTF-8", 200)
         if self.task.kind is not EMBED:
             return outcome if outcome.timing.received else received(outcome, len(body))
         assert isinstance(self.call.body, bytes)
@@ -148,7 +148,7 @@ class CallJob:
     def refuse(self, action: Refuse) -> None: ...
     def want(self, items: int) -> None: ...
 
-    def settle(self, action: Settle, at: Micros) -> None:
+    def settle(self, action: Complete, at: Micros) -> None:
         self.settled = action
         if action.attempt is not None:
             self.body = self._bodies.get(action.attempt, b"")
@@ -232,7 +232,7 @@ class StreamJob(CallJob):
             outcome = await (self._go_on if resumes else self._begin)(transport, node, begun)
         except TransportFault as fault:
             outcome = outcome_of(fault)
-        if outcome.how is not OK and self._begun_at and said is not None and said.is_complete:
+        if outcome.status is not OK and self._begun_at and said is not None and said.is_complete:
             self.last = said.finished(self._elapsed_us())
             return Outcome(OK, "", 200)
         return outcome
@@ -278,17 +278,17 @@ class StreamJob(CallJob):
         said, model = self._said, self.task.model
         assert said is not None
         if said.is_complete:
-            return Outcome(How.UNABLE, "there is nothing left to say")
+            return Outcome(Status.UNABLE, "there is nothing left to say")
         if self._digest_on(node) != self._digest:
-            return Outcome(How.UNABLE, f"has another version of {model}: it cannot go on with the answer")
+            return Outcome(Status.UNABLE, f"has another version of {model}: it cannot go on with the answer")
         if not said.is_exact:
-            return Outcome(How.UNABLE, "the answer so far is not plain text, so no other node can go on with it")
+            return Outcome(Status.UNABLE, "the answer so far is not plain text, so no other node can go on with it")
         try:
             prompt = await self._continuity.learn(node, model, self._digest, said.body)
         except NotRendered as refused:
             return refused.outcome
         if prompt is None:
-            return Outcome(How.UNABLE, f"{model} thinks, or the node cannot tell how it would render the prompt")
+            return Outcome(Status.UNABLE, f"{model} thinks, or the node cannot tell how it would render the prompt")
         before = said.tokens
         seam = {"node": node.key, "characters": len(said.text), "tokens": before}
 
@@ -312,7 +312,7 @@ class StreamJob(CallJob):
                 for line in lines.feed(piece):
                     end = judge_line(line)
                     if end is not None:
-                        if end.how is not OK:
+                        if end.status is not OK:
                             return end
                         self.last = translate(line)
                         return counted(end, self._count)
@@ -331,28 +331,28 @@ class StreamJob(CallJob):
                         await self.drained.wait()
                         self._behind = False
         except msgspec.DecodeError as error:
-            return Outcome(How.FAILED, f"a line of the answer is not what Ollama says: {error}", 200)
+            return Outcome(Status.FAILED, f"a line of the answer is not what Ollama says: {error}", 200)
         finally:
             if self._said is not None and begun:
                 self._said.decode_us += round((self._loop.time() - begun) * 1e6)
         rest = lines.rest()
         end = judge_line(rest) if rest else None
-        if end is not None and end.how is OK:
+        if end is not None and end.status is OK:
             self.last = translate(rest)
             end = counted(end, self._count)
         if end is None and begun and repeats(recent.events()):
             self.last = self._heard.finished(self._elapsed_us())
             end = Outcome(OK, "", 200)
-        return end or Outcome(How.FAILED, "the answer ended before it was complete")
+        return end or Outcome(Status.FAILED, "the answer ended before it was complete")
 
     def _give(self, line: bytes) -> bool:
         self._heard.hear(line)
         return self._push(line)
 
-    def settle(self, action: Settle, at: Micros) -> None:
+    def settle(self, action: Complete, at: Micros) -> None:
         if self._said is not None:
             self.story.seams = self._said.seams
-        if action.outcome.how is OK and self.last:
+        if action.outcome.status is OK and self.last:
             self._push(self.last)
         super().settle(action, at)
 

@@ -16,7 +16,7 @@ from sollol.core.messages import Silence, Silent
 log = logging.getLogger("sollol")
 LOOK_S = 0.5
 TOLD_S = 2.0  # silence from which on a stream is reported beside those that may have stalled
-LEAST_S = 8.0  # of which at least one must have lasted so long; see sollol.core.stalls
+LEAST_S = 8.0  # of which at least one must have lasted so long; see sollol.core.stall_detection
 
 
 class Watched(Protocol):

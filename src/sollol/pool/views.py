@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.fleet import NodeState
+from sollol.core.state.node import Node
 from sollol.core.types import SECOND, LoadedModel, Micros, Task
 from sollol.pool.jobs import shown_candidates
 
@@ -21,7 +21,7 @@ class NodeView:
 
     __slots__ = ("_endpoint", "_state")
 
-    def __init__(self, endpoint: Endpoint, state: NodeState | None) -> None:
+    def __init__(self, endpoint: Endpoint, state: Node | None) -> None:
         self._endpoint = endpoint
         self._state = state
 
@@ -102,7 +102,7 @@ def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict
     at = engine.dispatcher.now() if engine else 0
     performance: dict[str, Any] = {}
     for key, endpoint in endpoints.items():
-        state = scheduler.fleet.nodes.get(key) if scheduler else None
+        state = scheduler.cluster.nodes.get(key) if scheduler else None
         performance[key] = _performance(NodeView(endpoint, state), state, at)
     return {
         **totals,
@@ -133,7 +133,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
     at = engine.dispatcher.now() if engine else 0
     rows = []
     for key, endpoint in endpoints.items():
-        state = scheduler.fleet.nodes.get(key) if scheduler else None
+        state = scheduler.cluster.nodes.get(key) if scheduler else None
         view = NodeView(endpoint, state)
         loaded = (
             [
@@ -159,13 +159,13 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
 def mixed_digests(engine: Engine) -> dict[str, dict[str, Any]]:
     """Return, for each model of which nodes have different versions, the nodes of each and what embeddings use."""
     found: dict[str, dict[str, list[str]]] = {}
-    for node in engine.scheduler.fleet.nodes.values():
+    for node in engine.scheduler.cluster.nodes.values():
         for model, digest in node.digests.items() if node.up else ():
             if digest:
                 found.setdefault(model, {}).setdefault(digest, []).append(node.key)
-    markets = engine.scheduler.fleet.markets
+    groups = engine.scheduler.cluster.groups
     return {
-        model: {"embeddings_use": markets[model].digest if model in markets else "", "nodes": versions}
+        model: {"embeddings_use": groups[model].digest if model in groups else "", "nodes": versions}
         for model, versions in found.items()
         if len(versions) > 1
     }
@@ -182,9 +182,9 @@ def _waiting(engine: Engine) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for model in scheduler.forecast.models_waited_for():
         for position, (task, wait) in enumerate(scheduler.forecast.line_up(model, at), 1):
-            opened = scheduler.open[task]
-            waited = (at - opened.since) / 1000
-            rows.append(_task(opened.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
+            pending = scheduler.tasks[task]
+            waited = (at - pending.since) / 1000
+            rows.append(_task(pending.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
     return rows[:WAITING_SHOWN]
 
 
@@ -193,7 +193,7 @@ def _running(engine: Engine) -> list[dict[str, Any]]:
     return [
         _task(attempt.task)
         | {
-            "node": attempt.lane.node.key,
+            "node": attempt.replica.node.key,
             "predicted_ms": attempt.decision.predicted_us / 1000,
             "elapsed_ms": (at - attempt.started_us) / 1000,
             "reason": attempt.decision.reason,
@@ -205,30 +205,30 @@ def _running(engine: Engine) -> list[dict[str, Any]]:
 
 def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
     """Everything known of one task, or None."""
-    opened = engine.scheduler.open.get(task_id)
-    if opened is None:
+    pending = engine.scheduler.tasks.get(task_id)
+    if pending is None:
         found = engine.history.find(task_id)
         return found and {"state": "done", **found}
     at = engine.dispatcher.now()
-    told = _task(opened.task) | {
-        "state": "running" if opened.attempts else "waiting",
-        "task_type": opened.task.type.value,
-        "queue_ms": (at - opened.since) / 1000,
-        "tried": [{"node": node, "why": why} for node, why in opened.tried.items()],
+    told = _task(pending.task) | {
+        "state": "running" if pending.attempts else "waiting",
+        "task_type": pending.task.type.value,
+        "queue_ms": (at - pending.since) / 1000,
+        "tried": [{"node": node, "why": why} for node, why in pending.tried.items()],
         "running": [
             {
-                "node": attempt.lane.node.key,
+                "node": attempt.replica.node.key,
                 "reason": attempt.decision.reason,
                 "predicted_ms": attempt.decision.predicted_us / 1000,
                 "elapsed_ms": (at - attempt.started_us) / 1000,
                 "candidates": shown_candidates(attempt.decision),
             }
-            for attempt in opened.attempts.values()
+            for attempt in pending.attempts.values()
         ],
     }
-    batch = opened.batch
+    batch = pending.batch
     if batch is not None:
-        under_way = sum(attempt.items.total() for attempt in opened.attempts.values())
+        under_way = sum(attempt.items.total() for attempt in pending.attempts.values())
         told["items"] = {
             "waiting": batch.pending_count, "running": under_way, "answered": batch.answered, "failed": batch.refused
         }  # fmt: skip
@@ -238,16 +238,16 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
     return told
 
 
-def _performance(view: NodeView, state: NodeState | None, at: Micros) -> dict[str, Any]:
-    lanes = list(state.lanes.values()) if state else []
-    latencies = [lane.latency_us(at) for lane in lanes if lane.latency.read() is not None]
+def _performance(view: NodeView, state: Node | None, at: Micros) -> dict[str, Any]:
+    replicas = list(state.replicas.values()) if state else []
+    latencies = [replica.latency_us(at) for replica in replicas if replica.latency.read() is not None]
     done = state.succeeded if state else 0
     failed = state.failed if state else 0
-    items = sum(lane.embedded for lane in lanes)
+    items = sum(replica.embedded for replica in replicas)
     rates = [
-        rate * SECOND * lane.embedded / lane.done_cost
-        for lane in lanes
-        if lane.done_cost and (rate := lane.work.read())
+        rate * SECOND * replica.embedded / replica.done_cost
+        for replica in replicas
+        if replica.done_cost and (rate := replica.work.read())
     ]
     return {
         "host": view.key,
@@ -261,6 +261,6 @@ def _performance(view: NodeView, state: NodeState | None, at: Micros) -> dict[st
         "batch_throughput": sum(rates),
         "items": items,
         "loaded_models": view.loaded_models,
-        "unable": state.unable.words(at) if state else [],
-        "slots": {lane.model: lane.limiter.limit for lane in lanes},
+        "unable": state.incapable.words(at) if state else [],
+        "slots": {replica.model: replica.limiter.limit for replica in replicas},
     }

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import How, Outcome
+from sollol.core.types import Outcome, Status
 from sollol.core.value import replaced
 from sollol.nodes.answers import read_inputs
 from sollol.nodes.dialect import Lines, decode, encode, refusal
@@ -116,9 +116,9 @@ class Parts:
 def refusal_of(call: Call, model: str, status: int, body: bytes, headers: Mapping[str, str] | None) -> Outcome:
     """Return what an answer with another status than 200 means for this call of a model."""
     outcome = refusal(status, body, headers)
-    if outcome.how is How.MISSING and call.path == "/api/embeddings" and isinstance(call.body, bytes):
+    if outcome.status is Status.MISSING and call.path == "/api/embeddings" and isinstance(call.body, bytes):
         written = read_inputs(call.body).model
         # This one route of Ollama's wants the very spelling of its list: the node does have the model.
         if written not in (model, model.removesuffix(":latest")):
-            return replaced(outcome, how=How.REFUSED)
+            return replaced(outcome, status=Status.REFUSED)
     return outcome

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import How, Kind, Outcome
+from sollol.core.types import Kind, Outcome, Status
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
@@ -55,11 +55,11 @@ def judge_whole(status: int, body: bytes) -> Outcome:
     try:
         found = _event(body)
     except msgspec.DecodeError as error:
-        return Outcome(How.FAILED, f"the answer is not what /v1/messages gives: {error}", 200)
+        return Outcome(Status.FAILED, f"the answer is not what /v1/messages gives: {error}", 200)
     # Without a reason to stop, a message ran into Ollama's limit of repeated tokens.
     if found.error is not None or (found.stop_reason is None and found.type != "message"):
         return late_error(body, f"the answer is not complete: {body[:80]!r}")
-    return Outcome(How.OK, "", 200, timing_of(found.usage))
+    return Outcome(Status.OK, "", 200, timing_of(found.usage))
 
 
 def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
@@ -70,7 +70,7 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
         case "content_block_stop":  # another block may follow
             return Sign.MAY_END, None
         case "message_delta":
-            return Sign.ENDS, Outcome(How.OK, timing=timing_of(told.usage)) if told.usage else None
+            return Sign.ENDS, Outcome(Status.OK, timing=timing_of(told.usage)) if told.usage else None
         case "message_stop":
             return Sign.ENDED, None
     return Sign.GOES_ON, None

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import How, Kind, Outcome, Timing
+from sollol.core.types import Kind, Outcome, Status, Timing
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
@@ -85,12 +85,12 @@ def judge_whole(status: int, body: bytes) -> Outcome:
     try:
         found = _chunk(body)
     except msgspec.DecodeError as error:
-        return Outcome(How.FAILED, f"the answer is not what /v1 gives: {error}", 200)
+        return Outcome(Status.FAILED, f"the answer is not what /v1 gives: {error}", 200)
     if found.error is not None:
         return late_error(body, "error without a text")
     if not found.choices:  # without a reason to end, it ran into Ollama's limit of repeated tokens
-        return Outcome(How.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
-    return Outcome(How.OK, "", 200, _timing(found.usage))
+        return Outcome(Status.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
+    return Outcome(Status.OK, "", 200, _timing(found.usage))
 
 
 def _timing(usage: _Usage | None) -> Timing:
@@ -104,9 +104,9 @@ def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
     if chunk.error is not None:
         return Sign.GOES_ON, late_error(data, "error without a text")
     if chunk.model == "":
-        return Sign.GOES_ON, Outcome(How.FAILED, "the node failed in the middle of its answer", 200)
+        return Sign.GOES_ON, Outcome(Status.FAILED, "the node failed in the middle of its answer", 200)
     # With `include_usage`, completions have a usage of zeros in each chunk but the last.
-    told = Outcome(How.OK, timing=_timing(chunk.usage)) if chunk.usage and not chunk.choices else None
+    told = Outcome(Status.OK, timing=_timing(chunk.usage)) if chunk.usage and not chunk.choices else None
     ends = told is not None or any(choice.finish_reason is not None for choice in chunk.choices)
     return Sign.ENDS if ends else Sign.GOES_ON, told
 

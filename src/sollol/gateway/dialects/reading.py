@@ -16,10 +16,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from sollol.core.types import OK, How, Outcome, Timing
+from sollol.core.types import OK, Outcome, Status, Timing
 from sollol.nodes.dialect import judge_line
 
-CUT: Final = Outcome(How.FAILED, "the answer ended before it was complete")
+CUT: Final = Outcome(Status.FAILED, "the answer ended before it was complete")
 GOES_ON: Final = b'"done":false}\n'
 HELD_BYTES: Final = 1 << 24  # of one event, and of all that is held back
 
@@ -131,7 +131,7 @@ class LineReader:
 
 
 def _too_long() -> Outcome:
-    return Outcome(How.FAILED, f"a part of the answer is longer than {HELD_BYTES} bytes", 200)
+    return Outcome(Status.FAILED, f"a part of the answer is longer than {HELD_BYTES} bytes", 200)
 
 
 class Sign(enum.Enum):
@@ -274,12 +274,12 @@ class EventReader:
             sign, outcome = self._judge(data)
         except msgspec.DecodeError as error:
             why = f"an event of the answer is not what its API says: {error}: {event[:80]!r}"
-            return Sign.GOES_ON, Outcome(How.FAILED, why, 200)
+            return Sign.GOES_ON, Outcome(Status.FAILED, why, 200)
         if outcome is None:
             if sign is Sign.ENDED and self._sign is not Sign.ENDS:  # so ends what a late error was swallowed in
-                return sign, Outcome(How.FAILED, "the answer ended without a reason", 200)
+                return sign, Outcome(Status.FAILED, "the answer ended without a reason", 200)
             return sign, None
-        if outcome.how is not OK:
+        if outcome.status is not OK:
             return sign, outcome
         self._told = outcome.timing
         return sign, None

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.core.types import How, Kind, Outcome
+from sollol.core.types import Kind, Outcome, Status
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
@@ -58,16 +58,16 @@ def judge_whole(status: int, body: bytes) -> Outcome:
     try:
         found = _response(body)
     except msgspec.DecodeError as error:
-        return Outcome(How.FAILED, f"the answer is not what /v1/responses gives: {error}", 200)
+        return Outcome(Status.FAILED, f"the answer is not what /v1/responses gives: {error}", 200)
     if found.error is not None or found.status not in ("completed", "incomplete"):
         return late_error(body, f"the answer is not complete: {body[:80]!r}")
-    return Outcome(How.OK, "", 200, timing_of(found.usage))
+    return Outcome(Status.OK, "", 200, timing_of(found.usage))
 
 
 def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
     told = _event(data)
     if told.type in ("response.completed", "response.incomplete"):
-        return Sign.ENDED, Outcome(How.OK, timing=timing_of(told.response.usage if told.response else None))
+        return Sign.ENDED, Outcome(Status.OK, timing=timing_of(told.response.usage if told.response else None))
     if told.type in ("response.failed", "error"):
         return Sign.GOES_ON, late_error(data, "the node failed in its answer")
     if told.type.endswith(".done"):  # another part may follow

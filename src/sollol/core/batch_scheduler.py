@@ -1,0 +1,401 @@
+"""Serving batches: cutting chunks for free slots, taking their answers in, and what follows when one fails."""
+
+from __future__ import annotations
+
+from sollol.core import takeover
+from sollol.core.fault_attribution import FaultAttribution
+from sollol.core.messages import Accept, ItemsRequested, Refuse
+from sollol.core.model_versions import FOR_EMBED, review
+from sollol.core.policy import BatchView, ChunkRetry
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.batch import Batch, PendingItems, joined
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.pending import PendingTask
+from sollol.core.state.ranges import Ranges
+from sollol.core.state.replica import Replica
+from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.types import OK, SECOND, TRANSIENT, Decision, Micros, Outcome, RoutingMode, Status, Task
+from sollol.core.value import replaced
+
+PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
+FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
+FEED_LEAST = 256
+REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
+SPARED_TIMES = 20  # in mode `async`: a node so many times slower than the best one is not used in its stead
+SAMPLE_AFTER = 3  # failures before anything succeeded: from then on items are taken from all over the batch
+CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
+
+
+class BatchScheduler:
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+        self.blame = FaultAttribution(state)
+
+    # --- feeding ---
+
+    def fed(self, pending: PendingTask, costs: list[int], closed: bool, at: Micros) -> None:
+        assert pending.batch is not None
+        had_pending = pending.batch.pending_count > 0
+        pending.batch.feed(costs, closed)
+        if not self._ended(pending, at) and not had_pending:
+            self._enqueue(pending, at)
+
+    def _enqueue(self, pending: PendingTask, at: Micros) -> None:
+        queue = self._state.queue(pending.task.model)
+        if pending.batch is not None and pending.batch.pending_count and pending.task.id not in queue:
+            self._state.enqueue(pending, self._state.group(pending.task.model, at), at, at)
+
+    # --- serving ---
+
+    def serve(
+        self, pending: PendingTask, batch: Batch, group: ModelReplicas, only: list[Replica] | None, at: Micros
+    ) -> None:
+        """Cut chunks for free slots. `only`: these lanes alone can have changed."""
+        width = pending.task.width
+        if not self._has_begun(pending.task, batch, group, at):
+            return
+        if batch.closed and batch.pending_count <= 2 * len(group.replicas):
+            only = None  # so little is left that it matters who else is idle
+        limited = _is_limited(batch, group)
+        if only is None or width:
+            replicas = self._suitable(batch, group, at)
+        elif limited:
+            suitable = self._suitable(batch, group, at)
+            replicas = [replica for replica in only if replica in suitable]
+        else:
+            replicas = [replica for replica in only if replica.usable(at)]
+        if not replicas and (only is None or not self._suitable(batch, group, at)):
+            self._no_replica(pending, batch, group, at)
+            return
+        batch.stuck_since = None
+        per_replica = -(-width // len(replicas)) if width else 0
+        fruitless: set[str] = set()
+        cost_before = batch.pending_cost
+        while batch.pending_count:
+            free = [
+                replica
+                for replica in replicas
+                if replica.node.key not in fruitless
+                and (replica.free(at) or (width and len(replica.attempts) < per_replica and replica.usable(at)))
+            ]
+            if not free or (width and len(batch.live) >= width):
+                break
+            for replica in sorted(free, key=lambda replica: len(replica.attempts)):
+                if width and len(batch.live) >= width:
+                    break
+                if not self._cut(pending, batch, group, replica, limited, at):
+                    fruitless.add(replica.node.key)
+        if batch.pending_count and not batch.live and only is not None:
+            # Those that were asked leave it to others, and no event will come to ask these: ask them now.
+            self.serve(pending, batch, group, None, at)
+            return
+        self._after_cutting(pending, batch, group, cost_before - batch.pending_cost, at)
+        self._ended(pending, at)
+
+    def _has_begun(self, task: Task, batch: Batch, group: ModelReplicas, at: Micros) -> bool:
+        """Bind a batch to one version of its model, once the nodes are known. False: they soon will be."""
+        state = self._state
+        if batch.digest is None and at < state.health.newcomers_until:
+            settled_at = state.health.settles_at(at)
+            if settled_at is not None:
+                state.serve_at(task.model, settled_at)
+                return False
+        if group.checked < FOR_EMBED:
+            review(state, group, FOR_EMBED)
+        if batch.digest is None:
+            batch.digest = group.digest_for(task) or None
+        return True
+
+    def _suitable(self, batch: Batch, group: ModelReplicas, at: Micros) -> list[Replica]:
+        """Return the usable lanes that this batch may go to."""
+        replicas = group.usable(at)
+        if self._state.cluster.incapable:
+            replicas = self._state.able(batch.task, replicas, at)
+        if not _is_limited(batch, group):
+            return replicas
+        task, digest = batch.task, batch.digest or ""
+        if task.only is not None or task.gpu or digest:
+            replicas = [replica for replica in replicas if group.suits(replica, task, digest)]
+        if task.mode is RoutingMode.RELIABLE:
+            return _reliable(replicas)
+        return _spared(replicas) if task.mode is RoutingMode.ASYNC else replicas
+
+    def _cut(
+        self, pending: PendingTask, batch: Batch, group: ModelReplicas, replica: Replica, limited: bool, at: Micros
+    ) -> bool:
+        if not batch.pending_count:
+            return False
+        if not replica.breaker.closed and self.blame.control(pending, batch, replica, at):
+            return True  # a text that was answered before tells most surely whether the node works again
+        total_rate, best_rate, count_of_replicas = group.total_rate, group.best_rate, len(group.replicas)
+        if limited:
+            suitable = self._suitable(batch, group, at)
+            count_of_replicas = max(1, len(suitable))
+            rates = [each.work.read() or 0.0 for each in suitable]
+            total_rate, best_rate = sum(rates), max(rates, default=0.0)
+        view = BatchView(
+            pending_cost=batch.pending_cost,
+            pending_count=batch.pending_count,
+            inflight_cost=group.inflight_cost,
+            closed=batch.closed,
+            replica_rate=replica.work.read() or None,
+            replica_backlog=replica.backlog(at),
+            replica_startup_us=replica.startup_us(),
+            slots=pending.task.width or replica.limiter.limit,
+            total_rate=total_rate,
+            best_rate=best_rate,
+            replicas=count_of_replicas,
+        )
+        cost, count = self._state.policies.batcher.item_budget(view)
+        if count == 0 and batch.live:  # the others do it sooner; if there are none, nobody else would
+            return False
+
+        def others() -> frozenset[str]:
+            return frozenset(other.node.key for other in self._suitable(batch, group, at))
+
+        longest = replica.list_limit.now if replica.breaker.closed else 1
+        sample = not batch.answered and batch.failures_in_a_row >= SAMPLE_AFTER
+        cut = batch.cut(replica.node.key, max(cost, 1), max(count, 1), others, longest, sample)
+        if cut is None:
+            return False
+        ranges, piece = cut
+        if piece.suspect and not piece.ranges and self.blame.is_bad(batch, others(), piece, ranges.total()):
+            assert piece.evidence.outcome is not None
+            self._refuse(pending, batch, ranges, piece.evidence.outcome)
+            return True
+        attempt = self._start(pending, batch, replica, ranges, view.replica_backlog, at)
+        attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
+        attempt.evidence, attempt.suspect = piece.evidence, piece.suspect
+        attempt.other_half = piece if piece.suspect and piece.ranges else None
+        batch.begin(attempt, ranges)
+        return True
+
+    def _start(
+        self,
+        pending: PendingTask,
+        batch: Batch,
+        replica: Replica,
+        ranges: Ranges,
+        backlog: float,
+        at: Micros,
+        reason: str = "free slot",
+    ) -> Attempt:
+        cost = batch.cost_of(ranges)
+        rate = replica.work.read() or replica.group.total_rate / max(1, len(replica.group.replicas))
+        predicted = replica.startup_us() + round((backlog + cost) / rate) if rate else 5 * SECOND
+        return self._state.start(pending, replica, cost, Decision(replica.node.key, predicted, reason), at, ranges)
+
+    def _after_cutting(self, pending: PendingTask, batch: Batch, group: ModelReplicas, taken: int, at: Micros) -> None:
+        task = pending.task
+        queue = self._state.queue(task.model)
+        if taken and task.id in queue:
+            queue.serve(task.id, at, taken * group.tokens_per_cost)
+            self._enqueue(pending, at)
+        if not batch.pending_count:
+            queue.remove(task.id)
+        else:
+            self._wake_for_replicas(group, at)
+        if not batch.closed:
+            want = max(FEED_LEAST, round(group.total_rate * FEED_AHEAD / batch.costs.mean))
+            if batch.pending_count < want and batch.wanted_upto <= batch.costs.end:
+                batch.wanted_upto = batch.costs.end + 1
+                self._state.out.append(ItemsRequested(task.id, 2 * want - batch.pending_count))
+
+    def _wake_for_replicas(self, group: ModelReplicas, at: Micros) -> None:
+        """Work waits and no event may come: look again when the first breaker admits a trial."""
+        if any(replica.attempts for replica in group.replicas.values()):
+            return
+        times = [replica.breaker.retry_at() for replica in group.replicas.values() if replica.node.usable]
+        due = min((t for t in times if t is not None and t > at), default=None)
+        if due is not None:
+            self._state.serve_at(group.model, due)
+
+    def _no_replica(self, pending: PendingTask, batch: Batch, group: ModelReplicas, at: Micros) -> None:
+        """No node can take any of this batch now: wait for one that may come, but not for ever."""
+        if batch.stuck_since is None:
+            batch.stuck_since = at
+            pending.since = at
+        if self._state.may_yet_come(pending, at):
+            return
+        replicas = [
+            replica for replica in group.replicas.values() if group.suits(replica, pending.task, batch.digest or "")
+        ]
+        hope = any(replica.node.succeeded or replica.node.usable for replica in replicas)
+        if hope and at - batch.stuck_since < PATIENCE:
+            self._state.serve_at(group.model, batch.stuck_since + PATIENCE)
+            self._wake_for_replicas(group, at)
+            return
+        self._state.settle_no_node(pending, "no node can take the rest of the batch", at)
+
+    # --- the tail ---
+
+    def take_over(self, batch: Batch, group: ModelReplicas, at: Micros) -> None:
+        if batch.task.hedge is not False:
+            takeover.take_over(self, self._state, batch, self._suitable(batch, group, at), group, at)
+
+    def start_takeover(self, victim: Attempt, replica: Replica, ranges: Ranges, at: Micros) -> None:
+        """Let an idle lane try items that `victim` has under way (called by `core.takeover`)."""
+        pending = self._state.tasks[victim.task.id]
+        assert pending.batch is not None
+        reason = f"takes over from {victim.replica.node.key}"
+        attempt = self._start(pending, pending.batch, replica, ranges, 0.0, at, reason)
+        attempt.tries, attempt.failed_on = victim.tries, victim.failed_on
+        attempt.evidence, attempt.suspect = victim.evidence, victim.suspect
+        pending.batch.contest(attempt, victim, ranges)
+
+    # --- answers ---
+
+    def answered(self, pending: PendingTask, attempt: Attempt, at: Micros) -> None:
+        batch = pending.batch
+        assert batch is not None
+        attempt.replica.single_faults = 0
+        if attempt.control:
+            return
+        attempt.replica.list_limit.succeeded(attempt.items.total())
+        alone = attempt.suspect and attempt.other_half is None and attempt.items.total() == 1
+        fresh, idle = batch.accept(attempt)
+        batch.good += 1
+        batch.failures_in_a_row = 0
+        if fresh:
+            if batch.known_good is None:
+                batch.known_good = fresh[0][0]
+            self._state.out.append(Accept(pending.task.id, attempt.id, fresh))
+        batch.release(attempt, suspect=True)
+        if alone:
+            batch.vanished += attempt.evidence.tries
+            self.blame.vanished(attempt, at)
+        for loser in idle:
+            batch.drop(loser)
+            batch.release(loser, suspect=True)
+            self._overtaken(loser, at)
+            self._state.abort(loser, at)
+        batch.forget()
+        if not self._ended(pending, at):
+            self._enqueue(pending, attempt.started_us)
+
+    def _overtaken(self, loser: Attempt, at: Micros) -> None:
+        """Its items came from elsewhere. If it was overdue that tells of its node: it is slower than was thought."""
+        if at > loser.due_us:
+            loser.replica.work.add(0, at - max(loser.started_us, loser.replica.last_end_us))
+            loser.replica.breaker.record(at, Outcome(Status.TIMEOUT))
+            self._state.health.ask(loser.replica.node, at, self._state.out)
+
+    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+        batch = pending.batch
+        assert batch is not None
+        if attempt.control:
+            self.blame.control_failed(attempt, outcome, at)
+            return
+        count = attempt.items.total()
+        orphans = batch.drop(attempt)
+        tested = outcome.status in (Status.FAILED, Status.REFUSED)
+        if tested:
+            batch.release(attempt, suspect=False)  # the fault is in the half that was tried
+        elif attempt.other_half is not None:  # nothing was learned: both halves again
+            orphans = joined([*orphans.items(), *Ranges(attempt.other_half.ranges).items()])
+            batch.held -= attempt.other_half.total()
+            attempt.other_half = None
+        if outcome.status in TRANSIENT:
+            pending.tried[attempt.replica.node.key] = outcome.message or outcome.status.value
+        if self._is_hopeless(batch, attempt, outcome, at):
+            self._state.abort_all(pending, at)
+            if outcome.status in (Status.REFUSED, Status.UNSUITED):
+                self._state.settle(pending, replaced(outcome, status=Status.REFUSED))
+            else:
+                self._state.settle_no_node(pending, "nothing of the batch succeeded anywhere", at)
+            return
+        if tested:
+            self.blame.failed(pending, batch, attempt, count, outcome, at)
+            self.blame.share(batch, attempt, outcome, at)
+        if orphans:
+            self._put_back(pending, batch, attempt, orphans, outcome, at)
+            self._enqueue(pending, attempt.started_us)
+        elif batch.pending_count:
+            self._enqueue(pending, attempt.started_us)
+        self._ended(pending, at)
+
+    def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
+        """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
+        if outcome.status is Status.FAILED:
+            if not self.blame.is_hopeless(batch, attempt, PATIENCE, at):
+                return False
+            return all(replica.key in batch.failed_on for replica in self._suitable(batch, attempt.replica.group, at))
+        if batch.answered:
+            return False
+        group = attempt.replica.group
+        if outcome.status is Status.REFUSED:
+            batch.refused_alone += attempt.items.total() == 1
+            batch.refused_on.add(attempt.replica.key)
+            if outcome.http_status in CALL_IS_WRONG and batch.refused_alone < REFUSED_ALONE:
+                return False
+            others = {replica.key for replica in self._suitable(batch, group, at)}
+            return len(batch.refused_on) > 1 or others <= batch.refused_on
+        unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED)
+        return unsuited and not batch.live and not self._suitable(batch, group, at)
+
+    def _put_back(
+        self, pending: PendingTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome, at: Micros
+    ) -> None:
+        node, count = attempt.replica.node.key, orphans.total()
+        counts = outcome.status in (Status.FAILED, Status.REFUSED, Status.TIMEOUT)
+        tries = attempt.tries + counts
+        avoided = counts or outcome.status in (Status.UNSUITED, Status.LOCKED)
+        failed_on = attempt.failed_on | {node} if avoided else attempt.failed_on
+        evidence = attempt.evidence
+        if counts:
+            evidence = evidence.and_failed(node, attempt.replica.last_good_us, attempt.items.total(), outcome, at)
+        suspect = attempt.suspect
+        if counts:
+            again = self._state.policies.batcher.again(outcome, tries, count)
+            if again is ChunkRetry.REFUSE:
+                self._refuse(pending, batch, orphans, outcome)
+                return
+            suspect = suspect or again is ChunkRetry.SPLIT
+        piece = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
+        if counts and suspect and count == 1:
+            others = frozenset(replica.node.key for replica in self._suitable(batch, attempt.replica.group, at))
+            if self.blame.is_bad(batch, others, piece, count):
+                self._refuse(pending, batch, orphans, outcome)
+                return
+            # Later more is known of how often good items fail, and of whether the node works.
+            batch.put_back(piece, front=not batch.closed and not batch.pending_count)
+            return
+        batch.put_back(piece)
+
+    def _refuse(self, pending: PendingTask, batch: Batch, items: Ranges, outcome: Outcome) -> None:
+        batch.refused += items.total()
+        self._state.out.append(Refuse(pending.task.id, items, outcome))
+
+    def _ended(self, pending: PendingTask, at: Micros) -> bool:
+        if pending.task.id in self._state.tasks and pending.batch is not None and pending.batch.done:
+            self._state.abort_all(pending, at)  # a control
+            self._state.settle(pending, Outcome(OK))
+        return pending.task.id not in self._state.tasks
+
+
+def _is_limited(batch: Batch, group: ModelReplicas) -> bool:
+    """Check whether there may be lanes that this batch must not go to."""
+    task = batch.task
+    return (
+        task.only is not None
+        or task.gpu
+        or group.mixed
+        or (batch.digest is not None and batch.digest != group.digest)
+        or task.mode in (RoutingMode.RELIABLE, RoutingMode.ASYNC)
+    )
+
+
+def _reliable(replicas: list[Replica]) -> list[Replica]:
+    """Return the lanes whose share of good answers, squared, is at least half that of the best."""
+    shares = [1.0 if (share := replica.reliability.read()) is None else share for replica in replicas]
+    least = max(shares, default=0.0) ** 2 / 2
+    return [replica for replica, share in zip(replicas, shares, strict=True) if share**2 >= least]
+
+
+def _spared(replicas: list[Replica]) -> list[Replica]:
+    """Return the lanes without the fastest, which stays free for others, where the next is not far slower."""
+    rates = sorted((replica.work.read() or 0.0 for replica in replicas), reverse=True)
+    if len(rates) < 2 or not rates[1] or rates[0] > SPARED_TIMES * rates[1]:
+        return replicas
+    fastest = max(replicas, key=lambda replica: replica.work.read() or 0.0)
+    return [replica for replica in replicas if replica is not fastest]

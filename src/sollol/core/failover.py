@@ -1,0 +1,183 @@
+"""Decide what follows when a single call fails on a node: another node, the line, or the end.
+
+A refusal is the caller's fault only when a second node, where one can serve the call, refuses it too. An error in the
+same words is the request's fault only when no node is left that has not failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.incapability import CONTRADICTED
+from sollol.core.state.pending import PendingTask
+from sollol.core.state.replica import Replica
+from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.types import TRANSIENT, Micros, Outcome, Status, Task, TaskPriority
+from sollol.core.value import replaced
+
+TRIES_HERE: Final = 60  # of a call for which this process has no file descriptor left: some 15 s
+FREE: Final = frozenset(
+    (Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.REFUSED)
+)  # attempts that cost the node no work
+
+
+class FallbackAnswer:
+    """An answer that may be passed on to the caller when no node is left."""
+
+    __slots__ = ("attempt", "outcome")
+
+    def __init__(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.attempt = attempt
+        self.outcome = outcome
+
+
+class Failover:
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+
+    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
+        """Settle the call, or put it in line again. Return True if it is over."""
+        state, node = self._state, attempt.replica.node.key
+        why = outcome.message or outcome.status.value
+        agreed = self._weigh(pending, attempt, outcome, why)
+        if outcome.status is Status.BUSY:
+            pending.busy = {*(pending.busy or ()), node}
+            # As long as one node was not busy that often, it may take it.
+            replicas = [replica for replica in attempt.replica.group.usable(at) if replica.suits(pending.task)]
+            tries = min((replica.busy_answers for replica in replicas), default=attempt.replica.busy_answers)
+            if all_paused(pending.task, [replica for replica in replicas if replica.key not in pending.tried]):
+                tries = NEVER_AGAIN
+        elif outcome.status is Status.OURS:
+            pending.tries_here += 1
+            tries = pending.tries_here
+        else:
+            pending.tries += outcome.status not in FREE
+            tries = pending.tries
+            pending.tried[node] = why
+        if agreed:
+            self.give_up(pending, "every attempt failed", at)
+            return True
+        if pending.attempts:  # the other copy is still under way
+            return False
+        if outcome.status is Status.REFUSED and not self._others(pending, attempt, at):
+            self.give_up(pending, "every attempt failed", at)
+            return True
+        if self._is_last(pending, attempt, outcome, tries, at):
+            pending.tried |= {
+                replica.node.key: "busy" for replica in attempt.replica.group.usable(at) if replica.busy_answers
+            }
+            pending.tried[node] = why
+            self.give_up(pending, "every attempt failed", at)
+            return True
+        urgent = int(TaskPriority.CRITICAL) if pending.delivering or pending.fallback is not None else None
+        state.enqueue(pending, attempt.replica.group, pending.since, at, urgent)
+        return False
+
+    def is_final(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Check whether no other node is asked after this outcome, whatever others would say."""
+        if attempt.started and (not attempt.movable or outcome.status is Status.REFUSED):
+            return True
+        # Without a status it is a fault of ours, or of the caller's own objects.
+        return outcome.status not in TRANSIENT and not (outcome.status is Status.REFUSED and outcome.http_status)
+
+    def _weigh(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, why: str) -> bool:
+        """Note what may be passed on in the end. Return True if two nodes have refused the call."""
+        before: FallbackAnswer | None = pending.fallback
+        if outcome.status is Status.REFUSED:
+            pending.fallback = FallbackAnswer(attempt, outcome)
+            return before is not None and before.outcome.status is Status.REFUSED
+        if outcome.status in (Status.BUSY, Status.OURS) or (
+            before is not None and before.outcome.status is Status.REFUSED
+        ):
+            return False
+        listed = not attempt.started and outcome.http_status
+        if outcome.status is Status.UNSUITED:
+            same = before is not None and before.outcome.http_status == outcome.http_status
+            pending.fallback = FallbackAnswer(attempt, outcome) if same or not pending.tried else None
+        elif outcome.status is Status.FAILED and listed and why in pending.tried.values():
+            pending.fallback = FallbackAnswer(attempt, outcome)
+        elif before is not None and before.outcome.status is Status.UNSUITED:
+            pending.fallback = None
+        return False
+
+    def _others(self, pending: PendingTask, attempt: Attempt, at: Micros) -> bool:
+        """Check whether a node that has not had the call can serve it."""
+        task, group = pending.task, attempt.replica.group
+        digest = group.digest_for(task)
+        return any(
+            replica.usable(at)
+            and replica.key not in pending.tried
+            and group.suits(replica, task, digest)
+            and not replica.node.incapable.stops(task, at)
+            for replica in group.replicas.values()
+        )
+
+    def _is_last(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, tries: int, at: Micros) -> bool:
+        """Check whether the call has had its tries. A node that works now is always worth another."""
+        if outcome.status in FREE:
+            return False
+        if outcome.status is Status.OURS:
+            return tries >= TRIES_HERE
+        if outcome.status is not Status.BUSY and self._well(pending, attempt, at):
+            return False
+        return self._state.retrier.again(pending.task, outcome, tries, at) is None
+
+    def _well(self, pending: PendingTask, attempt: Attempt, at: Micros) -> bool:
+        """Check whether a node is left whose last answer was good, or that had nothing to answer yet."""
+        task, group = pending.task, attempt.replica.group
+        digest = group.digest_for(task)
+        return any(
+            not replica.faults
+            and not replica.node.faults.count
+            and replica.usable(at)
+            and group.suits(replica, task, digest)
+            for replica in group.replicas.values()
+            if replica.key not in pending.tried
+        )
+
+    def give_up(self, pending: PendingTask, message: str, at: Micros) -> None:
+        """Settle a call for which no node is left."""
+        state, fallback = self._state, pending.fallback
+        state.abort_all(pending, at)
+        if fallback is None:
+            state.settle_no_node(pending, message, at)
+            return
+        if fallback.outcome.status is Status.FAILED:
+            self._absolve(pending, fallback.attempt.replica, at)
+        state.settle(pending, replaced(fallback.outcome, status=Status.REFUSED), fallback.attempt.id)
+
+    def _absolve(self, pending: PendingTask, last: Replica, at: Micros) -> None:
+        """The failure went with the call from node to node: it opens no breaker for other calls."""
+        for key in pending.tried:
+            replica = last.group.replicas.get(key)
+            if replica is not None and replica.last_good_us >= 0:
+                replica.record(at, Outcome(Status.REFUSED))
+                replica.flag_off_nominal()
+
+    def answered(self, pending: PendingTask, at: Micros) -> None:
+        """A node has answered what another one refused: that one may be unable, if it happens again and again."""
+        fallback = pending.fallback
+        if fallback is not None and fallback.outcome.status is Status.REFUSED:
+            replica = fallback.attempt.replica
+            replica.contradicted += 1
+            if replica.contradicted >= CONTRADICTED:
+                replica.contradicted = 0
+                self._state.cluster.learn_unable(
+                    replica.node, pending.task, replaced(fallback.outcome, http_status=0), at
+                )
+
+
+NEVER_AGAIN: Final = 1 << 30  # tries after which no policy goes on
+
+
+def all_paused(task: Task, replicas: Sequence[Replica]) -> bool:
+    """Check whether every one of these lanes asks for more patience than the caller has."""
+    deadline_us = task.deadline_us
+    if deadline_us is None or not replicas:
+        return False
+    for replica in replicas:  # noqa: SIM110  compiled, a generator expression would ask all of them
+        if replica.paused_until <= deadline_us:
+            return False
+    return True

@@ -1,0 +1,155 @@
+"""Keep a fault of the scheduler to the task that it concerns: that one is settled, every other goes on.
+
+Between two events the ledger is consistent; an exception in the middle of one may leave a task half bound. So whatever
+there is of the task that was being handled (`Ledger.concern`) is taken out by hand, without the code that has just
+failed, and what is counted on its replicas is counted anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sollol.core.messages import Abort, Complete, Event, NodeLost, NodeSeen, SchedulerFault, Submitted
+from sollol.core.slot_binding import SlotBinding
+from sollol.core.state.pending import PendingTask
+from sollol.core.state.replica import Replica
+from sollol.core.state.scheduler_state import LEFT, SchedulerState
+from sollol.core.types import NEVER, SECOND, Micros, Outcome, Status
+
+AGAIN: Final[Micros] = SECOND  # until those who wait are served after a fault that concerns no single task
+INTERNAL: Final = 500
+
+
+def fault_outcome(error: Exception) -> Outcome:
+    """Return how a task ends that a fault of this program concerns."""
+    listed = f"{type(error).__name__}: {error}"[:300]
+    return Outcome(Status.REFUSED, f"SOLLOL failed at this call, which is no fault of its own: {listed}", INTERNAL)
+
+
+class FaultRecovery:
+    """Settles tasks that faults concern, and tells of the faults."""
+
+    __slots__ = ("_binding", "_planned", "_state")
+
+    def __init__(self, state: SchedulerState, binding: SlotBinding) -> None:
+        self._state = state
+        self._binding = binding
+        self._planned = False
+        state.recover = self.recover
+
+    def event_failed(self, event: Event, error: Exception, at: Micros) -> None:
+        """Handle an exception that came out of the handling of an event."""
+        state = self._state
+        if isinstance(event, Submitted) and state.current_task is None and not self._is_known(event.task.id):
+            self._tell(event.task.id, error)
+            state.out.append(Complete(event.task.id, fault_outcome(error)))
+            return
+        self._mend()
+        if isinstance(event, NodeSeen | NodeLost):
+            self._ask_again(event.node, at)
+        if state.health.next_at <= at:
+            state.health.next_at = at + AGAIN
+        self.recover(error, at)
+
+    def _is_known(self, task: int) -> bool:
+        """Check that a task is open, or was settled just now."""
+        settled = any(isinstance(action, Complete) and action.task == task for action in self._state.out)
+        return settled or any(pending.task.id == task for pending in self._state.tasks.values())
+
+    def _mend(self) -> None:
+        """Count anew what runs where, after nobody knows which step."""
+        for node in self._state.cluster.nodes.values():
+            for replica in node.replicas.values():
+                recount(replica)
+
+    def _ask_again(self, key: str, at: Micros) -> None:
+        """Do not take a node for one that is being asked, for ever."""
+        node = self._state.cluster.nodes.get(key)
+        if node is not None:
+            node.probing = False
+            node.next_probe_us = at + AGAIN
+            self._state.health.next_at = min(self._state.health.next_at, at + AGAIN)
+
+    def recover(self, error: Exception, at: Micros) -> None:
+        """Settle the task that was being handled, tell of the fault, and serve those who wait."""
+        state = self._state
+        while True:  # each turn settles a task
+            pending, state.current_task = state.current_task, None
+            self._tell(0 if pending is None else pending.task.id, error)
+            if pending is None:
+                if not self._planned:
+                    self._planned = True
+                    state.at(at + AGAIN, self._serve_all)
+                return
+            self.expel(pending, fault_outcome(error), at)
+            try:
+                self._binding.bind_all(at)
+            except Exception as another:
+                error = another
+                continue
+            return
+
+    def expel(self, pending: PendingTask, outcome: Outcome, at: Micros) -> None:
+        """Take a task out of all books, whatever state it is in, and settle it unless that is done."""
+        state, task = self._state, pending.task
+        is_over = any(isinstance(action, Complete) and action.task == task.id for action in state.out)
+        state.tasks.pop(pending.key, None)
+        self._leave_line(pending)
+        if pending.waits_for is not None:
+            pending.waits_for.waiters -= 1
+            pending.waits_for = None
+        state.batches.get(task.model, {}).pop(task.id, None)
+        if pending.group is not None:
+            pending.group.batches = len(state.batches.get(task.model, ()))
+        for replica in self._replicas_of(pending):
+            for attempt in [attempt for attempt in replica.attempts.values() if attempt.pending is pending]:
+                replica.attempts.pop(attempt.key, None)
+                pending.attempts[attempt.key] = attempt
+            recount(replica)
+        for attempt in pending.attempts.values():
+            state.attempts.pop(attempt.key, None)
+            state.out.append(Abort(attempt.id, LEFT))
+        pending.attempts.clear()
+        if not is_over:
+            state.out.append(Complete(task.id, outcome))
+
+    def _leave_line(self, pending: PendingTask) -> None:
+        queue = self._state.queues.get(pending.task.model)
+        if queue is None:
+            return
+        queue.rebuild_without(pending.key)
+
+    def _replicas_of(self, pending: PendingTask) -> list[Replica]:
+        replicas = [replica for node in self._state.cluster.nodes.values() for replica in node.replicas.values()]
+        replicas += [attempt.replica for attempt in pending.attempts.values()]
+        touched: list[Replica] = []
+        for replica in replicas:
+            holds = any(attempt.pending is pending for attempt in replica.attempts.values())
+            named = any(attempt.replica is replica for attempt in pending.attempts.values())
+            if (holds or named) and replica not in touched:
+                touched.append(replica)
+        return touched
+
+    def _tell(self, task: int, error: Exception) -> None:
+        self._state.out.append(SchedulerFault(task, error))
+
+    def _serve_all(self, at: Micros) -> None:
+        self._planned = False
+        self._binding.bind_all(at)
+
+
+def recount(replica: Replica) -> None:
+    """Count anew what runs on a replica, on its node and in its market."""
+    node, group = replica.node, replica.group
+    attempts = list(replica.attempts.values())
+    replica.responding = sum(attempt.responding for attempt in attempts)
+    replica.occupies_gpu = sum(attempt.occupies_gpu for attempt in attempts)
+    replica.soonest_us = min([attempt.due_us for attempt in attempts], default=NEVER)
+    replica.cost_inflight = sum([attempt.cost for attempt in attempts], 0.0)
+    if group.replicas.get(replica.key) is replica:
+        group.with_capacity[replica.key] = replica  # a full one that stands there is asked in vain, no more
+        group.off_nominal[replica.key] = replica
+    replica.nominal = False
+    node.running = sum(len(other.attempts) for other in node.replicas.values())
+    node.active_models = sum(other.occupies_gpu > 0 for other in node.replicas.values())
+    group.inflight_cost = sum([other.cost_inflight for other in group.replicas.values()], 0.0)

@@ -1,0 +1,158 @@
+"""Which nodes are alive, and when to ask. Recovery is noticed by asking, without traffic.
+
+While there is work, a node is asked every EVERY; when nothing was submitted for a while, every EVERY_IDLE; a node
+that is down, after RETRY, then twice as long each time. A refused connection is certain. Silence is not: a machine
+under load answers late, so it takes SILENCES in a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sollol.core.messages import Action, Probe
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.cluster import ClusterState
+from sollol.core.state.node import Node
+from sollol.core.types import EMBED, MILLISECOND, NEVER, SECOND, Micros, NodeFacts
+
+EVERY: Final[Micros] = 5 * SECOND
+EVERY_IDLE: Final[Micros] = 60 * SECOND
+IDLE_AFTER: Final[Micros] = 30 * SECOND
+RETRY: Final[Micros] = 500 * MILLISECOND
+RETRY_MAX: Final[Micros] = 5 * SECOND
+SILENCES: Final = 2
+TOUCH: Final[Micros] = SECOND  # to a second, it is known when the last task came
+# The first call waits so long for all nodes to be known, not only the nearest.
+NEWCOMERS: Final[Micros] = 250 * MILLISECOND
+# A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
+OVERDUE_TIMES: Final = 8
+OVERDUE_LEAST: Final[Micros] = 20 * SECOND
+
+
+class HealthChecks:
+    def __init__(self, cluster: ClusterState) -> None:
+        self._fleet = cluster
+        self._last_submit: Micros = 0
+        self.touch_at: Micros = 0  # from then on the next task is of interest here
+        self.next_at: Micros = NEVER
+        self.newcomers_until: Micros = 0
+
+    def touched(self, at: Micros, out: list[Action]) -> None:
+        """A task came: after a long idle time, do not trust what was known."""
+        if at - self._last_submit > IDLE_AFTER:
+            for node in self._fleet.nodes.values():
+                if at - node.asked_us > EVERY:
+                    self.ask(node, at, out)
+                self._plan(node, min(node.next_probe_us, at + EVERY))
+        self._last_submit = at
+        self.touch_at = at + TOUCH
+
+    def settles_at(self, at: Micros) -> Micros | None:
+        """Nodes that were added just now have not answered yet: until when it is worth waiting for them."""
+        if at >= self.newcomers_until:
+            return None
+        waiting = any(node.up is None for node in self._fleet.nodes.values())
+        return self.newcomers_until if waiting else None
+
+    def added(self, node: Node, at: Micros, out: list[Action]) -> None:
+        self.newcomers_until = at + NEWCOMERS
+        self.ask(node, at, out)
+
+    def ask(self, node: Node, at: Micros, out: list[Action]) -> None:
+        if node.probing:
+            return
+        node.probing = True
+        node.asked_us = at
+        out.append(Probe(node.key))
+
+    def seen(self, node: Node, facts: NodeFacts, at: Micros) -> bool:
+        """Take in what a node said; True if the models it has have changed."""
+        if facts.late:  # what has not come is as it was
+            facts = facts._replace(**{name: value for path, name, value in _known(node) if path in facts.late})
+        changed = node.models != facts.models or node.digests != facts.digests
+        if node.up is False:  # it was away: what it had in memory is gone
+            for replica in node.replicas.values():
+                replica.loaded_by_us = False
+        if not node.up:
+            node.up_since = at
+        node.up, node.probing, node.silences = True, False, 0
+        node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
+        node.digests = facts.digests
+        for held in facts.loaded.values():
+            if held.size_vram >= held.size > node.held_bytes:
+                node.held_bytes = held.size
+        for model, replica in node.replicas.items():
+            if model not in facts.loaded and replica.last_end_us < node.asked_us:
+                replica.loaded_by_us = False
+                replica.warm.clear()
+            replica.flag_off_nominal()
+        node.remember(at)
+        node.loaded_after()  # what they put out may still have been there
+        node.probe_backoff_us = 0
+        self._plan(node, at + self._every(at))
+        return changed
+
+    def lost(self, node: Node, why: str, certain: bool, at: Micros) -> bool:
+        """A probe failed; True if the node is to be taken for down now."""
+        node.probing = False
+        node.lost_why = why
+        node.silences += 1
+        if not certain and node.up and node.silences < SILENCES:
+            self._plan(node, at + RETRY)
+            return False
+        if node.up is not False:
+            return True
+        self._back_off(node, at)
+        return False
+
+    def down(self, node: Node, why: str, at: Micros) -> None:
+        node.up = False
+        for replica in node.replicas.values():
+            replica.flag_off_nominal()
+        node.lost_why = why
+        node.down_since = at
+        self._back_off(node, at)
+
+    def _back_off(self, node: Node, at: Micros) -> None:
+        node.probe_backoff_us = min(max(RETRY, 2 * node.probe_backoff_us), RETRY_MAX)
+        self._plan(node, at + max(node.probe_backoff_us, self._every(at) if self._idle(at) else 0))
+
+    def _idle(self, at: Micros) -> bool:
+        return at - self._last_submit > IDLE_AFTER
+
+    def _every(self, at: Micros) -> Micros:
+        return EVERY_IDLE if self._idle(at) else EVERY
+
+    def _plan(self, node: Node, when: Micros) -> None:
+        node.next_probe_us = when
+        self.next_at = min(self.next_at, when)
+
+    def tick(self, at: Micros, busy: bool, out: list[Action]) -> list[Attempt]:
+        """Ask the nodes whose time has come; the chunks that took far too long."""
+        if busy:
+            self._last_submit = at
+        if at < self.next_at:
+            return []
+        overdue: list[Attempt] = []
+        upcoming = NEVER
+        for node in self._fleet.nodes.values():
+            if node.next_probe_us <= at:
+                self.ask(node, at, out)
+                node.next_probe_us = at + EVERY
+                overdue += [a for replica in node.replicas.values() for a in replica.attempts.values() if _late(a, at)]
+            upcoming = min(upcoming, node.next_probe_us)
+        self.next_at = upcoming
+        return overdue
+
+
+def _known(node: Node) -> tuple[tuple[str, str, Any], ...]:
+    """What is known of a node: the list that tells it, its name among the facts, and the value."""
+    tags, ps = "/api/tags", "/api/ps"
+    return ((tags, "models", node.models), (tags, "digests", node.digests), (ps, "loaded", node.loaded))
+
+
+def _late(attempt: Attempt, at: Micros) -> bool:
+    if attempt.task.kind is not EMBED or not attempt.items or not attempt.replica.work.known:
+        return False
+    predicted = attempt.due_us - attempt.started_us
+    return at - attempt.started_us > max(OVERDUE_LEAST, OVERDUE_TIMES * predicted)

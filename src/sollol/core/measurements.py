@@ -1,0 +1,66 @@
+"""Learn from a good answer: how fast its replica is, how many calls it takes at once, and that it works."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sollol.core.messages import SchedulerFault
+from sollol.core.request_scheduler import RequestScheduler
+from sollol.core.slot_discovery import SlotDiscovery
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.types import EMBED, SECOND, Micros, Timing
+
+WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
+
+
+class Measurements:
+    __slots__ = ("_requests", "_slot_discovery", "_state")
+
+    def __init__(self, state: SchedulerState, requests: RequestScheduler, slots: SlotDiscovery) -> None:
+        self._state = state
+        self._requests = requests
+        self._slot_discovery = slots
+
+    def answered(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
+        """Learn what can be learned: an answer is one although nothing can."""
+        try:
+            self._learn(attempt, timing, busy_us, inflight, at)
+        except Exception as error:
+            self._state.out.append(SchedulerFault(attempt.task.id, error))
+
+    def _learn(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
+        """A good answer: what it tells of rates and slots."""
+        replica = attempt.replica
+        loading = timing.load_us if timing.load_us > WARM_LOAD else 0
+        working_us = busy_us - loading
+        if working_us < 1:
+            working_us = 1
+        replica.node.succeeded += 1
+        replica.last_good_us = at
+        if replica.reliability.value == 1.0:
+            replica.reliability.count += 1
+        else:
+            replica.reliability.add(1.0)
+        replica.busy_answers = 0
+        replica.latency.add(at - attempt.started_us)
+        replica.good_latency.add(at - attempt.started_us)
+        if self._state.cluster.incapable:
+            self._state.cluster.served(replica.node, attempt.task)
+        if attempt.task.kind is EMBED:
+            replica.measured_work(at, attempt.cost, working_us)
+            replica.embedded += attempt.items.total()
+            amount = attempt.cost
+        else:
+            self._requests.measured(attempt, timing, at)
+            amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
+        replica.answers += 1
+        replica.loaded_by_us = True
+        if loading:  # it may have put out another model
+            replica.measured_load(timing)
+            if not attempt.loads:
+                replica.node.put_out(replica, attempt.idle_since_us)
+            replica.node.loaded_after(replica.model)
+            self._state.health.ask(replica.node, at, self._state.out)
+        elif not self._slot_discovery.learn(attempt, timing, at):
+            replica.sample(amount, working_us, inflight, False, bool(replica.group.queue.waiting))

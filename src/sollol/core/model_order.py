@@ -1,0 +1,68 @@
+"""Decide which model of a node may start work next. See `core.state.model_concurrency` for the order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sollol.core.state.queue import AGEING
+from sollol.core.types import Micros
+
+if TYPE_CHECKING:
+    from sollol.core.state.replica import Replica
+
+COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before it may put that one out
+
+
+def has_turn(replica: Replica, at: Micros) -> bool:
+    """Check that no other model of the node has it, or goes before this one."""
+    node, concurrency = replica.node, replica.node.concurrency
+    if not replica.occupies_gpu and node.active_models >= concurrency.limit:
+        return False
+    if node.active_models and node.memory.is_tight and _would_swap(replica):
+        return False
+    if concurrency.unordered:
+        return True
+    # A model at work may fill its slots before it makes room for one of the same priority.
+    fills = replica.occupies_gpu > 0 and replica.starts_in_turn < replica.limiter.limit
+    for other in node.replicas.values():
+        if (
+            other is not replica
+            and not other.occupies_gpu
+            and is_waited_for(other)
+            and _goes_before(other, replica, fills, at)
+        ):
+            return False
+    return True
+
+
+def _would_swap(replica: Replica) -> bool:
+    """Check that another model of the node is at work and one of the two puts out the other."""
+    for other in replica.node.replicas.values():
+        if other is not replica and other.occupies_gpu and (other.is_loading or not replica.is_loaded):
+            return True
+    return False
+
+
+def is_waited_for(replica: Replica) -> bool:
+    """Check whether work that takes turns waits for this replica."""
+    group = replica.group
+    return bool(group.queue.waiting) and (replica.waiters > 0 or group.batches > 0)
+
+
+def _goes_before(replica: Replica, other: Replica, fills: bool, at: Micros) -> bool:
+    """Check that the work waiting for `lane` starts before more of `other`. `fills`: that one has the turn."""
+    if not replica.has_slot(at):
+        return False
+    priority, since, app, arrived = replica.group.queue.head(at)
+    if not other.group.queue.waiting:
+        return not fills
+    theirs, their_since, their_app, _ = other.group.queue.head(at)
+    concurrency = replica.node.concurrency
+    if priority != theirs:
+        age, their_age = concurrency.age_us(priority, since, at), concurrency.age_us(theirs, their_since, at)
+        return (priority - theirs) * AGEING + age - their_age > 0
+    if fills:
+        return False
+    if not replica.is_loaded and at - arrived < COLD_PATIENCE * replica.startup_us():
+        return False  # a load, and the one that brings the other model back, must serve more than one call
+    return concurrency.goes_before(app, replica.model, their_app, other.model)

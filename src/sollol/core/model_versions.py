@@ -1,0 +1,90 @@
+"""One name, several digests: which version of a model the vectors of a pool come from.
+
+Vectors of two versions of a model cannot be compared, although they have the same length. So embeddings use one
+digest: the pinned one, else the one that most capacity has, and then the same one as long as a node has it. Chats use
+every node, unless the settings say otherwise. What is decided here is reported in words, once for each state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sollol.core.messages import Notice
+
+if TYPE_CHECKING:
+    from sollol.core.state.model_replicas import ModelReplicas
+    from sollol.core.state.replica import Replica
+    from sollol.core.state.scheduler_state import SchedulerState
+
+FOR_CHAT, FOR_EMBED = 1, 2  # what the digests of a market were checked for
+
+
+def review(state: SchedulerState, group: ModelReplicas, use: int) -> None:
+    """Choose the digest of a model again, after its nodes or their versions have changed."""
+    group.checked = use
+    # In the order in which the nodes were added, whichever of them answered first.
+    replicas = [
+        replica for key in state.cluster.nodes if (replica := group.replicas.get(key)) is not None and replica.node.up
+    ]
+    found = digests_of(replicas)
+    one = use == FOR_EMBED or state.cluster.one_digest
+    pinned = state.cluster.pinned.get(group.model, "")
+    if pinned:
+        group.digest = next((digest for digest in found if digest.startswith(pinned)), pinned)
+    elif one and found and group.digest not in found:
+        before, group.digest = group.digest, chosen(replicas)
+        state.cluster.used[group.model] = group.digest
+        if before:
+            state.out.append(Notice(_gone(group, before)))
+    group.mixed = len(found) > 1 or (bool(pinned) and any(digest != group.digest for digest in found))
+    if group.mixed:
+        listed = _mixed(group, found, group.digest or chosen(replicas), state.cluster.one_digest)
+        if listed != group.listed:
+            state.out.append(Notice(listed))
+        group.listed = listed
+    else:
+        group.listed = ""
+
+
+def digests_of(replicas: Iterable[Replica]) -> dict[str, list[str]]:
+    """Return the nodes by the digest that they have, in the order of the nodes. A node may tell none."""
+    found: dict[str, list[str]] = {}
+    for replica in replicas:
+        if replica.digest:
+            found.setdefault(replica.digest, []).append(replica.key)
+    return found
+
+
+def chosen(replicas: Iterable[Replica]) -> str:
+    """Return the digest of most capacity: measured rates first, then the number of nodes; "" where none is told."""
+    capacity: dict[str, list[float]] = {}
+    for replica in replicas:
+        if replica.digest:
+            sums = capacity.setdefault(replica.digest, [0.0, 0.0])
+            sums[0] += replica.work.read() or 0.0
+            sums[1] += 1.0
+    return max(capacity, key=lambda digest: capacity[digest], default="")
+
+
+def short(digest: str) -> str:
+    """Return a digest as `ollama list` shows it."""
+    return digest[:12]
+
+
+def _mixed(group: ModelReplicas, found: dict[str, list[str]], digest: str, one: bool) -> str:
+    versions = "; ".join(f"{short(each)} on {', '.join(nodes)}" for each, nodes in found.items())
+    others = [node for each, nodes in found.items() if each != digest for node in nodes]
+    use = "embeddings and chats use" if one else "embeddings use"
+    other_half = "" if one else ", chats use all"
+    return (
+        f"nodes have different versions of {group.model}: {versions}; {use} {short(digest)} only{other_half}. "
+        f"To make them alike, pull it on {', '.join(others)}"
+    )
+
+
+def _gone(group: ModelReplicas, before: str) -> str:
+    return (
+        f"no node has {group.model} in version {short(before)} any more: embeddings use {short(group.digest)} from "
+        "now on. Vectors of the two cannot be compared; embed again what was embedded before"
+    )

@@ -1,0 +1,43 @@
+"""Remember which prompts a replica has read just before: it need not read their beginnings again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from sollol.core.state.model_replicas import MARKS_MAX
+from sollol.core.types import PrefixHash
+
+if TYPE_CHECKING:
+    from sollol.core.state.replica import Replica
+
+NOT_READ: Final = -1000  # the number of no prompt
+PROMPTS_WARM: Final = 4  # prompts whose beginnings a node is expected to know still
+MARKS_WARM: Final = 256  # of beginnings to remember, before those of older prompts are dropped
+
+
+def warm_cost(replica: Replica, prefix: Sequence[tuple[PrefixHash, int]]) -> int:
+    """How much of a prompt, in cost units, this lane has read just before. `prefix`: the longest first."""
+    since, warm = replica.prompts - PROMPTS_WARM, replica.warm
+    for prefix_hash, cost in prefix:
+        if warm.get(prefix_hash, NOT_READ) > since:
+            return cost
+    return 0
+
+
+def read_prompt(replica: Replica, prefix: tuple[tuple[PrefixHash, int], ...]) -> int:
+    """It is given a prompt with these beginnings: how much of it, in cost units, it has read just before."""
+    since = replica.prompts - PROMPTS_WARM
+    replica.prompts = number = replica.prompts + 1
+    warm, prefix_hashes = replica.warm, replica.group.prefix_hashes
+    if len(prefix_hashes) > MARKS_MAX:
+        prefix_hashes.clear()
+    if len(warm) > MARKS_WARM:
+        replica.warm = warm = {prefix_hash: read for prefix_hash, read in warm.items() if read > since}
+    known = 0
+    for prefix_hash, cost in prefix:
+        if warm.get(prefix_hash, NOT_READ) > since:
+            known = cost
+        warm[prefix_hash] = number
+        prefix_hashes[prefix_hash] = replica
+    return known

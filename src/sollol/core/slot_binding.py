@@ -1,0 +1,165 @@
+"""Binding waiting work to free slots: whose turn it is, and who may go when the first one rather waits."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sollol.core.batch_scheduler import BatchScheduler
+from sollol.core.model_order import is_waited_for
+from sollol.core.request_scheduler import RequestScheduler
+from sollol.core.slot_trials import reopen
+from sollol.core.state.model_concurrency import TRIAL_AFTER
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.pending import PendingTask
+from sollol.core.state.replica import Replica
+from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.types import MILLISECOND, SECOND, Key, Micros
+
+LONG_WAIT: Final[Micros] = 10 * SECOND  # of a task, after which its replica may have more slots than were known
+LOOKAHEAD: Final = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
+RESCAN_PAUSE: Final[Micros] = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
+
+
+class SlotBinding:
+    __slots__ = ("_batches", "_requests", "_state")
+
+    def __init__(self, state: SchedulerState, requests: RequestScheduler, batches_scheduler: BatchScheduler) -> None:
+        self._state = state
+        self._requests = requests
+        self._batches = batches_scheduler
+
+    def bind_all(self, at: Micros) -> None:
+        for group in [m for m in self._state.cluster.groups.values() if m.queue.waiting]:
+            self.bind(group, at)
+
+    def others_wait(self, freed: Replica) -> bool:
+        """Check whether another model of the node is waited for."""
+        for replica in freed.node.replicas.values():  # noqa: SIM110  compiled, a generator expression is slow
+            if replica is not freed and replica.group.queue.waiting:
+                return True
+        return False
+
+    def bind_node(self, freed: Replica, well: bool, at: Micros) -> None:
+        """Serve all models of a node that has less to do; `Lane.has_turn` decides which one starts.
+
+        `well`: nothing else about the freed replica has changed."""
+        node = freed.node
+        waited = [replica for replica in node.replicas.values() if replica is not freed and replica.group.queue.waiting]
+        for replica in [freed, *waited]:
+            self.bind(replica.group, at, [replica] if well or replica is not freed else None)
+        if node.active_models < node.concurrency.limit and node.usable:
+            # The one whose turn it was has gone elsewhere: the node must not stand idle for it.
+            node.concurrency.unordered = True
+            for replica in [freed, *waited]:
+                if replica.group.queue.waiting:
+                    self.bind(replica.group, at, [replica])
+            node.concurrency.unordered = False
+
+    def rescan(self, model: str, at: Micros) -> None:
+        """Look once a second for what answers that take long hide: more slots, and models that need not take turns."""
+        group = self._state.cluster.groups.get(model)
+        if group is None or not group.queue.waiting:
+            return
+        for replica in list(group.replicas.values()):
+            if len(replica.attempts) >= replica.limit:
+                if at - group.queue.head(at)[3] >= LONG_WAIT:
+                    reopen(replica, at)
+            elif (
+                not replica.occupies_gpu
+                and is_waited_for(replica)
+                and replica.node.active_models >= replica.node.concurrency.limit
+            ):
+                priority, _, _, arrived = group.queue.head(at)
+                running = max(
+                    a.task.priority for other in replica.node.replicas.values() for a in other.attempts.values()
+                )
+                if at - arrived >= TRIAL_AFTER and priority >= running and replica.is_loaded:
+                    replica.node.concurrency.try_another(at)
+        self.bind(group, at)
+
+    def bind_model(self, model: str, at: Micros, freed: list[Replica] | None = None) -> None:
+        group = self._state.cluster.groups.get(model)
+        if group is not None:
+            self.bind(group, at, freed)
+
+    def bind_new(self, pending: PendingTask, group: ModelReplicas, at: Micros) -> None:
+        """A single task has come, and some lane has room."""
+        if group.queue.peek(at) == pending.task.id:
+            self.bind(group, at)
+        elif at < group.rescan_after:
+            self._plan_rescan(group)  # those before it were asked just now
+        else:
+            self.bind(group, at, [])
+
+    def probe_slots(self, group: ModelReplicas, at: Micros) -> None:
+        """All slots are taken: let the next task find out whether there are more, if it would wait very long."""
+        if at < group.full_until:
+            return
+        group.full_until = at + RESCAN_PAUSE
+        head = group.queue.peek(at)
+        assert head is not None
+        pending = self._state.current_task = self._state.tasks[head]
+        if pending.batch is None and (replica := self._requests.tries(pending, group, at)) is not None:
+            self.bind(group, at, [replica])
+
+    def bind(self, group: ModelReplicas, at: Micros, freed: list[Replica] | None = None) -> None:
+        """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
+        self._state.current_task = None
+        late, batches = self._requests.hedging.late, self._state.batches.get(group.model)
+        if late and group.model in late:
+            self._requests.hedging.offer(group, at)
+        queue = group.queue
+        while queue.waiting:
+            if not batches and not group.with_capacity and group.replicas:
+                return  # every slot is taken: the next answer brings us back
+            head = queue.peek(at)
+            assert head is not None
+            reserved_us: dict[str, Micros] = {}
+            if self._serve(head, group, reserved_us, freed, at):
+                self._bind_behind_head(group, head, reserved_us, freed, at)
+                break
+        for batch in list(batches.values()) if batches else ():
+            if batch.live and not batch.pending_count:
+                self._state.current_task = self._state.tasks.get(batch.task.id)
+                self._batches.take_over(batch, group, at)
+
+    def _bind_behind_head(
+        self, group: ModelReplicas, head: Key, reserved_us: dict[str, Micros], freed: list[Replica] | None, at: Micros
+    ) -> None:
+        """The first one rather waits: those behind it may take what it leaves."""
+        queue = group.queue
+        if len(queue.waiting) < 2 or not _any_free(group, at):
+            return
+        if at < group.rescan_after:
+            self._plan_rescan(group)
+            return
+        group.rescan_planned = False
+        group.rescan_after = at + RESCAN_PAUSE
+        for task in queue.first(LOOKAHEAD, at):
+            if task == head or task not in queue.waiting:
+                continue
+            self._serve(task, group, reserved_us, freed, at)
+            if not _any_free(group, at):
+                return
+
+    def _plan_rescan(self, group: ModelReplicas) -> None:
+        if not group.rescan_planned:
+            group.rescan_planned = True
+            self._state.serve_at(group.model, group.rescan_after)
+
+    def _serve(
+        self, task: Key, group: ModelReplicas, reserved_us: dict[str, Micros], freed: list[Replica] | None, at: Micros
+    ) -> bool:
+        """Bind what can be bound; True if the task still waits."""
+        pending = self._state.current_task = self._state.tasks[task]
+        if pending.batch is None:
+            return self._requests.serve(pending, group, reserved_us, freed, at)
+        self._batches.serve(pending, pending.batch, group, freed, at)
+        return task in group.queue.waiting
+
+
+def _any_free(group: ModelReplicas, at: Micros) -> bool:
+    for replica in group.with_capacity.values():  # noqa: SIM110  compiled, a generator expression would ask all of them
+        if replica.free(at, False):
+            return True
+    return False

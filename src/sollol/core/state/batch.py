@@ -1,0 +1,398 @@
+"""The ledger of one batch: which items wait, which are under way, and who answers for each.
+
+Every item is in exactly one state: waiting, under way, answered or refused. An item is under way in one attempt,
+or, after a takeover, in several; the first answer wins. Only those contested items are tracked one by one,
+so that a million items cost a million small integers and not a million objects.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.ranges import Ranges
+from sollol.core.suspicion import NO_EVIDENCE, FailureEvidence
+from sollol.core.types import NEVER, Micros, Task
+
+GOLDEN: Final = 0.618034  # multiples of it, less their whole part, are spread evenly
+NOBODY: Final[frozenset[str]] = frozenset()
+
+
+class PendingItems:
+    """Items that wait. `tries` and `failed_on` tell what became of them before; `alone`: not to be joined.
+
+    `suspect`: one of them made a request fail, so they are tried in halves. `doubt`: what counts against them."""
+
+    __slots__ = ("alone", "evidence", "failed_on", "ranges", "suspect", "tries")
+
+    def __init__(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        tries: int = 0,
+        failed_on: frozenset[str] = frozenset(),
+        alone: bool = False,
+        evidence: FailureEvidence = NO_EVIDENCE,
+        suspect: bool = False,
+    ) -> None:
+        self.ranges: deque[tuple[int, int]] = deque(ranges)
+        self.tries = tries
+        self.failed_on = failed_on
+        self.alone = alone
+        self.evidence = evidence
+        self.suspect = suspect
+
+    @property
+    def clean(self) -> bool:
+        """Nothing counts against these items."""
+        return not (self.suspect or self.alone or self.tries or self.failed_on)
+
+    def total(self) -> int:
+        return sum(hi - lo for lo, hi in self.ranges)
+
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """Take the first `count` items out."""
+        taken: list[tuple[int, int]] = []
+        while self.ranges and count > 0:
+            lo, hi = self.ranges.popleft()
+            if hi - lo > count:
+                self.ranges.appendleft((lo + count, hi))
+                hi = lo + count
+            taken.append((lo, hi))
+            count -= hi - lo
+        return taken
+
+    def take_at(self, place: int) -> list[tuple[int, int]]:
+        """Take one item out, counted from the first."""
+        for position, (lo, hi) in enumerate(self.ranges):
+            if place < hi - lo:
+                item = lo + place
+                del self.ranges[position]
+                for part in ((item + 1, hi), (lo, item)):
+                    if part[0] < part[1]:
+                        self.ranges.insert(position, part)
+                return [(item, item + 1)]
+            place -= hi - lo
+        raise IndexError(place)
+
+
+class Costs:
+    """Prefix sums of item costs from a moving base: what lies below the lowest open item is forgotten."""
+
+    __slots__ = ("_base", "_sums")
+
+    def __init__(self) -> None:
+        self._base = 0
+        self._sums = [0]
+
+    def extend(self, costs: Sequence[int]) -> None:
+        total = self._sums[-1]
+        sums = self._sums
+        for cost in costs:
+            total += cost
+            sums.append(total)
+
+    @property
+    def total(self) -> int:
+        """Cost of all items fed since the beginning."""
+        return self._sums[-1]
+
+    @property
+    def mean(self) -> float:
+        """Cost of an item, at least 1."""
+        return max(1.0, self.total / max(1, self.end))
+
+    @property
+    def end(self) -> int:
+        return self._base + len(self._sums) - 1
+
+    def between(self, lo: int, hi: int) -> int:
+        return self._sums[hi - self._base] - self._sums[lo - self._base]
+
+    def reach(self, lo: int, hi: int, budget: float) -> int:
+        """The largest stop in (lo, hi] such that [lo, stop) costs at most `budget`; at least one item."""
+        sums = self._sums
+        first = lo - self._base
+        stop = bisect_right(sums, sums[first] + budget, first + 1, hi - self._base + 1)
+        return max(lo + 1, self._base + stop - 1)
+
+    def forget_below(self, item: int) -> None:
+        drop = item - self._base
+        if drop > 65_536 and drop * 2 > len(self._sums):
+            del self._sums[:drop]
+            self._base = item
+
+
+class Batch:
+    """State of one batch task. Written by the scheduler only."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.costs = Costs()
+        self.pending: deque[PendingItems] = deque()
+        self.pending_cost = 0
+        self.pending_count = 0
+        self.live: dict[int, Attempt] = {}
+        self.contested: dict[int, list[int]] = {}  # item -> live attempts that have it; [] once answered
+        self.digest: str | None = None  # the version of the model that its vectors come from, once it has begun
+        self.held = 0  # items held back until the other half of them has ended
+        self.failed_pieces = 0  # that wait, and failed somewhere
+        self.answered = 0
+        self.refused = 0
+        self.good = 0  # requests that succeeded
+        self.vanished = 0  # failed requests whose items were all good
+        self.known_good: int | None = None  # an item that was answered, whose text is kept as a control
+        self.closed = False
+        self.wanted_upto = 0  # feeding up to this position was already asked for
+        self.refused_on: set[str] = set()  # nodes that refused the call as such
+        self.refused_alone = 0  # single items refused before anything succeeded
+        self.failed_on: set[str] = set()  # nodes that have failed one of its requests
+        self.failures_in_a_row = 0
+        self.fresh_failures = 0  # of items that had not failed before
+        self.failing_since: Micros = 0
+        self.stuck_since: Micros | None = None
+        self.look_at: Micros | None = None  # a takeover is to be considered again then
+        self._since_forget = 0
+
+    # --- feeding and cutting ---
+
+    def feed(self, costs: Sequence[int], closed: bool) -> None:
+        if costs:
+            lo = self.costs.end
+            self.costs.extend(costs)
+            self._back(PendingItems([(lo, self.costs.end)]), front=False)
+        self.closed = closed
+
+    @property
+    def done(self) -> bool:
+        return self.closed and not self.pending_count and not self.live
+
+    def cost_of(self, ranges: Sequence[tuple[int, int]]) -> int:
+        return sum(self.costs.between(lo, hi) for lo, hi in ranges)
+
+    def _back(self, piece: PendingItems, front: bool) -> None:
+        last = self.pending[-1] if self.pending else None
+        if not front and last is not None and last.clean and piece.clean:
+            self.pending_count += piece.total()
+            self.pending_cost += self.cost_of(piece.ranges)
+            last.ranges.extend(piece.ranges)
+            return
+        if front:
+            self.pending.appendleft(piece)
+        else:
+            self.pending.append(piece)
+        self.pending_count += piece.total()
+        self.failed_pieces += bool(piece.failed_on)
+        self.pending_cost += self.cost_of(piece.ranges)
+
+    def put_back(self, piece: PendingItems, front: bool = True) -> None:
+        """Items whose attempt failed go to the head of the line: they have waited longest."""
+        self._back(piece, front)
+
+    def cut(
+        self,
+        node: str,
+        cost: float,
+        count: int,
+        others: Callable[[], frozenset[str]],
+        longest: int = NEVER,
+        sample: bool = False,
+    ) -> tuple[Ranges, PendingItems] | None:
+        """Take a chunk for a node: its items, and the piece they came from.
+
+        None if all that waits has failed on this node and one of the `others` has not tried it yet. `longest`: items
+        that the node may be sent at once. `sample`: one item from anywhere, since the first ones all failed."""
+        known = others() if self.failed_pieces else NOBODY
+        for piece in self.pending:
+            if node not in piece.failed_on or known <= piece.failed_on:
+                break
+        else:
+            return None
+        if piece.suspect:
+            ranges = Ranges(piece.take(min(max(1, piece.total() // 2), longest)))
+        elif piece.alone and piece.total() <= longest:
+            ranges = Ranges(piece.take(longest))
+        elif sample and piece.clean:
+            total = piece.total()
+            ranges = Ranges(piece.take_at(int(self.failures_in_a_row * GOLDEN % 1.0 * total)))
+        else:
+            ranges = self._fill(piece, cost, min(count, longest))
+        if not piece.ranges:
+            self.pending.remove(piece)
+        self._left(ranges, piece)
+        if piece.suspect and piece.ranges:
+            self.pending.remove(piece)
+            self._left(Ranges(piece.ranges), piece)
+            self.held += piece.total()
+        return ranges, piece
+
+    def _left(self, ranges: Ranges, piece: PendingItems) -> None:
+        """These items do not wait any more."""
+        self.pending_count -= ranges.total()
+        self.pending_cost -= self.cost_of(ranges)
+        if piece.failed_on and (not piece.ranges or piece.suspect):
+            self.failed_pieces = sum(1 for other in self.pending if other.failed_on)
+
+    def _fill(self, first: PendingItems, cost: float, count: int) -> Ranges:
+        """Take up to `count` items that cost up to `cost`: from this piece, and from clean ones behind it."""
+        taken: list[tuple[int, int]] = []
+        budget, left = cost, count
+        piece = first
+        while left > 0 and (budget > 0 or not taken):
+            if not piece.ranges:
+                following = self._clean_after(piece) if piece.clean else None
+                if following is None:
+                    break
+                if piece is not first:
+                    self.pending.remove(piece)
+                piece = following
+            lo, hi = piece.ranges.popleft()
+            stop = self.costs.reach(lo, min(hi, lo + left), budget)
+            if taken and self.costs.between(lo, stop) > budget:
+                piece.ranges.appendleft((lo, hi))
+                break
+            if stop < hi:
+                piece.ranges.appendleft((stop, hi))
+            taken.append((lo, stop))
+            left -= stop - lo
+            budget -= self.costs.between(lo, stop)
+            if stop < hi:
+                break
+        if piece is not first and not piece.ranges:
+            self.pending.remove(piece)
+        return joined_ranges(taken)
+
+    def _clean_after(self, piece: PendingItems) -> PendingItems | None:
+        """The next piece, if nothing counts against its items."""
+        place = self.pending.index(piece) + 1
+        following = self.pending[place] if place < len(self.pending) else None
+        return following if following is not None and following.clean else None
+
+    def release(self, attempt: Attempt, suspect: bool) -> None:
+        """Put the half that was held back for an attempt in line again. `suspect`: the fault must be in it."""
+        piece = attempt.other_half
+        if piece is None:
+            return
+        attempt.other_half = None
+        self.held -= piece.total()
+        if suspect:
+            self._back(piece, front=True)
+        else:
+            self._back(PendingItems(piece.ranges), front=True)
+
+    # --- the ledger ---
+
+    def begin(self, attempt: Attempt, ranges: Ranges) -> None:
+        attempt.items = ranges
+        attempt.uncovered = list(ranges)
+        attempt.unanswered_items = ranges.total()
+        self.live[attempt.id] = attempt
+
+    def contest(self, thief: Attempt, victim: Attempt, ranges: Ranges) -> None:
+        """`thief` tries items that `victim` has under way."""
+        self.begin(thief, ranges)
+        for item in ranges.items():
+            self.contested.setdefault(item, [victim.id]).append(thief.id)
+
+    def accept(self, attempt: Attempt) -> tuple[Ranges, list[Attempt]]:
+        """An attempt was answered: (items that are new, attempts for which nothing is left to do)."""
+        del self.live[attempt.id]
+        if not self.contested:
+            self.answered += attempt.items.total()
+            return attempt.items, []
+        fresh: list[int] = []
+        idle: list[Attempt] = []
+        for item in attempt.items.items():
+            owners = self.contested.get(item)
+            if owners is None:
+                fresh.append(item)
+                continue
+            if not owners:
+                continue
+            fresh.append(item)
+            for other_id in owners:
+                other = self.live.get(other_id)
+                if other is not None:
+                    other.unanswered_items -= 1
+                    if other.unanswered_items == 0:
+                        idle.append(other)
+            self.contested[item] = []
+        self.answered += len(fresh)
+        return joined(fresh), idle
+
+    def drop(self, attempt: Attempt) -> Ranges:
+        """An attempt ended without an answer: the items that nobody has any more."""
+        del self.live[attempt.id]
+        orphans: list[int] = []
+        for item in attempt.items.items():
+            owners = self.contested.get(item)
+            if owners is None:
+                orphans.append(item)
+            elif attempt.id in owners:
+                owners.remove(attempt.id)
+                if not owners:
+                    del self.contested[item]
+                    orphans.append(item)
+                elif len(owners) == 1:
+                    holder = self.live[owners[0]]
+                    holder.uncovered = list(joined({*Ranges(holder.uncovered).items(), item}))
+        self._tidy()
+        return joined(orphans)
+
+    def _tidy(self) -> None:
+        if not self.live:
+            self.contested.clear()
+
+    def forget(self) -> None:
+        """Let go of costs below the lowest open item. Finding that costs time, so now and then."""
+        self._since_forget += 1
+        if self._since_forget < 256:
+            return
+        self._since_forget = 0
+        lows = [piece.ranges[0][0] for piece in self.pending if piece.ranges]
+        lows += [attempt.items[0][0] for attempt in self.live.values()]
+        lows += [a.other_half.ranges[0][0] for a in self.live.values() if a.other_half is not None]
+        self.costs.forget_below(min(lows, default=self.costs.end))
+
+    def invariants(self, in_line: bool) -> None:
+        """Every item is in exactly one state, and what is counted is what is there."""
+        waiting = [item for piece in self.pending for item in Ranges(piece.ranges).items()]
+        under_way = [
+            item for attempt in self.live.values() for item in attempt.items.items() if self.contested.get(item) != []
+        ]
+        assert len(waiting) == len(set(waiting)) == self.pending_count, "an item waits twice, or uncounted"
+        assert self.pending_cost == sum(self.cost_of(piece.ranges) for piece in self.pending)
+        assert not set(waiting) & set(under_way), "an item waits and is under way"
+        held = [
+            item for a in self.live.values() if a.other_half is not None for item in Ranges(a.other_half.ranges).items()
+        ]
+        assert len(held) == self.held, "an item is held back uncounted"
+        assert not set(held) & {*waiting, *under_way}, "an item is held back and elsewhere"
+        assert self.failed_pieces == sum(1 for piece in self.pending if piece.failed_on)
+        open_items = len(waiting) + len(set(under_way)) + len(held)
+        assert self.answered + self.refused + open_items == self.costs.end, "an item was lost or counted twice"
+        assert in_line or not self.pending_count, "items wait and nobody will serve them"
+
+
+def joined_ranges(ranges: list[tuple[int, int]]) -> Ranges:
+    """Ranges in any order as ranges in order, neighbours joined."""
+    out: list[tuple[int, int]] = []
+    for lo, hi in sorted(ranges):
+        if out and out[-1][1] == lo:
+            out[-1] = (out[-1][0], hi)
+        else:
+            out.append((lo, hi))
+    return Ranges(out)
+
+
+def joined(items: Iterable[int]) -> Ranges:
+    """Positions, in any order, as ranges."""
+    out: list[tuple[int, int]] = []
+    for item in sorted(items):
+        if out and out[-1][1] == item:
+            out[-1] = (out[-1][0], item + 1)
+        else:
+            out.append((item, item + 1))
+    return Ranges(out)

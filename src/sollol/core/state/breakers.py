@@ -1,0 +1,94 @@
+"""Guard a model on a node by two breakers: its own, and one that all models of the node share.
+
+A node that fails whatever model it is asked for has one fault, not one for each model: with a dead GPU and 40 models,
+40 breakers would each have to learn it from callers. The shared breaker counts faults in a row of two models or more.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sollol.core.policy import Breaker
+from sollol.core.types import OK, Micros, Outcome, Status
+
+MODELS_LEAST: Final = 2  # that fail in a row, before it is the node
+FAULTS: Final = frozenset((Status.FAILED, Status.TIMEOUT))
+
+
+class NodeFaults:
+    """Count the faults in a row of one node, over all its models. `breaker`: shared by them, once the node is used."""
+
+    __slots__ = ("breaker", "count", "models")
+
+    def __init__(self) -> None:
+        self.breaker: Breaker | None = None
+        self.models: set[str] = set()  # that failed since the last good answer
+        self.count = 0
+
+    def record(self, model: str, at: Micros, outcome: Outcome) -> bool:
+        """Take in how an attempt ended; True if the shared breaker has opened or closed."""
+        breaker = self.breaker
+        if breaker is None:
+            return False
+        before = breaker.closed
+        if outcome.status in FAULTS:
+            self.count += 1
+            self.models.add(model)
+            if len(self.models) >= MODELS_LEAST or not before:
+                breaker.record(at, outcome)
+            return breaker.closed is not before
+        if outcome.status is OK or outcome.status is Status.REFUSED:
+            self.count = 0
+            if self.models:
+                self.models.clear()
+        if not before or outcome.status is OK:
+            breaker.record(at, outcome)
+        return breaker.closed is not before
+
+
+class ReplicaBreaker:
+    """Admit what both breakers admit."""
+
+    __slots__ = ("node", "own")
+
+    def __init__(self, own: Breaker, node: NodeFaults) -> None:
+        self.own = own
+        self.node = node
+
+    @property
+    def closed(self) -> bool:
+        shared = self.node.breaker
+        return self.own.closed and (shared is None or shared.closed)
+
+    def admits(self, at: Micros) -> bool:
+        shared = self.node.breaker
+        return self.own.admits(at) and (shared is None or shared.admits(at))
+
+    def retry_at(self) -> Micros | None:
+        """When both admit a trial; None while closed, or while a trial is under way."""
+        shared = self.node.breaker
+        times = [] if self.own.closed else [self.own.retry_at()]
+        if shared is not None and not shared.closed:
+            times.append(shared.retry_at())
+        known = [time for time in times if time is not None]
+        return max(known) if known and len(known) == len(times) else None
+
+    def begin(self, at: Micros) -> None:
+        self.own.begin(at)
+        if self.node.breaker is not None:
+            self.node.breaker.begin(at)
+
+    def trip(self, at: Micros) -> None:
+        """Open its own breaker."""
+        self.own.trip(at)
+
+    def postpone(self, at: Micros, longer: bool) -> None:
+        """Close the trial of whichever is open: another node was sooner."""
+        for breaker in (self.own, self.node.breaker):
+            if breaker is not None and not breaker.closed:
+                breaker.postpone(at, longer)
+
+    def record(self, at: Micros, outcome: Outcome) -> None:
+        self.own.record(at, outcome)
+        if outcome.status is Status.LEFT and self.node.breaker is not None:
+            self.node.breaker.record(at, outcome)

@@ -1,0 +1,149 @@
+"""Estimators: add(...) writes, reading never does (linkerd's lesson), and nothing here knows a clock.
+
+`Rate` is a ratio of decayed sums, work ÷ time, not a mean of ratios: a tiny chunk whose time is mostly
+overhead counts for little, and requests that finish together (dt near 0) cannot make it explode.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sollol.core.state.ring import Ring
+from sollol.core.types import Micros
+
+LENGTH_WEIGHT: Final = 0.05  # of the newest answer in what is expected of the next
+KINDS_MAX: Final = 10_000  # of (application, task type, model) to remember
+
+
+class Rate:
+    """Work per microsecond. A sample that covers `memory_us` of busy time replaces about two thirds of the past."""
+
+    __slots__ = ("_amount", "_memory_us", "_span", "value")
+
+    def __init__(self, memory_us: Micros) -> None:
+        self.value: float | None = None  # units per microsecond; what read() gives, without a call
+        self._amount = 0.0
+        self._span = 0.0
+        self._memory_us = memory_us
+
+    def add(self, amount: float, span_us: Micros, outlier: float = 0.0) -> None:
+        """`outlier`: a sample that took so many times longer than expected counts as one that took just that; a
+        straggler is no slow node, and a node that has become slow is believed a few samples later. 0 believes all."""
+        amounts, span = self._amount, self._span
+        if outlier and span:
+            longest = outlier * amount * span / (amounts if amounts > 1e-9 else 1e-9)
+            if span_us > longest:
+                span_us = round(longest)
+        keep = self._memory_us / (self._memory_us + span_us)
+        self._amount = amounts = amounts * keep + amount
+        self._span = span = span * keep + (span_us if span_us > 1 else 1)
+        self.value = amounts / span
+
+    @property
+    def known(self) -> bool:
+        return self._span > 0
+
+    def read(self) -> float | None:
+        """Units per microsecond, or None before the first sample."""
+        return self.value
+
+
+class Mean:
+    """An exponentially weighted mean whose first samples count fully, so it has no warm-up bias."""
+
+    __slots__ = ("_weight", "count", "value")
+
+    def __init__(self, weight: float = 0.2) -> None:
+        self.value: float | None = None  # what read() gives, without a call
+        self._weight = weight
+        self.count = 0
+
+    def add(self, sample: float) -> None:
+        self.count = count = self.count + 1
+        before, weight = self.value, self._weight
+        if before is None:
+            self.value = sample
+            return
+        if count * weight < 1:
+            weight = 1 / count
+        self.value = before + weight * (sample - before)
+
+    def read(self) -> float | None:
+        return self.value
+
+
+class Length:
+    """How many tokens some kind of answer has; where it was not seen often enough, what a wider kind has."""
+
+    __slots__ = ("_count", "_least", "_value", "_wider")
+
+    def __init__(self, least: int, wider: Length | None) -> None:
+        self._count = 0
+        self._value: float | None = None
+        self._least = least  # answers before this kind is believed
+        self._wider = wider
+
+    def add(self, tokens: int) -> None:
+        """An answer of this kind, and so of every wider one, had so many."""
+        kind: Length | None = self
+        while kind is not None:
+            kind._count = count = kind._count + 1
+            value = kind._value
+            if value is None:
+                kind._value = float(tokens)
+            else:
+                weight = 1 / count
+                kind._value = value + (weight if weight > LENGTH_WEIGHT else LENGTH_WEIGHT) * (tokens - value)
+            kind = kind._wider
+
+    def read(self) -> float | None:
+        """The expected number of tokens, or None where nothing like it was seen."""
+        kind = self
+        while kind._count < kind._least and kind._wider is not None:
+            kind = kind._wider
+        return kind._value
+
+
+class Lengths:
+    """How many tokens answers have: by application, type of task and model, or what of that was seen often enough."""
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, ...], Length] = {}
+
+    def of(self, app: str, kind: str, model: str) -> Length:
+        if len(self._kinds) > KINDS_MAX:
+            self._kinds.clear()
+        wider: Length | None = None
+        for key, least in (((model,), 1), ((kind, model), 3), ((app, kind, model), 3)):
+            found = self._kinds.get(key)
+            if found is None:
+                found = self._kinds[key] = Length(least, wider)
+            wider = found
+        assert wider is not None
+        return wider
+
+
+class Quantile:
+    """A quantile of the last `size` samples."""
+
+    __slots__ = ("_samples", "_sorted")
+
+    def __init__(self, size: int = 200) -> None:
+        self._samples: Ring[float] = Ring(size)
+        self._sorted: list[float] | None = None
+
+    def add(self, sample: float) -> None:
+        self._sorted = None
+        self._samples.add(sample)
+
+    def read(self, share: float) -> float | None:
+        if not len(self._samples):
+            return None
+        if self._sorted is None:
+            self._sorted = sorted(self._samples)
+        return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
+
+    def __len__(self) -> int:
+        return len(self._samples)

@@ -1,0 +1,89 @@
+"""Remember what a node cannot do, for a bounded time: a route that it lacks, a model it refuses, a key it needs.
+
+Such a node is asked last. What is remembered ends with UNABLE_FOR (longer each time that it is confirmed), with a good
+answer of the same kind, or when the node comes back or has another version.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from sollol.core.types import SECOND, Micros, Outcome, Status, Task
+
+UNABLE_FOR: Final[Micros] = 60 * SECOND
+UNABLE_MAX: Final[Micros] = 960 * SECOND
+KNOWN_MAX: Final = 256  # things that are remembered of one node
+CONTRADICTED: Final = 3  # requests in a row that a node refused and another one answered
+OF_THE_ROUTE: Final = frozenset((404, 405, 421, 426, 501))  # status by which a node lacks a route, for all models
+OF_THE_REQUEST: Final = frozenset((408, 413, 499))  # status that tells nothing of the next request
+
+
+class Incapability(NamedTuple):
+    """One thing that a node cannot do."""
+
+    until_us: Micros
+    for_us: Micros
+    why: str
+
+
+class Incapabilities:
+    """What one node cannot do, by (route, model); "" stands for all."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Incapability] = {}
+
+    def learn(self, task: Task, outcome: Outcome, at: Micros) -> bool:
+        """Remember what this outcome tells; False if it tells nothing of other requests."""
+        status = outcome.http_status
+        if outcome.status is Status.LOCKED:
+            self._add(("", ""), outcome.message, at)
+        elif status in OF_THE_REQUEST:
+            return False
+        elif status in OF_THE_ROUTE or 300 <= status < 400:
+            self._add((task.route, ""), outcome.message, at)
+        else:
+            self._add((task.route, task.model), outcome.message, at)
+        return True
+
+    def _add(self, key: tuple[str, str], why: str, at: Micros) -> None:
+        before = self._known.get(key)
+        for_us = UNABLE_FOR if before is None else before.for_us
+        if before is not None and before.until_us <= at:
+            for_us = min(2 * for_us, UNABLE_MAX)
+        if before is None and len(self._known) >= KNOWN_MAX:  # routes are named by callers
+            del self._known[next(iter(self._known))]
+        self._known[key] = Incapability(at + for_us, for_us, why)
+
+    def stops(self, task: Task, at: Micros) -> bool:
+        """Check whether the node is known to be unable to serve this task."""
+        known, route = self._known, task.route
+        for key in (("", ""), (route, ""), (route, task.model)):
+            found = known.get(key)
+            if found is not None and found.until_us > at:
+                return True
+        return False
+
+    def served(self, task: Task) -> None:
+        """The node has served this task: forget what says otherwise."""
+        route = task.route
+        for key in (("", ""), (route, ""), (route, task.model)):
+            self._known.pop(key, None)
+
+    def words(self, at: Micros) -> list[str]:
+        """Return one sentence for each thing that the node cannot do now."""
+        listed = []
+        for (route, model), incapable in self._known.items():
+            if incapable.until_us > at:
+                of = f"{route} with {model}" if model else route or "any call"
+                seconds = round((incapable.until_us - at) / SECOND)
+                listed.append(f"cannot serve {of}: {incapable.why}; tried again in {seconds} s")
+        return listed
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._known

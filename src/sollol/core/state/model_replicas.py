@@ -1,0 +1,280 @@
+"""All lanes of one model, and what would cost too much to add up for each decision.
+
+A decision looks at a few lanes, not at a thousand: those with a free slot that are fastest, the fastest busy ones (it
+may be better to wait for one), and those that have read the beginning of this conversation or hold the model with
+these options. `ranked` is their order, made anew now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sollol.core.model_versions import chosen
+from sollol.core.state.estimators import KINDS_MAX, Length, Rate
+from sollol.core.state.queue import WaitQueue
+from sollol.core.types import EMBED, SECOND, Micros, PrefixHash, Task, TaskType
+
+if TYPE_CHECKING:
+    from sollol.core.state.cluster import ClusterState
+    from sollol.core.state.replica import Replica
+
+SHORTLIST: Final = 24  # lanes looked at for one decision; all, if there are no more
+HALF: Final = SHORTLIST // 2
+MATCHING: Final = 4  # of those that hold the model with the options asked for
+MARKS_MAX: Final = 10_000
+RANK_EVERY: Final = 16  # answers after which the lanes are ranked anew, or half as many as there are lanes
+RANK_OFTEN: Final = 64  # first answers, after each of which they are
+
+# Assumed before anything was measured anywhere; the first answers replace them.
+TOKENS_OUT: Final = 128.0
+BYTES_PER_TOKEN: Final = 4.0
+PREFILL: Final = 200e-6  # tokens per microsecond
+DECODE: Final = 20e-6
+WORK: Final = 2_000e-6  # cost units per microsecond
+
+
+class TypicalRates(NamedTuple):
+    """Middle and best rates among the lanes that have been measured, for those that have not."""
+
+    work: float = WORK
+    best_work: float = WORK
+    prefill: float = PREFILL
+    best_prefill: float = PREFILL
+    decode: float = DECODE
+    best_decode: float = DECODE
+    slowness: float = 1.0  # of the fastest place that was measured: 1 on a GPU, CPU_SLOWER on a CPU
+
+
+class ModelReplicas:
+    def __init__(self, model: str, cluster: ClusterState, queue: WaitQueue | None = None) -> None:
+        self.model = model
+        self.replicas: dict[str, Replica] = {}
+        self.with_capacity: dict[str, Replica] = {}  # lanes with fewer requests in flight than their limit
+        self.off_nominal: dict[
+            str, Replica
+        ] = {}  # lanes about which something is out of the ordinary (`core.state.replica`)
+        self.queue = WaitQueue() if queue is None else queue  # those who wait for this model
+        self.total_rate = 0.0  # known work rates of the usable lanes, cost units per microsecond
+        self.best_rate = 0.0
+        self.inflight_cost = 0.0
+        self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
+        self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
+        self.digest = cluster.used.get(model, "")  # the version that embeddings use (`core.model_versions`)
+        self.mixed = False  # nodes have others, too
+        self.checked = 0  # what the digests were checked for, since the last change
+        self.listed = ""  # of them
+        self.tasks = 0  # that are not settled
+        self.samples = 0
+        self.batches = 0  # that are open
+        self.full_until: Micros = 0  # all slots were taken just now, and no trial was worth it
+        self.rescan_after: Micros = 0  # the waiting tasks were asked in vain just now
+        self.rescan_planned = False
+        self.cold_wait_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
+        self._fleet = cluster
+        self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
+        self._app, self._type = "", TaskType.CHAT  # what was asked for last: the next task is often like it
+        self._length: Length | None = None
+        self._counted = 0  # samples seen by the last recount, and by the last ranking
+        self._ranked_at = -1
+        self._ranked: list[Replica] = []
+        self._typical = TypicalRates()
+        self._all: list[Replica] = []
+        self.prefix_hashes: dict[PrefixHash, Replica] = {}  # beginning of a conversation -> who has read it last
+        self._by_options: dict[str, dict[str, Replica]] = {}
+
+    # --- who is here ---
+
+    def put(self, replica: Replica) -> None:
+        self.replicas[replica.key] = replica
+        self._all = list(self.replicas.values())
+        self.checked = 0
+        replica.flag_off_nominal()
+        if len(replica.attempts) < replica.limiter.limit:
+            self.with_capacity[replica.key] = replica
+        self._ranked_at = -1
+
+    def drop(self, key: str) -> None:
+        replica = self.replicas.pop(key, None)
+        self._all = list(self.replicas.values())
+        self.with_capacity.pop(key, None)
+        self.checked = 0
+        self.off_nominal.pop(key, None)
+        if replica is not None:
+            self._forget_options(replica)
+        self._ranked_at = -1
+
+    def usable(self, at: Micros) -> list[Replica]:
+        return [replica for replica in self.replicas.values() if replica.usable(at)]
+
+    def digest_for(self, task: Task) -> str:
+        """Return the only version of the model that may answer this task; "" for any."""
+        if task.kind is not EMBED and not self._fleet.one_digest:
+            return ""
+        if task.only is None:
+            return self.digest
+        replicas = [replica for key in task.only if (replica := self.replicas.get(key)) is not None and replica.node.up]
+        has = not replicas or any(replica.digest in ("", self.digest) for replica in replicas)
+        return self.digest if has or self.model in self._fleet.pinned else chosen(replicas)
+
+    def suits(self, replica: Replica, task: Task, digest: str) -> bool:
+        """Check that this task may go to this lane. `digest`: the version it needs, "" for any."""
+        return replica.suits(task) and (not digest or replica.digest in ("", digest))
+
+    def _forget_options(self, replica: Replica) -> None:
+        replicas = self._by_options.get(replica.options)
+        if replicas is not None:
+            replicas.pop(replica.node.key, None)
+            if not replicas:
+                del self._by_options[replica.options]
+
+    def options_changed(self, replica: Replica, options: str) -> None:
+        self._forget_options(replica)
+        if options:
+            self._by_options.setdefault(options, {})[replica.node.key] = replica
+
+    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Replica]:
+        """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
+        if self.off_nominal:
+            self._review(at)
+        digest = self.digest_for(task) if self.mixed else ""
+        limited = task.only is not None or task.gpu or bool(digest)
+        if not limited and not tried and not self.off_nominal and (wide or len(self._all) <= SHORTLIST):
+            return self._all
+        if limited:
+            return [
+                replica
+                for replica in self.replicas.values()
+                if replica.node.key not in tried and replica.usable(at) and self.suits(replica, task, digest)
+            ]
+        if wide or len(self.replicas) <= SHORTLIST:
+            return [
+                replica
+                for replica in self.replicas.values()
+                if (replica.attempts or replica.breaker.closed or replica.breaker.admits(at))
+                and replica.node.up
+                and (not tried or replica.node.key not in tried)
+            ]
+        self._rank()
+        free = self._best_free(tried, at)
+        worst = free[-1].rank if len(free) >= HALF else len(self._ranked)
+        busy: list[Replica] = []
+        for replica in self._ranked:
+            if replica.rank >= worst:
+                break
+            if replica.node.key not in self.with_capacity and replica.node.key not in tried and replica.usable(at):
+                busy.append(replica)
+                if len(busy) == HALF:
+                    break
+        found = {replica.node.key: replica for replica in free + busy}
+        known = [self.prefix_hashes.get(prefix_hash) for prefix_hash, _ in task.prefix]
+        known += list(self._by_options.get(task.options, {}).values())[:MATCHING]
+        for replica_or_none in known:
+            if replica_or_none is not None and replica_or_none.node.key not in tried and replica_or_none.usable(at):
+                found.setdefault(replica_or_none.node.key, replica_or_none)
+        return list(found.values()) or [
+            replica for replica in self.replicas.values() if replica.node.key not in tried and replica.usable(at)
+        ]
+
+    def _review(self, at: Micros) -> None:
+        for key, replica in list(self.off_nominal.items()):
+            if replica.is_nominal(at):
+                replica.settle()
+                del self.off_nominal[key]
+
+    def _best_free(self, tried: Collection[str], at: Micros) -> list[Replica]:
+        """The fastest lanes with a free slot, the fastest first. Sought where there are fewer to look at."""
+        few = len(self.with_capacity) * 4 < len(self.replicas)
+        replicas = sorted(self.with_capacity.values(), key=_rank_of) if few else self._ranked
+        free: list[Replica] = []
+        for replica in replicas:
+            if replica.key in self.with_capacity and replica.key not in tried and replica.free(at):
+                free.append(replica)
+                if len(free) == HALF:
+                    break
+        return free
+
+    # --- what is usual here ---
+
+    def typical(self) -> TypicalRates:
+        self._rank()
+        return self._typical
+
+    def _rank(self) -> None:
+        every = max(RANK_EVERY if self.samples >= RANK_OFTEN else 1, len(self.replicas) // 2)
+        if self._ranked_at >= 0 and self.samples - self._ranked_at < every:
+            return
+        self._ranked_at = self.samples
+        replicas = list(self.replicas.values())
+        self._typical = typical = TypicalRates(
+            *_middle([replica.work.read() for replica in replicas], WORK),
+            *_middle([replica.prefill.read() for replica in replicas], PREFILL),
+            *_middle([replica.decode.read() for replica in replicas], DECODE),
+            min([replica.measured_slowness for replica in replicas if replica.decode.value], default=1.0),
+        )
+        if len(replicas) > SHORTLIST:
+            self._ranked = sorted(replicas, key=lambda replica: _usual_time(replica, typical))
+            for rank, replica in enumerate(self._ranked):
+                replica.rank = rank
+
+    def expected_tokens(self, task: Task) -> float:
+        """How long the answer will be."""
+        tokens = self.length(task).read() or TOKENS_OUT
+        limit = task.tokens_out
+        return tokens if limit is None or limit < 0 else min(tokens, float(limit))
+
+    def length(self, task: Task) -> Length:
+        """What is known of the answers to such tasks."""
+        last = self._length
+        if last is not None and task.type is self._type and task.app == self._app:
+            return last
+        kind = task.app, task.type
+        found = self._lengths.get(kind)
+        if found is None:
+            if len(self._lengths) > KINDS_MAX:
+                self._lengths.clear()
+            found = self._lengths[kind] = self._fleet.lengths.of(task.app, task.type, self.model)
+        self._app, self._type, self._length = task.app, task.type, found
+        return found
+
+    def measured_prompt(self, cost: int, tokens: int) -> None:
+        """A prompt of `cost` units had so many tokens."""
+        self._token_cost.add(cost, tokens)
+        self.tokens_per_cost = 1 / (self._token_cost.value or BYTES_PER_TOKEN)
+
+    # --- sums for batches ---
+
+    def recount(self, at: Micros) -> None:
+        """Sum the rates afresh: after a node came or went, and against the drift of many additions."""
+        rates = [replica.work.read() or 0.0 for replica in self.usable(at)]
+        self.total_rate = sum(rates)
+        self.best_rate = max(rates, default=0.0)
+        self._counted = self.samples
+        self.checked = 0
+
+    def rate_changed(self, before: float, after: float, at: Micros) -> None:
+        self.samples += 1
+        if self.samples - self._counted >= 256:
+            self.recount(at)
+            return
+        self.total_rate += after - before
+        self.best_rate = max(self.best_rate, after)
+
+
+def _middle(values: list[float | None], default: float) -> tuple[float, float]:
+    known = sorted(value for value in values if value)
+    return (known[len(known) // 2], known[-1]) if known else (default, default)
+
+
+def _rank_of(replica: Replica) -> int:
+    return replica.rank
+
+
+def _usual_time(replica: Replica, typical: TypicalRates) -> float:
+    """How long a usual task takes there: only the order counts. A lane that was never tried counts as the best."""
+    if not replica.answers and not replica.failed:
+        return 0.0
+    decode, work = replica.decode.read(), replica.work.read()
+    if decode:
+        return replica.startup_us() + TOKENS_OUT / decode + 2 * TOKENS_OUT / (replica.prefill.read() or typical.prefill)
+    return replica.startup_us() + TOKENS_OUT * BYTES_PER_TOKEN / (work or typical.work)

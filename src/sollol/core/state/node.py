@@ -1,0 +1,188 @@
+"""One server: what it has, what runs there, and what was learned of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sollol.core.endpoint import Endpoint
+from sollol.core.state.breakers import NodeFaults
+from sollol.core.state.estimators import Mean
+from sollol.core.state.incapability import Incapabilities
+from sollol.core.state.loading import LoadTimeEstimator, MemoryFit
+from sollol.core.state.model_concurrency import ModelConcurrency
+from sollol.core.state.replica import DISPLACED, Replica
+from sollol.core.types import LoadedModel, Micros
+
+
+class Node:
+    """One Ollama server. `up` is None until the first probe or answer."""
+
+    __slots__ = (
+        "active_models",
+        "asked_us",
+        "attempted",
+        "concurrency",
+        "digests",
+        "down_since",
+        "endpoint",
+        "failed",
+        "faults",
+        "held_bytes",
+        "incapable",
+        "key",
+        "listed",
+        "listed_us",
+        "load_time",
+        "loaded",
+        "lost_why",
+        "memory",
+        "models",
+        "next_probe_us",
+        "probe_backoff_us",
+        "probing",
+        "reads_on",
+        "replicas",
+        "running",
+        "silences",
+        "speed",
+        "succeeded",
+        "up",
+        "up_since",
+        "version",
+    )
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.key = endpoint.key
+        self.up: bool | None = None
+        self.lost_why = "not seen yet"
+        self.version = ""
+        self.models: Mapping[str, int] = {}  # on disk: name -> bytes
+        self.digests: Mapping[str, str] = {}
+        self.loaded: Mapping[str, LoadedModel] = {}
+        self.held_bytes = 0  # of the largest model that was ever seen wholly in its GPU
+        self.replicas: dict[str, Replica] = {}
+        self.running = 0
+        self.active_models = 0  # models at work
+        self.concurrency = ModelConcurrency()
+        self.faults = NodeFaults()
+        self.incapable = Incapabilities()
+        self.speed = Mean()  # of its models, as shares of what is typical for them
+        self.up_since: Micros = 0
+        self.down_since: Micros = 0
+        self.next_probe_us: Micros = 0
+        self.probe_backoff_us: Micros = 0
+        self.probing = False
+        self.asked_us: Micros = -1
+        self.silences = 0
+        self.load_time = LoadTimeEstimator()
+        self.memory = MemoryFit()
+        self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
+        self.listed_us: Micros = 0
+        # Whether it reads the prompt of a caller who left to the end, or stops at the next batch; None: not known.
+        self.reads_on: bool | None = None
+        self.attempted = 0
+        self.succeeded = 0
+        self.failed = 0
+
+    @property
+    def usable(self) -> bool:
+        return self.up is True
+
+    def wait_us(self, at: Micros) -> Micros:
+        """How long until one of the models at work here has nothing to do."""
+        ends = [
+            max(attempt.expected_end(at) for attempt in replica.attempts.values() if attempt.occupies_gpu)
+            for replica in self.replicas.values()
+            if replica.occupies_gpu
+        ]
+        over = len(ends) - self.concurrency.limit
+        return max(0, sorted(ends)[over] - at) if 0 <= over < len(ends) else 0
+
+    def mark_overlapped(self) -> None:
+        for replica in self.replicas.values():
+            for attempt in replica.attempts.values():
+                attempt.overlapped = True
+
+    def sizes_loaded(self) -> dict[str, int]:
+        """Return the bytes of each model in memory, as the node told or by our own answers; else those on disk."""
+        sizes = self._sizes_listed()
+        for model, replica in self.replicas.items():
+            if replica.loaded_by_us and model not in sizes:
+                sizes[model] = self.models.get(model, 0)
+        return sizes
+
+    def remember(self, at: Micros) -> None:
+        """Learn what fits together from this look at the models in memory, beside the last one."""
+        current = self._sizes_listed()
+        before = dict(self.listed)
+        for model, replica in self.replicas.items():
+            if replica.answers and replica.last_end_us > self.listed_us:
+                before.setdefault(model, self.models.get(model, 0))
+        loading = {model: self.models.get(model, 0) for model, replica in self.replicas.items() if replica.is_loading}
+        self.memory.seen(self.listed, before, current, loading, self.used(at))
+        self.listed, self.listed_us = current, at
+
+    def loads(self, model: str) -> None:
+        """Expect a model in memory from now on, and those gone that do not fit beside it. A probe will tell."""
+        loaded, held = self.sizes_loaded(), dict(self.loaded)
+        size = self.models.get(model, 0)
+        for name in sorted(loaded, key=self.last_use):
+            if name == model or self.memory.risk(loaded, size) < 1.0:
+                continue
+            del loaded[name]
+            held.pop(name, None)
+            replica = self.replicas.get(name)
+            if replica is not None:
+                replica.loaded_by_us = False
+                replica.flag_off_nominal()
+        held.setdefault(model, LoadedModel())
+        self.loaded = held
+
+    def put_out(self, replica: Replica, since: Micros) -> None:
+        """Learn from a load that nobody expected: the models that answered since did not fit beside this one."""
+        others = [
+            other.model
+            for other in self.replicas.values()
+            if other is not replica and other.answers and other.last_end_us > since
+        ]
+        sizes = [self.models.get(model, 0) for model in (replica.model, *others)]
+        if others and since:
+            self.memory.note(len(sizes), sum(sizes))
+
+    def loaded_after(self, model: str = "") -> None:
+        """Expect in memory what was loaded now, and then what calls under way have to load."""
+        if model:
+            self.loads(model)
+        for other, replica in self.replicas.items():
+            if other != model and replica.is_loading:
+                self.loads(other)
+
+    def _sizes_listed(self) -> dict[str, int]:
+        """Return the bytes of each model that is listed as in memory; of one that tells no size, those on disk."""
+        return {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
+
+    def last_use(self, model: str) -> Micros:
+        """Return when a model in memory was used last, as far as we know."""
+        replica = self.replicas.get(model)
+        return 0 if replica is None else max(replica.last_end_us, replica.options_used_us)
+
+    def used(self, at: Micros) -> frozenset[str]:
+        """Return the models that were used within DISPLACED, or are at work."""
+        return frozenset(
+            model
+            for model, replica in self.replicas.items()
+            if replica.attempts or (replica.answers and at - replica.last_end_us < DISPLACED)
+        )
+
+    def in_use(self, at: Micros) -> bool:
+        """Has a model of it been used just now, which a load might put out?"""
+        return any(
+            replica.answers and at - replica.last_end_us < DISPLACED
+            for replica in self.replicas.values()
+            if replica.is_loaded
+        )
+
+    def __repr__(self) -> str:
+        state = {True: "up", False: "down", None: "unknown"}[self.up]
+        return f"<Node {self.key} {state} · {self.running} running>"

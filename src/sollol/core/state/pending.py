@@ -1,0 +1,92 @@
+"""A task that is not settled yet, and the replica that it waits for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sollol.core.policy import Hedger
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.batch import Batch
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.replica import Replica
+from sollol.core.types import NEVER, Decision, Key, Micros, Task
+
+if TYPE_CHECKING:
+    from sollol.core.failover import FallbackAnswer
+
+
+class Reservation:
+    """What a waiting task waits for: a busy lane where it should finish sooner than on any that is free."""
+
+    __slots__ = ("decision", "finish_us", "free_us", "replica", "second_best_us", "service_us")
+
+    def __init__(self, replica: Replica, decision: Decision, free_us: Micros, service_us: Micros, at: Micros) -> None:
+        self.replica = replica
+        self.decision = decision
+        self.free_us = free_us  # when the lane should have a slot
+        self.service_us = service_us  # that the task takes there
+        self.finish_us = at + decision.predicted_us
+        scores = sorted(decision.scores)
+        self.second_best_us = (
+            at + scores[1] if len(scores) > 1 else float(NEVER)
+        )  # when it would finish on the second best
+
+
+class PendingTask:
+    """A task that is not settled yet."""
+
+    __slots__ = (
+        "attempts",
+        "batch",
+        "busy",
+        "delivering",
+        "fallback",
+        "group",
+        "hedger",
+        "key",
+        "reservation",
+        "restarts",
+        "since",
+        "task",
+        "tokens",
+        "tried",
+        "tries",
+        "tries_here",
+        "waits_for",
+    )
+
+    def __init__(self, task: Task, at: Micros) -> None:
+        self.task = task
+        self.key: Key = task.id
+        self.group: ModelReplicas | None = None
+        self.since = at
+        self.batch = Batch(task) if task.batch else None
+        self.attempts: dict[Key, Attempt] = {}
+        self.tried: dict[str, str] = {}  # node -> why it failed
+        self.busy: set[str] | None = None  # nodes that were busy: others first
+        self.tries = 0
+        self.tries_here = 0  # that ended before a node was asked
+        self.fallback: FallbackAnswer | None = None  # what may be passed on if no node is left
+        self.restarts = 0  # late attempts that were sent to the same node anew
+        self.delivering = False  # its caller has seen a part of the answer
+        self.tokens = 0.0  # that its application was charged for it
+        self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
+        self.reservation: Reservation | None = None
+        self.waits_for: Replica | None = None  # the replica that it would rather wait for than start on another
+
+    def wait_for(self, replica: Replica | None) -> Replica | None:
+        """Set the replica that it waits for; returns the one before, if that is no longer waited for by anybody."""
+        before = self.waits_for
+        if before is replica:
+            return None
+        if replica is not None:
+            replica.waiters += 1
+        self.waits_for = replica
+        if before is None:
+            return None
+        before.waiters -= 1
+        return None if before.waiters else before
+
+    def avoids(self) -> set[str]:
+        """Nodes that it does not go to as long as there are others."""
+        return {*self.tried, *(self.busy or ())}

@@ -1,0 +1,439 @@
+"""One model on one node: its slots, its rates, its breaker, and what runs there.
+
+A lane is steady while nothing about it is out of the ordinary: its node is up, its breaker closed, its model loaded, no
+slot is draining or paused, and it does not only fail. Then only its load and its rates decide, and a decision need
+not ask the rest for every lane. Whoever writes one of these facts says `unsettle()`; the market looks again
+before the next decision. A lane that is taken for unsteady costs time; one taken for steady wrongly would
+cost answers, so the ledger's invariants check it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from sollol.core.model_order import has_turn
+from sollol.core.policy import Breaker, Limiter
+from sollol.core.prefix_cache import read_prompt
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.breakers import FAULTS, ReplicaBreaker
+from sollol.core.state.estimators import Mean, Rate
+from sollol.core.suspicion import ListLimit
+from sollol.core.types import NEVER, OK, SECOND, Key, Micros, Outcome, PrefixHash, Status, Task, Timing
+
+if TYPE_CHECKING:
+    from sollol.core.state.model_replicas import ModelReplicas
+    from sollol.core.state.node import Node
+
+# Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
+RATE_MEMORY: Final[Micros] = 4 * SECOND
+LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
+DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
+OUTLIER: Final = 2.0  # times slower than usual that one answer may count
+CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
+SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how fast the node is compared with others
+FAILED_TIMES: Final = 2.0  # times the usual latency that a failure counts, at least
+FAILED_MOST: Final = 10.0  # and at most
+FADES: Final[Micros] = 10 * SECOND  # within which half of what failures added is forgotten
+COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
+
+
+class Replica:
+    """One model on one node."""
+
+    __slots__ = (
+        "answers",
+        "area_at",
+        "area_us",
+        "attempts",
+        "breaker",
+        "busy_answers",
+        "contradicted",
+        "cost_inflight",
+        "decode",
+        "done_cost",
+        "draining",
+        "embedded",
+        "failed",
+        "faults",
+        "good_latency",
+        "group",
+        "key",
+        "last_end_us",
+        "last_good_us",
+        "latency",
+        "left_until",
+        "limit",
+        "limiter",
+        "list_limit",
+        "loaded_by_us",
+        "loading_until",
+        "measured_slowness",
+        "model",
+        "node",
+        "nominal",
+        "occupies_gpu",
+        "options",
+        "options_used_us",
+        "overhead",
+        "paused_until",
+        "prefill",
+        "prompts",
+        "proven",
+        "rank",
+        "reliability",
+        "responded_us",
+        "responding",
+        "single_faults",
+        "soonest_us",
+        "starts_in_turn",
+        "waiters",
+        "warm",
+        "work",
+    )
+
+    def __init__(self, node: Node, group: ModelReplicas, limiter: Limiter, breaker: Breaker) -> None:
+        self.node = node
+        self.key = node.key
+        self.group = group
+        self.model = group.model
+        self.limiter = limiter
+        self.breaker = ReplicaBreaker(breaker, node.faults)
+        self.limit, self.proven = limiter.limit, limiter.proven  # what a steady lane goes by, without a look-up
+        self.attempts: dict[Key, Attempt] = {}
+        self.nominal = False
+        self.rank = 0  # among the lanes of its market, the fastest first
+        self.occupies_gpu = 0  # of them that would be in another model's way
+        self.starts_in_turn = 0  # of them that began since another model had the node
+        self.soonest_us = NEVER  # when the first of them should end
+        self.responding = 0  # of them whose answer has begun
+        self.responded_us: Micros = 0  # when the last one began
+        self.waiters = 0  # single tasks that wait for this replica rather than start on another
+        self.area_us = 0.0  # calls in flight, summed over time
+        self.area_at: Micros = 0
+        self.cost_inflight = 0.0
+        self.paused_until: Micros = 0
+        self.busy_answers = 0
+        self.last_end_us: Micros = 0
+        self.last_good_us: Micros = -1  # when its last good answer came
+        self.list_limit = ListLimit()  # of chunks
+        self.single_faults = 0  # chunks of one item that failed in a row
+        self.loaded_by_us = False  # an answer came since the node was last seen without the model
+        self.work = Rate(RATE_MEMORY)  # embedding: cost units per microsecond, whole lane
+        self.prefill = Rate(RATE_MEMORY)  # tokens per microsecond
+        self.decode = Rate(RATE_MEMORY)
+        self.overhead = Mean()  # microseconds of a call that the node's own timings do not tell
+        self.reliability = Mean(0.05)  # share of attempts that ended well
+        self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
+        self.options = ""  # runner options it was loaded with, as far as we know
+        self.options_used_us: Micros = 0
+        self.loading_until: Micros = 0  # a load without a request is under way
+        self.warm: dict[
+            PrefixHash, int
+        ] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
+        self.prompts = 0
+        self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
+        self.left_until: Micros = 0  # a prompt whose caller left may be read so long (`core.cancelled_prefill`)
+        self.latency = Mean()  # microseconds per answered call, failures penalised
+        self.good_latency = Mean()  # and of good answers only
+        self.faults = 0  # failures in a row
+        self.contradicted = 0  # refusals in a row that another node contradicted
+        self.answers = 0
+        self.embedded = 0  # items of batches
+        self.failed = 0
+        self.done_cost = 0.0
+
+    # --- may it take work? ---
+
+    def flag_off_nominal(self) -> None:
+        """Something about it is, or may be, out of the ordinary."""
+        self.nominal = False
+        if self.group.replicas.get(self.key) is self:
+            self.group.off_nominal[self.key] = self
+
+    def is_nominal(self, at: Micros) -> bool:
+        return (
+            self.node.up is True
+            and self.breaker.closed
+            and self.loaded_by_us
+            and self.paused_until <= at
+            and not (self.draining and self.still_draining(at))
+            and (self.answers > 0 or not self.failed)
+            and self.slowness() <= 2 * self.measured_slowness
+        )
+
+    def free(self, at: Micros, occupies_gpu: bool = True) -> bool:
+        """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
+        if occupies_gpu and len(self.node.replicas) > 1 and not has_turn(self, at):
+            return False
+        return self.has_slot(at)
+
+    def ready(self, at: Micros) -> bool:
+        """Check for a slot that is proven: a second copy must not wait behind another call."""
+        return len(self.attempts) < self.proven and self.free(at)
+
+    def has_slot(self, at: Micros) -> bool:
+        """Check that a request would be sent on, whatever other models of the node do."""
+        node = self.node
+        if self.nominal:
+            return len(self.attempts) < self.limit
+        return (
+            node.up is True
+            and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
+            and self.paused_until <= at
+            and (self.breaker.closed or self.breaker.admits(at))
+        )
+
+    def still_draining(self, at: Micros) -> list[Micros]:
+        """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""
+        self.draining = [until for until in self.draining if until > at]
+        return self.draining
+
+    def usable(self, at: Micros) -> bool:
+        """Can it be expected to take work, now or when a slot frees?"""
+        return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(at))
+
+    def slowness(self) -> float:
+        """How many times slower than others it must be expected to be before it was tried: it may run on the CPU."""
+        loaded = self.node.loaded.get(self.model)
+        if loaded is None or loaded.size <= 0:
+            return 1.0
+        return 1.0 + (CPU_SLOWER - 1.0) * (1.0 - min(1.0, loaded.size_vram / loaded.size))
+
+    def suits(self, task: Task) -> bool:
+        """May this task go here, by what its caller said of nodes?"""
+        if task.only is not None and self.node.key not in task.only:
+            return False
+        loaded = self.node.loaded.get(self.model) if task.gpu else None
+        return loaded is None or loaded.size <= 0 or loaded.size_vram > 0
+
+    @property
+    def digest(self) -> str:
+        """Return the version of the model on this node; "" if the node did not tell."""
+        return self.node.digests.get(self.model, "")
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.loaded_by_us or self.model in self.node.loaded
+
+    @property
+    def is_loading(self) -> bool:
+        """Check whether a call under way has to load the model first."""
+        for attempt in self.attempts.values():  # noqa: SIM110  compiled, a generator expression is slow
+            if attempt.loads:
+                return True
+        return False
+
+    def in_memory(self, options: str) -> bool:
+        """Check that work with these runner options needs no load."""
+        return self.is_loaded and self.matches(options)
+
+    def startup_us(self, options: str | None = None) -> Micros:
+        """Time before the first work: zero for a model in memory with these `options`, else reading it from disk."""
+        if self.is_loaded and (options is None or self.matches(options)):
+            return 0
+        return self.load_us()
+
+    def load_us(self) -> Micros:
+        """Return the microseconds that loading the model here should take."""
+        size = self.node.models.get(self.model, 0)
+        return self.node.load_time.predict(size) if size > 0 else LOAD_UNKNOWN
+
+    def matches(self, options: str) -> bool:
+        """Check that the runner in memory has these options, as far as we or the node know."""
+        if self.options_used_us or options == self.options:
+            return options == self.options
+        held = self.node.loaded.get(self.model)  # somebody else loaded it: of its options, the node tells the context
+        if held is None or held.context_length <= 0:
+            return False
+        return options == f"num_ctx={held.context_length}"
+
+    def backlog(self, at: Micros) -> float:
+        """Cost units in flight that are still to be done, by the clock rather than by hope."""
+        rate = self.work.read()
+        if rate is None or not self.attempts:
+            return self.cost_inflight
+        since = min((a.started_us for a in self.attempts.values()), default=at)
+        return max(0.0, self.cost_inflight - rate * (at - max(since, self.last_end_us)))
+
+    def displaces(self, options: str, at: Micros) -> bool:
+        """Would these options put out a model that somebody used just now with others?"""
+        return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
+
+    def wait_us(self, at: Micros, occupies_gpu: bool = True) -> Micros:
+        """How long until its work would begin here, as far as predictions tell; 0 if at once.
+
+        A slot on trial is none yet: a node with one slot takes a second request without a word, and lets it wait."""
+        node = self.node
+        if occupies_gpu and not self.occupies_gpu and node.active_models >= node.concurrency.limit:
+            return max(self._own_wait_us(at), node.wait_us(at))
+        over = len(self.attempts) - self.proven
+        if not self.nominal or over > 0:
+            return self._own_wait_us(at)
+        if over < 0:
+            return 0
+        if self.soonest_us >= at:
+            return self.soonest_us - at
+        return min([attempt.expected_end(at) for attempt in self.attempts.values()]) - at
+
+    def _own_wait_us(self, at: Micros) -> Micros:
+        over = len(self.attempts) - self.limiter.proven
+        ends = [attempt.expected_end(at) for attempt in self.attempts.values()]
+        if self.draining and (draining := self.still_draining(at)):
+            over += len(draining)
+            ends += draining
+        wait = self.paused_until - at
+        if over >= 0:
+            wait = max(wait, sorted(ends)[over] - at)
+        return max(0, wait)
+
+    def read(self, prefix: tuple[tuple[PrefixHash, int], ...]) -> int:
+        """Record a prompt with these beginnings; returns how much of it, in cost units, was read just before."""
+        return read_prompt(self, prefix)
+
+    # --- attempts ---
+
+    def add(self, attempt: Attempt) -> None:
+        running = len(self.attempts)
+        if not self.is_loaded:
+            attempt.loads = True
+            self.node.loads(self.model)
+        attempt.trial = running >= self.proven
+        attempt.inflight = running + 1
+        attempt.idle_since_us = self.last_end_us
+        self._integrate(attempt.started_us)
+        attempt.area_us = self.area_us
+        self.attempts[attempt.key] = attempt
+        if attempt.due_us < self.soonest_us:
+            self.soonest_us = attempt.due_us
+        task, node, group = attempt.task, self.node, self.group
+        if attempt.occupies_gpu:
+            self.occupies_gpu += 1
+            if self.occupies_gpu == 1:
+                node.active_models += 1
+                self.starts_in_turn = 0
+            self.starts_in_turn += 1
+            if len(node.replicas) > 1:
+                service_us = attempt.due_us - attempt.started_us
+                node.concurrency.charge(task.priority, task.app, self.model, service_us, attempt.started_us)
+            if node.active_models > 1:
+                node.mark_overlapped()
+        if task.options != self.options:
+            group.options_changed(self, task.options)
+            self.options = task.options
+            self.warm.clear()
+        self.options_used_us = attempt.started_us
+        if task.prefix:
+            attempt.warm_cost = self.read(task.prefix)
+        limit = self.limit if self.nominal else self.limiter.limit
+        if len(self.attempts) >= limit and self.key in group.with_capacity:
+            del group.with_capacity[self.key]
+        self.cost_inflight += attempt.cost
+        node.running += 1
+        group.inflight_cost += attempt.cost
+
+    def _integrate(self, at: Micros) -> None:
+        """Sum the calls in flight over time up to now."""
+        self.area_us += len(self.attempts) * (at - self.area_at)
+        self.area_at = at
+
+    def limit_changed(self) -> None:
+        """Take over the limit after evidence."""
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
+        if len(self.attempts) < self.limit and self.group.replicas.get(self.key) is self:
+            self.group.with_capacity[self.key] = self
+
+    def remove(self, attempt: Attempt, at: Micros) -> None:
+        node, group = self.node, self.group
+        self._integrate(at)
+        del self.attempts[attempt.key]
+        if attempt.responding:
+            self.responding -= 1
+        if attempt.due_us <= self.soonest_us:
+            soonest = NEVER
+            for other in self.attempts.values():
+                if other.due_us < soonest:
+                    soonest = other.due_us
+            self.soonest_us = soonest
+        if attempt.occupies_gpu:
+            self.occupies_gpu -= 1
+            if not self.occupies_gpu:
+                node.active_models -= 1
+        if group.replicas.get(self.key) is self:
+            group.with_capacity[self.key] = self
+        self.cost_inflight -= attempt.cost
+        node.running -= 1
+        group.inflight_cost -= attempt.cost
+
+    # --- what answers tell ---
+
+    def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
+        """See `Limiter.sample`."""
+        self.limiter.sample(amount, busy_us, inflight, dropped, wanted)
+        self.limit_changed()
+
+    def settle(self) -> None:
+        """Nothing about it is out of the ordinary."""
+        self.nominal = True
+        self.limit, self.proven = self.limiter.limit, self.limiter.proven
+
+    def record(self, at: Micros, outcome: Outcome) -> None:
+        """An attempt has ended so: for the breaker of this lane, and for the one that its node's models share."""
+        self.breaker.own.record(at, outcome)
+        faults = self.node.faults
+        if outcome.status is OK:
+            self.faults = self.contradicted = 0
+        elif outcome.status is Status.REFUSED:
+            self.faults = 0
+        elif outcome.status in FAULTS:
+            self.faults += 1
+        if faults.record(self.model, at, outcome):
+            for replica in self.node.replicas.values():
+                replica.flag_off_nominal()
+
+    def penalised(self, elapsed_us: Micros) -> None:
+        """A failure after so many microseconds counts as an answer of twice the usual time, or of its own."""
+        usual = self.good_latency.value or float(SECOND)
+        self.latency.add(min(max(float(elapsed_us), FAILED_TIMES * usual), FAILED_MOST * usual))
+
+    def latency_us(self, at: Micros) -> float:
+        """Microseconds per call. What failures add to it fades, so that the node is tried again; 0 for no answer."""
+        mean = self.latency.value or 0.0
+        good = self.good_latency.value or 0.0
+        if mean <= good:
+            return mean
+        halvings = min(max(0, at - self.last_end_us) / FADES, 60.0)
+        return good + (mean - good) / math.pow(2.0, halvings)
+
+    def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
+        """An embedding ended: its work took the time since this lane was last known to be idle or done."""
+        self.measured_slowness = self.slowness()
+        before = self.work.read() or 0.0
+        self.work.add(cost, working_us)
+        self.group.rate_changed(before, self.work.read() or 0.0, at)
+        self.done_cost += cost
+
+    def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
+        """An answer's own timings. `warm`: the share of its prompt that the node need not have read again."""
+        slowness = self.slowness()
+        if slowness > 2 * self.measured_slowness or 2 * slowness < self.measured_slowness:
+            self.decode, self.prefill = Rate(RATE_MEMORY), Rate(RATE_MEMORY)  # it runs elsewhere now
+        self.measured_slowness = slowness
+        if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
+            self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
+        if timing.decode_us > 0 and timing.tokens > 0:
+            self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
+            if self.decode.value and (self.answers < SPEED_EVERY or not self.answers % SPEED_EVERY):
+                self.node.speed.add(self.decode.value / self.group.typical().decode)
+        besides = elapsed_us - timing.load_us - timing.prompt_us - timing.decode_us
+        self.overhead.add(float(besides) if besides > 0 else 0.0)
+        self.group.samples += 1
+
+    def measured_load(self, timing: Timing) -> None:
+        """It had to load the model first."""
+        size = self.node.models.get(self.model, 0)
+        if size > 0:
+            self.node.load_time.add(size, timing.load_us)
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.model} on {self.node.key} {len(self.attempts)}/{self.limiter.limit}>"

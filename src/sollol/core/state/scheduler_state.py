@@ -1,0 +1,345 @@
+"""The ledger of the scheduler: what is open, what runs where, what waits, and what is to happen later.
+
+It decides nothing. `core.request_scheduler` and `core.batch_scheduler` decide and write here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from sollol.core.bounds import forget_model
+from sollol.core.cancelled_prefill import taken_until
+from sollol.core.health_checks import HealthChecks
+from sollol.core.messages import Abort, Action, Complete, Start
+from sollol.core.model_versions import short
+from sollol.core.policy import Policies
+from sollol.core.state.attempt import Attempt
+from sollol.core.state.batch import Batch
+from sollol.core.state.cluster import ClusterState
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.node import Node
+from sollol.core.state.pending import PendingTask
+from sollol.core.state.queue import FairShares, WaitQueue
+from sollol.core.state.ranges import Ranges
+from sollol.core.state.replica import Replica
+from sollol.core.types import EMBED, MILLISECOND, NEVER, Decision, Key, Micros, Outcome, Status, Task
+
+# A call whose answer has not begun after SLOT_LEAST and SLOT_TIMES its predicted first token waits for a slot.
+SLOT_LEAST: Final[Micros] = 30 * MILLISECOND
+SLOT_TIMES: Final = 3
+SLOT_BELIEVED: Final[Micros] = 100 * MILLISECOND  # at least, for a slot that is proven
+
+TIMERS: Final = 4_096  # kept without a look; beyond, those of settled tasks go when they are most
+TIMERS_EACH: Final = 4
+LEFT: Final = Outcome(Status.LEFT)
+
+
+class SchedulerState:
+    def __init__(self, policies: Policies, rng: random.Random) -> None:
+        self.use(policies)
+        self.rng = rng
+        self.cluster = ClusterState()
+        self.health = HealthChecks(self.cluster)
+        self.tasks: dict[Key, PendingTask] = {}
+        self.attempts: dict[Key, Attempt] = {}
+        self.queues: dict[str, WaitQueue] = {}
+        self.shares = FairShares()
+        self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
+        self.out: list[Action] = []
+        self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
+        self.serve: Callable[[str, Micros], None] = _nobody
+        self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
+        self.recover: Callable[[Exception, Micros], None] = _not_recovered
+        self.current_task: PendingTask | None = None  # that is being handled: what a fault would settle
+        self._serial = 0
+        self._timers: list[tuple[Micros, int, Callable[[Micros], None], Key]] = []
+        self.next_at: Micros = NEVER  # the first of them
+
+    def use(self, policies: Policies) -> None:
+        self.policies = policies
+        # Every task asks these three: compiled, a field of a tuple is looked up by its name.
+        self.router, self.retrier, self.hedger = policies.router, policies.retrier, policies.hedger
+
+    # --- attempts and tasks ---
+
+    def start(
+        self,
+        pending: PendingTask,
+        replica: Replica,
+        cost: float,
+        decision: Decision,
+        at: Micros,
+        ranges: Ranges | None = None,
+    ) -> Attempt:
+        self._serial = id = self._serial + 1
+        task = pending.task
+        attempt = Attempt(id, task, replica, cost, at, at + decision.predicted_us, decision)
+        attempt.pending = pending
+        attempt.resumed = pending.delivering
+        self.attempts[attempt.key] = pending.attempts[attempt.key] = attempt
+        if pending.waits_for is not None:
+            pending.wait_for(None)
+        same_options = task.options == replica.options or not replica.answers
+        replica.add(attempt)
+        observe = False
+        if task.kind is not EMBED:
+            attempt.behind_prefill = behind_prefill = at < replica.left_until
+            observe = (attempt.trial or behind_prefill) and task.observable and not task.stream
+            attempt.observed = observe or task.stream
+            if not attempt.observed:
+                attempt.responding = True
+                replica.responding += 1
+            elif same_options and (attempt.trial or behind_prefill or replica.responding):
+                self.watch(attempt, at)
+        if not replica.nominal and not replica.breaker.closed:
+            replica.breaker.begin(at)
+        self.out.append(Start(id, task.id, replica.key, decision, ranges, observe))
+        return attempt
+
+    def watch(self, attempt: Attempt, at: Micros) -> None:
+        """Look later whether the node has begun to answer an attempt: if not, it waits for a slot there."""
+        self.at(at + self.patience_us(attempt, attempt.trial), lambda later: self.unanswered(attempt, later))
+
+    def patience_us(self, attempt: Attempt, trial: bool) -> Micros:
+        """Return how long a node may begin no answer before an attempt is taken to wait for a slot.
+
+        `trial`: all proven slots are answering; otherwise the prompts before it may be long."""
+        least = SLOT_LEAST + SLOT_TIMES * attempt.first_us()
+        return least if trial else max(least, (attempt.due_us - attempt.started_us) // 2, SLOT_BELIEVED)
+
+    def end(self, attempt: Attempt, at: Micros) -> None:
+        del self.attempts[attempt.key]
+        del attempt.pending.attempts[attempt.key]
+        attempt.replica.remove(attempt, at)
+        attempt.replica.last_end_us = at
+
+    def abort(self, attempt: Attempt, at: Micros, outcome: Outcome = LEFT, withdrawn: bool = False) -> None:
+        self.end(attempt, at)
+        replica = attempt.replica
+        replica.breaker.record(at, LEFT)
+        replica.flag_off_nominal()
+        reading_until = attempt.started_us + attempt.decision.first_us
+        if not withdrawn and not attempt.started and at < reading_until and replica.node.usable:
+            until = taken_until(replica, attempt, at)
+            replica.draining.append(until)
+            self.serve_at(replica.model, until)
+        self.out.append(Abort(attempt.id, outcome, withdrawn))
+        self.let_others(replica, at)
+
+    def let_others(self, replica: Replica, at: Micros) -> None:
+        """Serve the other models of a node that has less to do, or that nobody waits for any more, at the next tick."""
+        if len(replica.node.replicas) > 1:
+            for other in replica.node.replicas.values():
+                if other is not replica and other.group.queue.waiting:
+                    self.serve_at(other.model, at)
+
+    def abort_all(self, pending: PendingTask, at: Micros) -> list[Replica]:
+        attempts = list(pending.attempts.values())
+        for attempt in attempts:
+            self.abort(attempt, at)
+        return [attempt.replica for attempt in attempts]
+
+    def settle(self, pending: PendingTask, outcome: Outcome, attempt: int | None = None, tried: bool = False) -> None:
+        """The task is over. `tried`: tell what each node answered, or why it was not asked."""
+        task = pending.task
+        del self.tasks[pending.key]
+        group = pending.group
+        if group is not None and pending.key in group.queue.waiting:
+            group.queue.remove(task.id)
+        if group is not None:
+            group.tasks -= 1
+        if pending.waits_for is not None and (left := pending.wait_for(None)) is not None:
+            self.let_others(left, self.now)
+        if pending.batch is not None:
+            self.batches.get(task.model, {}).pop(task.id, None)
+            if group is not None:
+                group.batches = len(self.batches.get(task.model, ()))
+        reasons = tuple(self._reasons(pending)) if tried else ()
+        if group is not None and not group.tasks and not group.replicas:
+            forget_model(self, group)
+        self.out.append(Complete(task.id, outcome, attempt, reasons))
+
+    def settle_no_node(self, pending: PendingTask, message: str, at: Micros) -> None:
+        """No node can serve it. Tells when a node that asked for patience will be ready again."""
+        replicas = (
+            self.cluster.groups[pending.task.model].replicas.values()
+            if pending.task.model in self.cluster.groups
+            else ()
+        )
+        ready = min(
+            (replica.paused_until for replica in replicas if replica.paused_until > at and replica.node.usable),
+            default=None,
+        )
+        retry_us = None if ready is None or not pending.busy else ready - at
+        self.settle(pending, Outcome(Status.NO_NODE, message, retry_us=retry_us), tried=True)
+
+    def _reasons(self, pending: PendingTask) -> Iterable[tuple[str, str]]:
+        model = pending.task.model
+        for node in self.cluster.nodes.values():
+            if node.key in pending.tried:
+                yield node.key, pending.tried[node.key]
+            elif pending.task.only is not None and node.key not in pending.task.only:
+                yield node.key, "not among the nodes that the call may go to"
+            elif node.up is not True:
+                yield node.key, node.lost_why
+            elif model not in node.models:
+                have = ", ".join(sorted(node.models)) or "no models"
+                yield node.key, f"does not have {model}; it has {have}"
+            elif pending.task.gpu and not node.replicas[model].suits(pending.task):
+                yield node.key, f"holds {model} on its CPU, and a GPU is required"
+            elif (needed := self._needed_digest(pending)) and node.digests.get(model, needed) != needed:
+                has, needs = short(node.digests[model]), short(needed)
+                yield (
+                    node.key,
+                    f"has version {has} of {model}; {needs} is needed, and vectors of the two do not compare",
+                )
+            else:
+                yield node.key, "not tried"
+
+    def _needed_digest(self, pending: PendingTask) -> str:
+        if pending.batch is not None and pending.batch.digest is not None:
+            return pending.batch.digest
+        group = pending.group
+        return group.digest_for(pending.task) if group is not None and group.mixed else ""
+
+    def may_yet_come(self, pending: PendingTask, at: Micros) -> bool:
+        """Facts older than the task decide nothing: ask every node again before giving up."""
+        probing = False
+        for node in self.cluster.nodes.values():
+            if node.key in pending.tried and pending.batch is None:
+                continue
+            if pending.task.only is not None and node.key not in pending.task.only:
+                continue
+            if node.asked_us < pending.since:
+                self.health.ask(node, at, self.out)
+            probing = probing or node.probing
+        return probing
+
+    def able(self, task: Task, replicas: list[Replica], at: Micros) -> list[Replica]:
+        """Return the lanes not known to be unable to serve it; if all are, those that it has not tried."""
+        incapable, tried = self.cluster.unable_for(task, at), self.tasks[task.id].tried
+        able = [replica for replica in replicas if replica.key not in incapable]
+        return able or [replica for replica in replicas if replica.key not in tried]
+
+    # --- lines and markets ---
+
+    def queue(self, model: str) -> WaitQueue:
+        queue = self.queues.get(model)
+        if queue is None:
+            queue = self.queues[model] = WaitQueue(self.shares)
+        return queue
+
+    def enqueue(
+        self, pending: PendingTask, group: ModelReplicas, since: Micros, at: Micros, priority: int | None = None
+    ) -> None:
+        """Put a task in line; an answer that was cut in the middle goes first (`priority`)."""
+        task = pending.task
+        tokens = task.cost * group.tokens_per_cost
+        if not task.batch:
+            tokens += group.expected_tokens(task)
+        group.queue.push(pending.key, task.priority if priority is None else priority, since, at, task.app, tokens)
+
+    def group(self, model: str, at: Micros) -> ModelReplicas:
+        group = self.cluster.groups.get(model)
+        if group is None:
+            group = self.cluster.groups[model] = ModelReplicas(model, self.cluster, self.queue(model))
+            for node in self.cluster.nodes.values():
+                self.join(group, node)
+            group.recount(at)
+        return group
+
+    def join(self, group: ModelReplicas, node: Node) -> None:
+        """Give the node a lane in this market if it has the model, take it away if it no longer has."""
+        replica = node.replicas.get(group.model)
+        if group.model in node.models:
+            if replica is None:
+                replica = Replica(node, group, self.policies.limiter(), self.policies.breaker())
+                node.replicas[group.model] = replica
+            group.put(replica)
+        elif replica is not None:
+            self.forget_model(replica)
+
+    def forget_model(self, replica: Replica) -> None:
+        replica.group.drop(replica.node.key)
+        if replica.model in replica.node.models:
+            replica.node.models = {m: size for m, size in replica.node.models.items() if m != replica.model}
+
+    def waiting(self) -> int:
+        return sum(len(queue) for queue in self.queues.values())
+
+    # --- time ---
+
+    def at(self, when: Micros, then: Callable[[Micros], None], owner: Key = None) -> None:
+        """Call `then` at the first tick from `when` on. `owner`: the task without which it means nothing."""
+        self._serial += 1
+        if len(self._timers) > TIMERS and len(self._timers) > TIMERS_EACH * len(self.tasks):
+            self._drop_deadlines()
+        heapq.heappush(self._timers, (when, self._serial, then, owner))
+        if when < self.next_at:
+            self.next_at = when
+
+    def _drop_deadlines(self) -> None:
+        """Forget what was to happen to tasks that are settled: a deadline may be a day away."""
+        self._timers = [timer for timer in self._timers if timer[3] is None or timer[3] in self.tasks]
+        heapq.heapify(self._timers)
+
+    def serve_at(self, model: str, when: Micros) -> None:
+        self.at(when, lambda later: self.serve(model, later))
+
+    def pause(self, replica: Replica, until: Micros) -> None:
+        replica.paused_until = max(replica.paused_until, until)
+        replica.flag_off_nominal()
+        self.serve_at(replica.model, until)
+
+    def run_timers(self, at: Micros) -> None:
+        while self._timers and self._timers[0][0] <= at:
+            then = heapq.heappop(self._timers)[2]
+            self.current_task = None
+            try:
+                then(at)
+            except Exception as error:  # of one timer: the others are due as well
+                self.recover(error, at)
+        self.next_at = self._timers[0][0] if self._timers else NEVER
+
+    def invariants(self) -> None:
+        """What must hold between events; tests check it after every one. Raises AssertionError."""
+        for replica in (replica for node in self.cluster.nodes.values() for replica in node.replicas.values()):
+            assert all(self.attempts.get(a.id) is a for a in replica.attempts.values()), (
+                f"{replica} has a stray attempt"
+            )
+            assert not replica.nominal or replica.is_nominal(self.now), f"{replica} is not steady and nobody knows"
+            if replica.group.replicas.get(replica.node.key) is replica:
+                with_capacity = replica.node.key in replica.group.with_capacity
+                assert with_capacity or len(replica.attempts) >= replica.limiter.limit, (
+                    f"{replica} has room and nobody knows"
+                )
+            soonest = min((a.due_us for a in replica.attempts.values()), default=NEVER)
+            assert replica.soonest_us == soonest, f"{replica}: soonest"
+            assert abs(replica.cost_inflight - sum(a.cost for a in replica.attempts.values())) < 1, f"{replica}: cost"
+        for attempt in self.attempts.values():
+            assert attempt.id in attempt.replica.attempts
+            assert attempt.task.id in self.tasks, f"{attempt} outlives its task"
+        for pending in self.tasks.values():
+            queue, task = self.queue(pending.task.model), pending.task
+            assert set(pending.attempts) <= set(self.attempts)
+            if pending.batch is None:
+                assert len(pending.attempts) <= 2, f"task {task.id} has too many attempts"
+                assert (task.id in queue) != bool(pending.attempts), f"task {task.id} neither waits nor runs, or both"
+            else:
+                pending.batch.invariants(task.id in queue)
+        assert self.waiting() <= len(self.tasks)
+
+
+def _nobody(model: str, at: Micros) -> None:
+    raise RuntimeError("the ledger has no scheduler")
+
+
+def _not_recovered(error: Exception, at: Micros) -> None:
+    raise error
+
+
+def _unanswered(attempt: Attempt, at: Micros) -> None:
+    raise RuntimeError("the ledger has no scheduler")
