@@ -23,8 +23,9 @@ import time
 from collections import deque
 
 from bench.rows import Row, median, row
+from sollol.core.actions import Action, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Action, Event, Finished, FirstToken, NodeAdded, NodeSeen, Start, Submitted
+from sollol.core.events import Event, Finished, FirstToken, NodeAdded, NodeSeen, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
 from sollol.observe.journal import Journal

@@ -21,8 +21,8 @@ from bench.rows import Row, row
 from bench.stage import MODEL, PROMPT_WORDS, asked, node
 from bench.workload import Ask, HiddenLengths, lognormal, number_of
 from sollol import AsyncOllamaPool
+from sollol.core.actions import Abort
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Abort
 from sollol.nodes.dialect import decode
 from sollol.nodes.transport import Call
 from sollol.observe.journal import Entry

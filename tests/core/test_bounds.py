@@ -7,8 +7,9 @@ import random
 import tracemalloc
 from collections.abc import Callable
 
+from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Complete, Finished, NodeAdded, NodeSeen, Start, Submitted, Tick
+from sollol.core.events import Finished, NodeAdded, NodeSeen, Submitted, Tick
 from sollol.core.scheduler import Scheduler
 from sollol.core.state.incapability import KNOWN_MAX
 from sollol.core.state.model_concurrency import NAMES_MAX, ModelConcurrency

@@ -16,8 +16,9 @@ import pytest
 
 import sollol.core
 import sollol.policies
+from sollol.core.actions import Abort, Action, SchedulerFault
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Abort, Action, Cancelled, Event, NodeAdded, NodeRemoved, SchedulerFault, TaskFailed
+from sollol.core.events import Cancelled, Event, NodeAdded, NodeRemoved, TaskFailed
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import MILLISECOND, SECOND, Status
 from tests.core.test_scheduler_random import World, nodes

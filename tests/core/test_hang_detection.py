@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from sollol.core.actions import Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Cancelled, Finished, NodeAdded, NodeLost, NodeSeen, Start, Submitted
+from sollol.core.events import Cancelled, Finished, NodeAdded, NodeLost, NodeSeen, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
 from sollol.pool.engine import default_policies

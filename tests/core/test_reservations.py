@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from sollol.core.actions import Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Event, Finished, NodeAdded, NodeSeen, Start, Submitted
+from sollol.core.events import Event, Finished, NodeAdded, NodeSeen, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.slot_binding import RESCAN_PAUSE
 from sollol.core.state.replica import Replica

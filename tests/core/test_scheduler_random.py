@@ -9,13 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol.core.actions import Abort, Accept, Action, Complete, Probe, Refuse, Start, WakeAt
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import (
-    Abort,
-    Accept,
-    Action,
+from sollol.core.events import (
     Cancelled,
-    Complete,
     Event,
     Finished,
     FirstToken,
@@ -24,12 +21,8 @@ from sollol.core.messages import (
     NodeLost,
     NodeRemoved,
     NodeSeen,
-    Probe,
-    Refuse,
-    Start,
     Submitted,
     Tick,
-    WakeAt,
 )
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import MILLISECOND, SECOND, Decision, Kind, NodeFacts, Outcome, Status, Task, Timing

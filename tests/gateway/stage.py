@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from sollol.core.messages import Submitted
+from sollol.core.events import Submitted
 from sollol.core.types import Task
 from sollol.gateway.app import Gateway
 from sollol.gateway.settings import GatewaySettings

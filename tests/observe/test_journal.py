@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sollol.core.messages import Tick, WakeAt
+from sollol.core.actions import WakeAt
+from sollol.core.events import Tick
 from sollol.observe.journal import Digest, Entry, Journal
 
 

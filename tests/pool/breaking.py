@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Cancelled, Complete, Finished, Start, Submitted
+from sollol.core.events import Cancelled, Finished, Submitted
 from sollol.core.types import Status
 from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.pool.aio import AsyncOllamaPool

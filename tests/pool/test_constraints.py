@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, BadInput, DeadlineExceeded, NoNodeAvailable, OllamaPool
-from sollol.core.messages import Submitted
+from sollol.core.events import Submitted
 from sollol.core.types import Task
 from sollol.observe.journal import Entry
 from sollol.sim import Cluster, NodeSpec, sim_cluster

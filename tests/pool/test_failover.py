@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, NoNodeAvailable, ResponseError
+from sollol.core.events import NodeSeen
 from sollol.core.hang_detection import HUNG_LEAST
-from sollol.core.messages import NodeSeen
 from sollol.core.state.replica import Replica
 from sollol.core.types import Status
 from sollol.policies.breaker import PAUSE, THRESHOLD

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sollol.core.messages import Abort, Start
+from sollol.core.actions import Abort, Start
 from sollol.core.types import Status
 from sollol.hedging import AdaptiveHedging
 from sollol.policies.hedging import BUDGET, LEAST, RESERVE

@@ -21,18 +21,8 @@ from typing import Any, NamedTuple
 
 from sollol.compat.background import check_number
 from sollol.config import load_settings
-from sollol.core.messages import (
-    Abort,
-    Complete,
-    Finished,
-    Load,
-    NodeAdded,
-    NodeLost,
-    NodeRemoved,
-    NodeSeen,
-    Start,
-    Submitted,
-)
+from sollol.core.actions import Abort, Complete, Load, Start
+from sollol.core.events import Finished, NodeAdded, NodeLost, NodeRemoved, NodeSeen, Submitted
 from sollol.core.types import Micros, Status, Task
 from sollol.errors import BadInput
 from sollol.observe.journal import Entry

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sollol.core import takeover
+from sollol.core.actions import Accept, ItemsRequested, Refuse
 from sollol.core.fault_attribution import FaultAttribution
-from sollol.core.messages import Accept, ItemsRequested, Refuse
 from sollol.core.model_versions import FOR_EMBED, review
 from sollol.core.policy import BatchView, ChunkRetry
 from sollol.core.state.attempt import Attempt
@@ -33,39 +33,39 @@ class BatchScheduler:
 
     # --- feeding ---
 
-    def fed(self, pending: PendingTask, costs: list[int], closed: bool, at: Micros) -> None:
+    def fed(self, pending: PendingTask, costs: list[int], closed: bool, now: Micros) -> None:
         assert pending.batch is not None
         had_pending = pending.batch.pending_count > 0
         pending.batch.feed(costs, closed)
-        if not self._ended(pending, at) and not had_pending:
-            self._enqueue(pending, at)
+        if not self._ended(pending, now) and not had_pending:
+            self._enqueue(pending, now)
 
-    def _enqueue(self, pending: PendingTask, at: Micros) -> None:
+    def _enqueue(self, pending: PendingTask, now: Micros) -> None:
         queue = self._state.queue(pending.task.model)
         if pending.batch is not None and pending.batch.pending_count and pending.task.id not in queue:
-            self._state.enqueue(pending, self._state.group(pending.task.model, at), at, at)
+            self._state.enqueue(pending, self._state.group(pending.task.model, now), now, now)
 
     # --- serving ---
 
     def serve(
-        self, pending: PendingTask, batch: Batch, group: ModelReplicas, only: list[Replica] | None, at: Micros
+        self, pending: PendingTask, batch: Batch, group: ModelReplicas, only: list[Replica] | None, now: Micros
     ) -> None:
         """Cut chunks for free slots. `only`: these lanes alone can have changed."""
         width = pending.task.width
-        if not self._has_begun(pending.task, batch, group, at):
+        if not self._has_begun(pending.task, batch, group, now):
             return
         if batch.closed and batch.pending_count <= 2 * len(group.replicas):
             only = None  # so little is left that it matters who else is idle
         limited = _is_limited(batch, group)
         if only is None or width:
-            replicas = self._suitable(batch, group, at)
+            replicas = self._suitable(batch, group, now)
         elif limited:
-            suitable = self._suitable(batch, group, at)
+            suitable = self._suitable(batch, group, now)
             replicas = [replica for replica in only if replica in suitable]
         else:
-            replicas = [replica for replica in only if replica.usable(at)]
-        if not replicas and (only is None or not self._suitable(batch, group, at)):
-            self._no_replica(pending, batch, group, at)
+            replicas = [replica for replica in only if replica.usable(now)]
+        if not replicas and (only is None or not self._suitable(batch, group, now)):
+            self._no_replica(pending, batch, group, now)
             return
         batch.stuck_since = None
         per_replica = -(-width // len(replicas)) if width else 0
@@ -76,27 +76,27 @@ class BatchScheduler:
                 replica
                 for replica in replicas
                 if replica.node.key not in fruitless
-                and (replica.free(at) or (width and len(replica.attempts) < per_replica and replica.usable(at)))
+                and (replica.free(now) or (width and len(replica.attempts) < per_replica and replica.usable(now)))
             ]
             if not free or (width and len(batch.live) >= width):
                 break
             for replica in sorted(free, key=lambda replica: len(replica.attempts)):
                 if width and len(batch.live) >= width:
                     break
-                if not self._cut(pending, batch, group, replica, limited, at):
+                if not self._cut(pending, batch, group, replica, limited, now):
                     fruitless.add(replica.node.key)
         if batch.pending_count and not batch.live and only is not None:
             # Those that were asked leave it to others, and no event will come to ask these: ask them now.
-            self.serve(pending, batch, group, None, at)
+            self.serve(pending, batch, group, None, now)
             return
-        self._after_cutting(pending, batch, group, cost_before - batch.pending_cost, at)
-        self._ended(pending, at)
+        self._after_cutting(pending, batch, group, cost_before - batch.pending_cost, now)
+        self._ended(pending, now)
 
-    def _has_begun(self, task: Task, batch: Batch, group: ModelReplicas, at: Micros) -> bool:
+    def _has_begun(self, task: Task, batch: Batch, group: ModelReplicas, now: Micros) -> bool:
         """Bind a batch to one version of its model, once the nodes are known. False: they soon will be."""
         state = self._state
-        if batch.digest is None and at < state.health.newcomers_until:
-            settled_at = state.health.settles_at(at)
+        if batch.digest is None and now < state.health.newcomers_until:
+            settled_at = state.health.settles_at(now)
             if settled_at is not None:
                 state.serve_at(task.model, settled_at)
                 return False
@@ -106,11 +106,11 @@ class BatchScheduler:
             batch.digest = group.digest_for(task) or None
         return True
 
-    def _suitable(self, batch: Batch, group: ModelReplicas, at: Micros) -> list[Replica]:
+    def _suitable(self, batch: Batch, group: ModelReplicas, now: Micros) -> list[Replica]:
         """Return the usable lanes that this batch may go to."""
-        replicas = group.usable(at)
+        replicas = group.usable(now)
         if self._state.cluster.incapable:
-            replicas = self._state.able(batch.task, replicas, at)
+            replicas = self._state.able(batch.task, replicas, now)
         if not _is_limited(batch, group):
             return replicas
         task, digest = batch.task, batch.digest or ""
@@ -121,15 +121,15 @@ class BatchScheduler:
         return _spared(replicas) if task.mode is RoutingMode.ASYNC else replicas
 
     def _cut(
-        self, pending: PendingTask, batch: Batch, group: ModelReplicas, replica: Replica, limited: bool, at: Micros
+        self, pending: PendingTask, batch: Batch, group: ModelReplicas, replica: Replica, limited: bool, now: Micros
     ) -> bool:
         if not batch.pending_count:
             return False
-        if not replica.breaker.closed and self.blame.control(pending, batch, replica, at):
+        if not replica.breaker.closed and self.blame.control(pending, batch, replica, now):
             return True  # a text that was answered before tells most surely whether the node works again
         total_rate, best_rate, count_of_replicas = group.total_rate, group.best_rate, len(group.replicas)
         if limited:
-            suitable = self._suitable(batch, group, at)
+            suitable = self._suitable(batch, group, now)
             count_of_replicas = max(1, len(suitable))
             rates = [each.work.read() or 0.0 for each in suitable]
             total_rate, best_rate = sum(rates), max(rates, default=0.0)
@@ -139,7 +139,7 @@ class BatchScheduler:
             inflight_cost=group.inflight_cost,
             closed=batch.closed,
             replica_rate=replica.work.read() or None,
-            replica_backlog=replica.backlog(at),
+            replica_backlog=replica.backlog(now),
             replica_startup_us=replica.startup_us(),
             slots=pending.task.width or replica.limiter.limit,
             total_rate=total_rate,
@@ -151,9 +151,9 @@ class BatchScheduler:
             return False
 
         def others() -> frozenset[str]:
-            return frozenset(other.node.key for other in self._suitable(batch, group, at))
+            return frozenset(other.node.key for other in self._suitable(batch, group, now))
 
-        longest = replica.list_limit.now if replica.breaker.closed else 1
+        longest = replica.list_limit.limit if replica.breaker.closed else 1
         sample = not batch.answered and batch.failures_in_a_row >= SAMPLE_AFTER
         cut = batch.cut(replica.node.key, max(cost, 1), max(count, 1), others, longest, sample)
         if cut is None:
@@ -163,7 +163,7 @@ class BatchScheduler:
             assert piece.evidence.outcome is not None
             self._refuse(pending, batch, ranges, piece.evidence.outcome)
             return True
-        attempt = self._start(pending, batch, replica, ranges, view.replica_backlog, at)
+        attempt = self._start(pending, batch, replica, ranges, view.replica_backlog, now)
         attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
         attempt.evidence, attempt.suspect = piece.evidence, piece.suspect
         attempt.other_half = piece if piece.suspect and piece.ranges else None
@@ -177,75 +177,75 @@ class BatchScheduler:
         replica: Replica,
         ranges: Ranges,
         backlog: float,
-        at: Micros,
+        now: Micros,
         reason: str = "free slot",
     ) -> Attempt:
         cost = batch.cost_of(ranges)
         rate = replica.work.read() or replica.group.total_rate / max(1, len(replica.group.replicas))
         predicted = replica.startup_us() + round((backlog + cost) / rate) if rate else 5 * SECOND
-        return self._state.start(pending, replica, cost, Decision(replica.node.key, predicted, reason), at, ranges)
+        return self._state.start(pending, replica, cost, Decision(replica.node.key, predicted, reason), now, ranges)
 
-    def _after_cutting(self, pending: PendingTask, batch: Batch, group: ModelReplicas, taken: int, at: Micros) -> None:
+    def _after_cutting(self, pending: PendingTask, batch: Batch, group: ModelReplicas, taken: int, now: Micros) -> None:
         task = pending.task
         queue = self._state.queue(task.model)
         if taken and task.id in queue:
-            queue.serve(task.id, at, taken * group.tokens_per_cost)
-            self._enqueue(pending, at)
+            queue.serve(task.id, now, taken * group.tokens_per_cost)
+            self._enqueue(pending, now)
         if not batch.pending_count:
             queue.remove(task.id)
         else:
-            self._wake_for_replicas(group, at)
+            self._wake_for_replicas(group, now)
         if not batch.closed:
             want = max(FEED_LEAST, round(group.total_rate * FEED_AHEAD / batch.costs.mean))
             if batch.pending_count < want and batch.wanted_upto <= batch.costs.end:
                 batch.wanted_upto = batch.costs.end + 1
                 self._state.out.append(ItemsRequested(task.id, 2 * want - batch.pending_count))
 
-    def _wake_for_replicas(self, group: ModelReplicas, at: Micros) -> None:
+    def _wake_for_replicas(self, group: ModelReplicas, now: Micros) -> None:
         """Work waits and no event may come: look again when the first breaker admits a trial."""
         if any(replica.attempts for replica in group.replicas.values()):
             return
         times = [replica.breaker.retry_at() for replica in group.replicas.values() if replica.node.usable]
-        due = min((t for t in times if t is not None and t > at), default=None)
+        due = min((t for t in times if t is not None and t > now), default=None)
         if due is not None:
             self._state.serve_at(group.model, due)
 
-    def _no_replica(self, pending: PendingTask, batch: Batch, group: ModelReplicas, at: Micros) -> None:
+    def _no_replica(self, pending: PendingTask, batch: Batch, group: ModelReplicas, now: Micros) -> None:
         """No node can take any of this batch now: wait for one that may come, but not for ever."""
         if batch.stuck_since is None:
-            batch.stuck_since = at
-            pending.since = at
-        if self._state.may_yet_come(pending, at):
+            batch.stuck_since = now
+            pending.since = now
+        if self._state.may_yet_come(pending, now):
             return
         replicas = [
             replica for replica in group.replicas.values() if group.suits(replica, pending.task, batch.digest or "")
         ]
         hope = any(replica.node.succeeded or replica.node.usable for replica in replicas)
-        if hope and at - batch.stuck_since < PATIENCE:
+        if hope and now - batch.stuck_since < PATIENCE:
             self._state.serve_at(group.model, batch.stuck_since + PATIENCE)
-            self._wake_for_replicas(group, at)
+            self._wake_for_replicas(group, now)
             return
-        self._state.settle_no_node(pending, "no node can take the rest of the batch", at)
+        self._state.settle_no_node(pending, "no node can take the rest of the batch", now)
 
     # --- the tail ---
 
-    def take_over(self, batch: Batch, group: ModelReplicas, at: Micros) -> None:
+    def take_over(self, batch: Batch, group: ModelReplicas, now: Micros) -> None:
         if batch.task.hedge is not False:
-            takeover.take_over(self, self._state, batch, self._suitable(batch, group, at), group, at)
+            takeover.take_over(self, self._state, batch, self._suitable(batch, group, now), group, now)
 
-    def start_takeover(self, victim: Attempt, replica: Replica, ranges: Ranges, at: Micros) -> None:
+    def start_takeover(self, victim: Attempt, replica: Replica, ranges: Ranges, now: Micros) -> None:
         """Let an idle lane try items that `victim` has under way (called by `core.takeover`)."""
         pending = self._state.tasks[victim.task.id]
         assert pending.batch is not None
         reason = f"takes over from {victim.replica.node.key}"
-        attempt = self._start(pending, pending.batch, replica, ranges, 0.0, at, reason)
+        attempt = self._start(pending, pending.batch, replica, ranges, 0.0, now, reason)
         attempt.tries, attempt.failed_on = victim.tries, victim.failed_on
         attempt.evidence, attempt.suspect = victim.evidence, victim.suspect
         pending.batch.contest(attempt, victim, ranges)
 
     # --- answers ---
 
-    def answered(self, pending: PendingTask, attempt: Attempt, at: Micros) -> None:
+    def answered(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
         batch = pending.batch
         assert batch is not None
         attempt.replica.single_faults = 0
@@ -263,28 +263,28 @@ class BatchScheduler:
         batch.release(attempt, suspect=True)
         if alone:
             batch.vanished += attempt.evidence.tries
-            self.blame.vanished(attempt, at)
+            self.blame.vanished(attempt, now)
         for loser in idle:
             batch.drop(loser)
             batch.release(loser, suspect=True)
-            self._overtaken(loser, at)
-            self._state.abort(loser, at)
+            self._overtaken(loser, now)
+            self._state.abort(loser, now)
         batch.forget()
-        if not self._ended(pending, at):
+        if not self._ended(pending, now):
             self._enqueue(pending, attempt.started_us)
 
-    def _overtaken(self, loser: Attempt, at: Micros) -> None:
+    def _overtaken(self, loser: Attempt, now: Micros) -> None:
         """Its items came from elsewhere. If it was overdue that tells of its node: it is slower than was thought."""
-        if at > loser.due_us:
-            loser.replica.work.add(0, at - max(loser.started_us, loser.replica.last_end_us))
-            loser.replica.breaker.record(at, Outcome(Status.TIMEOUT))
-            self._state.health.ask(loser.replica.node, at, self._state.out)
+        if now > loser.due_us:
+            loser.replica.work.add(0, now - max(loser.started_us, loser.replica.last_end_us))
+            loser.replica.breaker.record(now, Outcome(Status.TIMEOUT))
+            self._state.health.ask(loser.replica.node, now, self._state.out)
 
-    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         batch = pending.batch
         assert batch is not None
         if attempt.control:
-            self.blame.control_failed(attempt, outcome, at)
+            self.blame.control_failed(attempt, outcome, now)
             return
         count = attempt.items.total()
         orphans = batch.drop(attempt)
@@ -297,29 +297,29 @@ class BatchScheduler:
             attempt.other_half = None
         if outcome.status in TRANSIENT:
             pending.tried[attempt.replica.node.key] = outcome.message or outcome.status.value
-        if self._is_hopeless(batch, attempt, outcome, at):
-            self._state.abort_all(pending, at)
+        if self._is_hopeless(batch, attempt, outcome, now):
+            self._state.abort_all(pending, now)
             if outcome.status in (Status.REFUSED, Status.UNSUITED):
                 self._state.settle(pending, replaced(outcome, status=Status.REFUSED))
             else:
-                self._state.settle_no_node(pending, "nothing of the batch succeeded anywhere", at)
+                self._state.settle_no_node(pending, "nothing of the batch succeeded anywhere", now)
             return
         if tested:
-            self.blame.failed(pending, batch, attempt, count, outcome, at)
-            self.blame.share(batch, attempt, outcome, at)
+            self.blame.failed(pending, batch, attempt, count, outcome, now)
+            self.blame.share(batch, attempt, outcome, now)
         if orphans:
-            self._put_back(pending, batch, attempt, orphans, outcome, at)
+            self._put_back(pending, batch, attempt, orphans, outcome, now)
             self._enqueue(pending, attempt.started_us)
         elif batch.pending_count:
             self._enqueue(pending, attempt.started_us)
-        self._ended(pending, at)
+        self._ended(pending, now)
 
-    def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
+    def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, now: Micros) -> bool:
         """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
         if outcome.status is Status.FAILED:
-            if not self.blame.is_hopeless(batch, attempt, PATIENCE, at):
+            if not self.blame.is_hopeless(batch, attempt, PATIENCE, now):
                 return False
-            return all(replica.key in batch.failed_on for replica in self._suitable(batch, attempt.replica.group, at))
+            return all(replica.key in batch.failed_on for replica in self._suitable(batch, attempt.replica.group, now))
         if batch.answered:
             return False
         group = attempt.replica.group
@@ -328,13 +328,13 @@ class BatchScheduler:
             batch.refused_on.add(attempt.replica.key)
             if outcome.http_status in CALL_IS_WRONG and batch.refused_alone < REFUSED_ALONE:
                 return False
-            others = {replica.key for replica in self._suitable(batch, group, at)}
+            others = {replica.key for replica in self._suitable(batch, group, now)}
             return len(batch.refused_on) > 1 or others <= batch.refused_on
         unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED)
-        return unsuited and not batch.live and not self._suitable(batch, group, at)
+        return unsuited and not batch.live and not self._suitable(batch, group, now)
 
     def _put_back(
-        self, pending: PendingTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome, at: Micros
+        self, pending: PendingTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome, now: Micros
     ) -> None:
         node, count = attempt.replica.node.key, orphans.total()
         counts = outcome.status in (Status.FAILED, Status.REFUSED, Status.TIMEOUT)
@@ -343,7 +343,7 @@ class BatchScheduler:
         failed_on = attempt.failed_on | {node} if avoided else attempt.failed_on
         evidence = attempt.evidence
         if counts:
-            evidence = evidence.and_failed(node, attempt.replica.last_good_us, attempt.items.total(), outcome, at)
+            evidence = evidence.and_failed(node, attempt.replica.last_good_us, attempt.items.total(), outcome, now)
         suspect = attempt.suspect
         if counts:
             again = self._state.policies.batcher.again(outcome, tries, count)
@@ -353,7 +353,7 @@ class BatchScheduler:
             suspect = suspect or again is ChunkRetry.SPLIT
         piece = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
         if counts and suspect and count == 1:
-            others = frozenset(replica.node.key for replica in self._suitable(batch, attempt.replica.group, at))
+            others = frozenset(replica.node.key for replica in self._suitable(batch, attempt.replica.group, now))
             if self.blame.is_bad(batch, others, piece, count):
                 self._refuse(pending, batch, orphans, outcome)
                 return
@@ -366,9 +366,9 @@ class BatchScheduler:
         batch.refused += items.total()
         self._state.out.append(Refuse(pending.task.id, items, outcome))
 
-    def _ended(self, pending: PendingTask, at: Micros) -> bool:
+    def _ended(self, pending: PendingTask, now: Micros) -> bool:
         if pending.task.id in self._state.tasks and pending.batch is not None and pending.batch.done:
-            self._state.abort_all(pending, at)  # a control
+            self._state.abort_all(pending, now)  # a control
             self._state.settle(pending, Outcome(OK))
         return pending.task.id not in self._state.tasks
 

@@ -19,14 +19,14 @@ PREFILL_BATCH: Final = 512  # tokens after which a newer node notices that the c
 PROBE_LEAST: Final[Micros] = 5 * SECOND  # to be gained, for a call to find out whether a node does
 
 
-def taken_until(replica: Replica, attempt: Attempt, at: Micros) -> Micros:
+def taken_until(replica: Replica, attempt: Attempt, now: Micros) -> Micros:
     """Return until when the slot of an attempt that is aborted now, in prefill, stays taken."""
     node = replica.node
     whole_us = attempt.started_us + attempt.decision.first_us
     if node.reads_on is True:
         return whole_us
     reads = replica.prefill.value or replica.group.typical().prefill
-    soon_us = min(whole_us, at + round(PREFILL_BATCH / reads))
+    soon_us = min(whole_us, now + round(PREFILL_BATCH / reads))
     if node.reads_on is None:
         if whole_us - soon_us < PROBE_LEAST:
             return whole_us
@@ -34,10 +34,10 @@ def taken_until(replica: Replica, attempt: Attempt, at: Micros) -> Micros:
     return soon_us
 
 
-def learn(replica: Replica, attempt: Attempt, at: Micros) -> None:
+def learn(replica: Replica, attempt: Attempt, now: Micros) -> None:
     """Learn from the first token of a call that was sent while the node may still have read."""
     if attempt.started_us < replica.left_until:
-        began_us = at - attempt.first_us()
+        began_us = now - attempt.first_us()
         replica.node.reads_on = began_us > (attempt.started_us + replica.left_until) // 2
         replica.left_until = 0
 

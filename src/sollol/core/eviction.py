@@ -13,13 +13,13 @@ KEPT: Final = 20  # the same where the model that is to be loaded is in memory e
 FADES: Final[Micros] = 5 * SECOND  # in which a model that is not used any more counts by a third as much
 
 
-def displacement_us(replica: Replica, options: str, at: Micros) -> Micros:
+def displacement_us(replica: Replica, options: str, now: Micros) -> Micros:
     """Return the time that others will pay for a load here: to get back what it puts out, if that is in use."""
     if replica.is_loaded:
-        return replica.load_us() if replica.displaces(options, at) else 0
+        return replica.load_us() if replica.displaces(options, now) else 0
     node = replica.node
     loaded = node.sizes_loaded()
-    used = node.used(at)
+    used = node.used(now)
     size = node.models.get(replica.model, 0)
     cost = 0.0
     for name in sorted(loaded, key=node.last_use):  # Ollama puts out what was not used for longest
@@ -29,19 +29,19 @@ def displacement_us(replica: Replica, options: str, at: Micros) -> Micros:
         del loaded[name]
         replica_or_none = node.replicas.get(name)
         if replica_or_none is not None and name in used:
-            cost += risk * loss_us(replica_or_none, replica, at)
+            cost += risk * loss_us(replica_or_none, replica, now)
         if risk < 1.0:
             break
     return round(cost)
 
 
-def loss_us(victim: Replica, replica: Replica, at: Micros) -> float:
+def loss_us(victim: Replica, replica: Replica, now: Micros) -> float:
     """Return what the users of `victim` pay if `lane` is loaded in its place.
 
     They load it again, and that puts out the next one: nodes would trade their models for ever. So it counts by how
     much it is used, and most where it has no other place, or where `lane` has one."""
     alone, has_place = not _is_elsewhere(victim), _is_elsewhere(replica)
-    used = 1.0 if victim.attempts else math.exp((victim.last_end_us - at) / FADES)
+    used = 1.0 if victim.attempts else math.exp((victim.last_end_us - now) / FADES)
     loads = 1 + used * (KEPT if alone or has_place else PUT_OUT)
     if alone:
         loads += len(victim.attempts) + len(victim.group.queue.waiting)

@@ -37,7 +37,7 @@ class Failover:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
 
-    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> bool:
+    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> bool:
         """Settle the call, or put it in line again. Return True if it is over."""
         state, node = self._state, attempt.replica.node.key
         why = outcome.message or outcome.status.value
@@ -45,7 +45,7 @@ class Failover:
         if outcome.status is Status.BUSY:
             pending.busy = {*(pending.busy or ()), node}
             # As long as one node was not busy that often, it may take it.
-            replicas = [replica for replica in attempt.replica.group.usable(at) if replica.suits(pending.task)]
+            replicas = [replica for replica in attempt.replica.group.usable(now) if replica.suits(pending.task)]
             tries = min((replica.busy_answers for replica in replicas), default=attempt.replica.busy_answers)
             if all_paused(pending.task, [replica for replica in replicas if replica.key not in pending.tried]):
                 tries = NEVER_AGAIN
@@ -57,22 +57,22 @@ class Failover:
             tries = pending.tries
             pending.tried[node] = why
         if agreed:
-            self.give_up(pending, "every attempt failed", at)
+            self.give_up(pending, "every attempt failed", now)
             return True
         if pending.attempts:  # the other copy is still under way
             return False
-        if outcome.status is Status.REFUSED and not self._others(pending, attempt, at):
-            self.give_up(pending, "every attempt failed", at)
+        if outcome.status is Status.REFUSED and not self._others(pending, attempt, now):
+            self.give_up(pending, "every attempt failed", now)
             return True
-        if self._is_last(pending, attempt, outcome, tries, at):
+        if self._is_last(pending, attempt, outcome, tries, now):
             pending.tried |= {
-                replica.node.key: "busy" for replica in attempt.replica.group.usable(at) if replica.busy_answers
+                replica.node.key: "busy" for replica in attempt.replica.group.usable(now) if replica.busy_answers
             }
             pending.tried[node] = why
-            self.give_up(pending, "every attempt failed", at)
+            self.give_up(pending, "every attempt failed", now)
             return True
         urgent = int(TaskPriority.CRITICAL) if pending.delivering or pending.fallback is not None else None
-        state.enqueue(pending, attempt.replica.group, pending.since, at, urgent)
+        state.enqueue(pending, attempt.replica.group, pending.since, now, urgent)
         return False
 
     def is_final(self, attempt: Attempt, outcome: Outcome) -> bool:
@@ -102,61 +102,61 @@ class Failover:
             pending.fallback = None
         return False
 
-    def _others(self, pending: PendingTask, attempt: Attempt, at: Micros) -> bool:
+    def _others(self, pending: PendingTask, attempt: Attempt, now: Micros) -> bool:
         """Check whether a node that has not had the call can serve it."""
         task, group = pending.task, attempt.replica.group
         digest = group.digest_for(task)
         return any(
-            replica.usable(at)
+            replica.usable(now)
             and replica.key not in pending.tried
             and group.suits(replica, task, digest)
-            and not replica.node.incapable.stops(task, at)
+            and not replica.node.incapable.stops(task, now)
             for replica in group.replicas.values()
         )
 
-    def _is_last(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, tries: int, at: Micros) -> bool:
+    def _is_last(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, tries: int, now: Micros) -> bool:
         """Check whether the call has had its tries. A node that works now is always worth another."""
         if outcome.status in FREE:
             return False
         if outcome.status is Status.OURS:
             return tries >= TRIES_HERE
-        if outcome.status is not Status.BUSY and self._well(pending, attempt, at):
+        if outcome.status is not Status.BUSY and self._well(pending, attempt, now):
             return False
-        return self._state.retrier.again(pending.task, outcome, tries, at) is None
+        return self._state.retrier.again(pending.task, outcome, tries, now) is None
 
-    def _well(self, pending: PendingTask, attempt: Attempt, at: Micros) -> bool:
+    def _well(self, pending: PendingTask, attempt: Attempt, now: Micros) -> bool:
         """Check whether a node is left whose last answer was good, or that had nothing to answer yet."""
         task, group = pending.task, attempt.replica.group
         digest = group.digest_for(task)
         return any(
             not replica.faults
             and not replica.node.faults.count
-            and replica.usable(at)
+            and replica.usable(now)
             and group.suits(replica, task, digest)
             for replica in group.replicas.values()
             if replica.key not in pending.tried
         )
 
-    def give_up(self, pending: PendingTask, message: str, at: Micros) -> None:
+    def give_up(self, pending: PendingTask, message: str, now: Micros) -> None:
         """Settle a call for which no node is left."""
         state, fallback = self._state, pending.fallback
-        state.abort_all(pending, at)
+        state.abort_all(pending, now)
         if fallback is None:
-            state.settle_no_node(pending, message, at)
+            state.settle_no_node(pending, message, now)
             return
         if fallback.outcome.status is Status.FAILED:
-            self._absolve(pending, fallback.attempt.replica, at)
+            self._absolve(pending, fallback.attempt.replica, now)
         state.settle(pending, replaced(fallback.outcome, status=Status.REFUSED), fallback.attempt.id)
 
-    def _absolve(self, pending: PendingTask, last: Replica, at: Micros) -> None:
+    def _absolve(self, pending: PendingTask, last: Replica, now: Micros) -> None:
         """The failure went with the call from node to node: it opens no breaker for other calls."""
         for key in pending.tried:
             replica = last.group.replicas.get(key)
             if replica is not None and replica.last_good_us >= 0:
-                replica.record(at, Outcome(Status.REFUSED))
+                replica.record(now, Outcome(Status.REFUSED))
                 replica.flag_off_nominal()
 
-    def answered(self, pending: PendingTask, at: Micros) -> None:
+    def answered(self, pending: PendingTask, now: Micros) -> None:
         """A node has answered what another one refused: that one may be unable, if it happens again and again."""
         fallback = pending.fallback
         if fallback is not None and fallback.outcome.status is Status.REFUSED:
@@ -165,7 +165,7 @@ class Failover:
             if replica.contradicted >= CONTRADICTED:
                 replica.contradicted = 0
                 self._state.cluster.learn_unable(
-                    replica.node, pending.task, replaced(fallback.outcome, http_status=0), at
+                    replica.node, pending.task, replaced(fallback.outcome, http_status=0), now
                 )
 
 

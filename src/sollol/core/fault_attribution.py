@@ -27,7 +27,7 @@ class FaultAttribution:
         self._state = state
 
     def failed(
-        self, pending: PendingTask, batch: Batch, attempt: Attempt, count: int, outcome: Outcome, at: Micros
+        self, pending: PendingTask, batch: Batch, attempt: Attempt, count: int, outcome: Outcome, now: Micros
     ) -> None:
         """A chunk of `count` items has failed on a node that answered."""
         replica = attempt.replica
@@ -39,26 +39,26 @@ class FaultAttribution:
         if replica.single_faults < CONTROL_AFTER:
             return
         if batch.known_good is None:  # nothing tells a bad item from a bad node yet
-            replica.record(at, outcome)
+            replica.record(now, outcome)
             replica.flag_off_nominal()
         elif replica.breaker.closed:
-            self.control(pending, batch, replica, at)
+            self.control(pending, batch, replica, now)
 
-    def is_hopeless(self, batch: Batch, attempt: Attempt, patience_us: Micros, at: Micros) -> bool:
+    def is_hopeless(self, batch: Batch, attempt: Attempt, patience_us: Micros, now: Micros) -> bool:
         """Count a failed chunk. Return True if nothing of the batch ever succeeded, and nothing is likely to."""
         batch.failures_in_a_row += 1
         batch.failed_on.add(attempt.replica.key)
         batch.fresh_failures += not attempt.tries
         if batch.failures_in_a_row == 1:
-            batch.failing_since = at
+            batch.failing_since = now
         if batch.answered:
             return False
         # As long as some items were not tried at all, only first tries count: many of the first may be bad.
         untried = not batch.closed or any(piece.clean for piece in batch.pending)
         failures = batch.fresh_failures if untried else batch.failures_in_a_row
-        return failures >= HOPELESS or (failures >= HOPELESS_LEAST and at - batch.failing_since > patience_us)
+        return failures >= HOPELESS or (failures >= HOPELESS_LEAST and now - batch.failing_since > patience_us)
 
-    def share(self, batch: Batch, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def share(self, batch: Batch, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """Count a failure for the other attempts that have the same items, after a takeover."""
         others = {id for item in attempt.items.items() for id in batch.contested.get(item, ())}
         replica, count = attempt.replica, attempt.items.total()
@@ -66,31 +66,31 @@ class FaultAttribution:
             other = batch.live[id]
             other.tries += 1
             other.failed_on |= {replica.node.key}
-            other.evidence = other.evidence.and_failed(replica.node.key, replica.last_good_us, count, outcome, at)
+            other.evidence = other.evidence.and_failed(replica.node.key, replica.last_good_us, count, outcome, now)
 
-    def control(self, pending: PendingTask, batch: Batch, replica: Replica, at: Micros) -> bool:
+    def control(self, pending: PendingTask, batch: Batch, replica: Replica, now: Micros) -> bool:
         """Send a node a text that was answered before; True if it was sent."""
         item = batch.known_good
         if item is None or any(attempt.control for attempt in replica.attempts.values()):
             return False
         items = Ranges([(item, item + 1)])
         decision = Decision(replica.node.key, 5 * SECOND, "control: a text that was answered before")
-        attempt = self._state.start(pending, replica, batch.costs.mean, decision, at, items)
+        attempt = self._state.start(pending, replica, batch.costs.mean, decision, now, items)
         attempt.control = True
         return True
 
-    def control_failed(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def control_failed(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """The node fails a text that is known to be good: it is broken."""
         replica = attempt.replica
         if outcome.status is not Status.FAILED:
             return
         for _ in range(OPENED_BY):
-            replica.record(at, outcome)
+            replica.record(now, outcome)
             if not replica.breaker.closed:
                 break
         replica.flag_off_nominal()
 
-    def vanished(self, attempt: Attempt, at: Micros) -> None:
+    def vanished(self, attempt: Attempt, now: Micros) -> None:
         """The only item left that could have made requests fail was answered: it was not the item."""
         group = attempt.replica.group
         for node, count in attempt.evidence.least.items():
@@ -100,7 +100,7 @@ class FaultAttribution:
             if count > 1:
                 replica.list_limit.too_long(count)
             elif attempt.evidence.outcome is not None:
-                replica.record(at, attempt.evidence.outcome)
+                replica.record(now, attempt.evidence.outcome)
                 replica.flag_off_nominal()
 
     def is_bad(self, batch: Batch, nodes: frozenset[str], piece: PendingItems, count: int) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.messages import Abort, Complete, Event, NodeLost, NodeSeen, SchedulerFault, Submitted
+from sollol.core.actions import Abort, Complete, SchedulerFault
+from sollol.core.events import Event, NodeLost, NodeSeen, Submitted
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import Replica
@@ -37,7 +38,7 @@ class FaultRecovery:
         self._planned = False
         state.recover = self.recover
 
-    def event_failed(self, event: Event, error: Exception, at: Micros) -> None:
+    def event_failed(self, event: Event, error: Exception, now: Micros) -> None:
         """Handle an exception that came out of the handling of an event."""
         state = self._state
         if isinstance(event, Submitted) and state.current_task is None and not self._is_known(event.task.id):
@@ -46,10 +47,10 @@ class FaultRecovery:
             return
         self._mend()
         if isinstance(event, NodeSeen | NodeLost):
-            self._ask_again(event.node, at)
-        if state.health.next_at <= at:
-            state.health.next_at = at + AGAIN
-        self.recover(error, at)
+            self._ask_again(event.node, now)
+        if state.health.next_at <= now:
+            state.health.next_at = now + AGAIN
+        self.recover(error, now)
 
     def _is_known(self, task: int) -> bool:
         """Check that a task is open, or was settled just now."""
@@ -62,15 +63,15 @@ class FaultRecovery:
             for replica in node.replicas.values():
                 recount(replica)
 
-    def _ask_again(self, key: str, at: Micros) -> None:
+    def _ask_again(self, key: str, now: Micros) -> None:
         """Do not take a node for one that is being asked, for ever."""
         node = self._state.cluster.nodes.get(key)
         if node is not None:
             node.probing = False
-            node.next_probe_us = at + AGAIN
-            self._state.health.next_at = min(self._state.health.next_at, at + AGAIN)
+            node.next_probe_us = now + AGAIN
+            self._state.health.next_at = min(self._state.health.next_at, now + AGAIN)
 
-    def recover(self, error: Exception, at: Micros) -> None:
+    def recover(self, error: Exception, now: Micros) -> None:
         """Settle the task that was being handled, tell of the fault, and serve those who wait."""
         state = self._state
         while True:  # each turn settles a task
@@ -79,17 +80,17 @@ class FaultRecovery:
             if pending is None:
                 if not self._planned:
                     self._planned = True
-                    state.at(at + AGAIN, self._serve_all)
+                    state.call_at(now + AGAIN, self._serve_all)
                 return
-            self.expel(pending, fault_outcome(error), at)
+            self.expel(pending, fault_outcome(error), now)
             try:
-                self._binding.bind_all(at)
+                self._binding.bind_all(now)
             except Exception as another:
                 error = another
                 continue
             return
 
-    def expel(self, pending: PendingTask, outcome: Outcome, at: Micros) -> None:
+    def expel(self, pending: PendingTask, outcome: Outcome, now: Micros) -> None:
         """Take a task out of all books, whatever state it is in, and settle it unless that is done."""
         state, task = self._state, pending.task
         is_over = any(isinstance(action, Complete) and action.task == task.id for action in state.out)
@@ -133,9 +134,9 @@ class FaultRecovery:
     def _tell(self, task: int, error: Exception) -> None:
         self._state.out.append(SchedulerFault(task, error))
 
-    def _serve_all(self, at: Micros) -> None:
+    def _serve_all(self, now: Micros) -> None:
         self._planned = False
-        self._binding.bind_all(at)
+        self._binding.bind_all(now)
 
 
 def recount(replica: Replica) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sollol.core.messages import Action, Probe
+from sollol.core.actions import Action, Probe
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.cluster import ClusterState
 from sollol.core.state.node import Node
@@ -37,35 +37,35 @@ class HealthChecks:
         self.next_at: Micros = NEVER
         self.newcomers_until: Micros = 0
 
-    def touched(self, at: Micros, out: list[Action]) -> None:
+    def touched(self, now: Micros, out: list[Action]) -> None:
         """A task came: after a long idle time, do not trust what was known."""
-        if at - self._last_submit > IDLE_AFTER:
+        if now - self._last_submit > IDLE_AFTER:
             for node in self._fleet.nodes.values():
-                if at - node.asked_us > EVERY:
-                    self.ask(node, at, out)
-                self._plan(node, min(node.next_probe_us, at + EVERY))
-        self._last_submit = at
-        self.touch_at = at + TOUCH
+                if now - node.asked_us > EVERY:
+                    self.ask(node, now, out)
+                self._plan(node, min(node.next_probe_us, now + EVERY))
+        self._last_submit = now
+        self.touch_at = now + TOUCH
 
-    def settles_at(self, at: Micros) -> Micros | None:
+    def settles_at(self, now: Micros) -> Micros | None:
         """Nodes that were added just now have not answered yet: until when it is worth waiting for them."""
-        if at >= self.newcomers_until:
+        if now >= self.newcomers_until:
             return None
         waiting = any(node.up is None for node in self._fleet.nodes.values())
         return self.newcomers_until if waiting else None
 
-    def added(self, node: Node, at: Micros, out: list[Action]) -> None:
-        self.newcomers_until = at + NEWCOMERS
-        self.ask(node, at, out)
+    def added(self, node: Node, now: Micros, out: list[Action]) -> None:
+        self.newcomers_until = now + NEWCOMERS
+        self.ask(node, now, out)
 
-    def ask(self, node: Node, at: Micros, out: list[Action]) -> None:
+    def ask(self, node: Node, now: Micros, out: list[Action]) -> None:
         if node.probing:
             return
         node.probing = True
-        node.asked_us = at
+        node.asked_us = now
         out.append(Probe(node.key))
 
-    def seen(self, node: Node, facts: NodeFacts, at: Micros) -> bool:
+    def seen(self, node: Node, facts: NodeFacts, now: Micros) -> bool:
         """Take in what a node said; True if the models it has have changed."""
         if facts.late:  # what has not come is as it was
             facts = facts._replace(**{name: value for path, name, value in _known(node) if path in facts.late})
@@ -74,7 +74,7 @@ class HealthChecks:
             for replica in node.replicas.values():
                 replica.loaded_by_us = False
         if not node.up:
-            node.up_since = at
+            node.up_since = now
         node.up, node.probing, node.silences = True, False, 0
         node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
         node.digests = facts.digests
@@ -86,60 +86,60 @@ class HealthChecks:
                 replica.loaded_by_us = False
                 replica.warm.clear()
             replica.flag_off_nominal()
-        node.remember(at)
+        node.remember(now)
         node.loaded_after()  # what they put out may still have been there
         node.probe_backoff_us = 0
-        self._plan(node, at + self._every(at))
+        self._plan(node, now + self._every(now))
         return changed
 
-    def lost(self, node: Node, why: str, certain: bool, at: Micros) -> bool:
+    def lost(self, node: Node, why: str, certain: bool, now: Micros) -> bool:
         """A probe failed; True if the node is to be taken for down now."""
         node.probing = False
         node.lost_why = why
         node.silences += 1
         if not certain and node.up and node.silences < SILENCES:
-            self._plan(node, at + RETRY)
+            self._plan(node, now + RETRY)
             return False
         if node.up is not False:
             return True
-        self._back_off(node, at)
+        self._back_off(node, now)
         return False
 
-    def down(self, node: Node, why: str, at: Micros) -> None:
+    def down(self, node: Node, why: str, now: Micros) -> None:
         node.up = False
         for replica in node.replicas.values():
             replica.flag_off_nominal()
         node.lost_why = why
-        node.down_since = at
-        self._back_off(node, at)
+        node.down_since = now
+        self._back_off(node, now)
 
-    def _back_off(self, node: Node, at: Micros) -> None:
+    def _back_off(self, node: Node, now: Micros) -> None:
         node.probe_backoff_us = min(max(RETRY, 2 * node.probe_backoff_us), RETRY_MAX)
-        self._plan(node, at + max(node.probe_backoff_us, self._every(at) if self._idle(at) else 0))
+        self._plan(node, now + max(node.probe_backoff_us, self._every(now) if self._idle(now) else 0))
 
-    def _idle(self, at: Micros) -> bool:
-        return at - self._last_submit > IDLE_AFTER
+    def _idle(self, now: Micros) -> bool:
+        return now - self._last_submit > IDLE_AFTER
 
-    def _every(self, at: Micros) -> Micros:
-        return EVERY_IDLE if self._idle(at) else EVERY
+    def _every(self, now: Micros) -> Micros:
+        return EVERY_IDLE if self._idle(now) else EVERY
 
     def _plan(self, node: Node, when: Micros) -> None:
         node.next_probe_us = when
         self.next_at = min(self.next_at, when)
 
-    def tick(self, at: Micros, busy: bool, out: list[Action]) -> list[Attempt]:
+    def tick(self, now: Micros, busy: bool, out: list[Action]) -> list[Attempt]:
         """Ask the nodes whose time has come; the chunks that took far too long."""
         if busy:
-            self._last_submit = at
-        if at < self.next_at:
+            self._last_submit = now
+        if now < self.next_at:
             return []
         overdue: list[Attempt] = []
         upcoming = NEVER
         for node in self._fleet.nodes.values():
-            if node.next_probe_us <= at:
-                self.ask(node, at, out)
-                node.next_probe_us = at + EVERY
-                overdue += [a for replica in node.replicas.values() for a in replica.attempts.values() if _late(a, at)]
+            if node.next_probe_us <= now:
+                self.ask(node, now, out)
+                node.next_probe_us = now + EVERY
+                overdue += [a for replica in node.replicas.values() for a in replica.attempts.values() if _late(a, now)]
             upcoming = min(upcoming, node.next_probe_us)
         self.next_at = upcoming
         return overdue
@@ -151,8 +151,8 @@ def _known(node: Node) -> tuple[tuple[str, str, Any], ...]:
     return ((tags, "models", node.models), (tags, "digests", node.digests), (ps, "loaded", node.loaded))
 
 
-def _late(attempt: Attempt, at: Micros) -> bool:
+def _late(attempt: Attempt, now: Micros) -> bool:
     if attempt.task.kind is not EMBED or not attempt.items or not attempt.replica.work.known:
         return False
     predicted = attempt.due_us - attempt.started_us
-    return at - attempt.started_us > max(OVERDUE_LEAST, OVERDUE_TIMES * predicted)
+    return now - attempt.started_us > max(OVERDUE_LEAST, OVERDUE_TIMES * predicted)

@@ -46,12 +46,12 @@ class Hedging:
             pending.hedger = self._state.hedger if wanted is True else wanted
             pending.hedger.deposit(task)
 
-    def plan(self, pending: PendingTask, hedger: Hedger, attempt: Attempt, at: Micros) -> None:
+    def plan(self, pending: PendingTask, hedger: Hedger, attempt: Attempt, now: Micros) -> None:
         delay = hedger.after(pending.task, attempt.decision)
         if delay is not None:
-            self._state.at(at + delay, lambda later: self._hedge(pending, attempt, hedger, later))
+            self._state.call_at(now + delay, lambda later: self._hedge(pending, attempt, hedger, later))
 
-    def _hedge(self, pending: PendingTask, late: Attempt, hedger: Hedger, at: Micros) -> None:
+    def _hedge(self, pending: PendingTask, late: Attempt, hedger: Hedger, now: Micros) -> None:
         """An attempt is later than 19 of 20 are: send another copy, if a node is idle and the budget allows.
 
         At most two at once: if the second is late, too, the first may be given up and its node tried anew."""
@@ -64,30 +64,30 @@ class Hedging:
         if second and oldest is late:
             return
         if not second:
-            if not self._try_copy(pending, late, hedger, at) and not self._restart(pending, late, hedger, at):
+            if not self._try_copy(pending, late, hedger, now) and not self._restart(pending, late, hedger, now):
                 self.late.setdefault(task.model, {})[late.id] = LateCall(pending, late, hedger)
-                state.at(at + HEDGE_AGAIN, lambda later: self._hedge(pending, late, hedger, later))
+                state.call_at(now + HEDGE_AGAIN, lambda later: self._hedge(pending, late, hedger, later))
             return
         # Late twice: by bad luck twice, or because the answer is long.
         share = self._share(task).value or 0.0
         luck = share * HANG_TWICE / (1 - share + share * HANG_TWICE)
-        replicas, spared_us = [oldest.replica], oldest.replica.wait_us(at)
-        takes_us = self._takes(task, replicas, at) - spared_us
-        if luck * oldest.remaining_us(at) < takes_us or not hedger.withdraw():
-            state.at(at + HEDGE_AGAIN, lambda later: self._hedge(pending, late, hedger, later))
+        replicas, spared_us = [oldest.replica], oldest.replica.wait_us(now)
+        takes_us = self._takes(task, replicas, now) - spared_us
+        if luck * oldest.remaining_us(now) < takes_us or not hedger.withdraw():
+            state.call_at(now + HEDGE_AGAIN, lambda later: self._hedge(pending, late, hedger, later))
             return
         self._share(task).add(0.0)
-        state.abort(oldest, at)
-        another = self.send(pending, late, replicas, "late", at)
-        self.plan(pending, hedger, another, at)
+        state.abort(oldest, now)
+        another = self.send(pending, late, replicas, "late", now)
+        self.plan(pending, hedger, another, now)
 
-    def _restart(self, pending: PendingTask, late: Attempt, hedger: Hedger, at: Micros) -> bool:
+    def _restart(self, pending: PendingTask, late: Attempt, hedger: Hedger, now: Micros) -> bool:
         """Send a very late call to its own node anew, if tasks wait and all other replicas are late as well.
 
         Calls that hang at the same time would otherwise stop all nodes. What was done for it is lost, so it must be
         far later than answers ever are."""
         task, replica = pending.task, late.replica
-        others = [other for other in replica.group.replicas.values() if other is not replica and other.usable(at)]
+        others = [other for other in replica.group.replicas.values() if other is not replica and other.usable(now)]
         if (
             not others
             or not replica.group.queue.waiting
@@ -95,45 +95,45 @@ class Hedging:
             or not replica.node.usable
         ):
             return False
-        if not all(other.attempts and other.soonest_us < at for other in others):
+        if not all(other.attempts and other.soonest_us < now for other in others):
             return False
         delay_us = hedger.after(task, late.decision)
-        if delay_us is None or at - late.started_us < RESTART_TIMES * delay_us or pending.restarts >= RESTARTS:
+        if delay_us is None or now - late.started_us < RESTART_TIMES * delay_us or pending.restarts >= RESTARTS:
             return False
         if (self._share(task).value or 0.0) < RESTART_SHARE or not replica.breaker.closed or not hedger.withdraw():
             return False
         pending.restarts += 1
-        self._state.abort(late, at)
-        another = self.send(pending, late, [replica], "late", at)
-        self.plan(pending, hedger, another, at)
+        self._state.abort(late, now)
+        another = self.send(pending, late, [replica], "late", now)
+        self.plan(pending, hedger, another, now)
         return True
 
-    def offer(self, group: ModelReplicas, at: Micros) -> None:
+    def offer(self, group: ModelReplicas, now: Micros) -> None:
         """An answer came, so a slot may be free: late calls may have it before those who wait for their first one."""
         calls = self.late.pop(group.model)
         for late in list(calls.values()):
             pending, attempt = late.pending, late.attempt
             self._state.current_task = pending
             over = pending.attempts.get(attempt.id) is not attempt or pending.delivering or len(pending.attempts) > 1
-            if over or self._try_copy(pending, attempt, late.hedger, at):
+            if over or self._try_copy(pending, attempt, late.hedger, now):
                 del calls[attempt.id]
         if calls:
             self.late[group.model] = calls
 
-    def _try_copy(self, pending: PendingTask, late: Attempt, hedger: Hedger, at: Micros) -> bool:
+    def _try_copy(self, pending: PendingTask, late: Attempt, hedger: Hedger, now: Micros) -> bool:
         """Send a second copy, if another node has a free slot and it pays."""
         task, group = pending.task, late.replica.group
-        tried = {*pending.tried, late.replica.node.key, *self._state.cluster.unable_for(task, at)}
-        ready = (replica for replica in group.shortlist(task, tried, False, at) if replica.ready(at))
+        tried = {*pending.tried, late.replica.node.key, *self._state.cluster.unable_for(task, now)}
+        ready = (replica for replica in group.shortlist(task, tried, False, now) if replica.ready(now))
         # A copy that must load the model first comes late itself, and may put out what others use.
         replicas = [replica for replica in ready if not replica.startup_us(task.options)]
-        if not replicas or not self._pays(pending, late, replicas, hedger, at) or not hedger.withdraw():
+        if not replicas or not self._pays(pending, late, replicas, hedger, now) or not hedger.withdraw():
             return False
-        another = self.send(pending, late, replicas, "late", at)
-        self.plan(pending, hedger, another, at)
+        another = self.send(pending, late, replicas, "late", now)
+        self.plan(pending, hedger, another, now)
         return True
 
-    def _pays(self, pending: PendingTask, late: Attempt, replicas: list[Replica], hedger: Hedger, at: Micros) -> bool:
+    def _pays(self, pending: PendingTask, late: Attempt, replicas: list[Replica], hedger: Hedger, now: Micros) -> bool:
         """Should a copy take less than it saves?
 
         It saves what the late attempt will still need, if it comes first. It takes its own time from those who wait for
@@ -143,12 +143,12 @@ class Hedging:
         if not group.queue.waiting:
             if hedger is not self._state.hedger:
                 return True  # whoever brings his own has decided
-            busy -= sum(replica.ready(at) for replica in group.with_capacity.values()) / len(group.replicas)
-        return (self._share(task).value or 0.0) * late.remaining_us(at) > busy * self._takes(task, replicas, at)
+            busy -= sum(replica.ready(now) for replica in group.with_capacity.values()) / len(group.replicas)
+        return (self._share(task).value or 0.0) * late.remaining_us(now) > busy * self._takes(task, replicas, now)
 
-    def _takes(self, task: Task, replicas: list[Replica], at: Micros) -> Micros:
+    def _takes(self, task: Task, replicas: list[Replica], now: Micros) -> Micros:
         """Until a copy would be heard."""
-        decision = router_of(self._state, task).choose(task, replicas, NO_RESERVATIONS, at, self._state.rng)
+        decision = router_of(self._state, task).choose(task, replicas, NO_RESERVATIONS, now, self._state.rng)
         return decision.first_response_us(task.stream)
 
     def _share(self, task: Task) -> Mean:
@@ -160,22 +160,22 @@ class Hedging:
             share.add(COPY_FIRST)
         return share
 
-    def send(self, pending: PendingTask, late: Attempt, replicas: list[Replica], what: str, at: Micros) -> Attempt:
+    def send(self, pending: PendingTask, late: Attempt, replicas: list[Replica], what: str, now: Micros) -> Attempt:
         """Send the same to another node: the first to yield wins."""
         state, task = self._state, pending.task
-        decision = router_of(self._state, task).choose(task, replicas, NO_RESERVATIONS, at, state.rng)
+        decision = router_of(self._state, task).choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         reason = f"another copy: {late.replica.node.key} is {what}; {decision.reason}"
         replica = late.replica.group.replicas[decision.node]
-        return state.start(pending, replica, task.cost, replaced(decision, reason=reason), at)
+        return state.start(pending, replica, task.cost, replaced(decision, reason=reason), now)
 
-    def learn_alone(self, attempt: Attempt, timing: Timing, usual: float, at: Micros) -> None:
+    def learn_alone(self, attempt: Attempt, timing: Timing, usual: float, now: Micros) -> None:
         """If it was heard more than twice as late as expected: would a copy sent then have been heard first, at the
         usual pace? Not if it is the prompt or the answer that is long."""
         task, reads = attempt.task, attempt.replica.prefill.value
         if not reads or attempt.resumed or self._state.tasks[task.id].attempts:  # a copy under way tells by itself
             return
         late_us = 2 * attempt.first_response_us()
-        took_us, copy_us = at - attempt.started_us, timing.prompt_tokens / reads
+        took_us, copy_us = now - attempt.started_us, timing.prompt_tokens / reads
         if task.stream:
             took_us = timing.load_us + timing.prompt_us
         else:
@@ -183,10 +183,10 @@ class Hedging:
         if took_us > late_us:
             self._share(task).add(1.0 if late_us + copy_us < took_us else 0.0)
 
-    def learn_race(self, winner: Attempt, loser: Attempt, at: Micros) -> None:
+    def learn_race(self, winner: Attempt, loser: Attempt, now: Micros) -> None:
         """One of two copies came first."""
         first = winner if winner.id < loser.id else loser
-        if first.remaining_us(at) > first.first_response_us():
+        if first.remaining_us(now) > first.first_response_us():
             self._share(first.task).add(0.0 if winner is first else 1.0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.messages import SchedulerFault
+from sollol.core.actions import SchedulerFault
 from sollol.core.request_scheduler import RequestScheduler
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.state.attempt import Attempt
@@ -22,14 +22,14 @@ class Measurements:
         self._requests = requests
         self._slot_discovery = slots
 
-    def answered(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
+    def answered(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, now: Micros) -> None:
         """Learn what can be learned: an answer is one although nothing can."""
         try:
-            self._learn(attempt, timing, busy_us, inflight, at)
+            self._learn(attempt, timing, busy_us, inflight, now)
         except Exception as error:
             self._state.out.append(SchedulerFault(attempt.task.id, error))
 
-    def _learn(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, at: Micros) -> None:
+    def _learn(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, now: Micros) -> None:
         """A good answer: what it tells of rates and slots."""
         replica = attempt.replica
         loading = timing.load_us if timing.load_us > WARM_LOAD else 0
@@ -37,22 +37,22 @@ class Measurements:
         if working_us < 1:
             working_us = 1
         replica.node.succeeded += 1
-        replica.last_good_us = at
+        replica.last_good_us = now
         if replica.reliability.value == 1.0:
             replica.reliability.count += 1
         else:
             replica.reliability.add(1.0)
         replica.busy_answers = 0
-        replica.latency.add(at - attempt.started_us)
-        replica.good_latency.add(at - attempt.started_us)
+        replica.latency.add(now - attempt.started_us)
+        replica.good_latency.add(now - attempt.started_us)
         if self._state.cluster.incapable:
             self._state.cluster.served(replica.node, attempt.task)
         if attempt.task.kind is EMBED:
-            replica.measured_work(at, attempt.cost, working_us)
+            replica.measured_work(now, attempt.cost, working_us)
             replica.embedded += attempt.items.total()
             amount = attempt.cost
         else:
-            self._requests.measured(attempt, timing, at)
+            self._requests.measured(attempt, timing, now)
             amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
         replica.answers += 1
         replica.loaded_by_us = True
@@ -61,6 +61,6 @@ class Measurements:
             if not attempt.loads:
                 replica.node.put_out(replica, attempt.idle_since_us)
             replica.node.loaded_after(replica.model)
-            self._state.health.ask(replica.node, at, self._state.out)
-        elif not self._slot_discovery.learn(attempt, timing, at):
+            self._state.health.ask(replica.node, now, self._state.out)
+        elif not self._slot_discovery.learn(attempt, timing, now):
             replica.sample(amount, working_us, inflight, False, bool(replica.group.queue.waiting))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before it may put that one out
 
 
-def has_turn(replica: Replica, at: Micros) -> bool:
+def has_turn(replica: Replica, now: Micros) -> bool:
     """Check that no other model of the node has it, or goes before this one."""
     node, concurrency = replica.node, replica.node.concurrency
     if not replica.occupies_gpu and node.active_models >= concurrency.limit:
@@ -29,7 +29,7 @@ def has_turn(replica: Replica, at: Micros) -> bool:
             other is not replica
             and not other.occupies_gpu
             and is_waited_for(other)
-            and _goes_before(other, replica, fills, at)
+            and _goes_before(other, replica, fills, now)
         ):
             return False
     return True
@@ -49,20 +49,20 @@ def is_waited_for(replica: Replica) -> bool:
     return bool(group.queue.waiting) and (replica.waiters > 0 or group.batches > 0)
 
 
-def _goes_before(replica: Replica, other: Replica, fills: bool, at: Micros) -> bool:
+def _goes_before(replica: Replica, other: Replica, fills: bool, now: Micros) -> bool:
     """Check that the work waiting for `lane` starts before more of `other`. `fills`: that one has the turn."""
-    if not replica.has_slot(at):
+    if not replica.has_slot(now):
         return False
-    priority, since, app, arrived = replica.group.queue.head(at)
+    priority, since, app, arrived = replica.group.queue.head(now)
     if not other.group.queue.waiting:
         return not fills
-    theirs, their_since, their_app, _ = other.group.queue.head(at)
+    theirs, their_since, their_app, _ = other.group.queue.head(now)
     concurrency = replica.node.concurrency
     if priority != theirs:
-        age, their_age = concurrency.age_us(priority, since, at), concurrency.age_us(theirs, their_since, at)
+        age, their_age = concurrency.age_us(priority, since, now), concurrency.age_us(theirs, their_since, now)
         return (priority - theirs) * AGEING + age - their_age > 0
     if fills:
         return False
-    if not replica.is_loaded and at - arrived < COLD_PATIENCE * replica.startup_us():
+    if not replica.is_loaded and now - arrived < COLD_PATIENCE * replica.startup_us():
         return False  # a load, and the one that brings the other model back, must serve more than one call
     return concurrency.goes_before(app, replica.model, their_app, other.model)

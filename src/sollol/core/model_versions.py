@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from sollol.core.messages import Notice
+from sollol.core.actions import Notice
 
 if TYPE_CHECKING:
     from sollol.core.state.model_replicas import ModelReplicas

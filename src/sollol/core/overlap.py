@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sollol.core.slot_trials import reopen
 from sollol.core.state.model_concurrency import TURNS_MOST
 from sollol.core.state.replica import Replica
+from sollol.core.state.slot_evidence import reopen
 from sollol.core.types import SECOND, Decision, Micros, Task
 from sollol.core.value import replaced
 
@@ -17,16 +17,16 @@ WAITS_TIMES: Final = 2
 
 
 def overlapped(
-    task: Task, replica: Replica, decision: Decision, reserved_us: Mapping[str, Micros], at: Micros
+    task: Task, replica: Replica, decision: Decision, reserved_us: Mapping[str, Micros], now: Micros
 ) -> Decision | None:
     """Decide to start a short call beside long answers rather than wait for the end of one.
 
     The node may be at work for another model, or have slots that share one rate: each is half as fast meanwhile. That
     is worth it for a call that takes less than it would wait; the work of the node stays the same. A call of lower
     priority waits. Returns the decision with the time it takes then, or None."""
-    if not _has_room(task, replica, at):
+    if not _has_room(task, replica, now):
         return None
-    wait_us = replica.wait_us(at)
+    wait_us = replica.wait_us(now)
     service_us = decision.predicted_us - wait_us - reserved_us.get(replica.key, 0)
     if not _pays(task, replica, service_us, wait_us):
         return None
@@ -36,21 +36,21 @@ def overlapped(
     )
 
 
-def may_overlap(task: Task, replica: Replica, service_us: Micros, at: Micros) -> bool:
+def may_overlap(task: Task, replica: Replica, service_us: Micros, now: Micros) -> bool:
     """Check whether a call that waits for a replica should be asked again: else one behind it would start first."""
-    return _has_room(task, replica, at) and _pays(task, replica, service_us, replica.wait_us(at))
+    return _has_room(task, replica, now) and _pays(task, replica, service_us, replica.wait_us(now))
 
 
-def _has_room(task: Task, replica: Replica, at: Micros) -> bool:
+def _has_room(task: Task, replica: Replica, now: Micros) -> bool:
     """Check that the node is at work, and could take the call besides."""
     running = len(replica.attempts)
     if running:
         return (
             replica.limit <= running < replica.limiter.slots
-            and replica.is_nominal(at)
+            and replica.is_nominal(now)
             and replica.options == task.options
         )
-    return 0 < replica.node.active_models < TURNS_MOST and replica.has_slot(at) and replica.in_memory(task.options)
+    return 0 < replica.node.active_models < TURNS_MOST and replica.has_slot(now) and replica.in_memory(task.options)
 
 
 def _pays(task: Task, replica: Replica, service_us: Micros, wait_us: Micros) -> bool:
@@ -64,9 +64,9 @@ def _pays(task: Task, replica: Replica, service_us: Micros, wait_us: Micros) -> 
     return True
 
 
-def tries_slot(replica: Replica, service_us: Micros, wait_us: Micros, at: Micros) -> bool:
+def tries_slot(replica: Replica, service_us: Micros, wait_us: Micros, now: Micros) -> bool:
     """Open a trial slot for a call that would wait far longer than it takes; returns whether there is one now."""
     if not replica.group.samples or wait_us < max(WAITS_LONG, WAITS_TIMES * service_us):
         return False
-    reopen(replica, at)
+    reopen(replica, now)
     return len(replica.attempts) < replica.limit

@@ -30,7 +30,7 @@ class Router(Protocol):
         task: Task,
         replicas: Sequence[Replica],
         reserved_us: Mapping[str, Micros],
-        at: Micros,
+        now: Micros,
         rng: random.Random,
     ) -> Decision:
         """The best of `lanes` (at least one), busy ones included: if the choice has no free slot, the task waits.
@@ -62,29 +62,29 @@ class Limiter(Protocol):
         `dropped`: the node refused the load, or did not answer in time. `wanted`: others wait for a slot."""
         ...
 
-    def responded(self, responding: int, waited: bool, at: Micros) -> None:
+    def responded(self, responding: int, waited: bool, now: Micros) -> None:
         """Record that a call began its answer while `responding` calls, itself included, were being answered.
 
         `waited`: it was sent beyond the proven limit, and its first token came late."""
         ...
 
-    def refused(self, responding: int, trial: bool, at: Micros) -> None:
+    def refused(self, responding: int, trial: bool, now: Micros) -> None:
         """Record that a call waited inside the node while `responding` others were being answered."""
         ...
 
-    def reopen(self, at: Micros) -> None:
+    def reopen(self, now: Micros) -> None:
         """Allow the next trial if its time has come. Called while tasks wait."""
         ...
 
     def answered(
-        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros, concurrent: int = 0
+        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, now: Micros, concurrent: int = 0
     ) -> None:
         """Record an answer that came with timings: the mean calls in flight, its time, its wait in the node, and its
         tokens per microsecond of decoding (0 if unknown). `beside`: the calls in flight when it was sent, itself
         included, if it did not wait."""
         ...
 
-    def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, at: Micros) -> None:
+    def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, now: Micros) -> None:
         """Record an embedding of `cost` units that took the node `inside_us`."""
         ...
 
@@ -95,21 +95,21 @@ class Breaker(Protocol):
     closed: bool
     """It admits everything: looked at for every lane of every decision, so an attribute spares a call."""
 
-    def admits(self, at: Micros) -> bool: ...
+    def admits(self, now: Micros) -> bool: ...
     def retry_at(self) -> Micros | None:
         """When it will next admit a trial, or None while closed."""
         ...
 
-    def begin(self, at: Micros) -> None:
+    def begin(self, now: Micros) -> None:
         """An attempt starts: an open breaker lets only one trial through."""
         ...
 
-    def record(self, at: Micros, outcome: Outcome) -> None: ...
-    def trip(self, at: Micros) -> None:
+    def record(self, now: Micros, outcome: Outcome) -> None: ...
+    def trip(self, now: Micros) -> None:
         """It hangs, by more evidence than one call: open at once."""
         ...
 
-    def postpone(self, at: Micros, longer: bool) -> None:
+    def postpone(self, now: Micros, longer: bool) -> None:
         """A trial was given up because another node was sooner. `longer`: long after it should have been heard."""
         ...
 
@@ -117,7 +117,7 @@ class Breaker(Protocol):
 class Retrier(Protocol):
     """Try a task again? The delay in microseconds, or None for no."""
 
-    def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None: ...
+    def again(self, task: Task, outcome: Outcome, tried: int, now: Micros) -> Micros | None: ...
     def deposit(self, task: Task) -> None:
         """A task was submitted: the budget grows with the traffic."""
         ...

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from sollol.core.actions import Load
 from sollol.core.failover import Failover, all_paused
 from sollol.core.hang_detection import HangDetection
 from sollol.core.hedging import NO_RESERVATIONS, Hedging, router_of
-from sollol.core.messages import Load
 from sollol.core.model_versions import FOR_CHAT, FOR_EMBED, review
 from sollol.core.overlap import may_overlap, overlapped, tries_slot
 from sollol.core.policy import Router
@@ -41,35 +41,35 @@ class RequestScheduler:
         group: ModelReplicas,
         reserved_us: dict[str, Micros],
         freed: list[Replica] | None,
-        at: Micros,
+        now: Micros,
     ) -> bool:
         """Start it, settle it for want of any node, or leave it in line; True if it still waits.
 
         `freed`: only these lanes can have changed."""
         reservation = pending.reservation
         if reservation is not None:
-            if freed is not None and self._stands(pending.task, reservation, reserved_us, freed, at):
+            if freed is not None and self._stands(pending.task, reservation, reserved_us, freed, now):
                 reserved_us[reservation.replica.key] = (
                     reserved_us.get(reservation.replica.key, 0) + reservation.service_us
                 )
                 return True
             pending.reservation = None
         state, task = self._state, pending.task
-        if at < state.health.newcomers_until:
-            settled_at = state.health.settles_at(at)
+        if now < state.health.newcomers_until:
+            settled_at = state.health.settles_at(now)
             if settled_at is not None:
                 state.serve_at(task.model, settled_at)
                 return True
         self._check_digests(group, task)
         router = router_of(state, task)
-        avoided = self._avoided(pending, at)
-        replicas = group.shortlist(task, avoided, router.wide, at)
+        avoided = self._avoided(pending, now)
+        replicas = group.shortlist(task, avoided, router.wide, now)
         if not replicas and pending.busy:  # there is no other: wait for one that was busy
             pending.busy = None
-            avoided = self._avoided(pending, at)
-            replicas = group.shortlist(task, avoided, router.wide, at)
+            avoided = self._avoided(pending, now)
+            replicas = group.shortlist(task, avoided, router.wide, now)
         if not replicas and len(avoided) > len(pending.tried):  # one that was unable may be able by now
-            replicas = group.shortlist(task, pending.tried, router.wide, at)
+            replicas = group.shortlist(task, pending.tried, router.wide, now)
         if not replicas:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
             replicas = [
@@ -81,63 +81,63 @@ class RequestScheduler:
                 and group.suits(replica, task, group.digest_for(task))
             ]
         if not replicas:
-            if state.may_yet_come(pending, at):
+            if state.may_yet_come(pending, now):
                 return True
-            self.failover.give_up(pending, "no node can serve it", at)
+            self.failover.give_up(pending, "no node can serve it", now)
             return False
         if all_paused(task, replicas):
             pending.busy = {replica.key for replica in replicas}
             pending.tried |= {
                 replica.key: "asks to be left alone for longer than the caller has time" for replica in replicas
             }
-            self.failover.give_up(pending, "every node is busy", at)
+            self.failover.give_up(pending, "every node is busy", now)
             return False
-        decision = router.choose(task, replicas, reserved_us, at, state.rng)
+        decision = router.choose(task, replicas, reserved_us, now, state.rng)
         replica = group.replicas[decision.node]
-        free = replica.free(at, task.kind is not EMBED) or (not replica.attempts and not replica.breaker.admits(at))
+        free = replica.free(now, task.kind is not EMBED) or (not replica.attempts and not replica.breaker.admits(now))
         if (
             not free
             and task.kind is not EMBED
-            and (decided := overlapped(task, replica, decision, reserved_us, at)) is not None
+            and (decided := overlapped(task, replica, decision, reserved_us, now)) is not None
         ):
             free, decision = True, decided
         if free:
-            pending.tokens += group.queue.serve(pending.key, at)
-            attempt = state.start(pending, replica, task.cost, decision, at)
+            pending.tokens += group.queue.serve(pending.key, now)
+            attempt = state.start(pending, replica, task.cost, decision, now)
             if pending.hedger is not None and not pending.delivering:
-                self.hedging.plan(pending, pending.hedger, attempt, at)
-            self.hang_detection.accompany(pending, attempt, at)
+                self.hedging.plan(pending, pending.hedger, attempt, now)
+            self.hang_detection.accompany(pending, attempt, now)
             return False
         reserved_us[decision.node] = reserved_us.get(decision.node, 0) + self._reserve(
-            pending, router, replica, decision, reserved_us, at
+            pending, router, replica, decision, reserved_us, now
         )
         return True
 
-    def _avoided(self, pending: PendingTask, at: Micros) -> Collection[str]:
+    def _avoided(self, pending: PendingTask, now: Micros) -> Collection[str]:
         """Return the nodes that the task does not go to as long as there are others."""
         incapable = self._state.cluster.incapable
         if not incapable:
             return pending.avoids() if pending.busy else pending.tried
-        return pending.avoids() | self._state.cluster.unable_for(pending.task, at)
+        return pending.avoids() | self._state.cluster.unable_for(pending.task, now)
 
     def _check_digests(self, group: ModelReplicas, task: Task) -> None:
         use = FOR_EMBED if task.kind is EMBED else FOR_CHAT
         if group.checked < use:
             review(self._state, group, use)
 
-    def tries(self, pending: PendingTask, group: ModelReplicas, at: Micros) -> Replica | None:
+    def tries(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> Replica | None:
         """Return the replica where a waiting task may find out whether there are more slots."""
         state, task = self._state, pending.task
         router = router_of(state, task)
-        replicas = group.shortlist(task, pending.tried, router.wide, at)
+        replicas = group.shortlist(task, pending.tried, router.wide, now)
         if task.kind is EMBED or not replicas:
             return None
-        decision = router.choose(task, replicas, NO_RESERVATIONS, at, state.rng)
+        decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
         if not replica.breaker.closed or replica.draining or not replica.in_memory(task.options):
             return None
-        wait_us = replica.wait_us(at)
-        return replica if tries_slot(replica, decision.predicted_us - wait_us, wait_us, at) else None
+        wait_us = replica.wait_us(now)
+        return replica if tries_slot(replica, decision.predicted_us - wait_us, wait_us, now) else None
 
     def _reserve(
         self,
@@ -146,20 +146,20 @@ class RequestScheduler:
         replica: Replica,
         decision: Decision,
         reserved_us: Mapping[str, Micros],
-        at: Micros,
+        now: Micros,
     ) -> Micros:
         """Let the task wait for this replica. Returns how long it will take there."""
-        wait_us = replica.wait_us(at)
+        wait_us = replica.wait_us(now)
         service_us = max(decision.predicted_us - reserved_us.get(replica.key, 0) - wait_us, 0)
         if router.by_finish:
-            pending.reservation = Reservation(replica, decision, at + wait_us, service_us, at)
+            pending.reservation = Reservation(replica, decision, now + wait_us, service_us, now)
         left = pending.wait_for(replica)
         if left is not None:
-            self._state.let_others(left, at)
+            self._state.let_others(left, now)
         return service_us
 
     def _stands(
-        self, task: Task, reservation: Reservation, reserved_us: Mapping[str, Micros], freed: list[Replica], at: Micros
+        self, task: Task, reservation: Reservation, reserved_us: Mapping[str, Micros], freed: list[Replica], now: Micros
     ) -> bool:
         """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
         sooner. On all others it would finish no sooner than it would have then."""
@@ -167,81 +167,81 @@ class RequestScheduler:
         if not router.by_finish:  # it was another when the task chose
             return False
         occupies_gpu = task.kind is not EMBED
-        if occupies_gpu and may_overlap(task, reservation.replica, reservation.service_us, at):
+        if occupies_gpu and may_overlap(task, reservation.replica, reservation.service_us, now):
             return False
-        if at > reservation.free_us or reservation.replica in freed:
-            if reservation.replica.free(at, occupies_gpu) or not reservation.replica.nominal:
+        if now > reservation.free_us or reservation.replica in freed:
+            if reservation.replica.free(now, occupies_gpu) or not reservation.replica.nominal:
                 return False
-            wait_us = reservation.replica.wait_us(at, occupies_gpu)
+            wait_us = reservation.replica.wait_us(now, occupies_gpu)
             reservation.free_us, reservation.finish_us = (
-                at + wait_us,
-                at + wait_us + reserved_us.get(reservation.replica.key, 0) + reservation.service_us,
+                now + wait_us,
+                now + wait_us + reserved_us.get(reservation.replica.key, 0) + reservation.service_us,
             )
             if reservation.finish_us > reservation.second_best_us:
                 return False
         for replica in freed:
             if not replica.nominal:
                 return False
-            if replica is reservation.replica or not replica.free(at, occupies_gpu):
+            if replica is reservation.replica or not replica.free(now, occupies_gpu):
                 continue
             key = replica.key
             for row in reservation.decision.rows:
                 if row[0] == key:
-                    finish = at + replica.wait_us(at, occupies_gpu) + reserved_us.get(key, 0) + math.fsum(row[2:])
+                    finish = now + replica.wait_us(now, occupies_gpu) + reserved_us.get(key, 0) + math.fsum(row[2:])
                     break
             else:
-                finish = float(at + router.choose(task, [replica], reserved_us, at, self._state.rng).predicted_us)
+                finish = float(now + router.choose(task, [replica], reserved_us, now, self._state.rng).predicted_us)
             if finish < reservation.finish_us:
                 return False
         return True
 
-    def start_now(self, pending: PendingTask, group: ModelReplicas, at: Micros) -> bool | None:
+    def start_now(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> bool | None:
         """Where nobody waits and the best choice is free, a task need not stand in line first.
 
         False: it rather waits for a busy node. None: not decided here."""
         state, task = self._state, pending.task
-        if at < state.health.newcomers_until and state.health.settles_at(at) is not None:
+        if now < state.health.newcomers_until and state.health.settles_at(now) is not None:
             return None
         self._check_digests(group, task)
         router = router_of(state, task)
-        if not (replicas := group.shortlist(task, self._avoided(pending, at), router.wide, at)):
+        if not (replicas := group.shortlist(task, self._avoided(pending, now), router.wide, now)):
             return None
         if all_paused(task, replicas):
             return None
-        decision = router.choose(task, replicas, NO_RESERVATIONS, at, state.rng)
+        decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
-        if not replica.free(at, task.kind is not EMBED):
-            decided = overlapped(task, replica, decision, NO_RESERVATIONS, at) if task.kind is not EMBED else None
+        if not replica.free(now, task.kind is not EMBED):
+            decided = overlapped(task, replica, decision, NO_RESERVATIONS, now) if task.kind is not EMBED else None
             if decided is None:
-                self._reserve(pending, router, replica, decision, NO_RESERVATIONS, at)
+                self._reserve(pending, router, replica, decision, NO_RESERVATIONS, now)
                 return False
             decision = decided
         pending.tokens = tokens = task.cost * group.tokens_per_cost + group.expected_tokens(task)
         state.shares.pass_by(task.app, tokens)
-        attempt = state.start(pending, replica, task.cost, decision, at)
+        attempt = state.start(pending, replica, task.cost, decision, now)
         if pending.hedger is not None:
-            self.hedging.plan(pending, pending.hedger, attempt, at)
-        self.hang_detection.accompany(pending, attempt, at)
+            self.hedging.plan(pending, pending.hedger, attempt, now)
+        self.hang_detection.accompany(pending, attempt, now)
         return True
 
-    def delivering(self, pending: PendingTask, attempt: Attempt, at: Micros) -> None:
+    def delivering(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
         """The first token goes to the caller: this attempt has won."""
         pending.delivering = True
-        self._learn_latency(pending, attempt, at)
-        self._win(pending, attempt, at)
+        self._learn_latency(pending, attempt, now)
+        self._win(pending, attempt, now)
 
-    def measured(self, attempt: Attempt, timing: Timing, at: Micros) -> None:
+    def measured(self, attempt: Attempt, timing: Timing, now: Micros) -> None:
         """What an answer tells of its node, and of how long such answers are."""
         task, replica = attempt.task, attempt.replica
         node, group = replica.node, replica.group
         usual = replica.decode.value
-        if usual and attempt.remaining_us(at) > attempt.first_response_us():
-            self.hedging.learn_alone(attempt, timing, usual, at)
+        if usual and attempt.remaining_us(now) > attempt.first_response_us():
+            self.hedging.learn_alone(attempt, timing, usual, now)
         if attempt.overlapped and usual and timing.decode_us:
-            node.concurrency.record_overlap(timing.tokens / timing.decode_us / usual, at)
+            node.concurrency.record_overlap(timing.tokens / timing.decode_us / usual, now)
         else:
             warm = attempt.warm_cost / task.cost if task.cost else 0.0
-            elapsed_us = at - attempt.started_us
+            elapsed_us = now - attempt.started_us
             if (
                 attempt.trial or attempt.behind_prefill
             ) and timing.total_us:  # its wait for a slot is no part of its cost
@@ -253,57 +253,57 @@ class RequestScheduler:
             if timing.tokens:
                 group.length(task).add(timing.tokens)
 
-    def _learn_latency(self, pending: PendingTask, attempt: Attempt, at: Micros) -> None:
+    def _learn_latency(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
         task = pending.task
         if task.kind is EMBED or attempt.resumed:
             return
         everybody, own = self._state.hedger, pending.hedger
-        everybody.learn(task, attempt.decision, at - attempt.started_us)
+        everybody.learn(task, attempt.decision, now - attempt.started_us)
         if own is not None and own is not everybody:
-            own.learn(task, attempt.decision, at - attempt.started_us)
+            own.learn(task, attempt.decision, now - attempt.started_us)
 
-    def answered(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def answered(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         state, task = self._state, pending.task
         if not task.stream:
-            self._learn_latency(pending, attempt, at)
+            self._learn_latency(pending, attempt, now)
         used = outcome.timing.prompt_tokens + outcome.timing.tokens
         if used:
             state.shares.correct(task.app, used - pending.tokens)
         if pending.attempts:
-            self._win(pending, attempt, at)
+            self._win(pending, attempt, now)
         if pending.fallback is not None:
-            self.failover.answered(pending, at)
+            self.failover.answered(pending, now)
         state.settle(pending, outcome, attempt.id)
 
-    def _win(self, pending: PendingTask, winner: Attempt, at: Micros) -> None:
+    def _win(self, pending: PendingTask, winner: Attempt, now: Micros) -> None:
         for other in pending.attempts.values():
             if other is not winner:
-                self.hedging.learn_race(winner, other, at)
-        self._drop_others(pending, winner, at)
+                self.hedging.learn_race(winner, other, now)
+        self._drop_others(pending, winner, now)
 
-    def _drop_others(self, pending: PendingTask, winner: Attempt, at: Micros) -> None:
+    def _drop_others(self, pending: PendingTask, winner: Attempt, now: Micros) -> None:
         for other in list(pending.attempts.values()):
             if other is not winner:
                 replica = other.replica
                 if (
                     not replica.nominal and not replica.breaker.closed
                 ):  # a trial that lost: not now, and later still if it hangs
-                    late = self.hang_detection.is_late(other, at)
-                    self._state.abort(other, at, Outcome(Status.TIMEOUT, "said nothing in time") if late else LEFT)
-                    replica.breaker.postpone(at, late)
+                    late = self.hang_detection.is_late(other, now)
+                    self._state.abort(other, now, Outcome(Status.TIMEOUT, "said nothing in time") if late else LEFT)
+                    replica.breaker.postpone(now, late)
                 else:
-                    self._state.abort(other, at)
-                self._state.serve_at(other.replica.model, at)  # its slot is free
+                    self._state.abort(other, now)
+                self._state.serve_at(other.replica.model, now)  # its slot is free
 
-    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """Another node, the line, or the end."""
         if self.failover.is_final(attempt, outcome):
-            self._drop_others(pending, attempt, at)
+            self._drop_others(pending, attempt, now)
             self._state.settle(pending, outcome, attempt.id)
             return
-        self.failover.failed(pending, attempt, outcome, at)
+        self.failover.failed(pending, attempt, outcome, now)
 
-    def load_ahead(self, model: str, span_us: Micros, at: Micros) -> None:
+    def load_ahead(self, model: str, span_us: Micros, now: Micros) -> None:
         """Load a model on an idle node once tasks have waited, in sum, for as long as that takes.
 
         Each task alone rather waits for a warm node than for a load; a load serves all that come after, too. Waiting
@@ -312,14 +312,14 @@ class RequestScheduler:
         group, queue = state.cluster.groups.get(model), state.queue(model)
         if group is None or not len(queue):
             return
-        if any(replica.loading_until > at for replica in group.replicas.values()):
+        if any(replica.loading_until > now for replica in group.replicas.values()):
             return
         idle = [
             replica
             for replica in group.with_capacity.values()
-            if not replica.is_loaded and replica.free(at) and not replica.node.running
+            if not replica.is_loaded and replica.free(now) and not replica.node.running
         ]
-        idle = [replica for replica in idle if not replica.node.in_use(at)]
+        idle = [replica for replica in idle if not replica.node.in_use(now)]
         if not idle:
             group.cold_wait_us = 0
             return
@@ -327,9 +327,9 @@ class RequestScheduler:
         best = min(idle, key=lambda replica: replica.startup_us())
         if group.cold_wait_us < best.startup_us():
             return
-        first = queue.peek(at)
+        first = queue.peek(now)
         assert first is not None
         task = state.tasks[first].task
         group.cold_wait_us = 0
-        best.loading_until = at + 2 * best.startup_us()
+        best.loading_until = now + 2 * best.startup_us()
         state.out.append(Load(best.node.key, model, task.kind, task.options))

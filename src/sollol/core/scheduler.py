@@ -11,12 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
+from sollol.core.actions import Action, WakeAt
 from sollol.core.batch_scheduler import BatchScheduler
-from sollol.core.fault_recovery import FaultRecovery, fault_outcome
-from sollol.core.forecast import QueueForecast
-from sollol.core.measurements import Measurements
-from sollol.core.messages import (
-    Action,
+from sollol.core.events import (
     Cancelled,
     Event,
     Finished,
@@ -31,8 +28,10 @@ from sollol.core.messages import (
     Submitted,
     TaskFailed,
     Tick,
-    WakeAt,
 )
+from sollol.core.fault_recovery import FaultRecovery, fault_outcome
+from sollol.core.forecast import QueueForecast
+from sollol.core.measurements import Measurements
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import RequestScheduler
 from sollol.core.slot_binding import SlotBinding
@@ -87,23 +86,23 @@ class Scheduler:
             Tick: self._tick,
         }
 
-    def handle(self, event: Event, at: Micros) -> list[Action]:
+    def handle(self, event: Event, now: Micros) -> list[Action]:
         out: list[Action] = []
         state = self._state
         state.out = out
-        state.now = at
+        state.now = now
         state.current_task = None
         try:
             if isinstance(event, Submitted):  # the three that every request brings: compiled, direct calls
-                self._submitted(event, at)
+                self._submitted(event, now)
             elif isinstance(event, Finished):
-                self._finished(event, at)
+                self._finished(event, now)
             elif isinstance(event, FirstToken):
-                self._first_token(event, at)
+                self._first_token(event, now)
             else:
-                self._handlers[type(event)](event, at)
+                self._handlers[type(event)](event, now)
         except Exception as error:  # a fault of ours: it ends the task that it concerns, and no other
-            self._recovery.event_failed(event, error, at)
+            self._recovery.event_failed(event, error, now)
         if state.next_at < self._wake_at or self.health.next_at < self._wake_at:
             self._wake_at = due = min(state.next_at, self.health.next_at)
             out.append(WakeAt(due))
@@ -128,97 +127,97 @@ class Scheduler:
 
     # --- callers ----------------------------------------------------------------------------------------
 
-    def _submitted(self, event: Submitted, at: Micros) -> None:
+    def _submitted(self, event: Submitted, now: Micros) -> None:
         task, state = event.task, self._state
-        pending = PendingTask(task, at)
+        pending = PendingTask(task, now)
         state.tasks[pending.key] = state.current_task = pending
         if len(state.tasks) > self.queue_bound and state.waiting() >= self.queue_bound:
-            wait = self.forecast.wait_for(len(state.queues.get(task.model, ())), task.model, at)
+            wait = self.forecast.wait_for(len(state.queues.get(task.model, ())), task.model, now)
             listed = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             state.settle(pending, Outcome(Status.QUEUE_FULL, listed, retry_us=wait))
             return
         state.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
             self._requests.hedging.may_have(pending)
-        if at >= self.health.touch_at:
-            self.health.touched(at, state.out)
+        if now >= self.health.touch_at:
+            self.health.touched(now, state.out)
         if task.deadline_us is not None:
-            state.at(task.deadline_us, lambda later: self._deadline(task.id, later), pending.key)
-        group = pending.group = self.cluster.groups.get(task.model) or state.group(task.model, at)
+            state.call_at(task.deadline_us, lambda later: self._deadline(task.id, later), pending.key)
+        group = pending.group = self.cluster.groups.get(task.model) or state.group(task.model, now)
         group.tasks += 1
         if pending.batch is not None:
             state.batches.setdefault(task.model, {})[task.id] = pending.batch
             group.batches = len(state.batches[task.model])
-            state.enqueue(pending, group, at, at)
-            self._binding.bind(group, at)
+            state.enqueue(pending, group, now, now)
+            self._binding.bind(group, now)
         else:
-            self._single_submitted(pending, group, at)
+            self._single_submitted(pending, group, now)
 
-    def _single_submitted(self, pending: PendingTask, group: ModelReplicas, at: Micros) -> None:
+    def _single_submitted(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> None:
         if not self._looking_after:
             self._looking_after = True
-            self._state.at(at + LOOK_AFTER, self._look_after)
+            self._state.call_at(now + LOOK_AFTER, self._look_after)
         started: bool | None = None
         if group.with_capacity and not group.queue.waiting:
-            started = self._requests.start_now(pending, group, at)
+            started = self._requests.start_now(pending, group, now)
             if started:
                 return
-        self._state.enqueue(pending, group, at, at)
+        self._state.enqueue(pending, group, now, now)
         if started is None and (group.with_capacity or not group.replicas):
-            self._binding.bind_new(pending, group, at)
+            self._binding.bind_new(pending, group, now)
         elif started is None:  # the answer that it waits for brings us back, if it is not far off
-            self._binding.probe_slots(group, at)
+            self._binding.probe_slots(group, now)
 
-    def _fed(self, event: ItemsAdded, at: Micros) -> None:
+    def _fed(self, event: ItemsAdded, now: Micros) -> None:
         pending = self._state.current_task = self.tasks.get(event.task)
         if pending is not None and pending.batch is not None:
-            self._batches.fed(pending, list(event.costs), event.closed, at)
-            self._binding.bind_model(pending.task.model, at)
+            self._batches.fed(pending, list(event.costs), event.closed, now)
+            self._binding.bind_model(pending.task.model, now)
 
-    def _first_token(self, event: FirstToken, at: Micros) -> None:
+    def _first_token(self, event: FirstToken, now: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
             self._state.current_task = attempt.pending
             attempt.movable = event.movable
             if not attempt.started:
                 attempt.started = True
-                self._requests.delivering(attempt.pending, attempt, at)
-                self._slot_discovery.responds(attempt, at)
+                self._requests.delivering(attempt.pending, attempt, now)
+                self._slot_discovery.responds(attempt, now)
 
-    def _responding(self, event: Responding, at: Micros) -> None:
+    def _responding(self, event: Responding, now: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None:
             self._state.current_task = attempt.pending
-            self._slot_discovery.responds(attempt, at)
+            self._slot_discovery.responds(attempt, now)
 
-    def _broken(self, event: TaskFailed, at: Micros) -> None:
+    def _broken(self, event: TaskFailed, now: Micros) -> None:
         pending = self.tasks.get(event.task)
         if pending is not None:
-            self._recovery.expel(pending, fault_outcome(event.error), at)
-            self._binding.bind_all(at)
+            self._recovery.expel(pending, fault_outcome(event.error), now)
+            self._binding.bind_all(now)
 
-    def _cancelled(self, event: Cancelled, at: Micros) -> None:
+    def _cancelled(self, event: Cancelled, now: Micros) -> None:
         pending = self._state.current_task = self.tasks.get(event.task)
         if pending is not None:
-            self._hang_detection.suspect(pending, at)
-            replicas = self._state.abort_all(pending, at)
+            self._hang_detection.suspect(pending, now)
+            replicas = self._state.abort_all(pending, now)
             self._state.settle(pending, Outcome(Status.LEFT, "the caller left"))
-            self._binding.bind_model(pending.task.model, at, replicas)
+            self._binding.bind_model(pending.task.model, now, replicas)
 
-    def _deadline(self, task_id: int, at: Micros) -> None:
+    def _deadline(self, task_id: int, now: Micros) -> None:
         pending = self._state.current_task = self.tasks.get(task_id)
         if pending is not None:
             where = ", ".join(a.replica.node.key for a in pending.attempts.values())
-            self._hang_detection.suspect(pending, at)
-            replicas = self._state.abort_all(pending, at)
-            message = f"no answer in {(at - pending.since) / SECOND:.1f} s"
+            self._hang_detection.suspect(pending, now)
+            replicas = self._state.abort_all(pending, now)
+            message = f"no answer in {(now - pending.since) / SECOND:.1f} s"
             message += f" (running on {where})" if where else " (waiting for a free node)"
             self._state.settle(pending, Outcome(Status.DEADLINE, message))
-            self._binding.bind_model(pending.task.model, at, replicas)
+            self._binding.bind_model(pending.task.model, now, replicas)
 
     # --- answers ----------------------------------------------------------------------------------------
 
-    def _finished(self, event: Finished, at: Micros) -> None:
+    def _finished(self, event: Finished, now: Micros) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is None:  # aborted meanwhile
             return
@@ -226,88 +225,88 @@ class Scheduler:
         self._state.current_task = pending
         outcome = event.outcome
         if outcome.status is OK:
-            outcome = true_outcome(outcome, at - attempt.started_us, attempt.cost)
+            outcome = true_outcome(outcome, now - attempt.started_us, attempt.cost)
         inflight = len(replica.attempts)
         began, before = attempt.started_us, replica.last_end_us
-        busy_us = at - (began if began > before else before)
-        self._state.end(attempt, at)
+        busy_us = now - (began if began > before else before)
+        self._state.end(attempt, now)
         replica.node.attempted += 1
         if pending.batch is not None and outcome.status is Status.FAILED:
-            replica.breaker.record(at, LEFT)  # its items are suspected first (`core.fault_attribution`)
+            replica.breaker.record(now, LEFT)  # its items are suspected first (`core.fault_attribution`)
         else:
-            replica.record(at, outcome)
+            replica.record(now, outcome)
         if outcome.status is OK:
-            self._measurements.answered(attempt, outcome.timing, busy_us, inflight, at)
+            self._measurements.answered(attempt, outcome.timing, busy_us, inflight, now)
             if pending.batch is not None:
-                self._batches.answered(pending, attempt, at)
+                self._batches.answered(pending, attempt, now)
             else:
-                self._requests.answered(pending, attempt, outcome, at)
+                self._requests.answered(pending, attempt, outcome, now)
         else:
-            self._debit(attempt, outcome, at)
-            self._failed(pending, attempt, outcome, at)
+            self._debit(attempt, outcome, now)
+            self._failed(pending, attempt, outcome, now)
         if outcome.status is Status.UNREACHABLE:  # other models of that node have lost work too
-            self._binding.bind_all(at)
+            self._binding.bind_all(now)
             return
         if len(replica.node.replicas) > 1 and self._binding.others_wait(replica):
-            self._binding.bind_node(replica, outcome.status is OK, at)
+            self._binding.bind_node(replica, outcome.status is OK, now)
         elif replica.group.queue.waiting or self._state.batches or self._requests.hedging.late:
-            self._binding.bind(replica.group, at, [replica] if outcome.status is OK else None)
+            self._binding.bind(replica.group, now, [replica] if outcome.status is OK else None)
 
-    def _failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def _failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         if pending.batch is not None:
-            self._batches.failed(pending, attempt, outcome, at)
+            self._batches.failed(pending, attempt, outcome, now)
         else:
-            self._requests.failed(pending, attempt, outcome, at)
+            self._requests.failed(pending, attempt, outcome, now)
 
-    def _debit(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def _debit(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
         replica = attempt.replica
         replica.flag_off_nominal()
         if outcome.status in (Status.REFUSED, Status.LEFT, Status.UNABLE):
             return
         if outcome.status is Status.OURS:
-            self._state.pause(replica, at + OURS_PAUSE)
+            self._state.pause(replica, now + OURS_PAUSE)
             return
         if outcome.status in (Status.UNSUITED, Status.LOCKED):
-            self.cluster.learn_unable(replica.node, attempt.task, outcome, at)
+            self.cluster.learn_unable(replica.node, attempt.task, outcome, now)
             return
         replica.node.failed += 1
         replica.failed += 1
         replica.reliability.add(0.0)
-        replica.penalised(at - attempt.started_us)
+        replica.penalised(now - attempt.started_us)
         if outcome.status in (Status.BUSY, Status.TIMEOUT):
             replica.sample(0.0, 0, 0, True, False)
         if outcome.status is Status.BUSY:
-            pause = self._state.retrier.again(attempt.task, outcome, min(replica.busy_answers, 6), at) or 0
+            pause = self._state.retrier.again(attempt.task, outcome, min(replica.busy_answers, 6), now) or 0
             replica.busy_answers += 1
             if outcome.retry_us:  # the node knows better; "at once" would use up all tries in a few milliseconds
                 pause = min(outcome.retry_us, RETRY_AFTER_MAX)
-            self._state.pause(replica, at + pause)
+            self._state.pause(replica, now + pause)
         elif outcome.status is Status.MISSING:
             self._state.forget_model(replica)
         elif outcome.status is Status.UNREACHABLE:
-            self._node_down(replica.node, outcome.message, at)
+            self._node_down(replica.node, outcome.message, now)
 
     # --- nodes ------------------------------------------------------------------------------------------
 
-    def _node_added(self, event: NodeAdded, at: Micros) -> None:
+    def _node_added(self, event: NodeAdded, now: Micros) -> None:
         if event.endpoint.key not in self.cluster.nodes:
             self.cluster.nodes[event.endpoint.key] = node = Node(event.endpoint)
             node.faults.breaker = self._state.policies.breaker()
-            self.health.added(node, at, self._state.out)
+            self.health.added(node, now, self._state.out)
 
-    def _node_removed(self, event: NodeRemoved, at: Micros) -> None:
+    def _node_removed(self, event: NodeRemoved, now: Micros) -> None:
         node = self.cluster.nodes.pop(event.node, None)
         self.cluster.incapable.pop(event.node, None)
         if node is None:
             return
         node.up = False
-        self._lose_attempts(node, Outcome(Status.UNREACHABLE, "the node was removed"), at)
+        self._lose_attempts(node, Outcome(Status.UNREACHABLE, "the node was removed"), now)
         for group in self.cluster.groups.values():
             group.drop(node.key)
-        self._binding.bind_all(at)
+        self._binding.bind_all(now)
 
-    def _node_seen(self, event: NodeSeen, at: Micros) -> None:
+    def _node_seen(self, event: NodeSeen, now: Micros) -> None:
         node = self.cluster.nodes.get(event.node)
         if node is None:
             return
@@ -315,87 +314,87 @@ class Scheduler:
         if came_up or node.version != event.facts.version:
             node.incapable.clear()
             self.cluster.incapable.pop(node.key, None)
-        changed = self.health.seen(node, event.facts, at)
+        changed = self.health.seen(node, event.facts, now)
         if event.facts.late:
-            self._hang_detection.evidence(node, at)
+            self._hang_detection.evidence(node, now)
         if came_up or changed:
             for group in self.cluster.groups.values():
                 self._state.join(group, node)
-                group.recount(at)
-        self._binding.bind_all(at)  # also those who have tried all others, and waited for this answer
+                group.recount(now)
+        self._binding.bind_all(now)  # also those who have tried all others, and waited for this answer
 
-    def _node_lost(self, event: NodeLost, at: Micros) -> None:
+    def _node_lost(self, event: NodeLost, now: Micros) -> None:
         node = self.cluster.nodes.get(event.node)
         if node is None:
             return
         if not event.certain and node.up:
-            self._hang_detection.evidence(node, at)
-        if self.health.lost(node, event.why, event.certain, at):
+            self._hang_detection.evidence(node, now)
+        if self.health.lost(node, event.why, event.certain, now):
             if not event.certain and node.up:
-                self._hang_detection.blame(node, at)
-            self._node_down(node, event.why, at)
-        self._binding.bind_all(at)
+                self._hang_detection.blame(node, now)
+            self._node_down(node, event.why, now)
+        self._binding.bind_all(now)
 
-    def _node_down(self, node: Node, why: str, at: Micros) -> None:
+    def _node_down(self, node: Node, why: str, now: Micros) -> None:
         if node.up is not False:
-            self.health.down(node, why, at)
-            self._lose_attempts(node, Outcome(Status.UNREACHABLE, why), at)
+            self.health.down(node, why, now)
+            self._lose_attempts(node, Outcome(Status.UNREACHABLE, why), now)
             for replica in node.replicas.values():
-                replica.group.recount(at)
+                replica.group.recount(now)
 
-    def _lose_attempts(self, node: Node, outcome: Outcome, at: Micros) -> None:
+    def _lose_attempts(self, node: Node, outcome: Outcome, now: Micros) -> None:
         """Give back what a lost node had; what cannot go on elsewhere is left to its own end."""
         for replica in node.replicas.values():
             for attempt in [a for a in replica.attempts.values() if a.movable]:
                 if attempt.id in self.attempts:  # else its batch was given up meanwhile
-                    self._lose(attempt, outcome, at)
+                    self._lose(attempt, outcome, now)
 
-    def _lose(self, attempt: Attempt, outcome: Outcome, at: Micros) -> None:
+    def _lose(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         self._state.current_task = attempt.pending
         try:
-            self._state.abort(attempt, at)
-            self._failed(attempt.pending, attempt, outcome, at)
+            self._state.abort(attempt, now)
+            self._failed(attempt.pending, attempt, outcome, now)
         except Exception as error:  # of this call: the node had others, too
-            self._state.recover(error, at)
+            self._state.recover(error, now)
 
-    def _tick(self, event: Tick, at: Micros) -> None:
+    def _tick(self, event: Tick, now: Micros) -> None:
         self._wake_at = NEVER
-        self._state.run_timers(at)
+        self._state.run_timers(now)
         self._state.current_task = None
-        for attempt in self.health.tick(at, busy=bool(self.tasks), out=self._state.out):
+        for attempt in self.health.tick(now, busy=bool(self.tasks), out=self._state.out):
             self._state.current_task = attempt.pending
-            self._overdue(attempt, at)
+            self._overdue(attempt, now)
 
-    def _look_after(self, at: Micros) -> None:
+    def _look_after(self, now: Micros) -> None:
         self._looking_after = any(pending.batch is None for pending in self.tasks.values())
         if self._looking_after:
-            self._state.at(at + LOOK_AFTER, self._look_after)
-            for attempt in self._hang_detection.look_after(at):
+            self._state.call_at(now + LOOK_AFTER, self._look_after)
+            for attempt in self._hang_detection.look_after(now):
                 self._state.current_task = attempt.pending
                 outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
-                attempt.replica.breaker.record(at, outcome)
-                self._debit(attempt, outcome, at)
+                attempt.replica.breaker.record(now, outcome)
+                self._debit(attempt, outcome, now)
             self._state.current_task = None
             for model in self.forecast.models_waited_for():
-                self._requests.load_ahead(model, LOOK_AFTER, at)
-                self._binding.rescan(model, at)
+                self._requests.load_ahead(model, LOOK_AFTER, now)
+                self._binding.rescan(model, now)
 
-    def _silent(self, event: Silent, at: Micros) -> None:
-        for attempt, why in self._stall_detection.judge(event.streams, at):
+    def _silent(self, event: Silent, now: Micros) -> None:
+        for attempt, why in self._stall_detection.judge(event.streams, now):
             if attempt.id in self.attempts:
                 self._state.current_task = attempt.pending
                 outcome = Outcome(Status.TIMEOUT, why)
-                attempt.replica.breaker.trip(at)
-                self._debit(attempt, outcome, at)
-                self._hang_detection.move(attempt, outcome, at)
-                self._binding.bind(attempt.replica.group, at)
+                attempt.replica.breaker.trip(now)
+                self._debit(attempt, outcome, now)
+                self._hang_detection.move(attempt, outcome, now)
+                self._binding.bind(attempt.replica.group, now)
 
-    def _overdue(self, attempt: Attempt, at: Micros) -> None:
-        why = f"no answer in {(at - attempt.started_us) / SECOND:.1f} s, far beyond what was predicted"
+    def _overdue(self, attempt: Attempt, now: Micros) -> None:
+        why = f"no answer in {(now - attempt.started_us) / SECOND:.1f} s, far beyond what was predicted"
         outcome = Outcome(Status.TIMEOUT, why)
-        attempt.replica.breaker.record(at, outcome)
-        self._debit(attempt, outcome, at)
+        attempt.replica.breaker.record(now, outcome)
+        self._debit(attempt, outcome, now)
         if attempt.id in self.attempts:
-            self._state.abort(attempt, at)
-            self._failed(attempt.pending, attempt, outcome, at)
-        self._binding.bind(attempt.replica.group, at)
+            self._state.abort(attempt, now)
+            self._failed(attempt.pending, attempt, outcome, now)
+        self._binding.bind(attempt.replica.group, now)

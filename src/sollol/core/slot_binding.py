@@ -7,12 +7,12 @@ from typing import Final
 from sollol.core.batch_scheduler import BatchScheduler
 from sollol.core.model_order import is_waited_for
 from sollol.core.request_scheduler import RequestScheduler
-from sollol.core.slot_trials import reopen
 from sollol.core.state.model_concurrency import TRIAL_AFTER
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.state.slot_evidence import reopen
 from sollol.core.types import MILLISECOND, SECOND, Key, Micros
 
 LONG_WAIT: Final[Micros] = 10 * SECOND  # of a task, after which its replica may have more slots than were known
@@ -28,9 +28,9 @@ class SlotBinding:
         self._requests = requests
         self._batches = batches_scheduler
 
-    def bind_all(self, at: Micros) -> None:
+    def bind_all(self, now: Micros) -> None:
         for group in [m for m in self._state.cluster.groups.values() if m.queue.waiting]:
-            self.bind(group, at)
+            self.bind(group, now)
 
     def others_wait(self, freed: Replica) -> bool:
         """Check whether another model of the node is waited for."""
@@ -39,107 +39,107 @@ class SlotBinding:
                 return True
         return False
 
-    def bind_node(self, freed: Replica, well: bool, at: Micros) -> None:
+    def bind_node(self, freed: Replica, well: bool, now: Micros) -> None:
         """Serve all models of a node that has less to do; `Lane.has_turn` decides which one starts.
 
         `well`: nothing else about the freed replica has changed."""
         node = freed.node
         waited = [replica for replica in node.replicas.values() if replica is not freed and replica.group.queue.waiting]
         for replica in [freed, *waited]:
-            self.bind(replica.group, at, [replica] if well or replica is not freed else None)
+            self.bind(replica.group, now, [replica] if well or replica is not freed else None)
         if node.active_models < node.concurrency.limit and node.usable:
             # The one whose turn it was has gone elsewhere: the node must not stand idle for it.
             node.concurrency.unordered = True
             for replica in [freed, *waited]:
                 if replica.group.queue.waiting:
-                    self.bind(replica.group, at, [replica])
+                    self.bind(replica.group, now, [replica])
             node.concurrency.unordered = False
 
-    def rescan(self, model: str, at: Micros) -> None:
+    def rescan(self, model: str, now: Micros) -> None:
         """Look once a second for what answers that take long hide: more slots, and models that need not take turns."""
         group = self._state.cluster.groups.get(model)
         if group is None or not group.queue.waiting:
             return
         for replica in list(group.replicas.values()):
             if len(replica.attempts) >= replica.limit:
-                if at - group.queue.head(at)[3] >= LONG_WAIT:
-                    reopen(replica, at)
+                if now - group.queue.head(now)[3] >= LONG_WAIT:
+                    reopen(replica, now)
             elif (
                 not replica.occupies_gpu
                 and is_waited_for(replica)
                 and replica.node.active_models >= replica.node.concurrency.limit
             ):
-                priority, _, _, arrived = group.queue.head(at)
+                priority, _, _, arrived = group.queue.head(now)
                 running = max(
                     a.task.priority for other in replica.node.replicas.values() for a in other.attempts.values()
                 )
-                if at - arrived >= TRIAL_AFTER and priority >= running and replica.is_loaded:
-                    replica.node.concurrency.try_another(at)
-        self.bind(group, at)
+                if now - arrived >= TRIAL_AFTER and priority >= running and replica.is_loaded:
+                    replica.node.concurrency.try_another(now)
+        self.bind(group, now)
 
-    def bind_model(self, model: str, at: Micros, freed: list[Replica] | None = None) -> None:
+    def bind_model(self, model: str, now: Micros, freed: list[Replica] | None = None) -> None:
         group = self._state.cluster.groups.get(model)
         if group is not None:
-            self.bind(group, at, freed)
+            self.bind(group, now, freed)
 
-    def bind_new(self, pending: PendingTask, group: ModelReplicas, at: Micros) -> None:
+    def bind_new(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> None:
         """A single task has come, and some lane has room."""
-        if group.queue.peek(at) == pending.task.id:
-            self.bind(group, at)
-        elif at < group.rescan_after:
+        if group.queue.peek(now) == pending.task.id:
+            self.bind(group, now)
+        elif now < group.rescan_after:
             self._plan_rescan(group)  # those before it were asked just now
         else:
-            self.bind(group, at, [])
+            self.bind(group, now, [])
 
-    def probe_slots(self, group: ModelReplicas, at: Micros) -> None:
+    def probe_slots(self, group: ModelReplicas, now: Micros) -> None:
         """All slots are taken: let the next task find out whether there are more, if it would wait very long."""
-        if at < group.full_until:
+        if now < group.full_until:
             return
-        group.full_until = at + RESCAN_PAUSE
-        head = group.queue.peek(at)
+        group.full_until = now + RESCAN_PAUSE
+        head = group.queue.peek(now)
         assert head is not None
         pending = self._state.current_task = self._state.tasks[head]
-        if pending.batch is None and (replica := self._requests.tries(pending, group, at)) is not None:
-            self.bind(group, at, [replica])
+        if pending.batch is None and (replica := self._requests.tries(pending, group, now)) is not None:
+            self.bind(group, now, [replica])
 
-    def bind(self, group: ModelReplicas, at: Micros, freed: list[Replica] | None = None) -> None:
+    def bind(self, group: ModelReplicas, now: Micros, freed: list[Replica] | None = None) -> None:
         """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
         self._state.current_task = None
         late, batches = self._requests.hedging.late, self._state.batches.get(group.model)
         if late and group.model in late:
-            self._requests.hedging.offer(group, at)
+            self._requests.hedging.offer(group, now)
         queue = group.queue
         while queue.waiting:
             if not batches and not group.with_capacity and group.replicas:
                 return  # every slot is taken: the next answer brings us back
-            head = queue.peek(at)
+            head = queue.peek(now)
             assert head is not None
             reserved_us: dict[str, Micros] = {}
-            if self._serve(head, group, reserved_us, freed, at):
-                self._bind_behind_head(group, head, reserved_us, freed, at)
+            if self._serve(head, group, reserved_us, freed, now):
+                self._bind_behind_head(group, head, reserved_us, freed, now)
                 break
         for batch in list(batches.values()) if batches else ():
             if batch.live and not batch.pending_count:
                 self._state.current_task = self._state.tasks.get(batch.task.id)
-                self._batches.take_over(batch, group, at)
+                self._batches.take_over(batch, group, now)
 
     def _bind_behind_head(
-        self, group: ModelReplicas, head: Key, reserved_us: dict[str, Micros], freed: list[Replica] | None, at: Micros
+        self, group: ModelReplicas, head: Key, reserved_us: dict[str, Micros], freed: list[Replica] | None, now: Micros
     ) -> None:
         """The first one rather waits: those behind it may take what it leaves."""
         queue = group.queue
-        if len(queue.waiting) < 2 or not _any_free(group, at):
+        if len(queue.waiting) < 2 or not _any_free(group, now):
             return
-        if at < group.rescan_after:
+        if now < group.rescan_after:
             self._plan_rescan(group)
             return
         group.rescan_planned = False
-        group.rescan_after = at + RESCAN_PAUSE
-        for task in queue.first(LOOKAHEAD, at):
+        group.rescan_after = now + RESCAN_PAUSE
+        for task in queue.first(LOOKAHEAD, now):
             if task == head or task not in queue.waiting:
                 continue
-            self._serve(task, group, reserved_us, freed, at)
-            if not _any_free(group, at):
+            self._serve(task, group, reserved_us, freed, now)
+            if not _any_free(group, now):
                 return
 
     def _plan_rescan(self, group: ModelReplicas) -> None:
@@ -148,18 +148,18 @@ class SlotBinding:
             self._state.serve_at(group.model, group.rescan_after)
 
     def _serve(
-        self, task: Key, group: ModelReplicas, reserved_us: dict[str, Micros], freed: list[Replica] | None, at: Micros
+        self, task: Key, group: ModelReplicas, reserved_us: dict[str, Micros], freed: list[Replica] | None, now: Micros
     ) -> bool:
         """Bind what can be bound; True if the task still waits."""
         pending = self._state.current_task = self._state.tasks[task]
         if pending.batch is None:
-            return self._requests.serve(pending, group, reserved_us, freed, at)
-        self._batches.serve(pending, pending.batch, group, freed, at)
+            return self._requests.serve(pending, group, reserved_us, freed, now)
+        self._batches.serve(pending, pending.batch, group, freed, now)
         return task in group.queue.waiting
 
 
-def _any_free(group: ModelReplicas, at: Micros) -> bool:
+def _any_free(group: ModelReplicas, now: Micros) -> bool:
     for replica in group.with_capacity.values():  # noqa: SIM110  compiled, a generator expression would ask all of them
-        if replica.free(at, False):
+        if replica.free(now, False):
             return True
     return False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core import cancelled_prefill, slot_trials
+from sollol.core import cancelled_prefill
 from sollol.core.slot_binding import SlotBinding
+from sollol.core.state import slot_evidence
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import EMBED, MILLISECOND, Micros, Timing
@@ -24,16 +25,16 @@ class SlotDiscovery:
         self._binding = binding
         state.unanswered = self._unanswered
 
-    def responds(self, attempt: Attempt, at: Micros) -> None:
+    def responds(self, attempt: Attempt, now: Micros) -> None:
         """A node works on an attempt: it may have more slots than were known."""
         replica = attempt.replica
         before = replica.limit
-        cancelled_prefill.learn(replica, attempt, at)
-        slot_trials.responds(replica, attempt, at)
+        cancelled_prefill.learn(replica, attempt, now)
+        slot_evidence.responds(replica, attempt, now)
         if replica.limit > before and replica.group.queue.waiting:
-            self._binding.bind(replica.group, at, [replica])
+            self._binding.bind(replica.group, now, [replica])
 
-    def _unanswered(self, attempt: Attempt, at: Micros) -> None:
+    def _unanswered(self, attempt: Attempt, now: Micros) -> None:
         """An attempt should have begun: if its node answers others meanwhile, it has no slot for this one."""
         replica = attempt.replica
         if attempt.responding or attempt.id not in self._state.attempts:
@@ -42,47 +43,47 @@ class SlotDiscovery:
         if cancelled_prefill.holds(replica, attempt):
             self._state.serve_at(replica.model, replica.left_until)
             replica.left_until = 0
-            self._withdraw(attempt, at)
+            self._withdraw(attempt, now)
             return
         patience = self._state.patience_us(attempt, replica.responding >= replica.proven)
         if not replica.responding:  # a load, or prompts that are being read: nothing can be said yet
-            later = at + max(patience, (at - attempt.started_us) // 2)
-            self._state.at(later, lambda later: self._unanswered(attempt, later))
+            later = now + max(patience, (now - attempt.started_us) // 2)
+            self._state.call_at(later, lambda later: self._unanswered(attempt, later))
             return
         quiet_since = max(attempt.started_us, replica.responded_us)
-        if at - quiet_since < patience:  # the calls before it begin one after the other
-            self._state.at(quiet_since + patience, lambda later: self._unanswered(attempt, later))
+        if now - quiet_since < patience:  # the calls before it begin one after the other
+            self._state.call_at(quiet_since + patience, lambda later: self._unanswered(attempt, later))
             return
-        slot_trials.refuses(replica, attempt, at)
+        slot_evidence.refuses(replica, attempt, now)
         for waiting in reversed([a for a in replica.attempts.values() if a.observed and not a.responding]):
             if len(replica.attempts) <= replica.proven:
                 break
-            self._withdraw(waiting, at)
-        self._binding.bind(replica.group, at)
+            self._withdraw(waiting, now)
+        self._binding.bind(replica.group, now)
 
-    def _withdraw(self, attempt: Attempt, at: Micros) -> None:
+    def _withdraw(self, attempt: Attempt, now: Micros) -> None:
         """Take a call back out of a node's own queue, where it could neither be reordered nor go elsewhere."""
         pending = self._state.current_task = attempt.pending
         if attempt.resumed:
             return
-        self._state.abort(attempt, at, withdrawn=True)
+        self._state.abort(attempt, now, withdrawn=True)
         self._state.shares.correct(pending.task.app, -pending.tokens)
         pending.tokens = 0.0
         if not pending.attempts:
-            self._state.enqueue(pending, attempt.replica.group, pending.since, at)
+            self._state.enqueue(pending, attempt.replica.group, pending.since, now)
 
-    def learn(self, attempt: Attempt, timing: Timing, at: Micros) -> bool:
+    def learn(self, attempt: Attempt, timing: Timing, now: Micros) -> bool:
         """Learn of a node's slots from the timings of an answer. Returns False where it came without."""
         replica = attempt.replica
         if not timing.total_us or attempt.resumed or attempt.task.batch:
             return False
         inside_us = timing.total_us - timing.load_us
-        elapsed_us = max(1, at - attempt.started_us)
+        elapsed_us = max(1, now - attempt.started_us)
         if not 0 < inside_us <= elapsed_us:
             return False
-        inflight = slot_trials.mean_inflight(replica, attempt, at)
+        inflight = slot_evidence.mean_inflight(replica, attempt, now)
         if attempt.task.kind is EMBED:
-            replica.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, at)
+            replica.limiter.embedded(inflight, elapsed_us, inside_us, attempt.cost, now)
             replica.limit_changed()
             return False  # lists overlap in ways that only the throughput shows
         # That such a call had to wait is no news.
@@ -90,8 +91,8 @@ class SlotDiscovery:
         concurrent = attempt.inflight if waited_us <= AT_ONCE and inside_us <= SHORT else 0
         wait_us = 0 if attempt.trial or attempt.behind_prefill else waited_us
         rate = timing.tokens / timing.decode_us if timing.decode_us > 0 else 0.0
-        replica.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, at, concurrent)
+        replica.limiter.answered(inflight, elapsed_us, min(wait_us, elapsed_us - 1), rate, now, concurrent)
         if replica.group.queue.waiting:
-            replica.limiter.reopen(at)
+            replica.limiter.reopen(now)
         replica.limit_changed()
         return True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.messages import Silence
+from sollol.core.events import Silence
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
@@ -27,7 +27,7 @@ class StallDetection:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
 
-    def judge(self, silences: tuple[Silence, ...], at: Micros) -> list[tuple[Attempt, str]]:
+    def judge(self, silences: tuple[Silence, ...], now: Micros) -> list[tuple[Attempt, str]]:
         """Return the attempts to be moved, and why. `silences`: all streams of which nothing came for a while."""
         state = self._state
         silent = {each.attempt for each in silences}
@@ -41,24 +41,24 @@ class StallDetection:
             if each.silent_us < patience:
                 continue
             replica = attempt.replica
-            if at - replica.node.asked_us > SECOND:
-                state.health.ask(replica.node, at, state.out)
+            if now - replica.node.asked_us > SECOND:
+                state.health.ask(replica.node, now, state.out)
             works = any(other.started and other.id not in silent for other in replica.attempts.values())
             if not works:
                 hanging[f"{replica.key} {replica.model}"] = replica
             others = self._others(attempt, same=True) if each.sure and attempt.movable else []
-            if works or not any(other.free(at) for other in others):
+            if works or not any(other.free(now) for other in others):
                 patience *= PATIENT
             if others and each.silent_us >= patience:
                 moved.append((attempt, f"fell silent for {each.silent_us / SECOND:.0f} s inside its answer"))
         for replica in hanging.values():
             why = "is given up: nothing comes of any answer of its model"
-            moved += [(attempt, why) for attempt in replica.attempts.values() if self._waits_in_vain(attempt, at)]
+            moved += [(attempt, why) for attempt in replica.attempts.values() if self._waits_in_vain(attempt, now)]
         return moved
 
-    def _waits_in_vain(self, attempt: Attempt, at: Micros) -> bool:
+    def _waits_in_vain(self, attempt: Attempt, now: Micros) -> bool:
         """Check that nothing was received of it, though it is late, and that another node can take it."""
-        if attempt.started or attempt.task.batch or at - attempt.started_us < attempt.first_response_us():
+        if attempt.started or attempt.task.batch or now - attempt.started_us < attempt.first_response_us():
             return False
         return len(attempt.pending.attempts) == 1 and bool(self._others(attempt))
 

@@ -43,10 +43,10 @@ class FailureEvidence:
         self.least = least  # node -> items of the shortest list that failed there
         self.witnessed = witnessed  # between two of the failures, the node of the later one did other work
 
-    def and_failed(self, node: str, good_us: Micros, count: int, outcome: Outcome, at: Micros) -> FailureEvidence:
+    def and_failed(self, node: str, good_us: Micros, count: int, outcome: Outcome, now: Micros) -> FailureEvidence:
         """Return the doubt after one more failure, on a node whose last good answer came at `good_us`."""
         least = {**self.least, node: min(count, self.least.get(node, count))}
-        since_us = self.since_us if self.tries else at
+        since_us = self.since_us if self.tries else now
         witnessed = self.witnessed or good_us > since_us
         return FailureEvidence(self.tries + 1, since_us, outcome, least, witnessed, self.alone + (count == 1))
 
@@ -57,14 +57,14 @@ NO_EVIDENCE: Final = FailureEvidence(0, NEVER, None, {})
 class ListLimit:
     """Bound the number of items a node is sent at once, as far as its failures tell.
 
-    `now` shrinks with the second failure in a row and recovers with successes. `most` is learned from lists that failed
-    although each of their items was good; it grows again after HOLD good lists of that length."""
+    `limit` shrinks with the second failure in a row and recovers with successes. `maximum` is learned from lists that
+    failed although each of their items was good; it grows again after HOLD good lists of that length."""
 
-    __slots__ = ("_failed", "_good", "_hold", "most", "now")
+    __slots__ = ("_failed", "_good", "_hold", "limit", "maximum")
 
     def __init__(self) -> None:
-        self.now = NEVER
-        self.most = NEVER
+        self.limit = NEVER
+        self.maximum = NEVER
         self._failed = False
         self._good = 0
         self._hold = HOLD
@@ -73,24 +73,24 @@ class ListLimit:
         if not self._failed:  # one alone is most likely an item's fault
             self._failed = True
             return
-        self.now = max(1, min(self.now, count) // SHRINK)
+        self.limit = max(1, min(self.limit, count) // SHRINK)
 
     def succeeded(self, count: int) -> None:
         self._failed = False
-        self.now = max(self.now, SHRINK * count)
-        if count >= self.most:
+        self.limit = max(self.limit, SHRINK * count)
+        if count >= self.maximum:
             self._good += 1
             if self._good >= self._hold:
                 self._good = 0
-                self.most *= 2
-        self.now = min(self.now, self.most)
+                self.maximum *= 2
+        self.limit = min(self.limit, self.maximum)
 
     def too_long(self, count: int) -> None:
         """A list of `count` good items has failed."""
-        if self.most < NEVER:
+        if self.maximum < NEVER:
             self._hold = min(4 * self._hold, HOLD_MAX)
-        self.most = max(1, min(self.most, count // 2))
-        self.now = min(self.now, self.most)
+        self.maximum = max(1, min(self.maximum, count // 2))
+        self.limit = min(self.limit, self.maximum)
         self._good = 0
 
 

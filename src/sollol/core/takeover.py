@@ -31,22 +31,22 @@ def take_over(
     batch: Batch,
     suitable: list[Replica],
     group: ModelReplicas,
-    at: Micros,
+    now: Micros,
 ) -> None:
     """Give idle lanes among the `suitable` ones what the slowest attempts still have under way."""
     width = batch.task.width
     room = width - len(batch.live) if width else len(group.replicas)
-    idle = [replica for replica in suitable if not replica.attempts and replica.free(at) and replica.work.read()]
+    idle = [replica for replica in suitable if not replica.attempts and replica.free(now) and replica.work.read()]
     idle = sorted(idle, key=lambda replica: -(replica.work.read() or 0.0))[: max(0, room)]
     if not idle:
         return
     victims = [attempt for attempt in batch.live.values() if attempt.uncovered]
-    victims.sort(key=lambda attempt: -attempt.expected_end(at))
+    victims.sort(key=lambda attempt: -attempt.expected_end(now))
     for victim in victims:
-        idle = _share_out(batches_scheduler, state, batch, victim, idle, at)
+        idle = _share_out(batches_scheduler, state, batch, victim, idle, now)
         if not idle:
             return
-    _look_again(state, batch, group, at)
+    _look_again(state, batch, group, now)
 
 
 def _share_out(
@@ -55,12 +55,12 @@ def _share_out(
     batch: Batch,
     victim: Attempt,
     idle: list[Replica],
-    at: Micros,
+    now: Micros,
 ) -> list[Replica]:
     """Give the victim's items to idle lanes that would be sooner; the lanes that are left."""
     items = joined(i for lo, hi in victim.uncovered for i in range(lo, hi)).items()
-    remaining_us = victim.expected_end(at) - at
-    thieves = [replica for replica in idle if _may_take(replica, victim, at)][: len(items)]
+    remaining_us = victim.expected_end(now) - now
+    thieves = [replica for replica in idle if _may_take(replica, victim, now)][: len(items)]
     batcher = state.policies.batcher
     rates = [replica.work.read() or 0.0 for replica in thieves]
     total = sum(rates)
@@ -79,28 +79,28 @@ def _share_out(
         part = joined(items[position : position + share])
         if not batcher.takeover(batch.cost_of(part), rate, replica.startup_us(), remaining_us):
             continue
-        batches_scheduler.start_takeover(victim, replica, part, at)
+        batches_scheduler.start_takeover(victim, replica, part, now)
         used.append(replica)
         position += share
     victim.uncovered = list(joined(items[position:]))
     return [replica for replica in idle if replica not in used]
 
 
-def _may_take(replica: Replica, victim: Attempt, at: Micros) -> bool:
+def _may_take(replica: Replica, victim: Attempt, now: Micros) -> bool:
     """Check that a lane may try the items of an attempt: two that fail them in turn would never leave them."""
     if replica.node is victim.replica.node:
         return False
     if replica.node.key not in victim.failed_on:
         return True
-    return at - victim.started_us >= STUCK and victim.evidence.tries < TRIES_MOST
+    return now - victim.started_us >= STUCK and victim.evidence.tries < TRIES_MOST
 
 
-def _look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, at: Micros) -> None:
+def _look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, now: Micros) -> None:
     """Idle lanes remain: come back when the next chunk should have ended, or a little later if it is overdue."""
     ends = [a.due_us + (a.due_us - a.started_us) // 10 for a in batch.live.values() if a.uncovered]
     if not ends:
         return
-    when = max(min(ends), at + LOOK_AGAIN)
-    if batch.look_at is None or batch.look_at <= at or when < batch.look_at:
+    when = max(min(ends), now + LOOK_AGAIN)
+    if batch.look_at is None or batch.look_at <= now or when < batch.look_at:
         batch.look_at = when
         state.serve_at(group.model, when)

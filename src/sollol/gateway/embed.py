@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from sollol.core.messages import Accept, Refuse, Start
+from sollol.core.actions import Accept, Refuse, Start
 from sollol.core.state.ranges import Ranges
 from sollol.core.types import Outcome, Status, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError

@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
+from sollol.core.actions import Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Start
 from sollol.core.types import OK, Kind, Outcome, Status, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway import access

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Complete, Start
 from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader

@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sollol.core.messages import Action, Event
+from sollol.core.actions import Action
+from sollol.core.events import Event
 from sollol.core.types import Micros
 
 

@@ -29,45 +29,45 @@ class ConsecutiveBreaker:
         self._trial = False
         self.closed = True
 
-    def admits(self, at: Micros) -> bool:
-        return self._open_until is None or (at >= self._open_until and not self._trial)
+    def admits(self, now: Micros) -> bool:
+        return self._open_until is None or (now >= self._open_until and not self._trial)
 
     def retry_at(self) -> Micros | None:
         return None if self._trial else self._open_until
 
-    def begin(self, at: Micros) -> None:
+    def begin(self, now: Micros) -> None:
         if self._open_until is not None:
             self._trial = True
 
-    def record(self, at: Micros, outcome: Outcome) -> None:
+    def record(self, now: Micros, outcome: Outcome) -> None:
         if outcome.status is OK:
             if self._failures or not self.closed:
                 self._close()
         elif outcome.status in _FAULTS:
             self._failures += 1
             if self._trial or self._failures == THRESHOLD:
-                self._open(at)
+                self._open(now)
         elif outcome.status is Status.REFUSED:
             self._close()
         self._trial = False
 
-    def trip(self, at: Micros) -> None:
+    def trip(self, now: Micros) -> None:
         self._trial = False
-        if self._open_until is None or at >= self._open_until:
+        if self._open_until is None or now >= self._open_until:
             self._failures = max(self._failures, THRESHOLD)
-            self._open(at)
+            self._open(now)
 
-    def postpone(self, at: Micros, longer: bool) -> None:
+    def postpone(self, now: Micros, longer: bool) -> None:
         self._trial = False
         if self._open_until is None:
             return
         if longer:
-            self._open(at)
+            self._open(now)
         else:
-            self._open_until = at + self._pause
+            self._open_until = now + self._pause
 
-    def _open(self, at: Micros) -> None:
-        self._open_until = at + self._pause
+    def _open(self, now: Micros) -> None:
+        self._open_until = now + self._pause
         self.closed = False
         self._pause = min(LONGER * self._pause, PAUSE_MAX)
 

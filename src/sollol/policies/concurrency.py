@@ -111,11 +111,11 @@ class LearnedLimit:
 
     # --- first tokens ---
 
-    def responded(self, responding: int, waited: bool, at: Micros) -> None:
+    def responded(self, responding: int, waited: bool, now: Micros) -> None:
         """Record that a call began its answer while `responding` calls, itself included, were being answered."""
         if responding > self.slots:
             self.slots = responding
-        if at < self._shared_until:
+        if now < self._shared_until:
             return
         if responding > self.proven:
             self._prove(responding)
@@ -123,9 +123,9 @@ class LearnedLimit:
                 self._doubles = True
                 self._open()
         elif waited:  # it began only when another call had ended
-            self.refused(responding, True, at)
+            self.refused(responding, True, now)
 
-    def refused(self, responding: int, trial: bool, at: Micros) -> None:
+    def refused(self, responding: int, trial: bool, now: Micros) -> None:
         """Record that a call waited inside the node while `responding` others were being answered."""
         self.slots = max(1, min(self.slots, responding))
         if not trial and responding < self.proven:
@@ -134,11 +134,11 @@ class LearnedLimit:
         self.limit = self.proven
         self._doubles = False
         self._is_barren = True
-        self._hold(HOLD, at)
+        self._hold(HOLD, now)
 
-    def reopen(self, at: Micros) -> None:
+    def reopen(self, now: Micros) -> None:
         """Allow the next trial if its time has come."""
-        if self.limit != self.proven or at < self._hold_until + (BARREN if self._is_barren else 0):
+        if self.limit != self.proven or now < self._hold_until + (BARREN if self._is_barren else 0):
             return
         self._open()
 
@@ -159,13 +159,13 @@ class LearnedLimit:
         self._sure = True
         self._reset()
 
-    def _hold(self, lengths: float, at: Micros) -> None:
-        self._hold_until = at + round(lengths * (self._length_us.value or SECOND))
+    def _hold(self, lengths: float, now: Micros) -> None:
+        self._hold_until = now + round(lengths * (self._length_us.value or SECOND))
 
     # --- timings ---
 
     def answered(
-        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, at: Micros, concurrent: int = 0
+        self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, now: Micros, concurrent: int = 0
     ) -> None:
         """Record a chat or generate answer that came with timings.
 
@@ -180,7 +180,7 @@ class LearnedLimit:
         self._length_us.add(served_us)
         self._is_barren = False
         self._proofs = self._proofs + 1 if concurrent > self.proven else 0
-        if self._proofs >= PROOFS and at >= self._shared_until:  # answers too short to be seen beside each other
+        if self._proofs >= PROOFS and now >= self._shared_until:  # answers too short to be seen beside each other
             self._prove(concurrent)
             if concurrent >= self.limit:
                 self._doubles = True
@@ -191,20 +191,20 @@ class LearnedLimit:
                 self._shrink(fits)
                 self._base_rate = 0.0
                 self.slots = self.proven
-                self._hold(HOLD, at)
+                self._hold(HOLD, now)
         elif rate > 0:
-            self._compare(inflight, rate, at)
+            self._compare(inflight, rate, now)
 
-    def _compare(self, inflight: float, rate: float, at: Micros) -> None:
+    def _compare(self, inflight: float, rate: float, now: Micros) -> None:
         """Return to a lower limit if the calls in flight share one rate."""
         level = round(math.log2(max(1.0, inflight)))
         here = self._sums.get(level)
         if here is None:
             here = self._sums[level] = _RateAt()
-        here.add(inflight, inflight * rate, at)
+        here.add(inflight, inflight * rate, now)
         if level == 0 or here.count < SHARED_LEAST or self.proven == 1:
             return
-        oldest = at - round(RECENT * (self._length_us.value or 0.0))
+        oldest = now - round(RECENT * (self._length_us.value or 0.0))
         lowest = True
         for lower in range(level):
             other = self._sums.get(lower)
@@ -214,13 +214,13 @@ class LearnedLimit:
             if here.rate < other.rate * (here.inflight / other.inflight) ** EXPONENT:
                 self._shrink(round(other.inflight))
                 self._base_rate = 0.0
-                self._hold(self._shared_hold, at)
+                self._hold(self._shared_hold, now)
                 self._shared_until = self._hold_until
                 self._shared_hold = min(2 * self._shared_hold, SHARED_HOLD_MAX)
                 del self._sums[level]
                 return
 
-    def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, at: Micros) -> None:
+    def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, now: Micros) -> None:
         """Record an embedding answer. `inside_us`: its `total_duration` without load."""
         pace = inside_us / max(1.0, cost)
         self._pace = min(pace, self._pace * PACE_DRIFT) if self._pace else pace
@@ -312,7 +312,7 @@ class _RateAt:
     def rate(self) -> float:
         return self._rate.value or 0.0
 
-    def add(self, inflight: float, rate: float, at: Micros) -> None:
+    def add(self, inflight: float, rate: float, now: Micros) -> None:
         """Add an answer. One that is far off counts in part: a straggler is no slow node."""
         usual = self._rate.value
         if usual:
@@ -320,4 +320,4 @@ class _RateAt:
         self._inflight.add(inflight)
         self._rate.add(rate)
         self.count += 1
-        self.seen_us = at
+        self.seen_us = now

@@ -46,7 +46,7 @@ class BudgetRetrier:
         if self._tokens[place] < CAPACITY:
             self._tokens[place] += SHARE
 
-    def again(self, task: Task, outcome: Outcome, tried: int, at: Micros) -> Micros | None:
+    def again(self, task: Task, outcome: Outcome, tried: int, now: Micros) -> Micros | None:
         if outcome.status is Status.BUSY:
             return busy_pause(tried) if tried < BUSY_TRIES else None
         if outcome.status in (Status.MISSING, Status.UNABLE):  # nothing was tried: another may have it

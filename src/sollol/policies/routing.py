@@ -71,14 +71,14 @@ class CompletionRouter:
         task: Task,
         replicas: Sequence[Replica],
         reserved_us: Mapping[str, Micros],
-        at: Micros,
+        now: Micros,
         rng: random.Random,
     ) -> Decision:
         if not isinstance(replicas, list):  # compiled, a list is read without calls
             replicas = list(replicas)
         rows: list[Row] = []
-        finishes = _predict(task, replicas, reserved_us, at, rows)
-        scores = self._scores(task, replicas, finishes, at)
+        finishes = _predict(task, replicas, reserved_us, now, rows)
+        scores = self._scores(task, replicas, finishes, now)
         chosen = _least(scores, rng) if len(rows) > 1 else 0
         row = rows[chosen]
         finish = finishes[chosen]
@@ -104,7 +104,7 @@ class CompletionRouter:
         count = len(replicas)
         return _REASONS[count] if count < len(_REASONS) else f"finishes first of {count}"
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
         """What is to be least; here the time of finishing itself."""
         return finishes
 
@@ -126,7 +126,7 @@ def _least(scores: list[float], rng: random.Random) -> int:
 
 
 def _predict(
-    task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], at: Micros, rows: list[Row]
+    task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], now: Micros, rows: list[Row]
 ) -> list[float]:
     """When it would finish on each lane; the terms of that become `rows`.
 
@@ -143,17 +143,17 @@ def _predict(
     claimed = bool(reserved_us)
     inquiry: _TermsPredictor | None = None
     finishes: list[float] = []
-    since = NEVER if embed else at - STALE
+    since = NEVER if embed else now - STALE
     for replica in replicas:
         wait = 0.0
         nominal, running = replica.nominal, len(replica.attempts)
         if running or not nominal or replica.node.active_models:
             over = running - replica.proven
             soonest = replica.soonest_us
-            if over == 0 and soonest >= at and nominal and replica.occupies_gpu:  # as most that run: without the call
-                wait = float(soonest - at)
+            if over == 0 and soonest >= now and nominal and replica.occupies_gpu:  # as most that run: without the call
+                wait = float(soonest - now)
             elif over >= 0 or not nominal or not replica.occupies_gpu:
-                wait = float(replica.wait_us(at, occupies_gpu))
+                wait = float(replica.wait_us(now, occupies_gpu))
         if claimed:
             wait += float(reserved_us.get(replica.key, 0))
         reads, speaks = replica.prefill.value, replica.decode.value
@@ -175,7 +175,7 @@ def _predict(
             finishes.append(wait + read + decode + overhead)
             continue
         if inquiry is None:
-            inquiry = _TermsPredictor(task, at, tokens, tokens_per_cost, known)
+            inquiry = _TermsPredictor(task, now, tokens, tokens_per_cost, known)
         parts = inquiry.parts(replica, wait)
         rows.append((replica.key, *parts))
         finishes.append(sum(parts))
@@ -185,25 +185,25 @@ def _predict(
 class _TermsPredictor:
     """The terms of one task on lanes where more than their load and their rates decides."""
 
-    __slots__ = ("_at", "_known", "_task", "_tokens", "_tokens_per_cost", "_usual")
+    __slots__ = ("_known", "_now", "_task", "_tokens", "_tokens_per_cost", "_usual")
 
     def __init__(
-        self, task: Task, at: Micros, tokens: float, tokens_per_cost: float, known: list[tuple[PrefixHash, int]]
+        self, task: Task, now: Micros, tokens: float, tokens_per_cost: float, known: list[tuple[PrefixHash, int]]
     ) -> None:
         self._task = task
-        self._at = at
+        self._now = now
         self._tokens = tokens
         self._tokens_per_cost = tokens_per_cost
         self._known = known
         self._usual: TypicalRates | None = None  # looked up only for lanes without rates of their own
 
     def parts(self, replica: Replica, wait: float) -> Parts:
-        task, at = self._task, self._at
+        task, now = self._task, self._now
         load = displaces = 0.0
         if not replica.loaded_by_us or replica.options != task.options:
             load = float(replica.startup_us(task.options))
             if load:
-                displaces = float(displacement_us(replica, task.options, at))
+                displaces = float(displacement_us(replica, task.options, now))
         decode = penalty = 0.0
         if task.kind is EMBED:
             read = task.cost / self._work(replica)
@@ -213,9 +213,9 @@ class _TermsPredictor:
             read = new * self._tokens_per_cost / reads
             decode = self._tokens / speaks
         if (
-            replica.failed and not replica.answers and at - replica.last_end_us < FORGIVEN
+            replica.failed and not replica.answers and now - replica.last_end_us < FORGIVEN
         ):  # a fast failure is not a fast node; it fades, so that it is tried again
-            penalty = (replica.latency.read() or 0.0) / (1 + (at - replica.last_end_us) / FADES)
+            penalty = (replica.latency.read() or 0.0) / (1 + (now - replica.last_end_us) / FADES)
         return wait, load, displaces, read, decode, replica.overhead.value or 0.0, penalty
 
     def _typical(self, replica: Replica) -> TypicalRates:
@@ -231,7 +231,7 @@ class _TermsPredictor:
         return work
 
     def _forgiven(self, replica: Replica) -> bool:
-        return self._at - replica.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
+        return self._now - replica.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
 
     def _rates(self, replica: Replica) -> tuple[float, float]:
         """How fast it reads and speaks; where that is not known, or stale, what may be assumed."""
@@ -239,7 +239,7 @@ class _TermsPredictor:
         # A node that only failed is taken for a new one now and then: it may have healed.
         fresh = not node.attempted or (replica.failed > 0 and not replica.answers and self._forgiven(replica))
         reads, speaks = replica.prefill.value, replica.decode.value
-        stale = speaks is not None and self._at - replica.last_end_us > STALE
+        stale = speaks is not None and self._now - replica.last_end_us > STALE
         if stale and (speaks or 0.0) * NOT_FAR > self._typical(replica).best_decode:
             fresh, reads, speaks = self._task.priority <= STALE_PRIORITY, None, None
         if replica.answers < FEW and reads and speaks:
@@ -273,7 +273,7 @@ class ReliableRouter(CompletionRouter):
     by_finish = False
     UNPROVEN = 0.8
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
         shares = [replica.reliability.read() for replica in replicas]
         return [
             finish / max(0.1, self.UNPROVEN if share is None else share) ** 2
@@ -296,11 +296,11 @@ class SparingRouter(CompletionRouter):
     wide = True
     PATIENCE = 20.0
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
         bound = min(finishes) * self.PATIENCE
         occupies_gpu = task.kind is not EMBED
         return [
-            1 / max(finish, 1.0) if finish <= bound and replica.free(at, occupies_gpu) else finish
+            1 / max(finish, 1.0) if finish <= bound and replica.free(now, occupies_gpu) else finish
             for finish, replica in zip(finishes, replicas, strict=True)
         ]
 
@@ -314,8 +314,8 @@ class LatencyRouter(CompletionRouter):
     __slots__ = ()
     by_finish = False
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
-        return [replica.latency_us(at) + replica.wait_us(at) for replica in replicas]
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
+        return [replica.latency_us(now) + replica.wait_us(now) for replica in replicas]
 
     def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
         return "least latency so far"
@@ -328,7 +328,7 @@ class LeastLoadedRouter(CompletionRouter):
     by_finish = False
     wide = True
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
         return [float(replica.node.running) for replica in replicas]
 
     def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
@@ -342,7 +342,7 @@ class FairRouter(CompletionRouter):
     by_finish = False
     wide = True
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
         return [float(replica.node.attempted + replica.node.running) for replica in replicas]
 
     def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
@@ -359,11 +359,11 @@ class RoundRobinRouter(CompletionRouter):
     def __init__(self) -> None:
         self._last = ""
 
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], at: Micros) -> list[float]:
+    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
         keys = [replica.key for replica in replicas]
         start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
         free = [
-            i for i in (*range(start, len(replicas)), *range(start)) if replicas[i].free(at, task.kind is not EMBED)
+            i for i in (*range(start, len(replicas)), *range(start)) if replicas[i].free(now, task.kind is not EMBED)
         ]
         if not free:
             return finishes

@@ -12,8 +12,9 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
+from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Accept, Complete, ItemsAdded, Refuse, Start
+from sollol.core.events import ItemsAdded
 from sollol.core.state.batch import joined
 from sollol.core.state.incapability import OF_THE_REQUEST
 from sollol.core.state.ranges import Ranges

@@ -15,32 +15,34 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
-from sollol.core.endpoint import Endpoint
-from sollol.core.fault_recovery import fault_outcome
-from sollol.core.messages import (
+from sollol.core.actions import (
     Abort,
     Accept,
     Action,
-    Cancelled,
     Complete,
-    Event,
-    Finished,
-    FirstToken,
     ItemsRequested,
     Load,
-    NodeLost,
-    NodeSeen,
     Notice,
     Probe,
     Refuse,
-    Responding,
     SchedulerFault,
     Start,
+    WakeAt,
+)
+from sollol.core.endpoint import Endpoint
+from sollol.core.events import (
+    Cancelled,
+    Event,
+    Finished,
+    FirstToken,
+    NodeLost,
+    NodeSeen,
+    Responding,
     Submitted,
     TaskFailed,
     Tick,
-    WakeAt,
 )
+from sollol.core.fault_recovery import fault_outcome
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
 from sollol.errors import SollolError

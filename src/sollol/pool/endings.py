@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollol.core.messages import Complete
+from sollol.core.actions import Complete
 from sollol.core.types import Status, Task
 from sollol.errors import DeadlineExceeded, NoNodeAvailable, QueueFull, ResponseError, SollolError, StreamBroken
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import NodeAdded, NodeRemoved, Tick
+from sollol.core.events import NodeAdded, NodeRemoved, Tick
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from sollol.core.messages import Complete, Start
+from sollol.core.actions import Complete, Start
 from sollol.core.state.estimators import Quantile
 from sollol.core.types import LEAN_ROW, OK, Decision, Kind, Micros, Outcome, RoutingMode, Row, Status, Task, TaskType
 from sollol.pool.answers import Answer

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.messages import Accept, Complete, Refuse, Start
 from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.errors import (

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from sollol.core.messages import Silence, Silent
+from sollol.core.events import Silence, Silent
 
 log = logging.getLogger("sollol")
 LOOK_S = 0.5

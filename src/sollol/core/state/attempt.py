@@ -101,13 +101,13 @@ class Attempt:
         )
         self.control = False  # it sends what was answered before, to learn whether the node works
 
-    def expected_end(self, at: Micros) -> Micros:
+    def expected_end(self, now: Micros) -> Micros:
         """When it should end, seen from now: once overdue, half as long again as it has taken so far."""
-        return self.due_us if at <= self.due_us else at + self.remaining_us(at)
+        return self.due_us if now <= self.due_us else now + self.remaining_us(now)
 
-    def remaining_us(self, at: Micros) -> Micros:
+    def remaining_us(self, now: Micros) -> Micros:
         """What it will still need once it is late: half as long again as it has taken so far."""
-        return (at - self.started_us) // 2
+        return (now - self.started_us) // 2
 
     def first_response_us(self) -> Micros:
         """When it was expected to be heard, counted from its start."""

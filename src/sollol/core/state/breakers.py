@@ -25,7 +25,7 @@ class NodeFaults:
         self.models: set[str] = set()  # that failed since the last good answer
         self.count = 0
 
-    def record(self, model: str, at: Micros, outcome: Outcome) -> bool:
+    def record(self, model: str, now: Micros, outcome: Outcome) -> bool:
         """Take in how an attempt ended; True if the shared breaker has opened or closed."""
         breaker = self.breaker
         if breaker is None:
@@ -35,14 +35,14 @@ class NodeFaults:
             self.count += 1
             self.models.add(model)
             if len(self.models) >= MODELS_LEAST or not before:
-                breaker.record(at, outcome)
+                breaker.record(now, outcome)
             return breaker.closed is not before
         if outcome.status is OK or outcome.status is Status.REFUSED:
             self.count = 0
             if self.models:
                 self.models.clear()
         if not before or outcome.status is OK:
-            breaker.record(at, outcome)
+            breaker.record(now, outcome)
         return breaker.closed is not before
 
 
@@ -60,9 +60,9 @@ class ReplicaBreaker:
         shared = self.node.breaker
         return self.own.closed and (shared is None or shared.closed)
 
-    def admits(self, at: Micros) -> bool:
+    def admits(self, now: Micros) -> bool:
         shared = self.node.breaker
-        return self.own.admits(at) and (shared is None or shared.admits(at))
+        return self.own.admits(now) and (shared is None or shared.admits(now))
 
     def retry_at(self) -> Micros | None:
         """When both admit a trial; None while closed, or while a trial is under way."""
@@ -73,22 +73,22 @@ class ReplicaBreaker:
         known = [time for time in times if time is not None]
         return max(known) if known and len(known) == len(times) else None
 
-    def begin(self, at: Micros) -> None:
-        self.own.begin(at)
+    def begin(self, now: Micros) -> None:
+        self.own.begin(now)
         if self.node.breaker is not None:
-            self.node.breaker.begin(at)
+            self.node.breaker.begin(now)
 
-    def trip(self, at: Micros) -> None:
+    def trip(self, now: Micros) -> None:
         """Open its own breaker."""
-        self.own.trip(at)
+        self.own.trip(now)
 
-    def postpone(self, at: Micros, longer: bool) -> None:
+    def postpone(self, now: Micros, longer: bool) -> None:
         """Close the trial of whichever is open: another node was sooner."""
         for breaker in (self.own, self.node.breaker):
             if breaker is not None and not breaker.closed:
-                breaker.postpone(at, longer)
+                breaker.postpone(now, longer)
 
-    def record(self, at: Micros, outcome: Outcome) -> None:
-        self.own.record(at, outcome)
+    def record(self, now: Micros, outcome: Outcome) -> None:
+        self.own.record(now, outcome)
         if outcome.status is Status.LEFT and self.node.breaker is not None:
-            self.node.breaker.record(at, outcome)
+            self.node.breaker.record(now, outcome)

@@ -25,9 +25,9 @@ class ClusterState:
         self.used: dict[str, str] = {}  # model -> the digest that embeddings have used, also before this fleet
         self.one_digest = False  # chats use one digest, too
 
-    def learn_unable(self, node: Node, task: Task, outcome: Outcome, at: Micros) -> None:
+    def learn_unable(self, node: Node, task: Task, outcome: Outcome, now: Micros) -> None:
         """Remember what a node cannot do."""
-        if node.incapable.learn(task, outcome, at):
+        if node.incapable.learn(task, outcome, now):
             self.incapable[node.key] = node
 
     def served(self, node: Node, task: Task) -> None:
@@ -36,6 +36,6 @@ class ClusterState:
         if node.incapable.is_empty:
             self.incapable.pop(node.key, None)
 
-    def unable_for(self, task: Task, at: Micros) -> set[str]:
+    def unable_for(self, task: Task, now: Micros) -> set[str]:
         """Return the nodes that are known to be unable to serve this task."""
-        return {key for key, node in self.incapable.items() if node.incapable.stops(task, at)}
+        return {key for key, node in self.incapable.items() if node.incapable.stops(task, now)}

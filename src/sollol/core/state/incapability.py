@@ -34,34 +34,34 @@ class Incapabilities:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], Incapability] = {}
 
-    def learn(self, task: Task, outcome: Outcome, at: Micros) -> bool:
+    def learn(self, task: Task, outcome: Outcome, now: Micros) -> bool:
         """Remember what this outcome tells; False if it tells nothing of other requests."""
         status = outcome.http_status
         if outcome.status is Status.LOCKED:
-            self._add(("", ""), outcome.message, at)
+            self._add(("", ""), outcome.message, now)
         elif status in OF_THE_REQUEST:
             return False
         elif status in OF_THE_ROUTE or 300 <= status < 400:
-            self._add((task.route, ""), outcome.message, at)
+            self._add((task.route, ""), outcome.message, now)
         else:
-            self._add((task.route, task.model), outcome.message, at)
+            self._add((task.route, task.model), outcome.message, now)
         return True
 
-    def _add(self, key: tuple[str, str], why: str, at: Micros) -> None:
+    def _add(self, key: tuple[str, str], why: str, now: Micros) -> None:
         before = self._known.get(key)
         for_us = UNABLE_FOR if before is None else before.for_us
-        if before is not None and before.until_us <= at:
+        if before is not None and before.until_us <= now:
             for_us = min(2 * for_us, UNABLE_MAX)
         if before is None and len(self._known) >= KNOWN_MAX:  # routes are named by callers
             del self._known[next(iter(self._known))]
-        self._known[key] = Incapability(at + for_us, for_us, why)
+        self._known[key] = Incapability(now + for_us, for_us, why)
 
-    def stops(self, task: Task, at: Micros) -> bool:
+    def stops(self, task: Task, now: Micros) -> bool:
         """Check whether the node is known to be unable to serve this task."""
         known, route = self._known, task.route
         for key in (("", ""), (route, ""), (route, task.model)):
             found = known.get(key)
-            if found is not None and found.until_us > at:
+            if found is not None and found.until_us > now:
                 return True
         return False
 
@@ -71,13 +71,13 @@ class Incapabilities:
         for key in (("", ""), (route, ""), (route, task.model)):
             self._known.pop(key, None)
 
-    def words(self, at: Micros) -> list[str]:
+    def words(self, now: Micros) -> list[str]:
         """Return one sentence for each thing that the node cannot do now."""
         listed = []
         for (route, model), incapable in self._known.items():
-            if incapable.until_us > at:
+            if incapable.until_us > now:
                 of = f"{route} with {model}" if model else route or "any call"
-                seconds = round((incapable.until_us - at) / SECOND)
+                seconds = round((incapable.until_us - now) / SECOND)
                 listed.append(f"cannot serve {of}: {incapable.why}; tried again in {seconds} s")
         return listed
 

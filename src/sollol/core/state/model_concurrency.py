@@ -53,15 +53,15 @@ class ModelConcurrency:
 
     # --- how many at once ---
 
-    def try_another(self, at: Micros) -> bool:
+    def try_another(self, now: Micros) -> bool:
         """Let one more model work at the same time, as a trial. Returns whether one began."""
-        if self.limit != self._settled or self.limit >= TURNS_MOST or at < self._trial_at:
+        if self.limit != self._settled or self.limit >= TURNS_MOST or now < self._trial_at:
             return False
         self.limit += 1
         self._ratio = Mean()
         return True
 
-    def record_overlap(self, ratio: float, at: Micros) -> None:
+    def record_overlap(self, ratio: float, now: Micros) -> None:
         """Record the decode rate of an answer, as a share of the usual one, while models overlapped."""
         self._ratio.add(ratio)
         if self._ratio.count < TURNS_LEAST:
@@ -73,20 +73,20 @@ class ModelConcurrency:
             self._hold_us = TURNS_HOLD
         elif self.limit > self._settled:
             self.limit = self._settled
-            self._trial_at = at + self._hold_us
+            self._trial_at = now + self._hold_us
             self._hold_us = min(4 * self._hold_us, TURNS_HOLD_MAX)
 
     # --- whose turn ---
 
-    def charge(self, priority: int, app: str, model: str, us: Micros, at: Micros) -> None:
+    def charge(self, priority: int, app: str, model: str, us: Micros, now: Micros) -> None:
         """Charge an attempt that is expected to take `us` of this node."""
-        self._levels[priority] = at
+        self._levels[priority] = now
         self._apps.charge(app, us)
         self._models.charge(model, us)
 
-    def age_us(self, priority: int, since: Micros, at: Micros) -> Micros:
+    def age_us(self, priority: int, since: Micros, now: Micros) -> Micros:
         """How long a priority has waited on this node: since it was last served, or began to wait."""
-        return at - max(since, self._levels.get(priority, since))
+        return now - max(since, self._levels.get(priority, since))
 
     def goes_before(self, app: str, model: str, other_app: str, other_model: str) -> bool:
         """Compare two heads of the same priority by the time that was given to each."""

@@ -104,8 +104,8 @@ class ModelReplicas:
             self._forget_options(replica)
         self._ranked_at = -1
 
-    def usable(self, at: Micros) -> list[Replica]:
-        return [replica for replica in self.replicas.values() if replica.usable(at)]
+    def usable(self, now: Micros) -> list[Replica]:
+        return [replica for replica in self.replicas.values() if replica.usable(now)]
 
     def digest_for(self, task: Task) -> str:
         """Return the only version of the model that may answer this task; "" for any."""
@@ -133,10 +133,10 @@ class ModelReplicas:
         if options:
             self._by_options.setdefault(options, {})[replica.node.key] = replica
 
-    def shortlist(self, task: Task, tried: Collection[str], wide: bool, at: Micros) -> list[Replica]:
+    def shortlist(self, task: Task, tried: Collection[str], wide: bool, now: Micros) -> list[Replica]:
         """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
         if self.off_nominal:
-            self._review(at)
+            self._review(now)
         digest = self.digest_for(task) if self.mixed else ""
         limited = task.only is not None or task.gpu or bool(digest)
         if not limited and not tried and not self.off_nominal and (wide or len(self._all) <= SHORTLIST):
@@ -145,24 +145,24 @@ class ModelReplicas:
             return [
                 replica
                 for replica in self.replicas.values()
-                if replica.node.key not in tried and replica.usable(at) and self.suits(replica, task, digest)
+                if replica.node.key not in tried and replica.usable(now) and self.suits(replica, task, digest)
             ]
         if wide or len(self.replicas) <= SHORTLIST:
             return [
                 replica
                 for replica in self.replicas.values()
-                if (replica.attempts or replica.breaker.closed or replica.breaker.admits(at))
+                if (replica.attempts or replica.breaker.closed or replica.breaker.admits(now))
                 and replica.node.up
                 and (not tried or replica.node.key not in tried)
             ]
         self._rank()
-        free = self._best_free(tried, at)
+        free = self._best_free(tried, now)
         worst = free[-1].rank if len(free) >= HALF else len(self._ranked)
         busy: list[Replica] = []
         for replica in self._ranked:
             if replica.rank >= worst:
                 break
-            if replica.node.key not in self.with_capacity and replica.node.key not in tried and replica.usable(at):
+            if replica.node.key not in self.with_capacity and replica.node.key not in tried and replica.usable(now):
                 busy.append(replica)
                 if len(busy) == HALF:
                     break
@@ -170,25 +170,25 @@ class ModelReplicas:
         known = [self.prefix_hashes.get(prefix_hash) for prefix_hash, _ in task.prefix]
         known += list(self._by_options.get(task.options, {}).values())[:MATCHING]
         for replica_or_none in known:
-            if replica_or_none is not None and replica_or_none.node.key not in tried and replica_or_none.usable(at):
+            if replica_or_none is not None and replica_or_none.node.key not in tried and replica_or_none.usable(now):
                 found.setdefault(replica_or_none.node.key, replica_or_none)
         return list(found.values()) or [
-            replica for replica in self.replicas.values() if replica.node.key not in tried and replica.usable(at)
+            replica for replica in self.replicas.values() if replica.node.key not in tried and replica.usable(now)
         ]
 
-    def _review(self, at: Micros) -> None:
+    def _review(self, now: Micros) -> None:
         for key, replica in list(self.off_nominal.items()):
-            if replica.is_nominal(at):
+            if replica.is_nominal(now):
                 replica.settle()
                 del self.off_nominal[key]
 
-    def _best_free(self, tried: Collection[str], at: Micros) -> list[Replica]:
+    def _best_free(self, tried: Collection[str], now: Micros) -> list[Replica]:
         """The fastest lanes with a free slot, the fastest first. Sought where there are fewer to look at."""
         few = len(self.with_capacity) * 4 < len(self.replicas)
         replicas = sorted(self.with_capacity.values(), key=_rank_of) if few else self._ranked
         free: list[Replica] = []
         for replica in replicas:
-            if replica.key in self.with_capacity and replica.key not in tried and replica.free(at):
+            if replica.key in self.with_capacity and replica.key not in tried and replica.free(now):
                 free.append(replica)
                 if len(free) == HALF:
                     break
@@ -244,18 +244,18 @@ class ModelReplicas:
 
     # --- sums for batches ---
 
-    def recount(self, at: Micros) -> None:
+    def recount(self, now: Micros) -> None:
         """Sum the rates afresh: after a node came or went, and against the drift of many additions."""
-        rates = [replica.work.read() or 0.0 for replica in self.usable(at)]
+        rates = [replica.work.read() or 0.0 for replica in self.usable(now)]
         self.total_rate = sum(rates)
         self.best_rate = max(rates, default=0.0)
         self._counted = self.samples
         self.checked = 0
 
-    def rate_changed(self, before: float, after: float, at: Micros) -> None:
+    def rate_changed(self, before: float, after: float, now: Micros) -> None:
         self.samples += 1
         if self.samples - self._counted >= 256:
-            self.recount(at)
+            self.recount(now)
             return
         self.total_rate += after - before
         self.best_rate = max(self.best_rate, after)

@@ -89,15 +89,15 @@ class Node:
     def usable(self) -> bool:
         return self.up is True
 
-    def wait_us(self, at: Micros) -> Micros:
+    def wait_us(self, now: Micros) -> Micros:
         """How long until one of the models at work here has nothing to do."""
         ends = [
-            max(attempt.expected_end(at) for attempt in replica.attempts.values() if attempt.occupies_gpu)
+            max(attempt.expected_end(now) for attempt in replica.attempts.values() if attempt.occupies_gpu)
             for replica in self.replicas.values()
             if replica.occupies_gpu
         ]
         over = len(ends) - self.concurrency.limit
-        return max(0, sorted(ends)[over] - at) if 0 <= over < len(ends) else 0
+        return max(0, sorted(ends)[over] - now) if 0 <= over < len(ends) else 0
 
     def mark_overlapped(self) -> None:
         for replica in self.replicas.values():
@@ -112,7 +112,7 @@ class Node:
                 sizes[model] = self.models.get(model, 0)
         return sizes
 
-    def remember(self, at: Micros) -> None:
+    def remember(self, now: Micros) -> None:
         """Learn what fits together from this look at the models in memory, beside the last one."""
         current = self._sizes_listed()
         before = dict(self.listed)
@@ -120,8 +120,8 @@ class Node:
             if replica.answers and replica.last_end_us > self.listed_us:
                 before.setdefault(model, self.models.get(model, 0))
         loading = {model: self.models.get(model, 0) for model, replica in self.replicas.items() if replica.is_loading}
-        self.memory.seen(self.listed, before, current, loading, self.used(at))
-        self.listed, self.listed_us = current, at
+        self.memory.seen(self.listed, before, current, loading, self.used(now))
+        self.listed, self.listed_us = current, now
 
     def loads(self, model: str) -> None:
         """Expect a model in memory from now on, and those gone that do not fit beside it. A probe will tell."""
@@ -167,18 +167,18 @@ class Node:
         replica = self.replicas.get(model)
         return 0 if replica is None else max(replica.last_end_us, replica.options_used_us)
 
-    def used(self, at: Micros) -> frozenset[str]:
+    def used(self, now: Micros) -> frozenset[str]:
         """Return the models that were used within DISPLACED, or are at work."""
         return frozenset(
             model
             for model, replica in self.replicas.items()
-            if replica.attempts or (replica.answers and at - replica.last_end_us < DISPLACED)
+            if replica.attempts or (replica.answers and now - replica.last_end_us < DISPLACED)
         )
 
-    def in_use(self, at: Micros) -> bool:
+    def in_use(self, now: Micros) -> bool:
         """Has a model of it been used just now, which a load might put out?"""
         return any(
-            replica.answers and at - replica.last_end_us < DISPLACED
+            replica.answers and now - replica.last_end_us < DISPLACED
             for replica in self.replicas.values()
             if replica.is_loaded
         )

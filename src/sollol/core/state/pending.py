@@ -20,15 +20,15 @@ class Reservation:
 
     __slots__ = ("decision", "finish_us", "free_us", "replica", "second_best_us", "service_us")
 
-    def __init__(self, replica: Replica, decision: Decision, free_us: Micros, service_us: Micros, at: Micros) -> None:
+    def __init__(self, replica: Replica, decision: Decision, free_us: Micros, service_us: Micros, now: Micros) -> None:
         self.replica = replica
         self.decision = decision
         self.free_us = free_us  # when the lane should have a slot
         self.service_us = service_us  # that the task takes there
-        self.finish_us = at + decision.predicted_us
+        self.finish_us = now + decision.predicted_us
         scores = sorted(decision.scores)
         self.second_best_us = (
-            at + scores[1] if len(scores) > 1 else float(NEVER)
+            now + scores[1] if len(scores) > 1 else float(NEVER)
         )  # when it would finish on the second best
 
 
@@ -55,11 +55,11 @@ class PendingTask:
         "waits_for",
     )
 
-    def __init__(self, task: Task, at: Micros) -> None:
+    def __init__(self, task: Task, now: Micros) -> None:
         self.task = task
         self.key: Key = task.id
         self.group: ModelReplicas | None = None
-        self.since = at
+        self.since = now
         self.batch = Batch(task) if task.batch else None
         self.attempts: dict[Key, Attempt] = {}
         self.tried: dict[str, str] = {}  # node -> why it failed

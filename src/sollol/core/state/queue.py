@@ -130,14 +130,14 @@ class WaitQueue:
         self._levels: dict[int, _PriorityLevel] = {}
         self.waiting: dict[Key, _QueueEntry] = {}  # a look at it spares a call
 
-    def push(self, task: Key, priority: int, since: Micros, at: Micros, app: str = "", tokens: float = 1.0) -> None:
+    def push(self, task: Key, priority: int, since: Micros, now: Micros, app: str = "", tokens: float = 1.0) -> None:
         """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
         if task in self.waiting:
             self.remove(task)
         level = self._levels.get(priority)
         if level is None:
             level = self._levels[priority] = _PriorityLevel(priority)
-            level.since = at
+            level.since = now
         level.count += 1
         place = _QueueEntry(task, level, app, self._shares.enter(app), since, tokens)
         self.waiting[task] = place
@@ -149,13 +149,13 @@ class WaitQueue:
         else:
             insort(line, place, key=_arrival)
 
-    def peek(self, at: Micros) -> Key | None:
+    def peek(self, now: Micros) -> Key | None:
         """Who is next."""
         if len(self.waiting) < 2:
             for place in self.waiting.values():
                 return place.task
             return None
-        apps = self._first_level(at).apps
+        apps = self._first_level(now).apps
         best: _QueueEntry | None = None
         for line in apps.values():
             head = line[0]
@@ -164,24 +164,24 @@ class WaitQueue:
         assert best is not None
         return best.task
 
-    def _first_level(self, at: Micros) -> _PriorityLevel:
+    def _first_level(self, now: Micros) -> _PriorityLevel:
         levels = self._levels
         if len(levels) == 1:
             for level in levels.values():
                 return level
-        return levels[self._order(at)[0]]
+        return levels[self._order(now)[0]]
 
-    def head(self, at: Micros) -> tuple[int, Micros, str, Micros]:
+    def head(self, now: Micros) -> tuple[int, Micros, str, Micros]:
         """Return priority, since when that priority waits, application and arrival of the next task. Not if empty."""
-        task = self.peek(at)
+        task = self.peek(now)
         assert task is not None
         place = self.waiting[task]
         return place.level.priority, place.level.since, place.app, place.since
 
-    def serve(self, task: Key, at: Micros, tokens: float | None = None) -> float:
+    def serve(self, task: Key, now: Micros, tokens: float | None = None) -> float:
         """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
         place = self.waiting[task]
-        place.level.since = at
+        place.level.since = now
         paid = place.tokens if tokens is None else tokens
         self._shares.serve(place.share, paid)
         self._take(place)
@@ -217,10 +217,10 @@ class WaitQueue:
             place.share.waiting -= 1
             self.push(place.task, place.level.priority, place.since, place.level.since, place.app, place.tokens)
 
-    def first(self, count: int, at: Micros) -> list[Key]:
+    def first(self, count: int, now: Micros) -> list[Key]:
         """The tasks to be served next, first one first, as far as that can be told now."""
         found: list[Key] = []
-        for priority in self._order(at):
+        for priority in self._order(now):
             lines = list(self._levels[priority].apps.values())
             if len(lines) == 1:
                 for place in lines[0]:
@@ -249,10 +249,10 @@ class WaitQueue:
                 given += queue[turn].tokens
                 heapq.heapreplace(merge, (given, _arrival(queue[turn + 1]), number, turn + 1))
 
-    def _order(self, at: Micros) -> list[int]:
+    def _order(self, now: Micros) -> list[int]:
         """Levels, the one to be served first."""
         levels = self._levels
-        return sorted(levels, key=lambda p: (-(p + (at - levels[p].since) / AGEING), -p))
+        return sorted(levels, key=lambda p: (-(p + (now - levels[p].since) / AGEING), -p))
 
     def __contains__(self, task: Key) -> bool:
         return task in self.waiting

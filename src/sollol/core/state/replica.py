@@ -151,47 +151,47 @@ class Replica:
         if self.group.replicas.get(self.key) is self:
             self.group.off_nominal[self.key] = self
 
-    def is_nominal(self, at: Micros) -> bool:
+    def is_nominal(self, now: Micros) -> bool:
         return (
             self.node.up is True
             and self.breaker.closed
             and self.loaded_by_us
-            and self.paused_until <= at
-            and not (self.draining and self.still_draining(at))
+            and self.paused_until <= now
+            and not (self.draining and self.still_draining(now))
             and (self.answers > 0 or not self.failed)
             and self.slowness() <= 2 * self.measured_slowness
         )
 
-    def free(self, at: Micros, occupies_gpu: bool = True) -> bool:
+    def free(self, now: Micros, occupies_gpu: bool = True) -> bool:
         """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
-        if occupies_gpu and len(self.node.replicas) > 1 and not has_turn(self, at):
+        if occupies_gpu and len(self.node.replicas) > 1 and not has_turn(self, now):
             return False
-        return self.has_slot(at)
+        return self.has_slot(now)
 
-    def ready(self, at: Micros) -> bool:
+    def ready(self, now: Micros) -> bool:
         """Check for a slot that is proven: a second copy must not wait behind another call."""
-        return len(self.attempts) < self.proven and self.free(at)
+        return len(self.attempts) < self.proven and self.free(now)
 
-    def has_slot(self, at: Micros) -> bool:
+    def has_slot(self, now: Micros) -> bool:
         """Check that a request would be sent on, whatever other models of the node do."""
         node = self.node
         if self.nominal:
             return len(self.attempts) < self.limit
         return (
             node.up is True
-            and len(self.attempts) + (len(self.still_draining(at)) if self.draining else 0) < self.limiter.limit
-            and self.paused_until <= at
-            and (self.breaker.closed or self.breaker.admits(at))
+            and len(self.attempts) + (len(self.still_draining(now)) if self.draining else 0) < self.limiter.limit
+            and self.paused_until <= now
+            and (self.breaker.closed or self.breaker.admits(now))
         )
 
-    def still_draining(self, at: Micros) -> list[Micros]:
+    def still_draining(self, now: Micros) -> list[Micros]:
         """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""
-        self.draining = [until for until in self.draining if until > at]
+        self.draining = [until for until in self.draining if until > now]
         return self.draining
 
-    def usable(self, at: Micros) -> bool:
+    def usable(self, now: Micros) -> bool:
         """Can it be expected to take work, now or when a slot frees?"""
-        return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(at))
+        return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(now))
 
     def slowness(self) -> float:
         """How many times slower than others it must be expected to be before it was tried: it may run on the CPU."""
@@ -248,43 +248,43 @@ class Replica:
             return False
         return options == f"num_ctx={held.context_length}"
 
-    def backlog(self, at: Micros) -> float:
+    def backlog(self, now: Micros) -> float:
         """Cost units in flight that are still to be done, by the clock rather than by hope."""
         rate = self.work.read()
         if rate is None or not self.attempts:
             return self.cost_inflight
-        since = min((a.started_us for a in self.attempts.values()), default=at)
-        return max(0.0, self.cost_inflight - rate * (at - max(since, self.last_end_us)))
+        since = min((a.started_us for a in self.attempts.values()), default=now)
+        return max(0.0, self.cost_inflight - rate * (now - max(since, self.last_end_us)))
 
-    def displaces(self, options: str, at: Micros) -> bool:
+    def displaces(self, options: str, now: Micros) -> bool:
         """Would these options put out a model that somebody used just now with others?"""
-        return self.is_loaded and options != self.options and at - self.options_used_us < DISPLACED
+        return self.is_loaded and options != self.options and now - self.options_used_us < DISPLACED
 
-    def wait_us(self, at: Micros, occupies_gpu: bool = True) -> Micros:
+    def wait_us(self, now: Micros, occupies_gpu: bool = True) -> Micros:
         """How long until its work would begin here, as far as predictions tell; 0 if at once.
 
         A slot on trial is none yet: a node with one slot takes a second request without a word, and lets it wait."""
         node = self.node
         if occupies_gpu and not self.occupies_gpu and node.active_models >= node.concurrency.limit:
-            return max(self._own_wait_us(at), node.wait_us(at))
+            return max(self._own_wait_us(now), node.wait_us(now))
         over = len(self.attempts) - self.proven
         if not self.nominal or over > 0:
-            return self._own_wait_us(at)
+            return self._own_wait_us(now)
         if over < 0:
             return 0
-        if self.soonest_us >= at:
-            return self.soonest_us - at
-        return min([attempt.expected_end(at) for attempt in self.attempts.values()]) - at
+        if self.soonest_us >= now:
+            return self.soonest_us - now
+        return min([attempt.expected_end(now) for attempt in self.attempts.values()]) - now
 
-    def _own_wait_us(self, at: Micros) -> Micros:
+    def _own_wait_us(self, now: Micros) -> Micros:
         over = len(self.attempts) - self.limiter.proven
-        ends = [attempt.expected_end(at) for attempt in self.attempts.values()]
-        if self.draining and (draining := self.still_draining(at)):
+        ends = [attempt.expected_end(now) for attempt in self.attempts.values()]
+        if self.draining and (draining := self.still_draining(now)):
             over += len(draining)
             ends += draining
-        wait = self.paused_until - at
+        wait = self.paused_until - now
         if over >= 0:
-            wait = max(wait, sorted(ends)[over] - at)
+            wait = max(wait, sorted(ends)[over] - now)
         return max(0, wait)
 
     def read(self, prefix: tuple[tuple[PrefixHash, int], ...]) -> int:
@@ -332,10 +332,10 @@ class Replica:
         node.running += 1
         group.inflight_cost += attempt.cost
 
-    def _integrate(self, at: Micros) -> None:
+    def _integrate(self, now: Micros) -> None:
         """Sum the calls in flight over time up to now."""
-        self.area_us += len(self.attempts) * (at - self.area_at)
-        self.area_at = at
+        self.area_us += len(self.attempts) * (now - self.area_at)
+        self.area_at = now
 
     def limit_changed(self) -> None:
         """Take over the limit after evidence."""
@@ -343,9 +343,9 @@ class Replica:
         if len(self.attempts) < self.limit and self.group.replicas.get(self.key) is self:
             self.group.with_capacity[self.key] = self
 
-    def remove(self, attempt: Attempt, at: Micros) -> None:
+    def remove(self, attempt: Attempt, now: Micros) -> None:
         node, group = self.node, self.group
-        self._integrate(at)
+        self._integrate(now)
         del self.attempts[attempt.key]
         if attempt.responding:
             self.responding -= 1
@@ -377,9 +377,9 @@ class Replica:
         self.nominal = True
         self.limit, self.proven = self.limiter.limit, self.limiter.proven
 
-    def record(self, at: Micros, outcome: Outcome) -> None:
+    def record(self, now: Micros, outcome: Outcome) -> None:
         """An attempt has ended so: for the breaker of this lane, and for the one that its node's models share."""
-        self.breaker.own.record(at, outcome)
+        self.breaker.own.record(now, outcome)
         faults = self.node.faults
         if outcome.status is OK:
             self.faults = self.contradicted = 0
@@ -387,7 +387,7 @@ class Replica:
             self.faults = 0
         elif outcome.status in FAULTS:
             self.faults += 1
-        if faults.record(self.model, at, outcome):
+        if faults.record(self.model, now, outcome):
             for replica in self.node.replicas.values():
                 replica.flag_off_nominal()
 
@@ -396,21 +396,21 @@ class Replica:
         usual = self.good_latency.value or float(SECOND)
         self.latency.add(min(max(float(elapsed_us), FAILED_TIMES * usual), FAILED_MOST * usual))
 
-    def latency_us(self, at: Micros) -> float:
+    def latency_us(self, now: Micros) -> float:
         """Microseconds per call. What failures add to it fades, so that the node is tried again; 0 for no answer."""
         mean = self.latency.value or 0.0
         good = self.good_latency.value or 0.0
         if mean <= good:
             return mean
-        halvings = min(max(0, at - self.last_end_us) / FADES, 60.0)
+        halvings = min(max(0, now - self.last_end_us) / FADES, 60.0)
         return good + (mean - good) / math.pow(2.0, halvings)
 
-    def measured_work(self, at: Micros, cost: float, working_us: Micros) -> None:
+    def measured_work(self, now: Micros, cost: float, working_us: Micros) -> None:
         """An embedding ended: its work took the time since this lane was last known to be idle or done."""
         self.measured_slowness = self.slowness()
         before = self.work.read() or 0.0
         self.work.add(cost, working_us)
-        self.group.rate_changed(before, self.work.read() or 0.0, at)
+        self.group.rate_changed(before, self.work.read() or 0.0, now)
         self.done_cost += cost
 
     def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:

@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from sollol.core.actions import Abort, Action, Complete, Start
 from sollol.core.bounds import forget_model
 from sollol.core.cancelled_prefill import taken_until
 from sollol.core.health_checks import HealthChecks
-from sollol.core.messages import Abort, Action, Complete, Start
 from sollol.core.model_versions import short
 from sollol.core.policy import Policies
 from sollol.core.state.attempt import Attempt
@@ -71,12 +71,12 @@ class SchedulerState:
         replica: Replica,
         cost: float,
         decision: Decision,
-        at: Micros,
+        now: Micros,
         ranges: Ranges | None = None,
     ) -> Attempt:
         self._serial = id = self._serial + 1
         task = pending.task
-        attempt = Attempt(id, task, replica, cost, at, at + decision.predicted_us, decision)
+        attempt = Attempt(id, task, replica, cost, now, now + decision.predicted_us, decision)
         attempt.pending = pending
         attempt.resumed = pending.delivering
         self.attempts[attempt.key] = pending.attempts[attempt.key] = attempt
@@ -86,22 +86,22 @@ class SchedulerState:
         replica.add(attempt)
         observe = False
         if task.kind is not EMBED:
-            attempt.behind_prefill = behind_prefill = at < replica.left_until
+            attempt.behind_prefill = behind_prefill = now < replica.left_until
             observe = (attempt.trial or behind_prefill) and task.observable and not task.stream
             attempt.observed = observe or task.stream
             if not attempt.observed:
                 attempt.responding = True
                 replica.responding += 1
             elif same_options and (attempt.trial or behind_prefill or replica.responding):
-                self.watch(attempt, at)
+                self.watch(attempt, now)
         if not replica.nominal and not replica.breaker.closed:
-            replica.breaker.begin(at)
+            replica.breaker.begin(now)
         self.out.append(Start(id, task.id, replica.key, decision, ranges, observe))
         return attempt
 
-    def watch(self, attempt: Attempt, at: Micros) -> None:
+    def watch(self, attempt: Attempt, now: Micros) -> None:
         """Look later whether the node has begun to answer an attempt: if not, it waits for a slot there."""
-        self.at(at + self.patience_us(attempt, attempt.trial), lambda later: self.unanswered(attempt, later))
+        self.call_at(now + self.patience_us(attempt, attempt.trial), lambda later: self.unanswered(attempt, later))
 
     def patience_us(self, attempt: Attempt, trial: bool) -> Micros:
         """Return how long a node may begin no answer before an attempt is taken to wait for a slot.
@@ -110,36 +110,36 @@ class SchedulerState:
         least = SLOT_LEAST + SLOT_TIMES * attempt.first_us()
         return least if trial else max(least, (attempt.due_us - attempt.started_us) // 2, SLOT_BELIEVED)
 
-    def end(self, attempt: Attempt, at: Micros) -> None:
+    def end(self, attempt: Attempt, now: Micros) -> None:
         del self.attempts[attempt.key]
         del attempt.pending.attempts[attempt.key]
-        attempt.replica.remove(attempt, at)
-        attempt.replica.last_end_us = at
+        attempt.replica.remove(attempt, now)
+        attempt.replica.last_end_us = now
 
-    def abort(self, attempt: Attempt, at: Micros, outcome: Outcome = LEFT, withdrawn: bool = False) -> None:
-        self.end(attempt, at)
+    def abort(self, attempt: Attempt, now: Micros, outcome: Outcome = LEFT, withdrawn: bool = False) -> None:
+        self.end(attempt, now)
         replica = attempt.replica
-        replica.breaker.record(at, LEFT)
+        replica.breaker.record(now, LEFT)
         replica.flag_off_nominal()
         reading_until = attempt.started_us + attempt.decision.first_us
-        if not withdrawn and not attempt.started and at < reading_until and replica.node.usable:
-            until = taken_until(replica, attempt, at)
+        if not withdrawn and not attempt.started and now < reading_until and replica.node.usable:
+            until = taken_until(replica, attempt, now)
             replica.draining.append(until)
             self.serve_at(replica.model, until)
         self.out.append(Abort(attempt.id, outcome, withdrawn))
-        self.let_others(replica, at)
+        self.let_others(replica, now)
 
-    def let_others(self, replica: Replica, at: Micros) -> None:
+    def let_others(self, replica: Replica, now: Micros) -> None:
         """Serve the other models of a node that has less to do, or that nobody waits for any more, at the next tick."""
         if len(replica.node.replicas) > 1:
             for other in replica.node.replicas.values():
                 if other is not replica and other.group.queue.waiting:
-                    self.serve_at(other.model, at)
+                    self.serve_at(other.model, now)
 
-    def abort_all(self, pending: PendingTask, at: Micros) -> list[Replica]:
+    def abort_all(self, pending: PendingTask, now: Micros) -> list[Replica]:
         attempts = list(pending.attempts.values())
         for attempt in attempts:
-            self.abort(attempt, at)
+            self.abort(attempt, now)
         return [attempt.replica for attempt in attempts]
 
     def settle(self, pending: PendingTask, outcome: Outcome, attempt: int | None = None, tried: bool = False) -> None:
@@ -162,7 +162,7 @@ class SchedulerState:
             forget_model(self, group)
         self.out.append(Complete(task.id, outcome, attempt, reasons))
 
-    def settle_no_node(self, pending: PendingTask, message: str, at: Micros) -> None:
+    def settle_no_node(self, pending: PendingTask, message: str, now: Micros) -> None:
         """No node can serve it. Tells when a node that asked for patience will be ready again."""
         replicas = (
             self.cluster.groups[pending.task.model].replicas.values()
@@ -170,10 +170,10 @@ class SchedulerState:
             else ()
         )
         ready = min(
-            (replica.paused_until for replica in replicas if replica.paused_until > at and replica.node.usable),
+            (replica.paused_until for replica in replicas if replica.paused_until > now and replica.node.usable),
             default=None,
         )
-        retry_us = None if ready is None or not pending.busy else ready - at
+        retry_us = None if ready is None or not pending.busy else ready - now
         self.settle(pending, Outcome(Status.NO_NODE, message, retry_us=retry_us), tried=True)
 
     def _reasons(self, pending: PendingTask) -> Iterable[tuple[str, str]]:
@@ -205,7 +205,7 @@ class SchedulerState:
         group = pending.group
         return group.digest_for(pending.task) if group is not None and group.mixed else ""
 
-    def may_yet_come(self, pending: PendingTask, at: Micros) -> bool:
+    def may_yet_come(self, pending: PendingTask, now: Micros) -> bool:
         """Facts older than the task decide nothing: ask every node again before giving up."""
         probing = False
         for node in self.cluster.nodes.values():
@@ -214,13 +214,13 @@ class SchedulerState:
             if pending.task.only is not None and node.key not in pending.task.only:
                 continue
             if node.asked_us < pending.since:
-                self.health.ask(node, at, self.out)
+                self.health.ask(node, now, self.out)
             probing = probing or node.probing
         return probing
 
-    def able(self, task: Task, replicas: list[Replica], at: Micros) -> list[Replica]:
+    def able(self, task: Task, replicas: list[Replica], now: Micros) -> list[Replica]:
         """Return the lanes not known to be unable to serve it; if all are, those that it has not tried."""
-        incapable, tried = self.cluster.unable_for(task, at), self.tasks[task.id].tried
+        incapable, tried = self.cluster.unable_for(task, now), self.tasks[task.id].tried
         able = [replica for replica in replicas if replica.key not in incapable]
         return able or [replica for replica in replicas if replica.key not in tried]
 
@@ -233,22 +233,22 @@ class SchedulerState:
         return queue
 
     def enqueue(
-        self, pending: PendingTask, group: ModelReplicas, since: Micros, at: Micros, priority: int | None = None
+        self, pending: PendingTask, group: ModelReplicas, since: Micros, now: Micros, priority: int | None = None
     ) -> None:
         """Put a task in line; an answer that was cut in the middle goes first (`priority`)."""
         task = pending.task
         tokens = task.cost * group.tokens_per_cost
         if not task.batch:
             tokens += group.expected_tokens(task)
-        group.queue.push(pending.key, task.priority if priority is None else priority, since, at, task.app, tokens)
+        group.queue.push(pending.key, task.priority if priority is None else priority, since, now, task.app, tokens)
 
-    def group(self, model: str, at: Micros) -> ModelReplicas:
+    def group(self, model: str, now: Micros) -> ModelReplicas:
         group = self.cluster.groups.get(model)
         if group is None:
             group = self.cluster.groups[model] = ModelReplicas(model, self.cluster, self.queue(model))
             for node in self.cluster.nodes.values():
                 self.join(group, node)
-            group.recount(at)
+            group.recount(now)
         return group
 
     def join(self, group: ModelReplicas, node: Node) -> None:
@@ -272,7 +272,7 @@ class SchedulerState:
 
     # --- time ---
 
-    def at(self, when: Micros, then: Callable[[Micros], None], owner: Key = None) -> None:
+    def call_at(self, when: Micros, then: Callable[[Micros], None], owner: Key = None) -> None:
         """Call `then` at the first tick from `when` on. `owner`: the task without which it means nothing."""
         self._serial += 1
         if len(self._timers) > TIMERS and len(self._timers) > TIMERS_EACH * len(self.tasks):
@@ -287,21 +287,21 @@ class SchedulerState:
         heapq.heapify(self._timers)
 
     def serve_at(self, model: str, when: Micros) -> None:
-        self.at(when, lambda later: self.serve(model, later))
+        self.call_at(when, lambda later: self.serve(model, later))
 
     def pause(self, replica: Replica, until: Micros) -> None:
         replica.paused_until = max(replica.paused_until, until)
         replica.flag_off_nominal()
         self.serve_at(replica.model, until)
 
-    def run_timers(self, at: Micros) -> None:
-        while self._timers and self._timers[0][0] <= at:
+    def run_timers(self, now: Micros) -> None:
+        while self._timers and self._timers[0][0] <= now:
             then = heapq.heappop(self._timers)[2]
             self.current_task = None
             try:
-                then(at)
+                then(now)
             except Exception as error:  # of one timer: the others are due as well
-                self.recover(error, at)
+                self.recover(error, now)
         self.next_at = self._timers[0][0] if self._timers else NEVER
 
     def invariants(self) -> None:
@@ -333,13 +333,13 @@ class SchedulerState:
         assert self.waiting() <= len(self.tasks)
 
 
-def _nobody(model: str, at: Micros) -> None:
+def _nobody(model: str, now: Micros) -> None:
     raise RuntimeError("the ledger has no scheduler")
 
 
-def _not_recovered(error: Exception, at: Micros) -> None:
+def _not_recovered(error: Exception, now: Micros) -> None:
     raise error
 
 
-def _unanswered(attempt: Attempt, at: Micros) -> None:
+def _unanswered(attempt: Attempt, now: Micros) -> None:
     raise RuntimeError("the ledger has no scheduler")
