@@ -43,7 +43,7 @@ LAW: dict[str, set[str]] = {
         "files",
         "",
     },
-    "__main__": {"cli"},
+    "__main__": {"cli", "sim"},
     "compat": {"errors", "config", "core", "policies", "nodes", "observe", "pool"},
     "routing_modes": {"core"},
     "routing_strategy": {"core"},
@@ -70,7 +70,7 @@ def imports(path: Path) -> set[str]:
 
 def room_of(path: Path) -> str:
     parts = path.relative_to(SOURCE).with_suffix("").parts
-    return "" if parts == ("__init__",) else parts[0]
+    return "" if parts == ("__init__",) else parts[-1] if parts[-1] == "__main__" else parts[0]
 
 
 FILES = sorted(SOURCE.rglob("*.py"))

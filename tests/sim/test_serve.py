@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from sollol.sim import ModelSpec, NodeSpec, Served, SimNode, serve, sim_cluster, spawn, spawn_many
-from sollol.sim.__main__ import main
 from tests.sim.wire import ask, read_answer, request_bytes
 
 MODELS = (ModelSpec("chat", mean_words=float("inf")), ModelSpec("embed", "embed", dim=16))
@@ -221,12 +220,6 @@ def gone(pid: int) -> bool:
 def test_a_node_that_cannot_start_says_so() -> None:
     with pytest.raises(RuntimeError, match="ended with"):
         spawn_many([SPEC], schedule=[{"at_s": 0, "do": "explode"}])
-
-
-def test_the_command_line_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "--nodes" in capsys.readouterr().out
 
 
 def test_the_command_serves_until_its_input_ends() -> None:

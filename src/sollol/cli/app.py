@@ -29,6 +29,7 @@ from sollol.cli import (
     ps,
     search,
     serve,
+    sim,
     top,
 )
 from sollol.config import find_file
@@ -134,3 +135,4 @@ app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
 app.command(epilog=bench.EPILOG)(bench.bench)
+app.command(epilog=sim.EPILOG)(sim.sim)

@@ -95,10 +95,14 @@ def spawn_many(
 
 
 def _start(spec: NodeSpec, port: int, schedule: Sequence[dict[str, Any]]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sollol.sim", "--spec", json.dumps(spec.to_json()), "--port", str(port)]
-    command += ["--schedule", json.dumps(list(schedule)), "--until-stdin-ends"]
-    if threading.current_thread() is threading.main_thread():
-        command += ["--die-with", str(os.getpid())]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    job = {
+        "spec": spec.to_json(),
+        "port": port,
+        "schedule": list(schedule),
+        "parent": os.getpid() if in_main_thread else None,
+    }
+    command = [sys.executable, "-m", "sollol.sim", "--child", json.dumps(job)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
