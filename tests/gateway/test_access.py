@@ -267,3 +267,31 @@ def test_all_models_are_visible_without_patterns() -> None:
 class _Request:
     def __init__(self, key: Key | None) -> None:
         self.key = key
+
+
+@pytest.mark.parametrize("count", [1, 9, 70])
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings", "/api/generate"])
+def test_a_fallback_that_the_key_may_not_use_is_passed_over_and_not_named(path: str, count: int) -> None:
+    """On single calls and on lists that are split: the key's own fallback answers, or nobody, and none is named."""
+    hidden, own = ModelSpec("hidden", "embed"), ModelSpec("own", "embed")
+    words, own_words = ModelSpec("hidden-words"), ModelSpec("own-words")
+    embeds = path != "/api/generate"
+    models, fallbacks = (
+        ((hidden, own), ("hidden", "own")) if embeds else ((words, own_words), ("hidden-words", "own-words"))
+    )
+    aliases = {"by-alias": fallbacks[0]}
+    asked = {"input": ["a"] * count} if embeds else {"prompt": "a", "stream": False, "options": {"num_predict": 2}}
+    for reachable in (True, False):
+        key = Key("k", hash_of("k-0123456789abcdef"), app="k", models=("gone", *(fallbacks[1:] if reachable else ())))
+        settings = GatewaySettings(fallbacks={"gone:latest": ("by-alias", *fallbacks)}, aliases=aliases)
+        with (
+            sim_cluster([NodeSpec(models=models, seed=number) for number in (1, 2)]) as nodes,
+            gateway_over(nodes.urls, settings, keyring=Keyring([key], required=True)) as stage,
+            stage.client(headers={"Authorization": "Bearer k-0123456789abcdef"}) as client,
+        ):
+            answer = client.post(path, json={"model": "gone", **asked})
+            assert answer.status_code == (200 if reachable else 404), answer.text
+            assert "hidden" not in answer.text
+            assert "by-alias" not in answer.text
+            refused = client.post(path, json={"model": "hidden", **asked})
+            assert (refused.status_code, "own" in refused.text) == (403, reachable)

@@ -26,7 +26,7 @@ from sollol.gateway.bodies import settle_body
 from sollol.gateway.changes import listening_as, may_pass, not_taken
 from sollol.gateway.cors import Cors
 from sollol.gateway.hosts import clean, is_own_host, redirect, refuse_host
-from sollol.gateway.keys import Keyring
+from sollol.gateway.keys import Key, Keyring
 from sollol.gateway.meter import Meter
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
@@ -75,7 +75,7 @@ class Gateway:
         self.draining = False
         self.common = b""  # header lines of every answer
         self._cors = Cors(())
-        self._meter = Meter()
+        self.meter = Meter()
         self._exact: dict[str, dict[str, Route]] = {}
         self._connections: set[ClientConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -299,10 +299,9 @@ class Gateway:
         if key is None and (route.public or not self.keyring.required):
             return True
         if key is not None:
-            wait_s = self._meter.admit(key, asyncio.get_running_loop().time()) if route.tongue is not None else 0.0
+            wait_s = self.meter.admit(key, asyncio.get_running_loop().time()) if route.tongue is not None else 0.0
             if wait_s:
-                told = f"the key {key.name!r} has asked for as much as it may in a minute; try again in {wait_s:.0f} s"
-                request.refuse(429, told, [("Retry-After", str(max(1, math.ceil(wait_s))))])
+                self._too_soon(request, key, wait_s)
             return not wait_s
         told = "this key is not known here, or was revoked" if token else "this server asks for a key"
         request.refuse(
@@ -336,6 +335,7 @@ class Gateway:
     def failed(self, request: Request, error: Exception) -> None:
         """A fault of ours: logged, counted, and answered with the name that it has in the log."""
         name = self.engine.dispatcher.fault(f"{request.method} {request.path[:200]}", error)
+        self.settle(request, 0)
         if request.has_begun:
             request.cut()
             return
@@ -396,10 +396,32 @@ class Gateway:
         except TransportFault as fault:
             log.info("%s was not told how long to keep a model: %s", node.key, fault)
 
-    def charge(self, request: Request, tokens: int) -> None:
-        """A call of a key has used so many tokens."""
-        if request.key is not None and tokens:
-            self._meter.charge(request.key, tokens, asyncio.get_running_loop().time())
+    # --- what keys are charged ---
+
+    def reserve(self, request: Request, prompt: int, tokens_out: int | None = None) -> bool:
+        """Take from the key's tokens what a call should use; False, and an answer, where none is left.
+
+        `prompt`: tokens of the request. `tokens_out`: a bound of those of the answer."""
+        key = request.key
+        if key is None or request.charge is not None:
+            return True
+        now_s = asyncio.get_running_loop().time()
+        wait_s = self.meter.tokens_wait_s(key, now_s)
+        if wait_s:
+            self._too_soon(request, key, wait_s)
+            return False
+        request.charge = self.meter.reserve(key, prompt, tokens_out, now_s)
+        return True
+
+    def settle(self, request: Request, tokens: int, complete: bool = False) -> None:
+        """A call has ended and used so many tokens. `complete`: its answer came to its own end."""
+        charge = request.charge
+        if charge is not None:
+            charge.settle(tokens, asyncio.get_running_loop().time(), complete=complete)
+
+    def _too_soon(self, request: Request, key: Key, wait_s: float) -> None:
+        told = f"the key {key.name!r} has asked for as much as it may in a minute; try again in {wait_s:.0f} s"
+        request.refuse(429, told, [("Retry-After", str(max(1, math.ceil(wait_s))))])
 
 
 def _owner(request: Request) -> str | None:

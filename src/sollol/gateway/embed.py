@@ -15,9 +15,11 @@ import msgspec
 
 from sollol.core.actions import Accept, Refuse, Start
 from sollol.core.state.ranges import Ranges
-from sollol.core.types import Outcome, Status, Timing, canonical_model
+from sollol.core.timing_check import PROMPT_MORE, PROMPT_TIMES
+from sollol.core.types import Micros, Outcome, Status, Timing, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
+from sollol.gateway.charging import BYTES_A_TOKEN, prompt_tokens, size_of
 from sollol.gateway.infer import Inference, Wanted, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
@@ -53,6 +55,7 @@ class RawBatch(BatchJob):
         super().__init__(*given)
         self.rows: dict[int, msgspec.Raw] = {}
         self.tokens = 0.0
+        self._left: set[int] = set()  # texts of requests that were ended from this side
         self.load_ns = 0
         self._kept: dict[int, tuple[Start, _Rows]] = {}
 
@@ -77,9 +80,22 @@ class RawBatch(BatchJob):
         fresh = action.items.items()
         for item in fresh:
             self.rows[item] = row[item]
-        self.tokens += found.prompt_eval_count * len(fresh) / max(1, len(items))
+        told, size = found.prompt_eval_count, size_of(self._texts[item] for item in items)
+        if not 0 < told <= PROMPT_TIMES * size + PROMPT_MORE:
+            told = -(-size // BYTES_A_TOKEN)
+        self.tokens += told * len(fresh) / max(1, len(items))
         self.load_ns = max(self.load_ns, found.load_duration)
         self.count_items(start.node, len(fresh))
+
+    def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
+        super().ended(start, outcome, began, at)
+        if outcome.status is Status.LEFT:
+            self._left.update((start.items or Ranges()).items())
+
+    def used(self) -> int:
+        """Return the tokens of the texts that were embedded, or were being embedded when the call was given up."""
+        left = [self._texts[item] for item in self._left if item not in self.rows]
+        return round(self.tokens) + -(-size_of(left) // BYTES_A_TOKEN)
 
     def refuse(self, action: Refuse) -> None:
         self.note_refused(action)
@@ -121,21 +137,46 @@ def check_format(name: str | None) -> None:
 async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any) -> None:
     """One list over all nodes. If one of its texts is refused, the whole call is, as a node does it."""
     how = wanted(request, gateway)
-    models = [found.model, *gateway.settings.fallbacks_of(gateway.settings.resolve_model(found.model))]
-    for place, name in enumerate(models):
-        model = gateway.settings.resolve_model(name)
-        check_allowed(request, model, name)
+    models = _models(gateway, request, found.model)
+    if not gateway.reserve(request, prompt_tokens(size_of(found.input)), 0):
+        return
+    jobs: list[RawBatch] = []
+    try:
+        await _on_all_nodes(gateway, request, tongue, found, models, how, jobs)
+    finally:  # also where the client has left
+        gateway.settle(request, sum(job.used() for job in jobs))
+
+
+def _models(gateway: Gateway, request: Request, name: str) -> list[str]:
+    """Return the model of a name and those of its fallbacks that the key may use, too. Raises ResponseError (403)."""
+    model = gateway.settings.resolve_model(name)
+    check_allowed(request, model, name)
+    others = [gateway.settings.resolve_model(other) for other in gateway.settings.fallbacks_of(model)]
+    return [model, *(other for other in others if request.key is None or request.key.allows(other))]
+
+
+async def _on_all_nodes(
+    gateway: Gateway,
+    request: Request,
+    tongue: Tongue,
+    found: Any,
+    models: list[str],
+    how: Wanted,
+    jobs: list[RawBatch],
+) -> None:
+    """Embed by the first of the models that has nodes, and answer. `jobs`: receives what was begun."""
+    for place, model in enumerate(models):
         try:
             fields = _FIELDS if tongue.path == "/api/embed" else _V1_FIELDS
-            job, report, took_ns = await _run(gateway, request, model, found, fields, how)
+            job, report, took_ns = await _run(gateway, request, model, found, fields, how, jobs)
         except SollolError as error:
             if place + 1 < len(models) and isinstance(error, NoNodeAvailable):
                 continue
             if gateway.nobody_has(model):
-                raise ResponseError(unknown_model(request.path, name), 404) from None
+                raise ResponseError(unknown_model(request.path, found.model), 404) from None
             raise
+        gateway.settle(request, sum(each.used() for each in jobs))
         tokens = round(job.tokens)
-        gateway.charge(request, tokens)
         count = len(found.input)
         rows = [bytes(job.rows[index]) for index in range(count)]
         if tongue.path == "/v1/embeddings":
@@ -152,7 +193,13 @@ async def _split(gateway: Gateway, request: Request, tongue: Tongue, found: Any)
 
 
 async def _run(
-    gateway: Gateway, request: Request, model: str, found: Any, names: tuple[str, ...], how: Wanted
+    gateway: Gateway,
+    request: Request,
+    model: str,
+    found: Any,
+    names: tuple[str, ...],
+    how: Wanted,
+    jobs: list[RawBatch],
 ) -> tuple[RawBatch, BatchReport, int]:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BatchReport] = loop.create_future()
@@ -175,6 +222,7 @@ async def _run(
     wish = Wish(how.priority, how.timeout_s, how.mode, hedge, only=how.only)
     job = engine.batch(model, fields, wish, None, post, app=how.app, make=RawBatch)
     assert isinstance(job, RawBatch)
+    jobs.append(job)
     request.task = job.task.id
     gateway.name_task(request, job.task.id)
     try:

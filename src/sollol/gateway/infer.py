@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sollol.core.types import OK, RoutingMode, Status, Task, canonical_model, is_cloud_model
+from sollol.core.types import EMBED, OK, RoutingMode, Status, Task, canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
+from sollol.gateway.charging import prompt_tokens, used
 from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request, has_ours
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 # What reading a body that no honest client sends can end in; anything else is a fault of ours.
 BODY_FAULTS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-CHARACTERS_A_TOKEN: Final = 4  # of English text, about
-PROMPT_MOST: Final = 100_000  # characters of a prompt that are charged so: the bytes of images are few tokens
 _SECONDS: Final = re.compile(r"-?[0-9]{1,9}")
 _DURATION: Final = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ns|us|ms|s|m|h))+")
 _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -117,7 +116,18 @@ def no_model(path: str) -> SollolError:
 class Inference:
     """One request and the models it may be answered with."""
 
-    __slots__ = ("_asked", "_body", "_fallbacks", "_gateway", "_model", "_request", "_task", "_tongue", "_wanted")
+    __slots__ = (
+        "_asked",
+        "_body",
+        "_fallbacks",
+        "_gateway",
+        "_model",
+        "_prompt",
+        "_request",
+        "_task",
+        "_tongue",
+        "_wanted",
+    )
 
     def __init__(self, tongue: Tongue, gateway: Gateway, request: Request, body: bytes, asked: Asked) -> None:
         self._tongue = tongue
@@ -129,6 +139,7 @@ class Inference:
         self._fallbacks: list[str] | None = None  # those still to be tried
         self._model = ""  # that is asked now, and by which task
         self._task = 0
+        self._prompt = 0  # tokens that it is expected to have
 
     def submit(self, name: str) -> None:
         gateway, request, asked = self._gateway, self._request, self._asked
@@ -180,6 +191,10 @@ class Inference:
             )
         else:
             job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self._done, gateway.sinks)
+        if request.key is not None:
+            self._prompt = prompt_tokens(asked.size or len(body))
+            if not gateway.reserve(request, self._prompt, task.tokens_out if task.kind is not EMBED else 0):
+                return
         request.on_gone = self._left
         engine.submit(job)
 
@@ -203,18 +218,21 @@ class Inference:
         assert settled is not None
         how = settled.outcome.status
         gateway.totals.count(how is OK)
-        if how is Status.LEFT:
-            gateway.charge(request, _estimated(job))
+        if how is Status.NO_NODE and not request.has_begun and self._falls_back(model):
             return
-        timing = settled.outcome.timing
-        gateway.charge(request, timing.prompt_tokens + timing.tokens)
+        if request.charge is not None:
+            parts, size = job.came_so_far()
+            last = job.last if isinstance(job, StreamRelay) else job.body
+            gateway.settle(request, used(job, gateway.engine, self._prompt, parts, size, last), how is OK)
+        if how is Status.LEFT:
+            return
         if how is OK and self._wanted.keep_alive is not None:
             self._keep(model, job, self._wanted.keep_alive)
         if how is OK or (how is Status.REFUSED and job.body.lstrip().startswith(b"{")):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
             job.break_off(settled)
-        elif how is not Status.NO_NODE or not self._falls_back(model):
+        else:
             self._refuse(model, job)
 
     def _keep(self, model: str, job: CallJob, keep_alive: int | str) -> None:
@@ -264,15 +282,6 @@ def _said(tongue: Tongue, body: bytes) -> Said | None:
         return None
     except BODY_FAULTS as error:
         raise unreadable(error) from error
-
-
-def _estimated(job: CallJob) -> int:
-    """The tokens of a call whose client left before its end, where the node tells the true count. Else a key's bound
-    could be passed by hanging up before the last word."""
-    if not job.story.attempts:
-        return 0  # it was still waiting
-    told = len(job.received) if isinstance(job, StreamRelay) else 0
-    return (min(job.task.cost, PROMPT_MOST) + told) // CHARACTERS_A_TOKEN
 
 
 def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:

@@ -96,7 +96,9 @@ SCHEMAS: dict[str, Schema] = {
         running=_list(_ref("Running")),
         recent=_list(_ref("Past")),
         calibration=_ref("Calibration"),
+        keys={"type": "object", "additionalProperties": _ref("Account")},
     ),
+    "Account": _object(calls=_COUNT, tokens=_COUNT, running=_COUNT, reserved=_COUNT),
     "Queue": _object(
         id=_COUNT,
         state=_state("waiting", "running", "done"),

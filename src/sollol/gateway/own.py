@@ -51,7 +51,7 @@ async def ready(gateway: Gateway, request: Request) -> None:
 
 async def snapshot(gateway: Gateway, request: Request) -> None:
     access.admin(request, SEE)
-    request.answer(200, encode(gateway.pool.snapshot()))
+    request.answer(200, encode({**gateway.pool.snapshot(), "keys": gateway.meter.told()}))
 
 
 async def nodes(gateway: Gateway, request: Request) -> None:

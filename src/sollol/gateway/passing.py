@@ -6,6 +6,7 @@ no node lists (Ollama's cloud models), goes to the first node that does not lack
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,10 +16,11 @@ from sollol.core.types import OK, Kind, Outcome, Status, Task, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway import access
 from sollol.gateway.bodies import read_json
+from sollol.gateway.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt_tokens, under_way
 from sollol.gateway.fanout import up_nodes
 from sollol.gateway.forms import is_form, read_form, text_of, write_form
 from sollol.gateway.hosts import quoted
-from sollol.gateway.infer import CHARACTERS_A_TOKEN, PROMPT_MOST, Wanted, routed, wanted
+from sollol.gateway.infer import Wanted, routed, wanted
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.nodes.call import UNBOUNDED
@@ -41,6 +43,8 @@ async def pass_on(gateway: Gateway, request: Request) -> None:
     how = wanted(request, gateway)
     if not model:
         access.admin(request, SEE)
+    if not gateway.reserve(request, _prompt(call)):
+        return
     if model and gateway.lists(model) and not gateway.nobody_has(model):
         _submit(gateway, request, call, model, how)
     else:
@@ -50,7 +54,14 @@ async def pass_on(gateway: Gateway, request: Request) -> None:
 async def cloud(gateway: Gateway, request: Request) -> None:
     """Send a request of a route of ours for a cloud model to any node. The key may use the model."""
     call = Call(request.method, _target(request), request.body, stream=True, timeouts=UNBOUNDED)
+    if not gateway.reserve(request, _prompt(call)):
+        return
     await anywhere(gateway, request, call, wanted(request, gateway))
+
+
+def _prompt(call: Call) -> int:
+    assert isinstance(call.body, bytes)
+    return prompt_tokens(len(call.body))
 
 
 def _target(request: Request) -> str:
@@ -105,9 +116,20 @@ def _allowed(gateway: Gateway, request: Request, name: str) -> str:
 
 async def anywhere(gateway: Gateway, request: Request, call: Call, how: Wanted) -> None:
     """Ask one node after the other, until one does not lack the route; its answer is passed on as it comes."""
+    nodes = [node for node in up_nodes(gateway) if how.only is None or node.key in how.only]
+    came = Came()
+    try:
+        await _ask_in_turn(gateway, request, call, nodes, came)
+    except asyncio.CancelledError:  # the client has left; the node may have worked for it
+        came.begun = True
+        raise
+    finally:
+        gateway.settle(request, came.tokens(_prompt(call)))
+
+
+async def _ask_in_turn(gateway: Gateway, request: Request, call: Call, nodes: list[Endpoint], came: Came) -> None:
     last: tuple[Endpoint, Reply, bytes] | None = None
     why: list[tuple[str, str]] = []
-    nodes = [node for node in up_nodes(gateway) if how.only is None or node.key in how.only]
     for node in nodes:
         try:
             reply = await gateway.engine.transport.send(node, call)
@@ -122,8 +144,7 @@ async def anywhere(gateway: Gateway, request: Request, call: Call, how: Wanted) 
         except TransportFault as fault:
             why.append((node.key, str(fault)))
             continue
-        size = await _pass_reply(request, node.key, reply)
-        gateway.charge(request, (min(len(call.body), PROMPT_MOST) + size) // CHARACTERS_A_TOKEN)  # type: ignore[arg-type]
+        await _pass_reply(request, node.key, reply, came)
         return
     if last is None:
         raise NoNodeAvailable(f"{request.path}: no node answered", why)
@@ -142,20 +163,31 @@ async def _some(reply: Reply) -> bytes:
     return bytes(found[:ERROR_BYTES])
 
 
-async def _pass_reply(request: Request, node: str, reply: Reply) -> int:
-    """Pass an answer on as it comes; its length."""
-    size = 0
+class Came:
+    """What a client has received of an answer that nobody here can read."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.size = 0
+
+    def tokens(self, prompt: int) -> int:
+        """Return what the call is charged: nothing, if it was not answered."""
+        return prompt + self.size // BYTES_A_TOKEN if self.begun else 0
+
+
+async def _pass_reply(request: Request, node: str, reply: Reply, came: Came) -> None:
+    """Pass an answer on as it comes."""
     async with aclosing(reply):
         try:
             request.begin(reply.status, _kind(reply), [("X-Sollol-Node", node)])
+            came.begun = True
             async for piece in reply:
-                size += len(piece)
+                came.size += len(piece)
                 if not request.write(piece):
                     await request.drained()
             request.end()
         except TransportFault:
             request.cut()
-    return size
 
 
 def _kind(reply: Reply) -> str:
@@ -198,7 +230,7 @@ class PassedCall(CallJob):
         self.call = call
         self.request = request
         self.gateway = gateway
-        self.size = 0  # bytes of the answer
+        self.came = Came()
         self._kinds: dict[int, str] = {}
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -216,8 +248,9 @@ class PassedCall(CallJob):
             try:
                 request.begin(reply.status, _kind(reply), routed(self.task.id, node.key, len(self.story.attempts) + 1))
                 started(False)
+                self.came.begun = True
                 async for piece in reply:
-                    self.size += len(piece)
+                    self.came.size += len(piece)
                     if not request.write(piece):
                         await request.drained()
             except TransportFault as fault:
@@ -235,8 +268,8 @@ def _settled(job: CallJob) -> None:
     assert settled is not None
     outcome = settled.outcome
     gateway.totals.count(outcome.status is OK)
-    if job.story.attempts:
-        gateway.charge(request, (job.task.cost + job.size) // CHARACTERS_A_TOKEN)
+    job.came.begun = job.came.begun or (outcome.status in GIVEN_UP and bool(under_way(job)))
+    gateway.settle(request, job.came.tokens(_prompt(job.call)))
     if request.has_begun:
         (request.end if outcome.status is OK else request.cut)()
     elif outcome.status is Status.REFUSED and outcome.http_status:

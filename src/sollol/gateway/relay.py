@@ -56,6 +56,10 @@ class WholeRelay(CallJob):
         self._transport.start(node, self.call, attempt)
         return attempt.abort
 
+    def came_so_far(self) -> tuple[int, int]:
+        """Return how many parts the client has received, and their bytes: a whole answer is none."""
+        return 0, 0
+
     def came(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
         self.keep(attempt, body)
         if status != 200:
@@ -113,6 +117,7 @@ class StreamRelay(StreamJob):
         self._unread: list[bytes] | None = None if said is None else said.unread
         self.refused = b""  # the event in which a node refused an answer that had begun
         self.parts = self.part_bytes = 0  # passed on without being read
+        self._events = self._event_bytes = 0  # passed on
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
@@ -128,8 +133,18 @@ class StreamRelay(StreamJob):
         self._begins(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
         attempt.dispatcher.watch(start.attempt, attempt)
 
+    def count(self, events: int, size: int) -> None:
+        """Count events that go to the client, and their bytes."""
+        self._events += events
+        self._event_bytes += size
+
+    def came_so_far(self) -> tuple[int, int]:
+        """Return how many parts the client has received, and their bytes."""
+        return self._events, self._event_bytes
+
     def _pass_on(self, line: bytes) -> bool:
         """A part that another node went on with."""
+        self.count(1, len(line))
         if self.request.write(self.tongue.framed(line)):
             return True
         self.request.on_drained = self.drained.set
@@ -197,6 +212,7 @@ class StreamRelay(StreamJob):
 class StreamAttempt(Exchange):
     __slots__ = (
         "_began",
+        "_counted",
         "_ending",
         "_job",
         "_parts",
@@ -224,6 +240,7 @@ class StreamAttempt(Exchange):
         self._refused_size = 0
         self._began = False
         self._parts = 0  # pieces that came
+        self._counted = 0  # events of them that were passed on
         self._recent = Recent()
         self._ending: asyncio.Handle | None = None
 
@@ -286,6 +303,8 @@ class StreamAttempt(Exchange):
                     self._finish(strange)
                     return
             job.hear(passed)
+            job.count(reader.count - self._counted, len(passed))
+            self._counted = reader.count
             self._recent.add(passed)
             if not self._began:
                 self._began = True

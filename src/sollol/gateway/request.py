@@ -16,6 +16,7 @@ from sollol.gateway.refusals import error_body
 
 if TYPE_CHECKING:
     from sollol.gateway.keys import Key
+    from sollol.gateway.meter import Charge
     from sollol.gateway.wire import ClientConnection
 
 JSON: Final = "application/json; charset=utf-8"
@@ -40,6 +41,7 @@ class Request:
         "_ended",
         "_upload",
         "body",
+        "charge",
         "headers",
         "keep_alive",
         "key",
@@ -72,6 +74,7 @@ class Request:
         self.body = b""
         self.keep_alive = False
         self.key: Key | None = None
+        self.charge: Charge | None = None  # what its key has reserved for it
         self.task = 0  # that it became, for an inference
         self.plain = False  # it is known to have none of our own headers
         self.origin = b""  # of a browser's page that may read the answer

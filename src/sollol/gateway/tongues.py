@@ -14,6 +14,7 @@ import msgspec
 
 from sollol.core.types import Kind, Outcome, TaskType
 from sollol.errors import BadInput
+from sollol.gateway.charging import size_of
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader
 from sollol.gateway.fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
@@ -29,7 +30,7 @@ from sollol.pool.continuation import Said, is_plain
 class Asked:
     """What of a request decides."""
 
-    __slots__ = ("cost", "model", "options", "prefix", "stream", "tokens_out", "type", "unloads")
+    __slots__ = ("cost", "model", "options", "prefix", "size", "stream", "tokens_out", "type", "unloads")
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Asked:
         prefix: tuple[tuple[int, int], ...],
         cost: int = 0,
         unloads: bool = False,
+        size: int = 0,
     ) -> None:
         self.model = model
         self.stream = stream
@@ -49,12 +51,15 @@ class Asked:
         self.type = type
         self.prefix = prefix
         self.cost = cost
+        self.size = size  # bytes of its texts, where they were counted
         self.unloads = unloads  # it only asks to put the model out of memory
 
 
 def asked_embedding(model: str, options: Any, texts: Sequence[Any]) -> Asked:
     cost = sum(item_cost(text) for text in texts if isinstance(text, str))
-    return Asked(model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost)
+    return Asked(
+        model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost, size=size_of(texts)
+    )
 
 
 class Tongue:

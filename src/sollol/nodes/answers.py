@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sollol.nodes.decoding import Int, json_reader
+from sollol.nodes.decoding import INT_MOST, Int, json_reader
 
 
 class Timings(msgspec.Struct, gc=False):
@@ -20,6 +20,12 @@ class Timings(msgspec.Struct, gc=False):
     eval_duration: Int = 0
     done: bool | None = None  # Ollama always says; servers that only resemble it may not
     error: Any = None
+    usage: Any = None  # of /v1
+
+    def read_tokens(self) -> int:
+        """Return the tokens of the request, under either name; 0 where they are not told."""
+        told = self.usage.get("prompt_tokens") if isinstance(self.usage, dict) else 0
+        return self.prompt_eval_count or (told if isinstance(told, int) and 0 < told <= INT_MOST else 0)
 
 
 read_timings = json_reader(Timings)

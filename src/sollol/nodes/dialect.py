@@ -122,7 +122,7 @@ def received(outcome: Outcome, tokens: int) -> Outcome:
 def _timing(t: Timings) -> Timing:
     return Timing(
         t.load_duration // 1000,
-        t.prompt_eval_count,
+        t.read_tokens(),
         t.prompt_eval_duration // 1000,
         t.eval_count,
         t.eval_duration // 1000,
