@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sollol.core.actions import Abort, Start
-from sollol.core.types import Status
+from sollol.core.types import Cause, Status
 from sollol.hedging import AdaptiveHedging
 from sollol.policies.hedging import BUDGET, LEAST, RESERVE
 from sollol.pool.engine import _stays
@@ -175,9 +175,7 @@ def copies_while_others_wait(stage: Stage) -> list[Start]:
         lambda entry: copies.extend(
             action
             for action in entry.actions
-            if isinstance(action, Start)
-            and "another copy" in action.decision.reason
-            and stage.pool.engine.scheduler.waiting()
+            if isinstance(action, Start) and action.cause is Cause.HEDGE and stage.pool.engine.scheduler.waiting()
         )
     )
     return copies

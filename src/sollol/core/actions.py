@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sollol.core.hints import mypyc_attr
 from sollol.core.state.ranges import Ranges
-from sollol.core.types import Decision, Kind, Micros, Outcome
+from sollol.core.types import Cause, Decision, Kind, Micros, Outcome
 from sollol.core.value import Value
 
 
@@ -17,7 +17,7 @@ from sollol.core.value import Value
 class Start(Value):
     """Send this task, or these items of it, to this node. `observe`: report when it begins to answer."""
 
-    __slots__ = ("attempt", "decision", "items", "node", "observe", "task")
+    __slots__ = ("attempt", "cause", "decision", "items", "node", "observe", "task")
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class Start(Value):
         decision: Decision,
         items: Ranges | None = None,
         observe: bool = False,
+        cause: Cause = Cause.FIRST,
     ) -> None:
         self.attempt = attempt
         self.task = task
@@ -34,6 +35,7 @@ class Start(Value):
         self.decision = decision
         self.items = items
         self.observe = observe
+        self.cause = cause
 
 
 @mypyc_attr(acyclic=True)

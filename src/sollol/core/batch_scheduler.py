@@ -14,7 +14,7 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
-from sollol.core.types import OK, SECOND, TRANSIENT, Decision, Micros, Outcome, RoutingMode, Status, Task
+from sollol.core.types import OK, SECOND, TRANSIENT, Cause, Decision, Micros, Outcome, RoutingMode, Status, Task
 from sollol.core.value import replaced
 
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
@@ -163,7 +163,8 @@ class BatchScheduler:
             assert piece.evidence.outcome is not None
             self._refuse(pending, batch, ranges, piece.evidence.outcome)
             return True
-        attempt = self._start(pending, batch, replica, ranges, view.replica_backlog, now)
+        cause = Cause.RETRY if piece.tries else Cause.FIRST
+        attempt = self._start(pending, batch, replica, ranges, view.replica_backlog, now, cause=cause)
         attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
         attempt.evidence, attempt.suspect = piece.evidence, piece.suspect
         attempt.other_half = piece if piece.suspect and piece.ranges else None
@@ -179,11 +180,13 @@ class BatchScheduler:
         backlog: float,
         now: Micros,
         reason: str = "free slot",
+        cause: Cause = Cause.FIRST,
     ) -> Attempt:
         cost = batch.cost_of(ranges)
         rate = replica.work.read() or replica.group.total_rate / max(1, len(replica.group.replicas))
         predicted = replica.startup_us() + round((backlog + cost) / rate) if rate else 5 * SECOND
-        return self._state.start(pending, replica, cost, Decision(replica.node.key, predicted, reason), now, ranges)
+        decision = Decision(replica.node.key, predicted, reason)
+        return self._state.start(pending, replica, cost, decision, now, ranges, cause)
 
     def _after_cutting(self, pending: PendingTask, batch: Batch, group: ModelReplicas, taken: int, now: Micros) -> None:
         task = pending.task
@@ -238,7 +241,7 @@ class BatchScheduler:
         pending = self._state.tasks[victim.task.id]
         assert pending.batch is not None
         reason = f"takes over from {victim.replica.node.key}"
-        attempt = self._start(pending, pending.batch, replica, ranges, 0.0, now, reason)
+        attempt = self._start(pending, pending.batch, replica, ranges, 0.0, now, reason, Cause.TAKEOVER)
         attempt.tries, attempt.failed_on = victim.tries, victim.failed_on
         attempt.evidence, attempt.suspect = victim.evidence, victim.suspect
         pending.batch.contest(attempt, victim, ranges)

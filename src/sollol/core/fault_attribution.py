@@ -11,7 +11,7 @@ from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.suspicion import CONTROL_AFTER, TRIES_MOST, tries_needed
-from sollol.core.types import SECOND, Decision, Micros, Outcome, Status
+from sollol.core.types import SECOND, Cause, Decision, Micros, Outcome, Status
 
 HOPELESS: Final = 24  # failures before a batch that never succeeded is given up, or fewer that take its patience
 HOPELESS_LEAST: Final = 6
@@ -75,7 +75,7 @@ class FaultAttribution:
             return False
         items = Ranges([(item, item + 1)])
         decision = Decision(replica.node.key, 5 * SECOND, "control: a text that was answered before")
-        attempt = self._state.start(pending, replica, batch.costs.mean, decision, now, items)
+        attempt = self._state.start(pending, replica, batch.costs.mean, decision, now, items, Cause.CONTROL)
         attempt.control = True
         return True
 

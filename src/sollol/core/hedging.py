@@ -11,7 +11,7 @@ from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
-from sollol.core.types import EMBED, MILLISECOND, Micros, RoutingMode, Task, Timing
+from sollol.core.types import EMBED, MILLISECOND, Cause, Micros, RoutingMode, Task, Timing
 from sollol.core.value import replaced
 
 HEDGE_AGAIN: Final[Micros] = 50 * MILLISECOND  # a late call for whose second copy there was no room
@@ -166,7 +166,8 @@ class Hedging:
         decision = router_of(self._state, task).choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         reason = f"another copy: {late.replica.node.key} is {what}; {decision.reason}"
         replica = late.replica.group.replicas[decision.node]
-        return state.start(pending, replica, task.cost, replaced(decision, reason=reason), now)
+        decision = replaced(decision, reason=reason)
+        return state.start(pending, replica, task.cost, decision, now, cause=Cause.HEDGE)
 
     def learn_alone(self, attempt: Attempt, timing: Timing, usual: float, now: Micros) -> None:
         """If it was heard more than twice as late as expected: would a copy sent then have been heard first, at the

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 class Router(Protocol):
-    """Which node? `wide`: it must see every lane; others are shown a shortlist where there are many.
+    """Choose the replica for a task.
 
-    `by_finish`: it always takes the lane where the task should finish first, and `Decision.rows` say when that is; so a
-    task that rather waits for a busy lane is not asked again before an answer frees one that would be sooner."""
+    Attributes:
+        wide: The router must see every replica; others get a shortlist where there are many.
+        by_finish: It always chooses the replica with the least predicted finish, as `Decision.predictions` show. A task
+            that waits for a busy replica is then compared again only after a change that could improve its choice.
+    """
 
     wide: bool
     by_finish: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
 from sollol.core.actions import Load
@@ -185,10 +184,9 @@ class RequestScheduler:
             if replica is reservation.replica or not replica.free(now, occupies_gpu):
                 continue
             key = replica.key
-            for row in reservation.decision.rows:
-                if row[0] == key:
-                    finish = now + replica.wait_us(now, occupies_gpu) + reserved_us.get(key, 0) + math.fsum(row[2:])
-                    break
+            known = reservation.decision.prediction_for(key)
+            if known is not None:
+                finish = now + replica.wait_us(now, occupies_gpu) + reserved_us.get(key, 0) + known.after_wait_us()
             else:
                 finish = float(now + router.choose(task, [replica], reserved_us, now, self._state.rng).predicted_us)
             if finish < reservation.finish_us:

@@ -6,7 +6,6 @@ Those of which every request makes one are plain classes (`core.value`), tuples 
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -184,6 +183,17 @@ class Status(enum.Enum):
     DEADLINE = "deadline"
 
 
+class Cause(enum.Enum):
+    """The reason for an attempt. Reports count by it."""
+
+    FIRST = "first"
+    RETRY = "retry"  # an earlier attempt has failed
+    HEDGE = "hedge"  # another attempt of the task is late, or on trial
+    TAKEOVER = "takeover"  # an idle node repeats items that another has under way
+    RESUME = "resume"  # it continues an answer that another node began
+    CONTROL = "control"  # it sends an item answered before, to test the node
+
+
 # The answers to the two questions that every request asks many times: an enum's member is looked up by its name.
 OK: Final = Status.OK
 EMBED: Final = Kind.EMBED
@@ -254,38 +264,85 @@ class Outcome(Value):
         self.retry_us = retry_us
 
 
-class Term(NamedTuple):
-    """One summand of a prediction: waiting, loading, prefill, decode, work. Microseconds."""
-
-    name: str
-    us: Micros
+SHOWN: Final = 8  # predictions that `Decision.candidates` returns
 
 
-class Candidate(NamedTuple):
-    """A node that was considered: when it would finish, and of what that is made."""
+@mypyc_attr(acyclic=True)
+class Prediction(Value):
+    """Predicted microseconds until a task would be complete on one node, by term. Unset terms are zero."""
 
-    node: str
-    finish_us: Micros
-    terms: tuple[Term, ...] = ()
+    __slots__ = (
+        "decode_us",
+        "displaces_us",
+        "embed_us",
+        "failures_us",
+        "load_us",
+        "node",
+        "overhead_us",
+        "prefill_us",
+        "wait_us",
+    )
 
+    def __init__(
+        self,
+        node: str,
+        wait_us: float,
+        prefill_us: float,
+        decode_us: float,
+        overhead_us: float,
+        load_us: float = 0.0,
+        displaces_us: float = 0.0,
+        embed_us: float = 0.0,
+        failures_us: float = 0.0,
+    ) -> None:
+        self.node = node
+        self.wait_us = wait_us
+        self.prefill_us = prefill_us
+        self.decode_us = decode_us
+        self.overhead_us = overhead_us
+        self.load_us = load_us
+        self.displaces_us = displaces_us
+        self.embed_us = embed_us
+        self.failures_us = failures_us
 
-# A node's key and the microseconds of each term of its prediction, whose sum is when it would finish. Most terms are
-# nothing most of the time: a row of LEAN is of those that are not.
-Row = tuple[Any, ...]
-LEAN: Final = ("wait", "prefill", "decode", "overhead")
-LEAN_ROW: Final = len(LEAN) + 1  # what such a row holds
-SHOWN: Final = 8  # candidates that a decision tells of
+    def after_wait_us(self) -> float:
+        """Return the sum of all terms but the wait for a slot."""
+        known = self.load_us + self.displaces_us + self.prefill_us + self.embed_us
+        return known + self.decode_us + self.overhead_us + self.failures_us
+
+    @property
+    def finish_us(self) -> Micros:
+        """Return the sum of the terms."""
+        return round(self.wait_us + self.after_wait_us())
+
+    @property
+    def terms(self) -> dict[str, Micros]:
+        """Return the terms that are not zero, by name."""
+        named = (
+            ("wait", self.wait_us),
+            ("load", self.load_us),
+            ("displaces", self.displaces_us),
+            ("embed", self.embed_us),
+            ("prefill", self.prefill_us),
+            ("decode", self.decode_us),
+            ("overhead", self.overhead_us),
+            ("failures", self.failures_us),
+        )
+        return {name: round(us) for name, us in named if us}
 
 
 @mypyc_attr(acyclic=True)
 class Decision(Value):
-    """Why an attempt went where it went. `predicted_us` is the time from the decision to the answer; `first_us`, to
-    the first token (0 where that was not predicted).
+    """Record where an attempt was sent and why.
 
-    `rows` are the nodes that were considered, as they fell out of the prediction, `terms` the names of what they are
-    made of, and `scores` what was to be least, one for each row."""
+    Attributes:
+        predicted_us: Time from the decision to the complete answer.
+        first_us: Time to the first token; 0 where it was not predicted.
+        predictions: The nodes that were compared.
+        scores: The number that was minimised, one for each prediction.
+    """
 
-    __slots__ = ("first_us", "node", "predicted_us", "reason", "rows", "scores", "terms")
+    __slots__ = ("first_us", "node", "predicted_us", "predictions", "reason", "scores")
 
     def __init__(
         self,
@@ -293,33 +350,32 @@ class Decision(Value):
         predicted_us: Micros,
         reason: str,
         first_us: Micros = 0,
-        terms: tuple[str, ...] = (),
-        rows: Sequence[Row] = (),
+        predictions: Sequence[Prediction] = (),
         scores: Sequence[float] = (),
     ) -> None:
         self.node = node
         self.predicted_us = predicted_us
         self.reason = reason
         self.first_us = first_us
-        self.terms = terms
-        self.rows = rows
+        self.predictions = predictions
         self.scores = scores
 
     def first_response_us(self, stream: bool) -> Micros:
-        """The predicted time to the first token of a stream, or to an answer that is given whole."""
+        """Return the predicted time to the first token of a stream, or to the whole answer."""
         return self.first_us if stream and self.first_us else self.predicted_us
 
-    @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        """The nodes that were considered, the best first. Made when somebody looks."""
-        order = sorted(range(len(self.rows)), key=self.scores.__getitem__)
-        return tuple(self._candidate(self.rows[place]) for place in order[:SHOWN])
+    def prediction_for(self, node: str) -> Prediction | None:
+        """Return the prediction for one node, or None if it was not compared."""
+        for prediction in self.predictions:
+            if prediction.node == node:
+                return prediction
+        return None
 
-    def _candidate(self, row: Row) -> Candidate:
-        parts: tuple[float, ...] = row[1:]
-        names = LEAN if len(parts) == len(LEAN) else self.terms
-        terms = tuple([Term(name, round(us)) for name, us in zip(names, parts, strict=True) if us])
-        return Candidate(row[0], round(math.fsum(parts)), terms)
+    @property
+    def candidates(self) -> tuple[Prediction, ...]:
+        """Return the best SHOWN predictions, the best first."""
+        order = sorted(range(len(self.predictions)), key=self.scores.__getitem__)
+        return tuple([self.predictions[place] for place in order[:SHOWN]])
 
 
 class LoadedModel(NamedTuple):

@@ -25,16 +25,15 @@ from sollol.core.state.model_replicas import TypicalRates
 from sollol.core.state.replica import Replica
 from sollol.core.types import (
     EMBED,
-    LEAN_ROW,
     NEVER,
     SECOND,
     SHOWN,
     Decision,
     Micros,
+    Prediction,
     PrefixHash,
     RoutingMode,
     RoutingStrategy,
-    Row,
     Task,
 )
 
@@ -52,10 +51,6 @@ FELL: Final = 2.0  # times slower where it runs now than where it was measured
 STALE_PRIORITY: Final = 5  # calls above it are not used to find out
 FORGIVEN: Final[Micros] = 30 * SECOND  # after which a replica that has only failed is tried as a new one
 NOT_FAR: Final = 8.0  # times slower than the best when it was last heard of
-_TERMS: Final = ("wait", "load", "displaces", "prefill", "decode", "overhead", "failures")
-_EMBED_TERMS: Final = ("wait", "load", "displaces", "embed", "", "overhead", "failures")
-
-Parts = tuple[float, float, float, float, float, float, float]  # microseconds, in the order of _TERMS
 _REASONS: Final = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 
@@ -76,27 +71,22 @@ class CompletionRouter:
     ) -> Decision:
         if not isinstance(replicas, list):  # compiled, a list is read without calls
             replicas = list(replicas)
-        rows: list[Row] = []
-        finishes = _predict(task, replicas, reserved_us, now, rows)
+        predictions: list[Prediction] = []
+        finishes = _predict(task, replicas, reserved_us, now, predictions)
         scores = self._scores(task, replicas, finishes, now)
-        chosen = _least(scores, rng) if len(rows) > 1 else 0
-        row = rows[chosen]
-        finish = finishes[chosen]
+        chosen = _least(scores, rng) if len(predictions) > 1 else 0
+        best = predictions[chosen]
+        finish = finishes[chosen] - best.displaces_us  # what others pay decides, but this call does not take it
         embed = task.kind is EMBED
-        if len(rows) > KEPT:
-            best = sorted(range(len(rows)), key=scores.__getitem__)[:SHOWN]
-            rows, scores = [rows[i] for i in best], [scores[i] for i in best]
-        decode: float = 0.0 if embed else row[3] if len(row) == LEAN_ROW else row[5]
-        if len(row) != LEAN_ROW:
-            others: float = row[3]
-            finish -= others  # what others pay decides, but this call does not take it
+        if len(predictions) > KEPT:
+            order = sorted(range(len(predictions)), key=scores.__getitem__)[:SHOWN]
+            predictions, scores = [predictions[i] for i in order], [scores[i] for i in order]
         return Decision(
-            row[0],
+            best.node,
             int(finish + 0.5),
             self._reason(replicas, chosen),
-            0 if embed else int(finish - decode + 0.5),
-            _EMBED_TERMS if embed else _TERMS,
-            rows,
+            0 if embed else int(finish - best.decode_us + 0.5),
+            predictions,
             scores,
         )
 
@@ -126,7 +116,7 @@ def _least(scores: list[float], rng: random.Random) -> int:
 
 
 def _predict(
-    task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], now: Micros, rows: list[Row]
+    task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], now: Micros, predictions: list[Prediction]
 ) -> list[float]:
     """When it would finish on each lane; the terms of that become `rows`.
 
@@ -141,7 +131,7 @@ def _predict(
     prefix_hashes = group.prefix_hashes
     known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
     claimed = bool(reserved_us)
-    inquiry: _TermsPredictor | None = None
+    predictor: _TermsPredictor | None = None
     finishes: list[float] = []
     since = NEVER if embed else now - STALE
     for replica in replicas:
@@ -171,14 +161,14 @@ def _predict(
                     new -= length
                     break
             read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, replica.overhead.value or 0.0
-            rows.append((replica.key, wait, read, decode, overhead))
+            predictions.append(Prediction(replica.key, wait, read, decode, overhead))
             finishes.append(wait + read + decode + overhead)
             continue
-        if inquiry is None:
-            inquiry = _TermsPredictor(task, now, tokens, tokens_per_cost, known)
-        parts = inquiry.parts(replica, wait)
-        rows.append((replica.key, *parts))
-        finishes.append(sum(parts))
+        if predictor is None:
+            predictor = _TermsPredictor(task, now, tokens, tokens_per_cost, known)
+        prediction = predictor.predict(replica, wait)
+        predictions.append(prediction)
+        finishes.append(wait + prediction.after_wait_us())
     return finishes
 
 
@@ -197,26 +187,27 @@ class _TermsPredictor:
         self._known = known
         self._usual: TypicalRates | None = None  # looked up only for lanes without rates of their own
 
-    def parts(self, replica: Replica, wait: float) -> Parts:
+    def predict(self, replica: Replica, wait: float) -> Prediction:
         task, now = self._task, self._now
         load = displaces = 0.0
         if not replica.loaded_by_us or replica.options != task.options:
             load = float(replica.startup_us(task.options))
             if load:
                 displaces = float(displacement_us(replica, task.options, now))
-        decode = penalty = 0.0
+        prefill = decode = embed = penalty = 0.0
         if task.kind is EMBED:
-            read = task.cost / self._work(replica)
+            embed = task.cost / self._work(replica)
         else:
             reads, speaks = self._rates(replica)
             new = task.cost - warm_cost(replica, self._known) if self._known else task.cost
-            read = new * self._tokens_per_cost / reads
+            prefill = new * self._tokens_per_cost / reads
             decode = self._tokens / speaks
         if (
             replica.failed and not replica.answers and now - replica.last_end_us < FORGIVEN
         ):  # a fast failure is not a fast node; it fades, so that it is tried again
             penalty = (replica.latency.read() or 0.0) / (1 + (now - replica.last_end_us) / FADES)
-        return wait, load, displaces, read, decode, replica.overhead.value or 0.0, penalty
+        overhead = replica.overhead.value or 0.0
+        return Prediction(replica.key, wait, prefill, decode, overhead, load, displaces, embed, penalty)
 
     def _typical(self, replica: Replica) -> TypicalRates:
         if self._usual is None:

@@ -18,7 +18,7 @@ from sollol.core.events import ItemsAdded
 from sollol.core.state.batch import joined
 from sollol.core.state.incapability import OF_THE_REQUEST
 from sollol.core.state.ranges import Ranges
-from sollol.core.types import SECOND, Micros, Outcome, Status, Task
+from sollol.core.types import SECOND, Cause, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.errors import BadInput, BatchError, ResponseError, SollolError
 from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
@@ -159,7 +159,7 @@ class BatchJob:
         work.requests += 1
         if self.wait_us is None or began - self._began < self.wait_us:
             self.wait_us = began - self._began
-        self._takeovers += start.decision.reason.startswith("takes over")
+        self._takeovers += start.cause is Cause.TAKEOVER
         if outcome.status is Status.OK:
             work.busy_us += at - max(began, work.last_end)
         elif outcome.status is Status.LEFT:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from sollol.core.actions import Complete, Start
+from sollol.core.actions import Complete
 from sollol.core.state.estimators import Quantile
-from sollol.core.types import LEAN_ROW, OK, Decision, Kind, Micros, Outcome, RoutingMode, Row, Status, Task, TaskType
+from sollol.core.types import OK, Micros, Status, Task
 from sollol.pool.answers import Answer
 from sollol.pool.batch import BatchJob
 from sollol.pool.jobs import CallJob, Story
@@ -112,100 +113,6 @@ class Past:
         return None
 
 
-class _Considered:
-    """A row of LEAN with its score, and the next one."""
-
-    __slots__ = ("_decode", "_more", "_overhead", "_prefill", "_wait", "node", "score")
-
-    def __init__(self) -> None:
-        self.node = ""
-        self.score = self._wait = self._prefill = self._decode = self._overhead = 0.0
-        self._more: _Considered | None = None
-
-    def keep(self, row: Row, score: float) -> None:
-        self.node, self._wait, self._prefill, self._decode, self._overhead = row
-        self.score = score
-
-    def row(self) -> Row:
-        return self.node, self._wait, self._prefill, self._decode, self._overhead
-
-    def next(self) -> _Considered:
-        if self._more is None:
-            self._more = _Considered()
-        return self._more
-
-
-class _Place:
-    """Where a call is remembered: a good answer at the first attempt, as nearly all are, in these fields.
-
-    The next call to come here is written over it. As objects of its own it would be freed a thousand calls later, when
-    it has left the processor's caches: fifty lines of memory a call, which was 3 % of the gateway's time, and more on
-    a machine whose caches others use, too."""
-
-    __slots__ = (
-        "_app",
-        "_began",
-        "_considered",
-        "_count",
-        "_ended",
-        "_kind",
-        "_mode",
-        "_model",
-        "_node",
-        "_predicted_us",
-        "_reason",
-        "_submitted",
-        "_type",
-        "id",
-    )
-
-    def __init__(self) -> None:
-        self.id = self._count = self._submitted = self._began = self._ended = self._predicted_us = 0
-        self._kind, self._type = Kind.CHAT, TaskType.CHAT
-        self._mode: RoutingMode | None = None
-        self._model = self._app = self._node = self._reason = ""
-        self._considered = _Considered()
-
-    def keep(self, story: Story) -> bool:
-        """False, and nothing is kept, if it was otherwise than these fields can tell."""
-        if len(story.attempts) != 1 or story.seams:
-            return False
-        start, outcome, began, ended = story.attempts[0]
-        decision, task = start.decision, story.task
-        rows, scores = decision.rows, decision.scores
-        if outcome.status is not OK or not isinstance(rows, list) or not isinstance(scores, list):
-            return False
-        considered = self._considered
-        for place, row in enumerate(rows):
-            if len(row) != LEAN_ROW:
-                return False
-            considered.keep(row, scores[place])
-            considered = considered.next()
-        self._count = len(rows)
-        self.id, self._submitted, self._began, self._ended = task.id, story.submitted_us, began, ended
-        self._kind, self._type, self._mode = task.kind, task.type, task.mode
-        self._model, self._app = task.model, task.app
-        self._node, self._predicted_us, self._reason = decision.node, decision.predicted_us, decision.reason
-        return True
-
-    def past(self) -> Past:
-        story = Story(Task(self.id, self._kind, self._model, app=self._app, type=self._type, mode=self._mode))
-        story.submitted_us = self._submitted
-        rows: list[Row] = []
-        scores: list[float] = []
-        considered = self._considered
-        for _ in range(self._count):
-            rows.append(considered.row())
-            scores.append(considered.score)
-            considered = considered.next()
-        decision = Decision(self._node, self._predicted_us, self._reason, rows=rows, scores=scores)
-        story.attempts.append((Start(0, self.id, self._node, decision), Outcome(OK), self._began, self._ended))
-        return Past(self._ended, OK, 0, story)
-
-    def lateness(self) -> float | None:
-        return _lateness(self._predicted_us, self._began, self._ended)
-
-
 def _lateness(predicted_us: Micros, began: Micros, ended: Micros) -> float | None:
     return (ended - began) / predicted_us if predicted_us else None
 
@@ -218,56 +125,33 @@ class History:
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
-        self._places = [_Place() for _ in range(REMEMBERED)]  # at once, so that they lie beside each other
-        self._next = self._count = 0
-        self._others: dict[int, Past] = {}  # by place, what a place cannot tell
+        self._calls: deque[Past] = deque(maxlen=REMEMBERED)
         self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
 
     def add(self, job: CallJob) -> None:
-        settled, story = job.settled, job.story
-        assert settled is not None
-        number = self._turn()
-        if settled.outcome.status is not OK or not self._places[number].keep(story):
-            self._keep(number, settled, story)
+        """Record a call that is over."""
+        assert job.settled is not None
+        self._keep(job.settled, job.story)
 
     def add_batch(self, job: BatchJob, settled: Complete, report: BatchReport) -> None:
-        self._keep(self._turn(), settled, BatchStory(job.task, report, job.wait_us))
+        """Record a batch that is over."""
+        self._keep(settled, BatchStory(job.task, report, job.wait_us))
 
-    def _turn(self) -> int:
-        """The place that is to be written next: the oldest."""
-        number, size = self._next, len(self._places)
-        self._next = number + 1 if number + 1 < size else 0
-        if self._count < size:
-            self._count += 1
-        elif self._others:
-            self._others.pop(number, None)
-        return number
-
-    def _keep(self, number: int, settled: Complete, story: Story | BatchStory) -> None:
-        self._places[number].id = settled.task
+    def _keep(self, settled: Complete, story: Story | BatchStory) -> None:
         outcome = settled.outcome
         error = "" if outcome.status is OK else outcome.message or outcome.status.value
-        self._others[number] = Past(
-            self._now(), outcome.status, settled.attempt, story, error, outcome.http_status, settled.tried[:NODES_MOST]
-        )
-
-    def _past(self, number: int) -> Past:
-        return self._others.get(number) or self._places[number].past()
+        nodes = settled.tried[:NODES_MOST]
+        past = Past(self._now(), outcome.status, settled.attempt, story, error, outcome.http_status, nodes)
+        self._calls.append(past)
 
     def find(self, task: int) -> dict[str, Any] | None:
-        found = self._shown.get(task)
-        if found is None:
-            kept = enumerate(islice(self._places, self._count))
-            number = next((number for number, place in kept if place.id == task), None)
-            if number is None:
-                return None
-            found = self._past(number)
-        return {**self._row(found), **found.explained()}
+        """Return the record of a task, or None if it is not remembered."""
+        found = self._shown.get(task) or next((past for past in self._calls if past.story.task.id == task), None)
+        return None if found is None else {**self._row(found), **found.explained()}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
-        backwards = range(1, min(SHOWN, self._count) + 1)
-        recent = [self._past((self._next - back) % len(self._places)) for back in backwards]
+        recent = list(islice(reversed(self._calls), SHOWN))
         self._shown |= {past.story.task.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
@@ -297,8 +181,8 @@ class History:
     def calibration(self) -> dict[str, Any]:
         """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
         found = Quantile(REMEMBERED)
-        for number in range(self._count):
-            lateness = (self._others.get(number) or self._places[number]).lateness()
+        for past in self._calls:
+            lateness = past.lateness()
             if lateness is not None:
                 found.add(lateness)
         return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}

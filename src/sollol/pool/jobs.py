@@ -89,7 +89,7 @@ class Story:
 def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
     """The nodes that were considered, with what their predictions are made of; milliseconds."""
     return [
-        {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {t.name: t.us / 1000 for t in c.terms}}
+        {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {name: us / 1000 for name, us in c.terms.items()}}
         for c in decision.candidates
     ]
 

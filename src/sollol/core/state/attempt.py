@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sollol.core.state.ranges import Ranges
 from sollol.core.suspicion import NO_EVIDENCE
-from sollol.core.types import EMBED, Decision, Key, Micros, Task
+from sollol.core.types import EMBED, Cause, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
     from sollol.core.state.batch import PendingItems
@@ -24,6 +24,7 @@ class Attempt:
     __slots__ = (
         "area_us",
         "behind_prefill",
+        "cause",
         "control",
         "cost",
         "decision",
@@ -65,6 +66,7 @@ class Attempt:
         started_us: Micros,
         due_us: Micros,
         decision: Decision,
+        cause: Cause = Cause.FIRST,
     ) -> None:
         self.id = id
         self.key: Key = id
@@ -74,6 +76,7 @@ class Attempt:
         self.started_us = started_us
         self.due_us = due_us
         self.decision = decision
+        self.cause = cause
         self.started = False  # the caller has seen a part of the answer
         self.occupies_gpu = task.batch or task.kind is not EMBED  # else too short to be in another model's way
         self.overlapped = False  # another model of its node was at work in the meantime
@@ -115,11 +118,8 @@ class Attempt:
 
     def first_us(self) -> Micros:
         """The predicted time to the first token in a free slot, without what it was expected to wait for one."""
-        for row in self.decision.rows:
-            if row[0] == self.replica.key:
-                waits_us: float = row[1]
-                return max(0, self.decision.first_us - round(waits_us))
-        return self.decision.first_us
+        known = self.decision.prediction_for(self.replica.key)
+        return self.decision.first_us if known is None else max(0, self.decision.first_us - round(known.wait_us))
 
     def __repr__(self) -> str:
         return f"<Attempt {self.id} of task {self.task.id} on {self.replica.node.key}>"

@@ -9,7 +9,7 @@ from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.replica import Replica
-from sollol.core.types import NEVER, Decision, Key, Micros, Task
+from sollol.core.types import NEVER, Cause, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
     from sollol.core.failover import FallbackAnswer
@@ -86,6 +86,12 @@ class PendingTask:
             return None
         before.waiters -= 1
         return None if before.waiters else before
+
+    def cause(self) -> Cause:
+        """Return the cause of an attempt that the task gets when its turn comes."""
+        if self.delivering:
+            return Cause.RESUME
+        return Cause.RETRY if self.tried or self.busy else Cause.FIRST
 
     def avoids(self) -> set[str]:
         """Nodes that it does not go to as long as there are others."""

@@ -25,7 +25,7 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.queue import FairShares, WaitQueue
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
-from sollol.core.types import EMBED, MILLISECOND, NEVER, Decision, Key, Micros, Outcome, Status, Task
+from sollol.core.types import EMBED, MILLISECOND, NEVER, Cause, Decision, Key, Micros, Outcome, Status, Task
 
 # A call whose answer has not begun after SLOT_LEAST and SLOT_TIMES its predicted first token waits for a slot.
 SLOT_LEAST: Final[Micros] = 30 * MILLISECOND
@@ -73,10 +73,13 @@ class SchedulerState:
         decision: Decision,
         now: Micros,
         ranges: Ranges | None = None,
+        cause: Cause | None = None,
     ) -> Attempt:
         self._serial = id = self._serial + 1
         task = pending.task
-        attempt = Attempt(id, task, replica, cost, now, now + decision.predicted_us, decision)
+        if cause is None:
+            cause = pending.cause()
+        attempt = Attempt(id, task, replica, cost, now, now + decision.predicted_us, decision, cause)
         attempt.pending = pending
         attempt.resumed = pending.delivering
         self.attempts[attempt.key] = pending.attempts[attempt.key] = attempt
@@ -96,7 +99,7 @@ class SchedulerState:
                 self.watch(attempt, now)
         if not replica.nominal and not replica.breaker.closed:
             replica.breaker.begin(now)
-        self.out.append(Start(id, task.id, replica.key, decision, ranges, observe))
+        self.out.append(Start(id, task.id, replica.key, decision, ranges, observe, cause))
         return attempt
 
     def watch(self, attempt: Attempt, now: Micros) -> None:
