@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.util
 import inspect
 import ipaddress
 import re
@@ -27,7 +28,7 @@ from sollol.sim import faults
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
 LINKED = [*PAGES, *sorted(DOCS.glob("*/*.md"))]
 OLLAMA_PORT = 11434  # a real node may be there
 
@@ -40,6 +41,16 @@ def name_of(path: Path) -> str:
 
 def text_of(*names: str) -> str:
     return "\n".join((DOCS / name).read_text() for name in names)
+
+
+def tool_of(name: str) -> Any:
+    """Return a script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- examples ---
@@ -168,6 +179,11 @@ def test_every_command_is_documented() -> None:
     for name in commands:
         assert f"`sollol {name}`" in page, f"docs/cli.md does not list `sollol {name}`"
         assert re.search(rf"^## {name}$", page, re.M), f"docs/cli.md has no section {name}"
+
+
+def test_the_reference_of_commands_is_current() -> None:
+    tool = tool_of("cli_reference")
+    assert tool.PAGE.read_text() == tool.reference(), "run: python tools/cli_reference.py"
 
 
 def test_every_public_name_is_documented() -> None:
