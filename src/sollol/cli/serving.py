@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 from typing import TYPE_CHECKING
 
 from sollol.cli.console import note, plural, say, warn
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from sollol.gateway.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
-_LOG = logging.getLogger("sollol.serve")
 FEW_FILES = 4096  # below it a busy gateway may run out
+WATCH = "the watch over settings and keys"
 WATCH_S = 2.0  # how often the files are looked at
 # Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -75,7 +74,7 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
         gateway = Gateway(pool, settings, keyring, transport=transport)
         port = await gateway.start()
         _greet(gateway, port)
-        watching = asyncio.create_task(_watch(read, gateway, again))
+        watching = gateway.duties.keep(WATCH, Watch(read, gateway, again).look)
         await stop.wait()
         watching.cancel()
         note("Ending: running requests may finish.")
@@ -94,44 +93,57 @@ def _greet(gateway: Gateway, port: int) -> None:
         warn("whoever reaches this address can use the nodes, and delete their models")
 
 
-async def _watch(read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
-    """Take up changes of the file and the keys, on SIGHUP and by itself. What cannot be used changes nothing.
+class Watch:
+    """Takes up changes of the settings and the keys, on SIGHUP and by itself. What cannot be used changes nothing.
 
-    Nothing ends it: a key that was revoked must not stay good because something else went wrong. What failed is tried
-    again each time, and told when it changes."""
-    seen = read.version()
-    told = ""
-    while True:
+    A key that was revoked must not stay good because something else went wrong: what failed is tried again each time,
+    and shown when it changes."""
+
+    def __init__(self, read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
+        self._read = read
+        self._gateway = gateway
+        self._again = again
+        self._seen = read.version()
+        self._told = ""
+
+    async def look(self) -> None:
+        """Wait for the next time, and look once."""
         try:
             async with asyncio.timeout(WATCH_S):
-                await again.wait()
+                await self._again.wait()
         except TimeoutError:
             pass
-        asked = again.is_set()
-        again.clear()
+        asked = self._again.is_set()
+        self._again.clear()
         problems: list[Exception] = []
         try:
-            version = read.version()
-            if asked or version != seen:
-                settings = read.settings()
-                path = settings.keys_path
-                left = gateway.apply(settings)
-                gateway.keyring.follow(path, required=gateway.settings.needs_keys)
-                seen = version
-                note("Settings read again.")
-                for what in left:
-                    warn(f"{what} until `sollol serve` is started again")
+            self._settings(asked)
         except Exception as problem:
             problems.append(problem)
         try:  # whatever became of the settings
-            if gateway.keyring.reload():
-                note(f"{plural(len(gateway.keyring), 'key')} read.")
+            self._keys()
         except Exception as problem:
             problems.append(problem)
         now = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-        if now and (asked or now != told):
+        if now and (asked or now != self._told):
             warn(f"{now}; everything stays as it was")
             for failed in problems:
                 if not isinstance(failed, (SollolError, OSError)):  # a fault of ours
-                    _LOG.error("settings or keys could not be read", exc_info=failed)
-        told = now
+                    self._gateway.duties.failed(WATCH, failed)
+        self._told = now
+
+    def _settings(self, asked: bool) -> None:
+        version = self._read.version()
+        if not asked and version == self._seen:
+            return
+        gateway, settings = self._gateway, self._read.settings()
+        left = gateway.apply(settings)
+        gateway.keyring.follow(settings.keys_path, required=gateway.settings.needs_keys)
+        self._seen = version
+        note("Settings read again.")
+        for what in left:
+            warn(f"{what} until `sollol serve` is started again")
+
+    def _keys(self) -> None:
+        if self._gateway.keyring.reload():
+            note(f"{plural(len(self._gateway.keyring), 'key')} read.")

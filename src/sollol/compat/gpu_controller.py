@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +20,7 @@ from sollol.compat.background import check_number, submit, wait_for
 from sollol.compat.gpu_placement import FOREVER, FRESH_S, Forced, Location, Placements, Seen, location_of
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import LoadedModel, canonical_model
+from sollol.duties import in_thread
 from sollol.errors import BadInput, SollolError
 from sollol.pool.keywords import accept_old
 from sollol.pool.requests import check_count, check_model
@@ -73,7 +73,7 @@ class SOLLOLGPUController:
         if pool is not None:
             self.set_registry(pool)
         if warm and pool is not None and self.priority_models:
-            threading.Thread(target=self._warm, name="sollol-gpu", daemon=True).start()
+            in_thread("sollol-gpu", self._warm)
 
     def set_registry(self, registry: Any) -> None:
         """The nodes to look after from now on: a pool, something with `nodes`, or a list. Raises BadInput."""

@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+from sollol.duties import Duties
+from sollol.errors import SollolError
+
 EVERY_S = 1.0
 LISTENERS = 32  # a frame may be 100 kB, and a browser opens one for each tab
 
@@ -31,6 +34,8 @@ class Feed:
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._closed = False
+        self._trouble = ""  # that was told last
+        self._duties = Duties()
 
     @property
     def listening(self) -> int:
@@ -42,7 +47,7 @@ class Feed:
             return False
         self._listening += 1
         if self._reading is None:
-            self._reading = asyncio.get_running_loop().create_task(self._run())
+            self._reading = self._duties.keep("what the page shows", self._turn, self._every_s)
         return True
 
     def leave(self) -> None:
@@ -66,13 +71,18 @@ class Feed:
         self._closed = True
         self._news.set()
 
-    async def _run(self) -> None:
-        while not self._closed:
-            try:
-                event = b"snapshot", encode(await self._read())
-            except Exception as error:  # whatever it is, the page must not stand still without a word
-                event = b"trouble", encode({"error": str(error) or type(error).__name__})
-            self._frame = b"event: %b\ndata: %b\n\n" % event
-            news, self._news = self._news, asyncio.Event()
-            news.set()
-            await asyncio.sleep(self._every_s)
+    async def _turn(self) -> None:
+        if self._closed:
+            return
+        trouble = ""
+        try:
+            event = b"snapshot", encode(await self._read())
+        except Exception as error:  # whatever it is, the page must not stand still without a word
+            trouble = str(error) or type(error).__name__
+            event = b"trouble", encode({"error": trouble})
+            if trouble != self._trouble and not isinstance(error, SollolError):
+                self._duties.failed("what the page shows", error)
+        self._trouble = trouble
+        self._frame = b"event: %b\ndata: %b\n\n" % event
+        news, self._news = self._news, asyncio.Event()
+        news.set()

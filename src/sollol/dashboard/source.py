@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from sollol.dashboard.watch import Watch
+from sollol.duties import in_thread
 from sollol.errors import BadInput, SollolError
 
 PATIENCE_S = 5.0
@@ -66,7 +67,7 @@ class PoolSource:
         """A pool that was never used has asked no node yet, and would show none as up."""
         ready = getattr(self._pool, "wait_ready", None)
         if not self._asked and ready is not None and not inspect.iscoroutinefunction(ready):
-            threading.Thread(target=_quietly, args=(ready,), name="sollol-dashboard-wake", daemon=True).start()
+            in_thread("sollol-dashboard-wake", lambda: _quietly(ready))
         self._asked = True
 
     async def _apart(self, call: Callable[[], Any]) -> Any:

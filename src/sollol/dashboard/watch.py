@@ -13,6 +13,7 @@ from typing import Any
 import sollol
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
+from sollol.duties import log_fault
 from sollol.errors import BadInput
 from sollol.nodes.probe import PROBE_TIMEOUTS, ProbeFailed, probe
 from sollol.nodes.transport import Call, Transport, TransportFault
@@ -42,6 +43,9 @@ class Watched:
             self.latency_ms = latency_ms
         except (ProbeFailed, TransportFault) as error:
             self.facts, self.why = None, str(error)
+        except Exception as error:  # the others are shown all the same
+            self.facts, self.why = None, f"{type(error).__name__}: {error}"
+            log_fault(f"asking {self.endpoint.key} how it is", error)
 
     def row(self) -> dict[str, Any]:
         facts = self.facts

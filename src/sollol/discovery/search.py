@@ -32,6 +32,7 @@ from sollol.discovery.networks import IP
 from sollol.discovery.patience import Progress, stop_at
 from sollol.discovery.sweep import Sweep
 from sollol.discovery.verify import MAX_BODY_BYTES, ask, loaded
+from sollol.duties import Duties
 from sollol.errors import BadInput
 from sollol.nodes.http import HttpTransport
 
@@ -183,6 +184,7 @@ class _Search:
         self._sweep = Sweep(plan.targets, self._on_open, self._changed.set, near)
         self._likely_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._duties = Duties()
         self._sightings: list[Sighting] = []
         self._asking = 0  # questions at swept addresses without a right answer so far
         self._held = 0
@@ -236,7 +238,7 @@ class _Search:
         self._held += held
         self._asking += asking
         self._last_asked = self._loop.time()
-        task = self._loop.create_task(work)
+        task = self._duties.once("asking what may be a node", work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from sollol.discovery.candidates import Source, Target
 from sollol.discovery.patience import silence
+from sollol.duties import PAUSE_S, log_fault
 
 MAX_IN_FLIGHT = 1000
 TURN = 64
@@ -106,7 +107,15 @@ class Sweep:
     def _later(self, delay_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(delay_s, self._fill)
+        self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        try:
+            self._fill()
+        except Exception as error:  # the other addresses are tried all the same
+            log_fault("the search for nodes", error)
+            if not self._closed:
+                self._later(PAUSE_S)
 
     def _fill(self) -> None:
         self._timer = None

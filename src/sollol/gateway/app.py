@@ -18,8 +18,8 @@ from typing import Any, Final
 import msgspec
 
 import sollol
-from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, Task, canonical_model
+from sollol.duties import Duties
 from sollol.errors import AddressUnavailable, BadInput, SollolError
 from sollol.gateway import access, embed, fanout, infer, passing
 from sollol.gateway.bodies import settle_body
@@ -35,7 +35,7 @@ from sollol.gateway.settings import GatewaySettings, is_loopback
 from sollol.gateway.wire import ClientConnection
 from sollol.nodes.dialect import load_call
 from sollol.nodes.http import HttpTransport
-from sollol.nodes.transport import Call, TransportFault
+from sollol.nodes.transport import TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.engine import Engine
 
@@ -80,7 +80,6 @@ class Gateway:
         self._connections: set[ClientConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._ticker: asyncio.TimerHandle | None = None
         self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
         self._names: dict[tuple[str | None, str], int] = {}  # a key's app, the id its client gave -> task
@@ -102,7 +101,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self.engine: Engine = self.pool.engine
         self.outbox = self.sinks.on_this_loop()
-        self._tick()
+        self.duties = Duties(self.engine.dispatcher.fault)
+        self._set_date()
+        self.duties.keep("the date of answers", self._each_second, 1.0)
         self.apply(self.settings)
         listen = self.settings.listen
         try:
@@ -144,10 +145,12 @@ class Gateway:
                 self.pool.add_node(endpoint)
         return left
 
-    def _tick(self) -> None:
+    async def _each_second(self) -> None:
+        self._set_date()
+
+    def _set_date(self) -> None:
         # Who looks for nodes must not take this for one: each answer says what it is.
         self.common = b"Date: %b\r\n%b: %b\r\n" % (formatdate(usegmt=True).encode(), GATEWAY_HEADER, VERSION)
-        self._ticker = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     async def aclose(self, drain_s: float | None = None) -> int:
         """Stop listening, let what is under way end for `drain_s` seconds, then cut it off; how many were cut off."""
@@ -176,8 +179,7 @@ class Gateway:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_ABORT_WAIT_S)
-        if self._ticker is not None:
-            self._ticker.cancel()
+        await self.duties.aclose()
         return left
 
     # --- connections ---
@@ -388,13 +390,7 @@ class Gateway:
         state = self.engine.scheduler.cluster.nodes.get(node)
         if state is not None:
             call = load_call(task.kind, model, task.options, keep_alive)
-            self._spawn(self._quietly(state.endpoint, call))
-
-    async def _quietly(self, node: Endpoint, call: Call) -> None:
-        try:
-            await self.engine.transport.send(node, call)
-        except TransportFault as fault:
-            log.info("%s was not told how long to keep a model: %s", node.key, fault)
+            self.engine.dispatcher.send_later(state.endpoint, call)
 
     # --- what keys are charged ---
 

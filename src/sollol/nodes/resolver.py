@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import threading
 from collections import deque
+from functools import partial
 from math import inf
 from typing import Final
+
+from sollol.duties import in_thread, log_fault
 
 FRESH_S: Final = 30.0  # as long as many name servers and the Java runtime do; a changed address is noticed earlier
 STALE_WAIT_S: Final = 0.1  # how long a look-up may take to replace what is older, before that is used
@@ -140,9 +142,7 @@ class Resolver:
             self._threads += 1
             self._slow_threads += slow
             try:
-                threading.Thread(
-                    target=_look_up, args=(self, self._loop, name.host, slow), name="sollol-names", daemon=True
-                ).start()
+                in_thread("sollol-names", partial(_look_up, self, self._loop, name.host, slow))
             except RuntimeError as error:  # the system gives no more threads
                 self.ended(name.host, slow, (), OSError(f"no thread to look {name.host} up: {error}"))
 
@@ -179,6 +179,9 @@ def _look_up(resolver: Resolver, loop: asyncio.AbstractEventLoop, host: str, slo
             failed = socket.gaierror(socket.EAI_NONAME, "no address")
     except (OSError, UnicodeError) as error:
         failed = error.with_traceback(None)
+    except Exception as error:  # who waits for the name must hear of it
+        log_fault(f"looking {host} up", error)
+        failed = OSError(f"{type(error).__name__}: {error}")
     try:
         loop.call_soon_threadsafe(resolver.ended, host, slow, found, failed)
     except RuntimeError:  # the loop is closed

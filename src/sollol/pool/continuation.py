@@ -17,6 +17,7 @@ import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Kind, Outcome
+from sollol.duties import Duties
 from sollol.nodes.decoding import json_lines
 from sollol.nodes.dialect import decode, encode, refusal
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
@@ -41,8 +42,9 @@ def is_plain(body: Mapping[str, Any]) -> bool:
 class Continuity:
     """Which models can be continued, by their digest; asked beforehand and remembered."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, duties: Duties) -> None:
         self._transport = transport
+        self._duties = duties
         self._known: dict[tuple[str, str], bool] = {}
         self._asked: dict[tuple[str, str], asyncio.Task[None]] = {}
 
@@ -65,7 +67,8 @@ class Continuity:
             return
         asked = self._asked.get(key)
         if asked is None:
-            asked = self._asked[key] = asyncio.get_running_loop().create_task(self._find_out(nodes, key, body))
+            name = f"whether other nodes can go on with {model}"
+            asked = self._asked[key] = self._duties.once(name, self._find_out(nodes, key, body))
         if not asked.done():
             asked.add_done_callback(lambda _: None if self._known.get(key, True) else impossible())
 
@@ -77,6 +80,9 @@ class Continuity:
                         return
             except (TransportFault, NotRendered, TimeoutError):
                 continue  # another node may tell
+            except Exception:
+                del self._asked[key]  # the next stream asks again
+                raise
 
     async def learn(self, node: Endpoint, model: str, digest: str, body: Mapping[str, Any]) -> str | None:
         """The exact prompt that this node makes of a request; None if it cannot tell, or another could not go on from

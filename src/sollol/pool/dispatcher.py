@@ -45,6 +45,7 @@ from sollol.core.events import (
 from sollol.core.fault_recovery import fault_outcome
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
+from sollol.duties import Duties
 from sollol.errors import SollolError
 from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, alive, probes
@@ -94,16 +95,17 @@ class Dispatcher:
         self._running: dict[int, tuple[GiveUp, Start, Job, Micros]] = {}
         self._events: deque[Event] = deque()  # that came while the actions of another were carried out
         self._feeding = False
-        self._silences = Silences(self._loop, self.feed)
         self._asked: set[str] = set()  # nodes whose lists are awaited
         self._odd: dict[str, int] = {}  # the most rows of each that were left out
-        self._background: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._submitting = 0  # the task that a caller is submitting, and what his own policy raised at it
         self._own_fault: Exception | None = None
         self.faults = 0  # exceptions that nobody expected
         self.notices: deque[str] = deque(maxlen=NOTICES)
+        self.duties = Duties(self.fault)
+        self._silences = Silences(self._loop, self.feed, self.duties)
+        self._on_tick = self.duties.guarded("the clock of the scheduler", self._tick)
         self._aliases = Aliases(transport, self.tell)
 
     def tell(self, sentence: str) -> None:
@@ -213,11 +215,11 @@ class Dispatcher:
         elif isinstance(action, ItemsRequested):
             self._jobs[action.task].want(action.items)
         elif isinstance(action, Probe):
-            self._in_background(self._probe(action.node))
+            self.duties.once(f"asking {action.node} how it is", self._probe(action.node))
         elif isinstance(action, Notice):
             self.tell(action.text)
         elif isinstance(action, Load):
-            self._in_background(self._load(action))
+            self.duties.once(f"loading a model on {action.node}", self._load(action))
         elif isinstance(action, Refuse):
             self._jobs[action.task].refuse(action)
         else:
@@ -300,20 +302,10 @@ class Dispatcher:
             if not action.withdrawn:
                 self._end(job, start, action.outcome, began, at)
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background_ended)
-
-    def _background_ended(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.fault("the background", error)
-
     def send_later(self, node: Endpoint, call: Call) -> None:
         """Send a call in the background. If it fails, the next probe shows what the node has."""
         if not self._closed:
-            self._in_background(self._send(node, call))
+            self.duties.once(f"a message to {node.key}", self._send(node, call))
 
     async def _send(self, node: Endpoint, call: Call) -> None:
         try:
@@ -328,6 +320,8 @@ class Dispatcher:
                 await self.transport.send(node.endpoint, load_call(action.kind, action.model, action.options))
             except TransportFault:
                 pass  # the probe will tell
+            except Exception as error:
+                self.duties.failed(f"loading a model on {action.node}", error)
             await self._probe(action.node)
 
     async def _probe(self, key: str) -> None:
@@ -356,7 +350,7 @@ class Dispatcher:
 
     def _probe_again(self, key: str) -> None:
         if not self._closed:
-            self._in_background(self._probe(key))
+            self.duties.once(f"asking {key} how it is", self._probe(key))
 
     def _seen(self, key: str, facts: NodeFacts) -> None:
         nodes = self.scheduler.cluster.nodes
@@ -374,7 +368,7 @@ class Dispatcher:
     def _wake_at(self, at: Micros) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(at / 1_000_000, self._tick)
+        self._timer = self._loop.call_at(at / 1_000_000, self._on_tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -388,9 +382,7 @@ class Dispatcher:
         self._silences.close()
         if self._timer is not None:
             self._timer.cancel()
-        for asking in list(self._background):
-            asking.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.duties.aclose()
         await self.transport.aclose()
 
 

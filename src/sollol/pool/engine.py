@@ -58,7 +58,7 @@ class Engine:
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self.transport = transport
-        self.continuity = Continuity(transport)
+        self.continuity = Continuity(transport, self.dispatcher.duties)
         self.history = History(self.dispatcher.now)
         self._app = app
         self._share = 1.0

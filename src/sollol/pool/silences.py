@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sollol.core.events import Silence, Silent
+from sollol.duties import Duties
 
 log = logging.getLogger("sollol")
 LOOK_S = 0.5
@@ -41,19 +42,20 @@ class _Stream:
 
 
 class Silences:
-    def __init__(self, loop: asyncio.AbstractEventLoop, report: Callable[[Silent], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: Callable[[Silent], None], duties: Duties) -> None:
         self._loop = loop
         self._report = report
         self._streams: dict[int, _Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._looked = 0.0
+        self._on_time = duties.guarded("the watch over silent streams", self._look)
 
     def watch(self, attempt: int, watched: Watched) -> None:
         now = self._loop.time()
         self._streams[attempt] = _Stream(watched, now)
         if self._timer is None:
             self._looked = now
-            self._timer = self._loop.call_later(LOOK_S, self._look)
+            self._timer = self._loop.call_later(LOOK_S, self._on_time)
 
     def forget(self, attempt: int) -> None:
         self._streams.pop(attempt, None)
@@ -71,7 +73,7 @@ class Silences:
         now = self._loop.time()
         ours = max(0.0, now - self._looked - 2 * LOOK_S)  # this loop stood still: what came lies unread
         self._looked = now
-        self._timer = self._loop.call_later(LOOK_S, self._look)
+        self._timer = self._loop.call_later(LOOK_S, self._on_time)
         for attempt, stream in list(self._streams.items()):
             try:
                 count = stream.watched.received_parts()

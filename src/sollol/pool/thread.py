@@ -62,15 +62,23 @@ class LoopThread(PoolBase):
     def _start(self) -> None:
         ready = threading.Event()
         self._loop = loop = _new_loop()
+        failed: list[BaseException] = []
 
         def begin() -> None:
+            try:
+                make()
+            except BaseException as error:  # raised where the pool is used first
+                failed.append(error)
+                loop.stop()
+            ready.set()
+
+        def make() -> None:
             engine = self._make_engine()
             # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
             self._inner = inner = AsyncOllamaPool()
             inner._engine, inner._endpoints, inner.totals = engine, self._endpoints, self.totals
             inner._home = loop
             self._engine = engine  # last: with it, other threads take the pool for running without asking the lock
-            ready.set()
 
         def main() -> None:
             asyncio.set_event_loop(loop)
@@ -87,6 +95,8 @@ class LoopThread(PoolBase):
         self._thread = threading.Thread(target=main, name="sollol", daemon=True)
         self._thread.start()
         ready.wait()
+        if failed:
+            raise failed[0]
 
     def _on_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine of the inner pool on the loop and wait for it."""

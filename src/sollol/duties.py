@@ -1,0 +1,110 @@
+"""Background duties: what a program does besides answering calls, and must not cease to do.
+
+They are all started here. No exception ends a duty in silence: each is logged with its traceback, counted, and the duty
+is done again after a pause, which doubles with each failure in a row, from PAUSE_S up to PAUSE_MOST_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+log: Final = logging.getLogger("sollol")
+PAUSE_S: Final = 0.5
+PAUSE_MOST_S: Final = 30.0
+
+Report = Callable[[str, BaseException], object]
+
+
+def log_fault(name: str, error: BaseException) -> None:
+    """Log the failure of a duty whose owner does not count faults."""
+    log.error("in %s: %s: %s", name, type(error).__name__, error, exc_info=error)
+
+
+def pause_s(failures: int) -> float:
+    """Return the seconds before the next try, after so many failures in a row."""
+    return min(PAUSE_S * 2.0 ** min(failures - 1, 16), PAUSE_MOST_S)
+
+
+class Duties:
+    """The duties of one owner, on one event loop. `report` logs a failure with its traceback, and counts it."""
+
+    def __init__(self, report: Report = log_fault) -> None:
+        self._report = report
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failures = 0
+
+    def keep(self, name: str, work: Callable[[], Awaitable[object]], every_s: float = 0.0) -> asyncio.Task[None]:
+        """Do `work` again and again, `every_s` seconds after its end, until the task is cancelled."""
+        return self._start(self._keep(name, work, every_s))
+
+    def once(self, name: str, work: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
+        """Do `work` in the background. Who asked for it asks again; a failure is reported all the same."""
+        return self._start(self._once(name, work))
+
+    def guarded(self, name: str, call: Callable[..., object]) -> Callable[..., None]:
+        """Return a callback for a timer that raises nothing: a failure is reported."""
+
+        def guard(*given: object) -> None:
+            try:
+                call(*given)
+            except Exception as error:
+                self.failed(name, error)
+
+        return guard
+
+    def failed(self, name: str, error: BaseException) -> None:
+        """Report a failure."""
+        self.failures += 1
+        self._report(name, error)
+
+    def cancel(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """End all duties, and wait for their ends."""
+        self.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _once(self, name: str, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self.failed(name, error)
+
+    async def _keep(self, name: str, work: Callable[[], Awaitable[object]], every_s: float) -> None:
+        failures = 0
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                failures += 1
+                self.failed(name, error)
+                await asyncio.sleep(pause_s(failures))
+            else:
+                failures = 0
+                await asyncio.sleep(every_s)
+
+
+def in_thread(name: str, work: Callable[[], object], report: Report = log_fault) -> threading.Thread:
+    """Do `work` in a thread that the process does not wait for; a failure is reported."""
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            report(name, error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
