@@ -118,7 +118,7 @@ def choice_us(nodes: int) -> float:
     """Every slot is taken, and one is looked for."""
     fleet = warm_fleet(nodes, 0)
     scheduler = fleet.scheduler
-    group, router = scheduler.cluster.groups[MODEL], scheduler.policies.router
+    group, router = scheduler.view().groups[MODEL], scheduler.view().policies.router
     task = Task(0, Kind.CHAT, MODEL, 4 * PROMPT)
     times = []
     for _ in range(TIMED):

@@ -232,7 +232,7 @@ def test_loading_ahead(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     with served() as stage:
         own = stage.gateway.engine.dispatcher
         monkeypatch.setattr(dispatcher, "load_call", failing(1, dispatcher.load_call))
-        action = Load(next(iter(own.scheduler.cluster.nodes)), MODEL, Kind.CHAT, "")
+        action = Load(next(iter(own.scheduler.view().nodes)), MODEL, Kind.CHAT, "")
 
         async def load(gateway: app.Gateway) -> None:
             await own.duties.once("a load", own._load(action))

@@ -72,9 +72,9 @@ def grown(work: Callable[[int], object], count: int = COUNT) -> int:
 def test_made_up_models() -> None:
     desk = Desk()
     assert grown(lambda number: desk.call(f"made-up-{number}:latest")) < FLAT
-    assert len(desk.scheduler.cluster.groups) <= 1
+    assert len(desk.scheduler.view().groups) <= 1
     assert len(desk.scheduler._state.queues) <= 1
-    assert not desk.scheduler.tasks
+    assert not desk.scheduler.view().tasks
     assert desk.call() is OK
     desk.scheduler.invariants()
 
@@ -82,7 +82,7 @@ def test_made_up_models() -> None:
 def test_a_model_comes_back_after_it_was_forgotten() -> None:
     desk = Desk()
     desk.call("later:latest")
-    assert "later:latest" not in desk.scheduler.cluster.groups
+    assert "later:latest" not in desk.scheduler.view().groups
     facts = NodeFacts("0.33.0", {MODEL: 10**9, "later:latest": 10**9}, {})
     desk.scheduler.handle(NodeSeen(NODE, facts), desk.at)
     assert desk.call("later:latest") is OK
@@ -111,7 +111,7 @@ def test_made_up_options() -> None:
     desk = Desk()
     for number in range(1_000):
         assert desk.call(options=f"num_ctx={number}") is OK
-    assert len(desk.scheduler.cluster.groups[MODEL]._by_options) <= 1
+    assert len(desk.scheduler.view().groups[MODEL]._by_options) <= 1
 
 
 def test_deadlines_a_day_away() -> None:

@@ -126,7 +126,7 @@ def test_one_that_runs_is_hidden_as_well() -> None:
         thread = threading.Thread(target=asking.chat, args=("ann", "slow"))
         nodes.do(lambda found: found[0].slow(1000.0))
         thread.start()
-        until(lambda: stage.look(lambda gateway: gateway.engine.scheduler.attempts))
+        until(lambda: stage.look(lambda gateway: gateway.engine.scheduler.view().attempts))
         with stage.client() as second:
             assert Asking(second).get("ann", "/sollol/queue/slow").json()["state"] == "running"
             assert Asking(second).get("bob", "/sollol/queue/slow").status_code == 404

@@ -185,7 +185,7 @@ def test_nodes_that_are_known_to_be_down_are_told_of() -> None:
     with standing(node(1), node(2), node(3, OTHER)) as (nodes, keys, client, stage):
         nodes.do(lambda found: found[1].die())
         client.get("/api/tags")
-        until(lambda: stage.look(lambda gateway: gateway.engine.scheduler.cluster.nodes[keys[1]].up is False))
+        until(lambda: stage.look(lambda gateway: gateway.engine.scheduler.view().nodes[keys[1]].up is False))
         pulled = lines(client.post("/api/pull?nodes=all", json={"model": "gemma3:1b"}))[-1]
         assert pulled["nodes"].pop(keys[1]).startswith("the node is down: ")
         assert pulled["nodes"] == {keys[0]: "success", keys[2]: "success"}

@@ -52,8 +52,8 @@ def test_a_client_that_has_left_is_noticed(stage: Stage) -> None:
     """Though the end of its side looks the same at first."""
     with socket.create_connection(("127.0.0.1", stage.port), 10) as connection:
         connection.sendall(post("/api/chat", {**SAY, "stream": False, "options": {"num_predict": 10_000}}))
-        until(lambda: stage.look(lambda gateway: len(gateway.engine.scheduler.attempts)))
-    until(lambda: not stage.look(lambda gateway: len(gateway.engine.scheduler.tasks)))
+        until(lambda: stage.look(lambda gateway: len(gateway.engine.scheduler.view().attempts)))
+    until(lambda: not stage.look(lambda gateway: len(gateway.engine.scheduler.view().tasks)))
 
 
 def test_streams_are_not_to_be_held_back(stage: Stage) -> None:
@@ -68,7 +68,7 @@ def test_those_who_wait_at_the_end_are_told() -> None:
             async with httpx.AsyncClient(base_url=stage.url, timeout=20, trust_env=False) as client:
                 asked = {**SAY, "stream": False, "options": {"num_predict": 1_000}}
                 calls = [asyncio.create_task(client.post("/api/chat", json=asked)) for _ in range(4)]
-                while stage.look(lambda gateway: len(gateway.engine.scheduler.tasks)) < 4:  # noqa: ASYNC110
+                while stage.look(lambda gateway: len(gateway.engine.scheduler.view().tasks)) < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 await asyncio.to_thread(stage.on_loop, lambda gateway: gateway.aclose(0.1))
                 return await asyncio.gather(*calls)

@@ -82,7 +82,9 @@ def hooked(owner: type, name: str, original: Any, thrown: list[str]) -> Any:
 
 
 def is_idle(stage: Stage) -> bool:
-    return stage.look(lambda gateway: not gateway.engine.scheduler.tasks and not gateway.engine.scheduler.attempts)
+    return stage.look(
+        lambda gateway: not gateway.engine.scheduler.view().tasks and not gateway.engine.scheduler.view().attempts
+    )
 
 
 @plain_only  # what is compiled cannot be hooked into

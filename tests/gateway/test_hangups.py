@@ -33,7 +33,7 @@ def test_a_client_that_leaves_stops_its_work_and_harms_nobody() -> None:
         breakers = stage.look(
             lambda gateway: [
                 replica.breaker.closed
-                for node in gateway.engine.scheduler.cluster.nodes.values()
+                for node in gateway.engine.scheduler.view().nodes.values()
                 for replica in node.replicas.values()
             ]
         )
@@ -58,4 +58,4 @@ def running(nodes: Cluster) -> int:
 
 
 def unsettled(stage: Stage) -> int:
-    return stage.look(lambda gateway: len(gateway.engine.scheduler.tasks))
+    return stage.look(lambda gateway: len(gateway.engine.scheduler.view().tasks))

@@ -128,7 +128,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         threads = [threading.Thread(target=ask, args=(stage,)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        while stage.look(lambda gateway: gateway.engine.scheduler.waiting()) < 1:
+        while stage.look(lambda gateway: gateway.engine.scheduler.view().waiting()) < 1:
             pass
         full = ask(stage)
         assert full.status_code == 503

@@ -57,7 +57,9 @@ def stage() -> Iterator[Stage]:
 
 
 def is_idle(stage: Stage) -> bool:
-    return stage.look(lambda gateway: not gateway.engine.scheduler.tasks and not gateway.engine.scheduler.attempts)
+    return stage.look(
+        lambda gateway: not gateway.engine.scheduler.view().tasks and not gateway.engine.scheduler.view().attempts
+    )
 
 
 @pytest.mark.parametrize("route", ROUTES)

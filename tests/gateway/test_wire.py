@@ -199,9 +199,9 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         deadline, busy = time.monotonic() + 15, True
         while busy and time.monotonic() < deadline:
             time.sleep(0.1)
-            busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.attempts or gateway._connections))
+            busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.view().attempts or gateway._connections))
         assert not busy
-        assert stage.look(lambda gateway: gateway.engine.scheduler.cluster.nodes[nodes[0][7:]].failed) == 0
+        assert stage.look(lambda gateway: gateway.engine.scheduler.view().nodes[nodes[0][7:]].failed) == 0
 
 
 def test_too_many_connections() -> None:

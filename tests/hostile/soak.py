@@ -183,7 +183,7 @@ def soak(seconds: float, seed: int, clients: int = 6, patience_s: float = 30.0) 
         with stage.client() as client:
             status = client.post("/api/generate", json=good).status_code
         for _ in range(100):
-            left = stage.look(lambda g: (len(g.engine.scheduler.tasks), len(g.engine.scheduler.attempts)))
+            left = stage.look(lambda g: (len(g.engine.scheduler.view().tasks), len(g.engine.scheduler.view().attempts)))
             if left == (0, 0):
                 break
             time.sleep(0.05)

@@ -80,7 +80,7 @@ def batch(
 
             def check(entry: Any) -> None:
                 engine.scheduler.invariants()
-                for state in engine.scheduler.cluster.nodes.values():
+                for state in engine.scheduler.view().nodes.values():
                     opened.update(replica.key for replica in state.replicas.values() if not replica.breaker.closed)
 
             engine.journal.subscribe(digest)
@@ -297,7 +297,7 @@ def test_texts_without_a_utf8_form_fail_alone_and_nobody_is_blamed() -> None:
         async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
             result = await pool.embed_batch(EMBED, given, on_error="return")
             pairs = [pair async for pair in pool.embed_stream(EMBED, iter(given), on_error="return")]
-            return result, pairs, [state.failed for state in pool.engine.scheduler.cluster.nodes.values()]
+            return result, pairs, [state.failed for state in pool.engine.scheduler.view().nodes.values()]
 
     result, pairs, failed = run(main())
     assert sorted(result.errors) == [7, 8, 499]

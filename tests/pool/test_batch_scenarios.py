@@ -181,7 +181,7 @@ def test_fixed_width_keeps_exactly_so_many_in_flight() -> None:
         async with universe([node(1, 100), node(2, 100)]) as u:
             widths: list[int] = []
             engine = u.pool._running()
-            engine.journal.subscribe(lambda entry: widths.append(len(engine.scheduler.attempts)))
+            engine.journal.subscribe(lambda entry: widths.append(len(engine.scheduler.view().attempts)))
             inputs = texts(300)
             whole(await u.pool.embed_batch(EMBED, inputs, use_adaptive=False, max_workers=6), inputs, reference)
             assert max(widths) == 6
@@ -224,7 +224,7 @@ def test_cancelling_stops_the_nodes_at_once() -> None:
             before = sum(n.counters.items_embedded for n in u.world.nodes.values())
             await asyncio.sleep(5.0)
             assert sum(n.counters.items_embedded for n in u.world.nodes.values()) == before
-            assert not u.pool._running().scheduler.attempts
+            assert not u.pool._running().scheduler.view().attempts
 
     run(main())
 

@@ -35,7 +35,7 @@ def asked(node: SimNode) -> int:
 
 
 def replica_of(stage: Stage) -> Replica:
-    return stage.pool.engine.scheduler.cluster.nodes[BIG.key].replicas[f"{MODEL}:latest"]
+    return stage.pool.engine.scheduler.view().nodes[BIG.key].replicas[f"{MODEL}:latest"]
 
 
 @asynccontextmanager
@@ -54,7 +54,7 @@ async def calm(warm: int = 2) -> AsyncIterator[tuple[Stage, SimNode]]:
         assert replica.breaker.closed
         assert replica.reliability.read() == 1.0
         assert replica.limiter.limit >= 1
-        assert not stage.pool.engine.scheduler.attempts
+        assert not stage.pool.engine.scheduler.view().attempts
 
 
 async def begun(stage: Stage, call: Coroutine[Any, Any, Any], after_s: float) -> asyncio.Task[Any]:
@@ -122,7 +122,7 @@ def test_a_closed_iterator_closes_the_connection(leave: str) -> None:
             await asyncio.sleep(0.05)
             assert node.counters.inflight == 0
             assert node.counters.aborted == 1
-            assert not stage.pool.engine.scheduler.attempts
+            assert not stage.pool.engine.scheduler.view().attempts
 
     run(main())
 
@@ -133,10 +133,10 @@ def test_a_call_that_leaves_the_line_is_never_sent() -> None:
             first = await begun(stage, ask(stage.pool, 1), 0.1)
             second = await begun(stage, ask(stage.pool, 2), 0.1)
             third = await begun(stage, ask(stage.pool, 3), 0.1)
-            assert stage.pool.engine.scheduler.waiting() == 2
+            assert stage.pool.engine.scheduler.view().waiting() == 2
             sent = asked(node)
             await gone(second)
-            assert stage.pool.engine.scheduler.waiting() == 1
+            assert stage.pool.engine.scheduler.view().waiting() == 1
             await first
             await third
             assert asked(node) == sent + 1
@@ -236,7 +236,7 @@ def test_leaving_while_another_node_goes_on() -> None:
                 await stream.aclose()
                 await asyncio.sleep(0.01)
                 assert sum(node.counters.inflight for node in stage.world.nodes.values()) == 0
-                assert not stage.pool.engine.scheduler.tasks
+                assert not stage.pool.engine.scheduler.view().tasks
 
     run(main())
 

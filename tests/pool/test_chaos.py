@@ -159,14 +159,12 @@ async def chaos(seed: int, answers: dict[Any, str]) -> list[Caller]:
             node.heal()
         await asyncio.sleep(30)
         scheduler = stage.pool.engine.scheduler
-        assert not scheduler.tasks
-        assert not scheduler.attempts
-        assert scheduler.waiting() == 0
+        assert not scheduler.view().tasks
+        assert not scheduler.view().attempts
+        assert scheduler.view().waiting() == 0
         assert all(node.counters.inflight == 0 for node in nodes)
         assert all(
-            replica.limiter.limit >= 1
-            for node in scheduler.cluster.nodes.values()
-            for replica in node.replicas.values()
+            replica.limiter.limit >= 1 for node in scheduler.view().nodes.values() for replica in node.replicas.values()
         )
         answer = await asyncio.gather(*(stage.pool.generate(MODEL, "question 0", options={"seed": 0}) for _ in nodes))
         assert {one.response for one in answer} == {answers["question 0", 0, None]}

@@ -156,7 +156,7 @@ def test_the_modes_of_a_batch_choose_its_nodes() -> None:
             fast = await pool.embed_batch(EMBED, texts(500), mode="fast")
             assert fast.report is not None
             assert len(fast.report.nodes) == 3
-            replica = pool.engine.scheduler.cluster.groups[f"{EMBED}:latest"].replicas["10.0.0.2:11434"]
+            replica = pool.engine.scheduler.view().groups[f"{EMBED}:latest"].replicas["10.0.0.2:11434"]
             for _ in range(20):
                 replica.reliability.add(0.0)
             reliable = await pool.embed_batch(EMBED, texts(500), mode="reliable")

@@ -45,7 +45,7 @@ def unequal() -> list[NodeSpec]:
 
 
 def replica_of(stage: Stage, key: str) -> Replica:
-    return stage.pool.engine.scheduler.cluster.nodes[key].replicas[f"{MODEL}:latest"]
+    return stage.pool.engine.scheduler.view().nodes[key].replicas[f"{MODEL}:latest"]
 
 
 def ask(pool: AsyncOllamaPool, **more: Any) -> Any:
@@ -285,7 +285,7 @@ def test_a_node_that_comes_back_is_noticed_without_traffic(fault: str) -> None:
 
     async def main() -> None:
         async with staged([talker(1), talker(2)]) as stage:
-            state = stage.pool.engine.scheduler.cluster.nodes[FAST]
+            state = stage.pool.engine.scheduler.view().nodes[FAST]
             stage.world[SLOW].slow(3.0)
             async with flood(stage):
                 await asyncio.sleep(2)

@@ -52,7 +52,7 @@ async def leave(here: Universe, number: int, words: int, after_s: float) -> None
 
 
 def reads_on(here: Universe) -> bool | None:
-    return here.pool._running().scheduler.cluster.nodes[KEY].reads_on
+    return here.pool._running().scheduler.view().nodes[KEY].reads_on
 
 
 @pytest.mark.parametrize("words", [200, 10_000])

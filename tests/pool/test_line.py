@@ -139,7 +139,7 @@ def test_a_deadline_counts_the_line_and_is_told() -> None:
 def test_a_full_line_says_when_to_come_again() -> None:
     async def main() -> None:
         async with staged(ONE) as stage:
-            stage.pool.engine.scheduler.queue_bound = 5
+            stage.pool.engine.set_queue_bound(5)
             first = await busy(stage)
             done: list[Any] = []
             calls = [ask(stage, done, number) for number in range(5)]

@@ -58,7 +58,7 @@ def test_an_idle_node_that_has_to_load_a_small_model_is_used() -> None:
         async with universe(specs) as here:
             engine = here.pool._running()
             await here.pool.chat("tiny", HELLO, node="10.0.0.1:11434", options={"num_predict": 5})
-            state = engine.scheduler.cluster.nodes["10.0.0.1:11434"]
+            state = engine.scheduler.view().nodes["10.0.0.1:11434"]
             state.load_time.add(460_000, 262_000)
             answers = await asyncio.gather(
                 *(here.pool.chat("small", HELLO, options={"num_predict": 50}) for _ in range(32))

@@ -119,7 +119,7 @@ def test_reliable_prefers_a_slower_node_that_does_not_fail() -> None:
             stage.world[KEYS[0]].error_rate(0.6)
             for _ in range(25):
                 await ask(stage, node=KEYS)
-            assert stage.pool.engine.scheduler.cluster.nodes[KEYS[0]].failed > 3
+            assert stage.pool.engine.scheduler.view().nodes[KEYS[0]].failed > 3
             await asyncio.sleep(60)  # no breaker is open any more
             first = (await ask(stage, mode="reliable")).routing
             assert first.node == KEYS[1]

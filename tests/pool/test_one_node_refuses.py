@@ -116,7 +116,7 @@ def test_the_well_node_answers_calls_streams_and_batches(name: str) -> None:
         result = await stage.pool.embed_batch(EMBED, texts(30))
         assert not result.errors
         assert result.report.nodes[B].items == 30
-        replicas = stage.pool.engine.scheduler.cluster.nodes[A].replicas.values()
+        replicas = stage.pool.engine.scheduler.view().nodes[A].replicas.values()
         assert all(replica.breaker.closed for replica in replicas) or status in (408, 413, 499)
 
     on_stage(2, says(A, status, body), act)
@@ -220,7 +220,7 @@ def test_a_call_that_fails_everywhere_opens_no_breaker_for_others() -> None:
         for _ in range(10):
             with pytest.raises(ResponseError, match="the runner died"):
                 await stage.pool.chat(CHAT, [{"role": "user", "content": "poison"}])
-            for state in stage.pool.engine.scheduler.cluster.nodes.values():
+            for state in stage.pool.engine.scheduler.view().nodes.values():
                 assert all(replica.breaker.closed for replica in state.replicas.values())
 
     on_stage(3, script, act)

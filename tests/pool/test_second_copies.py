@@ -175,7 +175,9 @@ def copies_while_others_wait(stage: Stage) -> list[Start]:
         lambda entry: copies.extend(
             action
             for action in entry.actions
-            if isinstance(action, Start) and action.cause is Cause.HEDGE and stage.pool.engine.scheduler.waiting()
+            if isinstance(action, Start)
+            and action.cause is Cause.HEDGE
+            and stage.pool.engine.scheduler.view().waiting()
         )
     )
     return copies

@@ -114,9 +114,9 @@ def test_a_stream_that_can_go_on_elsewhere_is_moved_and_so_are_the_calls_behind_
             for key in [endpoint.key for endpoint in stage.world.endpoints]:
                 await stage.pool.chat(MODEL, MESSAGES, node=key, options={"num_predict": 5})
             first, second = (stage.world[endpoint.key] for endpoint in stage.world.endpoints)
-            replica = stage.pool.engine.scheduler.cluster.groups[f"{MODEL}:latest"].replicas[
-                stage.world.endpoints[0].key
-            ]
+            replica = (
+                stage.pool.engine.scheduler.view().groups[f"{MODEL}:latest"].replicas[stage.world.endpoints[0].key]
+            )
             replica.limiter.limit = replica.limit = 4  # as if learned
             first.stall_after(5)
             stream = await stage.pool.chat(MODEL, MESSAGES, node=[e.key for e in stage.world.endpoints], **ASKED)

@@ -83,7 +83,7 @@ def test_what_a_node_had_is_remembered_while_its_lists_are_slow() -> None:
     async def main() -> None:
         async with slow_lists(1, {}) as (world, transport, pool):
             await pool.wait_ready()
-            state = pool.engine.scheduler.cluster.nodes[world.endpoints[0].key]
+            state = pool.engine.scheduler.view().nodes[world.endpoints[0].key]
             before = state.models, state.digests, state.loaded
             assert all(before)
             transport.seconds = {"/api/tags": 30.0, "/api/ps": 30.0}

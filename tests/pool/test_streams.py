@@ -348,7 +348,7 @@ def test_who_cannot_go_on_is_passed_over_and_not_at_fault(fit: bool) -> None:
                 ends_broken(heard, 3)
             stats = s.pool.get_stats()["node_performance"]
             assert [row["failed_requests"] for row in stats.values()] == [1, 0, 0, 0, 0][: len(specs)]
-            for node in s.pool.engine.scheduler.cluster.nodes.values():
+            for node in s.pool.engine.scheduler.view().nodes.values():
                 assert all(replica.breaker.closed for replica in node.replicas.values())
 
     run(main())

@@ -268,7 +268,7 @@ class SOLLOLGPUController:
         engine = getattr(self._source, "_engine", None)
         if engine is not None:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
-                engine.dispatcher._loop.call_soon_threadsafe(engine.refresh)
+                engine.refresh()
 
     def _look(self, nodes: list[Endpoint]) -> list[Seen]:
         async def look() -> list[Seen]:

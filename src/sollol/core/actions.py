@@ -105,6 +105,13 @@ class Probe(NamedTuple):
     node: str
 
 
+class DigestChosen(NamedTuple):
+    """Embeddings of a model use this version from now on; `Configure` restores it after a restart."""
+
+    model: str
+    digest: str
+
+
 class Notice(NamedTuple):
     """Tell the operator this sentence."""
 
@@ -128,4 +135,17 @@ class WakeAt(Value):
         self.at = at
 
 
-Action = Load | Start | Abort | Accept | Refuse | ItemsRequested | Complete | Probe | WakeAt | Notice | SchedulerFault
+Action = (
+    Load
+    | Start
+    | Abort
+    | Accept
+    | Refuse
+    | ItemsRequested
+    | Complete
+    | Probe
+    | WakeAt
+    | DigestChosen
+    | Notice
+    | SchedulerFault
+)

@@ -5,12 +5,12 @@ Plain classes for the frequent ones (`core.value`), named tuples for the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.hints import mypyc_attr
-from sollol.core.types import Micros, NodeFacts, Outcome, Task
+from sollol.core.types import Micros, NodeFacts, Outcome, RoutingStrategy, Task
 from sollol.core.value import Value
 
 
@@ -116,6 +116,28 @@ class Silent(NamedTuple):
     streams: tuple[Silence, ...]
 
 
+class Refresh(NamedTuple):
+    """Probe every node now: models were pulled, loaded or deleted."""
+
+
+class Configure(NamedTuple):
+    """Change settings. None leaves a setting as it is.
+
+    Attributes:
+        queue_bound: Most waiting tasks.
+        strategy: Router of tasks without a mode; one of `Policies.strategies`.
+        one_digest: Chats use one version of a model, as embeddings do.
+        pinned_digests: Model to the digest, or the beginning of one, that embeddings use.
+        used_digests: Model to the digest that embeddings have used before.
+    """
+
+    queue_bound: int | None = None
+    strategy: RoutingStrategy | None = None
+    one_digest: bool | None = None
+    pinned_digests: Mapping[str, str] | None = None
+    used_digests: Mapping[str, str] | None = None
+
+
 class Tick(NamedTuple):
     """A moment asked for with WakeAt has come."""
 
@@ -133,5 +155,7 @@ Event = (
     | NodeSeen
     | NodeLost
     | Silent
+    | Refresh
+    | Configure
     | Tick
 )

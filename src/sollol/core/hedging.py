@@ -43,7 +43,13 @@ class Hedging:
         task = pending.task
         wanted = task.mode is RoutingMode.FAST if task.hedge is None else task.hedge
         if wanted and task.kind is not EMBED:
-            pending.hedger = self._state.hedger if wanted is True else wanted
+            if isinstance(wanted, str):
+                found = self._state.policies.hedgers.get(wanted)
+                if found is None:
+                    raise ValueError(f"no hedging policy is registered as {wanted!r}")
+                pending.hedger = found
+            else:
+                pending.hedger = self._state.hedger
             pending.hedger.deposit(task)
 
     def plan(self, pending: PendingTask, hedger: Hedger, attempt: Attempt, now: Micros) -> None:

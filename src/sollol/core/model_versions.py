@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from sollol.core.actions import Notice
+from sollol.core.actions import DigestChosen, Notice
 
 if TYPE_CHECKING:
     from sollol.core.state.model_replicas import ModelReplicas
@@ -35,6 +35,7 @@ def review(state: SchedulerState, group: ModelReplicas, use: int) -> None:
     elif one and found and group.digest not in found:
         before, group.digest = group.digest, chosen(replicas)
         state.cluster.used[group.model] = group.digest
+        state.out.append(DigestChosen(group.model, group.digest))
         if before:
             state.out.append(Notice(_gone(group, before)))
     group.mixed = len(found) > 1 or (bool(pinned) and any(digest != group.digest for digest in found))

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sollol.core.types import Decision, Micros, Outcome, RoutingMode, Task
+from sollol.core.types import Decision, Micros, Outcome, RoutingMode, RoutingStrategy, Task
 
 if TYPE_CHECKING:
     from sollol.core.state.replica import Replica
@@ -196,3 +196,5 @@ class Policies(NamedTuple):
     limiter: Callable[[], Limiter]
     breaker: Callable[[], Breaker]
     modes: Mapping[RoutingMode, Router] = {}
+    strategies: Mapping[RoutingStrategy, Router] = {}
+    hedgers: Mapping[str, Hedger] = {}  # those that a task can name

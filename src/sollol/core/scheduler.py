@@ -15,6 +15,7 @@ from sollol.core.actions import Action, WakeAt
 from sollol.core.batch_scheduler import BatchScheduler
 from sollol.core.events import (
     Cancelled,
+    Configure,
     Event,
     Finished,
     FirstToken,
@@ -23,6 +24,7 @@ from sollol.core.events import (
     NodeLost,
     NodeRemoved,
     NodeSeen,
+    Refresh,
     Responding,
     Silent,
     Submitted,
@@ -30,7 +32,6 @@ from sollol.core.events import (
     Tick,
 )
 from sollol.core.fault_recovery import FaultRecovery, fault_outcome
-from sollol.core.forecast import QueueForecast
 from sollol.core.measurements import Measurements
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import RequestScheduler
@@ -44,6 +45,7 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
 from sollol.core.timing_check import true_outcome
 from sollol.core.types import NEVER, OK, SECOND, Micros, Outcome, Status
+from sollol.core.view import SchedulerView
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
@@ -55,13 +57,13 @@ class Scheduler:
     """`handle(event, now)` returns actions; `now` never goes back. It never raises (`core.fault_recovery`)."""
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
-        self.queue_bound = queue_bound
+        self._queue_bound = queue_bound
         self._state = state = SchedulerState(policies, rng)
-        self.cluster = state.cluster
-        self.health = state.health
-        self.tasks = state.tasks
-        self.attempts = state.attempts
-        self.forecast = QueueForecast(state)
+        self._cluster = state.cluster
+        self._health = state.health
+        self._tasks = state.tasks
+        self._attempts = state.attempts
+        self._view = SchedulerView(state)
         self._requests = RequestScheduler(state)
         self._hang_detection = self._requests.hang_detection
         self._batches = BatchScheduler(state)
@@ -83,6 +85,8 @@ class Scheduler:
             NodeSeen: self._node_seen,
             NodeLost: self._node_lost,
             Silent: self._silent,
+            Refresh: self._refresh,
+            Configure: self._configure,
             Tick: self._tick,
         }
 
@@ -103,23 +107,14 @@ class Scheduler:
                 self._handlers[type(event)](event, now)
         except Exception as error:  # a fault of ours: it ends the task that it concerns, and no other
             self._recovery.event_failed(event, error, now)
-        if state.next_at < self._wake_at or self.health.next_at < self._wake_at:
-            self._wake_at = due = min(state.next_at, self.health.next_at)
+        if state.next_at < self._wake_at or self._health.next_at < self._wake_at:
+            self._wake_at = due = min(state.next_at, self._health.next_at)
             out.append(WakeAt(due))
         return out
 
-    @property
-    def policies(self) -> Policies:
-        """The bundle of answers in use; may be replaced at any time, except limiter and breaker of present lanes."""
-        return self._state.policies
-
-    @policies.setter
-    def policies(self, policies: Policies) -> None:
-        self._state.use(policies)
-
-    def waiting(self) -> int:
-        """Tasks in line."""
-        return self._state.waiting()
+    def view(self) -> SchedulerView:
+        """Return a read-only view of the state."""
+        return self._view
 
     def invariants(self) -> None:
         """What must hold between events. Raises AssertionError."""
@@ -131,19 +126,19 @@ class Scheduler:
         task, state = event.task, self._state
         pending = PendingTask(task, now)
         state.tasks[pending.key] = state.current_task = pending
-        if len(state.tasks) > self.queue_bound and state.waiting() >= self.queue_bound:
-            wait = self.forecast.wait_for(len(state.queues.get(task.model, ())), task.model, now)
-            listed = f"{self.queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
+        if len(state.tasks) > self._queue_bound and state.waiting() >= self._queue_bound:
+            wait = self._view.expected_wait_us(len(state.queues.get(task.model, ())), task.model, now)
+            listed = f"{self._queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             state.settle(pending, Outcome(Status.QUEUE_FULL, listed, retry_us=wait))
             return
         state.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
             self._requests.hedging.may_have(pending)
-        if now >= self.health.touch_at:
-            self.health.touched(now, state.out)
+        if now >= self._health.touch_at:
+            self._health.touched(now, state.out)
         if task.deadline_us is not None:
             state.call_at(task.deadline_us, lambda later: self._deadline(task.id, later), pending.key)
-        group = pending.group = self.cluster.groups.get(task.model) or state.group(task.model, now)
+        group = pending.group = self._cluster.groups.get(task.model) or state.group(task.model, now)
         group.tasks += 1
         if pending.batch is not None:
             state.batches.setdefault(task.model, {})[task.id] = pending.batch
@@ -169,13 +164,13 @@ class Scheduler:
             self._binding.probe_slots(group, now)
 
     def _fed(self, event: ItemsAdded, now: Micros) -> None:
-        pending = self._state.current_task = self.tasks.get(event.task)
+        pending = self._state.current_task = self._tasks.get(event.task)
         if pending is not None and pending.batch is not None:
             self._batches.fed(pending, list(event.costs), event.closed, now)
             self._binding.bind_model(pending.task.model, now)
 
     def _first_token(self, event: FirstToken, now: Micros) -> None:
-        attempt = self.attempts.get(event.attempt)
+        attempt = self._attempts.get(event.attempt)
         if attempt is not None:
             self._state.current_task = attempt.pending
             attempt.movable = event.movable
@@ -185,19 +180,19 @@ class Scheduler:
                 self._slot_discovery.responds(attempt, now)
 
     def _responding(self, event: Responding, now: Micros) -> None:
-        attempt = self.attempts.get(event.attempt)
+        attempt = self._attempts.get(event.attempt)
         if attempt is not None:
             self._state.current_task = attempt.pending
             self._slot_discovery.responds(attempt, now)
 
     def _broken(self, event: TaskFailed, now: Micros) -> None:
-        pending = self.tasks.get(event.task)
+        pending = self._tasks.get(event.task)
         if pending is not None:
             self._recovery.expel(pending, fault_outcome(event.error), now)
             self._binding.bind_all(now)
 
     def _cancelled(self, event: Cancelled, now: Micros) -> None:
-        pending = self._state.current_task = self.tasks.get(event.task)
+        pending = self._state.current_task = self._tasks.get(event.task)
         if pending is not None:
             self._hang_detection.suspect(pending, now)
             replicas = self._state.abort_all(pending, now)
@@ -205,7 +200,7 @@ class Scheduler:
             self._binding.bind_model(pending.task.model, now, replicas)
 
     def _deadline(self, task_id: int, now: Micros) -> None:
-        pending = self._state.current_task = self.tasks.get(task_id)
+        pending = self._state.current_task = self._tasks.get(task_id)
         if pending is not None:
             where = ", ".join(a.replica.node.key for a in pending.attempts.values())
             self._hang_detection.suspect(pending, now)
@@ -218,7 +213,7 @@ class Scheduler:
     # --- answers ----------------------------------------------------------------------------------------
 
     def _finished(self, event: Finished, now: Micros) -> None:
-        attempt = self.attempts.get(event.attempt)
+        attempt = self._attempts.get(event.attempt)
         if attempt is None:  # aborted meanwhile
             return
         replica, pending = attempt.replica, attempt.pending
@@ -268,7 +263,7 @@ class Scheduler:
             self._state.pause(replica, now + OURS_PAUSE)
             return
         if outcome.status in (Status.UNSUITED, Status.LOCKED):
-            self.cluster.learn_unable(replica.node, attempt.task, outcome, now)
+            self._cluster.learn_unable(replica.node, attempt.task, outcome, now)
             return
         replica.node.failed += 1
         replica.failed += 1
@@ -290,46 +285,46 @@ class Scheduler:
     # --- nodes ------------------------------------------------------------------------------------------
 
     def _node_added(self, event: NodeAdded, now: Micros) -> None:
-        if event.endpoint.key not in self.cluster.nodes:
-            self.cluster.nodes[event.endpoint.key] = node = Node(event.endpoint)
+        if event.endpoint.key not in self._cluster.nodes:
+            self._cluster.nodes[event.endpoint.key] = node = Node(event.endpoint)
             node.faults.breaker = self._state.policies.breaker()
-            self.health.added(node, now, self._state.out)
+            self._health.added(node, now, self._state.out)
 
     def _node_removed(self, event: NodeRemoved, now: Micros) -> None:
-        node = self.cluster.nodes.pop(event.node, None)
-        self.cluster.incapable.pop(event.node, None)
+        node = self._cluster.nodes.pop(event.node, None)
+        self._cluster.incapable.pop(event.node, None)
         if node is None:
             return
         node.up = False
         self._lose_attempts(node, Outcome(Status.UNREACHABLE, "the node was removed"), now)
-        for group in self.cluster.groups.values():
+        for group in self._cluster.groups.values():
             group.drop(node.key)
         self._binding.bind_all(now)
 
     def _node_seen(self, event: NodeSeen, now: Micros) -> None:
-        node = self.cluster.nodes.get(event.node)
+        node = self._cluster.nodes.get(event.node)
         if node is None:
             return
         came_up = node.up is not True
         if came_up or node.version != event.facts.version:
             node.incapable.clear()
-            self.cluster.incapable.pop(node.key, None)
-        changed = self.health.seen(node, event.facts, now)
+            self._cluster.incapable.pop(node.key, None)
+        changed = self._health.seen(node, event.facts, now)
         if event.facts.late:
             self._hang_detection.evidence(node, now)
         if came_up or changed:
-            for group in self.cluster.groups.values():
+            for group in self._cluster.groups.values():
                 self._state.join(group, node)
                 group.recount(now)
         self._binding.bind_all(now)  # also those who have tried all others, and waited for this answer
 
     def _node_lost(self, event: NodeLost, now: Micros) -> None:
-        node = self.cluster.nodes.get(event.node)
+        node = self._cluster.nodes.get(event.node)
         if node is None:
             return
         if not event.certain and node.up:
             self._hang_detection.evidence(node, now)
-        if self.health.lost(node, event.why, event.certain, now):
+        if self._health.lost(node, event.why, event.certain, now):
             if not event.certain and node.up:
                 self._hang_detection.blame(node, now)
             self._node_down(node, event.why, now)
@@ -337,7 +332,7 @@ class Scheduler:
 
     def _node_down(self, node: Node, why: str, now: Micros) -> None:
         if node.up is not False:
-            self.health.down(node, why, now)
+            self._health.down(node, why, now)
             self._lose_attempts(node, Outcome(Status.UNREACHABLE, why), now)
             for replica in node.replicas.values():
                 replica.group.recount(now)
@@ -346,7 +341,7 @@ class Scheduler:
         """Give back what a lost node had; what cannot go on elsewhere is left to its own end."""
         for replica in node.replicas.values():
             for attempt in [a for a in replica.attempts.values() if a.movable]:
-                if attempt.id in self.attempts:  # else its batch was given up meanwhile
+                if attempt.id in self._attempts:  # else its batch was given up meanwhile
                     self._lose(attempt, outcome, now)
 
     def _lose(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
@@ -357,16 +352,40 @@ class Scheduler:
         except Exception as error:  # of this call: the node had others, too
             self._state.recover(error, now)
 
+    # --- the outside ---
+
+    def _refresh(self, event: Refresh, now: Micros) -> None:
+        for node in self._cluster.nodes.values():
+            node.next_probe_us = 0
+        self._health.next_at = 0
+        self._tick(Tick(), now)
+
+    def _configure(self, event: Configure, now: Micros) -> None:
+        cluster = self._cluster
+        if event.queue_bound is not None:
+            self._queue_bound = event.queue_bound
+        if event.strategy is not None:
+            self._state.use(self._state.policies._replace(router=self._state.policies.strategies[event.strategy]))
+        if event.one_digest is not None:
+            cluster.one_digest = event.one_digest
+        if event.pinned_digests is not None:
+            cluster.pinned = dict(event.pinned_digests)
+        if event.used_digests is not None:
+            cluster.used = dict(event.used_digests)
+        if (event.one_digest, event.pinned_digests, event.used_digests) != (None, None, None):
+            for group in cluster.groups.values():
+                group.checked = 0
+
     def _tick(self, event: Tick, now: Micros) -> None:
         self._wake_at = NEVER
         self._state.run_timers(now)
         self._state.current_task = None
-        for attempt in self.health.tick(now, busy=bool(self.tasks), out=self._state.out):
+        for attempt in self._health.tick(now, busy=bool(self._tasks), out=self._state.out):
             self._state.current_task = attempt.pending
             self._overdue(attempt, now)
 
     def _look_after(self, now: Micros) -> None:
-        self._looking_after = any(pending.batch is None for pending in self.tasks.values())
+        self._looking_after = any(pending.batch is None for pending in self._tasks.values())
         if self._looking_after:
             self._state.call_at(now + LOOK_AFTER, self._look_after)
             for attempt in self._hang_detection.look_after(now):
@@ -375,13 +394,13 @@ class Scheduler:
                 attempt.replica.breaker.record(now, outcome)
                 self._debit(attempt, outcome, now)
             self._state.current_task = None
-            for model in self.forecast.models_waited_for():
+            for model in self._view.waited_for():
                 self._requests.load_ahead(model, LOOK_AFTER, now)
                 self._binding.rescan(model, now)
 
     def _silent(self, event: Silent, now: Micros) -> None:
         for attempt, why in self._stall_detection.judge(event.streams, now):
-            if attempt.id in self.attempts:
+            if attempt.id in self._attempts:
                 self._state.current_task = attempt.pending
                 outcome = Outcome(Status.TIMEOUT, why)
                 attempt.replica.breaker.trip(now)
@@ -394,7 +413,7 @@ class Scheduler:
         outcome = Outcome(Status.TIMEOUT, why)
         attempt.replica.breaker.record(now, outcome)
         self._debit(attempt, outcome, now)
-        if attempt.id in self.attempts:
+        if attempt.id in self._attempts:
             self._state.abort(attempt, now)
             self._failed(attempt.pending, attempt, outcome, now)
         self._binding.bind(attempt.replica.group, now)

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sollol.core.hints import mypyc_attr
-from sollol.core.value import Value
-
-if TYPE_CHECKING:
-    from sollol.core.policy import Hedger
+from sollol.core.value import Value, fields_of
 
 PrefixHash = object  # the name of a beginning of a conversation, see `Task.prefix`: a number, but nobody counts with it
 Key = Any  # the number of a task or an attempt where it is a key; compiled, an int would be made an object each time
@@ -86,7 +83,8 @@ class Task(Value):
     `width` fixes the number of requests in flight for a batch (`max_workers`), or None.
     `type` is what it is about, and `prefix` names the beginnings of a conversation, shortest first, as (hash, cost):
     a node that has just answered one of them need not read it again.
-    `hedge`: send a second copy if the first is slow, or who decides that; None leaves it to the mode.
+    `hedge`: send a second copy if the first is slow; a name of `Policies.hedgers` decides instead of the usual policy;
+    None leaves it to the mode.
     `route`: the path that it is sent to.
     `stream`: the answer comes in parts. `observable`: its job can report when a node begins to answer, also where the
     caller wants the answer whole.
@@ -131,7 +129,7 @@ class Task(Value):
         width: int | None = None,
         type: TaskType = TaskType.CHAT,
         mode: RoutingMode | None = None,
-        hedge: bool | Hedger | None = None,
+        hedge: bool | str | None = None,
         stream: bool = False,
         prefix: tuple[tuple[PrefixHash, int], ...] = (),
         only: tuple[str, ...] | None = None,
@@ -160,6 +158,26 @@ class Task(Value):
         self.gpu = gpu
         self.route = route
         self.observable = observable or stream
+
+
+def task_to_values(task: Task) -> dict[str, Any]:
+    """Return the fields of a task as values that JSON can hold."""
+    return fields_of(task)
+
+
+def task_from_values(values: Mapping[str, Any]) -> Task:
+    """Return the task that `task_to_values` was given."""
+    mode, only = values["mode"], values["only"]
+    return Task(
+        **{
+            **values,
+            "kind": Kind(values["kind"]),
+            "type": TaskType(values["type"]),
+            "mode": None if mode is None else RoutingMode(mode),
+            "prefix": tuple([(number, cost) for number, cost in values["prefix"]]),
+            "only": None if only is None else tuple(only),
+        }
+    )
 
 
 class Status(enum.Enum):

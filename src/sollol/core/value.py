@@ -19,22 +19,23 @@ class Value:
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and _held(self) == _held(other)
+        return type(self) is type(other) and fields_of(self) == fields_of(other)
 
     def __hash__(self) -> int:
-        return hash(tuple(_held(self).values()))
+        return hash(tuple(fields_of(self).values()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={held!r}' for name, held in _held(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={held!r}' for name, held in fields_of(self).items())})"
 
 
-def _held(value: Any) -> dict[str, Any]:
-    """Compiled, a class keeps the names of its slots elsewhere."""
+def fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields by name, in the order of their names."""
     cls = type(value)
+    # Compiled, a class keeps the names of its slots elsewhere.
     names = getattr(cls, "__mypyc_attrs__", None) or cls.__slots__
     return {name: getattr(value, name) for name in sorted(names)}
 
 
 def replaced(value: V, **changes: Any) -> V:
     """The same with other values for these fields."""
-    return type(value)(**_held(value) | changes)
+    return type(value)(**fields_of(value) | changes)

@@ -131,7 +131,7 @@ class Gateway:
         self.usual = infer.usual(settings)
         self.has_aliases = bool(settings.aliases)
         self._cors = Cors(settings.listen.cors_origins)
-        self.engine.scheduler.queue_bound = settings.limits.queue
+        self.engine.set_queue_bound(settings.limits.queue)
         self.engine.observe(settings.observer_sampling)
         self.pool.set_routing_mode(settings.mode)
         self.pool.routing_strategy = settings.strategy
@@ -356,17 +356,17 @@ class Gateway:
     @property
     def is_crowded(self) -> bool:
         """So many calls are under way that answers which end together are better written together."""
-        return len(self.engine.scheduler.tasks) >= CROWD
+        return len(self.engine.scheduler.view().tasks) >= CROWD
 
     def nobody_has(self, model: str) -> bool:
         """Nodes are up, and none has this model."""
-        nodes = [node for node in self.engine.scheduler.cluster.nodes.values() if node.usable]
+        nodes = [node for node in self.engine.scheduler.view().nodes.values() if node.usable]
         return bool(nodes) and not any(canonical_model(model) in node.models for node in nodes)
 
     def lists(self, model: str) -> bool:
         """Check whether a node, up or down, has this model on its list."""
         name = canonical_model(model)
-        return any(name in node.models for node in self.engine.scheduler.cluster.nodes.values())
+        return any(name in node.models for node in self.engine.scheduler.view().nodes.values())
 
     def name_task(self, request: Request, task: int) -> None:
         """The client may give its request an id of its own, to ask for its place in the queue while it waits."""
@@ -387,7 +387,7 @@ class Gateway:
 
     def keep(self, node: str, model: str, task: Task, keep_alive: int | str) -> None:
         """Tell a node, in the background, how long it should keep a model that has just answered."""
-        state = self.engine.scheduler.cluster.nodes.get(node)
+        state = self.engine.scheduler.view().nodes.get(node)
         if state is not None:
             call = load_call(task.kind, model, task.options, keep_alive)
             self.engine.dispatcher.send_later(state.endpoint, call)

@@ -81,7 +81,7 @@ def under_way(job: CallJob) -> list[tuple[Start, Outcome, Micros, Micros]]:
 
 def _written(engine: Engine, task: Task, start: Start, outcome: Outcome, began: Micros, ended: Micros) -> int:
     """Estimate the tokens that a node has written of an answer that did not come."""
-    group = engine.scheduler.cluster.groups.get(task.model)
+    group = engine.scheduler.view().groups.get(task.model)
     replica = group.replicas.get(start.node) if group is not None else None
     if replica is None or task.kind is EMBED:
         return 0

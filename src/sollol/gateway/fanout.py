@@ -77,7 +77,7 @@ async def _run(question: Callable[[], Awaitable[T]]) -> T:
 
 def states(gateway: Gateway) -> list[Node]:
     """All nodes, as the scheduler knows them."""
-    return list(gateway.engine.scheduler.cluster.nodes.values())
+    return list(gateway.engine.scheduler.view().nodes.values())
 
 
 def up_nodes(gateway: Gateway) -> list[Endpoint]:

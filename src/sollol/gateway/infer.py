@@ -336,7 +336,7 @@ def _known_nodes(request: Request, gateway: Gateway) -> tuple[str, ...] | None:
     if not text:
         return None
     only = check_only(text.split(","))
-    known = gateway.engine.scheduler.cluster.nodes
+    known = gateway.engine.scheduler.view().nodes
     for node in only or ():
         if node not in known:
             raise BadInput(f"X-Sollol-Node: {node!r} is not a node here; expected one of {', '.join(known)}")

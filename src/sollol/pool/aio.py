@@ -438,7 +438,7 @@ class AsyncOllamaPool(AsyncModelCalls):
     async def wait_ready(self) -> None:
         """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
         engine = self._running()
-        while any(node.up is None for node in engine.scheduler.cluster.nodes.values()):  # noqa: ASYNC110
+        while any(node.up is None for node in engine.scheduler.view().nodes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     async def aclose(self) -> None:

@@ -27,7 +27,7 @@ class AsyncModelCalls(PoolBase):
 
     def _there(self) -> list[Endpoint]:
         """The nodes to ask what they have: not those known to be down, whose answer would be waited for in vain."""
-        known = self._running().scheduler.cluster.nodes
+        known = self._running().scheduler.view().nodes
         nodes = self._find_node(None)
         return [node for node in nodes if node.key not in known or known[node.key].up is not False] or nodes
 

@@ -200,7 +200,7 @@ class PoolBase:
     @property
     def nodes(self) -> list[NodeView]:
         """The pool's nodes, in the order in which they were added."""
-        fleet = self._engine.scheduler.cluster.nodes if self._engine else {}
+        fleet = self._engine.scheduler.view().nodes if self._engine else {}
         return [NodeView(endpoint, fleet.get(key)) for key, endpoint in list(self._endpoints.items())]
 
     def _take_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:
@@ -321,7 +321,7 @@ class PoolBase:
     def __repr__(self) -> str:
         down = sum(not node.is_healthy for node in self.nodes)
         scheduler = self._engine.scheduler if self._engine else None
-        running, waiting = (len(scheduler.attempts), scheduler.waiting()) if scheduler else (0, 0)
+        running, waiting = (len(scheduler.view().attempts), scheduler.view().waiting()) if scheduler else (0, 0)
         lost = f" ({down} down)" if down else ""
         return f"<{type(self).__name__} {len(self._endpoints)} nodes{lost} · {running} running · {waiting} waiting>"
 

@@ -101,6 +101,7 @@ class Dispatcher:
         self._closed = False
         self._submitting = 0  # the task that a caller is submitting, and what his own policy raised at it
         self._own_fault: Exception | None = None
+        self.used_digests: dict[str, str] = {}  # model -> the version that embeddings use
         self.faults = 0  # exceptions that nobody expected
         self.notices: deque[str] = deque(maxlen=NOTICES)
         self.duties = Duties(self.fault)
@@ -158,6 +159,17 @@ class Dispatcher:
             self._handle(self._events.popleft(), self.now())
         self._feeding = False
 
+    def feed_soon(self, event: Event) -> None:
+        """Feed an event from any thread: at once in the event loop's own, else in its next turn."""
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            self.feed(event)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.feed, event)
+
     def _handle(self, event: Event, at: Micros) -> None:
         """Raise nothing: whatever fails in one task, the events of the others come after it."""
         try:
@@ -195,7 +207,7 @@ class Dispatcher:
         """Tell of a fault in the scheduler; one of a caller's own policy is raised where he submits."""
         job = self._jobs.get(action.task)
         hedge = None if job is None else job.task.hedge
-        if action.task == self._submitting and hedge is not None and not isinstance(hedge, bool):
+        if action.task == self._submitting and isinstance(hedge, str):
             self._jobs.pop(action.task)
             self._own_fault = action.error
         else:
@@ -216,6 +228,8 @@ class Dispatcher:
             self._jobs[action.task].want(action.items)
         elif isinstance(action, Probe):
             self.duties.once(f"asking {action.node} how it is", self._probe(action.node))
+        elif isinstance(action, DigestChosen):
+            self.used_digests[action.model] = action.digest
         elif isinstance(action, Notice):
             self.tell(action.text)
         elif isinstance(action, Load):
@@ -227,7 +241,7 @@ class Dispatcher:
 
     def _start(self, start: Start, at: Micros) -> None:
         job = self._jobs[start.task]
-        node = self.scheduler.cluster.nodes[start.node].endpoint
+        node = self.scheduler.view().nodes[start.node].endpoint
         try:
             give_up = job.launch(self, start, node)
         except Exception as error:  # what must not be sent, or a fault of ours: the task must still end
@@ -314,7 +328,7 @@ class Dispatcher:
             log.info("%s was not told how long to keep a model: %s", node.key, fault)
 
     async def _load(self, action: Load) -> None:
-        node = self.scheduler.cluster.nodes.get(action.node)
+        node = self.scheduler.view().nodes.get(action.node)
         if node is not None:
             try:
                 await self.transport.send(node.endpoint, load_call(action.kind, action.model, action.options))
@@ -325,7 +339,7 @@ class Dispatcher:
             await self._probe(action.node)
 
     async def _probe(self, key: str) -> None:
-        node = self.scheduler.cluster.nodes.get(key)
+        node = self.scheduler.view().nodes.get(key)
         if node is None:
             return
         version, known = node.version if node.up else "", bool(node.models)
@@ -353,7 +367,7 @@ class Dispatcher:
             self.duties.once(f"asking {key} how it is", self._probe(key))
 
     def _seen(self, key: str, facts: NodeFacts) -> None:
-        nodes = self.scheduler.cluster.nodes
+        nodes = self.scheduler.view().nodes
         if key not in nodes:  # it was removed meanwhile
             return
         if facts.odd > self._odd.get(key, 0):

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.events import NodeAdded, NodeRemoved, Tick
-from sollol.core.policy import Policies
+from sollol.core.events import Configure, NodeAdded, NodeRemoved, Refresh
+from sollol.core.policy import Hedger, Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
 from sollol.errors import ResponseError
@@ -36,9 +36,10 @@ from sollol.pool.whole import OBSERVABLE
 # is known (`sollol.core.stall_detection`), the caller's timeout bounds it, and a machine that vanished is noticed by
 # the connection (`sollol.nodes.http`).
 TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)
+HEDGERS_MAX: Final = 256  # callers' own hedging policies that are registered at once
 
 
-def default_policies() -> Policies:
+def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
     return Policies(
         CompletionRouter(),
         GuidedBatcher(),
@@ -47,6 +48,8 @@ def default_policies() -> Policies:
         LearnedLimit,
         ConsecutiveBreaker,
         MODES,
+        {strategy: router_of(strategy) for strategy in RoutingStrategy},
+        {} if hedgers is None else hedgers,
     )
 
 
@@ -54,7 +57,8 @@ class Engine:
     """Lives on one running event loop."""
 
     def __init__(self, endpoints: Iterable[Endpoint], transport: Transport, app: str, seed: int | None) -> None:
-        self.scheduler = Scheduler(default_policies(), random.Random(seed))
+        self._hedgers: dict[str, Hedger] = {}  # callers' own, by name: a task holds a name
+        self.scheduler = Scheduler(default_policies(self._hedgers), random.Random(seed))
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self.transport = transport
@@ -73,11 +77,8 @@ class Engine:
         self.dispatcher.feed(NodeRemoved(key))
 
     def refresh(self) -> None:
-        """Models were pulled or deleted: ask every node what it has now."""
-        for node in self.scheduler.cluster.nodes.values():
-            node.next_probe_us = 0
-        self.scheduler.health.next_at = 0
-        self.dispatcher.feed(Tick())
+        """Probe every node now: models were pulled, loaded or deleted. May be called in any thread."""
+        self.dispatcher.feed_soon(Refresh())
 
     def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
         job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.noting(done))
@@ -115,29 +116,30 @@ class Engine:
 
     def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
         """The nodes that have a model (or of them this one), and its digest there."""
-        found = self.scheduler.cluster.nodes
+        found = self.scheduler.view().nodes
         nodes = [found[key]] if key in found else () if key else found.values()
         return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
 
     def digests(self, model: str) -> dict[str, str]:
         """Return the version of a model on each node that has it and tells it."""
-        nodes = self.scheduler.cluster.nodes.values()
+        nodes = self.scheduler.view().nodes.values()
         return {node.key: digest for node in nodes if (digest := node.digests.get(model, ""))}
 
     def use_digests(self, one: bool, pinned: Mapping[str, str], used: dict[str, str]) -> None:
         """Set whether chats use one version of a model, too, and which versions are pinned.
 
         `used`: the versions that embeddings have used, also those of an engine before this one; kept up to date."""
-        cluster = self.scheduler.cluster
-        cluster.used = used
-        cluster.one_digest = one
-        cluster.pinned = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
-        for group in cluster.groups.values():
-            group.checked = 0
+        self.dispatcher.used_digests = used
+        names = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
+        self.dispatcher.feed_soon(Configure(one_digest=one, pinned_digests=names, used_digests=dict(used)))
 
     def use_strategy(self, strategy: RoutingStrategy) -> None:
         """From now on, calls without a mode of their own go where this strategy says."""
-        self.scheduler.policies = self.scheduler.policies._replace(router=router_of(strategy))
+        self.dispatcher.feed_soon(Configure(strategy=strategy))
+
+    def set_queue_bound(self, most: int) -> None:
+        """Set the most tasks that may wait."""
+        self.dispatcher.feed_soon(Configure(queue_bound=most))
 
     def abandon(self) -> None:
         """Give up the connections without waiting, since the event loop that would close them is over."""
@@ -173,7 +175,7 @@ class Engine:
             width=width,
             type=TaskType.EMBED,
             mode=how.mode,
-            hedge=how.hedge,
+            hedge=self._hedge(how),
             only=how.only,
             gpu=how.gpu,
         )
@@ -192,7 +194,7 @@ class Engine:
     def _unload(self, task: Task, fields: Mapping[str, Any], report: BatchReport) -> None:
         """Let the nodes that took part in a batch put the model out of memory."""
         for key, share in report.nodes.items():
-            node = self.scheduler.cluster.nodes.get(key)
+            node = self.scheduler.view().nodes.get(key)
             if node is not None and share.items:
                 call = load_call(task.kind, task.model, runner_key(fields.get("options")), 0)
                 self.dispatcher.send_later(node.endpoint, call)
@@ -246,7 +248,9 @@ class Engine:
             type=request.type,
             mode=how.mode,
             # A copy that unloads its model when it ends would do so on two nodes.
-            hedge=False if "keep_alive" in request.fields and not _stays(request.fields["keep_alive"]) else how.hedge,
+            hedge=False
+            if "keep_alive" in request.fields and not _stays(request.fields["keep_alive"])
+            else self._hedge(how),
             stream=request.stream,
             prefix=request.prefix,
             only=how.only,
@@ -255,12 +259,26 @@ class Engine:
             observable=request.kind is not Kind.EMBED and request.path in OBSERVABLE,
         )
 
+    def _hedge(self, how: Wish) -> bool | str | None:
+        """Return the name of a caller's own hedging policy, after it was registered; else what the caller set."""
+        hedge = how.hedge
+        if hedge is None or isinstance(hedge, bool):
+            return hedge
+        for name, known in self._hedgers.items():
+            if known is hedge:
+                return name
+        if len(self._hedgers) >= HEDGERS_MAX:  # those of submitted tasks are no longer looked up
+            del self._hedgers[next(iter(self._hedgers))]
+        name = f"{type(hedge).__name__} {id(hedge)}"
+        self._hedgers[name] = hedge
+        return name
+
     def deadline(self, timeout_s: float | None) -> Micros | None:
         return None if timeout_s is None else self.dispatcher.now() + round(timeout_s * 1_000_000)
 
     def _available(self, key: str, since: Micros, until: Micros) -> float:
         """The share of a span in which a node was up."""
-        node = self.scheduler.cluster.nodes.get(key)
+        node = self.scheduler.view().nodes.get(key)
         if node is None:
             return 1.0
         begin = max(since, node.up_since)

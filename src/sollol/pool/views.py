@@ -102,14 +102,14 @@ def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict
     at = engine.dispatcher.now() if engine else 0
     performance: dict[str, Any] = {}
     for key, endpoint in endpoints.items():
-        state = scheduler.cluster.nodes.get(key) if scheduler else None
+        state = scheduler.view().nodes.get(key) if scheduler else None
         performance[key] = _performance(NodeView(endpoint, state), state, at)
     return {
         **totals,
         "nodes_used": {key: row["total_requests"] for key, row in performance.items() if row["total_requests"]},
         "nodes": list(endpoints),
-        "waiting": scheduler.waiting() if scheduler else 0,
-        "running": len(scheduler.attempts) if scheduler else 0,
+        "waiting": scheduler.view().waiting() if scheduler else 0,
+        "running": len(scheduler.view().attempts) if scheduler else 0,
         "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
         "mixed_digests": mixed_digests(engine) if engine else {},
         "notices": list(engine.dispatcher.notices) if engine else [],
@@ -133,7 +133,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
     at = engine.dispatcher.now() if engine else 0
     rows = []
     for key, endpoint in endpoints.items():
-        state = scheduler.cluster.nodes.get(key) if scheduler else None
+        state = scheduler.view().nodes.get(key) if scheduler else None
         view = NodeView(endpoint, state)
         loaded = (
             [
@@ -159,11 +159,11 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
 def mixed_digests(engine: Engine) -> dict[str, dict[str, Any]]:
     """Return, for each model of which nodes have different versions, the nodes of each and what embeddings use."""
     found: dict[str, dict[str, list[str]]] = {}
-    for node in engine.scheduler.cluster.nodes.values():
+    for node in engine.scheduler.view().nodes.values():
         for model, digest in node.digests.items() if node.up else ():
             if digest:
                 found.setdefault(model, {}).setdefault(digest, []).append(node.key)
-    groups = engine.scheduler.cluster.groups
+    groups = engine.scheduler.view().groups
     return {
         model: {"embeddings_use": groups[model].digest if model in groups else "", "nodes": versions}
         for model, versions in found.items()
@@ -180,9 +180,9 @@ def _task(task: Task) -> dict[str, Any]:
 def _waiting(engine: Engine) -> list[dict[str, Any]]:
     scheduler, at = engine.scheduler, engine.dispatcher.now()
     rows: list[dict[str, Any]] = []
-    for model in scheduler.forecast.models_waited_for():
-        for position, (task, wait) in enumerate(scheduler.forecast.line_up(model, at), 1):
-            pending = scheduler.tasks[task]
+    for model in scheduler.view().waited_for():
+        for position, (task, wait) in enumerate(scheduler.view().queue_of(model, at), 1):
+            pending = scheduler.view().tasks[task]
             waited = (at - pending.since) / 1000
             rows.append(_task(pending.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
     return rows[:WAITING_SHOWN]
@@ -199,13 +199,13 @@ def _running(engine: Engine) -> list[dict[str, Any]]:
             "reason": attempt.decision.reason,
             "items": attempt.items.total(),
         }
-        for attempt in list(engine.scheduler.attempts.values())[:RUNNING_SHOWN]
+        for attempt in list(engine.scheduler.view().attempts.values())[:RUNNING_SHOWN]
     ]
 
 
 def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
     """Everything known of one task, or None."""
-    pending = engine.scheduler.tasks.get(task_id)
+    pending = engine.scheduler.view().tasks.get(task_id)
     if pending is None:
         found = engine.history.find(task_id)
         return found and {"state": "done", **found}
@@ -232,7 +232,7 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
         told["items"] = {
             "waiting": batch.pending_count, "running": under_way, "answered": batch.answered, "failed": batch.refused
         }  # fmt: skip
-    place = engine.scheduler.forecast.position(task_id, at)
+    place = engine.scheduler.view().position(task_id, at)
     if place is not None:
         told |= {"position": place[0], "eta_ms": place[1] / 1000}
     return told
