@@ -20,6 +20,7 @@ from sollol.core.actions import (
     Accept,
     Action,
     Complete,
+    DigestChosen,
     ItemsRequested,
     Load,
     Notice,
