@@ -39,10 +39,10 @@ ON_THE_WAY = (
     "nodes/http.py",
     "observe/journal.py",
     "observe/totals.py",
-    "pool/dispatcher.py",
-    "pool/engine.py",
-    "pool/history.py",
-    "pool/jobs.py",
+    "engine/dispatcher.py",
+    "engine/engine.py",
+    "engine/history.py",
+    "engine/jobs.py",
 )
 
 # `make lint` checks types strictly; here packages of extras may be missing, and what uses them is looked at, too.

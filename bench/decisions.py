@@ -28,9 +28,9 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.events import Event, Finished, FirstToken, NodeAdded, NodeSeen, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
+from sollol.engine.engine import default_policies
 from sollol.observe.journal import Journal
 from sollol.policies.concurrency import LearnedLimit
-from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
 TIMED = 500

@@ -18,11 +18,12 @@ from bench.workload import Ask, HiddenLengths, lognormal
 from sollol import AsyncOllamaPool
 from sollol.core.types import TaskPriority
 from sollol.core.value import replaced
-from sollol.pool.engine import TIMEOUTS, finish
-from sollol.pool.jobs import CallJob
-from sollol.pool.requests import Wish, chat_request
+from sollol.engine.engine import TIMEOUTS, finish
+from sollol.engine.jobs import CallJob
+from sollol.pool.requests import chat_request
 from sollol.sim import SimNode, World
 from sollol.sim import run as simulate
+from sollol.workload.call_options import CallOptions
 
 LOUD, QUIET = "loud", "quiet"
 QUIET_CALLS, TIMES = 60, 10
@@ -40,7 +41,7 @@ class Served(NamedTuple):
 async def call(pool: AsyncOllamaPool, number: int, app: str = "", priority: int = 5) -> Served:
     """One chat under an application's name."""
     engine, loop = pool._running(), asyncio.get_running_loop()
-    request = chat_request(MODEL, question(number), False, Wish(priority), {})
+    request = chat_request(MODEL, question(number), False, CallOptions(priority), {})
     done: asyncio.Future[None] = loop.create_future()
     job = CallJob(
         replaced(engine._task(request), app=app), request.path, request.body, TIMEOUTS, lambda _: done.set_result(None)

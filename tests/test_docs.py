@@ -186,6 +186,14 @@ def test_the_reference_of_commands_is_current() -> None:
     assert tool.PAGE.read_text() == tool.reference(), "run: python tools/cli_reference.py"
 
 
+def test_the_picture_of_the_rooms_is_current() -> None:
+    tool = tool_of("house")
+    text = tool.PAGE.read_text()
+    assert tool.page(text) == text, "run: python tools/house.py"
+    for room in tool.rooms():
+        assert not room or f"| `{room}` |" in text
+
+
 def test_every_public_name_is_documented() -> None:
     assert not missing(sollol.__all__, *(path.name for path in DOCS.glob("*.md")))
 
@@ -199,7 +207,7 @@ def test_everything_a_pool_has_is_documented() -> None:
 
 
 def test_every_statistic_is_documented(nodes: sim.Cluster) -> None:
-    from sollol.pool.report import BatchReport, NodeShare
+    from sollol.engine.batch_report import BatchReport, NodeShare
 
     with sollol.OllamaPool(list(nodes)) as pool:
         pool.generate("llama3.2", "Hello")

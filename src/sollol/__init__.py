@@ -8,9 +8,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "1.0.0"
+from sollol.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from sollol.answers import (
+        Answer,
+        ChatResponse,
+        EmbeddingsResponse,
+        EmbedResponse,
+        GenerateResponse,
+        Message,
+        ToolCall,
+    )
     from sollol.compat.gpu_controller import SOLLOLGPUController
     from sollol.compat.hedging import AdaptiveHedging, HedgingStrategy
     from sollol.compat.intelligence import IntelligentRouter, TaskContext
@@ -29,22 +38,13 @@ if TYPE_CHECKING:
         StreamBroken,
     )
     from sollol.pool.aio import AsyncOllamaPool
-    from sollol.pool.answers import (
-        Answer,
-        ChatResponse,
-        EmbeddingsResponse,
-        EmbedResponse,
-        GenerateResponse,
-        Message,
-        ToolCall,
-    )
-    from sollol.pool.batch import BatchResult
+    from sollol.pool.batch_result import BatchResult
     from sollol.pool.sync import OllamaPool
 
 _HOMES = {
     "OllamaPool": "sollol.pool.sync",
     "AsyncOllamaPool": "sollol.pool.aio",
-    "BatchResult": "sollol.pool.batch",
+    "BatchResult": "sollol.pool.batch_result",
     **dict.fromkeys(
         [
             "Answer",
@@ -55,7 +55,7 @@ _HOMES = {
             "Message",
             "ToolCall",
         ],
-        "sollol.pool.answers",
+        "sollol.answers",
     ),
     "RoutingMode": "sollol.core.types",
     "RoutingStrategy": "sollol.core.types",

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from sollol.answers import Answer, ChatResponse
 from sollol.cli import chat, fleet
 from sollol.cli.app import app
 from sollol.errors import NoNodeAvailable
-from sollol.pool.answers import Answer, ChatResponse
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
 Run = Callable[..., Result]

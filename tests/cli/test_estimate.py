@@ -15,7 +15,7 @@ from sollol.cli import progress
 from sollol.cli.chunks import Cut
 from sollol.cli.documents import Documents
 from sollol.cli.progress import Count, Progress
-from sollol.policies.batching import item_cost
+from sollol.workload.cost import item_cost
 from tests.cli.fakes import FakePool
 
 CUT = Cut(500, 50)

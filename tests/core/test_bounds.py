@@ -16,7 +16,7 @@ from sollol.core.state.model_concurrency import NAMES_MAX, ModelConcurrency
 from sollol.core.state.node import Node
 from sollol.core.state.queue import APPS_MAX, FairShares
 from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
-from sollol.pool.engine import default_policies
+from sollol.engine.engine import default_policies
 
 MODEL, NODE = "llama3.2:latest", "10.0.0.1:11434"
 COUNT = 100_000

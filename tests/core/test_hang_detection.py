@@ -11,7 +11,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.events import Cancelled, Finished, NodeAdded, NodeLost, NodeSeen, Submitted
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Task, Timing
-from sollol.pool.engine import default_policies
+from sollol.engine.engine import default_policies
 
 MODEL = "llama3.2:latest"
 FAST, SLOW = "10.0.0.1:11434", "10.0.0.2:11434"

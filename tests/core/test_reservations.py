@@ -14,9 +14,9 @@ from sollol.core.scheduler import Scheduler
 from sollol.core.slot_binding import RESCAN_PAUSE
 from sollol.core.state.replica import Replica
 from sollol.core.types import OK, SECOND, Decision, Kind, LoadedModel, Micros, NodeFacts, Outcome, Task, Timing
+from sollol.engine.engine import default_policies
 from sollol.policies.concurrency import LearnedLimit
 from sollol.policies.routing import CompletionRouter
-from sollol.pool.engine import default_policies
 
 MODEL = "llama3.2:latest"
 FAST, OTHER, SLOW = "10.0.0.1:11434", "10.0.0.2:11434", "10.0.0.3:11434"

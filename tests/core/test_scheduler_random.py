@@ -26,7 +26,7 @@ from sollol.core.events import (
 )
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import MILLISECOND, SECOND, Decision, Kind, NodeFacts, Outcome, Status, Task, Timing
-from sollol.pool.engine import default_policies
+from sollol.engine.engine import default_policies
 
 MODELS = ("chat:latest", "embed:latest")
 ENDS = [Status.OK] * 6 + [

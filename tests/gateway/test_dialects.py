@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Kind, Status
+from sollol.engine.resumption import Said
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader, data_of
 from sollol.nodes.dialect import judge
-from sollol.pool.continuation import Said
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
 READERS = {

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Status
+from sollol.engine.resumption import Said
 from sollol.gateway.dialects import anthropic, responses
 from sollol.gateway.dialects import openai as openai_dialect
 from sollol.gateway.dialects.reading import Reader
-from sollol.pool.continuation import Said
 from sollol.sim import SimNode
 from sollol.sim.anthropic_routes import MessagesVoice
 from sollol.sim.generation import Answer, End

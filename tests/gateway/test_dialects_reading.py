@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from sollol.core.types import Kind, Status
+from sollol.engine.resumption import Said
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import HELD_BYTES, Cutter, EventReader, LineReader, data_of
 from sollol.nodes.transport import Timeouts
-from sollol.pool.continuation import Said
 from tests.gateway.test_dialects import READERS, said_of, transcript
 
 EVENTS = {case: make for case, make in READERS.items() if case.startswith("v1")}

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Kind
+from sollol.engine.resumption import Said
 from sollol.gateway.dialects import anthropic, openai, responses
-from sollol.pool.continuation import Said
 
 USER = [{"role": "user", "content": "x"}]
 DIALECTS: dict[str, tuple[Callable[[bytes], Said | None], dict[str, Any]]] = {

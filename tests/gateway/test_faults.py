@@ -13,11 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
+from sollol.engine import batch_job, jobs, silences
+from sollol.engine import node_aliases as aliases
+from sollol.engine import resumption as continuation
 from sollol.gateway import embed, infer, relay
 from sollol.gateway.dialects import reading
 from sollol.nodes import http, repetition
 from sollol.observe import journal, totals
-from sollol.pool import aliases, batch, continuation, jobs, silences
 from sollol.sim import ModelSpec, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 from tests.marks import plain_only
@@ -25,9 +27,9 @@ from tests.marks import plain_only
 EMBED = "nomic-embed-text"
 OWNERS = [
     relay.WholeRelay, relay.StreamRelay, relay.StreamAttempt, relay._WholeAttempt, embed.RawBatch, infer.Inference,
-    jobs.CallJob, jobs.StreamJob, jobs.Story, batch.BatchJob, reading.LineReader, reading.EventReader, reading.Cutter,
-    repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, silences.Silences, continuation.Said,
-    continuation.Continuity, http.Exchange,
+    jobs.CallJob, jobs.StreamJob, jobs.Story, batch_job.BatchJob, reading.LineReader, reading.EventReader,
+    reading.Cutter, repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, silences.Silences,
+    continuation.Said, continuation.Continuity, http.Exchange,
 ]  # fmt: skip
 LEFT_OUT = {"__repr__", "__eq__", "__hash__"}
 METHODS = [

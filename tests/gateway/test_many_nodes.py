@@ -13,7 +13,7 @@ import pytest
 from sollol.errors import ResponseError
 from sollol.gateway.keys import Key, Keyring, add_key
 from sollol.gateway.settings import GatewaySettings, Listen
-from sollol.pool import manage
+from sollol.models import operations
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import WAIT_S, gateway_over, until
@@ -131,9 +131,9 @@ def test_what_is_no_ollama_is_an_error_with_its_address() -> None:
     async def story(answer: bytes) -> None:
         async with serving(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n" + answer)) as (server, transport):
             with pytest.raises(ResponseError, match=f"{server.node.key}/api/tags does not answer as Ollama") as bad:
-                await manage.list_models(transport, [server.node])
+                await operations.list_models(transport, [server.node])
             assert bad.value.status_code == 502
-            progress = [line async for line in manage.progress(transport, [server.node], "/api/pull", {})]
+            progress = [line async for line in operations.progress(transport, [server.node], "/api/pull", {})]
             assert ["error" in line for line in progress] == [True]
 
     for answer in (b"<html>", b"[1, 2]"):

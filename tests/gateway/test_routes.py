@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from sollol.models import operations
 from sollol.nodes.transport import Timeouts
-from sollol.pool import manage
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.models import DEFAULT_MODELS
 from sollol.sim.serve import sim_cluster
@@ -237,7 +237,7 @@ def test_a_waiting_request_can_ask_for_its_place() -> None:
 def test_a_pull_without_progress_reaches_the_node_as_it_was_written_and_may_take_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(manage, "WATCH_S", 0.05)
+    monkeypatch.setattr(operations, "WATCH_S", 0.05)
     slow = NodeSpec(seed=1, registry=REGISTRY, pull_bytes_per_s=1_000.0)  # 0.8 s
     with sim_cluster([slow]) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
         asked = nodes.do(lambda found: found[0].counters.requests.get("GET /api/version", 0))
@@ -246,8 +246,8 @@ def test_a_pull_without_progress_reaches_the_node_as_it_was_written_and_may_take
 
 
 def test_a_node_that_dies_silently_in_a_pull_without_progress_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manage, "WATCH_S", 0.05)
-    monkeypatch.setattr(manage, "WATCHING", Timeouts(0.1, 0.1, 0.1))
+    monkeypatch.setattr(operations, "WATCH_S", 0.05)
+    monkeypatch.setattr(operations, "WATCHING", Timeouts(0.1, 0.1, 0.1))
     slow = NodeSpec(seed=1, registry=REGISTRY, pull_bytes_per_s=1.0)
     with sim_cluster([slow]) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
         timer = threading.Timer(0.3, lambda: nodes.do(lambda found: found[0].black_hole()))

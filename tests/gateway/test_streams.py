@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sollol.core import stall_detection
-from sollol.pool import silences
+from sollol.engine import silences
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker

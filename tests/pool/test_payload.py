@@ -10,8 +10,9 @@ import ollama
 import pytest
 
 from sollol import BadInput
-from sollol.pool.requests import Wish, chat_request, embed_request, generate_request
+from sollol.pool.requests import chat_request, embed_request, generate_request
 from sollol.pool.tools import as_tool
+from sollol.workload.call_options import CallOptions
 
 PNG = b"\x89PNG\r\n\x1a\nnot much of a picture"
 SAY = [{"role": "user", "content": "What is this?"}]
@@ -26,9 +27,9 @@ def picture(tmp_path: Path) -> Path:
 
 def sent(images: Any) -> list[str]:
     """What generate and chat send for these images: the same."""
-    fields = generate_request("m", "x", False, Wish(), {"images": images}).fields
+    fields = generate_request("m", "x", False, CallOptions(), {"images": images}).fields
     message = {**SAY[0], "images": images}
-    asked = chat_request("m", [message], False, Wish(), {}).fields["messages"][0]
+    asked = chat_request("m", [message], False, CallOptions(), {}).fields["messages"][0]
     assert fields["images"] == asked["images"]
     found: list[str] = fields["images"]
     return found
@@ -83,7 +84,7 @@ def test_an_image_of_another_type_is_a_value_error_too(image: Any) -> None:
 @pytest.mark.parametrize("images", ["cat.png", PNG, 3])
 def test_images_are_a_list(images: Any) -> None:
     with pytest.raises(BadInput, match="expected a list"):
-        generate_request("m", "x", False, Wish(), {"images": images})
+        generate_request("m", "x", False, CallOptions(), {"images": images})
 
 
 def weather(city: str) -> str:
@@ -100,22 +101,23 @@ def test_a_tool_that_is_none_is_a_value_error(tool: Any) -> None:
     with pytest.raises(ValueError):
         ollama.Tool.model_validate(tool)
     with pytest.raises(BadInput, match=r"tools\[1\]"):
-        chat_request("m", SAY, False, Wish(), {"tools": [weather, tool]})
+        chat_request("m", SAY, False, CallOptions(), {"tools": [weather, tool]})
 
 
 @pytest.mark.parametrize("tools", [3, "weather", {"type": "function"}])
 def test_tools_are_a_list(tools: Any) -> None:
     with pytest.raises(BadInput, match="expected a list of functions or schemas"):
-        chat_request("m", SAY, False, Wish(), {"tools": tools})
+        chat_request("m", SAY, False, CallOptions(), {"tools": tools})
 
 
 def test_tools_of_every_good_kind_are_sent_alike() -> None:
     schema = as_tool(weather)
     given = [weather, schema, ollama.Tool(**schema)]
     assert [
-        tool["function"]["name"] for tool in chat_request("m", SAY, False, Wish(), {"tools": given}).fields["tools"]
+        tool["function"]["name"]
+        for tool in chat_request("m", SAY, False, CallOptions(), {"tools": given}).fields["tools"]
     ]
-    assert chat_request("m", SAY, False, Wish(), {"tools": (weather,)}).fields["tools"] == [schema]
+    assert chat_request("m", SAY, False, CallOptions(), {"tools": (weather,)}).fields["tools"] == [schema]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_a_field_of_a_wrong_type_is_a_value_error(fields: dict[str, Any]) -> Non
     with pytest.raises(ValueError):
         ollama._types.ChatRequest(model="m", messages=SAY, **fields)
     with pytest.raises(BadInput, match=next(iter(fields))):
-        chat_request("m", SAY, False, Wish(), fields)
+        chat_request("m", SAY, False, CallOptions(), fields)
 
 
 @pytest.mark.parametrize("message", ["hello", {"content": "x"}, {"role": 3}, {"role": "user", "content": 3}, 3])
@@ -137,16 +139,16 @@ def test_a_message_that_is_none_is_a_value_error(message: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         ollama.Message.model_validate(message)
     with pytest.raises(BadInput, match=r"messages\[0\]"):
-        chat_request("m", [message], False, Wish(), {})
+        chat_request("m", [message], False, CallOptions(), {})
 
 
 def test_good_fields_stay_as_they_are() -> None:
     given = {"think": "high", "format": {"type": "object"}, "keep_alive": -1, "options": {"seed": 1}, "logprobs": True}
-    fields = chat_request("m", SAY, False, Wish(), given).fields
+    fields = chat_request("m", SAY, False, CallOptions(), given).fields
     assert {name: fields[name] for name in given} == given
-    assert embed_request("m", "x", Wish(), {"dimensions": 64, "truncate": False}).fields["dimensions"] == 64
+    assert embed_request("m", "x", CallOptions(), {"dimensions": 64, "truncate": False}).fields["dimensions"] == 64
     with pytest.raises(BadInput, match="dimensions"):
-        embed_request("m", "x", Wish(), {"dimensions": "64"})
+        embed_request("m", "x", CallOptions(), {"dimensions": "64"})
 
 
 def deep(depth: int) -> Any:
@@ -159,4 +161,4 @@ def deep(depth: int) -> Any:
 @pytest.mark.parametrize("value", [deep(5_000), 10**5_000], ids=["deep", "digits"])
 def test_options_that_cannot_be_sent_are_refused(value: Any) -> None:
     with pytest.raises(BadInput, match="cannot be sent as JSON"):
-        chat_request("m", SAY, False, Wish(), {"options": {"num_ctx": value}})
+        chat_request("m", SAY, False, CallOptions(), {"options": {"num_ctx": value}})

@@ -11,8 +11,8 @@ from sollol.core.actions import Abort, Start
 from sollol.core.types import Cause, Status
 from sollol.hedging import AdaptiveHedging
 from sollol.policies.hedging import BUDGET, LEAST, RESERVE
-from sollol.pool.engine import _stays
 from sollol.sim import ModelSpec, run
+from sollol.workload.task import unloads
 from tests.pool.breaking import MODEL, Stage, staged, talker
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -271,10 +271,10 @@ def test_none_where_it_would_load_or_unload_a_model() -> None:
                 for node in stage.world.nodes.values():
                     node.heal()
                 await said(stage)
-            assert _stays("5m")
-            assert _stays(-1)
-            assert _stays("1h30m")
-            assert not _stays(0.0)
+            assert not unloads("5m")
+            assert not unloads(-1)
+            assert not unloads("1h30m")
+            assert unloads(0.0)
 
     run(main())
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol.engine.resumption import is_plain
 from sollol.errors import ResponseError, StreamBroken
-from sollol.pool.continuation import is_plain
 from sollol.sim import run
 from sollol.sim.words import render
 from tests.pool.breaking import MESSAGES, MODEL, Break, Heard, Stage, positions, staged, start_of, talker

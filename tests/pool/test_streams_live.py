@@ -11,7 +11,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, OllamaPool, StreamBroken
 from sollol.core import stall_detection
-from sollol.pool import silences
+from sollol.engine import silences
 from sollol.sim import Cluster, NodeSpec, SpawnedNode, sim_cluster, spawn_many
 from tests.pool.breaking import MESSAGES, MODEL, talker
 

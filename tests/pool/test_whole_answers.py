@@ -8,9 +8,9 @@ import pytest
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Status
+from sollol.engine.whole_answers import observed
 from sollol.nodes.dialect import judge_vectors, refusal
 from sollol.nodes.transport import Call
-from sollol.pool.whole import observed
 from sollol.sim import run
 from sollol.sim.reply import JSON, SimReply
 

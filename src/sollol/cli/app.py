@@ -106,7 +106,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from sollol import __version__
+        from sollol.version import __version__
 
         console.say(f"sollol {__version__}")
         raise typer.Exit

@@ -20,7 +20,7 @@ from sollol.cli.estimate import Estimate, Step
 from sollol.cli.extras import need
 from sollol.cli.readers import KINDS, READERS
 from sollol.errors import BadInput
-from sollol.policies.batching import item_cost
+from sollol.workload.cost import item_cost
 
 Skip = Callable[[Path, str], None]
 LOOK_AFTER = 300  # passages read before other files are looked into

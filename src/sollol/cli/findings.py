@@ -12,7 +12,7 @@ from sollol.core.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from sollol.cli.measure import Alone, CallCost, Plan, Talk
-    from sollol.pool.report import BatchReport
+    from sollol.engine.batch_report import BatchReport
 
 _TOO_SHORT = 0.5  # of the time asked for: a rate from less is rough
 

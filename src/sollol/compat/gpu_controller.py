@@ -23,7 +23,7 @@ from sollol.core.types import LoadedModel, canonical_model
 from sollol.duties import in_thread
 from sollol.errors import BadInput, SollolError
 from sollol.pool.keywords import accept_old
-from sollol.pool.requests import check_count, check_model
+from sollol.workload.validation import check_count, check_model
 
 if TYPE_CHECKING:
     from sollol.compat.intelligence import IntelligentRouter

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, canonical_model
 from sollol.errors import SollolError
+from sollol.models import operations
 from sollol.nodes.http import HttpTransport
 from sollol.nodes.probe import ProbeFailed, probe
 from sollol.nodes.transport import TransportFault
-from sollol.pool import manage
 
 LOOK_S = 2.0  # a node that takes longer to say what it has loaded counts as silent
 FRESH_S = 2.0  # so long an answer is believed, where calls ask for it
@@ -197,11 +197,11 @@ class Placements:
         body: dict[str, Any] = {"model": name, "keep_alive": keep_alive}
         if like is not None and like.context_length:
             body["options"] = {"num_ctx": like.context_length}
-        await manage.load(self._transport, [node], body)
+        await operations.load(self._transport, [node], body)
         self._moved()
 
     async def _unload(self, node: Endpoint, name: str) -> bool:
-        await manage.load(self._transport, [node], {"model": name, "keep_alive": 0})
+        await operations.load(self._transport, [node], {"model": name, "keep_alive": 0})
         until = self._loop.time() + UNLOAD_S
         while name in (await self._look(node)).loaded:
             if self._loop.time() > until:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from sollol.answers import Answer
 from sollol.compat.background import check_number
 from sollol.compat.hosts import Host, read_host
 from sollol.core.types import TaskType, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
-from sollol.policies import tasks
-from sollol.pool.answers import Answer
-from sollol.pool.requests import check_model, check_priority, check_type
+from sollol.workload import classification
+from sollol.workload.validation import check_model, check_priority, check_type
 
 if TYPE_CHECKING:
     from sollol.compat.gpu_controller import SOLLOLGPUController
@@ -147,7 +147,7 @@ class IntelligentRouter:
             more["requires_gpu"] = True
         notes = {
             "operation": context.operation,
-            "complexity": context.complexity or tasks.estimate_complexity(asked),
+            "complexity": context.complexity or classification.estimate_complexity(asked),
         }
         pool, subject = self.pool, (prompt if messages is None else messages)
         call = pool.generate if messages is None else pool.chat
@@ -188,12 +188,12 @@ class IntelligentRouter:
         median of what was recorded for this type and model, if anything was."""
         if not isinstance(payload, Mapping):
             raise BadInput(f"payload is {type(payload).__name__}; expected a dict with messages, prompt or input")
-        type_, model = tasks.detect_task_type(payload), payload.get("model")
+        type_, model = classification.detect_task_type(payload), payload.get("model")
         known = [ms for (kind, name, _), list_ in self._known() if (kind, name) == (type_, model) for ms in list_]
         return TaskContext(
             operation=type_.value,
             task_type=type_,
-            complexity=tasks.estimate_complexity(payload),
+            complexity=classification.estimate_complexity(payload),
             priority=priority,
             estimated_tokens=_size(payload) // BYTES_PER_TOKEN,
             model_preference=model,
@@ -202,11 +202,11 @@ class IntelligentRouter:
 
     def detect_task_type(self, payload: Any) -> TaskType:
         """What a payload, a list of messages or a text is about."""
-        return tasks.detect_task_type(payload)
+        return classification.detect_task_type(payload)
 
     def estimate_complexity(self, payload: Any) -> int:
         """How demanding it is, 1 to 10."""
-        return tasks.estimate_complexity(payload)
+        return classification.estimate_complexity(payload)
 
     def record_performance(
         self, task_type: TaskType | str, model: str, duration_ms: float, host: str = "", success: bool = True

@@ -27,7 +27,7 @@ from sollol.core.types import Micros, Status, Task
 from sollol.errors import BadInput
 from sollol.observe.journal import Entry
 from sollol.pool.keywords import accept_old
-from sollol.pool.requests import check_count
+from sollol.workload.validation import check_count
 
 logger = logging.getLogger("sollol.network_observer")
 MAX_EVENTS = 10_000
@@ -306,7 +306,7 @@ class _Follower:
 
 
 def _now() -> float:
-    return time.time()  # noqa: TID251 - an event has a date
+    return time.time()
 
 
 def _details(task: Task) -> dict[str, Any]:

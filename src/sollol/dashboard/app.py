@@ -12,12 +12,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-import sollol
 from sollol.dashboard.feed import Feed, encode
 from sollol.dashboard.guard import Guard, Hosts, security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.source import Source
 from sollol.errors import BadInput, SollolError
+from sollol.version import __version__
 
 CONNECTIONS = 128
 GRACE_S = 1
@@ -63,7 +63,7 @@ def make_app(source: Source, feed: Feed, hosts: Hosts) -> Starlette:
             return _problem(503, str(error))
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "version": sollol.__version__})
+        return JSONResponse({"status": "ok", "version": __version__})
 
     return Starlette(
         routes=[

@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-import sollol
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
 from sollol.duties import log_fault
+from sollol.engine.views import processor_of
 from sollol.errors import BadInput
 from sollol.nodes.probe import PROBE_TIMEOUTS, ProbeFailed, probe
 from sollol.nodes.transport import Call, Transport, TransportFault
-from sollol.pool.views import processor_of
+from sollol.version import __version__
 
 PATIENCE_S = 0.7
 
@@ -95,7 +95,7 @@ class Watch:
             await asyncio.wait(asked, timeout=patience_s)
         return {
             "app_name": "",
-            "version": sollol.__version__,
+            "version": __version__,
             "routing_mode": None,
             "routing_strategy": "",
             "watching": True,

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
-import sollol
 from sollol.core.types import EMBED, Task, canonical_model
 from sollol.duties import Duties
+from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, BadInput, SollolError
 from sollol.gateway import access, embed, fanout, infer, passing
 from sollol.gateway.bodies import settle_body
@@ -37,7 +37,7 @@ from sollol.nodes.dialect import load_call
 from sollol.nodes.http import HttpTransport
 from sollol.nodes.transport import TransportFault
 from sollol.pool.aio import AsyncOllamaPool
-from sollol.pool.engine import Engine
+from sollol.version import __version__
 
 log = logging.getLogger("sollol.gateway")
 
@@ -45,7 +45,7 @@ Handler = Callable[..., Coroutine[Any, Any, None]]
 _ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
-VERSION: Final = sollol.__version__.encode()
+VERSION: Final = __version__.encode()
 CROWD: Final = 8  # calls under way
 NAMES: Final = 10_000  # ids of clients that are remembered
 

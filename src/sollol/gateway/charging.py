@@ -20,8 +20,8 @@ from sollol.core.actions import Start
 from sollol.core.types import EMBED, OK, Micros, Outcome, Status, Task
 
 if TYPE_CHECKING:
-    from sollol.pool.engine import Engine
-    from sollol.pool.jobs import CallJob
+    from sollol.engine.engine import Engine
+    from sollol.engine.jobs import CallJob
 
 BYTES_A_TOKEN: Final = 4  # of English text, about
 PROMPT_MOST: Final = 100_000  # bytes of a request that are charged so: the bytes of images are few tokens

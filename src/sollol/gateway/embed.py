@@ -17,18 +17,18 @@ from sollol.core.actions import Accept, Refuse, Start
 from sollol.core.state.ranges import Ranges
 from sollol.core.timing_check import PROMPT_MORE, PROMPT_TIMES
 from sollol.core.types import Micros, Outcome, Status, Timing, canonical_model
+from sollol.engine.batch_job import BatchJob, Ended, Message, Refused
+from sollol.engine.batch_report import BatchReport
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
 from sollol.gateway.charging import BYTES_A_TOKEN, prompt_tokens, size_of
-from sollol.gateway.infer import Inference, Wanted, goes_to_cloud, no_model, routed, wanted
+from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
 from sollol.nodes.decoding import json_reader
 from sollol.nodes.dialect import encode, read_vectors
-from sollol.pool.batch import BatchJob, Ended, Message, Refused
-from sollol.pool.report import BatchReport
-from sollol.pool.requests import Wish
+from sollol.workload.call_options import CallOptions
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -159,7 +159,7 @@ async def _on_all_nodes(
     tongue: Tongue,
     found: Any,
     models: list[str],
-    how: Wanted,
+    how: CallOptions,
     jobs: list[RawBatch],
 ) -> None:
     """Embed by the first of the models that has nodes, and answer. `jobs`: receives what was begun."""
@@ -196,7 +196,7 @@ async def _run(
     model: str,
     found: Any,
     names: tuple[str, ...],
-    how: Wanted,
+    how: CallOptions,
     jobs: list[RawBatch],
 ) -> tuple[RawBatch, BatchReport, int]:
     loop = asyncio.get_running_loop()
@@ -216,9 +216,8 @@ async def _run(
     engine, began = gateway.engine, loop.time()
     fields = {name: value for name in names if (value := getattr(found, name)) is not None}
     # What the settings say of second copies is about single calls; the header is about this one.
-    hedge = how.hedge if request.header(b"x-sollol-hedge") else None
-    wish = Wish(how.priority, how.timeout_s, how.mode, hedge, only=how.only)
-    job = engine.batch(model, fields, wish, None, post, app=how.app, make=RawBatch)
+    call = how if request.header(b"x-sollol-hedge") else how._replace(hedge=None)
+    job = engine.batch(model, fields, call, None, post, make=RawBatch)
     assert isinstance(job, RawBatch)
     jobs.append(job)
     request.task = job.task.id

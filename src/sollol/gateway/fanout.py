@@ -17,10 +17,10 @@ from sollol.gateway.access import admin, check_allowed, visible
 from sollol.gateway.bodies import read_json
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
+from sollol.models import operations
 from sollol.nodes.dialect import decode, encode
 from sollol.nodes.probe import probe
 from sollol.nodes.transport import Call, Fault, Timeouts, TransportFault
-from sollol.pool import manage
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
@@ -124,16 +124,16 @@ async def version(gateway: Gateway, request: Request) -> None:
         found = await _once(gateway, "/api/version")
     except NoNodeAvailable as nobody:
         raise NoNodeAvailable(str(nobody)) from None  # 503: there is no version to tell, and there may be one soon
-    request.answer(200, encode({"version": manage.version_of(found)["version"]}))
+    request.answer(200, encode({"version": operations.version_of(found)["version"]}))
 
 
 async def tags(gateway: Gateway, request: Request) -> None:
-    found = manage.models_of(await _once(gateway, "/api/tags"))
+    found = operations.models_of(await _once(gateway, "/api/tags"))
     request.answer(200, encode({**found, "models": visible(request, found["models"])}))
 
 
 async def ps(gateway: Gateway, request: Request) -> None:
-    found = manage.running_of(await _once(gateway, "/api/ps"))
+    found = operations.running_of(await _once(gateway, "/api/ps"))
     request.answer(200, encode({**found, "models": visible(request, found["models"])}))
 
 
@@ -151,7 +151,7 @@ async def show(gateway: Gateway, request: Request) -> None:
     why: list[tuple[str, str]] = []
     for node in await holders(gateway, model, missing, asked=False):
         try:
-            found = await manage.ask_whole(
+            found = await operations.ask_whole(
                 gateway.engine.transport, node, "POST", "/api/show", {**fields, "model": model}, SHOWING
             )
         except ResponseError as error:
@@ -232,12 +232,12 @@ async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
     nodes = up_nodes(gateway)
     if not any(node.up is not False for node in states(gateway)):
         nodes = await _back(gateway, nodes)
-    answers = await manage.ask_all(gateway.engine.transport, nodes, "GET", path, None, READING)
+    answers = await operations.ask_all(gateway.engine.transport, nodes, "GET", path, None, READING)
     if any(isinstance(answer, TransportFault) for answer in answers.values()):
         gateway.engine.refresh()  # one that was thought to be up: while nobody works, it is asked once a minute
     answers = gateway.once.remembered(path, answers)
     try:
-        return manage.need_one(path, answers)
+        return operations.need_one(path, answers)
     except NoNodeAvailable as nobody:
         down = [(node.key, node.lost_why) for node in states(gateway) if node.key not in answers]
         raise NoNodeAvailable(f"{path}: no node answered", [*nobody.tried, *down]) from None

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sollol.core.types import EMBED, OK, RoutingMode, Status, Task, canonical_model, is_cloud_model
+from sollol.core.types import EMBED, OK, Status, canonical_model, is_cloud_model
+from sollol.engine.engine import TIMEOUTS
+from sollol.engine.jobs import CallJob
+from sollol.engine.resumption import Said
+from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
 from sollol.gateway.access import check_allowed, words
@@ -22,11 +26,9 @@ from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request, has_ours
 from sollol.gateway.tongues import Asked, Tongue, peeked
 from sollol.nodes.dialect import decode, encode
-from sollol.pool.continuation import Said
-from sollol.pool.engine import TIMEOUTS
-from sollol.pool.jobs import CallJob
-from sollol.pool.requests import check_mode, check_only
-from sollol.pool.whole import OBSERVABLE
+from sollol.workload.call_options import CallOptions
+from sollol.workload.task import Work
+from sollol.workload.validation import check_mode, check_only
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -37,30 +39,6 @@ BODY_FAULTS: Final = (ArithmeticError, AttributeError, LookupError, RecursionErr
 _SECONDS: Final = re.compile(r"-?[0-9]{1,9}")
 _DURATION: Final = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ns|us|ms|s|m|h))+")
 _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-class Wanted:
-    """What the headers say."""
-
-    __slots__ = ("app", "hedge", "keep_alive", "mode", "only", "priority", "timeout_s")
-
-    def __init__(
-        self,
-        priority: int,
-        mode: RoutingMode | None,
-        app: str,
-        timeout_s: float | None,
-        hedge: bool | None,
-        only: tuple[str, ...] | None = None,
-        keep_alive: int | str | None = None,
-    ) -> None:
-        self.keep_alive = keep_alive
-        self.priority = priority
-        self.mode = mode
-        self.app = app
-        self.timeout_s = timeout_s
-        self.hedge = hedge
-        self.only = only
 
 
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
@@ -150,25 +128,20 @@ class Inference:
         if model != asked.model:
             body = _renamed(body, model)
         engine = gateway.engine
-        how = self._wanted
-        task = Task(
-            engine.next_id(),
-            self._tongue.kind,
-            canonical_model(model),
-            asked.cost or len(body),
-            how.priority,
-            how.app,
-            asked.tokens_out,
-            asked.options,
-            engine.deadline(how.timeout_s),
-            type=asked.type,
-            mode=how.mode,
-            hedge=how.hedge,
-            stream=asked.stream,
-            prefix=asked.prefix,
-            only=how.only,
-            route=self._tongue.path,
-            observable=self._tongue.path in OBSERVABLE and not asked.stream,
+        task = engine.task(
+            Work(
+                self._tongue.kind,
+                model,
+                self._tongue.path,
+                asked.cost or len(body),
+                asked.tokens_out,
+                asked.options,
+                asked.type,
+                asked.prefix,
+                asked.stream,
+                self._tongue.path in OBSERVABLE and not asked.stream,
+            ),
+            self._wanted,
         )
         self._task = task.id
         request.task = task.id
@@ -290,18 +263,20 @@ def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:
     return [("X-Sollol-Node", nodes), *told] if nodes else told
 
 
-def usual(settings: GatewaySettings) -> Wanted:
+def usual(settings: GatewaySettings) -> CallOptions:
     """What is wanted of a call that says nothing of it."""
-    return Wanted(5, settings.mode, settings.app_name, settings.limits.request_timeout_s, settings.routing.hedge)
+    return CallOptions(
+        5, settings.limits.request_timeout_s, settings.mode, settings.routing.hedge, app=settings.app_name
+    )
 
 
-def wanted(request: Request, gateway: Gateway) -> Wanted:
+def wanted(request: Request, gateway: Gateway) -> CallOptions:
     """The headers, bounded by what the key allows. Raises BadInput."""
     key, usual = request.key, gateway.usual
     if request.plain or not has_ours(request.headers):
         if key is None:
             return usual
-        return Wanted(min(5, key.priority_max), usual.mode, key.app, usual.timeout_s, usual.hedge)
+        return usual._replace(priority=min(5, key.priority_max), app=key.app)
     priority = _number(request, b"x-sollol-priority", 0, 10, 5)
     deadline_ms = _number(request, b"x-sollol-deadline-ms", 1, 86_400_000, 0)
     mode = request.header(b"x-sollol-mode")
@@ -309,14 +284,14 @@ def wanted(request: Request, gateway: Gateway) -> Wanted:
     if hedge and hedge.lower() not in _YES:
         raise BadInput(f"X-Sollol-Hedge: {hedge!r}; expected true or false")
     app = request.header(b"x-sollol-app")[:64]
-    return Wanted(
+    return CallOptions(
         priority if key is None else min(priority, key.priority_max),
-        check_mode(mode) if mode else usual.mode,
-        app or usual.app if key is None else key.app,
         deadline_ms / 1000 if deadline_ms else usual.timeout_s,
+        check_mode(mode) if mode else usual.mode,
         _YES[hedge.lower()] if hedge else usual.hedge,
-        _known_nodes(request, gateway),
-        _keep_alive(request),
+        only=_known_nodes(request, gateway),
+        app=app or usual.app if key is None else key.app,
+        keep_alive=_keep_alive(request),
     )
 
 

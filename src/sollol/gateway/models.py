@@ -20,9 +20,9 @@ from sollol.gateway.access import admin
 from sollol.gateway.fanout import fields_of, holders, relearn, states
 from sollol.gateway.request import JSON, NDJSON, Request
 from sollol.gateway.targets import Targets
+from sollol.models import operations
 from sollol.nodes.dialect import encode, error_text
 from sollol.nodes.transport import Call, TransportFault
-from sollol.pool import manage
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -93,7 +93,7 @@ def _renamed(gateway: Gateway, fields: dict[str, Any]) -> dict[str, Any]:
 async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
     """One call to each node."""
     try:
-        answers = await manage.ask_all(gateway.engine.transport, to.nodes, request.method, request.path, fields)
+        answers = await operations.ask_all(gateway.engine.transport, to.nodes, request.method, request.path, fields)
     except asyncio.CancelledError:
         gateway.engine.refresh()
         raise
@@ -105,7 +105,7 @@ async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any]
 async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
     """A call with progress: one stream for all nodes, or with `"stream": false` one answer."""
     streams = fields.get("stream") is not False
-    lines = manage.follow(gateway.engine.transport, to.nodes, request.path, fields, as_said=True)
+    lines = operations.follow(gateway.engine.transport, to.nodes, request.path, fields, as_said=True)
     keys = [node.key for node in to.nodes]
     outcomes: Outcomes = {**dict.fromkeys(keys, "ended without a word"), **to.down}
     sums = Sums(len(keys))
@@ -114,7 +114,7 @@ async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any],
         async for node, line in lines:
             if isinstance(line, Exception):
                 outcomes[node] = line
-                late.append({"status": f"failed on {node}: {manage.words(line)}", "node": node})
+                late.append({"status": f"failed on {node}: {operations.words(line)}", "node": node})
             elif line.get("status") == "success":
                 outcomes[node] = None
             elif streams:
@@ -144,7 +144,7 @@ async def _say(request: Request, line: dict[str, Any]) -> None:
 
 def _words(outcomes: Outcomes) -> dict[str, str]:
     return {
-        node: "success" if found is None else found if isinstance(found, str) else manage.words(found)
+        node: "success" if found is None else found if isinstance(found, str) else operations.words(found)
         for node, found in outcomes.items()
     }
 
@@ -244,7 +244,7 @@ class Upload:
     def __init__(self, gateway: Gateway, node: Endpoint, path: str) -> None:
         self.key = node.key
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
-        call = Call("POST", path, self._pieces(), "application/octet-stream", timeouts=manage.TIMEOUTS)
+        call = Call("POST", path, self._pieces(), "application/octet-stream", timeouts=operations.TIMEOUTS)
         self.task = asyncio.create_task(_upload(gateway, node, call))
 
     async def _pieces(self) -> AsyncIterator[bytes]:
@@ -306,7 +306,9 @@ async def unload(gateway: Gateway, request: Request, model: str, only: tuple[str
     else:
         holding = [node.endpoint for node in states(gateway) if node.usable and name in node.loaded]
         holding = holding or (await holders(gateway, model, missing))[:1]
-    answers = await manage.ask_all(gateway.engine.transport, holding, "POST", request.path, fields, manage.WORKING)
-    good = manage.need_one(f"unload {model}", answers)
+    answers = await operations.ask_all(
+        gateway.engine.transport, holding, "POST", request.path, fields, operations.WORKING
+    )
+    good = operations.need_one(f"unload {model}", answers)
     await relearn(gateway, answers)
     request.answer(200, encode(next(iter(good.values()))))

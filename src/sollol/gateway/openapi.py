@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import sollol
+from sollol.version import __version__
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
@@ -159,7 +159,7 @@ def document(keys: bool) -> Schema:
     not_ready = _answer("No node is up, or the gateway is about to end: why tells.", "Ready")
     return {
         "openapi": "3.1.0",
-        "info": {"title": "SOLLOL gateway", "version": sollol.__version__},
+        "info": {"title": "SOLLOL gateway", "version": __version__},
         "components": {
             "schemas": SCHEMAS,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

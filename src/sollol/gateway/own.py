@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import sollol
 from sollol.core.health_checks import EVERY
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway import access
@@ -13,6 +12,7 @@ from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
 from sollol.gateway.request import Request
 from sollol.nodes.dialect import encode
+from sollol.version import __version__
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -24,7 +24,7 @@ QUEUE: Final[re.Pattern[str]] = re.compile(r"/sollol/queue/([^/]+)")
 
 async def health(gateway: Gateway, request: Request) -> None:
     """It serves."""
-    request.answer(200, encode({"status": "ok", "version": sollol.__version__}))
+    request.answer(200, encode({"status": "ok", "version": __version__}))
 
 
 async def ready(gateway: Gateway, request: Request) -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sollol.core.actions import Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import OK, Kind, Outcome, Status, Task, canonical_model
+from sollol.core.types import OK, Kind, Outcome, Status, Task
+from sollol.engine.dispatcher import Dispatcher, GiveUp
+from sollol.engine.jobs import CallJob, Started
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway import access
 from sollol.gateway.bodies import read_json
@@ -20,14 +22,14 @@ from sollol.gateway.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt
 from sollol.gateway.fanout import up_nodes
 from sollol.gateway.forms import is_form, read_form, text_of, write_form
 from sollol.gateway.hosts import quoted
-from sollol.gateway.infer import Wanted, routed, wanted
+from sollol.gateway.infer import routed, wanted
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.nodes.call import UNBOUNDED
 from sollol.nodes.dialect import decode, encode, outcome_of, refusal
 from sollol.nodes.transport import Call, Reply, Transport, TransportFault
-from sollol.pool.dispatcher import Dispatcher, GiveUp
-from sollol.pool.jobs import CallJob, Started
+from sollol.workload.call_options import CallOptions
+from sollol.workload.task import Work
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -114,7 +116,7 @@ def _allowed(gateway: Gateway, request: Request, name: str) -> str:
 # --- to any node ---
 
 
-async def anywhere(gateway: Gateway, request: Request, call: Call, how: Wanted) -> None:
+async def anywhere(gateway: Gateway, request: Request, call: Call, how: CallOptions) -> None:
     """Ask one node after the other, until one does not lack the route; its answer is passed on as it comes."""
     nodes = [node for node in up_nodes(gateway) if how.only is None or node.key in how.only]
     came = Came()
@@ -197,23 +199,11 @@ def _kind(reply: Reply) -> str:
 # --- in the queue ---
 
 
-def _submit(gateway: Gateway, request: Request, call: Call, model: str, how: Wanted) -> None:
+def _submit(gateway: Gateway, request: Request, call: Call, model: str, how: CallOptions) -> None:
     engine = gateway.engine
     assert isinstance(call.body, bytes)
-    task = Task(
-        engine.next_id(),
-        Kind.CHAT,
-        canonical_model(model),
-        min(len(call.body), PROMPT_MOST),
-        how.priority,
-        how.app,
-        deadline_us=engine.deadline(how.timeout_s),
-        mode=how.mode,
-        hedge=False,
-        stream=True,
-        only=how.only,
-        route=request.path,
-    )
+    cost = min(len(call.body), PROMPT_MOST)
+    task = engine.task(Work(Kind.CHAT, model, request.path, cost, stream=True, repeatable=False), how)
     request.task = task.id
     if not request.plain:
         gateway.name_task(request, task.id)

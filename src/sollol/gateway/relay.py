@@ -14,6 +14,9 @@ from typing import Any
 from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
+from sollol.engine.dispatcher import Dispatcher, GiveUp
+from sollol.engine.jobs import CallJob, StreamJob
+from sollol.engine.resumption import UNREAD, Continuity, Said
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
@@ -24,9 +27,6 @@ from sollol.nodes.http import Exchange, HttpTransport
 from sollol.nodes.named import of_another
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import ERROR_MOST, RawHeaders, Timeouts, TransportFault
-from sollol.pool.continuation import UNREAD, Continuity, Said
-from sollol.pool.dispatcher import Dispatcher, GiveUp
-from sollol.pool.jobs import CallJob, StreamJob
 
 Done = Callable[[CallJob], None]
 

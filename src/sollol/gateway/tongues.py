@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import Kind, Outcome, TaskType
+from sollol.engine.resumption import Said, is_plain
 from sollol.errors import BadInput
 from sollol.gateway.charging import size_of
 from sollol.gateway.dialects import anthropic, openai, responses
@@ -20,11 +21,11 @@ from sollol.gateway.dialects.reading import LineReader, Reader
 from sollol.gateway.fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import NDJSON, SSE, type_line
-from sollol.nodes.dialect import decode, judge, runner_key
-from sollol.policies.batching import item_cost
-from sollol.policies.prefix import prefix_of
-from sollol.policies.tasks import type_of
-from sollol.pool.continuation import Said, is_plain
+from sollol.nodes.dialect import decode, judge
+from sollol.workload.classification import type_of
+from sollol.workload.cost import item_cost
+from sollol.workload.prefix import prefix_of
+from sollol.workload.runner_options import runner_key
 
 
 class Asked:

@@ -19,19 +19,8 @@ import msgspec
 from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, Timing
 from sollol.nodes.answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.nodes.call import UNBOUNDED
-from sollol.nodes.decoding import INT_MOST, read_any
+from sollol.nodes.decoding import read_any
 from sollol.nodes.transport import Call, Fault, TransportFault
-
-# Options that make a node reload the model when they differ from those it was loaded with.
-RUNNER_OPTIONS: Final = (
-    "num_ctx",
-    "num_batch",
-    "num_gpu",
-    "main_gpu",
-    "use_mmap",
-    "num_thread",
-    "draft_num_predict",
-)
 
 RETRY_AFTER_MOST_S: Final = 86_400
 LINE_MOST: Final = 16 * 2**20  # of a line of a stream, or of an event
@@ -67,19 +56,6 @@ def encode(value: Any) -> bytes:
 
 
 decode: Final = read_any
-
-
-def runner_key(options: Any) -> str:
-    """The runner options of a request in a fixed order, "" for none: part of what a loaded model is."""
-    if not isinstance(options, Mapping):
-        return ""
-    given = [f"{name}={str(options[name])[:40]}" for name in RUNNER_OPTIONS if _is_plain(options.get(name))]
-    return ",".join(given)
-
-
-def _is_plain(option: Any) -> bool:
-    """Check for what an option of a runner can be: a number that a node can read, a flag, or a word."""
-    return isinstance(option, str | float) or (isinstance(option, int) and abs(option) <= INT_MOST)
 
 
 def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:

@@ -22,15 +22,6 @@ MARGIN: Micros = 5 * MILLISECOND  # what a takeover costs at least: a request
 RETRIES = 4  # times that a chunk is not answered in time, before it is split to find the item that causes it
 TRIES_MAX = 12  # of a single item that is not answered in time
 
-ITEM_COST = 64  # fixed part of an item, in bytes: tokenising, a sequence slot, a vector to print
-COST_MAX = 32_768  # longer texts are truncated by the node (8,192 tokens at the most usual)
-
-
-def item_cost(text: str) -> int:
-    """Cost units of one text: about its bytes, which is what both tokens and time follow."""
-    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return ITEM_COST + min(size, COST_MAX)
-
 
 class GuidedBatcher:
     __slots__ = ()

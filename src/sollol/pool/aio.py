@@ -11,22 +11,26 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextlib import aclosing, suppress
 from typing import Any, Literal, Unpack, overload
 
+from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.core.endpoint import DEFAULT_PORT
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
-from sollol.errors import SollolError
-from sollol.nodes.dialect import decode
-from sollol.pool.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
-from sollol.pool.async_models import AsyncModelCalls
-from sollol.pool.base import BatchCall, configured_nodes
-from sollol.pool.batch import (
-    BatchResult,
+from sollol.engine.batch_job import (
     Delivered,
     Ended,
     Message,
     Refused,
     Wanted,
 )
+from sollol.engine.engine import Engine, finish, finish_stream
+from sollol.engine.jobs import STREAM_AHEAD, CallJob
+from sollol.engine.request import Request
+from sollol.engine.texts import as_sequence
+from sollol.errors import SollolError
+from sollol.nodes.dialect import decode
+from sollol.pool.async_models import AsyncModelCalls
+from sollol.pool.base import BatchCall, configured_nodes
+from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import (
     ChatFields,
     ChatKeywords,
@@ -35,17 +39,8 @@ from sollol.pool.call_types import (
     GenerateKeywords,
     Node,
 )
-from sollol.pool.engine import Engine, finish, finish_stream
-from sollol.pool.jobs import STREAM_AHEAD, CallJob
-from sollol.pool.requests import (
-    Request,
-    chat_request,
-    embed_request,
-    generate_request,
-    old_embed_request,
-)
+from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.rows import rows_of
-from sollol.pool.texts import as_sequence
 
 
 class AsyncOllamaPool(AsyncModelCalls):
@@ -165,9 +160,9 @@ class AsyncOllamaPool(AsyncModelCalls):
         Returns: a ChatResponse, or with `stream` an asynchronous iterator of them.
         Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
         """
-        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
         answer: ChatResponse | AsyncIterator[ChatResponse] = await self._perform(
-            chat_request(model, messages, stream, how, ollama)
+            chat_request(model, messages, stream, call, ollama)
         )
         return answer
 
@@ -220,9 +215,9 @@ class AsyncOllamaPool(AsyncModelCalls):
         Returns: a GenerateResponse, or with `stream` an asynchronous iterator of them.
         Raises: as `chat`.
         """
-        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
         answer: GenerateResponse | AsyncIterator[GenerateResponse] = await self._perform(
-            generate_request(model, prompt, stream, how, ollama)
+            generate_request(model, prompt, stream, call, ollama)
         )
         return answer
 
@@ -243,8 +238,8 @@ class AsyncOllamaPool(AsyncModelCalls):
 
         Fields of Ollama's API: `options`, `keep_alive`, `truncate`, `dimensions`. Otherwise as `chat`.
         """
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbedResponse = await self._perform(embed_request(model, input, how, ollama))
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        answer: EmbedResponse = await self._perform(embed_request(model, input, call, ollama))
         return answer
 
     async def embeddings(
@@ -261,8 +256,8 @@ class AsyncOllamaPool(AsyncModelCalls):
         **ollama: Unpack[EmbedFields],
     ) -> EmbeddingsResponse:
         """Send one text to the older `/api/embeddings`, whose vector is not normalised."""
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, how, ollama))
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, call, ollama))
         return answer
 
     async def _perform(self, request: Request) -> Any:
@@ -336,12 +331,12 @@ class AsyncOllamaPool(AsyncModelCalls):
         **ollama: Unpack[EmbedFields],
     ) -> BatchResult:
         """One vector per input, in order, from all nodes at once. See BatchResult."""
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama)
         texts = None if isinstance(inputs, AsyncIterable) else as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else inputs
-        async for message in self._batch(call, source):
+        async for message in self._batch(batch, source):
             if isinstance(message, Delivered):
                 result._add(message)
             elif isinstance(message, Refused):
@@ -370,16 +365,16 @@ class AsyncOllamaPool(AsyncModelCalls):
 
         A refused item raises its error, or with `on_error="return"` stands in the vector's place.
         """
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama, "embed_stream")
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
         source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
-        async with aclosing(self._batch(call, source)) as messages:
+        async with aclosing(self._batch(batch, source)) as messages:
             async for message in messages:
                 for row in rows_of(message, on_error):
                     yield row
 
     async def _batch(
-        self, call: BatchCall, inputs: Sequence[str] | Iterator[str] | Iterable[str] | AsyncIterable[str]
+        self, batch: BatchCall, inputs: Sequence[str] | Iterator[str] | Iterable[str] | AsyncIterable[str]
     ) -> AsyncGenerator[Message]:
         engine = self._running()
         messages: deque[Message] = deque()
@@ -389,7 +384,7 @@ class AsyncOllamaPool(AsyncModelCalls):
             messages.append(message)
             news.set()
 
-        job = engine.batch(call.model, call.fields, call.how, call.width, post)
+        job = engine.batch(batch.model, batch.fields, batch.call, batch.width, post)
         ended = False
         try:
             if isinstance(inputs, (list, tuple)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, overload
 
+from sollol.answers import Answer
 from sollol.core.endpoint import Endpoint
-from sollol.pool import manage
-from sollol.pool.answers import Answer
+from sollol.models import operations
 from sollol.pool.base import PoolBase
 
 
@@ -17,9 +17,9 @@ class AsyncModelCalls(PoolBase):
     async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
         """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
         engine = self._running()
-        nodes = await manage.holders(engine.transport, self._find_node(node), model)
+        nodes = await operations.holders(engine.transport, self._find_node(node), model)
         body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
-        return self._changed(await manage.load(engine.transport, nodes, body))
+        return self._changed(await operations.load(engine.transport, nodes, body))
 
     async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
         """`warm_model` for each, one after another: a node loads one at a time."""
@@ -33,19 +33,19 @@ class AsyncModelCalls(PoolBase):
 
     async def list(self) -> Answer:
         """All models on the nodes' disks, each once, with `nodes`: who has it."""
-        return await manage.list_models(self._running().transport, self._there())
+        return await operations.list_models(self._running().transport, self._there())
 
     async def ps(self) -> Answer:
         """All models in memory, a row per node and model."""
-        return await manage.running_models(self._running().transport, self._there())
+        return await operations.running_models(self._running().transport, self._there())
 
     async def version(self) -> Answer:
         """The oldest version among the nodes, and each one's in `nodes`."""
-        return await manage.version(self._running().transport, self._there())
+        return await operations.version(self._running().transport, self._there())
 
     async def show(self, model: str) -> Answer:
         """What a node that has the model says of it."""
-        return await manage.show(self._running().transport, self._there(), model)
+        return await operations.show(self._running().transport, self._there(), model)
 
     @overload
     async def pull(
@@ -84,7 +84,7 @@ class AsyncModelCalls(PoolBase):
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
     ) -> Answer | AsyncIterator[Answer]:
         """Push a model from one node that has it (or from `node`)."""
-        holders = await manage.holders(self._running().transport, self._find_node(node), model)
+        holders = await operations.holders(self._running().transport, self._find_node(node), model)
         answer: Answer | AsyncIterator[Answer] = await self._manage(
             "/api/push", {"model": model, **ollama}, stream, holders[:1]
         )
@@ -116,23 +116,23 @@ class AsyncModelCalls(PoolBase):
     async def copy(self, source: str, destination: str) -> Answer:
         """Copy a model to another name, on every node that has it."""
         engine = self._running()
-        nodes = await manage.holders(engine.transport, self._find_node(None), source)
+        nodes = await operations.holders(engine.transport, self._find_node(None), source)
         body = {"source": source, "destination": destination}
-        return self._changed(await manage.everywhere(engine.transport, nodes, "POST", "/api/copy", body))
+        return self._changed(await operations.everywhere(engine.transport, nodes, "POST", "/api/copy", body))
 
     async def delete(self, model: str, *, node: str | None = None) -> Answer:
         """Delete a model from every node that has it, or from `node`."""
         engine = self._running()
-        nodes = await manage.holders(engine.transport, self._find_node(node), model)
+        nodes = await operations.holders(engine.transport, self._find_node(node), model)
         return self._changed(
-            await manage.everywhere(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
+            await operations.everywhere(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
         )
 
     async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
         engine = self._running()
         if stream:
-            return manage.progress(engine.transport, nodes, path, body)
-        return self._changed(await manage.complete(engine.transport, nodes, path, body))
+            return operations.progress(engine.transport, nodes, path, body)
+        return self._changed(await operations.complete(engine.transport, nodes, path, body))
 
     def _changed(self, answer: Answer) -> Answer:
         """The nodes have other models now: ask them."""

@@ -9,30 +9,27 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
-import sollol
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
+from sollol.engine.engine import Engine
+from sollol.engine.views import NodeView, explained, snapshot_of, stats_of
 from sollol.errors import BadInput, SollolError
 from sollol.nodes.transport import Transport
 from sollol.observe.totals import Totals
 from sollol.pool import keywords, payload, processes
-from sollol.pool.engine import Engine
-from sollol.pool.requests import (
-    EMBED_FIELDS,
-    OLD_KEYWORDS,
-    Wish,
+from sollol.pool.requests import EMBED_FIELDS, OLD_KEYWORDS, check_fields
+from sollol.version import __version__
+from sollol.workload.call_options import CallOptions, call_options
+from sollol.workload.validation import (
     check_count,
     check_digests,
-    check_fields,
     check_flag,
     check_mixed_digests,
     check_mode,
     check_model,
     check_strategy,
     check_timeout,
-    wish,
 )
-from sollol.pool.views import NodeView, explained, snapshot_of, stats_of
 
 T = TypeVar("T")
 
@@ -42,7 +39,7 @@ class BatchCall(NamedTuple):
 
     model: str
     fields: dict[str, Any]
-    how: Wish
+    call: CallOptions
     width: int | None
     on_error: str
 
@@ -186,9 +183,9 @@ class PoolBase:
         if self._engine is not None:
             self._engine.use_digests(self._one_digest, self._pinned, self._used_digests)
 
-    def _wish(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> Wish:
+    def _call_options(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> CallOptions:
         """What a caller says of a call, with the pool's own defaults; checked."""
-        return wish(
+        return call_options(
             priority,
             self.timeout if timeout is None else timeout,
             self.routing_mode if mode is None else mode,
@@ -269,7 +266,7 @@ class PoolBase:
     def _batch_arguments(
         self,
         model: str,
-        how: Wish,
+        call: CallOptions,
         use_adaptive: bool,
         max_workers: int | None,
         on_error: str,
@@ -278,7 +275,7 @@ class PoolBase:
     ) -> BatchCall:
         """Return the call, checked. Its `width` is the fixed number of requests in flight, or None."""
         check_model(model)
-        if how.hedge is not None and not isinstance(how.hedge, bool):
+        if call.hedge is not None and not isinstance(call.hedge, bool):
             raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
         check_fields(verb, extra, EMBED_FIELDS)
         payload.check_types(verb, extra)
@@ -292,7 +289,7 @@ class PoolBase:
             warnings.warn("max_workers= has no effect with use_adaptive=True; pass use_adaptive=False", stacklevel=4)
             max_workers = None
         fields = {name: value for name, value in extra.items() if value is not None}
-        return BatchCall(model, fields, how, max_workers, on_error)
+        return BatchCall(model, fields, call, max_workers, on_error)
 
     def explain(self, task_id: int) -> dict[str, Any]:
         """Why a call went where it went: candidates and the terms of their predictions, what was tried, predicted and
@@ -311,7 +308,7 @@ class PoolBase:
         """Nodes, waiting and running tasks, recent calls and calibration, as plain values for displays."""
         return {
             "app_name": self.app_name,
-            "version": sollol.__version__,
+            "version": __version__,
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
             "totals": {**self.totals.told(), "faults": self._engine.dispatcher.faults if self._engine else 0},

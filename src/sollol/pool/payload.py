@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sollol.errors import BadInput
 from sollol.pool.tools import as_tool
+from sollol.workload.validation import short
 
 IMAGE_ENDINGS: Final = ("png", "jpg", "jpeg", "webp")  # a text that ends so is a path, whether it exists or not
 PATH_MOST: Final = 4096  # characters of a path
@@ -134,9 +135,3 @@ def message(given: Any, index: int) -> Any:
     if given.get("images"):
         return {**given, "images": images(f"{where}['images']", given["images"])}
     return given
-
-
-def short(value: Any) -> str:
-    """Return a value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

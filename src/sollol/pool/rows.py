@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sollol.engine.batch_job import Delivered, Ended, Message, Refused
 from sollol.errors import BatchError
-from sollol.pool.batch import Delivered, Ended, Message, Refused
 
 
 def rows_of(message: Message, on_error: str) -> Iterator[tuple[int, Any]]:

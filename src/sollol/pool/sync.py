@@ -11,12 +11,17 @@ from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, Literal, Unpack, overload
 
+from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
+from sollol.engine.batch_job import Delivered, Ended, Message, Refused, Wanted
+from sollol.engine.engine import finish, finish_stream
+from sollol.engine.jobs import STREAM_AHEAD, CallJob, StreamJob
+from sollol.engine.request import Request
+from sollol.engine.texts import as_sequence, take
 from sollol.nodes.dialect import decode
-from sollol.pool.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.pool.base import BatchCall, configured_nodes
-from sollol.pool.batch import BatchResult, Delivered, Ended, Message, Refused, Wanted
+from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import (
     ChatFields,
     ChatKeywords,
@@ -26,18 +31,9 @@ from sollol.pool.call_types import (
     GenerateKeywords,
     Node,
 )
-from sollol.pool.engine import finish, finish_stream
-from sollol.pool.jobs import STREAM_AHEAD, CallJob, StreamJob
-from sollol.pool.requests import (
-    Request,
-    chat_request,
-    embed_request,
-    generate_request,
-    old_embed_request,
-)
+from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.rows import rows_of
 from sollol.pool.sync_models import ModelCalls
-from sollol.pool.texts import as_sequence, take
 
 
 class OllamaPool(ModelCalls):
@@ -115,9 +111,9 @@ class OllamaPool(ModelCalls):
         Returns: a ChatResponse, or with `stream` an iterator of them.
         Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
         """
-        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
         answer: ChatResponse | Iterator[ChatResponse] = self._perform(
-            chat_request(model, messages, stream, how, ollama)
+            chat_request(model, messages, stream, call, ollama)
         )
         return answer
 
@@ -170,9 +166,9 @@ class OllamaPool(ModelCalls):
         Returns: a GenerateResponse, or with `stream` an iterator of them.
         Raises: as `chat`.
         """
-        how = self._wish(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
         answer: GenerateResponse | Iterator[GenerateResponse] = self._perform(
-            generate_request(model, prompt, stream, how, ollama)
+            generate_request(model, prompt, stream, call, ollama)
         )
         return answer
 
@@ -193,8 +189,8 @@ class OllamaPool(ModelCalls):
 
         Fields of Ollama's API: `options`, `keep_alive`, `truncate`, `dimensions`. Otherwise as `chat`.
         """
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbedResponse = self._perform(embed_request(model, input, how, ollama))
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        answer: EmbedResponse = self._perform(embed_request(model, input, call, ollama))
         return answer
 
     def embeddings(
@@ -211,8 +207,8 @@ class OllamaPool(ModelCalls):
         **ollama: Unpack[EmbedFields],
     ) -> EmbeddingsResponse:
         """Send one text to the older `/api/embeddings`, whose vector is not normalised."""
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, how, ollama))
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, call, ollama))
         return answer
 
     def _perform(self, request: Request) -> Any:
@@ -371,8 +367,8 @@ class OllamaPool(ModelCalls):
         raise BatchError at the end, with every result that exists; "return": they stand as None.
         `progress` draws a bar on stderr.
         """
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama)
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama)
         texts = as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else iter(inputs)
@@ -380,7 +376,7 @@ class OllamaPool(ModelCalls):
             _progress_bar(len(texts) if texts is not None else None) if progress else (_nothing, _nothing)
         )
         try:
-            for message in self._batch(call, source):
+            for message in self._batch(batch, source):
                 if isinstance(message, Delivered):
                     result._add(message)
                     advance(message.items.total())
@@ -410,21 +406,21 @@ class OllamaPool(ModelCalls):
         **ollama: Unpack[EmbedFields],
     ) -> Iterator[tuple[int, Any]]:
         """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed."""
-        how = self._wish(priority, timeout, mode, hedge, None, node, requires_gpu)
-        call = self._batch_arguments(model, how, use_adaptive, max_workers, on_error, ollama, "embed_stream")
-        return self._rows(call, iter(inputs))
+        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
+        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
+        return self._rows(batch, iter(inputs))
 
-    def _rows(self, call: BatchCall, source: Iterator[str]) -> Iterator[tuple[int, Any]]:
-        with closing(self._batch(call, source)) as messages:
+    def _rows(self, batch: BatchCall, source: Iterator[str]) -> Iterator[tuple[int, Any]]:
+        with closing(self._batch(batch, source)) as messages:
             for message in messages:
-                yield from rows_of(message, call.on_error)
+                yield from rows_of(message, batch.on_error)
 
-    def _batch(self, call: BatchCall, inputs: Sequence[str] | Iterator[str]) -> Generator[Message]:
+    def _batch(self, batch: BatchCall, inputs: Sequence[str] | Iterator[str]) -> Generator[Message]:
         engine = self._running()
         messages: SimpleQueue[Message] = SimpleQueue()
 
         async def submit() -> Any:
-            job = engine.batch(call.model, call.fields, call.how, call.width, messages.put)
+            job = engine.batch(batch.model, batch.fields, batch.call, batch.width, messages.put)
             if not isinstance(inputs, Iterator):
                 engine.dispatcher.feed(job.whole(inputs))
             return job

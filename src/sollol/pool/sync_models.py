@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
-from sollol.pool.answers import Answer
+from sollol.answers import Answer
 from sollol.pool.thread import LoopThread
 
 

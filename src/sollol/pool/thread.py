@@ -14,12 +14,12 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Self, TypeVar
 
 from sollol.core.endpoint import DEFAULT_PORT
+from sollol.engine.batch_job import BatchJob
+from sollol.engine.engine import Engine
+from sollol.engine.jobs import CallJob
 from sollol.errors import SollolError
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.base import PoolBase
-from sollol.pool.batch import BatchJob
-from sollol.pool.engine import Engine
-from sollol.pool.jobs import CallJob
 
 T = TypeVar("T")
 CLOSE_S = 0.8

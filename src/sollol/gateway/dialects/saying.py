@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from sollol.core.types import Timing
+from sollol.engine.resumption import Said
 from sollol.gateway.dialects.reading import data_of
 from sollol.nodes.decoding import Int
 from sollol.nodes.dialect import decode, encode
-from sollol.pool.continuation import Said
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:

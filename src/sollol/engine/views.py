@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from sollol.core.endpoint import Endpoint
 from sollol.core.state.node import Node
 from sollol.core.types import SECOND, LoadedModel, Micros, Task
-from sollol.pool.jobs import shown_candidates
+from sollol.engine.jobs import shown_candidates
 
 if TYPE_CHECKING:
-    from sollol.pool.engine import Engine
+    from sollol.engine.engine import Engine
 
 WAITING_SHOWN = 100
 RUNNING_SHOWN = 200

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from sollol.errors import BadInput
-from sollol.pool.requests import check_text
+from sollol.workload.validation import check_text
 
 FEED_SLICE = 4096  # texts handed over at once from an iterator
 

@@ -47,13 +47,13 @@ from sollol.core.fault_recovery import fault_outcome
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
 from sollol.duties import Duties
+from sollol.engine.node_aliases import Aliases
+from sollol.engine.silences import Silences, Watched
 from sollol.errors import SollolError
 from sollol.nodes.dialect import load_call, outcome_of
 from sollol.nodes.probe import ProbeFailed, alive, probes
 from sollol.nodes.transport import Call, Transport, TransportFault
 from sollol.observe.journal import Journal
-from sollol.pool.aliases import Aliases
-from sollol.pool.silences import Silences, Watched
 
 log: Final = logging.getLogger("sollol")
 NOTICES: Final = 100  # sentences for the operator that are kept

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from sollol.answers import Answer
 from sollol.core.actions import Complete
 from sollol.core.state.estimators import Quantile
 from sollol.core.types import OK, Micros, Status, Task
-from sollol.pool.answers import Answer
-from sollol.pool.batch import BatchJob
-from sollol.pool.jobs import CallJob, Story
-from sollol.pool.report import BatchReport, NodeShare
+from sollol.engine.batch_job import BatchJob
+from sollol.engine.batch_report import BatchReport, NodeShare
+from sollol.engine.jobs import CallJob, Story
 
 REMEMBERED = 1_000
 SHOWN = 100

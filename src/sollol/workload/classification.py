@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from sollol.core.types import TaskType
 from sollol.errors import BadInput
-from sollol.policies.task_words import (
+from sollol.workload.task_words import (
     ANYWHERE,
     CLASSIFY,
     CODE,

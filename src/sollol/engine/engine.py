@@ -6,13 +6,23 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from sollol.answers import Answer
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import Configure, NodeAdded, NodeRemoved, Refresh
 from sollol.core.policy import Hedger, Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
+from sollol.engine.batch_job import BatchJob, Message
+from sollol.engine.batch_report import BatchReport
+from sollol.engine.dispatcher import Dispatcher
+from sollol.engine.history import History
+from sollol.engine.jobs import CallJob, StreamJob
+from sollol.engine.request import Request
+from sollol.engine.resumption import Continuity, Said, is_plain
+from sollol.engine.texts import take
+from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
-from sollol.nodes.dialect import decode, load_call, runner_key
+from sollol.nodes.dialect import decode, load_call
 from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
@@ -21,16 +31,10 @@ from sollol.policies.concurrency import LearnedLimit
 from sollol.policies.hedging import QuantileHedger
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
-from sollol.pool.answers import Answer
-from sollol.pool.batch import BatchJob, Message
-from sollol.pool.continuation import Continuity, Said, is_plain
-from sollol.pool.dispatcher import Dispatcher
-from sollol.pool.history import History
-from sollol.pool.jobs import CallJob, StreamJob
-from sollol.pool.report import BatchReport
-from sollol.pool.requests import Request, Wish, check_text
-from sollol.pool.texts import take
-from sollol.pool.whole import OBSERVABLE
+from sollol.workload.call_options import CallOptions
+from sollol.workload.runner_options import runner_key
+from sollol.workload.task import Work, build_task, unloads
+from sollol.workload.validation import check_text
 
 # Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else
 # is known (`sollol.core.stall_detection`), the caller's timeout bounds it, and a machine that vanished is noticed by
@@ -155,36 +159,20 @@ class Engine:
         self,
         model: str,
         fields: Mapping[str, Any],
-        how: Wish,
+        call: CallOptions,
         width: int | None,
         post: Callable[[Message], None],
         *,
-        app: str | None = None,
         make: type[BatchJob] = BatchJob,
     ) -> BatchJob:
         """A batch of embeddings. `make`: what takes its answers."""
-        task = Task(
-            self.next_id(),
-            Kind.EMBED,
-            canonical_model(model),
-            priority=how.priority,
-            app=self._app if app is None else app,
-            deadline_us=self.deadline(how.timeout_s),
-            batch=True,
-            route="/api/embed",
-            width=width,
-            type=TaskType.EMBED,
-            mode=how.mode,
-            hedge=self._hedge(how),
-            only=how.only,
-            gpu=how.gpu,
-        )
-        keep_alive = fields.get("keep_alive")
-        unloads = keep_alive is not None and not _stays(keep_alive)
-        if unloads:  # at the end: said with every chunk, it would make the node load the model for each anew
+        work = Work(Kind.EMBED, model, "/api/embed", type=TaskType.EMBED, batch=True, width=width)
+        task = self.task(work, call)
+        at_end = unloads(fields.get("keep_alive"))
+        if at_end:  # at the end: said with every chunk, it would make the node load the model for each anew
             fields = {name: value for name, value in fields.items() if name != "keep_alive"}
         job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available, self.digests)
-        if unloads:
+        if at_end:
             job.over = lambda report: self._unload(task, fields, report)
         if self._sees(task.id):
             job.noted = self.history.add_batch
@@ -200,7 +188,7 @@ class Engine:
                 self.dispatcher.send_later(node.endpoint, call)
 
     async def feed(self, job: BatchJob, source: Iterator[str] | AsyncIterator[str], count: int, fed: int) -> int:
-        """Read `count` more texts for a batch and hand them over; how many came. Raises BadInput."""
+        """Read `count` more texts for a batch and hand them over; call many came. Raises BadInput."""
         if isinstance(source, AsyncIterator):
             texts: list[str] = []
             closed = True
@@ -233,35 +221,29 @@ class Engine:
         self.dispatcher.submit(job, at)
         return job
 
+    def task(self, work: Work, call: CallOptions) -> Task:
+        """Return the task of a request, with an id of its own."""
+        return build_task(self.next_id(), work, call, self._hedge(call), self._app, self.dispatcher.now())
+
     def _task(self, request: Request) -> Task:
-        how = request.wish
-        return Task(
-            self.next_id(),
+        work = Work(
             request.kind,
             request.model,
+            request.path,
             request.cost,
-            how.priority,
-            self._app,
             request.tokens_out,
             request.options,
-            self.deadline(how.timeout_s),
-            type=request.type,
-            mode=how.mode,
-            # A copy that unloads its model when it ends would do so on two nodes.
-            hedge=False
-            if "keep_alive" in request.fields and not _stays(request.fields["keep_alive"])
-            else self._hedge(how),
-            stream=request.stream,
-            prefix=request.prefix,
-            only=how.only,
-            route=request.path,
-            gpu=how.gpu,
-            observable=request.kind is not Kind.EMBED and request.path in OBSERVABLE,
+            request.type,
+            request.prefix,
+            request.stream,
+            request.kind is not Kind.EMBED and request.path in OBSERVABLE,
+            unloads(request.fields.get("keep_alive")),
         )
+        return self.task(work, request.call)
 
-    def _hedge(self, how: Wish) -> bool | str | None:
+    def _hedge(self, call: CallOptions) -> bool | str | None:
         """Return the name of a caller's own hedging policy, after it was registered; else what the caller set."""
-        hedge = how.hedge
+        hedge = call.hedge
         if hedge is None or isinstance(hedge, bool):
             return hedge
         for name, known in self._hedgers.items():
@@ -273,9 +255,6 @@ class Engine:
         self._hedgers[name] = hedge
         return name
 
-    def deadline(self, timeout_s: float | None) -> Micros | None:
-        return None if timeout_s is None else self.dispatcher.now() + round(timeout_s * 1_000_000)
-
     def _available(self, key: str, since: Micros, until: Micros) -> float:
         """The share of a span in which a node was up."""
         node = self.scheduler.view().nodes.get(key)
@@ -284,11 +263,6 @@ class Engine:
         begin = max(since, node.up_since)
         end = until if node.up else node.down_since
         return max(0.0, end - begin) / max(1, until - since)
-
-
-def _stays(keep_alive: Any) -> bool:
-    """Does a model stay in memory after a call with this `keep_alive`? "0", "0s", 0 and 0.0 mean no."""
-    return str(keep_alive).strip("0.hmnsuµ") != ""
 
 
 def finish(job: CallJob, request: Request) -> Answer:

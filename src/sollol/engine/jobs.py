@@ -12,10 +12,15 @@ from typing import Any
 
 import msgspec
 
+from sollol.answers import Answer
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
+from sollol.engine.dispatcher import Dispatcher, GiveUp
+from sollol.engine.endings import error_of as error_of
+from sollol.engine.resumption import Continuity, NotRendered, Said
+from sollol.engine.whole_answers import observed, refusal_of
 from sollol.errors import (
     DeadlineExceeded,
     SollolError,
@@ -26,11 +31,6 @@ from sollol.nodes.dialect import Lines, counted, decode, judge, judge_line, judg
 from sollol.nodes.named import of_another
 from sollol.nodes.repetition import Recent, repeats
 from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
-from sollol.pool.answers import Answer
-from sollol.pool.continuation import Continuity, NotRendered, Said
-from sollol.pool.dispatcher import Dispatcher, GiveUp
-from sollol.pool.endings import error_of as error_of
-from sollol.pool.whole import observed, refusal_of
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 
@@ -209,7 +209,7 @@ class StreamJob(CallJob):
         self._dispatcher = dispatcher
         return super().launch(dispatcher, start, node)
 
-    # --- how it stands, for sollol.pool.silences ---
+    # --- how it stands, for sollol.engine.silences ---
 
     def received_parts(self) -> int:
         """How many parts have come so far; negative while the consumer is behind."""

@@ -1,0 +1,28 @@
+"""One call of the inference API, checked and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sollol.answers import Answer
+from sollol.core.types import Kind, TaskType
+from sollol.workload.call_options import CallOptions
+
+
+class Request(NamedTuple):
+    """One call of the inference API, ready to be scheduled."""
+
+    kind: Kind
+    path: str
+    model: str
+    body: bytes
+    cost: int
+    stream: bool
+    options: str
+    tokens_out: int | None
+    answer: type[Answer]
+    call: CallOptions
+    type: TaskType
+    prefix: tuple[tuple[int, int], ...]
+    fields: Mapping[str, Any]  # the body before it was encoded

@@ -1,0 +1,122 @@
+"""The result of `embed_batch`: answers in the order of the inputs, vectors and a report."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from sollol.answers import EmbedResponse
+from sollol.engine.batch_job import Delivered, Ended, Refused
+from sollol.engine.batch_report import BatchReport
+from sollol.errors import BatchError, SollolError
+
+
+class BatchResult(Sequence[EmbedResponse | None]):
+    """The vectors of a batch, in the order of the inputs. Item `i` reads as an EmbedResponse of one input;
+    `.vectors` is an (n, d) float32 numpy array (rows of failed items are NaN); `.report` tells how it went."""
+
+    def __init__(self, model: str, count: int = 0) -> None:
+        self.model = model
+        self.errors: dict[int, Exception] = {}
+        self.report: BatchReport | None = None
+        self._count = count
+        self._have = bytearray(count)
+        self._dim = 0
+        self._flat: array[float] = array("f")
+
+    def _add(self, message: Delivered) -> None:
+        if not self._dim:
+            self._dim = message.dim
+        self._grow(message.items[-1][1])
+        row, dim = 0, self._dim
+        with memoryview(self._flat) as flat, memoryview(message.flat) as source:
+            for lo, hi in message.items:
+                flat[lo * dim : hi * dim] = source[row * dim : (row + hi - lo) * dim]
+                self._have[lo:hi] = b"\x01" * (hi - lo)
+                row += hi - lo
+
+    def _grow(self, count: int) -> None:
+        if count > self._count:
+            self._have.extend(bytes(count - self._count))
+            self._count = count
+        missing = self._count * self._dim - len(self._flat)
+        if missing > 0:
+            self._flat.frombytes(bytes(4 * max(missing, min(len(self._flat), 1 << 22))))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> EmbedResponse | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EmbedResponse | None]: ...
+    def __getitem__(self, index: int | slice) -> EmbedResponse | list[EmbedResponse | None] | None:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        position = index + self._count if index < 0 else index
+        if not 0 <= position < self._count:
+            raise IndexError(f"item {index} of a batch of {self._count}")
+        if position in self.errors:
+            return None
+        start = position * self._dim
+        return EmbedResponse(model=self.model, embeddings=[self._flat[start : start + self._dim].tolist()])
+
+    def __iter__(self) -> Iterator[EmbedResponse | None]:
+        return (self[i] for i in range(self._count))
+
+    @property
+    def vectors(self) -> Any:
+        """All vectors as an (n, d) float32 numpy array. Needs numpy: pip install '.[index]' in SOLLOL's checkout."""
+        try:
+            import numpy as np
+        except ImportError:
+            raise SollolError("result.vectors needs numpy: pip install '.[index]' in SOLLOL's checkout") from None
+        rows = np.frombuffer(self._flat, dtype=np.float32, count=self._count * self._dim)
+        rows = rows.reshape(self._count, self._dim)
+        if self.errors:
+            rows = rows.copy()
+            rows[sorted(self.errors)] = np.nan
+        return rows
+
+    def _refuse(self, message: Refused) -> None:
+        for item in message.items.items():
+            self.errors[item] = message.error
+        self._grow(message.items[-1][1])
+
+    def _finish(self, ended: Ended, on_error: str) -> BatchResult:
+        """The result, or the exception it ends in. A batch of which nothing could be done fails as a whole."""
+        self.report = ended.report
+        if ended.error is not None:
+            if not any(self._have):
+                raise ended.error
+            for item in range(self._count):
+                if not self._have[item]:
+                    self.errors.setdefault(item, ended.error)
+        self._grow(self._count)
+        if self.errors and on_error == "raise":
+            failed = BatchError(self.errors, self)
+            failed.task_id = ended.report.id
+            raise failed from ended.error
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with the items of another result, or of a list: an empty result equals []."""
+        if isinstance(other, (list, tuple, BatchResult)):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def model_dump(self, **_: Any) -> list[dict[str, Any] | None]:
+        """Return the items as plain dicts, None where one failed: for `json.dumps` and the like."""
+        return [None if item is None else item.model_dump() for item in self]
+
+    def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:
+        """Return `model_dump()` as JSON."""
+        return json.dumps(self.model_dump(), indent=indent, ensure_ascii=False)
+
+    def __repr__(self) -> str:
+        failed = f" ({len(self.errors)} failed)" if self.errors else ""
+        return f"<BatchResult {self._count} x {self._dim} of {self.model}{failed}>"

@@ -1,0 +1,52 @@
+"""The constraints a caller can give a call. They are the same on every path: calls, streams, batches, API formats."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sollol.core.policy import Hedger
+from sollol.core.types import RoutingMode, TaskType
+from sollol.workload.validation import (
+    check_flag,
+    check_hedge,
+    check_mode,
+    check_only,
+    check_priority,
+    check_timeout,
+    check_type,
+)
+
+
+class CallOptions(NamedTuple):
+    """Constraints of one call. `only`: keys of the nodes it may go to; `app` None: the pool's own."""
+
+    priority: int = 5
+    timeout_s: float | None = None
+    mode: RoutingMode | None = None
+    hedge: bool | Hedger | None = None
+    type: TaskType | None = None
+    only: tuple[str, ...] | None = None
+    gpu: bool = False
+    app: str | None = None
+    keep_alive: int | str | None = None  # for the body of the request, where that names none
+
+
+def call_options(
+    priority: Any,
+    timeout: Any,
+    mode: Any = None,
+    hedge: Any = None,
+    task_type: Any = None,
+    node: Any = None,
+    requires_gpu: Any = False,
+) -> CallOptions:
+    """Check the keyword arguments of a pool's call. Raises BadInput."""
+    return CallOptions(
+        check_priority(priority),
+        check_timeout(timeout),
+        check_mode(mode),
+        check_hedge(hedge),
+        check_type(task_type),
+        check_only(node),
+        check_flag("requires_gpu", requires_gpu),
+    )

@@ -1,0 +1,129 @@
+"""Checks of what callers pass. Each returns the value in its final type, or raises BadInput."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from sollol.core.endpoint import parse_endpoint
+from sollol.core.policy import Hedger
+from sollol.core.types import RoutingMode, RoutingStrategy, TaskType
+from sollol.errors import BadInput
+
+_DIGEST: Final = re.compile(r"(sha256:)?[0-9a-f]{7,64}")
+
+
+def check_model(model: Any) -> str:
+    if not isinstance(model, str) or not model.strip():
+        raise BadInput(f"model={short(model)}; expected the name of a model, such as 'llama3.2'")
+    return model
+
+
+def check_priority(priority: Any) -> int:
+    """0 to 10; a TaskPriority is one too."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 10:
+        raise BadInput(f"priority={short(priority)}; expected a whole number from 0 (last) to 10 (first)")
+    return int(priority)
+
+
+def check_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise BadInput(f"timeout={short(timeout)}; expected seconds above 0, or None for no bound")
+    return float(timeout)
+
+
+def check_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadInput(f"{name}={short(value)}; expected a whole number of at least 1")
+    return value
+
+
+def check_text(field: str, index: int | None, text: Any) -> None:
+    if not isinstance(text, str):
+        where = field if index is None else f"{field}[{index}]"
+        raise BadInput(f"{where} is {short(text)} ({type(text).__name__}); expected a string")
+
+
+def check_mode(mode: Any) -> RoutingMode | None:
+    if mode is None:
+        return None
+    try:
+        return RoutingMode(mode.lower() if isinstance(mode, str) else mode)
+    except ValueError:
+        names = ", ".join(repr(m.value) for m in RoutingMode)
+        raise BadInput(f"mode={short(mode)}; expected one of {names}") from None
+
+
+def check_hedge(hedge: Any) -> bool | Hedger | None:
+    if hedge is None or isinstance(hedge, bool):
+        return hedge
+    if all(callable(getattr(hedge, name, None)) for name in ("deposit", "learn", "after", "withdraw")):
+        found: Hedger = hedge
+        return found
+    raise BadInput(f"hedge={short(hedge)}; expected True, False, None (as the mode says) or a hedging policy")
+
+
+def check_type(task_type: Any) -> TaskType | None:
+    if task_type is None:
+        return None
+    try:
+        return TaskType(task_type.lower() if isinstance(task_type, str) else task_type)
+    except ValueError:
+        names = ", ".join(repr(t.value) for t in TaskType)
+        raise BadInput(f"task_type={short(task_type)}; expected one of {names}") from None
+
+
+def check_only(node: Any) -> tuple[str, ...] | None:
+    """The names of the nodes that a call may go to: of one, or of several; None for any."""
+    if node is None:
+        return None
+    nodes = [node] if isinstance(node, (str, Mapping)) or not isinstance(node, Iterable) else list(node)
+    if not nodes:
+        raise BadInput("node=[]; expected a node such as '10.0.0.5:11434', several of them, or None for any")
+    return tuple(dict.fromkeys(parse_endpoint(one).key for one in nodes))
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadInput(f"{name}={short(value)}; expected True or False")
+    return value
+
+
+def check_mixed_digests(value: Any) -> str:
+    if value not in ("allow", "one"):
+        raise BadInput(
+            f"on_mixed_digests={short(value)}; expected 'allow' (chats use every version of a model) or 'one'"
+        )
+    return str(value)
+
+
+def check_digests(digests: Any) -> dict[str, str]:
+    """The pinned versions: model -> digest, or its beginning."""
+    if digests is None:
+        return {}
+    if not isinstance(digests, Mapping):
+        raise BadInput(f"digests={short(digests)}; expected a dict such as {{'mxbai-embed-large': '468836162de7'}}")
+    for model, digest in digests.items():
+        check_model(model)
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise BadInput(
+                f"digests: {model!r} has {short(digest)}; expected 7 to 64 hex digits, as `ollama list` shows them"
+            )
+    return dict(digests)
+
+
+def check_strategy(strategy: Any) -> RoutingStrategy:
+    try:
+        return RoutingStrategy(strategy.lower() if isinstance(strategy, str) else strategy)
+    except ValueError:
+        names = ", ".join(repr(s.value) for s in RoutingStrategy)
+        raise BadInput(f"routing_strategy={short(strategy)}; expected one of {names}") from None
+
+
+def short(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
