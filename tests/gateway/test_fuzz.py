@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.gateway import wire as wire_module
+from sollol.gateway.intake import Intake
+from sollol.gateway.places import Places
 from sollol.gateway.request import Request
 from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
@@ -67,19 +69,22 @@ class Echo:
     def __init__(self, loop: asyncio.AbstractEventLoop, crowded: bool = False) -> None:
         self.requests: list[Request] = []
         self.limits = Limits(max_body_mb=1, max_head_kb=1)
+        self.places = Places(10)
+        self.intake = Intake(1024 * 1024, 1024 * 1024)
         self.idle_s = 60.0
         self.outbox = Outbox(loop)
         self.is_crowded = crowded
         self.draining = False
         self.common = b"Date: now\r\n"
 
-    def welcome(self, connection: Any) -> bool:
+    def proves(self, request: Request) -> bool:
         return True
 
-    def farewell(self, connection: Any) -> None: ...
+    def may_discard(self, size: int) -> bool:
+        return True
 
-    def wants_pieces(self, request: Request) -> bool:
-        return False
+    def decide(self, request: Request) -> None:
+        request.route = Route()
 
     def settled(self, request: Request) -> Route | None:
         return Route() if request.path == "/api/chat" else None
@@ -88,7 +93,7 @@ class Echo:
         self.requests.append(request)
         request.answer(200, b"{}")
 
-    def admit(self, request: Request, route: Route) -> None:
+    def admit(self, request: Request) -> None:
         self.handle(request)
 
 
@@ -108,7 +113,8 @@ def feed(loop: asyncio.AbstractEventLoop, data: bytes, cuts: list[int], crowded:
         if wire.closed:
             break
         connection.data_received(data[start:end])
-        loop.run_until_complete(asyncio.sleep(0))  # requests sent ahead are taken in later turns
+        for _ in range(10):  # requests sent ahead are taken in later turns
+            loop.run_until_complete(asyncio.sleep(0))
     connection.connection_lost(None)
     return gateway, wire
 

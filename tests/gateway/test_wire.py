@@ -9,10 +9,11 @@ import time
 import msgspec
 import pytest
 
+from sollol.gateway.places import GRACE_S
 from sollol.gateway.settings import GatewaySettings, Limits
 from sollol.sim import NodeSpec
 from sollol.sim.serve import sim_cluster
-from tests.gateway.stage import Stage, gateway_over, talker
+from tests.gateway.stage import Stage, gateway_over, talker, until
 
 LIMITS = Limits(header_timeout_s=0.5, body_timeout_s=0.5, idle_timeout_s=1.0, max_body_mb=1, max_head_kb=8)
 HOST = b"Host: localhost\r\n"
@@ -50,17 +51,20 @@ REFUSED = {
     "two lengths": (400, b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
     "the same length twice": (
         400,
-        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na",
+        b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na",
     ),
     "length and coding": (
         400,
-        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
-    "another coding": (501, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-    "a hidden coding": (501, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
-    "coding in 1.0": (400, b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "a signed length": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: +3\r\n\r\nabc"),
-    "a length of words": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: three\r\n\r\nabc"),
+    "another coding": (
+        501,
+        b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    "a hidden coding": (501, b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+    "coding in 1.0": (400, b"POST /api/chat HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "a signed length": (400, b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: +3\r\n\r\nabc"),
+    "a length of words": (400, b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: three\r\n\r\nabc"),
     "a folded header": (400, b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n b\r\n\r\n"),
     "space before the colon": (400, b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n"),
     "bare line ends": (400, b"GET / HTTP/1.1\nHost: localhost\n\n"),
@@ -71,11 +75,11 @@ REFUSED = {
     "two keys": (400, b"GET / HTTP/1.1\r\n" + HOST + b"Authorization: a\r\nAuthorization: b\r\n\r\n"),
     "a bad chunk size": (
         400,
-        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
     ),
     "a chunk that is longer": (
         400,
-        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
     ),
     "no method": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 40),
     "HTTP/2": (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
@@ -199,19 +203,45 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         deadline, busy = time.monotonic() + 15, True
         while busy and time.monotonic() < deadline:
             time.sleep(0.1)
-            busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.view().attempts or gateway._connections))
+            busy = stage.look(lambda gateway: bool(gateway.engine.scheduler.view().attempts or len(gateway.places)))
         assert not busy
         assert stage.look(lambda gateway: gateway.engine.scheduler.view().nodes[nodes[0][7:]].failed) == 0
 
 
-def test_too_many_connections() -> None:
-    settings = msgspec.structs.replace(GatewaySettings(), limits=Limits(max_connections=2))
-    with sim_cluster([NodeSpec()]) as nodes, gateway_over(nodes.urls, settings) as stage:
-        held = [socket.create_connection(("127.0.0.1", stage.port)) for _ in range(2)]
-        time.sleep(0.1)
-        assert status(talk(stage, b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")) == 503
+def test_strangers_go_first_when_places_are_short() -> None:
+    settings = msgspec.structs.replace(GatewaySettings(), limits=Limits(max_connections=4))
+    slow = b"POST /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\n{"
+    with sim_cluster([NodeSpec()]) as nodes, gateway_over(nodes.urls, settings) as stage, stage.client() as known:
+        assert known.get("/api/version").status_code == 200
+        held = [socket.create_connection(("127.0.0.1", stage.port), timeout=5) for _ in range(3)]
+        for sock in held:
+            sock.sendall(slow)
+        for _ in range(6):  # more than there are places
+            time.sleep(2 * GRACE_S)
+            with stage.client() as client:
+                assert client.get("/api/version").status_code == 200
+                assert known.get("/api/version").status_code == 200
+        assert status(held[0].recv(1000)) == 503
+        assert stage.look(lambda gateway: len(gateway.places)) <= 4
         for sock in held:
             sock.close()
-        time.sleep(0.1)
+
+
+def test_connections_whose_requests_are_answered_stay() -> None:
+    settings = msgspec.structs.replace(GatewaySettings(), limits=Limits(max_connections=2))
+    body = b'{"model":"llama3.2","prompt":"x","options":{"num_predict":100000}}'
+    busy = b"POST /api/generate HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, settings) as stage:
+        held = [socket.create_connection(("127.0.0.1", stage.port), timeout=5) for _ in range(2)]
+        for sock in held:
+            sock.sendall(busy)
+        until(lambda: stage.look(lambda gateway: len(gateway.engine.scheduler.open)) == 2)
+        time.sleep(2 * GRACE_S)
+        answer = talk(stage, b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert status(answer) == 503
+        assert b"Retry-After: " in answer
+        for sock in held:
+            sock.close()
+        until(lambda: stage.look(lambda gateway: len(gateway.places)) == 0)
         with stage.client() as client:
             assert client.get("/").status_code == 200

@@ -12,8 +12,9 @@ import logging
 import math
 import re
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -22,16 +23,19 @@ from sollol.duties import Duties
 from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, BadInput, SollolError
 from sollol.gateway import access, embed, fanout, infer, passing
-from sollol.gateway.bodies import settle_body
+from sollol.gateway.bodies import is_large, settle_body
 from sollol.gateway.changes import listening_as, may_pass, not_taken
 from sollol.gateway.cors import Cors
 from sollol.gateway.hosts import clean, is_own_host, redirect, refuse_host
+from sollol.gateway.intake import Intake
 from sollol.gateway.keys import Key, Keyring
 from sollol.gateway.meter import Meter
+from sollol.gateway.places import Places, backlog_within, descriptors, places_within
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, is_loopback
+from sollol.gateway.tongues import Tongue
 from sollol.gateway.wire import ClientConnection
 from sollol.nodes.dialect import load_call
 from sollol.nodes.http import HttpTransport
@@ -41,12 +45,15 @@ from sollol.version import __version__
 
 log = logging.getLogger("sollol.gateway")
 
+T = TypeVar("T")
 Handler = Callable[..., Coroutine[Any, Any, None]]
 _ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
 VERSION: Final = __version__.encode()
 CROWD: Final = 8  # calls under way
+DISCARD_BYTES: Final = 16 * 1024 * 1024  # of refused requests, in a second
+_BODILESS: Final = ("GET", "HEAD")
 NAMES: Final = 10_000  # ids of clients that are remembered
 
 
@@ -77,9 +84,12 @@ class Gateway:
         self._cors = Cors(())
         self.meter = Meter()
         self._exact: dict[str, dict[str, Route]] = {}
-        self._connections: set[ClientConnection] = set()
+        self.places = Places(settings.limits.max_connections)
+        self.intake = Intake(settings.limits.arriving_bytes, settings.limits.held_bytes)
+        self._discards = DISCARD_BYTES
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._worker = ThreadPoolExecutor(1, "sollol-bodies")
         self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
         self._names: dict[tuple[str | None, str], int] = {}  # a key's app, the id its client gave -> task
@@ -108,7 +118,10 @@ class Gateway:
         listen = self.settings.listen
         try:
             self._server = await loop.create_server(
-                lambda: ClientConnection(self, loop), listen.host, listen.port, backlog=4096
+                lambda: ClientConnection(self, loop),
+                listen.host,
+                listen.port,
+                backlog=backlog_within(descriptors()),
             )
         except (OSError, UnicodeError) as error:
             where = f"{listen.host}:{listen.port}"
@@ -127,6 +140,8 @@ class Gateway:
         settings = msgspec.structs.replace(settings, listen=listening_as(settings.listen, self.settings.listen))
         self.settings = settings
         self.limits = limits = settings.limits
+        self.places.limit = min(limits.max_connections, places_within(descriptors()))
+        self.intake.arriving_bytes, self.intake.held_bytes = limits.arriving_bytes, limits.held_bytes
         self.idle_s = limits.idle_timeout_s
         self.usual = infer.usual(settings)
         self.has_aliases = bool(settings.aliases)
@@ -147,6 +162,8 @@ class Gateway:
 
     async def _each_second(self) -> None:
         self._set_date()
+        self._discards = DISCARD_BYTES
+        self.intake.tick(asyncio.get_running_loop().time())
 
     def _set_date(self) -> None:
         # Who looks for nodes must not take this for one: each answer says what it is.
@@ -157,61 +174,55 @@ class Gateway:
         self.draining = True
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections):
+        for connection in self.places.all():
             connection.drain()
         wait_s = self.settings.listen.drain_s if drain_s is None else drain_s
         try:
             async with asyncio.timeout(wait_s):
-                while self._connections:  # noqa: ASYNC110 - they end one by one, seldom
+                while self.places.all():  # noqa: ASYNC110 - they end one by one, seldom
                     await asyncio.sleep(0.02)
         except TimeoutError:
             pass
-        left = len(self._connections)
-        for connection in list(self._connections):
+        left = len(self.places.all())
+        for connection in self.places.all():
             connection.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ABORT_WAIT_S):
-                while self._connections:  # noqa: ASYNC110 - what was said to those who waited is on its way
+                while self.places.all():  # noqa: ASYNC110 - what was said to those who waited is on its way
                     await asyncio.sleep(0.01)
-        for connection in list(self._connections):
+        for connection in self.places.all():
             connection.abort()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_ABORT_WAIT_S)
         await self.duties.aclose()
+        self._worker.shutdown(wait=False, cancel_futures=True)
         return left
 
     # --- connections ---
 
-    def welcome(self, connection: ClientConnection) -> bool:
-        if len(self._connections) >= self.settings.limits.max_connections:
-            return False
-        self._connections.add(connection)
-        return True
+    def proves(self, request: Request) -> bool:
+        """Check whether a whole request shows that its connection is not a stranger's."""
+        return request.key is not None or not self.keyring.required
 
-    def farewell(self, connection: ClientConnection) -> None:
-        self._connections.discard(connection)
-
-    def wants_pieces(self, request: Request) -> bool:
-        """Is it an upload, whose body may be larger than memory?"""
-        if request.path in self._exact or request.method != "POST":
-            return False
-        return any(
-            route.upload and method == "POST" and pattern.fullmatch(request.path)
-            for method, pattern, route in self._patterns
-        )
+    def may_discard(self, size: int) -> bool:
+        """Check whether so many more bytes of refused requests may be read, so that their answers can be, too."""
+        self._discards -= size
+        return self._discards > 0
 
     # --- requests ---
 
-    def handle(self, request: Request) -> None:
-        """Answer it, now or later. Raises nothing: any exception of ours is an answer, too."""
+    def decide(self, request: Request) -> None:
+        """Find by its head alone who answers a request. One that is refused has its answer then, and no route."""
         try:
-            self._handle(request)
+            self._decide(request)
+        except SollolError as error:
+            self.refuse(request, error)
         except Exception as error:
             self.failed(request, error)
 
-    def _handle(self, request: Request) -> None:
+    def _decide(self, request: Request) -> None:
         headers = request.headers
         if self._is_misled(headers):
             refuse_host(request)
@@ -225,10 +236,29 @@ class Gateway:
             route, parts = self._find(request)
             if route is None:
                 return
-        if route.handler is None:
-            self._admit(request, route)
-        elif not self.keyring.asks or self._let_in(request, route):
-            self.in_task(route.handler, request, parts)
+        if self.keyring.asks and not self._let_in(request, route):
+            return
+        if route.admin:
+            access.admin(request)
+        if route.check is not None:
+            route.check(*parts)
+        request.takes_body = route is PASSED or request.method not in _BODILESS
+        request.parts = parts
+        request.route = route
+
+    def handle(self, request: Request) -> None:
+        """Answer a request that was accepted, now or later. Raises nothing: any exception is an answer, too."""
+        try:
+            route = request.route
+            assert route is not None
+            if route.handler is None:
+                self._infer(request, route)
+            elif is_large(request) and route is not PASSED:
+                self.in_task(_read_and_handle, request, (route.handler, *request.parts))
+            else:
+                self.in_task(route.handler, request, request.parts)
+        except Exception as error:
+            self.failed(request, error)
 
     def _is_misled(self, headers: dict[bytes, bytes]) -> bool:
         """It means another host. (HTTP/1.0 may name none, and no browser speaks that.)"""
@@ -242,26 +272,38 @@ class Gateway:
         route = self._exact.get(request.path, {}).get(request.method)
         return route if route is not None and route.tongue is not None else None
 
-    def admit(self, request: Request, route: Route) -> None:
-        """To an inference, if its key allows it. Raises nothing."""
+    def admit(self, request: Request) -> None:
+        """Answer an inference whose head came before, if its key still allows it. Raises nothing."""
         try:
-            self._admit(request, route)
+            route = request.route
+            assert route is not None
+            if not self.keyring.asks or self._let_in(request, route):
+                self._infer(request, route)
         except Exception as error:
             self.failed(request, error)
 
-    def _admit(self, request: Request, route: Route) -> None:
-        if self.keyring.asks and not self._let_in(request, route):
-            return
+    def _infer(self, request: Request, route: Route) -> None:
         tongue = route.tongue
         assert tongue is not None
+        if is_large(request):
+            self.in_task(_read_and_infer, request, (tongue,))
+            return
         try:
             settle_body(request)
-            if tongue.kind is EMBED:
-                embed.embed(tongue, self, request)
-            else:
-                infer.infer(tongue, self, request)
+            self.infer(tongue, request)
         except SollolError as error:
             self.refuse(request, error)
+
+    def infer(self, tongue: Tongue, request: Request) -> None:
+        """Answer an inference whose body is settled. Raises a SollolError for what cannot be asked."""
+        if tongue.kind is EMBED:
+            embed.embed(tongue, self, request)
+        else:
+            infer.infer(tongue, self, request)
+
+    async def off_loop(self, work: Callable[..., T], *given: Any) -> T:
+        """Do what takes long in a thread, one at a time: decoding takes memory, too."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *given)
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
         """A route that is not found at once: HEAD, a path with a parameter, another spelling, or one of the nodes."""
@@ -418,6 +460,26 @@ class Gateway:
     def _too_soon(self, request: Request, key: Key, wait_s: float) -> None:
         told = f"the key {key.name!r} has asked for as much as it may in a minute; try again in {wait_s:.0f} s"
         request.refuse(429, told, [("Retry-After", str(max(1, math.ceil(wait_s))))])
+
+
+async def _read_and_handle(gateway: Gateway, request: Request, handler: Handler, *parts: str) -> None:
+    """Answer another call with a body so large that reading it would stop everybody else."""
+    request.fields = await gateway.off_loop(fanout.read_fields, request.body)
+    await handler(gateway, request, *parts)
+
+
+async def _read_and_infer(gateway: Gateway, request: Request, tongue: Tongue) -> None:
+    """Answer an inference whose body is so large that reading it would stop everybody else."""
+    await gateway.off_loop(_read_ahead, tongue, request)
+    gateway.infer(tongue, request)
+
+
+def _read_ahead(tongue: Tongue, request: Request) -> None:
+    settle_body(request)
+    if tongue.kind is EMBED:
+        embed.read_ahead(request)
+    else:
+        infer.read_ahead(tongue, request)
 
 
 def _owner(request: Request) -> str | None:

@@ -9,9 +9,16 @@ import msgspec
 
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.request import Request
+from sollol.nodes.decoding import is_worth_decoding
 from sollol.nodes.go_json import one_reading
 
+ON_THE_LOOP: Final = 20 * 1024  # of a body that is decoded on the loop; a larger one keeps it from others
 UNPACKED_BYTES: Final = 8 * 1024 * 1024  # of a compressed body, as Ollama has it
+
+
+def is_large(request: Request) -> bool:
+    """Check for a body that is decoded in a thread: a large one, or one that may become large."""
+    return len(request.body) > ON_THE_LOOP or b"content-encoding" in request.headers
 
 
 def settle_body(request: Request) -> None:
@@ -22,7 +29,11 @@ def settle_body(request: Request) -> None:
 
 
 def read_json(body: bytes) -> bytes:
-    """Return the JSON object that a node reads in `body`. Raises BadInput."""
+    """Return the JSON object that a node reads in `body`. Raises BadInput, or ResponseError for too many values."""
+    if len(body) > ON_THE_LOOP and not is_worth_decoding(body):
+        raise ResponseError(
+            f"the request has too many values for its {len(body)} bytes; send fewer, or longer, messages or texts", 413
+        )
     try:
         return one_reading(body)
     except msgspec.ValidationError as error:

@@ -22,6 +22,7 @@ from sollol.engine.batch_report import BatchReport
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
 from sollol.gateway.charging import BYTES_A_TOKEN, prompt_tokens, size_of
+from sollol.gateway.fields import Embedding
 from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
@@ -104,7 +105,7 @@ class RawBatch(BatchJob):
 
 def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     """Raises BadInput, or ResponseError, for what cannot be asked."""
-    found = peek_embed(request.body)
+    found: Embedding = peek_embed(request.body) if request.asked is None else request.asked
     if not found.model:
         if tongue.path == "/v1/embeddings" and not found.input:
             raise BadInput("invalid input")
@@ -124,6 +125,11 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
     asked = asked_embedding(found.model, found.options, inputs or [found.prompt or ""])
     Inference(tongue, gateway, request, request.body, asked).submit(found.model)
+
+
+def read_ahead(request: Request) -> None:
+    """Read a large list of texts. Runs in a thread."""
+    request.asked = peek_embed(request.body)
 
 
 def check_format(name: str | None) -> None:

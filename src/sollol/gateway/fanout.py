@@ -104,12 +104,18 @@ async def relearn(gateway: Gateway, keys: Iterable[str]) -> None:
         pass  # it is silent, and will be asked again
 
 
-def fields_of(request: Request, *names: str) -> dict[str, Any]:
-    """The JSON body, with at least one of `names` in it. Raises BadInput."""
+def read_fields(body: bytes) -> dict[str, Any]:
+    """Return the JSON body. Raises BadInput, or ResponseError for one of too many values."""
     try:
-        found: dict[str, Any] = decode(read_json(request.body))
+        found: dict[str, Any] = decode(read_json(body))
     except ValueError as error:
         raise BadInput(f"the request is not JSON: {error}") from None
+    return found
+
+
+def fields_of(request: Request, *names: str) -> dict[str, Any]:
+    """Return the JSON body, with at least one of `names` in it. Raises BadInput."""
+    found = read_fields(request.body) if request.fields is None else request.fields
     if names and not any(isinstance(found.get(name), str) and found[name] for name in names):
         raise BadInput(f"{names[0]} is required")
     return found

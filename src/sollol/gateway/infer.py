@@ -44,7 +44,7 @@ _YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False,
 def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     """Raises BadInput, or ResponseError, for what cannot be asked."""
     body = request.body
-    asked = _peeked(tongue, body)
+    asked: Asked = _peeked(tongue, body) if request.asked is None else request.asked
     if not asked.model:
         raise no_model(request.path)
     if goes_to_cloud(gateway, request, asked.model):
@@ -55,6 +55,13 @@ def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
         gateway.in_task(models.unload, request, (model, wanted(request, gateway).only))
         return
     Inference(tongue, gateway, request, body, asked).submit(asked.model)
+
+
+def read_ahead(tongue: Tongue, request: Request) -> None:
+    """Read what of a large body decides, and what is needed to go on with its stream. Runs in a thread."""
+    request.asked = asked = _peeked(tongue, request.body)
+    if asked.stream and asked.model:
+        request.said = _said(tongue, request.body)
 
 
 def _peeked(tongue: Tongue, body: bytes) -> Asked:
@@ -149,7 +156,8 @@ class Inference:
             gateway.name_task(request, task.id)
         job: WholeRelay | StreamRelay
         if asked.stream:
-            said = _said(self._tongue, body)
+            is_read = request.asked is not None and model == asked.model
+            said = request.said if is_read else _said(self._tongue, body)
             job = StreamRelay(
                 task,
                 request,

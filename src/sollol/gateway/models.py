@@ -16,7 +16,6 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import ResponseError
 from sollol.gateway import targets
-from sollol.gateway.access import admin
 from sollol.gateway.fanout import fields_of, holders, relearn, states
 from sollol.gateway.request import JSON, NDJSON, Request
 from sollol.gateway.targets import Targets
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 BLOB: Final[re.Pattern[str]] = re.compile(r"/api/blobs/([^/]+)")
 AHEAD: Final = 8  # pieces of an upload that a node may be behind the fastest
 STALL_S: Final = 60.0  # for which a node may take nothing of an upload, before the others go on without it
+DIGEST: Final = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 PLAIN_JSON: Final = "application/json"  # what Ollama calls the answers of these routes
 
 Outcomes = dict[str, Exception | str | None]  # by node: None is success, a text why it was not reached
 
 
 async def pull(gateway: Gateway, request: Request) -> None:
-    admin(request)
     fields = _renamed(gateway, fields_of(request, "model", "name"))
     to = targets.chosen(gateway, request) or targets.of_pull(gateway, fields["model"])
     await _carry_out(gateway, request, fields, to)
@@ -44,7 +43,6 @@ async def pull(gateway: Gateway, request: Request) -> None:
 
 async def push(gateway: Gateway, request: Request) -> None:
     """From one node that has it."""
-    admin(request)
     fields = _renamed(gateway, fields_of(request, "model", "name"))
     to = targets.chosen(gateway, request)
     if to is None:
@@ -54,7 +52,6 @@ async def push(gateway: Gateway, request: Request) -> None:
 
 
 async def create(gateway: Gateway, request: Request) -> None:
-    admin(request)
     fields = fields_of(request, "model", "name")
     if isinstance(fields.get("from"), str):
         fields["from"] = gateway.settings.resolve_model(fields["from"])
@@ -63,7 +60,6 @@ async def create(gateway: Gateway, request: Request) -> None:
 
 
 async def copy(gateway: Gateway, request: Request) -> None:
-    admin(request)
     fields = fields_of(request, "source")
     name = str(fields["source"])
     fields["source"] = gateway.settings.resolve_model(name)
@@ -74,7 +70,6 @@ async def copy(gateway: Gateway, request: Request) -> None:
 
 async def delete(gateway: Gateway, request: Request) -> None:
     """An alias is not followed: who deletes `gpt-4o` does not mean the model behind it."""
-    admin(request)
     fields = fields_of(request, "model", "name")
     name = str(fields.get("model") or fields["name"])
     to = targets.chosen(gateway, request)
@@ -197,6 +192,12 @@ class Sums:
 # --- blobs ---
 
 
+def check_digest(digest: str) -> None:
+    """Raises ResponseError (400), in a node's words, for what is no digest: it becomes part of a path at the nodes."""
+    if not DIGEST.fullmatch(digest):
+        raise ResponseError("invalid digest format", 400)
+
+
 async def has_blob(gateway: Gateway, request: Request, digest: str) -> None:
     """200 only if every node that a create would go to has it."""
     nodes = (targets.chosen(gateway, request) or targets.all_up(gateway)).nodes
@@ -211,7 +212,6 @@ async def has_blob(gateway: Gateway, request: Request, digest: str) -> None:
 
 async def upload_blob(gateway: Gateway, request: Request, digest: str) -> None:
     """To all nodes at once as it comes; the slowest sets the pace, and one that fails or stands still is left out."""
-    admin(request)
     to = targets.chosen(gateway, request) or targets.all_up(gateway)
     uploads = [Upload(gateway, node, request.path) for node in to.nodes]
     try:

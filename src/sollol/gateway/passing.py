@@ -17,7 +17,7 @@ from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, Started
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway import access
-from sollol.gateway.bodies import read_json
+from sollol.gateway.bodies import is_large, read_json
 from sollol.gateway.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt_tokens, under_way
 from sollol.gateway.fanout import up_nodes
 from sollol.gateway.forms import is_form, read_form, text_of, write_form
@@ -41,7 +41,7 @@ _PASSED: Final = frozenset((Status.REFUSED, Status.MISSING))
 
 async def pass_on(gateway: Gateway, request: Request) -> None:
     """Send a request to a node that has its route."""
-    call, model = _read(gateway, request)
+    call, model = await gateway.off_loop(_read, gateway, request) if is_large(request) else _read(gateway, request)
     how = wanted(request, gateway)
     if not model:
         access.admin(request, SEE)

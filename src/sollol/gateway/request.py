@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote
 
 from sollol.gateway.refusals import error_body
@@ -17,6 +17,7 @@ from sollol.gateway.refusals import error_body
 if TYPE_CHECKING:
     from sollol.gateway.keys import Key
     from sollol.gateway.meter import Charge
+    from sollol.gateway.routes import Route
     from sollol.gateway.wire import ClientConnection
 
 JSON: Final = "application/json; charset=utf-8"
@@ -38,19 +39,27 @@ class Request:
         "_begun",
         "_connection",
         "_drain",
+        "_early",
         "_ended",
         "_upload",
+        "asked",
         "body",
         "charge",
+        "fields",
         "headers",
+        "held",
         "keep_alive",
         "key",
         "method",
         "on_drained",
         "on_gone",
         "origin",
+        "parts",
         "path",
         "plain",
+        "route",
+        "said",
+        "takes_body",
         "target",
         "task",
         "version",
@@ -78,10 +87,18 @@ class Request:
         self.task = 0  # that it became, for an inference
         self.plain = False  # it is known to have none of our own headers
         self.origin = b""  # of a browser's page that may read the answer
+        self.route: Route | None = None  # that answers it; None until it is accepted by its head
+        self.parts: tuple[str, ...] = ()  # of its path
+        self.takes_body = True  # else what comes of a body is passed over
+        self.asked: Any = None  # what was read of a large body in a thread: what decides of an inference,
+        self.fields: dict[str, Any] | None = None  # all of it,
+        self.said: Any = None  # what is needed to go on with its stream elsewhere
+        self.held = 0  # bytes of its body that the intake counts
         self.on_gone: Callable[[], object] | None = None
         self.on_drained: Callable[[], object] | None = None  # the client has caught up after a `write` gave False
         self._begun = False
         self._ended = False
+        self._early: tuple[int, bytes, bytes, bytes] | None = None  # an answer that was given before its turn
         self._drain: asyncio.Future[None] | None = None
         self._upload: asyncio.Queue[bytes] | None = None
 
@@ -133,6 +150,9 @@ class Request:
         connection = self._connection
         if connection is None or self._begun:
             return
+        if connection.current is not self:  # it is refused by its head, while others before it are being answered
+            self._early = (status, body, type_line, extra)
+            return
         self._begun = True
         framing = b"Content-Length: %d\r\n" % len(body) if status != 204 else b""
         head = self._head(connection, status, type_line, extra, framing)
@@ -142,6 +162,17 @@ class Request:
         else:
             connection.send(answer)
         self._finish(connection)
+
+    @property
+    def is_refused(self) -> bool:
+        """It is answered already, but for its turn."""
+        return self._early is not None
+
+    def answer_early(self) -> None:
+        """Give the answer that was found before its turn."""
+        assert self._early is not None
+        status, body, type_line, extra = self._early
+        self.answer_with(status, body, type_line, extra)
 
     def begin(self, status: int = 200, content_type: str = NDJSON, headers: Headers = ()) -> None:
         """A streamed answer begins: `write` its pieces, then `end`."""
@@ -226,14 +257,22 @@ class Request:
 
     def _finish(self, connection: ClientConnection) -> None:
         self._ended = True
+        self._release(connection)
         self._connection = None
         self.on_gone = self.on_drained = None
         connection.answered(self)
+
+    def _release(self, connection: ClientConnection) -> None:
+        if self.held:
+            connection.gateway.intake.release(self.held)
+            self.held = 0
 
     # --- what the connection tells ---
 
     def gone(self) -> None:
         """The client has left."""
+        if self._connection is not None:
+            self._release(self._connection)
         self._connection = None
         if self._upload is not None:
             self._upload.put_nowait(b"")
@@ -248,6 +287,11 @@ class Request:
         self._drain = None
         if self.on_drained is not None:
             self.on_drained()
+
+    @property
+    def uploads_body(self) -> bool:
+        """It takes its body in pieces, which may be larger than memory."""
+        return self.route is not None and self.route.upload
 
     def uploads(self) -> None:
         """The body will come in pieces."""

@@ -13,7 +13,7 @@ from sollol.gateway.tongues import EMBED_TONGUES, TONGUES, Tongue
 class Route:
     """An inference, answered by callbacks and spoken in a `tongue`; or a `handler`, which is run as a task."""
 
-    __slots__ = ("handler", "head", "public", "tongue", "upload")
+    __slots__ = ("admin", "check", "handler", "head", "public", "tongue", "upload")
 
     def __init__(
         self,
@@ -22,12 +22,16 @@ class Route:
         public: bool = False,
         upload: bool = False,
         head: bool = False,
+        admin: bool = False,
+        check: Callable[..., None] | None = None,
     ) -> None:
         self.handler = handler
         self.tongue = tongue
         self.public = public  # asked without a key
         self.upload = upload  # takes the body in pieces
         self.head = head  # a GET that may be asked by HEAD, as at a node
+        self.check = check  # the parts of the path, before the body is read; it raises a SollolError
+        self.admin = admin  # a key needs admin rights, whatever the body says
 
 
 INFERENCE: dict[tuple[str, str], Route] = {
@@ -43,11 +47,11 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/api/show"): Route(fanout.show),
     ("POST", "/api/me"): Route(fanout.first_answer),
     ("POST", "/api/signout"): Route(fanout.first_answer),
-    ("POST", "/api/pull"): Route(models.pull),
-    ("POST", "/api/push"): Route(models.push),
-    ("POST", "/api/create"): Route(models.create),
-    ("POST", "/api/copy"): Route(models.copy),
-    ("DELETE", "/api/delete"): Route(models.delete),
+    ("POST", "/api/pull"): Route(models.pull, admin=True),
+    ("POST", "/api/push"): Route(models.push, admin=True),
+    ("POST", "/api/create"): Route(models.create, admin=True),
+    ("POST", "/api/copy"): Route(models.copy, admin=True),
+    ("DELETE", "/api/delete"): Route(models.delete, admin=True),
     ("GET", "/sollol/health"): Route(own.health, public=True, head=True),
     ("GET", "/sollol/ready"): Route(own.ready, public=True, head=True),
     ("GET", "/sollol/snapshot"): Route(own.snapshot, head=True),
@@ -57,8 +61,8 @@ ROUTES: dict[tuple[str, str], Route] = {
 PASSED = Route(passing.pass_on)  # what is not in these tables
 PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("GET", re.compile(r"/v1/models/(.+)"), Route(fanout.model)),
-    ("HEAD", models.BLOB, Route(models.has_blob)),
-    ("POST", models.BLOB, Route(models.upload_blob, upload=True)),
+    ("HEAD", models.BLOB, Route(models.has_blob, check=models.check_digest)),
+    ("POST", models.BLOB, Route(models.upload_blob, upload=True, admin=True, check=models.check_digest)),
     ("GET", own.EXPLAIN, Route(own.explain)),
     ("GET", own.QUEUE, Route(own.queue)),
 ]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httptools
 
 from sollol.gateway import bare
+from sollol.gateway.intake import SMALL_COST, Body
 from sollol.gateway.known import KnownRequest
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import Request
@@ -28,7 +29,6 @@ from sollol.nodes._outbox import Writer
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
-    from sollol.gateway.routes import Route
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
@@ -37,9 +37,18 @@ STILL_THERE_S: Final = (0.05, 0.2, 1.0, 5.0)  # between looks after a client tha
 LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
 RETRY_AFTER_S: Final = "5"  # until a gateway that ends should have begun anew
 TARGET_BYTES: Final = 16 * 1024
+HEAD_SHARE: Final = 2048  # bytes that are parsed in one go: of heads, of which many may come together,
+CHUNKS_SHARE: Final = 4096  # of a body in chunks, each of which is a call, or of its trailers
+PIECES: Final = 500  # chunks after which others have their turn
+CHUNK_BYTES: Final = 16  # of the frame of a chunk that has no extension
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+NO_ROOM: Final = "the gateway holds as many bytes of requests as it may; try again later"
 HEADERS: Final = 128
 # A second one of these would be a second opinion about who asks, or of whom.
-_ONCE: Final = frozenset((b"host", b"authorization", b"content-type", b"origin", b"expect", b"x-api-key"))
+_ONCE: Final = frozenset(
+    (b"host", b"authorization", b"content-type", b"origin", b"expect", b"x-api-key", b"transfer-encoding")
+)
+_NEVER_TWICE: Final = frozenset((b"host", b"transfer-encoding"))  # also with the same value
 
 
 class Broken(Exception):
@@ -55,10 +64,11 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_arrived", "_bare", "_body", "_body_size", "_broken", "_continue", "_current", "_ended",
-        "_head_size", "_in_message", "_known",
-        "_offered", "_parser", "_paused", "_raw", "_reading", "_taken", "_unlike", "_unsent", "_upload_size", "_url",
-        "_waiting", "blocked", "draining", "gateway",
+        "_bare", "_body", "_broken", "_continue", "_ended",
+        "_head_began", "_head_size", "_head_timed", "_hurried", "_in_message", "_known",
+        "_offered", "_parser", "_paused", "_proven", "_raw", "_reading", "_refused", "_taken", "_trailers", "_unlike",
+        "_unparsed", "_unsent", "_upload_size", "_url",
+        "_waiting", "blocked", "current", "draining", "gateway",
     )
     # fmt: on
 
@@ -66,9 +76,11 @@ class ClientConnection(Writer, asyncio.Protocol):
         super().__init__(loop, gateway.outbox)
         self.gateway = gateway
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._current: Request | None = None  # being answered
+        self.current: Request | None = None  # being answered
         self._waiting: deque[Request] = deque()  # complete, behind it
         self._reading: Request | None = None  # its body is coming
+        self._body: Body | None = None  # of that request
+        self._refused: Request | None = None  # by its head: its body is not read
         self._in_message = False
         self._broken: Broken | None = None
         self._paused = False  # we take no more bytes
@@ -76,8 +88,11 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._bare = b""  # of a health check that is not whole
         self._url = self._offered = b""  # the latter: a head with an Upgrade, without it
         self._raw: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
-        self._arrived = self._head_size = self._body_size = self._upload_size = self._unsent = 0
+        self._unparsed = b""  # came, and has to wait for its turn
+        self._head_began = self._head_timed = False  # in what is being parsed; its time runs
+        self._proven = False  # a request was accepted
+        self._hurried = False  # another connection needs the place: close without waiting
+        self._head_size = self._trailers = self._upload_size = self._unsent = 0
         self._known: KnownRequest | None = None
         self._taken: Request | None = None  # in this arrival, and whole
         self._ended = False  # the client sends nothing more
@@ -85,19 +100,36 @@ class ClientConnection(Writer, asyncio.Protocol):
         self.blocked = False  # it takes no more of ours
         self.draining = gateway.draining
 
+    @property
+    def deadline(self) -> float:
+        return self._deadline
+
+    @property
+    def is_answering(self) -> bool:
+        return self.current is not None
+
+    @property
+    def body_cost(self) -> int:
+        return self._body.cost if self._body is not None else 0
+
     # --- the socket ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        if not self.gateway.welcome(self):
-            self._refuse(503, "too many connections; try again later")
+        if not self.gateway.places.take(self, self.loop.time()):
+            self._turn_away("too many connections; try again later")
             return
         self.expect(self.gateway.limits.header_timeout_s)
 
     def data_received(self, data: bytes) -> None:
         if self._broken is not None:
+            if not self.gateway.may_discard(len(data)):
+                self._pause()
             return
-        between = self._current is None and not self._in_message and not self._waiting  # no request has begun
+        if self._unparsed:
+            self._unparsed += data
+            return
+        between = self.current is None and not self._in_message and not self._waiting  # no request has begun
         if between and (known := self._known) is not None and (body := known.head.body(data)) is not None:
             gateway = self.gateway
             if gateway.limits is known.limits and len(body) <= known.max_body_bytes:
@@ -106,39 +138,95 @@ class ClientConnection(Writer, asyncio.Protocol):
                 request.keep_alive = True
                 request.plain = known.plain
                 request.body = body
-                self._take(request, known.route)
+                if known.route is None:
+                    gateway.decide(request)
+                    self._hold(request)
+                    self._take(request)
+                    return
+                request.route = known.route
+                self.current = request
+                self.expect(None)
+                if self._hold(request):
+                    gateway.admit(request)
                 return
-        self._arrived = len(data)
         if between and (self._bare or data[:5] in (b"GET /", b"HEAD ")):
+            is_first = not self._bare
             self._bare, whole = bare.collect(self._bare, data)
             if whole is None:
-                self.expect(self.gateway.limits.header_timeout_s)
+                if is_first:
+                    self.expect(self.gateway.limits.header_timeout_s)
                 return
             data = whole
+        self._parse(data)
+        if between and self._taken is not None and not self._in_message and self._unlike < UNLIKE:
+            self._learn(self._taken, data)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what came, a share at a time, until there is no room for more of it."""
+        self._taken = None
+        pieces = 0
         try:
-            left = self._parse(data)
-            while left:
-                left = self._parse(left)
+            place, size = 0, len(data)
+            while place < size and self._broken is None:
+                if pieces > PIECES or self._is_enough():
+                    self._unparsed = data[place:]
+                    self._pause()
+                    if pieces > PIECES:
+                        self.loop.call_soon(self._read_on)
+                    break
+                stop = min(size, place + self._share())
+                piece = data if stop - place == size else data[place:stop]
+                body = self._body
+                before = body.pieces if body is not None else 0
+                rest = self._feed(piece)
+                if rest:
+                    data, place = rest + data[stop:], 0
+                    size = len(data)
+                    continue
+                place = stop
+                self._count(len(piece), body)
+                if body is not None:
+                    pieces += body.pieces - before
+        except Broken as broken:
+            self._break(broken.status, str(broken))
         except httptools.HttpParserUpgrade:  # CONNECT: answered, and then closed
-            self._broken = Broken(0, "")
-            if self._current is None:
-                self._linger()
-            return
+            if self._broken is None:
+                self._stop_reading()
+                if self.current is None:
+                    self._linger()
         except httptools.HttpParserError as error:
             found = error.__context__
             if isinstance(found, Broken):
                 self._break(found.status, str(found))
             else:
                 self._break(400, f"not a request that HTTP/1.1 allows: {error}")
-            return
-        taken, self._taken = self._taken, None
-        if self._in_message:
-            self._still_reading(len(data))
-        elif between and taken is not None and self._unlike < UNLIKE:
-            self._learn(taken, data)
+        else:
+            if self._in_message and self._broken is None:
+                self._expect_more()
+        if self.current is None and self._waiting:
+            self.loop.call_soon(self._next)
 
-    def _parse(self, data: bytes) -> bytes:
-        """What is still to be parsed: where another protocol was offered, HTTP/1.1 goes on without it, as it allows."""
+    def _is_enough(self) -> bool:
+        """Check for requests that wait to be answered, and for a large body whose turn it is not."""
+        if len(self._waiting) >= AHEAD:
+            return True
+        body = self._body
+        if body is None or body.cost <= SMALL_COST or self._reading is self.current:
+            return False
+        if self.gateway.intake.may_read(self, body.cost, self.loop.time()):
+            return False
+        body.paused_at = self.loop.time()
+        return True
+
+    def _share(self) -> int:
+        """Return how much may be parsed before it is looked at what came of it."""
+        if self._body is None:
+            return HEAD_SHARE
+        return self._body.left or CHUNKS_SHARE
+
+    def _feed(self, data: bytes) -> bytes:
+        """Return what is still to be parsed: where another protocol was offered, HTTP/1.1 goes on without it."""
+        self._head_began = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stopped:
@@ -149,6 +237,29 @@ class ClientConnection(Writer, asyncio.Protocol):
             return offered + data[stopped.args[0] :]
         return b""
 
+    def _count(self, size: int, body: Body | None) -> None:
+        """Bound a request that is not complete. `body`: where these bytes belong, if that has not changed."""
+        if not self._in_message:
+            return
+        limits = self.gateway.limits
+        if self._body is None:
+            self._head_size += 0 if self._head_began else size
+            if self._head_size > limits.max_head_bytes:
+                part, status = ("address", 414) if len(self._url) > limits.max_head_bytes else ("head", 431)
+                self._break(status, f"the {part} of the request is larger than {limits.max_head_bytes} bytes")
+            return
+        arriving, request = self._body, self._reading
+        assert request is not None
+        arriving.wire += size if arriving is body else 0
+        if not arriving.left and arriving.wire - arriving.size > limits.max_head_bytes + CHUNK_BYTES * arriving.pieces:
+            told = f"the trailers or chunk extensions are larger than {limits.max_head_bytes} bytes"
+            self._break(431, told)
+        elif request is not self.current:
+            self._check_size(request, arriving)
+            if arriving.size > arriving.counted and request.takes_body:
+                arriving.counted = arriving.size
+                self.gateway.intake.grown(self, arriving.size)
+
     def _learn(self, request: Request, data: bytes) -> None:
         """The next request may have the same head."""
         if request.keep_alive and b"expect" not in request.headers:
@@ -156,23 +267,27 @@ class ClientConnection(Writer, asyncio.Protocol):
             head = known_head(data)
             self._known = KnownRequest(head, request, self.gateway) if head is not None else None
 
-    def _still_reading(self, arrived: int) -> None:
-        """A request has begun and is not complete."""
-        limits = self.gateway.limits
-        if self._reading is None:
-            self._head_size += arrived
-            if self._head_size > limits.max_head_bytes:
-                self._break(431, f"the head of the request is larger than {limits.max_head_bytes} bytes")
-            elif self._head_size == arrived:  # its first bytes: from now on it has so much time
+    def _expect_more(self) -> None:
+        """Set the time for the rest of a request: all of a head's, and of a body's by how much of it has come."""
+        limits, body = self.gateway.limits, self._body
+        if body is None:
+            if not self._head_timed:
+                self._head_timed = True
                 self.expect(limits.header_timeout_s)
-        elif not self._paused:
-            self.expect(limits.body_timeout_s)
+        elif self._paused:
+            self.expect(None)
+        else:
+            now = self.loop.time()
+            within_s = limits.body_timeout_s + body.size / limits.min_body_rate
+            if self._reading is not self.current:
+                within_s = min(within_s, limits.body_total_s)
+            self.expect(max(0.0, min(limits.body_timeout_s, body.began + within_s - now)))
 
     def eof_received(self) -> bool:
         """The client sends nothing more: it has left, or it only waits for its answers. Returns whether we stay.
 
         One that waits has said so at the end of its request; in the middle of an answer, it has left."""
-        request = self._current
+        request = self.current
         if request is None or request.has_begun or self._in_message or self._broken is not None:
             self.abort()
             return False
@@ -184,22 +299,23 @@ class ClientConnection(Writer, asyncio.Protocol):
         """Find out whether a client that sends nothing more is still there: to one that has left, nothing can be sent.
 
         Each HTTP/1.1 client reads over this interim answer. One of HTTP/1.0 knows none, and is believed."""
-        request = self._current
+        request = self.current
         if self._transport is None or request is None or request.has_begun:
             return
         if request.version == "1.1":
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.send(CONTINUE)
             self.loop.call_later(STILL_THERE_S[min(turn, len(STILL_THERE_S) - 1)], self._look_after, turn + 1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
-        self.gateway.farewell(self)
+        self.gateway.places.leave(self)
         self._transport = self._parser = None
-        self._waiting.clear()
-        for request in (self._current, self._reading):
+        self._drop_body()
+        for request in (self.current, self._reading, *self._waiting):
             if request is not None:
                 request.gone()
-        self._current = self._reading = None
+        self._waiting.clear()
+        self.current = self._reading = None
 
     def pause_writing(self) -> None:
         self.blocked = True
@@ -208,9 +324,9 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.blocked = False
-        if self._current is not None:
+        if self.current is not None:
             self.expect(None)
-            self._current.caught_up()
+            self.current.caught_up()
         elif self._transport is not None:
             self.expect(self.gateway.limits.idle_timeout_s)
 
@@ -245,15 +361,16 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.abort()
         elif self._in_message:
             self._break(408, "the request did not arrive in time")
-        elif self._current is None:
+        elif self.current is None:
             self.close()
 
     # --- the parser ---
 
     def on_message_begin(self) -> None:
-        self._in_message = True
+        self._in_message = self._head_began = True
+        self._head_timed = False
         self._url = b""
-        self._head_size = 0
+        self._head_size = self._trailers = 0
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -261,8 +378,12 @@ class ClientConnection(Writer, asyncio.Protocol):
             raise Broken(414, f"the address of the request is longer than {TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading is None:  # else a trailer, which nobody needs
+        if self._reading is None:
             self._raw.append((name.lower(), value))
+            return
+        self._trailers += 1  # which nobody needs
+        if self._trailers > HEADERS:
+            raise Broken(431, f"more than {HEADERS} trailers")
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -284,7 +405,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if len(raw) > HEADERS:
             raise Broken(431, f"more than {HEADERS} headers")
         bound = self.gateway.limits.max_head_bytes
-        if self._arrived > bound and sum(len(name) + len(value) for name, value in raw) > bound:
+        if self._head_size + 2 * HEAD_SHARE > bound and sum(len(name) + len(value) for name, value in raw) > bound:
             raise Broken(431, f"the head of the request is larger than {bound} bytes")
         if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
             headers[b"host"], _, path = self._url[7:].partition(b"/")
@@ -292,186 +413,316 @@ class ClientConnection(Writer, asyncio.Protocol):
         if not self._url.startswith(b"/") or not self._url.isascii():
             raise Broken(400, "the address of the request is not a path")
         request = Request(self, method, self._url.decode("ascii"), version, headers)
-        self._check_framing(request, version)
+        length = _length(request, version)
+        self.gateway.decide(request)
+        if request.key is not None and not self._proven:
+            self._prove()
+        if length == 0:
+            self._reading = request
+            if request.uploads_body:
+                request.uploads()
+                self._take(request)
+        elif request.is_refused:
+            self._refused = request
+            raise Broken(0, "")
+        else:
+            self._begin_body(request, length)
+
+    def _prove(self) -> None:
+        """This is no stranger's connection any more."""
+        self._proven = True
+        self.gateway.places.prove(self)
+
+    def _begin_body(self, request: Request, length: int) -> None:
+        """Read the body of a request that is accepted by its head. `length`: -1 for chunks."""
+        bound = self.gateway.limits.max_body_bytes
+        if length > bound and not request.uploads_body:
+            raise Broken(413, f"the body is larger than {bound} bytes")
+        expected = request.header(b"expect").lower()
+        if expected not in ("", "100-continue"):
+            raise Broken(417, "expected 'Expect: 100-continue' or none")
         self._reading = request
-        self._body_size = 0
-        if self.gateway.wants_pieces(request):
+        self._body = Body(self.loop.time(), max(0, length))
+        if request.uploads_body:
             request.uploads()
             self._take(request)
-        if b"expect" in headers:
-            self._expects_continue(request)
-
-    def _check_framing(self, request: Request, version: str) -> None:
-        headers, limits = request.headers, self.gateway.limits
-        if version not in ("1.1", "1.0"):
-            raise Broken(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
-        if version == "1.1" and not headers.get(b"host"):
-            raise Broken(400, "HTTP/1.1 needs a Host header")
-        coding = headers.get(b"transfer-encoding")
-        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
-            raise Broken(
-                400 if version == "1.0" else 501, "the only transfer coding taken here is chunked, in HTTP/1.1"
-            )
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > limits.max_body_bytes and not self.gateway.wants_pieces(request):
-            raise Broken(413, f"the body is larger than {limits.max_body_bytes} bytes")
-
-    def _expects_continue(self, request: Request) -> None:
-        if request.header(b"expect").lower() != "100-continue":
-            raise Broken(417, "expected 'Expect: 100-continue' or none")
-        if self._current is None or self._current is request:
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        else:
+        if expected and (self.current is None or self.current is request):
+            self.send(CONTINUE)
+        elif expected:
             self._continue = True
 
-    def on_body(self, body: bytes) -> None:
-        request = self._reading
+    def on_body(self, piece: bytes) -> None:
+        request, body = self._reading, self._body
         assert request is not None
-        self._body_size += len(body)
-        if request is self._current:
-            request.uploaded(body)
-            self._upload_size += len(body)
+        assert body is not None
+        size = len(piece)
+        body.size += size
+        body.pieces += 1
+        if body.left:
+            body.left -= size
+        if request is self.current:
+            request.uploaded(piece)
+            self._upload_size += size
             if self._upload_size > UPLOAD_BYTES:
                 self._pause()
-            return
-        if self._body_size > self.gateway.limits.max_body_bytes:
-            raise Broken(413, f"the body is larger than {self.gateway.limits.max_body_bytes} bytes")
-        self._body.append(body)
+        elif request.takes_body:
+            body.add(piece)
 
     def on_message_complete(self) -> None:
         if self._offered:
             return
         request, self._reading = self._reading, None
+        body, self._body = self._body, None
         assert request is not None
         self._in_message = False
         request.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
-        if request is self._current or request.is_answered:  # an upload, whose handler has it already
-            if request is self._current:
+        if request is self.current or request.is_answered:  # an upload, whose handler has it already
+            if request is self.current:
                 request.uploaded(b"")
                 self.expect(None)
             return
-        parts = self._body
-        if parts:
-            request.body = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._body = []
-        if self._current is None:
+        if body is not None:
+            if body.counted:
+                self.gateway.intake.forget(self)
+            self._check_size(request, body)
+            request.body = body.whole()
+        if self._hold(request) and not self._proven and self.gateway.proves(request):
+            self._prove()
+        if self.current is None and self._taken is None and not self._waiting:
             self._taken = request
             self._take(request)
-        else:
+        else:  # one in a turn of the loop
             self._waiting.append(request)
-            if len(self._waiting) >= AHEAD:
-                self._pause()
+
+    def _check_size(self, request: Request, body: Body) -> None:
+        limits = self.gateway.limits
+        bound = limits.max_body_bytes if request.takes_body else limits.max_head_bytes
+        if body.size > bound:
+            raise Broken(413, f"the body is larger than {bound} bytes")
+
+    def _hold(self, request: Request) -> bool:
+        """Count the body of a request until it is answered; refuse it where there is no room."""
+        size = len(request.body)
+        if size == 0 or request.is_refused:
+            return not request.is_refused
+        if self.gateway.intake.hold(size):
+            request.held = size
+            return True
+        request.body = b""
+        request.refuse(503, NO_ROOM, [("Retry-After", RETRY_AFTER_S)])
+        return False
 
     # --- one after another ---
 
-    def _take(self, request: Request, route: Route | None = None) -> None:
-        """`route`: known from a request with the same head."""
-        if self._current is not None:  # an upload sent ahead: too rare to be worth its complications
+    def _take(self, request: Request) -> None:
+        if self.current is not None:  # an upload sent ahead: too rare to be worth its complications
             raise Broken(400, "an upload cannot be sent before the answers to earlier requests have come")
-        self._current = request
+        self.current = request
+        self._head_timed = False
         self.expect(None)
-        if route is None:
-            self.gateway.handle(request)
+        if request.is_refused:
+            request.answer_early()
         else:
-            self.gateway.admit(request, route)
+            self.gateway.handle(request)
 
     def answered(self, request: Request) -> None:
         """The answer to the current request is written."""
-        self._current = None
-        if self._reading is request:  # the rest of an upload that nobody wants
-            self._broken = Broken(0, "")
-        if self._broken is not None:
-            self._linger()
-            return
-        if not request.keep_alive:
-            self._broken = Broken(0, "")  # what follows is not answered
-            self.close()
-            return
-        if self._ended and not self._waiting:
-            self._broken = Broken(0, "")
-            self.close()
+        self.current = None
+        self._upload_size = 0
+        if self._reading is request or not request.keep_alive:  # what follows is not answered
+            is_read = self._broken is None and self._reading is not request
+            self._stop_reading()
+            if is_read:
+                self.close()
+            else:
+                self._linger()
         elif self._waiting:
             self.loop.call_soon(self._next)
+        elif self._broken is not None:
+            self._refuse()
+        elif self._ended:
+            self._broken = Broken(0, "")
+            self.close()
         else:
-            self._resume()
-            self.expect(self.gateway.idle_s)
+            self._read_on()
+            if self.current is None and self._broken is None:
+                if self._in_message:
+                    self._expect_more()
+                else:
+                    self.expect(self.gateway.idle_s)
 
     def _next(self) -> None:
-        if self._transport is not None and self._current is None and self._waiting:
+        if self._transport is not None and self.current is None and self._waiting:
             self._take(self._waiting.popleft())
-        if self._continue and self._current is None and not self._waiting:
+        if self._continue and self.current is None and not self._waiting and self._broken is None:
             self._continue = False
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.send(CONTINUE)
         if len(self._waiting) < AHEAD // 2:
-            self._resume()
+            self._read_on()
 
     def upload_taken(self, size: int) -> None:
         self._upload_size -= size
         if self._upload_size < UPLOAD_BYTES // 2:
-            self._resume()
+            self._read_on()
 
     def drain(self) -> None:
         """Answer what is under way, and no more."""
         self.draining = True
-        if self._current is None and not self._in_message:
+        if self.current is None and not self._in_message:
             self.close()
 
     def end(self) -> None:
         """The gateway ends: say so to a client that still waits for its answer, and close."""
-        request = self._current
+        request = self.current
         if request is None or request.has_begun or self._broken is not None:
             self.abort()
             return
-        self._waiting.clear()
+        self._forget_waiting()
         on_gone = request.on_gone
         request.keep_alive = False
         request.refuse(503, "the gateway is about to end; try again", [("Retry-After", RETRY_AFTER_S)])
         if on_gone is not None:
             on_gone()
 
+    # --- reading and waiting ---
+
     def _pause(self) -> None:
-        if not self._paused:
+        if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-            self.expect(None)
+            if self.current is None or self.current is self._reading:
+                self.expect(LINGER_S if self._broken is not None else None)
 
-    def _resume(self) -> None:
-        if self._paused and self._transport is not None:
+    def _read_on(self) -> None:
+        """Read on where nothing but a client that was ahead of us was in the way."""
+        if self._paused and (self._body is None or not self._body.paused_at):
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Parse what had to wait, and then read on."""
+        if self._transport is None or self._broken is not None or not self._paused:
+            return
+        body = self._body
+        if body is not None and body.paused_at:
+            body.began += self.loop.time() - body.paused_at
+            body.paused_at = 0.0
+        data, self._unparsed = self._unparsed, b""
+        self._parse(data)
+        if not self._unparsed and self._upload_size <= UPLOAD_BYTES and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
+            if self._in_message and self._broken is None:
+                self._expect_more()
+
+    def wait_in_line(self) -> None:
+        """Others read before the rest of this large body."""
+        if self._body is not None:
+            self._body.paused_at = self.loop.time()
+            self._pause()
 
     # --- refusals ---
 
-    def _break(self, status: int, message: str) -> None:
-        """Answer, and hear nothing more. What is being answered goes on to its end first."""
-        if self._broken is not None:
-            return
-        self._broken = Broken(status, message)
-        self._waiting.clear()
-        if self._current is None:
-            self._refuse(status, message)
-        elif self._current is self._reading:  # an upload that can never end
+    def give_way(self) -> None:
+        """Close, since another connection needs the place."""
+        self._hurried = True
+        if self._in_message and self._broken is None:
+            self._break(503, "too many connections, and this one sent no whole request; try again later")
+        else:
             self.abort()
 
-    def _refuse(self, status: int, message: str) -> None:
-        self._broken = self._broken or Broken(status, message)
+    def no_room(self) -> None:
+        """Refuse the body that arrives: it is the largest, and others need the room."""
+        self._break(503, NO_ROOM)
+
+    def _turn_away(self, message: str) -> None:
+        self._hurried = True
+        self._broken = Broken(503, message)
+        self._refuse()
+
+    def _break(self, status: int, message: str) -> None:
+        """Answer what came before, then this, and hear nothing more."""
+        if self._broken is not None:
+            return
+        is_upload = self.current is not None and self.current is self._reading
+        self._broken = Broken(status, message)
+        self._stop_reading()
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            self._broken = Broken(0, "")
+            refused.keep_alive = False
+            self._waiting.append(refused)
+        if is_upload:  # it can never end
+            self.abort()
+        elif self.current is None and self._waiting:
+            self.loop.call_soon(self._next)
+        elif self.current is None:
+            self._refuse()
+
+    def _stop_reading(self) -> None:
+        """Forget what of a request has come, and what comes."""
+        self._broken = self._broken or Broken(0, "")
+        self._drop_body()
+        self._reading = None
+        self._unparsed = b""
+        self._in_message = False
+
+    def _drop_body(self) -> None:
+        if self._body is not None:
+            self._body = None
+            self.gateway.intake.forget(self)
+
+    def _forget_waiting(self) -> None:
+        for request in self._waiting:
+            request.gone()
+        self._waiting.clear()
+
+    def _refuse(self) -> None:
+        """Answer what broke a rule, and close."""
+        broken = self._broken
+        if broken is None or not broken.status:
+            self._linger()
+            return
+        status, message = broken.status, str(broken)
+        self._broken = Broken(0, "")
         path = self._url.decode("latin-1").partition("?")[0]
-        answer = Request(self, "GET", path, "1.1", {})
-        answer.answer(status, error_body(path, status, message))
+        self.current = answer = Request(self, "GET", path, "1.1", {})
+        later = [("Retry-After", RETRY_AFTER_S)] if status == 503 else []
+        answer.answer(status, error_body(path, status, message), headers=later)
 
     def _linger(self) -> None:
         """Nothing more is said, and what comes is passed over, until the client has had time to read."""
+        self._forget_waiting()
+        if self._hurried and not self.gateway.places.may_linger(self):
+            self.close()
+            return
         self.flush()
         if self._transport is not None:
             self._transport.write_eof()
-            self._resume()
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
             self.expect(LINGER_S)
+
+
+def _length(request: Request, version: str) -> int:
+    """Return how long the body is; -1 for chunks. Raises Broken for a framing that is not taken here."""
+    headers = request.headers
+    if version not in ("1.1", "1.0"):
+        raise Broken(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+    if version == "1.1" and not headers.get(b"host"):
+        raise Broken(400, "HTTP/1.1 needs a Host header")
+    coding = headers.get(b"transfer-encoding")
+    if coding is None:
+        return int(headers.get(b"content-length", b"0"))
+    if version == "1.0" or coding.lower() != b"chunked":
+        raise Broken(400 if version == "1.0" else 501, "the only transfer coding taken here is chunked, in HTTP/1.1")
+    return -1
 
 
 def _check_repeated(raw: list[tuple[bytes, bytes]]) -> None:
     seen: dict[bytes, bytes] = {}
     for name, value in raw:
         before = seen.setdefault(name, value)
-        differs = name in seen and before is not value and (before != value or name == b"host")
+        differs = name in seen and before is not value and (before != value or name in _NEVER_TWICE)
         if differs and (name in _ONCE or name.startswith(b"x-sollol-")):
             raise Broken(400, f"the header {name.decode('latin-1')} came twice, with different values")

@@ -11,6 +11,14 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+# What values take in memory when they are decoded, at least: an object with a field, a list, anything else.
+OBJECT_BYTES: Final = 240
+VALUE_BYTES: Final = 64
+WORTH: Final = 4  # bytes of memory for a byte of JSON: texts of 16 bytes and more take less
+FREE_BYTES: Final = 16 * 1024 * 1024  # that any JSON may take
+_NO_MARKS: Final = bytes(set(range(256)) - set(b'",[{'))
+BLOCK: Final = 512 * 1024  # that is looked at in one go
+
 T = TypeVar("T")
 
 INT_MOST: Final = 2**63 - 1  # as in Go, in which Ollama is written
@@ -50,6 +58,28 @@ def _told(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     return f"it cannot be read ({type(error).__name__})"
+
+
+def decoded_bytes(body: bytes) -> int:
+    """Return what the values of a JSON text may take in memory, besides its texts: an upper bound, by counting."""
+    return VALUE_BYTES * (body.count(b",") + body.count(b"[")) + OBJECT_BYTES * body.count(b"{")
+
+
+def is_worth_decoding(body: bytes) -> bool:
+    """Check that decoding a JSON text takes at most a few times its own size in memory."""
+    most = max(FREE_BYTES, WORTH * len(body))
+    if decoded_bytes(body) <= most:
+        return True
+    place, found, is_inside = 0, 0, 0  # of a text, at the beginning of a block
+    while place < len(body) and found <= most:
+        block = body[place : place + BLOCK]
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:  # what its last backslash escapes belongs to it
+            block = body[place : place + BLOCK + 1]
+        place += len(block)
+        parts = block.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).split(b'"')
+        found += decoded_bytes(b"".join(parts[is_inside::2]))
+        is_inside ^= (len(parts) - 1) & 1
+    return found <= most
 
 
 read_any: Final[Callable[[bytes], Any]] = json_reader(Any)
