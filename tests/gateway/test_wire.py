@@ -235,7 +235,7 @@ def test_connections_whose_requests_are_answered_stay() -> None:
         held = [socket.create_connection(("127.0.0.1", stage.port), timeout=5) for _ in range(2)]
         for sock in held:
             sock.sendall(busy)
-        until(lambda: stage.look(lambda gateway: len(gateway.engine.scheduler.open)) == 2)
+        until(lambda: stage.look(lambda gateway: len(gateway.engine.scheduler.view().tasks)) == 2)
         time.sleep(2 * GRACE_S)
         answer = talk(stage, b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
         assert status(answer) == 503
