@@ -122,7 +122,8 @@ def test_what_is_done_once_and_in_threads_is_reported(caplog: pytest.LogCaptureF
 
     async def main() -> None:
         owner = Duties()
-        await owner.once("once", fails())
+        await asyncio.wait([owner.once("once", fails())])
+        await asyncio.sleep(0)
         owner.guarded("a timer", failing(1, print))()
         assert owner.failures == 2
 
@@ -235,7 +236,7 @@ def test_loading_ahead(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
         action = Load(next(iter(own.scheduler.view().nodes)), MODEL, Kind.CHAT, "")
 
         async def load(gateway: app.Gateway) -> None:
-            await own.duties.once("a load", own._load(action))
+            await asyncio.wait([own.duties.once("a load", own._load(action))])
 
         for _ in range(2):
             stage.on_loop(load)

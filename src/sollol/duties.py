@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 log: Final = logging.getLogger("sollol")
@@ -41,9 +42,11 @@ class Duties:
         """Do `work` again and again, `every_s` seconds after its end, until the task is cancelled."""
         return self._start(self._keep(name, work, every_s))
 
-    def once(self, name: str, work: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
+    def once(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do `work` in the background. Who asked for it asks again; a failure is reported all the same."""
-        return self._start(self._once(name, work))
+        task = self._start(work)
+        task.add_done_callback(partial(self._ended, name))
+        return task
 
     def guarded(self, name: str, call: Callable[..., object]) -> Callable[..., None]:
         """Return a callback for a timer that raises nothing: a failure is reported."""
@@ -76,10 +79,8 @@ class Duties:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _once(self, name: str, work: Coroutine[Any, Any, object]) -> None:
-        try:
-            await work
-        except Exception as error:
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             self.failed(name, error)
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[object]], every_s: float) -> None:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sollol.errors import AddressUnavailable, BadInput, SollolError
+from sollol.nodes.shown import one_line as one_line
 from sollol.nodes.shown import printable as printable
 from sollol.nodes.shown import printable_json
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ _LIKELY = [
 _CONTROLS = bytes(set(range(32)) - {9, 10, 11, 12, 13, 27})
 
 
+# What a page declares, if it can be that: not what a codec of Python would make of it.
+_DECLARED = re.compile(
+    rb"""<(?:meta\b[^>]{0,256}?\bcharset|\?xml\b[^>]{0,64}?\bencoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE
+)
+_OF_PAGES = ("utf-8", "iso8859-", "cp", "koi8", "mac", "shift_jis", "euc", "gb", "big5", "iso2022")
+_DECLARED_WITHIN = 4096  # bytes; browsers look into the first 1,024
+
+
 class Unreadable(Exception):
     """A document that cannot be read; `str()` says why, to a person."""
 
@@ -53,6 +62,21 @@ def encoding_of(path: Path) -> str:
         if _is_utf8(sample, file):
             return "utf-8"
     return _guess(sample)
+
+
+def decode_page(data: bytes) -> str:
+    """Return the text of a page: as its byte order mark says, as it declares, as UTF-8, or as it seems to be."""
+    for bom, name in _BOMS:
+        if data.startswith(bom):
+            return data.decode(name, "replace")
+    declared = _DECLARED.search(data, 0, _DECLARED_WITHIN)
+    for name in (*([declared[1].decode("ascii", "replace")] if declared else ()), "utf-8"):
+        try:
+            if codecs.lookup(name).name.startswith(_OF_PAGES):
+                return data.decode(name)
+        except (LookupError, UnicodeDecodeError):
+            continue
+    return data.decode(_guess(data[:_SAMPLE_BYTES]), "replace")
 
 
 def _utf16_without_bom(sample: bytes) -> str:

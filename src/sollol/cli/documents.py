@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sollol.cli.chunks import Cut, chunks
+from sollol.cli.console import one_line
 from sollol.cli.decoding import Unreadable
 from sollol.cli.estimate import Estimate, Step
 from sollol.cli.extras import need
@@ -44,17 +45,18 @@ class Skipped(NamedTuple):
 
 def place(passage: Passage) -> str:
     """Where a passage stands, for a person: `a.pdf, page 3`."""
+    source = one_line(passage.source)
     if passage.unit:
         more = f", character {passage.start:,}" if passage.start and passage.unit != "page" else ""
-        return f"{passage.source}, {passage.unit} {passage.number}{more}"
-    return f"{passage.source}, character {passage.start:,}"
+        return f"{source}, {passage.unit} {passage.number}{more}"
+    return f"{source}, character {passage.start:,}"
 
 
 class Documents:
     """The readable files under some paths. Iterate `passages()` once; then `skipped` is complete."""
 
     def __init__(self, paths: Sequence[Path], *, leave_out: Sequence[Path] = ()) -> None:
-        missing = [str(path) for path in paths if not path.exists() and not path.is_symlink()]
+        missing = [one_line(path) for path in paths if not path.exists() and not path.is_symlink()]
         if missing:
             raise BadInput(f"no such file or folder: {', '.join(missing)}")
         self.skipped: list[Skipped] = []
@@ -73,7 +75,10 @@ class Documents:
                     continue
                 seen.add(real)
                 if file.suffix.lower() in READERS:
-                    files.append(file)
+                    if _has_name(file):
+                        files.append(file)
+                    else:
+                        self.skipped.append(Skipped(str(file), "has a name that is not UTF-8; rename it"))
                 elif path.is_dir():
                     self.others[file.suffix.lower()] += 1
                 else:
@@ -154,6 +159,15 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
+def _has_name(path: Path) -> bool:
+    """Check that an index can hold the name: that it is UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -173,5 +187,3 @@ def check_extras(documents: Documents) -> None:
     need("charset_normalizer")
     if ".pdf" in kinds:
         need("pypdf")
-    if kinds & {".html", ".htm"}:
-        need("bs4")

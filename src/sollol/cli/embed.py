@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from sollol.cli import fleet
-from sollol.cli.console import Stopped, note, plural, print_json, say, seconds, stdout
+from sollol.cli.console import Stopped, note, one_line, plural, print_json, say, seconds, stdout
 from sollol.cli.documents import Documents, Skipped, check_extras, place
 from sollol.cli.extras import need
 from sollol.cli.fleet import JsonOption, NodesOption
@@ -110,7 +110,12 @@ def embed(
     with Build(out, model, cut, force=force) as build:
         if build.continued:
             note(f"Continuing: {plural(build.continued, 'vector')} are kept in {build.log.path}")
-        outcome, missing = _run(build, documents, nodes, priority)
+        try:
+            outcome, missing = _run(build, documents, nodes, priority)
+        except SollolError:
+            if documents.all_read and not build.total:  # what was skipped may be all there is
+                _list_skipped(documents)
+            raise
         _tell(build, documents, outcome, as_json)
     if missing:
         raise Failed(f"{plural(missing, 'passage')} refused by the model; {out} has the other {build.count:,}")
@@ -118,7 +123,7 @@ def embed(
 
 def _refuse_problems(problems: list[Skipped]) -> None:
     if problems:
-        listed = [f"  {file} {why}" for file, why in problems]
+        listed = [f"  {one_line(file)} {why}" for file, why in problems]
         raise Failed("\n".join(["--strict: nothing was embedded, because these cannot be read:", *listed]))
 
 
@@ -205,10 +210,14 @@ def _tell(build: Build, documents: Documents, outcome: Outcome, as_json: bool) -
     say(f"{build.embedded:,} embedded{rate}, {build.reused:,} reused, {build.repeated:,} repeated")
     if outcome.nodes:
         stdout().print(node_table(outcome.nodes))
-    _list_problems("Skipped", [f"{file} {why}" for file, why in documents.skipped])
+    _list_skipped(documents)
     _list_problems("Refused by the model", outcome.refused)
     if documents.other_kinds:
         note(f"{plural(documents.other_kinds, 'file')} of other kinds left out: {_kinds(documents.others)}.")
+
+
+def _list_skipped(documents: Documents) -> None:
+    _list_problems("Skipped", [f"{one_line(file)} {why}" for file, why in documents.skipped])
 
 
 def _list_problems(what: str, problems: list[str]) -> None:

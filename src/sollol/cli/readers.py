@@ -11,40 +11,19 @@ import csv
 import io
 import json
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sollol.cli.decoding import Unreadable, clean, open_text, slices
+from sollol.cli.decoding import Unreadable, clean, decode_page, open_text, slices
 from sollol.cli.extras import need
+from sollol.cli.html_text import visible_text
 
 Note = Callable[[str], None]
 
-HTML_LIMIT_BYTES = 64 * 1024 * 1024  # parsed as a whole: a tree takes about ten times its text
+HTML_LIMIT_BYTES = 64 * 1024 * 1024  # read as a whole
 LINE_LIMIT_CHARS = 16 * 1024 * 1024  # one JSON line or CSV cell; more is a broken file
 _TEXT_FIELDS = ("text", "content", "body", "passage", "chunk", "page_content")
-_BLOCKS = [
-    *(
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "p",
-        "pre",
-        "blockquote",
-        "hr",
-        "title",
-        "address",
-        "summary",
-        "details",
-    ),
-    *("div", "section", "article", "aside", "main", "nav", "header", "footer", "form", "fieldset"),
-    *("ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "tr", "figure", "figcaption"),
-]
-_INVISIBLE = ["script", "style", "noscript", "template", "svg"]
 
 
 class Section(NamedTuple):
@@ -73,36 +52,7 @@ def read_html(path: Path, note: Note) -> Iterator[Section]:
         raise Unreadable("is empty")
     if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("is not text (binary data)")
-    soup_module = need("bs4")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "looks like a URL", "looks like XML": still the text we want
-        soup = soup_module.BeautifulSoup(data, "html.parser")
-    yield Section("", 0, [clean(_visible_text(soup))])
-
-
-def _visible_text(soup: Any) -> str:
-    """The text a browser would show: a line per block, inline markup without a trace."""
-    for node in soup.find_all(string=True):
-        # Comments, doctypes and the like are subclasses; a browser shows none of them.
-        if type(node).__name__ not in ("NavigableString", "CData"):
-            node.extract()
-        elif not node.find_parent("pre"):
-            squeezed = " ".join(node.split())
-            lead = " " if node[:1].isspace() else ""
-            trail = " " if squeezed and node[-1:].isspace() else ""
-            node.replace_with(lead + squeezed + trail)
-    for tag in soup.find_all(_INVISIBLE):
-        tag.decompose()
-    for tag in soup.find_all("br"):
-        tag.replace_with("\n")
-    for tag in soup.find_all(["td", "th"]):
-        tag.append(" ")
-    for tag in soup.find_all(_BLOCKS):
-        tag.insert_before("\n\n" if tag.name not in ("li", "tr", "dt", "dd") else "\n")
-        tag.append("\n")
-    lines = [line.strip() for line in soup.get_text().split("\n")]
-    kept = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
-    return "\n".join(kept).strip()
+    yield Section("", 0, [clean(visible_text(decode_page(data)))])
 
 
 def read_jsonl(path: Path, note: Note) -> Iterator[Section]:
