@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -259,3 +261,63 @@ def test_a_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="vectors of 8 numbers, and the model answered 9"):
         nearest(tmp_path / "x.npz", vector_of("x", 9), 1)
     assert len(nearest(tmp_path / "x.npz", vector_of("x"), 100)) == 3
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Return bytes with one damage: changed, cut out, put in, doubled, swapped or cut off."""
+    at, size = rng.randrange(len(data)), rng.choice((1, 1, 2, 16, 300))
+    piece = data[at : at + size]
+    lines = data.splitlines(keepends=True)
+    match rng.randrange(8):
+        case 0:
+            return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+        case 1:
+            return data[:at] + data[at + size :]
+        case 2:
+            return data[:at] + rng.randbytes(size) + data[at:]
+        case 3:
+            return data[:at] + piece + data[at:]
+        case 4:
+            return data[:at]
+        case 5:
+            return data[:at] + b"\0" * len(piece) + data[at + size :]
+        case 6:
+            rng.shuffle(lines)
+            return b"".join(lines)
+    del lines[rng.randrange(len(lines))]
+    return b"".join(lines)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damage_is_told_or_changes_nothing(suffix: str, tmp_path: Path) -> None:
+    out = tmp_path / f"x{suffix}"
+    build(out, PASSAGES + [Passage(f"text {i}", "d.txt", "", 0, i) for i in range(20)])
+    whole, rng = out.read_bytes(), random.Random(1)
+
+    def content() -> list[Any]:
+        about = index_format.about(out)
+        blocks = list(index_format.blocks(out))
+        return [about, [p for block in blocks for p in block.passages], [b.vectors.tobytes() for b in blocks]]
+
+    good, told = content(), 0
+    wrong = 0
+    for _ in range(1500):
+        out.write_bytes(damaged(whole, rng))
+        try:
+            found = content()
+        except SollolError:
+            told += 1
+        else:
+            wrong += found != good
+    assert (wrong, told > 0) == (0, True)
+
+
+def test_an_index_of_an_older_version_is_read(tmp_path: Path) -> None:
+    build(tmp_path / "x.jsonl", PASSAGES)
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["check"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [p for block in index_format.blocks(tmp_path / "x.jsonl") for p in block.passages] == PASSAGES
+    assert build(tmp_path / "x.jsonl", PASSAGES) == []  # all are reused
+    assert '"check"' in (tmp_path / "x.jsonl").read_text()

@@ -106,8 +106,12 @@ def _existing(path: Path) -> ModuleType:
 def _told_reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except SollolError:
+        raise
     except OSError as error:
         raise SollolError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file can make its reader raise anything
+        raise NotAnIndex(f"{path} is not an index that `sollol embed` wrote, or it is damaged ({error})") from error
 
 
 def write(path: Path, content: Content) -> None:

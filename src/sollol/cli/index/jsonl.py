@@ -1,14 +1,20 @@
-"""`.jsonl`: one object a line with `text`, `source`, `unit`, `number`, `start`, `model`, `vector`.
+"""`.jsonl`: one object a line with `text`, `source`, `unit`, `number`, `start`, `model`, `vector`, `check`.
 
 For anything that reads JSON. Each line stands alone, so it carries the model. Numbers are written with nine
 digits: as many as a float32 needs to come back exactly, and half of what a float64 would take.
+
+`check` is how many lines follow, and a CRC-32 of the line before it, of that number, and of the `check` before: a line
+that was changed, lost, moved or repeated is noticed. A file without any `check` is read as it is: older ones have
+none, and who edits one by hand takes them out.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -16,8 +22,11 @@ import numpy as np
 from sollol.cli.documents import Passage
 from sollol.cli.index.format import About, Block, Content, NotAnIndex, Vectors, in_blocks
 
+_MARK: Final = b', "check": "'
+_AGAIN: Final = "make it again with `sollol embed`, or restore it"
 
-class _Line(msgspec.Struct):
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
     text: str
     source: str
     unit: str
@@ -25,15 +34,24 @@ class _Line(msgspec.Struct):
     start: int
     model: str
     vector: list[float]
+    check: str = ""
 
 
 def write(path: Path, content: Content) -> None:
     model, numbers = content.about.model, "[" + ", ".join(["%.9g"] * content.about.dim) + "]"
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    check, left = "", content.count
+    with path.open("wb") as file:
         for block in content:
             for passage, vector in zip(block.passages, block.vectors.tolist(), strict=True):
                 head = json.dumps(passage._asdict() | {"model": model}, ensure_ascii=False)
-                file.write(f'{head[:-1]}, "vector": {numbers % tuple(vector)}}}\n')
+                line, left = f'{head[:-1]}, "vector": {numbers % tuple(vector)}'.encode(), left - 1
+                check = _check(line, left, check)
+                file.write(b'%b%b%b"}\n' % (line, _MARK, check.encode()))
+
+
+def _check(line: bytes, left: int, before: str) -> str:
+    """Return the check of a line. `left`: how many lines follow. `before`: the check of the line before it."""
+    return f"{left}-{zlib.crc32(line, zlib.crc32(f'{left} {before}'.encode())):08x}"
 
 
 def about(path: Path) -> About:
@@ -58,9 +76,25 @@ def _rows(path: Path) -> Iterator[tuple[Passage, Vectors]]:
 
 def _lines(path: Path) -> Iterator[_Line]:
     decode = msgspec.json.Decoder(_Line).decode
+    before, checked, left = "", False, 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, raw in enumerate(file, 1):
             try:
-                yield decode(line)
+                line = decode(raw)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise NotAnIndex(f"{path}, line {number}: not what `sollol embed` writes ({error})") from error
+            checked = checked or (number == 1 and bool(line.check))
+            if checked or line.check:
+                left = left - 1 if number > 1 else _count(line.check)
+                if left < 0 or line.check != _check(raw.rpartition(_MARK)[0], left, before):
+                    raise NotAnIndex(f"{path}, line {number} is damaged, or a line before it is missing; {_AGAIN}")
+                before = line.check
+            yield line
+    if checked and left:
+        raise NotAnIndex(f"{path} ends early: {left:,} lines are missing; {_AGAIN}")
+
+
+def _count(check: str) -> int:
+    """Return how many lines follow, by the check of the first line; -1 where it does not tell."""
+    count = check.partition("-")[0]
+    return int(count) if count.isascii() and count.isdecimal() and len(count) < 16 else -1
