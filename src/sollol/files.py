@@ -7,12 +7,14 @@ the old file as it was. A symbolic link stays one: the file that it leads to is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 PRIVATE = 0o600
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 USUAL = 0o666  # less what the user's umask takes
 
 
@@ -44,6 +46,12 @@ def replace_file(path: Path, data: bytes, mode: int = USUAL) -> None:
     """Write `data` into `path`, whole or not at all. Raises OSError."""
     with replacing(path, mode) as beside:
         beside.write_bytes(data)
+
+
+def sentence(path: Path, error: OSError) -> str:
+    """Return in words that a file cannot be written, and what to do where the reason is known."""
+    told = f"{path} cannot be written: {error.strerror or error}"
+    return f"{told}; make room and run the same command again" if error.errno in _NO_ROOM else told
 
 
 def _to_disk(path: Path) -> None:

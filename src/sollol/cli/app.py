@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -83,10 +84,19 @@ def _file_beside() -> Iterator[None]:
 class _Group(TyperGroup):
     """Turns the library's errors into a message and an exit code, for every command alike."""
 
+    def main(self, *given: Any, **named: Any) -> Any:
+        try:
+            return super().main(*given, **named)
+        except OSError as error:  # what the system refused; --help, too, may be printed onto a full disk
+            console.tell_failure(error)
+            sys.exit(console.EXIT_FAILED)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with _file_beside():
-                return super().invoke(ctx)
+                found = super().invoke(ctx)
+                sys.stdout.flush()  # what is lost there is a failure, too
+                return found
         except (SollolError, KeyboardInterrupt) as error:
             console.tell_error(error)
             raise typer.Exit(console.exit_code(error)) from error

@@ -6,6 +6,7 @@ printed as it is, never read as markup.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -106,6 +107,18 @@ def tell_error(error: BaseException) -> None:
     head = ("Interrupted: ", "bold") if isinstance(error, Stopped) else ("Error: ", "bold red")
     notes = getattr(error, "__notes__", ())
     stderr().print(Text.assemble(head, "\n".join([str(error), *notes])), soft_wrap=True)
+
+
+def tell_failure(error: OSError) -> None:
+    """One sentence on stderr for what the system refused: a full disk, a file that cannot be read."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    with contextlib.suppress(OSError):  # stderr may be on the same disk
+        note(f"Error: {where}{error.strerror or error}")
+    try:
+        sys.stdout.flush()
+    except OSError:  # what it still holds would be written at the end, and fail there once more
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
 
 
 def tell_warnings() -> None:

@@ -20,7 +20,7 @@ from sollol.cli.documents import Passage
 from sollol.cli.extras import need
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
-from sollol.files import replacing
+from sollol.files import replacing, sentence
 
 Vectors = npt.NDArray[np.float32]
 BLOCK_ROWS = 1024
@@ -120,7 +120,7 @@ def write(path: Path, content: Content) -> None:
         with replacing(path) as beside:
             kind_of(path).write(beside, content)
     except OSError as error:
-        raise SollolError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise SollolError(sentence(path, error)) from error
 
 
 def in_blocks(rows: Iterable[tuple[Passage, Vectors]]) -> Iterator[Block]:

@@ -11,6 +11,7 @@ Memory is about 180 bytes per vector, whatever its dimension.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from sollol.cli.chunks import Cut
 from sollol.cli.index.format import About, Vectors
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
+from sollol.files import sentence
 
 _MAGIC = b'{"sollol_partial": 1, '
 _DIGEST, _CHECK = 16, 4
@@ -44,13 +46,12 @@ class Partial:
         self._records: dict[bytes, int] = {}
         self._begin = self._size = 0  # of the first record; of one record
         self._synced_at = time.monotonic()
-        try:
+        with self._told():
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close())
-        except OSError as error:
-            raise SollolError(f"{path} cannot be written: {error.strerror or error}") from error
         try:
             _lock(self._file, path)
-            self._load(discard)
+            with self._told():
+                self._load(discard)
         except BaseException:
             self._file.close()
             raise
@@ -94,23 +95,31 @@ class Partial:
         if self._file.closed:
             return
         remove = discard or not self._records
-        if not remove:
-            os.fsync(self._file.fileno())
-        if remove and not _WINDOWS:  # while it is locked, so that no other run's log is hit
-            self.path.unlink(missing_ok=True)
-        self._file.close()
-        if remove and _WINDOWS:
-            self.path.unlink(missing_ok=True)
+        with self._told():
+            try:
+                if not remove:
+                    os.fsync(self._file.fileno())
+                if remove and not _WINDOWS:  # while it is locked, so that no other run's log is hit
+                    self.path.unlink(missing_ok=True)
+            finally:
+                self._file.close()
+            if remove and _WINDOWS:
+                self.path.unlink(missing_ok=True)
 
     def _append(self, data: bytes) -> None:
-        try:
+        with self._told():
             while data:  # an unbuffered write may take only a part
                 data = data[self._file.write(data) :]
             if time.monotonic() - self._synced_at > _SYNC_EVERY_S:
                 os.fsync(self._file.fileno())
                 self._synced_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise SollolError(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise SollolError(sentence(self.path, error)) from error
 
     def _write_head(self, dim: int) -> None:
         told = {"model": self.model, "dim": dim, "chunk_size": self.cut.size, "overlap": self.cut.overlap}

@@ -6,6 +6,7 @@ until then would bound the collection by the memory. The spool has no name on PO
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -16,13 +17,17 @@ import msgspec
 from sollol.cli.documents import Passage
 from sollol.cli.index.format import BLOCK_ROWS, About, Block, in_blocks
 from sollol.cli.index.partial import Partial
+from sollol.errors import SollolError
+from sollol.files import sentence
 
 
 class Spool:
     """Append with `add`; then it is the content of an index file, as far as `log` has vectors."""
 
     def __init__(self, folder: Path, log: Partial) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder, prefix=".sollol-")  # noqa: SIM115 (closed by close())
+        self._folder = folder
+        with self._told():
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".sollol-")  # noqa: SIM115 (closed by close())
         self._log = log
         self.total = 0
         self.count = 0  # of those with a vector; whoever knows it sets it
@@ -33,13 +38,22 @@ class Spool:
         return About(self._log.model, self._log.dim, self._log.cut)
 
     def add(self, key: bytes, passage: Passage) -> None:
-        self._file.write(msgspec.json.encode((key.hex(), *passage)) + b"\n")
+        with self._told():
+            self._file.write(msgspec.json.encode((key.hex(), *passage)) + b"\n")
         text, source = self.widths
         self.widths = (max(text, len(passage.text)), max(source, len(passage.source)))
         self.total += 1
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is not on the disk yet is not needed any more
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SollolError(sentence(self._folder / ".sollol-*", error)) from error
 
     def without_vector(self) -> list[Passage]:
         """The passages that got no vector."""
@@ -54,7 +68,8 @@ class Spool:
         return in_blocks((p, self._log.vector(key)) for key, p in self._rows() if key in self._log)
 
     def _rows(self) -> Iterator[tuple[bytes, Passage]]:
-        self._file.seek(0)
+        with self._told():
+            self._file.seek(0)  # writes what is still in memory
         decode = msgspec.json.Decoder(tuple[str, str, str, str, int, int]).decode
         for line in self._file:
             key, *fields = decode(line)
