@@ -97,7 +97,7 @@ def test_applications_share_by_tokens() -> None:
 
             async def one(app: str, tokens: int) -> None:
                 request = chat_request(
-                    MODEL, HELLO, False, stage.pool._wish(5, None), {"options": {"num_predict": tokens}}
+                    MODEL, HELLO, False, stage.pool._call_options(5, None), {"options": {"num_predict": tokens}}
                 )
                 engine._app = app  # as two pools, or two keys of a gateway, that share an engine
                 answer = await stage.pool._perform(request)
