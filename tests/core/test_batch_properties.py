@@ -19,15 +19,15 @@ from sollol.core.state.replica import Replica
 from sollol.core.types import Decision, Kind, Task
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit
+from sollol.policies.model_concurrency import ModelConcurrency
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=120)
 
 
 def replicas(count: int) -> list[Replica]:
     group = ModelReplicas("m:latest", ClusterState())
-    return [
-        Replica(Node(Endpoint(f"10.0.0.{i + 1}")), group, LearnedLimit(), ConsecutiveBreaker()) for i in range(count)
-    ]
+    nodes = [Node(Endpoint(f"10.0.0.{i + 1}"), ModelConcurrency()) for i in range(count)]
+    return [Replica(node, group, LearnedLimit(), ConsecutiveBreaker()) for node in nodes]
 
 
 @FIXED

@@ -12,11 +12,11 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.events import Finished, NodeAdded, NodeSeen, Submitted, Tick
 from sollol.core.scheduler import Scheduler
 from sollol.core.state.incapability import KNOWN_MAX
-from sollol.core.state.model_concurrency import NAMES_MAX, ModelConcurrency
 from sollol.core.state.node import Node
 from sollol.core.state.queue import APPS_MAX, FairShares
 from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
 from sollol.engine.engine import default_policies
+from sollol.policies.model_concurrency import NAMES_MAX, ModelConcurrency
 
 MODEL, NODE = "llama3.2:latest", "10.0.0.1:11434"
 COUNT = 100_000
@@ -132,7 +132,7 @@ def test_a_deadline_still_comes() -> None:
 
 
 def test_made_up_names_in_turns_and_routes() -> None:
-    concurrency, node = ModelConcurrency(), Node(Endpoint("10.0.0.1"))
+    concurrency, node = ModelConcurrency(), Node(Endpoint("10.0.0.1"), ModelConcurrency())
     for number in range(10_000):
         concurrency.charge(5, f"app {number}", "m", SECOND, number)
         task = Task(number, Kind.CHAT, MODEL, route=f"/made/up/{number}")

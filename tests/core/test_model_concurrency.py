@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sollol.core.state.model_concurrency import TURNS_HOLD, TURNS_LEAST, TURNS_MOST, ModelConcurrency
 from sollol.core.types import SECOND
+from sollol.policies.model_concurrency import TRIAL_AFTER, TURNS_HOLD, TURNS_LEAST, TURNS_MOST, ModelConcurrency
 
 
 def beside(concurrency: ModelConcurrency, ratio: float, at: int = 0, answers: int = TURNS_LEAST) -> ModelConcurrency:
@@ -15,24 +15,24 @@ def beside(concurrency: ModelConcurrency, ratio: float, at: int = 0, answers: in
 
 def test_models_that_share_a_gpu_go_back_to_taking_turns() -> None:
     concurrency = ModelConcurrency()
-    assert concurrency.try_another(0)
+    assert concurrency.try_another(TRIAL_AFTER, 0)
     assert concurrency.limit == 2
     assert beside(concurrency, 0.5).limit == 1
-    assert not concurrency.try_another(TURNS_HOLD - 1)
-    assert concurrency.try_another(TURNS_HOLD)
+    assert not concurrency.try_another(TRIAL_AFTER, TURNS_HOLD - 1)
+    assert concurrency.try_another(TRIAL_AFTER, TURNS_HOLD)
     assert beside(concurrency, 0.5, TURNS_HOLD).limit == 1
-    assert not concurrency.try_another(4 * TURNS_HOLD), "the next trial waits longer"
+    assert not concurrency.try_another(TRIAL_AFTER, 4 * TURNS_HOLD), "the next trial waits longer"
 
 
 def test_one_trial_at_a_time() -> None:
     concurrency = ModelConcurrency()
-    assert concurrency.try_another(0)
-    assert not concurrency.try_another(0)
+    assert concurrency.try_another(TRIAL_AFTER, 0)
+    assert not concurrency.try_another(TRIAL_AFTER, 0)
 
 
 def test_models_on_two_gpus_are_found_to_work_side_by_side() -> None:
     concurrency = ModelConcurrency()
-    concurrency.try_another(0)
+    concurrency.try_another(TRIAL_AFTER, 0)
     assert beside(concurrency, 0.97).limit == 2
     assert beside(concurrency, 0.97, answers=100).limit == TURNS_MOST
 

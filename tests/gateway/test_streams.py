@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sollol.core import stall_detection
-from sollol.engine import silences
+from sollol.engine import engine, silences
+from sollol.policies.lateness import StallByGap
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
@@ -108,7 +108,7 @@ TOOLS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stall_detection, "STALL_LEAST", 300_000)
+    monkeypatch.setattr(engine, "StallByGap", lambda: StallByGap(least_us=300_000))
     monkeypatch.setattr(silences, "LEAST_S", 0.3)
     monkeypatch.setattr(silences, "LOOK_S", 0.1)
 

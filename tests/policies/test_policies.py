@@ -29,6 +29,7 @@ from sollol.core.types import (
 )
 from sollol.core.value import replaced
 from sollol.policies import batching, breaker, concurrency, hedging, retry
+from sollol.policies.model_concurrency import ModelConcurrency
 from sollol.policies.routing import CompletionRouter, ReliableRouter, SparingRouter, router_of
 
 CHAT = Task(1, Kind.CHAT, "m:latest", 400)
@@ -329,7 +330,7 @@ def cluster(*speeds: float) -> list[Replica]:
     group = ModelReplicas("m:latest", ClusterState())
     replicas = []
     for number, speed in enumerate(speeds):
-        node = Node(Endpoint(f"10.0.0.{number + 1}"))
+        node = Node(Endpoint(f"10.0.0.{number + 1}"), ModelConcurrency())
         node.up, node.models = True, {"m:latest": 10**9}
         replica = Replica(node, group, concurrency.LearnedLimit(), breaker.ConsecutiveBreaker())
         node.replicas["m:latest"] = replica

@@ -11,10 +11,10 @@ import pytest
 
 from sollol import AsyncOllamaPool, NoNodeAvailable, ResponseError
 from sollol.core.events import NodeSeen
-from sollol.core.hang_detection import HUNG_LEAST
 from sollol.core.state.replica import Replica
 from sollol.core.types import Status
 from sollol.policies.breaker import PAUSE, THRESHOLD
+from sollol.policies.lateness import HUNG_LEAST
 from sollol.sim import NodeSpec, SimNode, run
 from tests.pool.breaking import MODEL, Stage, staged, talker
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sollol.core.actions import Abort, Start
-from sollol.core.types import Cause, Status
+from sollol.core.types import Cause, Kind, Status, Task
 from sollol.hedging import AdaptiveHedging
 from sollol.policies.hedging import BUDGET, LEAST, RESERVE
 from sollol.sim import ModelSpec, run
@@ -219,7 +219,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
     async def main(factor: float) -> float:
         async with staged([talker(1), talker(2)]) as stage:
             await learned(stage, stream=stream)
-            copies = stage.pool.engine.scheduler._requests.hedging
+            benefit = stage.pool.engine.scheduler.view().policies.hedge_benefit
             for _ in range(3):
                 watch = straggle(stage, factor)
                 length = {} if factor > 1 else {"options": {"num_predict": 5 * TOKENS}}
@@ -227,8 +227,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
                 await watch
                 for node in stage.world.nodes.values():
                     node.heal()
-            (share,) = [share.value for (_, streamed), share in copies._won.items() if streamed is stream] or [None]
-            return 0.5 if share is None else share
+            return benefit.share(Task(0, Kind.CHAT, f"{MODEL}:latest", stream=stream))
 
     assert run(main(200.0)) > 0.7
     assert run(main(1.0)) == (0.5 if stream else pytest.approx(0.125))  # a long answer begins no later

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sollol.core.stall_detection import STALL_LEAST
 from sollol.errors import DeadlineExceeded, StreamBroken
+from sollol.policies.lateness import STALL_LEAST
 from sollol.sim import ModelSpec, run
 from tests.pool.breaking import MESSAGES, MODEL, RATE, WORDS, Heard, Stage, staged, talker
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, OllamaPool, StreamBroken
-from sollol.core import stall_detection
-from sollol.engine import silences
+from sollol.engine import engine, silences
+from sollol.policies.lateness import StallByGap
 from sollol.sim import Cluster, NodeSpec, SpawnedNode, sim_cluster, spawn_many
 from tests.pool.breaking import MESSAGES, MODEL, talker
 
@@ -26,7 +26,7 @@ def spec(number: int, rate: float = 150.0, **more: Any) -> NodeSpec:
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(stall_detection, "STALL_LEAST", round(seconds * 1e6))
+    monkeypatch.setattr(engine, "StallByGap", lambda: StallByGap(least_us=round(seconds * 1e6)))
     monkeypatch.setattr(silences, "LEAST_S", seconds)
     monkeypatch.setattr(silences, "LOOK_S", seconds / 4)
 

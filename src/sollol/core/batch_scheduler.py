@@ -29,7 +29,7 @@ CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about on
 class BatchScheduler:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
-        self.blame = FaultAttribution(state)
+        self.attribution = FaultAttribution(state)
 
     # --- feeding ---
 
@@ -125,7 +125,7 @@ class BatchScheduler:
     ) -> bool:
         if not batch.pending_count:
             return False
-        if not replica.breaker.closed and self.blame.control(pending, batch, replica, now):
+        if not replica.breaker.closed and self.attribution.control(pending, batch, replica, now):
             return True  # a text that was answered before tells most surely whether the node works again
         total_rate, best_rate, count_of_replicas = group.total_rate, group.best_rate, len(group.replicas)
         if limited:
@@ -159,7 +159,7 @@ class BatchScheduler:
         if cut is None:
             return False
         ranges, piece = cut
-        if piece.suspect and not piece.ranges and self.blame.is_bad(batch, others(), piece, ranges.total()):
+        if piece.suspect and not piece.ranges and self.attribution.is_bad(batch, others(), piece, ranges.total()):
             assert piece.evidence.outcome is not None
             self._refuse(pending, batch, ranges, piece.evidence.outcome)
             return True
@@ -266,7 +266,7 @@ class BatchScheduler:
         batch.release(attempt, suspect=True)
         if alone:
             batch.vanished += attempt.evidence.tries
-            self.blame.vanished(attempt, now)
+            self.attribution.acquit(attempt, now)
         for loser in idle:
             batch.drop(loser)
             batch.release(loser, suspect=True)
@@ -287,7 +287,7 @@ class BatchScheduler:
         batch = pending.batch
         assert batch is not None
         if attempt.control:
-            self.blame.control_failed(attempt, outcome, now)
+            self.attribution.control_failed(attempt, outcome, now)
             return
         count = attempt.items.total()
         orphans = batch.drop(attempt)
@@ -308,8 +308,8 @@ class BatchScheduler:
                 self._state.settle_no_node(pending, "nothing of the batch succeeded anywhere", now)
             return
         if tested:
-            self.blame.failed(pending, batch, attempt, count, outcome, now)
-            self.blame.share(batch, attempt, outcome, now)
+            self.attribution.failed(pending, batch, attempt, count, outcome, now)
+            self.attribution.share(batch, attempt, outcome, now)
         if orphans:
             self._put_back(pending, batch, attempt, orphans, outcome, now)
             self._enqueue(pending, attempt.started_us)
@@ -320,7 +320,7 @@ class BatchScheduler:
     def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, now: Micros) -> bool:
         """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
         if outcome.status is Status.FAILED:
-            if not self.blame.is_hopeless(batch, attempt, PATIENCE, now):
+            if not self.attribution.is_hopeless(batch, attempt, PATIENCE, now):
                 return False
             return all(replica.key in batch.failed_on for replica in self._suitable(batch, attempt.replica.group, now))
         if batch.answered:
@@ -357,7 +357,7 @@ class BatchScheduler:
         piece = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
         if counts and suspect and count == 1:
             others = frozenset(replica.node.key for replica in self._suitable(batch, attempt.replica.group, now))
-            if self.blame.is_bad(batch, others, piece, count):
+            if self.attribution.is_bad(batch, others, piece, count):
                 self._refuse(pending, batch, orphans, outcome)
                 return
             # Later more is known of how often good items fail, and of whether the node works.

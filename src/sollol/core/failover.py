@@ -77,7 +77,7 @@ class Failover:
 
     def is_final(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Check whether no other node is asked after this outcome, whatever others would say."""
-        if attempt.started and (not attempt.movable or outcome.status is Status.REFUSED):
+        if attempt.delivering and (not attempt.movable or outcome.status is Status.REFUSED):
             return True
         # Without a status it is a fault of ours, or of the caller's own objects.
         return outcome.status not in TRANSIENT and not (outcome.status is Status.REFUSED and outcome.http_status)
@@ -92,7 +92,7 @@ class Failover:
             before is not None and before.outcome.status is Status.REFUSED
         ):
             return False
-        listed = not attempt.started and outcome.http_status
+        listed = not attempt.delivering and outcome.http_status
         if outcome.status is Status.UNSUITED:
             same = before is not None and before.outcome.http_status == outcome.http_status
             pending.fallback = FallbackAnswer(attempt, outcome) if same or not pending.tried else None

@@ -1,4 +1,4 @@
-"""Charge the failures of chunks to an item, to the length of a list, or to the node (see `core.suspicion`)."""
+"""Attribute the failures of chunks to an item, to the length of a list, or to the node (`policies.suspicion`)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
-from sollol.core.suspicion import CONTROL_AFTER, TRIES_MOST, tries_needed
 from sollol.core.types import SECOND, Cause, Decision, Micros, Outcome, Status
 
-HOPELESS: Final = 24  # failures before a batch that never succeeded is given up, or fewer that take its patience
-HOPELESS_LEAST: Final = 6
 OPENED_BY: Final = 16  # faults that open any breaker
 
 
 class FaultAttribution:
-    """Decide what a failed chunk tells of its items and of its node."""
+    """Count the failures of chunks where they belong, and send controls."""
 
     __slots__ = ("_state",)
 
@@ -29,23 +26,23 @@ class FaultAttribution:
     def failed(
         self, pending: PendingTask, batch: Batch, attempt: Attempt, count: int, outcome: Outcome, now: Micros
     ) -> None:
-        """A chunk of `count` items has failed on a node that answered."""
+        """Record a failed chunk of `count` items on a node that answered."""
         replica = attempt.replica
         if not attempt.suspect:
             replica.list_limit.failed(count)
         if count > 1 or outcome.status is Status.REFUSED:
             return
         replica.single_faults += 1
-        if replica.single_faults < CONTROL_AFTER:
+        if replica.single_faults < self._state.policies.suspicion.control_after:
             return
-        if batch.known_good is None:  # nothing tells a bad item from a bad node yet
+        if batch.known_good is None:  # a bad item and a bad node look alike until something was answered
             replica.record(now, outcome)
             replica.flag_off_nominal()
         elif replica.breaker.closed:
             self.control(pending, batch, replica, now)
 
     def is_hopeless(self, batch: Batch, attempt: Attempt, patience_us: Micros, now: Micros) -> bool:
-        """Count a failed chunk. Return True if nothing of the batch ever succeeded, and nothing is likely to."""
+        """Count a failed chunk. Return True if a batch without any success is to be given up."""
         batch.failures_in_a_row += 1
         batch.failed_on.add(attempt.replica.key)
         batch.fresh_failures += not attempt.tries
@@ -53,10 +50,10 @@ class FaultAttribution:
             batch.failing_since = now
         if batch.answered:
             return False
-        # As long as some items were not tried at all, only first tries count: many of the first may be bad.
-        untried = not batch.closed or any(piece.clean for piece in batch.pending)
+        # While some items were not tried at all, only first tries count: many of the first may be bad.
+        untried = not batch.closed or any(items.clean for items in batch.pending)
         failures = batch.fresh_failures if untried else batch.failures_in_a_row
-        return failures >= HOPELESS or (failures >= HOPELESS_LEAST and now - batch.failing_since > patience_us)
+        return self._state.policies.suspicion.is_hopeless(failures, now - batch.failing_since, patience_us)
 
     def share(self, batch: Batch, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """Count a failure for the other attempts that have the same items, after a takeover."""
@@ -69,7 +66,7 @@ class FaultAttribution:
             other.evidence = other.evidence.and_failed(replica.node.key, replica.last_good_us, count, outcome, now)
 
     def control(self, pending: PendingTask, batch: Batch, replica: Replica, now: Micros) -> bool:
-        """Send a node a text that was answered before; True if it was sent."""
+        """Send a node a text that was answered before. Return whether it was sent."""
         item = batch.known_good
         if item is None or any(attempt.control for attempt in replica.attempts.values()):
             return False
@@ -80,7 +77,7 @@ class FaultAttribution:
         return True
 
     def control_failed(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
-        """The node fails a text that is known to be good: it is broken."""
+        """Open the breaker of a node that failed a text known to be good."""
         replica = attempt.replica
         if outcome.status is not Status.FAILED:
             return
@@ -90,8 +87,8 @@ class FaultAttribution:
                 break
         replica.flag_off_nominal()
 
-    def vanished(self, attempt: Attempt, now: Micros) -> None:
-        """The only item left that could have made requests fail was answered: it was not the item."""
+    def acquit(self, attempt: Attempt, now: Micros) -> None:
+        """Attribute earlier failures to the nodes, since the last suspect item was answered."""
         group = attempt.replica.group
         for node, count in attempt.evidence.least.items():
             replica = group.replicas.get(node)
@@ -103,17 +100,8 @@ class FaultAttribution:
                 replica.record(now, attempt.evidence.outcome)
                 replica.flag_off_nominal()
 
-    def is_bad(self, batch: Batch, nodes: frozenset[str], piece: PendingItems, count: int) -> bool:
+    def is_bad(self, batch: Batch, nodes: frozenset[str], items: PendingItems, count: int) -> bool:
         """Check that a single item has failed often enough, on two of `nodes` if it may go to more than one."""
-        evidence, outcome = piece.evidence, piece.evidence.outcome
-        if count > 1 or outcome is None:
+        if count > 1 or (not nodes <= items.failed_on and len(items.failed_on) < 2):
             return False
-        if not evidence.alone:
-            return False
-        if not nodes <= piece.failed_on and len(piece.failed_on) < 2:
-            return False
-        if outcome.status is Status.REFUSED or evidence.alone >= TRIES_MOST:
-            return True
-        # Where requests fail at random, one that had other items too proves nothing of this one.
-        tries = evidence.alone if batch.vanished else evidence.tries
-        return evidence.witnessed and tries >= tries_needed(batch.good, batch.vanished)
+        return self._state.policies.suspicion.is_bad(items.evidence, batch.good, batch.vanished)

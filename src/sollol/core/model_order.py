@@ -1,4 +1,4 @@
-"""Decide which model of a node may start work next. See `core.state.model_concurrency` for the order."""
+"""Decide which model of a node may start work next. See `policies.model_concurrency` for the order."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sollol.core.state.model_concurrency import TURNS_MOST
 from sollol.core.state.replica import Replica
 from sollol.core.state.slot_evidence import reopen
 from sollol.core.types import SECOND, Decision, Micros, Task
@@ -50,7 +49,11 @@ def _has_room(task: Task, replica: Replica, now: Micros) -> bool:
             and replica.is_nominal(now)
             and replica.options == task.options
         )
-    return 0 < replica.node.active_models < TURNS_MOST and replica.has_slot(now) and replica.in_memory(task.options)
+    return (
+        0 < replica.node.active_models < replica.node.concurrency.maximum
+        and replica.has_slot(now)
+        and replica.in_memory(task.options)
+    )
 
 
 def _pays(task: Task, replica: Replica, service_us: Micros, wait_us: Micros) -> bool:

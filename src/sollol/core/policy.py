@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sollol.core.types import Decision, Micros, Outcome, RoutingMode, RoutingStrategy, Task
 
 if TYPE_CHECKING:
+    from sollol.core.state.evidence import FailureEvidence
     from sollol.core.state.replica import Replica
 
 
@@ -186,6 +187,113 @@ class Hedger(Protocol):
         ...
 
 
+class HedgeBenefit(Protocol):
+    """Decide whether a second attempt of a late request pays. `check_us`: time between two checks."""
+
+    check_us: Micros
+
+    def record(self, task: Task, first: bool) -> None:
+        """Record whether the second attempt answered first, or would have."""
+        ...
+
+    def pays(self, task: Task, remaining_us: Micros, takes_us: Micros, busy: float) -> bool:
+        """Check that it saves more than it takes from others. `busy`: probability that its node is needed."""
+        ...
+
+    def replaces(self, task: Task, remaining_us: Micros, takes_us: Micros) -> bool:
+        """Check that the first attempt should be given up when the second is late, too."""
+        ...
+
+    def restarts(self, task: Task, waited_us: Micros, delay_us: Micros, restarts: int) -> bool:
+        """Check that the request should be sent to its own node again."""
+        ...
+
+
+class LatenessPolicy(Protocol):
+    """Judge how late a request is. All arguments are microseconds."""
+
+    def probes(self, overdue_us: Micros, predicted_us: Micros, quiet_us: Micros) -> bool:
+        """Check that its node should be probed. `quiet_us`: since the last probe."""
+        ...
+
+    def is_late(self, waited_us: Micros, first_response_us: Micros) -> bool:
+        """Check that the first response is clearly overdue."""
+        ...
+
+    def hangs(self, waited_us: Micros, first_response_us: Micros, overdue_us: Micros, resumed: bool) -> bool:
+        """Check that it should be repeated on, or moved to, another node."""
+        ...
+
+    def suspects(self, waited_us: Micros, first_response_us: Micros, stream: bool) -> bool:
+        """Check that a caller who left had waited long enough to count it against the node."""
+        ...
+
+
+class StallPolicy(Protocol):
+    """Decide after how much silence a stream moves to another node."""
+
+    def patience_us(self, gap_us: Micros, patient: bool) -> Micros:
+        """Return the µs. `gap_us`: mean time between parts. `patient`: its runner works, or no node is free."""
+        ...
+
+
+class SuspicionPolicy(Protocol):
+    """Judge whether failed items or their node are at fault.
+
+    Attributes:
+        control_after: Single items that a node fails in a row, before it gets a text known to be good.
+        tries_most: Failures after which an item is not taken over again.
+    """
+
+    control_after: int
+    tries_most: int
+
+    def is_hopeless(self, failures: int, lasted_us: Micros, patience_us: Micros) -> bool:
+        """Check that a batch without any success is given up."""
+        ...
+
+    def is_bad(self, evidence: FailureEvidence, good: int, random: int) -> bool:
+        """Check that a single item is at fault. `good`, `random`: requests of the batch that succeeded, or failed
+        although their items were good."""
+        ...
+
+
+class Preloader(Protocol):
+    """Decide when a model is loaded on an idle node in advance."""
+
+    def loads(self, waited_us: Micros, load_us: Micros) -> bool:
+        """Check that the time that tasks have waited pays for a load."""
+        ...
+
+
+class ModelLimiter(Protocol):
+    """Limit and order the models that work on one node. See `policies.model_concurrency`."""
+
+    limit: int
+    maximum: int
+    unordered: bool
+
+    def try_another(self, waited_us: Micros, now: Micros) -> bool:
+        """Raise the limit as a trial, for a model that has waited so long. Return whether it was raised."""
+        ...
+
+    def record_overlap(self, ratio: float, now: Micros) -> None:
+        """Record the decode rate of an answer, as a share of the usual one, while models overlapped."""
+        ...
+
+    def charge(self, priority: int, app: str, model: str, us: Micros, now: Micros) -> None:
+        """Charge an attempt that is expected to take `us` of this node."""
+        ...
+
+    def age_us(self, priority: int, since: Micros, now: Micros) -> Micros:
+        """Return the µs that a priority has waited on this node."""
+        ...
+
+    def goes_before(self, app: str, model: str, other_app: str, other_model: str) -> bool:
+        """Compare two heads of the same priority by the time that was given to each."""
+        ...
+
+
 class Policies(NamedTuple):
     """The bundle of answers a scheduler is built with. `modes`: routers of the modes that have their own."""
 
@@ -195,6 +303,12 @@ class Policies(NamedTuple):
     hedger: Hedger
     limiter: Callable[[], Limiter]
     breaker: Callable[[], Breaker]
+    hedge_benefit: HedgeBenefit
+    lateness: LatenessPolicy
+    stalls: StallPolicy
+    suspicion: SuspicionPolicy
+    preloader: Preloader
+    model_limiter: Callable[[], ModelLimiter]
     modes: Mapping[RoutingMode, Router] = {}
     strategies: Mapping[RoutingStrategy, Router] = {}
     hedgers: Mapping[str, Hedger] = {}  # those that a task can name

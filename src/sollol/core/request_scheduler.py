@@ -301,11 +301,12 @@ class RequestScheduler:
             return
         self.failover.failed(pending, attempt, outcome, now)
 
-    def load_ahead(self, model: str, span_us: Micros, now: Micros) -> None:
-        """Load a model on an idle node once tasks have waited, in sum, for as long as that takes.
+    def preload(self, model: str, span_us: Micros, now: Micros) -> None:
+        """Load a model on an idle node, if the time that its tasks have waited pays for the load.
 
-        Each task alone rather waits for a warm node than for a load; a load serves all that come after, too. Waiting
-        until the regret equals the price costs at most twice what foresight would (ski rental)."""
+        Args:
+            span_us: Time since the last call of this method.
+        """
         state = self._state
         group, queue = state.cluster.groups.get(model), state.queue(model)
         if group is None or not len(queue):
@@ -323,11 +324,12 @@ class RequestScheduler:
             return
         group.cold_wait_us += span_us * len(queue)
         best = min(idle, key=lambda replica: replica.startup_us())
-        if group.cold_wait_us < best.startup_us():
+        load_us = best.startup_us()
+        if not state.policies.preloader.loads(group.cold_wait_us, load_us):
             return
         first = queue.peek(now)
         assert first is not None
         task = state.tasks[first].task
         group.cold_wait_us = 0
-        best.loading_until = now + 2 * best.startup_us()
+        best.loading_until = now + 2 * load_us
         state.out.append(Load(best.node.key, model, task.kind, task.options))

@@ -133,7 +133,7 @@ class Scheduler:
             return
         state.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
-            self._requests.hedging.may_have(pending)
+            self._requests.hedging.choose_hedger(pending)
         if now >= self._health.touch_at:
             self._health.touched(now, state.out)
         if task.deadline_us is not None:
@@ -174,8 +174,8 @@ class Scheduler:
         if attempt is not None:
             self._state.current_task = attempt.pending
             attempt.movable = event.movable
-            if not attempt.started:
-                attempt.started = True
+            if not attempt.delivering:
+                attempt.delivering = True
                 self._requests.delivering(attempt.pending, attempt, now)
                 self._slot_discovery.responds(attempt, now)
 
@@ -194,7 +194,7 @@ class Scheduler:
     def _cancelled(self, event: Cancelled, now: Micros) -> None:
         pending = self._state.current_task = self._tasks.get(event.task)
         if pending is not None:
-            self._hang_detection.suspect(pending, now)
+            self._hang_detection.record_departure(pending, now)
             replicas = self._state.abort_all(pending, now)
             self._state.settle(pending, Outcome(Status.LEFT, "the caller left"))
             self._binding.bind_model(pending.task.model, now, replicas)
@@ -203,7 +203,7 @@ class Scheduler:
         pending = self._state.current_task = self._tasks.get(task_id)
         if pending is not None:
             where = ", ".join(a.replica.node.key for a in pending.attempts.values())
-            self._hang_detection.suspect(pending, now)
+            self._hang_detection.record_departure(pending, now)
             replicas = self._state.abort_all(pending, now)
             message = f"no answer in {(now - pending.since) / SECOND:.1f} s"
             message += f" (running on {where})" if where else " (waiting for a free node)"
@@ -286,7 +286,7 @@ class Scheduler:
 
     def _node_added(self, event: NodeAdded, now: Micros) -> None:
         if event.endpoint.key not in self._cluster.nodes:
-            self._cluster.nodes[event.endpoint.key] = node = Node(event.endpoint)
+            self._cluster.nodes[event.endpoint.key] = node = Node(event.endpoint, self._state.policies.model_limiter())
             node.faults.breaker = self._state.policies.breaker()
             self._health.added(node, now, self._state.out)
 
@@ -311,7 +311,7 @@ class Scheduler:
             self._cluster.incapable.pop(node.key, None)
         changed = self._health.seen(node, event.facts, now)
         if event.facts.late:
-            self._hang_detection.evidence(node, now)
+            self._hang_detection.record_slow_probe(node, now)
         if came_up or changed:
             for group in self._cluster.groups.values():
                 self._state.join(group, node)
@@ -323,10 +323,10 @@ class Scheduler:
         if node is None:
             return
         if not event.certain and node.up:
-            self._hang_detection.evidence(node, now)
+            self._hang_detection.record_slow_probe(node, now)
         if self._health.lost(node, event.why, event.certain, now):
             if not event.certain and node.up:
-                self._hang_detection.blame(node, now)
+                self._hang_detection.record_silent_node(node, now)
             self._node_down(node, event.why, now)
         self._binding.bind_all(now)
 
@@ -388,14 +388,14 @@ class Scheduler:
         self._looking_after = any(pending.batch is None for pending in self._tasks.values())
         if self._looking_after:
             self._state.call_at(now + LOOK_AFTER, self._look_after)
-            for attempt in self._hang_detection.look_after(now):
+            for attempt in self._hang_detection.check_all(now):
                 self._state.current_task = attempt.pending
                 outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
                 attempt.replica.breaker.record(now, outcome)
                 self._debit(attempt, outcome, now)
             self._state.current_task = None
             for model in self._view.waited_for():
-                self._requests.load_ahead(model, LOOK_AFTER, now)
+                self._requests.preload(model, LOOK_AFTER, now)
                 self._binding.rescan(model, now)
 
     def _silent(self, event: Silent, now: Micros) -> None:

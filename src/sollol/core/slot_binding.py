@@ -7,7 +7,6 @@ from typing import Final
 from sollol.core.batch_scheduler import BatchScheduler
 from sollol.core.model_order import is_waited_for
 from sollol.core.request_scheduler import RequestScheduler
-from sollol.core.state.model_concurrency import TRIAL_AFTER
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import Replica
@@ -73,8 +72,8 @@ class SlotBinding:
                 running = max(
                     a.task.priority for other in replica.node.replicas.values() for a in other.attempts.values()
                 )
-                if now - arrived >= TRIAL_AFTER and priority >= running and replica.is_loaded:
-                    replica.node.concurrency.try_another(now)
+                if priority >= running and replica.is_loaded:
+                    replica.node.concurrency.try_another(now - arrived, now)
         self.bind(group, now)
 
     def bind_model(self, model: str, now: Micros, freed: list[Replica] | None = None) -> None:

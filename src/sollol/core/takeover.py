@@ -14,7 +14,6 @@ from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch, joined
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.replica import Replica
-from sollol.core.suspicion import TRIES_MOST
 from sollol.core.types import MILLISECOND, SECOND, Micros
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def _share_out(
     """Give the victim's items to idle lanes that would be sooner; the lanes that are left."""
     items = joined(i for lo, hi in victim.uncovered for i in range(lo, hi)).items()
     remaining_us = victim.expected_end(now) - now
-    thieves = [replica for replica in idle if _may_take(replica, victim, now)][: len(items)]
+    thieves = [replica for replica in idle if _may_take(replica, victim, state.policies.suspicion.tries_most, now)][
+        : len(items)
+    ]
     batcher = state.policies.batcher
     rates = [replica.work.read() or 0.0 for replica in thieves]
     total = sum(rates)
@@ -86,13 +87,13 @@ def _share_out(
     return [replica for replica in idle if replica not in used]
 
 
-def _may_take(replica: Replica, victim: Attempt, now: Micros) -> bool:
+def _may_take(replica: Replica, victim: Attempt, tries_most: int, now: Micros) -> bool:
     """Check that a lane may try the items of an attempt: two that fail them in turn would never leave them."""
     if replica.node is victim.replica.node:
         return False
     if replica.node.key not in victim.failed_on:
         return True
-    return now - victim.started_us >= STUCK and victim.evidence.tries < TRIES_MOST
+    return now - victim.started_us >= STUCK and victim.evidence.tries < tries_most
 
 
 def _look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, now: Micros) -> None:

@@ -28,9 +28,13 @@ from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit
-from sollol.policies.hedging import QuantileHedger
+from sollol.policies.hedging import LearnedHedgeBenefit, QuantileHedger
+from sollol.policies.lateness import LatenessByPrediction, StallByGap
+from sollol.policies.model_concurrency import ModelConcurrency
+from sollol.policies.preloading import SkiRentalPreloader
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
+from sollol.policies.suspicion import ItemSuspicion
 from sollol.workload.call_options import CallOptions
 from sollol.workload.runner_options import runner_key
 from sollol.workload.task import Work, build_task, unloads
@@ -45,15 +49,21 @@ HEDGERS_MAX: Final = 256  # callers' own hedging policies that are registered at
 
 def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
     return Policies(
-        CompletionRouter(),
-        GuidedBatcher(),
-        BudgetRetrier(),
-        QuantileHedger(),
-        LearnedLimit,
-        ConsecutiveBreaker,
-        MODES,
-        {strategy: router_of(strategy) for strategy in RoutingStrategy},
-        {} if hedgers is None else hedgers,
+        router=CompletionRouter(),
+        batcher=GuidedBatcher(),
+        retrier=BudgetRetrier(),
+        hedger=QuantileHedger(),
+        limiter=LearnedLimit,
+        breaker=ConsecutiveBreaker,
+        hedge_benefit=LearnedHedgeBenefit(),
+        lateness=LatenessByPrediction(),
+        stalls=StallByGap(),
+        suspicion=ItemSuspicion(),
+        preloader=SkiRentalPreloader(),
+        model_limiter=ModelConcurrency,
+        modes=MODES,
+        strategies={strategy: router_of(strategy) for strategy in RoutingStrategy},
+        hedgers={} if hedgers is None else hedgers,
     )
 
 

@@ -1,42 +1,83 @@
-"""When to send a second copy of a request that is slow, and how often that may be done.
+"""Decide when a slow request gets a second attempt, and whether that pays.
 
-After the learned p95 of how much later than predicted the first token comes for that kind of request (for an
-answer given whole: the answer). A share of the prediction, not seconds: long prompts are not taken for slow ones.
-At most BUDGET of the requests get a second copy (Dean and Barroso 2013, "The tail at scale"), and none before
-EARLY samples: a hedge that fires at random only adds load.
+`QuantileHedger` sets the delay: the learned p95 of actual ÷ predicted time to the first response, for that kind of
+request. A ratio, not seconds, so long prompts are not taken for slow ones. At most `budget` of the requests get a
+second attempt (Dean and Barroso 2013, "The tail at scale").
+
+`LearnedHedgeBenefit` compares what a second attempt saves with what it takes from others.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.state.estimators import Quantile
+from sollol.core.state.estimators import Mean, Quantile
 from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskType
 
 SHARE: Final = 0.95
-KINDS_MAX: Final = 1_000  # of (model, task type, streamed) to remember
-LATER: Final = 1.2  # times that p95: the budget is for stragglers, not for the one in 20 that is only the last
-LEAST: Final = 20
-EARLY: Final = 5  # samples from which on a call is late at EARLY_TIMES its prediction, until LEAST are there
+KINDS_MAX: Final = 1_000  # kinds of requests that are remembered
+LATER: Final = 1.2  # times the p95: the budget is for stragglers, not for the last of any twenty
+LEAST: Final = 20  # samples before the quantile is used
+EARLY: Final = 5  # samples before any request is late; until LEAST, at EARLY_TIMES its prediction
 EARLY_TIMES: Final = 4.0
 BUDGET: Final = 0.05
-RESERVE: Final = 2.0  # second copies that a quiet service may send at once
-MARGIN: Final[Micros] = 5 * MILLISECOND  # on the prediction: what a timer and a request cost
+RESERVE: Final = 2.0  # second attempts that a quiet service may send at once
+MARGIN: Final[Micros] = 5 * MILLISECOND  # added to the prediction: the cost of a timer and a request
+
+HEDGE_AGAIN: Final[Micros] = 50 * MILLISECOND  # until a late request without a free node is considered again
+COPY_WEIGHT: Final = 0.1  # weight of the newest second attempt in the share that answers first
+COPY_FIRST: Final = 0.5  # that share before any was seen
+HANG_TWICE: Final = 0.2  # share of second attempts of hanging requests that hang, too
+RESTART_TIMES: Final = 3  # delays after which a request without a free node is sent to its own node again
+RESTARTS: Final = 2  # of one request
+RESTART_SHARE: Final = 0.4  # least share that answers first; below it, the answers are long, not the nodes slow
 
 
 class QuantileHedger:
-    __slots__ = ("_kind", "_kinds", "_last", "_tokens", "budget", "share")
+    """Send a second attempt after a quantile of the usual delay, within a budget."""
 
-    def __init__(self, share: float = SHARE, budget: float = BUDGET) -> None:
+    __slots__ = (
+        "_kind",
+        "_kinds",
+        "_last",
+        "_tokens",
+        "budget",
+        "early",
+        "early_times",
+        "later",
+        "least",
+        "margin_us",
+        "reserve",
+        "share",
+    )
+
+    def __init__(
+        self,
+        share: float = SHARE,
+        budget: float = BUDGET,
+        *,
+        later: float = LATER,
+        least: int = LEAST,
+        early: int = EARLY,
+        early_times: float = EARLY_TIMES,
+        reserve: float = RESERVE,
+        margin_us: Micros = MARGIN,
+    ) -> None:
         self.share = share
         self.budget = budget
+        self.later = later
+        self.least = least
+        self.early = early
+        self.early_times = early_times
+        self.reserve = reserve
+        self.margin_us = margin_us
         self._kinds: dict[tuple[str, TaskType, bool], Quantile] = {}
-        self._tokens = RESERVE
-        self._last: Task | None = None  # who was asked for last: the next call is often like it
+        self._tokens = reserve
+        self._last: Task | None = None  # the next request is often of the same kind
         self._kind = Quantile()
 
-    def _of(self, task: Task) -> Quantile:
-        """What is known of such calls."""
+    def _ratios(self, task: Task) -> Quantile:
+        """Return the ratios that were measured for such requests."""
         last = self._last
         if last is None or task.model != last.model or task.type is not last.type or task.stream != last.stream:
             key = task.model, task.type, task.stream
@@ -49,26 +90,112 @@ class QuantileHedger:
         return self._kind
 
     def deposit(self, task: Task) -> None:
-        self._tokens = min(self._tokens + self.budget, max(RESERVE, 100 * self.budget))
+        """Add one request to the budget."""
+        self._tokens = min(self._tokens + self.budget, max(self.reserve, 100 * self.budget))
 
     def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
-        """An attempt gave its first token (or its answer, if that comes whole) after `elapsed_us`."""
-        self._of(task).add(elapsed_us / (decision.first_response_us(task.stream) + MARGIN))
+        """Record the µs until the first token of a stream, or until a whole answer."""
+        self._ratios(task).add(elapsed_us / (decision.first_response_us(task.stream) + self.margin_us))
 
     def after(self, task: Task, decision: Decision) -> Micros | None:
+        """Return the µs to wait before a second attempt; None for never."""
         if task.kind is EMBED:
             return None
-        kind = self._of(task)
-        if len(kind) < EARLY:
+        kind = self._ratios(task)
+        if len(kind) < self.early:
             return None
-        if len(kind) < LEAST:
-            return round(EARLY_TIMES * (decision.first_response_us(task.stream) + MARGIN))
+        predicted_us = decision.first_response_us(task.stream) + self.margin_us
+        if len(kind) < self.least:
+            return round(self.early_times * predicted_us)
         late = kind.read(self.share)
         assert late is not None
-        return round(LATER * late * (decision.first_response_us(task.stream) + MARGIN))
+        return round(self.later * late * predicted_us)
 
     def withdraw(self) -> bool:
+        """Take one second attempt from the budget; return False if it is empty."""
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
+
+
+class LearnedHedgeBenefit:
+    """Learn how often the second attempt of a late request answers first.
+
+    It is learned for each (model, streamed) from requests that took more than twice their prediction. Where nodes hang
+    now and then, second attempts pay; where the answers are long, they do not.
+    """
+
+    __slots__ = (
+        "_first_share",
+        "_hangs_twice",
+        "_restart_delays",
+        "_restart_share",
+        "_restarts",
+        "_shares",
+        "_weight",
+        "check_us",
+    )
+
+    def __init__(
+        self,
+        *,
+        check_us: Micros = HEDGE_AGAIN,
+        weight: float = COPY_WEIGHT,
+        first_share: float = COPY_FIRST,
+        hangs_twice: float = HANG_TWICE,
+        restart_delays: float = RESTART_TIMES,
+        restarts: int = RESTARTS,
+        restart_share: float = RESTART_SHARE,
+    ) -> None:
+        self.check_us = check_us
+        self._weight = weight
+        self._first_share = first_share
+        self._hangs_twice = hangs_twice
+        self._restart_delays = restart_delays
+        self._restarts = restarts
+        self._restart_share = restart_share
+        self._shares: dict[tuple[str, bool], Mean] = {}
+
+    def _share(self, task: Task) -> Mean:
+        kind = task.model, task.stream
+        share = self._shares.get(kind)
+        if share is None:
+            if len(self._shares) >= KINDS_MAX:
+                self._shares.clear()
+            share = self._shares[kind] = Mean(self._weight)
+            share.add(self._first_share)
+        return share
+
+    def share(self, task: Task) -> float:
+        """Return the share of late requests of this kind whose second attempt answers first."""
+        return self._share(task).value or 0.0
+
+    def record(self, task: Task, first: bool) -> None:
+        """Record whether the second attempt of a late request answered first, or would have."""
+        self._share(task).add(1.0 if first else 0.0)
+
+    def pays(self, task: Task, remaining_us: Micros, takes_us: Micros, busy: float) -> bool:
+        """Check that a second attempt saves more time than it takes from others.
+
+        Args:
+            remaining_us: Expected rest of the late attempt, saved if the second one answers first.
+            takes_us: Predicted time of the second attempt.
+            busy: Probability that somebody else needs its node meanwhile.
+        """
+        return self.share(task) * remaining_us > busy * takes_us
+
+    def replaces(self, task: Task, remaining_us: Micros, takes_us: Micros) -> bool:
+        """Check that the first attempt should be given up when the second is late, too.
+
+        Two slow nodes at once are rare, so the answer is probably long.
+        """
+        share = self.share(task)
+        luck = share * self._hangs_twice / (1 - share + share * self._hangs_twice)
+        return luck * remaining_us >= takes_us
+
+    def restarts(self, task: Task, waited_us: Micros, delay_us: Micros, restarts: int) -> bool:
+        """Check that a late request should be sent to its own node again, since no other is free."""
+        if waited_us < self._restart_delays * delay_us or restarts >= self._restarts:
+            return False
+        return self.share(task) >= self._restart_share

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from sollol.core.state.evidence import NO_EVIDENCE
 from sollol.core.state.ranges import Ranges
-from sollol.core.suspicion import NO_EVIDENCE
 from sollol.core.types import EMBED, Cause, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Attempt:
         "control",
         "cost",
         "decision",
+        "delivering",
         "due_us",
         "evidence",
         "failed_on",
@@ -46,7 +47,6 @@ class Attempt:
         "replica",
         "responding",
         "resumed",
-        "started",
         "started_us",
         "suspect",
         "task",
@@ -77,7 +77,7 @@ class Attempt:
         self.due_us = due_us
         self.decision = decision
         self.cause = cause
-        self.started = False  # the caller has seen a part of the answer
+        self.delivering = False  # the caller has seen a part of the answer
         self.occupies_gpu = task.batch or task.kind is not EMBED  # else too short to be in another model's way
         self.overlapped = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails

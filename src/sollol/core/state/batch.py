@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from sollol.core.state.attempt import Attempt
+from sollol.core.state.evidence import NO_EVIDENCE, FailureEvidence
 from sollol.core.state.ranges import Ranges
-from sollol.core.suspicion import NO_EVIDENCE, FailureEvidence
 from sollol.core.types import NEVER, Micros, Task
 
 GOLDEN: Final = 0.618034  # multiples of it, less their whole part, are spread evenly

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.policy import ModelLimiter
 from sollol.core.state.breakers import NodeFaults
 from sollol.core.state.estimators import Mean
 from sollol.core.state.incapability import Incapabilities
 from sollol.core.state.loading import LoadTimeEstimator, MemoryFit
-from sollol.core.state.model_concurrency import ModelConcurrency
 from sollol.core.state.replica import DISPLACED, Replica
 from sollol.core.types import LoadedModel, Micros
 
@@ -51,7 +51,7 @@ class Node:
         "version",
     )
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, concurrency: ModelLimiter) -> None:
         self.endpoint = endpoint
         self.key = endpoint.key
         self.up: bool | None = None
@@ -64,7 +64,7 @@ class Node:
         self.replicas: dict[str, Replica] = {}
         self.running = 0
         self.active_models = 0  # models at work
-        self.concurrency = ModelConcurrency()
+        self.concurrency = concurrency
         self.faults = NodeFaults()
         self.incapable = Incapabilities()
         self.speed = Mean()  # of its models, as shares of what is typical for them

@@ -18,7 +18,7 @@ from sollol.core.prefix_cache import read_prompt
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.breakers import FAULTS, ReplicaBreaker
 from sollol.core.state.estimators import Mean, Rate
-from sollol.core.suspicion import ListLimit
+from sollol.core.state.evidence import ListLimit
 from sollol.core.types import NEVER, OK, SECOND, Key, Micros, Outcome, PrefixHash, Status, Task, Timing
 
 if TYPE_CHECKING:

@@ -125,7 +125,7 @@ class SchedulerState:
         replica.breaker.record(now, LEFT)
         replica.flag_off_nominal()
         reading_until = attempt.started_us + attempt.decision.first_us
-        if not withdrawn and not attempt.started and now < reading_until and replica.node.usable:
+        if not withdrawn and not attempt.delivering and now < reading_until and replica.node.usable:
             until = taken_until(replica, attempt, now)
             replica.draining.append(until)
             self.serve_at(replica.model, until)

@@ -1,11 +1,11 @@
-"""Order the models of one node: whose work starts next, and how many models work at the same time.
+"""Order the models of one node: which starts next, and how many work at the same time.
 
 All models of a node form one order, as the tasks of one model do (`core.state.queue`): priority first, raised by age;
-at equal priority the application, then the model, that was given less of this node's time (start-time fair queueing). A
-model whose turn it is may fill its slots once; then it lets another one that goes before it have the node.
+at equal priority the application, then the model, that had less of this node's time (start-time fair queueing). A
+model whose turn it is may fill its slots once; then it yields to one that goes before it.
 
-Models that share a GPU only slow each other, so they take turns; those on two GPUs do not. A further model is tried
-beside the others when it is waited for, and kept if answers are written at ALONE of the usual rate or more.
+Models that share a GPU only slow each other, so they take turns; models on two GPUs do not. A waiting model is tried
+beside the others, and kept there if answers are decoded at `alone` of the usual rate or more.
 """
 
 from __future__ import annotations
@@ -19,33 +19,56 @@ from sollol.core.types import SECOND, Micros
 TRIAL_AFTER: Final[Micros] = 2 * SECOND  # that a model has waited for its turn, before it is tried beside another
 TURNS_HOLD: Final[Micros] = 10 * SECOND  # after a trial that did not pay; four times as long each time
 TURNS_HOLD_MAX: Final[Micros] = 600 * SECOND
-TURNS_LEAST: Final = 3  # answers that tell
+TURNS_LEAST: Final = 3  # answers that decide a trial
 TURNS_MOST: Final = 4
 ALONE: Final = 0.8
 NAMES_MAX: Final = 256  # applications, or models, whose share of the node's time is remembered
 
 
 class ModelConcurrency:
-    """The order of the models of one node."""
+    """Limit how many models of a node work at once, and order the others.
+
+    Attributes:
+        limit: Models that may work at the same time.
+        maximum: Bound of the limit.
+        unordered: Any model may start; set while slots are offered that no model in turn has taken.
+    """
 
     __slots__ = (
+        "_alone",
         "_apps",
+        "_first_hold_us",
         "_hold_us",
+        "_least",
         "_levels",
         "_models",
+        "_proven",
         "_ratio",
-        "_settled",
+        "_trial_after_us",
         "_trial_at",
         "limit",
+        "maximum",
         "unordered",
     )
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        trial_after_us: Micros = TRIAL_AFTER,
+        hold_us: Micros = TURNS_HOLD,
+        least: int = TURNS_LEAST,
+        maximum: int = TURNS_MOST,
+        alone: float = ALONE,
+    ) -> None:
         self.limit = 1
-        self.unordered = False  # no precedence: every model may take what those before it left
-        self._settled = 1  # known to be good; beyond it is a trial
+        self.maximum = maximum
+        self.unordered = False
+        self._trial_after_us = trial_after_us
+        self._first_hold_us = self._hold_us = hold_us
+        self._least = least
+        self._alone = alone
+        self._proven = 1  # models that were found not to slow each other; more are a trial
         self._trial_at: Micros = 0
-        self._hold_us = TURNS_HOLD
         self._ratio = Mean()
         self._levels: dict[int, Micros] = {}  # priority -> when it was last served here
         self._apps = _GivenTime()
@@ -53,9 +76,11 @@ class ModelConcurrency:
 
     # --- how many at once ---
 
-    def try_another(self, now: Micros) -> bool:
-        """Let one more model work at the same time, as a trial. Returns whether one began."""
-        if self.limit != self._settled or self.limit >= TURNS_MOST or now < self._trial_at:
+    def try_another(self, waited_us: Micros, now: Micros) -> bool:
+        """Raise the limit by one, as a trial, for a model that has waited so long. Return whether it was raised."""
+        if waited_us < self._trial_after_us or now < self._trial_at:
+            return False
+        if self.limit != self._proven or self.limit >= self.maximum:
             return False
         self.limit += 1
         self._ratio = Mean()
@@ -64,15 +89,15 @@ class ModelConcurrency:
     def record_overlap(self, ratio: float, now: Micros) -> None:
         """Record the decode rate of an answer, as a share of the usual one, while models overlapped."""
         self._ratio.add(ratio)
-        if self._ratio.count < TURNS_LEAST:
+        if self._ratio.count < self._least:
             return
-        good = (self._ratio.value or 0.0) >= ALONE
+        good = (self._ratio.value or 0.0) >= self._alone
         self._ratio = Mean()
         if good:
-            self._settled = self.limit = min(TURNS_MOST, max(self.limit, self._settled + 1))
-            self._hold_us = TURNS_HOLD
-        elif self.limit > self._settled:
-            self.limit = self._settled
+            self._proven = self.limit = min(self.maximum, max(self.limit, self._proven + 1))
+            self._hold_us = self._first_hold_us
+        elif self.limit > self._proven:
+            self.limit = self._proven
             self._trial_at = now + self._hold_us
             self._hold_us = min(4 * self._hold_us, TURNS_HOLD_MAX)
 
@@ -85,7 +110,7 @@ class ModelConcurrency:
         self._models.charge(model, us)
 
     def age_us(self, priority: int, since: Micros, now: Micros) -> Micros:
-        """How long a priority has waited on this node: since it was last served, or began to wait."""
+        """Return the µs that a priority has waited on this node: since it was last served, or began to wait."""
         return now - max(since, self._levels.get(priority, since))
 
     def goes_before(self, app: str, model: str, other_app: str, other_model: str) -> bool:
@@ -97,9 +122,10 @@ class ModelConcurrency:
 
 
 class _GivenTime:
-    """Time of a node given to each application or model, in virtual microseconds.
+    """Count the time of a node given to each application or model, in virtual µs.
 
-    One that was away resumes at the present, with neither credit nor debt."""
+    One that was away resumes at the present, with neither credit nor debt.
+    """
 
     __slots__ = ("_given", "_present")
 
