@@ -244,7 +244,7 @@ def test_loading_ahead(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
 
 
 def test_whether_other_nodes_can_go_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(continuation.Continuity, "learn", failing(1, continuation.Continuity.learn))
+    monkeypatch.setattr(continuation.ResumeSupport, "learn", failing(1, continuation.ResumeSupport.learn))
     body = {"model": MODEL, "prompt": "a", "options": {"num_predict": 20}}
     specs = [talker(number, continues=True) for number in (1, 2)]
     with sim_cluster(specs) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:

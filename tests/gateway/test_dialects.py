@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Kind, Status
-from sollol.engine.resumption import Said
+from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader, data_of
 from sollol.nodes.dialect import judge
@@ -34,10 +34,10 @@ def transcript(case: str) -> tuple[Any, list[bytes]]:
     return found["request"]["body"], [text.encode() for _, text in found["chunks"]]
 
 
-def said_of(case: str) -> Said:
+def said_of(case: str) -> PartialResponse:
     body, _ = transcript(case)
     raw = json.dumps(body).encode()
-    found: Said | None
+    found: PartialResponse | None
     if case.startswith("v1-chat"):
         found = openai.said(Kind.CHAT, raw)
     elif case.startswith("v1-completions"):
@@ -47,7 +47,7 @@ def said_of(case: str) -> Said:
     elif case.startswith("v1-responses"):
         found = responses.said(raw)
     else:
-        found = Said(Kind.CHAT if case.startswith("chat") else Kind.GENERATE, body)
+        found = PartialResponse(Kind.CHAT if case.startswith("chat") else Kind.GENERATE, body)
     assert found is not None
     return found
 

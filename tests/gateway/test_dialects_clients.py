@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Status
-from sollol.engine.resumption import Said
+from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, responses
 from sollol.gateway.dialects import openai as openai_dialect
 from sollol.gateway.dialects.reading import Reader
@@ -135,7 +135,7 @@ def read_messages(stream: bytes) -> tuple[str, str, tuple[int, int]]:
     return "".join(blocks), last["delta"]["stop_reason"], (usage["input_tokens"], usage["output_tokens"])
 
 
-def gone_on(said: Said, tokens: list[str], reason: str) -> bytes:
+def gone_on(said: PartialResponse, tokens: list[str], reason: str) -> bytes:
     """The rest of an answer, as another node's raw generate says it."""
     before = said.tokens
     lines: list[dict[str, Any]] = [{"model": "m", "response": token, "done": False} for token in tokens]
@@ -191,7 +191,7 @@ def test_a_client_reads_an_answer_whose_last_mark_we_set(speaker: Speaker, case:
     assert usage == ((10, said.tokens) if case == "v1-messages-stream" else None)
 
 
-def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], Said, Reader]:
+def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], PartialResponse, Reader]:
     """A node's stream of these tokens, what keeps it, and what reads it."""
 
     async def speak() -> list[bytes]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from sollol.core.types import Kind, Status
-from sollol.engine.resumption import Said
+from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import HELD_BYTES, Cutter, EventReader, LineReader, data_of
 from sollol.nodes.transport import Timeouts
@@ -200,7 +200,7 @@ def test_the_data_of_events() -> None:
 # --- what was heard ---
 
 
-def heard(case: str, *pieces: bytes) -> Said:
+def heard(case: str, *pieces: bytes) -> PartialResponse:
     said = said_of(case)
     said.hear(transcript(case)[1][0])
     for piece in pieces:

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sollol.core.types import Kind
-from sollol.engine.resumption import Said
+from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, openai, responses
 
 USER = [{"role": "user", "content": "x"}]
-DIALECTS: dict[str, tuple[Callable[[bytes], Said | None], dict[str, Any]]] = {
+DIALECTS: dict[str, tuple[Callable[[bytes], PartialResponse | None], dict[str, Any]]] = {
     "chat": (lambda body: openai.said(Kind.CHAT, body), {"messages": USER}),
     "completions": (lambda body: openai.said(Kind.GENERATE, body), {"prompt": "x"}),
     "messages": (anthropic.said, {"messages": USER, "max_tokens": 9}),

@@ -27,9 +27,9 @@ from tests.marks import plain_only
 EMBED = "nomic-embed-text"
 OWNERS = [
     relay.WholeRelay, relay.StreamRelay, relay.StreamAttempt, relay._WholeAttempt, embed.RawBatch, infer.Inference,
-    jobs.CallJob, jobs.StreamJob, jobs.Story, batch_job.BatchJob, reading.LineReader, reading.EventReader,
+    jobs.CallJob, jobs.StreamJob, jobs.AttemptLog, batch_job.BatchJob, reading.LineReader, reading.EventReader,
     reading.Cutter, repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, silences.Silences,
-    continuation.Said, continuation.Continuity, http.Exchange,
+    continuation.PartialResponse, continuation.ResumeSupport, http.Exchange,
 ]  # fmt: skip
 LEFT_OUT = {"__repr__", "__eq__", "__hash__"}
 METHODS = [

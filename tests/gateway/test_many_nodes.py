@@ -128,7 +128,7 @@ def test_aliases_are_models() -> None:
 
 
 def test_what_is_no_ollama_is_an_error_with_its_address() -> None:
-    async def story(answer: bytes) -> None:
+    async def attempt_log(answer: bytes) -> None:
         async with serving(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n" + answer)) as (server, transport):
             with pytest.raises(ResponseError, match=f"{server.node.key}/api/tags does not answer as Ollama") as bad:
                 await operations.list_models(transport, [server.node])
@@ -137,7 +137,7 @@ def test_what_is_no_ollama_is_an_error_with_its_address() -> None:
             assert ["error" in line for line in progress] == [True]
 
     for answer in (b"<html>", b"[1, 2]"):
-        asyncio.run(story(answer))
+        asyncio.run(attempt_log(answer))
 
 
 # --- headers, keys ---

@@ -302,8 +302,8 @@ class Dispatcher:
         try:
             self._silences.forget(start.attempt)
             job.ended(start, outcome, began, at)
-        except Exception as error:  # the story of a task is worth less than its slot
-            self.fault(f"the story of task {start.task}", error)
+        except Exception as error:  # the log of a task is worth less than its slot
+            self.fault(f"the log of task {start.task}", error)
 
     def _abort(self, action: Abort, at: Micros) -> None:
         entry = self._running.pop(action.attempt, None)

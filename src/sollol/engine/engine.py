@@ -18,7 +18,7 @@ from sollol.engine.dispatcher import Dispatcher
 from sollol.engine.history import History
 from sollol.engine.jobs import CallJob, StreamJob
 from sollol.engine.request import Request
-from sollol.engine.resumption import Continuity, Said, is_plain
+from sollol.engine.resumption import PartialResponse, ResumeSupport, is_plain
 from sollol.engine.texts import take
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
@@ -76,7 +76,7 @@ class Engine:
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self.transport = transport
-        self.continuity = Continuity(transport, self.dispatcher.duties)
+        self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
         self.history = History(self.dispatcher.now)
         self._app = app
         self._share = 1.0
@@ -99,7 +99,7 @@ class Engine:
         return self.submit(job)
 
     def stream(self, request: Request, done: Callable[[CallJob], None], push: Callable[[bytes], bool]) -> StreamJob:
-        said = Said(request.kind, request.fields) if is_plain(request.fields) else None
+        said = PartialResponse(request.kind, request.fields) if is_plain(request.fields) else None
         job = StreamJob(
             self._task(request),
             request.path,
@@ -108,7 +108,7 @@ class Engine:
             self.noting(done),
             push,
             said,
-            self.continuity,
+            self.resume_support,
             self.holders,
         )
         self.submit(job)
@@ -162,7 +162,7 @@ class Engine:
             abandon()
 
     async def aclose(self) -> None:
-        await self.continuity.aclose()
+        await self.resume_support.aclose()
         await self.dispatcher.aclose()
 
     def batch(
@@ -227,7 +227,7 @@ class Engine:
         return id
 
     def submit(self, job: CallJob) -> CallJob:
-        job.story.submitted_us = at = self.dispatcher.now()
+        job.attempt_log.submitted_us = at = self.dispatcher.now()
         self.dispatcher.submit(job, at)
         return job
 
@@ -282,7 +282,7 @@ def finish(job: CallJob, request: Request) -> Answer:
     if error is not None:
         raise error
     answer = request.answer(_readable(job.body))
-    answer["_sollol_routing"] = job.story.record(job.settled.attempt)
+    answer["_sollol_routing"] = job.attempt_log.record(job.settled.attempt)
     return answer
 
 
@@ -290,7 +290,7 @@ def finish_stream(job: StreamJob, request: Request) -> Answer:
     """The last part of a streamed answer, with its routing."""
     assert job.settled is not None
     answer = request.answer(_readable(job.last))
-    answer["_sollol_routing"] = job.story.record(job.settled.attempt)
+    answer["_sollol_routing"] = job.attempt_log.record(job.settled.attempt)
     return answer
 
 

@@ -1,4 +1,4 @@
-"""What became of the last calls: for `explain`, for displays, and for how good the predictions are."""
+"""Keep the last finished requests: for `explain`, for displays, and for calibration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sollol.core.state.estimators import Quantile
 from sollol.core.types import OK, Micros, Status, Task
 from sollol.engine.batch_job import BatchJob
 from sollol.engine.batch_report import BatchReport, NodeShare
-from sollol.engine.jobs import CallJob, Story
+from sollol.engine.jobs import AttemptLog, CallJob
 
 REMEMBERED = 1_000
 SHOWN = 100
@@ -23,8 +23,8 @@ NODES_MOST = 64  # nodes of which it is kept why they did not answer
 ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
 
 
-class BatchStory:
-    """What became of a batch, as the record of a call. Nothing was predicted for it as a whole."""
+class BatchLog:
+    """A finished batch in the form of an attempt log. It has no prediction as a whole."""
 
     __slots__ = ("report", "task", "wait_us")
 
@@ -72,17 +72,17 @@ def _failures(share: NodeShare) -> str:
     return f"{share.failed} {'request' if share.failed == 1 else 'requests'} failed{last}"
 
 
-class Past:
-    """A call that is over, with all that was tried; without what was said, which may be large."""
+class FinishedRequest:
+    """A finished request: its attempts and its outcome, without payload."""
 
-    __slots__ = ("at", "attempt", "error", "how", "nodes", "status", "story")
+    __slots__ = ("at", "attempt", "attempt_log", "error", "how", "nodes", "status")
 
     def __init__(
         self,
         at: Micros,
         how: Status,
         attempt: int | None,
-        story: Story | BatchStory,
+        attempt_log: AttemptLog | BatchLog,
         error: str = "",
         status: int = 0,
         nodes: tuple[tuple[str, str], ...] = (),
@@ -90,14 +90,14 @@ class Past:
         self.at = at  # when it was over
         self.how = how
         self.attempt = attempt  # that answered
-        self.story = story
+        self.attempt_log = attempt_log
         self.error = error[:ERROR_MOST]  # in which it ended
         self.status = status
         self.nodes = nodes  # of one that no node answered: each, and why it did not
 
     def explained(self) -> dict[str, Any]:
         """Return the record, with the error, and with what every node answered, or why it was not asked."""
-        record = self.story.record(self.attempt)
+        record = self.attempt_log.record(self.attempt)
         told: dict[str, Any] = {**record, "error": self.error, "status": self.status}
         asked = {row["node"] for row in record["tried"]}
         others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in asked]
@@ -105,9 +105,9 @@ class Past:
 
     def lateness(self) -> float | None:
         """Actual ÷ predicted time of the attempt that answered."""
-        story = self.story
-        if self.how is OK and isinstance(story, Story):
-            for start, outcome, began, ended in story.attempts:
+        attempt_log = self.attempt_log
+        if self.how is OK and isinstance(attempt_log, AttemptLog):
+            for start, outcome, began, ended in attempt_log.attempts:
                 if start.attempt == self.attempt and outcome.status is OK:
                     return _lateness(start.decision.predicted_us, began, ended)
         return None
@@ -125,42 +125,44 @@ class History:
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
-        self._calls: deque[Past] = deque(maxlen=REMEMBERED)
-        self._shown: dict[int, Past] = {}  # by task, what was shown first standing first
+        self._calls: deque[FinishedRequest] = deque(maxlen=REMEMBERED)
+        self._shown: dict[int, FinishedRequest] = {}  # by task, what was shown first standing first
 
     def add(self, job: CallJob) -> None:
         """Record a call that is over."""
         assert job.settled is not None
-        self._keep(job.settled, job.story)
+        self._keep(job.settled, job.attempt_log)
 
     def add_batch(self, job: BatchJob, settled: Complete, report: BatchReport) -> None:
         """Record a batch that is over."""
-        self._keep(settled, BatchStory(job.task, report, job.wait_us))
+        self._keep(settled, BatchLog(job.task, report, job.wait_us))
 
-    def _keep(self, settled: Complete, story: Story | BatchStory) -> None:
+    def _keep(self, settled: Complete, attempt_log: AttemptLog | BatchLog) -> None:
         outcome = settled.outcome
         error = "" if outcome.status is OK else outcome.message or outcome.status.value
         nodes = settled.tried[:NODES_MOST]
-        past = Past(self._now(), outcome.status, settled.attempt, story, error, outcome.http_status, nodes)
+        past = FinishedRequest(
+            self._now(), outcome.status, settled.attempt, attempt_log, error, outcome.http_status, nodes
+        )
         self._calls.append(past)
 
     def find(self, task: int) -> dict[str, Any] | None:
         """Return the record of a task, or None if it is not remembered."""
-        found = self._shown.get(task) or next((past for past in self._calls if past.story.task.id == task), None)
+        found = self._shown.get(task) or next((past for past in self._calls if past.attempt_log.task.id == task), None)
         return None if found is None else {**self._row(found), **found.explained()}
 
     def recent(self) -> list[dict[str, Any]]:
         """Newest first. All of them can be asked for until ASKABLE others were shown."""
         recent = list(islice(reversed(self._calls), SHOWN))
-        self._shown |= {past.story.task.id: past for past in reversed(recent)}
+        self._shown |= {past.attempt_log.task.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
             del self._shown[task]
         return [self._row(past) for past in recent]
 
-    def _row(self, past: Past) -> dict[str, Any]:
-        story = past.story
-        task = story.task
-        record = story.record(past.attempt)
+    def _row(self, past: FinishedRequest) -> dict[str, Any]:
+        attempt_log = past.attempt_log
+        task = attempt_log.task
+        record = attempt_log.record(past.attempt)
         return {
             "id": task.id,
             "kind": task.kind.value,

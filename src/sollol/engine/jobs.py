@@ -1,6 +1,6 @@
 """The part of a task that the core does not see: how it is said to a node, what the answer means, who waits.
 
-A job keeps the story of its attempts, and from it the routing record that the caller reads.
+A job keeps the log of its attempts, and from it the routing record that the caller reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.endings import error_of as error_of
-from sollol.engine.resumption import Continuity, NotRendered, Said
+from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport
 from sollol.engine.whole_answers import observed, refusal_of
 from sollol.errors import (
     DeadlineExceeded,
@@ -37,7 +37,7 @@ STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longe
 Started = Callable[[bool], None]  # the caller has begun to receive; whether another node could go on
 
 
-class Story:
+class AttemptLog:
     """The attempts of one task, in the order in which they ended."""
 
     __slots__ = ("attempts", "seams", "submitted_us", "task")
@@ -100,7 +100,7 @@ class CallJob:
     def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
         self.task = task
         self.call = Call("POST", path, body, timeouts=timeouts)
-        self.story = Story(task)
+        self.attempt_log = AttemptLog(task)
         self.body = b""
         self.settled: Complete | None = None
         self._bodies: dict[int, bytes] = {}
@@ -142,7 +142,7 @@ class CallJob:
         return judge_vectors(self.call.path, self.call.body, body) or outcome
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
-        self.story.attempts.append((start, outcome, began, at))
+        self.attempt_log.attempts.append((start, outcome, began, at))
 
     def accept(self, action: Accept) -> None: ...
     def refuse(self, action: Refuse) -> None: ...
@@ -180,8 +180,8 @@ class StreamJob(CallJob):
         timeouts: Timeouts,
         done: Callable[[CallJob], None],
         push: Callable[[bytes], bool],
-        said: Said | None,
-        continuity: Continuity,
+        said: PartialResponse | None,
+        resume_support: ResumeSupport,
         holders: Callable[..., dict[str, tuple[Endpoint, str]]],
     ) -> None:
         super().__init__(task, path, body, timeouts, done)
@@ -190,8 +190,8 @@ class StreamJob(CallJob):
         self.drained = asyncio.Event()
         self._push = push
         self._said = said  # None where the request rules out going on
-        self._heard = said or Said(task.kind, {"model": task.model})
-        self._continuity = continuity
+        self._heard = said or PartialResponse(task.kind, {"model": task.model})
+        self._continuity = resume_support
         self._holders = holders  # of a model: node -> (endpoint, digest)
         self._digest = ""
         self._begun_at = 0.0
@@ -301,7 +301,7 @@ class StreamJob(CallJob):
         return await self._ask(transport, node, call, lambda: started(True), translate)
 
     def _elapsed_us(self) -> int:
-        return round(self._loop.time() * 1e6) - self.story.submitted_us
+        return round(self._loop.time() * 1e6) - self.attempt_log.submitted_us
 
     async def _relay(self, pieces: Any, begins: Callable[[], None], translate: Callable[[bytes], bytes]) -> Outcome:
         lines = Lines()
@@ -351,7 +351,7 @@ class StreamJob(CallJob):
 
     def settle(self, action: Complete, at: Micros) -> None:
         if self._said is not None:
-            self.story.seams = self._said.seams
+            self.attempt_log.seams = self._said.seams
         if action.outcome.status is OK and self.last:
             self._push(self.last)
         super().settle(action, at)

@@ -39,7 +39,7 @@ def is_plain(body: Mapping[str, Any]) -> bool:
     return not any(m.get("images") or m.get("tool_calls") for m in body.get("messages") or () if isinstance(m, Mapping))
 
 
-class Continuity:
+class ResumeSupport:
     """Which models can be continued, by their digest; asked beforehand and remembered."""
 
     def __init__(self, transport: Transport, duties: Duties) -> None:
@@ -142,7 +142,7 @@ def _post(path: str, body: Mapping[str, Any]) -> Call:
     return Call("POST", path, encode(body), timeouts=TIMEOUTS)
 
 
-class Said:
+class PartialResponse:
     """What the caller has received of an answer, over all the nodes that gave it."""
 
     __slots__ = (

@@ -76,7 +76,7 @@ def used(job: CallJob, engine: Engine, prompt: int, parts: int, size: int, last:
 
 def under_way(job: CallJob) -> list[tuple[Start, Outcome, Micros, Micros]]:
     """Return the attempts that were ended from this side."""
-    return [entry for entry in job.story.attempts if entry[1].status is Status.LEFT]
+    return [entry for entry in job.attempt_log.attempts if entry[1].status is Status.LEFT]
 
 
 def _written(engine: Engine, task: Task, start: Start, outcome: Outcome, began: Micros, ended: Micros) -> int:

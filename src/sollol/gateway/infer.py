@@ -15,7 +15,7 @@ import msgspec
 from sollol.core.types import EMBED, OK, Status, canonical_model, is_cloud_model
 from sollol.engine.engine import TIMEOUTS
 from sollol.engine.jobs import CallJob
-from sollol.engine.resumption import Said
+from sollol.engine.resumption import PartialResponse
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway import models
@@ -167,7 +167,7 @@ class Inference:
                 self._done,
                 gateway.sinks,
                 said,
-                engine.continuity,
+                engine.resume_support,
                 engine.holders,
             )
         else:
@@ -220,7 +220,7 @@ class Inference:
         """Set how long the node that answered keeps the model, which /v1 has no word for."""
         settled = job.settled
         node = next(
-            (start.node for start, *_ in job.story.attempts if settled and start.attempt == settled.attempt), ""
+            (start.node for start, *_ in job.attempt_log.attempts if settled and start.attempt == settled.attempt), ""
         )
         self._gateway.keep(node, model, job.task, keep_alive)
 
@@ -239,7 +239,7 @@ class Inference:
     def _refuse(self, model: str, job: CallJob) -> None:
         error = job.error()
         assert error is not None
-        request, headers = self._request, routed(job.task.id, "", len(job.story.attempts))
+        request, headers = self._request, routed(job.task.id, "", len(job.attempt_log.attempts))
         if isinstance(error, NoNodeAvailable) and self._gateway.nobody_has(model):
             request.refuse(404, unknown_model(request.path, self._asked.model), headers)
             return
@@ -255,7 +255,7 @@ def _renamed(body: bytes, model: str) -> bytes:
         raise unreadable(error) from error
 
 
-def _said(tongue: Tongue, body: bytes) -> Said | None:
+def _said(tongue: Tongue, body: bytes) -> PartialResponse | None:
     """Return what is needed to go on with the answer elsewhere; None where a node is left to refuse the body."""
     try:
         return tongue.said(body)

@@ -82,7 +82,7 @@ SCHEMAS: dict[str, Schema] = {
     "Nodes": _object(nodes=_list(_ref("Node"))),
     "Waiting": _object(**_ASKED, waited_ms=_MS, position={"type": "integer", "minimum": 1}, eta_ms=_MS),
     "Running": _object(**_ASKED, **_GOING, items=_COUNT),
-    "Past": _object(**_PAST),
+    "FinishedRequest": _object(**_PAST),
     "Calibration": _object(median=_or_null(_NUMBER), p90=_or_null(_NUMBER), count=_COUNT),
     "Totals": _object(total_requests=_COUNT, successful_requests=_COUNT, failed_requests=_COUNT, faults=_COUNT),
     "Snapshot": _object(
@@ -94,7 +94,7 @@ SCHEMAS: dict[str, Schema] = {
         nodes=_list(_ref("Node")),
         waiting=_list(_ref("Waiting")),
         running=_list(_ref("Running")),
-        recent=_list(_ref("Past")),
+        recent=_list(_ref("FinishedRequest")),
         calibration=_ref("Calibration"),
         keys={"type": "object", "additionalProperties": _ref("Account")},
     ),

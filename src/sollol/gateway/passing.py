@@ -236,7 +236,9 @@ class PassedCall(CallJob):
         request = self.request
         async with aclosing(reply):
             try:
-                request.begin(reply.status, _kind(reply), routed(self.task.id, node.key, len(self.story.attempts) + 1))
+                request.begin(
+                    reply.status, _kind(reply), routed(self.task.id, node.key, len(self.attempt_log.attempts) + 1)
+                )
                 started(False)
                 self.came.begun = True
                 async for piece in reply:
@@ -263,7 +265,7 @@ def _settled(job: CallJob) -> None:
     if request.has_begun:
         (request.end if outcome.status is OK else request.cut)()
     elif outcome.status is Status.REFUSED and outcome.http_status:
-        tried = routed(job.task.id, "", len(job.story.attempts))
+        tried = routed(job.task.id, "", len(job.attempt_log.attempts))
         request.answer(outcome.http_status, job.body, job.kind_of(settled.attempt), tried)
     elif (error := job.error()) is not None:
         status, headers = status_of(error)

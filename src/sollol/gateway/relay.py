@@ -16,7 +16,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, StreamJob
-from sollol.engine.resumption import UNREAD, Continuity, Said
+from sollol.engine.resumption import UNREAD, PartialResponse, ResumeSupport
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
@@ -106,11 +106,11 @@ class StreamRelay(StreamJob):
         timeouts: Timeouts,
         done: Done,
         transport: HttpTransport,
-        said: Said | None,
-        continuity: Continuity,
+        said: PartialResponse | None,
+        resume_support: ResumeSupport,
         holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, done, self._pass_on, said, continuity, holders)
+        super().__init__(task, tongue.path, body, timeouts, done, self._pass_on, said, resume_support, holders)
         self.request = request
         self.tongue = tongue
         self.transport = transport
@@ -168,7 +168,7 @@ class StreamRelay(StreamJob):
 
     def hear(self, piece: bytes) -> None:
         unread, said = self._unread, self._said
-        if unread is not None and said is not None:  # as Said.hear, which is not compiled
+        if unread is not None and said is not None:  # as PartialResponse.hear, which is not compiled
             unread.append(piece)
             if len(unread) >= UNREAD:
                 said.read()
@@ -178,7 +178,7 @@ class StreamRelay(StreamJob):
 
     def settle(self, action: Complete, at: Micros) -> None:
         if self._said is not None:
-            self.story.seams = self._said.seams
+            self.attempt_log.seams = self._said.seams
         CallJob.settle(self, action, at)
 
     def answer(self, settled: Complete) -> None:
@@ -368,15 +368,15 @@ class StreamAttempt(Exchange):
 
 def routing_lines(job: CallJob, attempt: int | None, now: StreamAttempt | None = None) -> bytes:
     """Where it went and why, as header lines: of the attempt that answered, or of the one that does so now."""
-    story = job.story
-    node, predicted, queue_us, attempts = "", 0, 0, len(story.attempts)
+    attempt_log = job.attempt_log
+    node, predicted, queue_us, attempts = "", 0, 0, len(attempt_log.attempts)
     if now is not None:
         node, predicted, attempts = now.start.node, now.start.decision.predicted_us, attempts + 1
-        queue_us = now.began_us - story.submitted_us
-    for entry in story.attempts:
+        queue_us = now.began_us - attempt_log.submitted_us
+    for entry in attempt_log.attempts:
         if entry[0].attempt == attempt:
             node, predicted = entry[0].node, entry[0].decision.predicted_us
-            queue_us = entry[2] - story.submitted_us
+            queue_us = entry[2] - attempt_log.submitted_us
     return (
         b"X-Sollol-Node: %b\r\nX-Sollol-Request-Id: %d\r\nX-Sollol-Queue-Ms: %d\r\nX-Sollol-Predicted-Ms: %d\r\n"
         b"X-Sollol-Attempts: %d\r\n"

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.core.types import Kind, Outcome, TaskType
-from sollol.engine.resumption import Said, is_plain
+from sollol.engine.resumption import PartialResponse, is_plain
 from sollol.errors import BadInput
 from sollol.gateway.charging import size_of
 from sollol.gateway.dialects import anthropic, openai, responses
@@ -73,7 +73,7 @@ class Tongue:
         peek: Callable[[bytes], Asked],
         judge: Callable[[int, bytes], Outcome],
         reader: Callable[[], Reader],
-        said: Callable[[bytes], Said | None],
+        said: Callable[[bytes], PartialResponse | None],
         error_event: Callable[[str, str], bytes],
         type_line: bytes,
     ) -> None:
@@ -159,10 +159,10 @@ def _judge_as(kind: Kind) -> Callable[[int, bytes], Outcome]:
     return lambda status, body: judge(status, body, kind)
 
 
-def _said_as(kind: Kind) -> Callable[[bytes], Said | None]:
-    def said(body: bytes) -> Said | None:
+def _said_as(kind: Kind) -> Callable[[bytes], PartialResponse | None]:
+    def said(body: bytes) -> PartialResponse | None:
         fields = decode(body)
-        return Said(kind, fields) if is_plain(fields) else None
+        return PartialResponse(kind, fields) if is_plain(fields) else None
 
     return said
 

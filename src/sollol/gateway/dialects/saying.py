@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sollol.core.types import Timing
-from sollol.engine.resumption import Said
+from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects.reading import data_of
 from sollol.nodes.decoding import Int
 from sollol.nodes.dialect import decode, encode
@@ -35,7 +35,7 @@ def timing_of(usage: Usage | None) -> Timing:
     return Timing(prompt_tokens=usage.input_tokens, tokens=usage.output_tokens) if usage else Timing()
 
 
-class EventsSaid(Said):
+class EventsSaid(PartialResponse):
     """Of a dialect whose streams are events: says `text_of`, `part` and `last`."""
 
     def texts_of(self, pieces: list[bytes]) -> list[str]:
