@@ -194,6 +194,22 @@ def test_the_picture_of_the_rooms_is_current() -> None:
         assert not room or f"| `{room}` |" in text
 
 
+def test_the_ways_through_the_house_exist() -> None:
+    """`room/file.py` and the functions behind it, in the tables of docs/architecture.md."""
+    source = ROOT / "src" / "sollol"
+    rows = [line for line in text_of("architecture.md").splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) > 15
+    for row in rows:
+        path = None
+        for word in re.findall(r"`([^`]+)`", row.split("|")[3]):
+            if word.endswith(".py"):
+                path = source / word
+                assert path.exists(), word
+            else:
+                assert path is not None
+                assert re.search(rf"def {word}\b", path.read_text()), f"{path.name} has no {word}"
+
+
 def test_every_public_name_is_documented() -> None:
     assert not missing(sollol.__all__, *(path.name for path in DOCS.glob("*.md")))
 
