@@ -23,10 +23,11 @@ from sollol.core.types import Kind
 from sollol.dashboard.feed import Feed
 from sollol.dashboard.watch import Watch
 from sollol.duties import PAUSE_MOST_S, Duties, in_thread, pause_s
+from sollol.engine import dispatcher, resumption, silences
 from sollol.gateway import app
 from sollol.gateway.keys import Key, Keyring, add_key, revoke_key
 from sollol.nodes.resolver import Resolver
-from sollol.pool import continuation, dispatcher, silences, thread
+from sollol.pool import thread
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 
@@ -40,8 +41,8 @@ BY_HAND = {
     "nodes/http.py": 2,  # the connection of a request
     "nodes/dialing.py": 1,  # the addresses of a host, tried beside each other
     "nodes/probe.py": 1,  # the two lists of a probe
-    "pool/dispatcher.py": 1,  # an attempt
-    "pool/manage.py": 2,  # progress of a transfer
+    "engine/dispatcher.py": 1,  # an attempt
+    "models/operations.py": 2,  # progress of a transfer
     "pool/thread.py": 1,  # the thread of a pool: its start is waited for
     "compat/background.py": 1,  # a loop for callers without one
     "compat/gpu_placement.py": 1,  # a load that is waited for
@@ -244,13 +245,13 @@ def test_loading_ahead(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
 
 
 def test_whether_other_nodes_can_go_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(continuation.ResumeSupport, "learn", failing(1, continuation.ResumeSupport.learn))
+    monkeypatch.setattr(resumption.ResumeSupport, "learn", failing(1, resumption.ResumeSupport.learn))
     body = {"model": MODEL, "prompt": "a", "options": {"num_predict": 20}}
     specs = [talker(number, continues=True) for number in (1, 2)]
     with sim_cluster(specs) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
         for _ in range(2):
             assert client.post("/api/generate", json=body).status_code == 200
-        until(lambda: stage.look(lambda gateway: list(gateway.engine.continuity._known.values())) == [True])
+        until(lambda: stage.look(lambda gateway: list(gateway.engine.resume_support._known.values())) == [True])
         assert faults(stage) == tracebacks(caplog) == 1
 
 

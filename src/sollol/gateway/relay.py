@@ -291,6 +291,7 @@ class StreamAttempt(Exchange):
                 self._end(None)
             return
         if self._ending is not None:
+            self.abort()  # there is more after its end, perhaps without an end
             return
         reader, job = self._reader, self._job
         self._parts += 1
@@ -313,6 +314,8 @@ class StreamAttempt(Exchange):
                 job.request.on_drained = self.resume
                 self.pause()
         if reader.ended is not None:  # the end of the connection's turn follows at once, most often
+            if reader.ended.status is not OK:
+                self.abort()  # nothing more of it is read
             self._ending = asyncio.get_running_loop().call_soon(self._finish, reader.ended)
 
     def received_parts(self) -> int:

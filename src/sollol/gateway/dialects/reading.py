@@ -112,6 +112,8 @@ class LineReader:
                     break
                 self.count += 1
                 self._marked = self._marked or b'"done"' in line
+            elif not self.count:  # an empty line is no beginning of an answer
+                continue
             passed.append(line)
         if self.ended is None and self._cutter.size > HELD_BYTES:
             self.ended = _too_long()
@@ -163,6 +165,7 @@ class EventReader:
         "_seal",
         "_sign",
         "_spoilt",
+        "_spoke",
         "_told",
         "_varies",
         "count",
@@ -189,6 +192,7 @@ class EventReader:
         self._held_size = 0
         self._sign = Sign.GOES_ON
         self._told: Timing | None = None
+        self._spoke = False  # an event has come that is more than a comment
         self.ended: Outcome | None = None
         self.count = 0
 
@@ -241,6 +245,10 @@ class EventReader:
     def _hear(self, event: bytes, passed: list[bytes]) -> bool:
         """Pass it on, or hold it back; True if the answer has ended."""
         sign: Sign = Sign.GOES_ON
+        if not (self._spoke or self.count):
+            if _is_comment(event):  # no beginning of an answer
+                return False
+            self._spoke = True
         if not self._is_ordinary(event):
             sign, failure = self._asked(event)
             if failure is not None:
@@ -267,9 +275,9 @@ class EventReader:
 
     def _asked(self, event: bytes) -> tuple[Sign, Outcome | None]:
         """What an event says that is not ordinary; an Outcome if the answer has failed."""
-        data = data_of(event)
-        if not data and (event.startswith(b":") or not event.strip()):  # a comment
+        if _is_comment(event):
             return Sign.GOES_ON, None
+        data = data_of(event)
         try:
             sign, outcome = self._judge(data)
         except msgspec.DecodeError as error:
@@ -294,6 +302,10 @@ class EventReader:
             self.ended = ended = self._good()
         self._clear = False
         return ended or CUT
+
+
+def _is_comment(event: bytes) -> bool:
+    return (event.startswith(b":") or not event.strip()) and not data_of(event)
 
 
 def data_of(event: bytes) -> bytes:
