@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sollol.gateway import wire as wire_module
 from sollol.gateway.intake import Intake
-from sollol.gateway.places import Places
+from sollol.gateway.places import Line, Places
 from sollol.gateway.request import Request
 from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
@@ -70,7 +70,8 @@ class Echo:
         self.requests: list[Request] = []
         self.limits = Limits(max_body_mb=1, max_head_kb=1)
         self.places = Places(10)
-        self.intake = Intake(1024 * 1024, 1024 * 1024)
+        self.line = Line(loop)
+        self.intake = Intake(self.limits)
         self.idle_s = 60.0
         self.outbox = Outbox(loop)
         self.is_crowded = crowded

@@ -12,6 +12,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import subprocess
@@ -26,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 HOSTILE: Final = 200
 GOOD: Final = 20
-AGAIN_S: Final = 0.2  # until a hostile client whose connection was closed comes again
+AGAIN_S: Final = 0.2  # until a hostile client whose connection was closed comes again, on the mean
 PAUSE_S: Final = 0.05  # between the requests of a good client
 TOKEN: Final = "sk-sollol-of-a-measurement-that-is-long"
 KEY: Final = f"Authorization: Bearer {TOKEN}\r\n".encode()
@@ -96,7 +97,7 @@ async def _hostile(port: int, kind: Kind, until: float, seen: Counter[str]) -> N
                     sending.cancel()
                 finally:
                     writer.transport.abort()
-        await asyncio.sleep(AGAIN_S)
+        await asyncio.sleep(random.uniform(0, 2 * AGAIN_S))
 
 
 async def _send(writer: asyncio.StreamWriter, kind: Kind) -> None:
@@ -187,7 +188,7 @@ def gateway(nodes: list[str], keys: bool) -> Iterator[tuple[int, int]]:
     """A gateway over the nodes; its process id and port."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "sollol.toml")
-        config.write_text(f"[gateway]\nrequire_keys = {'true' if keys else 'false'}\n")
+        config.write_text(f"[gateway]\nrequire_keys = {'true' if keys else 'false'}\ndrain_s = 0\n")
         listed = ",".join(f"127.0.0.1:{node}" for node in nodes)
         words = ("serve", "--config", str(config), "--port", "0", "--nodes", listed)
         with command(*words, SOLLOL_API_KEYS=f"good={TOKEN}") as (process, ports):

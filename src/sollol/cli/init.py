@@ -33,7 +33,7 @@ MEANINGS = {
     "body_timeout_s": "So is a body of which nothing came for so long.",
     "body_total_s": "So is one that takes longer altogether; uploads of model files have no such bound.",
     "min_body_kb_per_s": "So is one that comes slower than this, in kilobytes a second.",
-    "max_arriving_mb": "All bodies that arrive, together; beyond it the largest is refused. One alone may be larger.",
+    "max_arriving_mb": "All bodies that arrive, together; beyond it the largest of those that wait is refused.",
     "max_held_mb": "All bodies of requests that are not answered yet, together.",
     "idle_timeout_s": "A connection without a request is closed after this.",
     "max_connections": "More clients at once are told to come back later. Half of the allowed open files is the most.",

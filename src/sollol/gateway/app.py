@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
@@ -30,7 +31,7 @@ from sollol.gateway.hosts import clean, is_own_host, redirect, refuse_host
 from sollol.gateway.intake import Intake
 from sollol.gateway.keys import Key, Keyring
 from sollol.gateway.meter import Meter
-from sollol.gateway.places import Places, backlog_within, descriptors, places_within
+from sollol.gateway.places import Line, Places, backlog_within, descriptors, places_within
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
 from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
@@ -52,7 +53,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
 VERSION: Final = __version__.encode()
 CROWD: Final = 8  # calls under way
-DISCARD_BYTES: Final = 16 * 1024 * 1024  # of refused requests, in a second
+DISCARD_BYTES: Final = 8 * 1024 * 1024  # of refused requests, in a second
+SWITCH_S: Final = 0.0005  # for which the loop waits while a large body is decoded in a thread; 5 ms is usual
 _BODILESS: Final = ("GET", "HEAD")
 NAMES: Final = 10_000  # ids of clients that are remembered
 
@@ -85,11 +87,12 @@ class Gateway:
         self.meter = Meter()
         self._exact: dict[str, dict[str, Route]] = {}
         self.places = Places(settings.limits.max_connections)
-        self.intake = Intake(settings.limits.arriving_bytes, settings.limits.held_bytes)
+        self.intake = Intake(settings.limits)
         self._discards = DISCARD_BYTES
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._worker = ThreadPoolExecutor(1, "sollol-bodies")
+        self._switch_s = 0.0  # as it was before
         self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
         self._names: dict[tuple[str | None, str], int] = {}  # a key's app, the id its client gave -> task
@@ -111,6 +114,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self.engine: Engine = self.pool.engine
         self.outbox = self.sinks.on_this_loop()
+        self.line = Line(loop)
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switch_s, SWITCH_S))
         self.duties = Duties(self.engine.dispatcher.fault)
         self._set_date()
         self.duties.keep("the date of answers", self._each_second, 1.0)
@@ -141,7 +147,7 @@ class Gateway:
         self.settings = settings
         self.limits = limits = settings.limits
         self.places.limit = min(limits.max_connections, places_within(descriptors()))
-        self.intake.arriving_bytes, self.intake.held_bytes = limits.arriving_bytes, limits.held_bytes
+        self.intake.apply(limits)
         self.idle_s = limits.idle_timeout_s
         self.usual = infer.usual(settings)
         self.has_aliases = bool(settings.aliases)
@@ -198,6 +204,8 @@ class Gateway:
             await asyncio.wait(self._tasks, timeout=_ABORT_WAIT_S)
         await self.duties.aclose()
         self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._switch_s:
+            sys.setswitchinterval(self._switch_s)
         return left
 
     # --- connections ---
@@ -303,7 +311,11 @@ class Gateway:
 
     async def off_loop(self, work: Callable[..., T], *given: Any) -> T:
         """Do what takes long in a thread, one at a time: decoding takes memory, too."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *given)
+        self.intake.decodes()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, work, *given)
+        finally:
+            self.intake.decoded()
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
         """A route that is not found at once: HEAD, a path with a parameter, another spelling, or one of the nodes."""

@@ -1,77 +1,91 @@
 """Bodies of requests, while they arrive and while they are held: how much memory they have, and who may send.
 
-A body is counted while it arrives, over all connections together. When there is no room for more, the largest one is
-refused, so that no small one is ever kept out by large ones; one alone may be as large as a body may be. A whole body
-is counted until its request is answered.
+A body is counted while it arrives, over all connections together. When there is no room for more, the largest of those
+that wait is refused, so that no small one is ever kept out by large ones. Those that are being read may take as much
+as one body may, if others take little. A whole body is counted until its request is answered.
 
 Bodies that are large, or costly to parse (cut into small chunks), arrive a few at a time: each connection reads up to
 256 KiB in a turn of the loop, and two hundred of these would stop everybody else. The others wait unread in the kernel,
-where flow control holds their senders. Who has had a turn for a second, or for 4 MiB, goes to the end of the line.
+where flow control holds their senders. Who has had a turn for a second, or for 32 MiB, goes to the end of the line.
 """
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from sollol.gateway.settings import Limits
     from sollol.gateway.wire import ClientConnection
 
+MB: Final = 1024 * 1024
 SMALL_COST: Final = 64 * 1024  # of a body that arrives without standing in line
+SMALL_PIECE: Final = 16 * 1024  # below which a piece is put together with others
 PIECE_COST: Final = 64  # of each piece, besides its bytes: a call of the parser
-READERS: Final = 4  # large bodies that arrive at the same time
-TURN_COST: Final = 4 * 1024 * 1024
+READERS: Final = 2  # large bodies that arrive, or are decoded, at the same time
+TURN_COST: Final = 32 * 1024 * 1024
 TURN_S: Final = 1.0
-ALONE: Final = 8  # a body is alone if the others have at most an eighth of the room
+ALONE: Final = 8  # those who read are alone if the others have at most an eighth of the room
 
 
 class Body:
-    """The body of one request on its way. Bytes are kept once: a BytesIO gives them away without a copy."""
+    """The body of one request on its way: its pieces, the small ones put together, joined once when it is whole.
 
-    __slots__ = ("_buffer", "_first", "began", "counted", "left", "paused_at", "pieces", "size", "wire")
+    One buffer that grows would be copied again and again."""
+
+    __slots__ = ("_pieces", "_small", "began", "counted", "left", "paused_at", "pieces", "size", "wire")
 
     def __init__(self, began: float, left: int) -> None:
         self.began = began
         self.left = left  # of a body whose length is known; 0 for chunks
         self.size = 0
-        self.pieces = 0
+        self.pieces = 0  # that came
         self.wire = 0  # bytes that came for it, with the framing of its chunks
         self.counted = 0  # bytes that the intake knows of
         self.paused_at = 0.0  # since when it has not been read; 0: it is read
-        self._first = b""
-        self._buffer: BytesIO | None = None
+        self._pieces: list[bytes] = []
+        self._small = bytearray()
 
     def add(self, piece: bytes) -> None:
         """Keep a piece."""
-        if self._buffer is not None:
-            self._buffer.write(piece)
-        elif not self._first:
-            self._first = piece
-        else:
-            self._buffer = BytesIO()
-            self._buffer.write(self._first)
-            self._buffer.write(piece)
-            self._first = b""
+        if len(piece) < SMALL_PIECE and self._pieces:
+            self._small += piece
+            if len(self._small) < SMALL_PIECE:
+                return
+            piece = b""
+        if self._small:
+            self._pieces.append(bytes(self._small))
+            self._small.clear()
+        if piece:
+            self._pieces.append(piece)
 
     @property
     def cost(self) -> int:
         return self.size + PIECE_COST * self.pieces
 
     def whole(self) -> bytes:
-        return self._first if self._buffer is None else self._buffer.getvalue()
+        """Return the body, which can be done once."""
+        pieces, self._pieces = self._pieces, []
+        if self._small:
+            pieces.append(bytes(self._small))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Intake:
     """All bodies of one gateway."""
 
-    def __init__(self, arriving_bytes: int, held_bytes: int) -> None:
-        self.arriving_bytes = arriving_bytes  # the bounds
-        self.held_bytes = held_bytes
+    def __init__(self, limits: Limits) -> None:
+        self.apply(limits)
         self.arriving = 0
         self.held = 0  # of whole requests that are not answered yet
         self._bodies: dict[ClientConnection, int] = {}
         self._turns: dict[ClientConnection, tuple[float, int]] = {}  # who reads: since when, and the cost at that time
         self._line: dict[ClientConnection, None] = {}
+        self._decoding = 0  # whole, and being decoded or waiting for that
+
+    def apply(self, limits: Limits) -> None:
+        self.arriving_bytes = limits.max_arriving_mb * MB
+        self.body_bytes = limits.max_body_mb * MB
+        self.held_bytes = max(limits.max_held_mb, limits.max_body_mb) * MB  # a body of any size has room
 
     @property
     def readers(self) -> int:
@@ -82,17 +96,24 @@ class Intake:
         self.arriving += size - self._bodies.get(connection, 0)
         self._bodies[connection] = size
         while self.arriving > self.arriving_bytes:
-            largest = max(self._bodies, key=self._bodies.__getitem__)
-            if self.arriving - self._bodies[largest] <= self.arriving_bytes // ALONE:
+            others = [one for one in self._bodies if one not in self._turns]
+            waiting = sum(self._bodies[one] for one in others)
+            are_few = waiting <= self.arriving_bytes // ALONE
+            if are_few and self.arriving - waiting <= self.body_bytes:
                 return
+            largest = max(self._bodies if are_few else others, key=self._bodies.__getitem__)
             self.forget(largest)
             largest.no_room()
 
-    def forget(self, connection: ClientConnection) -> None:
-        """Nothing arrives on `connection` any more."""
+    def forget(self, connection: ClientConnection, is_whole: bool = False) -> None:
+        """Nothing arrives on `connection` any more. `is_whole`: others wait until it is known what becomes of it."""
         self.arriving -= self._bodies.pop(connection, 0)
         self._line.pop(connection, None)
-        if self._turns.pop(connection, None) is not None:
+        if self._turns.pop(connection, None) is None:
+            return
+        if is_whole:  # it will count as being decoded in the next turn of the loop
+            connection.loop.call_soon(connection.loop.call_soon, self._next)
+        else:
             self._next()
 
     def may_read(self, connection: ClientConnection, cost: int, now: float) -> bool:
@@ -105,14 +126,14 @@ class Intake:
             self._line[connection] = None
             self._next()
             return False
-        if len(self._turns) < READERS and not self._line:
+        if len(self._turns) + self._decoding < READERS and not self._line:
             self._turns[connection] = (now, cost)
             return True
         self._line[connection] = None
         return False
 
     def _next(self) -> None:
-        while self._line and len(self._turns) < READERS:
+        while self._line and len(self._turns) + self._decoding < READERS:
             connection = next(iter(self._line))
             del self._line[connection]
             self._turns[connection] = (connection.loop.time(), connection.body_cost)
@@ -127,6 +148,14 @@ class Intake:
                     del self._turns[connection]
                     self._line[connection] = None
             self._next()
+
+    def decodes(self) -> None:
+        """A large body is whole, and keeps its turn until it is decoded."""
+        self._decoding += 1
+
+    def decoded(self) -> None:
+        self._decoding -= 1
+        self._next()
 
     def hold(self, size: int) -> bool:
         """Count a whole body until `release`. False: there is no room for it."""

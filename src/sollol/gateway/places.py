@@ -8,7 +8,9 @@ all places; for these, a connection that is idle goes, too. One whose request is
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 LEAVING: Final = 64  # connections that have no place, and are still read so that their refusal arrives
 OTHER_FILES: Final = LEAVING + 64  # descriptors, these for the log, the keys, the loop and listening
 GRACE_S: Final = 0.1  # in which a new connection can send its first request
+A_TURN: Final = 4  # connections in line that are served in a turn of the loop
 BACKLOG: Final = 4096  # connections that wait to be accepted
 
 
@@ -38,6 +41,47 @@ def places_within(descriptors: int) -> int:
 def backlog_within(descriptors: int) -> int:
     """Return how many connections may be accepted in one turn of the loop, before any of them can be refused."""
     return max(16, min(BACKLOG, places_within(descriptors) // 2))
+
+
+class Line:
+    """Connections with something to parse or to answer that has to wait: a few in each turn of the loop.
+
+    First requests of connections, and requests that were sent before the answers to earlier ones: hundreds may come at
+    once, and those who ask one after the other are answered between them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._left = A_TURN
+        self._waiting: deque[ClientConnection] = deque()
+        self._is_due = False
+
+    def admit(self, connection: ClientConnection) -> bool:
+        """Check whether `connection` may go on at once. False: it stands in line."""
+        if self._left and not self._waiting:
+            self._left -= 1
+            self._call()
+            return True
+        self.stand(connection)
+        return False
+
+    def stand(self, connection: ClientConnection) -> None:
+        """Call `take_turn` of `connection` in a later turn of the loop."""
+        self._waiting.append(connection)
+        self._call()
+
+    def _call(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._left = A_TURN
+        self._is_due = False
+        while self._left and self._waiting:
+            self._left -= 1
+            self._waiting.popleft().take_turn()
+        if self._waiting:
+            self._call()
 
 
 class Places:

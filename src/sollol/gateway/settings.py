@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_timeout_s: Seconds = 30.0
     body_total_s: Seconds = 300.0
     min_body_kb_per_s: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 4.0
-    max_arriving_mb: Annotated[int, msgspec.Meta(ge=1)] = 64
+    max_arriving_mb: Annotated[int, msgspec.Meta(ge=1)] = 32
     max_held_mb: Annotated[int, msgspec.Meta(ge=1)] = 256
     idle_timeout_s: Seconds = 75.0
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
@@ -63,15 +63,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def min_body_rate(self) -> float:
         return self.min_body_kb_per_s * 1024
-
-    @property
-    def arriving_bytes(self) -> int:
-        return self.max_arriving_mb * 1024 * 1024
-
-    @property
-    def held_bytes(self) -> int:
-        """Return how much whole requests may hold; a body of the largest size always has room."""
-        return max(self.max_held_mb, self.max_body_mb) * 1024 * 1024
 
     @property
     def max_head_bytes(self) -> int:

@@ -65,7 +65,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_bare", "_body", "_broken", "_continue", "_ended",
-        "_head_began", "_head_size", "_head_timed", "_hurried", "_in_message", "_known",
+        "_head_began", "_head_size", "_head_timed", "_hurried", "_in_line", "_in_message", "_known",
         "_offered", "_parser", "_paused", "_proven", "_raw", "_reading", "_refused", "_taken", "_trailers", "_unlike",
         "_unparsed", "_unsent", "_upload_size", "_url",
         "_waiting", "blocked", "current", "draining", "gateway",
@@ -81,7 +81,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._reading: Request | None = None  # its body is coming
         self._body: Body | None = None  # of that request
         self._refused: Request | None = None  # by its head: its body is not read
-        self._in_message = False
+        self._in_message = self._in_line = False
         self._broken: Broken | None = None
         self._paused = False  # we take no more bytes
         self._continue = False  # it waits for us to want its body
@@ -120,6 +120,10 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._turn_away("too many connections; try again later")
             return
         self.expect(self.gateway.limits.header_timeout_s)
+        if not self.gateway.line.admit(self):  # what it sends waits in the kernel
+            self._in_line = True
+            self._paused = True
+            transport.pause_reading()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         if self._broken is not None:
@@ -158,8 +162,9 @@ class ClientConnection(Writer, asyncio.Protocol):
                 return
             data = whole
         self._parse(data)
-        if between and self._taken is not None and not self._in_message and self._unlike < UNLIKE:
-            self._learn(self._taken, data)
+        taken, self._taken = self._taken, None
+        if between and taken is not None and not self._in_message and self._unlike < UNLIKE:
+            self._learn(taken, data)
 
     def _parse(self, data: bytes) -> None:
         """Parse what came, a share at a time, until there is no room for more of it."""
@@ -196,15 +201,17 @@ class ClientConnection(Writer, asyncio.Protocol):
                     self._linger()
         except httptools.HttpParserError as error:
             found = error.__context__
+            status, told = 400, f"not a request that HTTP/1.1 allows: {error}"
             if isinstance(found, Broken):
-                self._break(found.status, str(found))
-            else:
-                self._break(400, f"not a request that HTTP/1.1 allows: {error}")
+                status, told = found.status, str(found)
+            if found is not None:  # its frames hold what came, and it would hold them until a collection
+                found.__traceback__ = None
+            self._break(status, told)
         else:
             if self._in_message and self._broken is None:
                 self._expect_more()
         if self.current is None and self._waiting:
-            self.loop.call_soon(self._next)
+            self._stand_in_line()
 
     def _is_enough(self) -> bool:
         """Check for requests that wait to be answered, and for a large body whose turn it is not."""
@@ -483,7 +490,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             return
         if body is not None:
             if body.counted:
-                self.gateway.intake.forget(self)
+                self.gateway.intake.forget(self, is_whole=True)
             self._check_size(request, body)
             request.body = body.whole()
         if self._hold(request) and not self._proven and self.gateway.proves(request):
@@ -537,7 +544,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             else:
                 self._linger()
         elif self._waiting:
-            self.loop.call_soon(self._next)
+            self._stand_in_line()
         elif self._broken is not None:
             self._refuse()
         elif self._ended:
@@ -550,6 +557,19 @@ class ClientConnection(Writer, asyncio.Protocol):
                     self._expect_more()
                 else:
                     self.expect(self.gateway.idle_s)
+
+    def _stand_in_line(self) -> None:
+        if not self._in_line:
+            self._in_line = True
+            self.gateway.line.stand(self)
+
+    def take_turn(self) -> None:
+        """Take the next request, or parse what came: others were before it."""
+        self._in_line = False
+        if self._waiting:
+            self._next()
+        else:
+            self._read_on()
 
     def _next(self) -> None:
         if self._transport is not None and self.current is None and self._waiting:
@@ -608,6 +628,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             body.paused_at = 0.0
         data, self._unparsed = self._unparsed, b""
         self._parse(data)
+        self._taken = None
         if not self._unparsed and self._upload_size <= UPLOAD_BYTES and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
@@ -654,7 +675,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if is_upload:  # it can never end
             self.abort()
         elif self.current is None and self._waiting:
-            self.loop.call_soon(self._next)
+            self._stand_in_line()
         elif self.current is None:
             self._refuse()
 
@@ -698,7 +719,9 @@ class ClientConnection(Writer, asyncio.Protocol):
         self.flush()
         if self._transport is not None:
             self._transport.write_eof()
-            if self._paused:
+            if not self.gateway.may_discard(0):
+                self._pause()
+            elif self._paused:
                 self._paused = False
                 self._transport.resume_reading()
             self.expect(LINGER_S)

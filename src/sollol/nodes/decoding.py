@@ -17,7 +17,7 @@ VALUE_BYTES: Final = 64
 WORTH: Final = 4  # bytes of memory for a byte of JSON: texts of 16 bytes and more take less
 FREE_BYTES: Final = 16 * 1024 * 1024  # that any JSON may take
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'",[{'))
-BLOCK: Final = 512 * 1024  # that is looked at in one go
+BLOCK: Final = 128 * 1024  # that is looked at in one go: other threads wait as long
 
 T = TypeVar("T")
 
@@ -68,7 +68,12 @@ def decoded_bytes(body: bytes) -> int:
 def is_worth_decoding(body: bytes) -> bool:
     """Check that decoding a JSON text takes at most a few times its own size in memory."""
     most = max(FREE_BYTES, WORTH * len(body))
-    if decoded_bytes(body) <= most:
+    found = 0
+    for place in range(0, len(body), BLOCK):
+        found += decoded_bytes(body[place : place + BLOCK])
+        if found > most:
+            break
+    else:
         return True
     place, found, is_inside = 0, 0, 0  # of a text, at the beginning of a block
     while place < len(body) and found <= most:
