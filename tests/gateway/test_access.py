@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from sollol.gateway.settings import GatewaySettings
 from sollol.pool.sync import OllamaPool
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
-from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
+from tests.gateway.stage import MODEL, Stage, answering, gateway_over, talker, until
 
 TEXT = [{"role": "user", "content": "x"}]
 LLAMA, OTHER = ModelSpec(MODEL, size_bytes=2_000), ModelSpec("other", size_bytes=100)
@@ -295,3 +296,73 @@ def test_a_fallback_that_the_key_may_not_use_is_passed_over_and_not_named(path: 
             assert "by-alias" not in answer.text
             refused = client.post(path, json={"model": "hidden", **asked})
             assert (refused.status_code, "own" in refused.text) == (403, reachable)
+
+
+class Telling(BaseHTTPRequestHandler):
+    """A node that tells of models that a key may not see, wherever it can; its calls fail as `fails` says."""
+
+    fails: ClassVar[str] = "missing"
+
+    def log_message(self, *args: Any) -> None: ...
+
+    def _say(self, status: int, value: Any) -> None:
+        body = json.dumps(value).encode() if not isinstance(value, bytes) else value
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        names = ("mine:latest", "hidden:latest")
+        rows = [{"name": n, "model": n, "id": n, "size": 1, "details": {"parent_model": "hidden"}} for n in names]
+        lists = {"/api/version": {"version": "0.33.0"}, "/v1/models": {"object": "list", "data": rows}}
+        self._say(200, lists.get(self.path, {"models": rows}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path == "/api/show":
+            self._say(200, {"details": {"parent_model": "hidden:latest"}, "capabilities": ["completion"]})
+        elif self.fails == "missing":
+            self._say(404, {"error": "model 'mine' not found"})
+        else:
+            line = b'{"model":"mine","message":{"role":"assistant","content":"a"},"done":false}\n'
+            self._say(200, line)
+
+
+ASKED = [
+    *(("GET", path, None) for path in ("/api/tags", "/api/ps", "/v1/models", "/v1/models/mine", "/sollol/ready")),
+    *(("POST", path, {"model": "mine", "messages": TEXT, "max_tokens": 5}) for path in ("/api/chat", "/v1/messages")),
+    ("POST", "/api/generate", {"model": "mine", "prompt": "a"}),
+    ("POST", "/api/generate", {"model": "mine", "keep_alive": 0}),
+    ("POST", "/api/embed", {"model": "mine", "input": ["a"] * 70}),
+    ("POST", "/v1/embeddings", {"model": "mine", "input": "a"}),
+    ("POST", "/api/show", {"model": "mine"}),
+    ("POST", "/v1/unknown", {"model": "mine"}),
+    *(("POST", path, {"model": name, "prompt": "a", "input": "a", "messages": TEXT, "max_tokens": 5})
+      for name in ("nobody-has-it", "other-alias") for path in ("/api/chat", "/api/show", "/api/embed", "/v1/unknown")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", ["missing", "cut"])
+def test_no_answer_names_a_model_that_the_key_may_not_use(fails: str) -> None:
+    """Lists, details, errors, explanations; behind aliases and fallbacks."""
+    key = Key("k", hash_of("k-0123456789abcdef"), app="k", models=("mine", "nobody-has-it"))
+    settings = GatewaySettings(
+        fallbacks={"mine:latest": ("hidden", "other-alias"), "nobody-has-it:latest": ("hidden",)},
+        aliases={"other-alias": "hidden"},
+    )
+    node = type("Here", (Telling,), {"fails": fails})
+    lacks = NodeSpec(models=(ModelSpec("hidden"), ModelSpec("hidden-too")))
+    with (
+        answering(node) as url,
+        sim_cluster([lacks]) as nodes,
+        gateway_over([url, *nodes.urls], settings, keyring=Keyring([key], required=True)) as stage,
+        stage.client(headers={"Authorization": "Bearer k-0123456789abcdef"}) as client,
+    ):
+        for method, path, body in ASKED:
+            answer = client.request(method, path, json=body, headers={"X-Sollol-Deadline-Ms": "1500"})
+            assert "hidden" not in answer.text, (method, path, body)
+            task = answer.headers.get("X-Sollol-Request-Id")
+            if task is not None:
+                until(lambda task=task: client.get(f"/sollol/queue/{task}").json().get("state") == "done")
+                assert "hidden" not in client.get(f"/sollol/explain/{task}").text, (method, path, body)

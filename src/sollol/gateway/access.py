@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sollol.errors import NoNodeAvailable, ResponseError, SollolError
+from sollol.errors import ResponseError, SollolError
 from sollol.gateway.request import Request
 
 _OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # of a node that lacks the one that was asked for
@@ -58,12 +58,30 @@ def visible(request: Request, rows: Iterable[dict[str, Any]], name: str = "model
     key = request.key
     if key is None or not key.models:
         return list(rows)
-    return [row for row in rows if key.allows(str(row.get(name)))]
+    return [without_parent(request, row) for row in rows if key.allows(str(row.get(name)))]
+
+
+def without_parent(request: Request, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a node says of a model, without the name of the one it was made of, if the key may not use that."""
+    key, details = request.key, row.get("details")
+    parent = details.get("parent_model") if isinstance(details, dict) else None
+    if key is None or not parent or key.allows(str(parent)):
+        return row
+    return {**row, "details": {**details, "parent_model": ""}}  # type: ignore[dict-item]
+
+
+def without_others(request: Request, value: Any) -> Any:
+    """Return a value without what its texts tell of the models that nodes have besides, if the key is for some only."""
+    if request.key is None or not request.key.models:
+        return value
+    if isinstance(value, str):
+        return _OTHER_MODELS.sub("", value)
+    if isinstance(value, dict):
+        return {name: without_others(request, item) for name, item in value.items()}
+    return [without_others(request, item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def words(request: Request, error: SollolError) -> str:
     """What is told of an error. Where a model is missing, errors name those that a node has."""
-    text = error.error if isinstance(error, ResponseError) else str(error)
-    if isinstance(error, NoNodeAvailable) and request.key is not None and request.key.models:
-        return _OTHER_MODELS.sub("", text)
+    text: str = without_others(request, error.error if isinstance(error, ResponseError) else str(error))
     return text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sollol.core.types import canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
-from sollol.gateway.access import admin, check_allowed, visible
+from sollol.gateway.access import admin, check_allowed, visible, without_parent
 from sollol.gateway.bodies import read_json
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
@@ -167,9 +167,21 @@ async def show(gateway: Gateway, request: Request) -> None:
         except TransportFault as fault:
             why.append((node.key, str(fault)))
         else:
-            request.answer(200, found)
+            request.answer(200, _shown(request, found))
             return
     raise NoNodeAvailable(f"show {name}: no node answered", why)
+
+
+def _shown(request: Request, answer: bytes) -> bytes:
+    """Return what a node shows of a model: its bytes, unless they name a model that the key may not use."""
+    if request.key is None or not request.key.models:
+        return answer
+    try:
+        row = decode(answer)
+    except ValueError:  # msgspec.DecodeError is one
+        return answer
+    seen = without_parent(request, row) if isinstance(row, dict) else row
+    return answer if seen is row else encode(seen)
 
 
 async def holders(gateway: Gateway, model: str, missing: str, *, asked: bool = True) -> list[Endpoint]:

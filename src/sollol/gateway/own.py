@@ -60,7 +60,7 @@ async def nodes(gateway: Gateway, request: Request) -> None:
 
 
 async def explain(gateway: Gateway, request: Request, task: str) -> None:
-    request.answer(200, encode(_explained(gateway, request, task)))
+    request.answer(200, encode(access.without_others(request, _explained(gateway, request, task))))
 
 
 async def queue(gateway: Gateway, request: Request, task: str) -> None:

@@ -17,6 +17,7 @@ from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, StreamJob
 from sollol.engine.resumption import UNREAD, PartialResponse, ResumeSupport
+from sollol.gateway.access import words
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
@@ -206,7 +207,9 @@ class StreamRelay(StreamJob):
         if settled.outcome.status is Status.REFUSED and self.refused:  # as the node says it
             self.request.end(self.tongue.framed(self.refused))
             return
-        self.request.end(self.tongue.error_event(self.request.path, str(self.error())))
+        error = self.error()
+        assert error is not None
+        self.request.end(self.tongue.error_event(self.request.path, words(self.request, error)))
 
 
 class StreamAttempt(Exchange):
