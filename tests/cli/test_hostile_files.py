@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from sollol.cli.decoding import decode_page
-from sollol.cli.html_text import visible_text
+from sollol.index.decoding import decode_page
+from sollol.index.html_text import visible_text
 from tests.cli.fakes import FakePool
 
 Run = Callable[..., Result]

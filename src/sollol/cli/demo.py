@@ -18,19 +18,19 @@ import typer
 
 from sollol.cli import fleet
 from sollol.cli.console import note, plural, print_json, say, seconds, stdout, table
-from sollol.cli.documents import Documents, Passage, check_extras
 from sollol.cli.embed import Outcome, stream
-from sollol.cli.extras import need
 from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.cli.search import show
 from sollol.errors import BadInput, SollolError
+from sollol.index.documents import Documents, Passage, check_extras
+from sollol.index.extras import need
 
 if TYPE_CHECKING:
-    from sollol.cli.chunks import Cut
     from sollol.cli.demo_nodes import Stage
-    from sollol.cli.index.build import Build
-    from sollol.cli.index.nearest import Hit
     from sollol.core.endpoint import Endpoint
+    from sollol.index.build import Build
+    from sollol.index.chunks import Cut
+    from sollol.index.nearest import Hit
 
 _SIZE, _OVERLAP = 160, 30  # small passages: a demo needs some hundred of them
 _LEAST_CHARS = 10_000  # of a checkout's own documents, to be worth showing
@@ -92,8 +92,8 @@ def demo(
 ) -> None:
     """See it work: embed documents on unequal nodes, lose one midway, lose nothing else, and ask a question."""
     need("numpy")
-    from sollol.cli.chunks import Cut
     from sollol.cli.demo_nodes import stage
+    from sollol.index.chunks import Cut
 
     cut = Cut(_SIZE, _OVERLAP)
     paths = [folder] if folder else own_documents()
@@ -138,8 +138,8 @@ def _a_sentence(passages: list[Passage]) -> str:
 
 
 def _perform(place: Stage, documents: Documents, expected: list[Passage], cut: Cut, question: str) -> Report:
-    from sollol.cli.index.build import Build
-    from sollol.cli.index.nearest import nearest
+    from sollol.index.build import Build
+    from sollol.index.nearest import nearest
 
     with tempfile.TemporaryDirectory(prefix="sollol-demo-") as folder:
         out = Path(folder, "index.npz")
@@ -188,7 +188,7 @@ def _missing(out: Path, expected: list[Passage]) -> tuple[int, list[tuple[Passag
     """How many passages are not in the index, and a sample of those that are, with their vectors."""
     from collections import Counter
 
-    from sollol.cli.index import format as index_format
+    from sollol.index import format as index_format
 
     wanted = Counter(expected)
     every = -(-len(expected) // _SAMPLE)

@@ -17,14 +17,14 @@ import typer
 
 from sollol.cli import fleet
 from sollol.cli.console import Stopped, note, one_line, plural, print_json, say, seconds, stdout
-from sollol.cli.documents import Documents, Skipped, check_extras, place
-from sollol.cli.extras import need
 from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.cli.progress import Count, NodeRow, Progress, node_rows, node_table
 from sollol.errors import BadInput, ResponseError, SollolError
+from sollol.index.documents import Documents, Skipped, check_extras, place
+from sollol.index.extras import need
 
 if TYPE_CHECKING:
-    from sollol.cli.index.build import Build
+    from sollol.index.build import Build
 
 _SHOWN = 20  # problems that are listed one by one
 _QUICKLY_WRITTEN = 20_000  # passages; more take seconds to write, in which nothing else would be said
@@ -96,8 +96,8 @@ def embed(
     renamed: it is never half there.
     """
     need("numpy")
-    from sollol.cli.chunks import Cut
-    from sollol.cli.index.build import Build
+    from sollol.index.build import Build
+    from sollol.index.chunks import Cut
 
     cut = Cut(chunk_size, overlap).checked()
     if not model.strip():

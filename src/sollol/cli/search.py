@@ -10,13 +10,13 @@ from rich.text import Text
 
 from sollol.cli import fleet
 from sollol.cli.console import print_json, say, stdout
-from sollol.cli.documents import place
-from sollol.cli.extras import need
 from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.errors import BadInput
+from sollol.index.documents import place
+from sollol.index.extras import need
 
 if TYPE_CHECKING:
-    from sollol.cli.index.nearest import Hit
+    from sollol.index.nearest import Hit
 
 _SHOWN_CHARS = 300
 
@@ -48,8 +48,8 @@ def search(
     direction, 0 nothing in common.
     """
     need("numpy")
-    from sollol.cli.index import format as index_format
-    from sollol.cli.index.nearest import nearest
+    from sollol.index import format as index_format
+    from sollol.index.nearest import nearest
 
     if not query.strip():
         raise BadInput("QUERY is empty; expected some words")

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from sollol.cli.chunks import Cut
-from sollol.cli.index.format import About, Vectors
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
 from sollol.files import sentence
+from sollol.index.chunks import Cut
+from sollol.index.format import About, Vectors
 
 _MAGIC = b'{"sollol_partial": 1, '
 _DIGEST, _CHECK = 16, 4

@@ -17,9 +17,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Passage
-from sollol.cli.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
+from sollol.index.chunks import Cut
+from sollol.index.documents import Passage
+from sollol.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
 
 _COLUMNS = ("vectors", "texts", "sources", "units", "numbers", "starts")
 _FASTEST = 1  # a text of fixed width is mostly zeros: more effort costs minutes and saves little

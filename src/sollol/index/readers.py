@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sollol.cli.decoding import Unreadable, clean, decode_page, open_text, slices
-from sollol.cli.extras import need
-from sollol.cli.html_text import visible_text
+from sollol.index.decoding import Unreadable, clean, decode_page, open_text, slices
+from sollol.index.extras import need
+from sollol.index.html_text import visible_text
 
 Note = Callable[[str], None]
 

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Passage
-from sollol.cli.index import format as index_format
-from sollol.cli.index.format import NotAnIndex, digest
-from sollol.cli.index.partial import Partial
-from sollol.cli.index.spool import Spool
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
+from sollol.index import format as index_format
+from sollol.index.chunks import Cut
+from sollol.index.documents import Passage
+from sollol.index.format import NotAnIndex, digest
+from sollol.index.partial import Partial
+from sollol.index.spool import Spool
 
 
 class Build:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from sollol.cli.documents import Passage
-from sollol.cli.index.format import BLOCK_ROWS, About, Block, in_blocks
-from sollol.cli.index.partial import Partial
 from sollol.errors import SollolError
 from sollol.files import sentence
+from sollol.index.documents import Passage
+from sollol.index.format import BLOCK_ROWS, About, Block, in_blocks
+from sollol.index.partial import Partial
 
 
 class Spool:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sollol.cli.documents import Passage
-from sollol.cli.index import format as index_format
 from sollol.errors import BadInput
+from sollol.index import format as index_format
+from sollol.index.documents import Passage
 
 
 class Hit(NamedTuple):

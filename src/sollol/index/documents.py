@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from sollol.cli.chunks import Cut, chunks
-from sollol.cli.console import one_line
-from sollol.cli.decoding import Unreadable
-from sollol.cli.estimate import Estimate, Step
-from sollol.cli.extras import need
-from sollol.cli.readers import KINDS, READERS
 from sollol.errors import BadInput
+from sollol.index.chunks import Cut, chunks
+from sollol.index.decoding import Unreadable
+from sollol.index.estimate import Estimate, Step
+from sollol.index.extras import need
+from sollol.index.readers import KINDS, READERS
+from sollol.nodes.shown import one_line
 from sollol.workload.cost import item_cost
 
 Skip = Callable[[Path, str], None]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.cli.chunks import Chunk, Cut, chunks
 from sollol.errors import BadInput
+from sollol.index.chunks import Chunk, Cut, chunks
 
 _words = st.lists(st.sampled_from(["a", "bee", "sea,", "end.", "Is it?", "\n\n", "\n", "  ", "zweihundert"]))
 _texts = st.one_of(st.text(), _words.map(" ".join), st.text(alphabet="ab .\n", max_size=300))

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Passage
-from sollol.cli.index import format as index_format
-from sollol.cli.index.build import Build
-from sollol.cli.index.format import NotAnIndex, digest
-from sollol.cli.index.nearest import nearest
-from sollol.cli.index.partial import Partial
 from sollol.errors import BadInput, SollolError
+from sollol.index import format as index_format
+from sollol.index.build import Build
+from sollol.index.chunks import Cut
+from sollol.index.documents import Passage
+from sollol.index.format import NotAnIndex, digest
+from sollol.index.nearest import nearest
+from sollol.index.partial import Partial
 from tests.cli.fakes import DIM, vector_of
 
 SUFFIXES = [".npz", ".jsonl", ".parquet"]

@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from sollol.cli.documents import Passage
-from sollol.cli.index.format import About, Block, Content, NotAnIndex, Vectors, in_blocks
+from sollol.index.documents import Passage
+from sollol.index.format import About, Block, Content, NotAnIndex, Vectors, in_blocks
 
 _MARK: Final = b', "check": "'
 _AGAIN: Final = "make it again with `sollol embed`, or restore it"

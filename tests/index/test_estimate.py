@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sollol.cli import progress
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Documents
 from sollol.cli.progress import Count, Progress
+from sollol.index.chunks import Cut
+from sollol.index.documents import Documents
 from sollol.workload.cost import item_cost
 from tests.cli.fakes import FakePool
 

@@ -15,12 +15,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Passage
-from sollol.cli.extras import need
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, SollolError
 from sollol.files import replacing, sentence
+from sollol.index.chunks import Cut
+from sollol.index.documents import Passage
+from sollol.index.extras import need
 
 Vectors = npt.NDArray[np.float32]
 BLOCK_ROWS = 1024
@@ -68,16 +68,16 @@ def kind_of(path: Path) -> ModuleType:
     """The module for the file's suffix, or BadInput."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        from sollol.cli.index import npz
+        from sollol.index import npz
 
         return npz
     if suffix == ".jsonl":
-        from sollol.cli.index import jsonl
+        from sollol.index import jsonl
 
         return jsonl
     if suffix == ".parquet":
         need("pyarrow.parquet")
-        from sollol.cli.index import parquet
+        from sollol.index import parquet
 
         return parquet
     raise BadInput(f"{path}: the name of an index ends in {', '.join(SUFFIXES)}")

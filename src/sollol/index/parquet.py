@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Passage
-from sollol.cli.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
+from sollol.index.chunks import Cut
+from sollol.index.documents import Passage
+from sollol.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
 
 _KEY = b"sollol"
 _OLDER = {"model", "dim", "chunk_size", "overlap"}  # that files without a check say of themselves

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sollol.cli.extras import need
+from sollol.index.extras import need
 
 _SAMPLE_BYTES = 256 * 1024
 _SLICE_CHARS = 64 * 1024

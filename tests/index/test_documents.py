@@ -10,9 +10,9 @@ import pytest
 from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
-from sollol.cli.chunks import Cut
-from sollol.cli.documents import Documents, Passage, place
 from sollol.errors import BadInput
+from sollol.index.chunks import Cut
+from sollol.index.documents import Documents, Passage, place
 
 CUT = Cut(200, 20)
 
