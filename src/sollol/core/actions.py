@@ -15,7 +15,12 @@ from sollol.core.value import Value
 
 @mypyc_attr(acyclic=True)
 class Start(Value):
-    """Send this task, or these items of it, to this node. `observe`: report when it begins to answer."""
+    """Send a task, or these items of it, to a node.
+
+    Attributes:
+        observe: Report when the node begins to answer.
+        cause: The reason for the attempt.
+    """
 
     __slots__ = ("attempt", "cause", "decision", "items", "node", "observe", "task")
 
@@ -40,9 +45,12 @@ class Start(Value):
 
 @mypyc_attr(acyclic=True)
 class Abort(Value):
-    """Close this attempt's connection; nothing will be heard of it any more. `outcome`: LEFT, or why it is moved.
+    """Close the connection of an attempt and ignore what still arrives.
 
-    `withdrawn`: it only waited in the node's own queue, and its task waits here again."""
+    Attributes:
+        outcome: LEFT, or why the attempt moves to another node.
+        withdrawn: It only waited in the node's own queue; its task waits here again.
+    """
 
     __slots__ = ("attempt", "outcome", "withdrawn")
 
@@ -53,7 +61,7 @@ class Abort(Value):
 
 
 class Accept(NamedTuple):
-    """Of the answer that just finished, these items are the first to arrive: keep them."""
+    """Keep these items of the answer that just finished; they are the first to arrive."""
 
     task: int
     attempt: int
@@ -61,7 +69,7 @@ class Accept(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """These items will not be tried again."""
+    """Fail these items for good."""
 
     task: int
     items: Ranges
@@ -69,7 +77,7 @@ class Refuse(NamedTuple):
 
 
 class ItemsRequested(NamedTuple):
-    """The batch could use about this many more items."""
+    """Request about this many more items of a batch from its source."""
 
     task: int
     items: int
@@ -77,7 +85,12 @@ class ItemsRequested(NamedTuple):
 
 @mypyc_attr(acyclic=True)
 class Complete(Value):
-    """The task is over. `attempt` answered it (None for a batch, or where `outcome` is a failure)."""
+    """End a task.
+
+    Attributes:
+        attempt: The attempt that answered; None for a batch, or after a failure.
+        tried: Nodes, each with the reason why it did not answer.
+    """
 
     __slots__ = ("attempt", "outcome", "task", "tried")
 
@@ -91,7 +104,7 @@ class Complete(Value):
 
 
 class Load(NamedTuple):
-    """Bring a model into this node's memory, with these runner options, and then ask the node how it is."""
+    """Load a model into a node's memory with these runner options, then probe the node."""
 
     node: str
     model: str
@@ -100,26 +113,30 @@ class Load(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Ask this node how it is; the answer comes back as NodeSeen or NodeLost."""
+    """Read a node's lists; the result comes back as NodeSeen or NodeLost."""
 
     node: str
 
 
 class DigestChosen(NamedTuple):
-    """Embeddings of a model use this version from now on; `Configure` restores it after a restart."""
+    """Record that embeddings of a model use this version; `Configure` restores it after a restart."""
 
     model: str
     digest: str
 
 
 class Notice(NamedTuple):
-    """Tell the operator this sentence."""
+    """Show this sentence to the operator."""
 
     text: str
 
 
 class SchedulerFault(NamedTuple):
-    """An exception came out of the scheduler. `task`: that was being handled (0 for none), and is settled."""
+    """Log an exception of the scheduler.
+
+    Attributes:
+        task: The task that it settled; 0 for none.
+    """
 
     task: int
     error: Any  # an Exception; mypyc does not find a builtin in a named tuple
@@ -127,7 +144,7 @@ class SchedulerFault(NamedTuple):
 
 @mypyc_attr(acyclic=True)
 class WakeAt(Value):
-    """Send a Tick at this moment. A later one may be dropped in favour of an earlier one."""
+    """Send a Tick at this moment. An earlier one may replace it."""
 
     __slots__ = ("at",)
 

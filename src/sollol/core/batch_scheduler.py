@@ -1,4 +1,4 @@
-"""Serving batches: cutting chunks for free slots, taking their answers in, and what follows when one fails."""
+"""Schedule batches: cut chunks for free slots, accept answers, and retry what failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.takeover import Takeover
 from sollol.core.types import OK, SECOND, TRANSIENT, Cause, Decision, Micros, Outcome, RoutingMode, Status, Task
 from sollol.core.value import replaced
 
@@ -27,6 +28,8 @@ CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about on
 
 
 class BatchScheduler:
+    """Cut batches into chunks and follow each chunk to its end."""
+
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self.attribution = FaultAttribution(state)
@@ -34,6 +37,7 @@ class BatchScheduler:
     # --- feeding ---
 
     def fed(self, pending: PendingTask, costs: list[int], closed: bool, now: Micros) -> None:
+        """Add items to a batch and queue it."""
         assert pending.batch is not None
         had_pending = pending.batch.pending_count > 0
         pending.batch.feed(costs, closed)
@@ -50,12 +54,16 @@ class BatchScheduler:
     def serve(
         self, pending: PendingTask, batch: Batch, group: ModelReplicas, only: list[Replica] | None, now: Micros
     ) -> None:
-        """Cut chunks for free slots. `only`: these lanes alone can have changed."""
+        """Cut chunks for free slots.
+
+        Args:
+            only: Replicas that can have changed; None for all.
+        """
         width = pending.task.width
         if not self._has_begun(pending.task, batch, group, now):
             return
         if batch.closed and batch.pending_count <= 2 * len(group.replicas):
-            only = None  # so little is left that it matters who else is idle
+            only = None  # so little is left that other idle replicas matter
         limited = _is_limited(batch, group)
         if only is None or width:
             replicas = self._suitable(batch, group, now)
@@ -86,14 +94,14 @@ class BatchScheduler:
                 if not self._cut(pending, batch, group, replica, limited, now):
                     fruitless.add(replica.node.key)
         if batch.pending_count and not batch.live and only is not None:
-            # Those that were asked leave it to others, and no event will come to ask these: ask them now.
+            # The freed replicas leave it to others, and no event will come for these: try them now.
             self.serve(pending, batch, group, None, now)
             return
         self._after_cutting(pending, batch, group, cost_before - batch.pending_cost, now)
         self._ended(pending, now)
 
     def _has_begun(self, task: Task, batch: Batch, group: ModelReplicas, now: Micros) -> bool:
-        """Bind a batch to one version of its model, once the nodes are known. False: they soon will be."""
+        """Bind a batch to one version of its model. Return False while new nodes are awaited."""
         state = self._state
         if batch.digest is None and now < state.health.newcomers_until:
             settled_at = state.health.settles_at(now)
@@ -107,7 +115,7 @@ class BatchScheduler:
         return True
 
     def _suitable(self, batch: Batch, group: ModelReplicas, now: Micros) -> list[Replica]:
-        """Return the usable lanes that this batch may go to."""
+        """Return the usable replicas that this batch may go to."""
         replicas = group.usable(now)
         if self._state.cluster.incapable:
             replicas = self._state.able(batch.task, replicas, now)
@@ -126,7 +134,7 @@ class BatchScheduler:
         if not batch.pending_count:
             return False
         if not replica.breaker.closed and self.attribution.control(pending, batch, replica, now):
-            return True  # a text that was answered before tells most surely whether the node works again
+            return True  # a text that was answered before is the surest test of the node
         total_rate, best_rate, count_of_replicas = group.total_rate, group.best_rate, len(group.replicas)
         if limited:
             suitable = self._suitable(batch, group, now)
@@ -147,7 +155,7 @@ class BatchScheduler:
             replicas=count_of_replicas,
         )
         cost, count = self._state.policies.batcher.item_budget(view)
-        if count == 0 and batch.live:  # the others do it sooner; if there are none, nobody else would
+        if count == 0 and batch.live:  # the others do it sooner, if there are any
             return False
 
         def others() -> frozenset[str]:
@@ -205,7 +213,7 @@ class BatchScheduler:
                 self._state.out.append(ItemsRequested(task.id, 2 * want - batch.pending_count))
 
     def _wake_for_replicas(self, group: ModelReplicas, now: Micros) -> None:
-        """Work waits and no event may come: look again when the first breaker admits a trial."""
+        """Plan a look when the first breaker admits a trial, if no other event may come."""
         if any(replica.attempts for replica in group.replicas.values()):
             return
         times = [replica.breaker.retry_at() for replica in group.replicas.values() if replica.node.usable]
@@ -214,7 +222,7 @@ class BatchScheduler:
             self._state.serve_at(group.model, due)
 
     def _no_replica(self, pending: PendingTask, batch: Batch, group: ModelReplicas, now: Micros) -> None:
-        """No node can take any of this batch now: wait for one that may come, but not for ever."""
+        """Wait for a node that may come, up to PATIENCE, or settle the batch."""
         if batch.stuck_since is None:
             batch.stuck_since = now
             pending.since = now
@@ -233,22 +241,28 @@ class BatchScheduler:
     # --- the tail ---
 
     def take_over(self, batch: Batch, group: ModelReplicas, now: Micros) -> None:
-        if batch.task.hedge is not False:
-            takeover.take_over(self, self._state, batch, self._suitable(batch, group, now), group, now)
+        """Let idle replicas repeat items that others have in flight."""
+        if batch.task.hedge is False:
+            return
+        takeovers, some_idle = takeover.plan(self._state, batch, self._suitable(batch, group, now), group, now)
+        for each in takeovers:
+            self._start_takeover(batch, each, now)
+        if some_idle:
+            takeover.look_again(self._state, batch, group, now)
 
-    def start_takeover(self, victim: Attempt, replica: Replica, ranges: Ranges, now: Micros) -> None:
-        """Let an idle lane try items that `victim` has under way (called by `core.takeover`)."""
-        pending = self._state.tasks[victim.task.id]
-        assert pending.batch is not None
+    def _start_takeover(self, batch: Batch, planned: Takeover, now: Micros) -> None:
+        victim = planned.victim
+        pending = self._state.tasks[batch.task.id]
         reason = f"takes over from {victim.replica.node.key}"
-        attempt = self._start(pending, pending.batch, replica, ranges, 0.0, now, reason, Cause.TAKEOVER)
+        attempt = self._start(pending, batch, planned.replica, planned.items, 0.0, now, reason, Cause.TAKEOVER)
         attempt.tries, attempt.failed_on = victim.tries, victim.failed_on
         attempt.evidence, attempt.suspect = victim.evidence, victim.suspect
-        pending.batch.contest(attempt, victim, ranges)
+        batch.contest(attempt, victim, planned.items)
 
     # --- answers ---
 
     def answered(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
+        """Accept the items of an answer that are the first to arrive, and abort attempts without work left."""
         batch = pending.batch
         assert batch is not None
         attempt.replica.single_faults = 0
@@ -277,13 +291,14 @@ class BatchScheduler:
             self._enqueue(pending, attempt.started_us)
 
     def _overtaken(self, loser: Attempt, now: Micros) -> None:
-        """Its items came from elsewhere. If it was overdue that tells of its node: it is slower than was thought."""
+        """Record that an overdue attempt lost a takeover: its node is slower than predicted."""
         if now > loser.due_us:
             loser.replica.work.add(0, now - max(loser.started_us, loser.replica.last_end_us))
             loser.replica.breaker.record(now, Outcome(Status.TIMEOUT))
             self._state.health.ask(loser.replica.node, now, self._state.out)
 
     def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
+        """Queue the items of a failed chunk again, or fail the batch."""
         batch = pending.batch
         assert batch is not None
         if attempt.control:
@@ -318,7 +333,7 @@ class BatchScheduler:
         self._ended(pending, now)
 
     def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, now: Micros) -> bool:
-        """Nothing ever succeeded and every failure looks alike: it is the call that is wrong, not an item or a node."""
+        """Check that the request itself is wrong, not an item or a node: nothing ever succeeded."""
         if outcome.status is Status.FAILED:
             if not self.attribution.is_hopeless(batch, attempt, PATIENCE, now):
                 return False
@@ -377,7 +392,7 @@ class BatchScheduler:
 
 
 def _is_limited(batch: Batch, group: ModelReplicas) -> bool:
-    """Check whether there may be lanes that this batch must not go to."""
+    """Check whether some replicas are not allowed for this batch."""
     task = batch.task
     return (
         task.only is not None
@@ -389,14 +404,14 @@ def _is_limited(batch: Batch, group: ModelReplicas) -> bool:
 
 
 def _reliable(replicas: list[Replica]) -> list[Replica]:
-    """Return the lanes whose share of good answers, squared, is at least half that of the best."""
+    """Return the replicas whose success rate, squared, is at least half that of the best."""
     shares = [1.0 if (share := replica.reliability.read()) is None else share for replica in replicas]
     least = max(shares, default=0.0) ** 2 / 2
     return [replica for replica, share in zip(replicas, shares, strict=True) if share**2 >= least]
 
 
 def _spared(replicas: list[Replica]) -> list[Replica]:
-    """Return the lanes without the fastest, which stays free for others, where the next is not far slower."""
+    """Return the replicas without the fastest, unless the next is far slower."""
     rates = sorted((replica.work.read() or 0.0 for replica in replicas), reverse=True)
     if len(rates) < 2 or not rates[1] or rates[0] > SPARED_TIMES * rates[1]:
         return replicas

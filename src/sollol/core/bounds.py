@@ -1,4 +1,4 @@
-"""Bound what callers can invent: names of models and applications, options, deadlines. What is over is forgotten."""
+"""Bound what callers can invent: names of models and applications, options, deadlines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def forget_model(state: SchedulerState, group: ModelReplicas) -> None:
-    """Forget a model that no node has, once its last task is settled."""
+    """Remove a model that no node has, once its last task is complete."""
     model = group.model
     if group.replicas or group.tasks or state.cluster.groups.get(model) is not group:
         return

@@ -1,8 +1,8 @@
 """Predict how long a slot stays taken after its caller left while the node read the prompt.
 
-Older nodes read the prompt to its end, whoever has left. Newer ones stop at the next batch of PREFILL_BATCH tokens
-(measured on a real node: 1.3 s instead of 6). No API tells which it is, so a node is tried once: where much can be
-gained, the slot is taken for free after a batch, and the next call shows by its first token whether it was.
+Older nodes read the prompt to its end. Newer ones stop at the next batch of PREFILL_BATCH tokens (measured on a real
+node: 1.3 s instead of 6). No API reports which, so a node is tried once: where much can be gained, the slot counts as
+free after a batch, and the first token of the next request shows whether it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROBE_LEAST: Final[Micros] = 5 * SECOND  # to be gained, for a call to find out 
 
 
 def taken_until(replica: Replica, attempt: Attempt, now: Micros) -> Micros:
-    """Return until when the slot of an attempt that is aborted now, in prefill, stays taken."""
+    """Return the moment until which the slot of an attempt aborted in prefill stays taken."""
     node = replica.node
     whole_us = attempt.started_us + attempt.decision.first_us
     if node.reads_on is True:
@@ -35,7 +35,7 @@ def taken_until(replica: Replica, attempt: Attempt, now: Micros) -> Micros:
 
 
 def learn(replica: Replica, attempt: Attempt, now: Micros) -> None:
-    """Learn from the first token of a call that was sent while the node may still have read."""
+    """Learn from the first token of an attempt sent while the node may still have read."""
     if attempt.started_us < replica.left_until:
         began_us = now - attempt.first_us()
         replica.node.reads_on = began_us > (attempt.started_us + replica.left_until) // 2
@@ -43,7 +43,7 @@ def learn(replica: Replica, attempt: Attempt, now: Micros) -> None:
 
 
 def holds(replica: Replica, attempt: Attempt) -> bool:
-    """Take note that a call waits behind a prompt whose caller left. Returns False if it waits for something else."""
+    """Record that an attempt waits behind an abandoned prompt. Return False if it waits for something else."""
     if attempt.started_us >= replica.left_until or replica.responding:
         return False
     replica.node.reads_on = True

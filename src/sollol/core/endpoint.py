@@ -1,7 +1,7 @@
-"""Where a node answers: one parser for every spelling that users write.
+"""Parse the address of a node, in every spelling that users write.
 
-`h`, `h:11434`, `http://h:11434`, `https://gate.example/team-a`, `[::1]:11434`, `::1`, `0.0.0.0` (which
-Ollama uses for "listen everywhere" and a client must read as loopback), `{"host", "port"}`, `{"url"}`.
+`h`, `h:11434`, `http://h:11434`, `https://gate.example/team-a`, `[::1]:11434`, `::1`, `0.0.0.0` (with which Ollama
+listens everywhere and which a client must read as loopback), `{"host", "port"}`, `{"url"}`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?\Z")
 
 
 class Endpoint(NamedTuple):
-    """A node's address. `prefix` is a path in front of `/api` ("" for none); `auth` is "user:password" or "";
-    `api_key` is sent as a bearer token, "" for none."""
+    """Hold a node's address.
+
+    Attributes:
+        prefix: A path in front of `/api`; "" for none.
+        auth: "user:password", or "".
+        api_key: Sent as a bearer token; "" for none.
+    """
 
     host: str
     port: int = DEFAULT_PORT
@@ -32,13 +37,13 @@ class Endpoint(NamedTuple):
 
     @property
     def key(self) -> str:
-        """`host:port`, with brackets around an IPv6 literal: the node's name everywhere."""
+        """Return `host:port`, the node's name everywhere. An IPv6 literal gets brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}{self.prefix}"
 
     @property
     def url(self) -> str:
-        """The base URL, without credentials: safe to print."""
+        """Return the base URL without credentials, safe to print."""
         return f"{self.scheme}://{self.key}"
 
     def __repr__(self) -> str:  # credentials never reach a log
@@ -46,9 +51,9 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoint(value: Any, *, default_port: int = DEFAULT_PORT) -> Endpoint:
-    """Read one node from a string, a mapping or an Endpoint.
+    """Parse one node from a string, a mapping or an Endpoint.
 
-    Raises BadInput naming the value and what was expected.
+    Raises BadInput with the value and what was expected.
     """
     if isinstance(value, Endpoint):
         return value
@@ -74,7 +79,10 @@ def _from_mapping(value: Mapping[str, Any], default_port: int) -> Endpoint:
 
 
 def with_key(node: Endpoint, api_key: Any) -> Endpoint:
-    """The node, called with a bearer token. Raises BadInput, which does not repeat it."""
+    """Return the node with a bearer token.
+
+    Raises BadInput, which does not repeat the token.
+    """
     if not isinstance(api_key, str) or not _KEY.match(api_key):
         what = (
             "empty" if api_key == "" else f"a {type(api_key).__name__}" if not isinstance(api_key, str) else "not one"

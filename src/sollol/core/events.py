@@ -15,7 +15,7 @@ from sollol.core.value import Value
 
 
 class Submitted(Value):
-    """A caller wants this done."""
+    """Report a new task."""
 
     __slots__ = ("task",)
 
@@ -24,7 +24,7 @@ class Submitted(Value):
 
 
 class ItemsAdded(NamedTuple):
-    """The next items of a batch, by their costs; their positions follow those fed before."""
+    """Report the next items of a batch by their costs. Positions continue from the last event."""
 
     task: int
     costs: Sequence[int]
@@ -33,7 +33,11 @@ class ItemsAdded(NamedTuple):
 
 @mypyc_attr(acyclic=True)
 class FirstToken(Value):
-    """The caller has begun to receive this attempt's answer. `movable`: another node could go on with it."""
+    """Report that the caller has begun to receive this attempt's answer.
+
+    Attributes:
+        movable: Another node could continue it.
+    """
 
     __slots__ = ("attempt", "movable")
 
@@ -44,7 +48,7 @@ class FirstToken(Value):
 
 @mypyc_attr(acyclic=True)
 class Responding(Value):
-    """A node has begun to answer an attempt whose caller wants the answer whole."""
+    """Report that a node has begun to answer, where the caller gets the answer whole."""
 
     __slots__ = ("attempt",)
 
@@ -54,6 +58,8 @@ class Responding(Value):
 
 @mypyc_attr(acyclic=True)
 class Finished(Value):
+    """Report the end of an attempt."""
+
     __slots__ = ("attempt", "outcome")
 
     def __init__(self, attempt: int, outcome: Outcome) -> None:
@@ -63,7 +69,7 @@ class Finished(Value):
 
 @mypyc_attr(acyclic=True)
 class Cancelled(Value):
-    """The caller left."""
+    """Report that the caller left."""
 
     __slots__ = ("task",)
 
@@ -72,27 +78,37 @@ class Cancelled(Value):
 
 
 class TaskFailed(NamedTuple):
-    """This task cannot go on, by a fault of this program outside of the scheduler."""
+    """Report a fault of this program outside the scheduler, after which the task cannot go on."""
 
     task: int
     error: Any  # an Exception; mypyc does not find a builtin in a named tuple
 
 
 class NodeAdded(NamedTuple):
+    """Report a new node."""
+
     endpoint: Endpoint
 
 
 class NodeRemoved(NamedTuple):
+    """Report that a node was taken out."""
+
     node: str
 
 
 class NodeSeen(NamedTuple):
+    """Report the lists of a node."""
+
     node: str
     facts: NodeFacts
 
 
 class NodeLost(NamedTuple):
-    """A probe failed. `certain`: nothing listens there; otherwise it was only silent, which may pass."""
+    """Report a failed probe.
+
+    Attributes:
+        certain: The connection was refused. Otherwise the node was silent, which may pass.
+    """
 
     node: str
     why: str
@@ -100,8 +116,13 @@ class NodeLost(NamedTuple):
 
 
 class Silence(NamedTuple):
-    """A stream of which nothing came for `silent_us`; `gap_us` lie between its parts on the mean. `plain`: it is text
-    and nothing else. `sure`: another node can go on with it exactly, as far as the model and the text decide."""
+    """Describe a stream without a part for `silent_us`.
+
+    Attributes:
+        gap_us: Mean time between its parts.
+        plain: It is text and nothing else.
+        sure: Another node can continue it exactly, by model and text.
+    """
 
     attempt: int
     silent_us: Micros
@@ -111,7 +132,7 @@ class Silence(NamedTuple):
 
 
 class Silent(NamedTuple):
-    """All streams of which nothing came for a while; at least one of them for long."""
+    """Report all streams without a part for a while, at least one of them for long."""
 
     streams: tuple[Silence, ...]
 
@@ -139,7 +160,7 @@ class Configure(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A moment asked for with WakeAt has come."""
+    """Report that the moment of a WakeAt has come."""
 
 
 Event = (

@@ -1,4 +1,4 @@
-"""Reckon what others pay for a load: models that it puts out, and that somebody uses, have to be loaded again."""
+"""Estimate what others pay for a load: models in use that it evicts must be loaded again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FADES: Final[Micros] = 5 * SECOND  # in which a model that is not used any more 
 
 
 def displacement_us(replica: Replica, options: str, now: Micros) -> Micros:
-    """Return the time that others will pay for a load here: to get back what it puts out, if that is in use."""
+    """Return the µs that others pay for a load here, to reload what it evicts."""
     if replica.is_loaded:
         return replica.load_us() if replica.displaces(options, now) else 0
     node = replica.node
@@ -22,7 +22,7 @@ def displacement_us(replica: Replica, options: str, now: Micros) -> Micros:
     used = node.used(now)
     size = node.models.get(replica.model, 0)
     cost = 0.0
-    for name in sorted(loaded, key=node.last_use):  # Ollama puts out what was not used for longest
+    for name in sorted(loaded, key=node.last_use):  # Ollama evicts the least recently used model
         risk = node.memory.risk(loaded, size)
         if not risk:
             break
@@ -36,10 +36,11 @@ def displacement_us(replica: Replica, options: str, now: Micros) -> Micros:
 
 
 def loss_us(victim: Replica, replica: Replica, now: Micros) -> float:
-    """Return what the users of `victim` pay if `lane` is loaded in its place.
+    """Return the µs that the users of `victim` pay if `replica` is loaded in its place.
 
-    They load it again, and that puts out the next one: nodes would trade their models for ever. So it counts by how
-    much it is used, and most where it has no other place, or where `lane` has one."""
+    They load it again, which evicts the next model, and nodes would trade their models for ever. So it counts by its
+    use, and most where it has no other node, or where `replica` has one.
+    """
     alone, has_place = not _is_elsewhere(victim), _is_elsewhere(replica)
     used = 1.0 if victim.attempts else math.exp((victim.last_end_us - now) / FADES)
     loads = 1 + used * (KEPT if alone or has_place else PUT_OUT)

@@ -1,7 +1,7 @@
-"""Decide what follows when a single call fails on a node: another node, the line, or the end.
+"""Decide what follows when a request fails on a node: another node, the queue, or the end.
 
-A refusal is the caller's fault only when a second node, where one can serve the call, refuses it too. An error in the
-same words is the request's fault only when no node is left that has not failed.
+A refusal is the caller's fault only when a second node, where one can serve the request, refuses it too. An error in
+the same words is the request's fault only when no node is left that has not failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FREE: Final = frozenset(
 
 
 class FallbackAnswer:
-    """An answer that may be passed on to the caller when no node is left."""
+    """Hold an answer for the caller, for the case that no node is left."""
 
     __slots__ = ("attempt", "outcome")
 
@@ -34,11 +34,13 @@ class FallbackAnswer:
 
 
 class Failover:
+    """Queue failed requests again, or settle them."""
+
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
 
     def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> bool:
-        """Settle the call, or put it in line again. Return True if it is over."""
+        """Settle the request or queue it again. Return True if it is settled."""
         state, node = self._state, attempt.replica.node.key
         why = outcome.message or outcome.status.value
         agreed = self._weigh(pending, attempt, outcome, why)
@@ -59,7 +61,7 @@ class Failover:
         if agreed:
             self.give_up(pending, "every attempt failed", now)
             return True
-        if pending.attempts:  # the other copy is still under way
+        if pending.attempts:  # the other attempt is still in flight
             return False
         if outcome.status is Status.REFUSED and not self._others(pending, attempt, now):
             self.give_up(pending, "every attempt failed", now)
@@ -76,14 +78,14 @@ class Failover:
         return False
 
     def is_final(self, attempt: Attempt, outcome: Outcome) -> bool:
-        """Check whether no other node is asked after this outcome, whatever others would say."""
+        """Check that no other node is tried after this outcome."""
         if attempt.delivering and (not attempt.movable or outcome.status is Status.REFUSED):
             return True
         # Without a status it is a fault of ours, or of the caller's own objects.
         return outcome.status not in TRANSIENT and not (outcome.status is Status.REFUSED and outcome.http_status)
 
     def _weigh(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, why: str) -> bool:
-        """Note what may be passed on in the end. Return True if two nodes have refused the call."""
+        """Update the fallback answer. Return True if two nodes have refused the request."""
         before: FallbackAnswer | None = pending.fallback
         if outcome.status is Status.REFUSED:
             pending.fallback = FallbackAnswer(attempt, outcome)
@@ -92,18 +94,18 @@ class Failover:
             before is not None and before.outcome.status is Status.REFUSED
         ):
             return False
-        listed = not attempt.delivering and outcome.http_status
+        answered = not attempt.delivering and outcome.http_status
         if outcome.status is Status.UNSUITED:
             same = before is not None and before.outcome.http_status == outcome.http_status
             pending.fallback = FallbackAnswer(attempt, outcome) if same or not pending.tried else None
-        elif outcome.status is Status.FAILED and listed and why in pending.tried.values():
+        elif outcome.status is Status.FAILED and answered and why in pending.tried.values():
             pending.fallback = FallbackAnswer(attempt, outcome)
         elif before is not None and before.outcome.status is Status.UNSUITED:
             pending.fallback = None
         return False
 
     def _others(self, pending: PendingTask, attempt: Attempt, now: Micros) -> bool:
-        """Check whether a node that has not had the call can serve it."""
+        """Check that an untried node can serve it."""
         task, group = pending.task, attempt.replica.group
         digest = group.digest_for(task)
         return any(
@@ -115,7 +117,7 @@ class Failover:
         )
 
     def _is_last(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, tries: int, now: Micros) -> bool:
-        """Check whether the call has had its tries. A node that works now is always worth another."""
+        """Check that the request has had its tries. A healthy node is always worth another."""
         if outcome.status in FREE:
             return False
         if outcome.status is Status.OURS:
@@ -125,7 +127,7 @@ class Failover:
         return self._state.retrier.again(pending.task, outcome, tries, now) is None
 
     def _well(self, pending: PendingTask, attempt: Attempt, now: Micros) -> bool:
-        """Check whether a node is left whose last answer was good, or that had nothing to answer yet."""
+        """Check that an untried node is left whose last answer was good, or that had none to give."""
         task, group = pending.task, attempt.replica.group
         digest = group.digest_for(task)
         return any(
@@ -138,7 +140,7 @@ class Failover:
         )
 
     def give_up(self, pending: PendingTask, message: str, now: Micros) -> None:
-        """Settle a call for which no node is left."""
+        """Settle a request for which no node is left."""
         state, fallback = self._state, pending.fallback
         state.abort_all(pending, now)
         if fallback is None:
@@ -149,7 +151,7 @@ class Failover:
         state.settle(pending, replaced(fallback.outcome, status=Status.REFUSED), fallback.attempt.id)
 
     def _absolve(self, pending: PendingTask, last: Replica, now: Micros) -> None:
-        """The failure went with the call from node to node: it opens no breaker for other calls."""
+        """Close the breakers that a request has opened: its failure went with it from node to node."""
         for key in pending.tried:
             replica = last.group.replicas.get(key)
             if replica is not None and replica.last_good_us >= 0:
@@ -157,7 +159,7 @@ class Failover:
                 replica.flag_off_nominal()
 
     def answered(self, pending: PendingTask, now: Micros) -> None:
-        """A node has answered what another one refused: that one may be unable, if it happens again and again."""
+        """Record that a node answered what another refused. After CONTRADICTED times that one counts as incapable."""
         fallback = pending.fallback
         if fallback is not None and fallback.outcome.status is Status.REFUSED:
             replica = fallback.attempt.replica
@@ -173,11 +175,11 @@ NEVER_AGAIN: Final = 1 << 30  # tries after which no policy goes on
 
 
 def all_paused(task: Task, replicas: Sequence[Replica]) -> bool:
-    """Check whether every one of these lanes asks for more patience than the caller has."""
+    """Check that each of these replicas is paused beyond the caller's deadline."""
     deadline_us = task.deadline_us
     if deadline_us is None or not replicas:
         return False
-    for replica in replicas:  # noqa: SIM110  compiled, a generator expression would ask all of them
+    for replica in replicas:  # noqa: SIM110  compiled, a generator expression is slow
         if replica.paused_until <= deadline_us:
             return False
     return True

@@ -101,7 +101,7 @@ class FaultAttribution:
                 replica.flag_off_nominal()
 
     def is_bad(self, batch: Batch, nodes: frozenset[str], items: PendingItems, count: int) -> bool:
-        """Check that a single item has failed often enough, on two of `nodes` if it may go to more than one."""
+        """Check that a single item has failed often enough, on two of `nodes` if there are two."""
         if count > 1 or (not nodes <= items.failed_on and len(items.failed_on) < 2):
             return False
         return self._state.policies.suspicion.is_bad(items.evidence, batch.good, batch.vanished)

@@ -1,8 +1,7 @@
-"""Keep a fault of the scheduler to the task that it concerns: that one is settled, every other goes on.
+"""Limit a fault of the scheduler to one task: it is settled, all others go on.
 
-Between two events the ledger is consistent; an exception in the middle of one may leave a task half bound. So whatever
-there is of the task that was being handled (`Ledger.concern`) is taken out by hand, without the code that has just
-failed, and what is counted on its replicas is counted anew.
+Between two events the state is consistent. An exception in the middle of one may leave a task half bound. So the
+current task is removed without the code that has just failed, and the counts of its replicas are rebuilt.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
 from sollol.core.types import NEVER, SECOND, Micros, Outcome, Status
 
-AGAIN: Final[Micros] = SECOND  # until those who wait are served after a fault that concerns no single task
+AGAIN: Final[Micros] = SECOND  # until waiting tasks are bound after a fault without a task
 INTERNAL: Final = 500
 
 
 def fault_outcome(error: Exception) -> Outcome:
-    """Return how a task ends that a fault of this program concerns."""
-    listed = f"{type(error).__name__}: {error}"[:300]
-    return Outcome(Status.REFUSED, f"SOLLOL failed at this call, which is no fault of its own: {listed}", INTERNAL)
+    """Return the outcome of a task after a fault of this program."""
+    cause = f"{type(error).__name__}: {error}"[:300]
+    return Outcome(Status.REFUSED, f"SOLLOL failed at this call, which is no fault of its own: {cause}", INTERNAL)
 
 
 class FaultRecovery:
-    """Settles tasks that faults concern, and tells of the faults."""
+    """Settle the tasks that faults concern, and report the faults."""
 
     __slots__ = ("_binding", "_planned", "_state")
 
@@ -39,7 +38,7 @@ class FaultRecovery:
         state.recover = self.recover
 
     def event_failed(self, event: Event, error: Exception, now: Micros) -> None:
-        """Handle an exception that came out of the handling of an event."""
+        """Recover from an exception in the handling of an event."""
         state = self._state
         if isinstance(event, Submitted) and state.current_task is None and not self._is_known(event.task.id):
             self._tell(event.task.id, error)
@@ -53,18 +52,18 @@ class FaultRecovery:
         self.recover(error, now)
 
     def _is_known(self, task: int) -> bool:
-        """Check that a task is open, or was settled just now."""
+        """Check that a task is open, or was settled by this event."""
         settled = any(isinstance(action, Complete) and action.task == task for action in self._state.out)
         return settled or any(pending.task.id == task for pending in self._state.tasks.values())
 
     def _mend(self) -> None:
-        """Count anew what runs where, after nobody knows which step."""
+        """Rebuild the counts of all replicas."""
         for node in self._state.cluster.nodes.values():
             for replica in node.replicas.values():
                 recount(replica)
 
     def _ask_again(self, key: str, now: Micros) -> None:
-        """Do not take a node for one that is being asked, for ever."""
+        """Plan a new probe, since the fault may have lost the last one."""
         node = self._state.cluster.nodes.get(key)
         if node is not None:
             node.probing = False
@@ -72,7 +71,7 @@ class FaultRecovery:
             self._state.health.next_at = min(self._state.health.next_at, now + AGAIN)
 
     def recover(self, error: Exception, now: Micros) -> None:
-        """Settle the task that was being handled, tell of the fault, and serve those who wait."""
+        """Settle the current task, report the fault, and bind waiting tasks."""
         state = self._state
         while True:  # each turn settles a task
             pending, state.current_task = state.current_task, None
@@ -91,7 +90,7 @@ class FaultRecovery:
             return
 
     def expel(self, pending: PendingTask, outcome: Outcome, now: Micros) -> None:
-        """Take a task out of all books, whatever state it is in, and settle it unless that is done."""
+        """Remove a task from all state, whatever its condition, and settle it once."""
         state, task = self._state, pending.task
         is_over = any(isinstance(action, Complete) and action.task == task.id for action in state.out)
         state.tasks.pop(pending.key, None)
@@ -140,7 +139,7 @@ class FaultRecovery:
 
 
 def recount(replica: Replica) -> None:
-    """Count anew what runs on a replica, on its node and in its market."""
+    """Rebuild the counts of a replica, of its node and of its model."""
     node, group = replica.node, replica.group
     attempts = list(replica.attempts.values())
     replica.responding = sum(attempt.responding for attempt in attempts)
@@ -148,7 +147,7 @@ def recount(replica: Replica) -> None:
     replica.soonest_us = min([attempt.due_us for attempt in attempts], default=NEVER)
     replica.cost_inflight = sum([attempt.cost for attempt in attempts], 0.0)
     if group.replicas.get(replica.key) is replica:
-        group.with_capacity[replica.key] = replica  # a full one that stands there is asked in vain, no more
+        group.with_capacity[replica.key] = replica  # a full replica in there costs a check, no more
         group.off_nominal[replica.key] = replica
     replica.nominal = False
     node.running = sum(len(other.attempts) for other in node.replicas.values())

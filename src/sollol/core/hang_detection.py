@@ -41,7 +41,7 @@ class HangDetection:
         return hung
 
     def record_departure(self, pending: PendingTask, now: Micros) -> None:
-        """Count a caller who left after a long wait against the node. Others say nothing of it."""
+        """Count a caller who left after a long wait against the node."""
         lateness = self._state.policies.lateness
         for attempt in pending.attempts.values():
             if attempt.task.batch or attempt.delivering:

@@ -1,8 +1,8 @@
-"""Which nodes are alive, and when to ask. Recovery is noticed by asking, without traffic.
+"""Decide when to probe a node, and when it is up or down. Recovery is noticed without traffic.
 
-While there is work, a node is asked every EVERY; when nothing was submitted for a while, every EVERY_IDLE; a node
-that is down, after RETRY, then twice as long each time. A refused connection is certain. Silence is not: a machine
-under load answers late, so it takes SILENCES in a row.
+While there is work, a node is probed every EVERY; without a task for a while, every EVERY_IDLE; a node that is down,
+after RETRY, then twice as long each time. A refused connection is certain. Silence is not: a machine under load answers
+late, so it takes SILENCES in a row.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ OVERDUE_LEAST: Final[Micros] = 20 * SECOND
 
 
 class HealthChecks:
+    """Plan probes and record their results."""
+
     def __init__(self, cluster: ClusterState) -> None:
         self._fleet = cluster
         self._last_submit: Micros = 0
@@ -38,7 +40,7 @@ class HealthChecks:
         self.newcomers_until: Micros = 0
 
     def touched(self, now: Micros, out: list[Action]) -> None:
-        """A task came: after a long idle time, do not trust what was known."""
+        """Probe all nodes when a task comes after a long idle time."""
         if now - self._last_submit > IDLE_AFTER:
             for node in self._fleet.nodes.values():
                 if now - node.asked_us > EVERY:
@@ -48,17 +50,19 @@ class HealthChecks:
         self.touch_at = now + TOUCH
 
     def settles_at(self, now: Micros) -> Micros | None:
-        """Nodes that were added just now have not answered yet: until when it is worth waiting for them."""
+        """Return until when to wait for new nodes without an answer; None if none is awaited."""
         if now >= self.newcomers_until:
             return None
         waiting = any(node.up is None for node in self._fleet.nodes.values())
         return self.newcomers_until if waiting else None
 
     def added(self, node: Node, now: Micros, out: list[Action]) -> None:
+        """Probe a new node at once."""
         self.newcomers_until = now + NEWCOMERS
         self.ask(node, now, out)
 
     def ask(self, node: Node, now: Micros, out: list[Action]) -> None:
+        """Probe a node, unless a probe is in flight."""
         if node.probing:
             return
         node.probing = True
@@ -66,11 +70,11 @@ class HealthChecks:
         out.append(Probe(node.key))
 
     def seen(self, node: Node, facts: NodeFacts, now: Micros) -> bool:
-        """Take in what a node said; True if the models it has have changed."""
-        if facts.late:  # what has not come is as it was
+        """Record the lists of a node. Return True if its models have changed."""
+        if facts.late:  # lists that have not come are as they were
             facts = facts._replace(**{name: value for path, name, value in _known(node) if path in facts.late})
         changed = node.models != facts.models or node.digests != facts.digests
-        if node.up is False:  # it was away: what it had in memory is gone
+        if node.up is False:  # it was away, so its memory is empty
             for replica in node.replicas.values():
                 replica.loaded_by_us = False
         if not node.up:
@@ -87,13 +91,13 @@ class HealthChecks:
                 replica.warm.clear()
             replica.flag_off_nominal()
         node.remember(now)
-        node.loaded_after()  # what they put out may still have been there
+        node.loaded_after()  # the list may still hold what they evicted
         node.probe_backoff_us = 0
         self._plan(node, now + self._every(now))
         return changed
 
     def lost(self, node: Node, why: str, certain: bool, now: Micros) -> bool:
-        """A probe failed; True if the node is to be taken for down now."""
+        """Record a failed probe. Return True if the node is down now."""
         node.probing = False
         node.lost_why = why
         node.silences += 1
@@ -106,6 +110,7 @@ class HealthChecks:
         return False
 
     def down(self, node: Node, why: str, now: Micros) -> None:
+        """Mark a node as down."""
         node.up = False
         for replica in node.replicas.values():
             replica.flag_off_nominal()
@@ -128,7 +133,7 @@ class HealthChecks:
         self.next_at = min(self.next_at, when)
 
     def tick(self, now: Micros, busy: bool, out: list[Action]) -> list[Attempt]:
-        """Ask the nodes whose time has come; the chunks that took far too long."""
+        """Probe the nodes that are due. Return the chunks that took far too long."""
         if busy:
             self._last_submit = now
         if now < self.next_at:
@@ -146,7 +151,7 @@ class HealthChecks:
 
 
 def _known(node: Node) -> tuple[tuple[str, str, Any], ...]:
-    """What is known of a node: the list that tells it, its name among the facts, and the value."""
+    """Return what is recorded of a node: the path of each list, its name in NodeFacts, and the value."""
     tags, ps = "/api/tags", "/api/ps"
     return ((tags, "models", node.models), (tags, "digests", node.digests), (ps, "loaded", node.loaded))
 

@@ -79,7 +79,7 @@ class Hedging:
         self.plan(pending, hedger, another, now)
 
     def _restart(self, pending: PendingTask, late: Attempt, hedger: Hedger, now: Micros) -> bool:
-        """Send a very late request to its own node again, if tasks wait and all other replicas are late as well.
+        """Send a very late request to its own node again, if all replicas are late and tasks wait.
 
         Requests that hang at the same time would otherwise stop all nodes. The work done for it is lost.
         """

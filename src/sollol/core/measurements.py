@@ -1,4 +1,4 @@
-"""Learn from a good answer: how fast its replica is, how many calls it takes at once, and that it works."""
+"""Learn from a good answer: the speed of its replica, its slots, and that it works."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading f
 
 
 class Measurements:
+    """Update the estimators of a replica after each good answer."""
+
     __slots__ = ("_requests", "_slot_discovery", "_state")
 
     def __init__(self, state: SchedulerState, requests: RequestScheduler, slots: SlotDiscovery) -> None:
@@ -23,14 +25,14 @@ class Measurements:
         self._slot_discovery = slots
 
     def answered(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, now: Micros) -> None:
-        """Learn what can be learned: an answer is one although nothing can."""
+        """Learn from an answer. An exception here is reported and does not fail the answer."""
         try:
             self._learn(attempt, timing, busy_us, inflight, now)
         except Exception as error:
             self._state.out.append(SchedulerFault(attempt.task.id, error))
 
     def _learn(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, now: Micros) -> None:
-        """A good answer: what it tells of rates and slots."""
+        """Update rates, latencies and slots."""
         replica = attempt.replica
         loading = timing.load_us if timing.load_us > WARM_LOAD else 0
         working_us = busy_us - loading

@@ -1,4 +1,4 @@
-"""Decide which model of a node may start work next. See `policies.model_concurrency` for the order."""
+"""Decide which model of a node may start work next. `policies.model_concurrency` keeps the order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before i
 
 
 def has_turn(replica: Replica, now: Micros) -> bool:
-    """Check that no other model of the node has it, or goes before this one."""
+    """Check that no other model of the node has the turn, or goes before this one."""
     node, concurrency = replica.node, replica.node.concurrency
     if not replica.occupies_gpu and node.active_models >= concurrency.limit:
         return False
@@ -36,7 +36,7 @@ def has_turn(replica: Replica, now: Micros) -> bool:
 
 
 def _would_swap(replica: Replica) -> bool:
-    """Check that another model of the node is at work and one of the two puts out the other."""
+    """Check that another model of the node is at work and one of the two evicts the other."""
     for other in replica.node.replicas.values():
         if other is not replica and other.occupies_gpu and (other.is_loading or not replica.is_loaded):
             return True
@@ -44,13 +44,17 @@ def _would_swap(replica: Replica) -> bool:
 
 
 def is_waited_for(replica: Replica) -> bool:
-    """Check whether work that takes turns waits for this replica."""
+    """Check that work which takes turns waits for this replica."""
     group = replica.group
     return bool(group.queue.waiting) and (replica.waiters > 0 or group.batches > 0)
 
 
 def _goes_before(replica: Replica, other: Replica, fills: bool, now: Micros) -> bool:
-    """Check that the work waiting for `lane` starts before more of `other`. `fills`: that one has the turn."""
+    """Check that the work waiting for `replica` starts before more of `other`.
+
+    Args:
+        fills: `other` has the turn and may fill its slots.
+    """
     if not replica.has_slot(now):
         return False
     priority, since, app, arrived = replica.group.queue.head(now)

@@ -1,8 +1,8 @@
-"""One name, several digests: which version of a model the vectors of a pool come from.
+"""Choose the version of a model for embeddings: one name may stand for several digests.
 
-Vectors of two versions of a model cannot be compared, although they have the same length. So embeddings use one
-digest: the pinned one, else the one that most capacity has, and then the same one as long as a node has it. Chats use
-every node, unless the settings say otherwise. What is decided here is reported in words, once for each state.
+Vectors of two versions cannot be compared, although they have the same length. So embeddings use one digest: the pinned
+one, else the one with the most capacity, and then the same one as long as a node has it. Chats use every node, unless
+the settings differ. Each state is reported once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sollol.core.state.replica import Replica
     from sollol.core.state.scheduler_state import SchedulerState
 
-FOR_CHAT, FOR_EMBED = 1, 2  # what the digests of a market were checked for
+FOR_CHAT, FOR_EMBED = 1, 2  # use for which the digests of a model were checked
 
 
 def review(state: SchedulerState, group: ModelReplicas, use: int) -> None:
@@ -40,16 +40,16 @@ def review(state: SchedulerState, group: ModelReplicas, use: int) -> None:
             state.out.append(Notice(_gone(group, before)))
     group.mixed = len(found) > 1 or (bool(pinned) and any(digest != group.digest for digest in found))
     if group.mixed:
-        listed = _mixed(group, found, group.digest or chosen(replicas), state.cluster.one_digest)
-        if listed != group.listed:
-            state.out.append(Notice(listed))
-        group.listed = listed
+        notice = _mixed(group, found, group.digest or chosen(replicas), state.cluster.one_digest)
+        if notice != group.notice:
+            state.out.append(Notice(notice))
+        group.notice = notice
     else:
-        group.listed = ""
+        group.notice = ""
 
 
 def digests_of(replicas: Iterable[Replica]) -> dict[str, list[str]]:
-    """Return the nodes by the digest that they have, in the order of the nodes. A node may tell none."""
+    """Return the nodes of each digest, in the order of the nodes."""
     found: dict[str, list[str]] = {}
     for replica in replicas:
         if replica.digest:
@@ -58,7 +58,7 @@ def digests_of(replicas: Iterable[Replica]) -> dict[str, list[str]]:
 
 
 def chosen(replicas: Iterable[Replica]) -> str:
-    """Return the digest of most capacity: measured rates first, then the number of nodes; "" where none is told."""
+    """Return the digest with the most capacity, by measured rates, then by nodes; "" for none."""
     capacity: dict[str, list[float]] = {}
     for replica in replicas:
         if replica.digest:

@@ -1,4 +1,4 @@
-"""Start a call beside others rather than let it wait: a short one, or one that may find a free slot."""
+"""Start a request beside others rather than queue it: a short one, or one that may find a free slot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sollol.core.state.slot_evidence import reopen
 from sollol.core.types import SECOND, Decision, Micros, Task
 from sollol.core.value import replaced
 
-# A call that would wait so long, and so many times what it takes itself, may find out whether there are more slots.
+# A request that would wait so long, and so many times its own time, may test for one more slot.
 WAITS_LONG: Final[Micros] = SECOND // 20
 WAITS_TIMES: Final = 2
 
@@ -18,11 +18,12 @@ WAITS_TIMES: Final = 2
 def overlapped(
     task: Task, replica: Replica, decision: Decision, reserved_us: Mapping[str, Micros], now: Micros
 ) -> Decision | None:
-    """Decide to start a short call beside long answers rather than wait for the end of one.
+    """Return the decision to start a short request beside long answers, or None.
 
     The node may be at work for another model, or have slots that share one rate: each is half as fast meanwhile. That
-    is worth it for a call that takes less than it would wait; the work of the node stays the same. A call of lower
-    priority waits. Returns the decision with the time it takes then, or None."""
+    pays for a request that takes less than it would wait; the work of the node stays the same. A request of lower
+    priority waits.
+    """
     if not _has_room(task, replica, now):
         return None
     wait_us = replica.wait_us(now)
@@ -36,12 +37,12 @@ def overlapped(
 
 
 def may_overlap(task: Task, replica: Replica, service_us: Micros, now: Micros) -> bool:
-    """Check whether a call that waits for a replica should be asked again: else one behind it would start first."""
+    """Check that a waiting request should be decided again: one behind it would start first otherwise."""
     return _has_room(task, replica, now) and _pays(task, replica, service_us, replica.wait_us(now))
 
 
 def _has_room(task: Task, replica: Replica, now: Micros) -> bool:
-    """Check that the node is at work, and could take the call besides."""
+    """Check that the node is at work, and could take the request besides."""
     running = len(replica.attempts)
     if running:
         return (
@@ -57,7 +58,7 @@ def _has_room(task: Task, replica: Replica, now: Micros) -> bool:
 
 
 def _pays(task: Task, replica: Replica, service_us: Micros, wait_us: Micros) -> bool:
-    """Check that the call takes less than it would wait, and that nothing of a higher priority is slowed."""
+    """Check that the request takes less than it would wait, and slows nothing of a higher priority."""
     if not 0 < service_us <= wait_us // (1 + len(replica.attempts)):
         return False
     for other in replica.node.replicas.values():
@@ -68,7 +69,7 @@ def _pays(task: Task, replica: Replica, service_us: Micros, wait_us: Micros) -> 
 
 
 def tries_slot(replica: Replica, service_us: Micros, wait_us: Micros, now: Micros) -> bool:
-    """Open a trial slot for a call that would wait far longer than it takes; returns whether there is one now."""
+    """Open a trial slot for a request that would wait far longer than it takes. Return whether one is free."""
     if not replica.group.samples or wait_us < max(WAITS_LONG, WAITS_TIMES * service_us):
         return False
     reopen(replica, now)

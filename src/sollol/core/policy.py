@@ -1,6 +1,6 @@
-"""The questions that a policy answers. `core` declares them; `policies` answers; `pool` brings the two together.
+"""Protocols of the policies. `core` declares them, `policies` implements them, `engine` bundles them.
 
-Each is one question (tower, Netflix concurrency-limits): what only one implementation needs, it keeps to itself.
+Each is one question (tower, Netflix concurrency-limits): an implementation keeps its own state to itself.
 """
 
 from __future__ import annotations
@@ -37,43 +37,54 @@ class Router(Protocol):
         now: Micros,
         rng: random.Random,
     ) -> Decision:
-        """The best of `lanes` (at least one), busy ones included: if the choice has no free slot, the task waits.
+        """Return the best of `replicas` (at least one). Busy ones compete, and then the task waits.
 
-        `ahead` is what tasks before it in the line have already claimed of each node."""
+        Args:
+            reserved_us: Time that tasks before it in the queue have reserved on each node.
+        """
         ...
 
 
 class Limiter(Protocol):
-    """How many requests may be in flight on one (node, model)? Only what it is told may change that.
+    """Limit the requests in flight on one (node, model).
 
-    Each method records one kind of evidence; an implementation may ignore those that it has no use for."""
+    Each method records one kind of evidence. An implementation may ignore some.
+    """
 
     @property
-    def limit(self) -> int: ...
+    def limit(self) -> int:
+        """Return the requests that may be in flight."""
+        ...
+
     @property
     def proven(self) -> int:
-        """So many of them are known to be worked on at once; the others are a trial, and may wait inside the node."""
+        """Return how many of them the node works on at once. More are a trial, and may wait inside the node."""
         ...
 
     @property
     def slots(self) -> int:
-        """The calls that the node was seen to work on at once, even where that pays only for short ones."""
+        """Return the requests that the node worked on at once, even where only short ones gain by it."""
         ...
 
     def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
-        """A request ended: `amount` of work in `busy_us` of the lane's time, with `inflight` under way.
+        """Record the end of a request: `amount` of work in `busy_us`, with `inflight` in flight.
 
-        `dropped`: the node refused the load, or did not answer in time. `wanted`: others wait for a slot."""
+        Args:
+            dropped: The node refused the load, or did not answer in time.
+            wanted: Others wait for a slot.
+        """
         ...
 
     def responded(self, responding: int, waited: bool, now: Micros) -> None:
-        """Record that a call began its answer while `responding` calls, itself included, were being answered.
+        """Record that an answer began while `responding` requests, itself included, were being answered.
 
-        `waited`: it was sent beyond the proven limit, and its first token came late."""
+        Args:
+            waited: It was sent beyond the proven limit, and its first token came late.
+        """
         ...
 
     def refused(self, responding: int, trial: bool, now: Micros) -> None:
-        """Record that a call waited inside the node while `responding` others were being answered."""
+        """Record that a request waited inside the node while `responding` others were being answered."""
         ...
 
     def reopen(self, now: Micros) -> None:
@@ -83,9 +94,16 @@ class Limiter(Protocol):
     def answered(
         self, inflight: float, elapsed_us: Micros, wait_us: Micros, rate: float, now: Micros, concurrent: int = 0
     ) -> None:
-        """Record an answer that came with timings: the mean calls in flight, its time, its wait in the node, and its
-        tokens per microsecond of decoding (0 if unknown). `beside`: the calls in flight when it was sent, itself
-        included, if it did not wait."""
+        """Record an answer that came with timings.
+
+        Args:
+            inflight: Mean number of requests in flight while it ran.
+            elapsed_us: Time from sending to the end of the answer.
+            wait_us: Time it waited inside the node for a slot.
+            rate: Its tokens per µs of decoding, 0 if unknown.
+            now: The present moment.
+            concurrent: Requests in flight when it was sent, itself included, if it did not wait; else 0.
+        """
         ...
 
     def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, now: Micros) -> None:
@@ -94,45 +112,58 @@ class Limiter(Protocol):
 
 
 class Breaker(Protocol):
-    """May this (node, model) be tried now?"""
+    """Decide whether a (node, model) may be used."""
 
     closed: bool
     """It admits everything: looked at for every lane of every decision, so an attribute spares a call."""
 
-    def admits(self, now: Micros) -> bool: ...
+    def admits(self, now: Micros) -> bool:
+        """Check that a request may be sent now."""
+        ...
+
     def retry_at(self) -> Micros | None:
-        """When it will next admit a trial, or None while closed."""
+        """Return when the next trial is admitted, or None while closed."""
         ...
 
     def begin(self, now: Micros) -> None:
-        """An attempt starts: an open breaker lets only one trial through."""
+        """Record that an attempt starts: an open breaker admits one trial."""
         ...
 
-    def record(self, now: Micros, outcome: Outcome) -> None: ...
+    def record(self, now: Micros, outcome: Outcome) -> None:
+        """Record the outcome of an attempt."""
+        ...
+
     def trip(self, now: Micros) -> None:
-        """It hangs, by more evidence than one call: open at once."""
+        """Open at once: more than one request shows that it hangs."""
         ...
 
     def postpone(self, now: Micros, longer: bool) -> None:
-        """A trial was given up because another node was sooner. `longer`: long after it should have been heard."""
+        """Record that a trial was given up because another node was sooner.
+
+        Args:
+            longer: It was long overdue.
+        """
         ...
 
 
 class Retrier(Protocol):
-    """Try a task again? The delay in microseconds, or None for no."""
+    """Decide whether a failed task is tried again."""
 
-    def again(self, task: Task, outcome: Outcome, tried: int, now: Micros) -> Micros | None: ...
+    def again(self, task: Task, outcome: Outcome, tried: int, now: Micros) -> Micros | None:
+        """Return the µs to wait before the next try, or None to give up."""
+        ...
+
     def deposit(self, task: Task) -> None:
-        """A task was submitted: the budget grows with the traffic."""
+        """Record a submitted task: the budget grows with the traffic."""
         ...
 
 
 class BatchView(NamedTuple):
-    """What a batching policy may look at. Costs in cost units, rates in units per microsecond."""
+    """Describe a batch and a replica for a batching policy. Costs in cost units, rates in units per µs."""
 
     pending_cost: int
     pending_count: int
-    inflight_cost: float  # on all lanes of the model, this batch's and others'
+    inflight_cost: float  # on all replicas of the model, of this batch and others
     closed: bool  # no more items will come
     replica_rate: float | None
     replica_backlog: float
@@ -144,46 +175,49 @@ class BatchView(NamedTuple):
 
 
 class ChunkRetry(enum.Enum):
+    """Name what happens to a failed chunk."""
+
     RETRY = "retry"
     SPLIT = "split"
     REFUSE = "refuse"
 
 
 class Batcher(Protocol):
-    """How much of a batch should a free slot take?"""
+    """Decide how much of a batch a free slot takes."""
 
     def item_budget(self, view: BatchView) -> tuple[int, int]:
-        """(cost, count): a chunk stops at whichever is reached first; (0, 0) leaves it to the others."""
+        """Return (cost, count): a chunk ends at whichever comes first; (0, 0) takes nothing."""
         ...
 
     def takeover(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
-        """Would an idle node finish this work clearly before the one that has it, expected in `left_us`?"""
+        """Check that an idle node would finish this work clearly before `left_us`."""
         ...
 
     def again(self, outcome: Outcome, tries: int, count: int) -> ChunkRetry:
-        """What to do with a chunk of `count` items that has failed `tries` times.
+        """Return what to do with a chunk of `count` items that has failed `tries` times.
 
-        SPLIT makes its items suspect: they are tried in halves until one is found, or all were good."""
+        SPLIT makes its items suspect: they are tried in halves until one is found, or all were good.
+        """
         ...
 
 
 class Hedger(Protocol):
-    """Send a second copy of a slow request? When, and is there budget for it?"""
+    """Decide when a slow request gets a second attempt, within a budget."""
 
     def deposit(self, task: Task) -> None:
-        """A task that may be hedged was submitted."""
+        """Record a submitted task that may be hedged."""
         ...
 
     def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
-        """An attempt gave its first token, or its answer if that comes whole, after `elapsed_us`."""
+        """Record the µs until the first token of a stream, or until a whole answer."""
         ...
 
     def after(self, task: Task, decision: Decision) -> Micros | None:
-        """How long to wait for the first attempt before a second is sent; None for never."""
+        """Return the µs to wait before a second attempt; None for never."""
         ...
 
     def withdraw(self) -> bool:
-        """Take one second copy from the budget; False if there is none left."""
+        """Take one second attempt from the budget. Return False if it is empty."""
         ...
 
 
@@ -253,8 +287,13 @@ class SuspicionPolicy(Protocol):
         ...
 
     def is_bad(self, evidence: FailureEvidence, good: int, random: int) -> bool:
-        """Check that a single item is at fault. `good`, `random`: requests of the batch that succeeded, or failed
-        although their items were good."""
+        """Check that a single item is at fault.
+
+        Args:
+            evidence: Its failures.
+            good: Requests of the batch that succeeded.
+            random: Failed requests whose items turned out to be good.
+        """
         ...
 
 
@@ -295,7 +334,13 @@ class ModelLimiter(Protocol):
 
 
 class Policies(NamedTuple):
-    """The bundle of answers a scheduler is built with. `modes`: routers of the modes that have their own."""
+    """Bundle the policies of a scheduler.
+
+    Attributes:
+        modes: Routers of the modes that have their own.
+        strategies: Routers that `Configure` can choose.
+        hedgers: Hedging policies that a task can name.
+    """
 
     router: Router
     batcher: Batcher

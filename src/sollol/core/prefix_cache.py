@@ -1,4 +1,4 @@
-"""Remember which prompts a replica has read just before: it need not read their beginnings again."""
+"""Record which prompts a replica has read recently, so that their beginnings count as read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from sollol.core.state.replica import Replica
 
 NOT_READ: Final = -1000  # the number of no prompt
-PROMPTS_WARM: Final = 4  # prompts whose beginnings a node is expected to know still
+PROMPTS_WARM: Final = 4  # recent prompts whose beginnings a node is expected to hold
 MARKS_WARM: Final = 256  # of beginnings to remember, before those of older prompts are dropped
 
 
 def warm_cost(replica: Replica, prefix: Sequence[tuple[PrefixHash, int]]) -> int:
-    """How much of a prompt, in cost units, this lane has read just before. `prefix`: the longest first."""
+    """Return the cost units of a prompt that this replica has read recently.
+
+    Args:
+        prefix: The beginnings of the prompt, the longest first.
+    """
     since, warm = replica.prompts - PROMPTS_WARM, replica.warm
     for prefix_hash, cost in prefix:
         if warm.get(prefix_hash, NOT_READ) > since:
@@ -26,7 +30,7 @@ def warm_cost(replica: Replica, prefix: Sequence[tuple[PrefixHash, int]]) -> int
 
 
 def read_prompt(replica: Replica, prefix: tuple[tuple[PrefixHash, int], ...]) -> int:
-    """It is given a prompt with these beginnings: how much of it, in cost units, it has read just before."""
+    """Record a prompt with these beginnings. Return the cost units of it that were read recently."""
     since = replica.prompts - PROMPTS_WARM
     replica.prompts = number = replica.prompts + 1
     warm, prefix_hashes = replica.warm, replica.group.prefix_hashes

@@ -1,4 +1,9 @@
-"""Serving single tasks: which node, when it is free, a second copy if it is slow, and what follows a failure."""
+"""Schedule single requests: choose a replica, wait for it, hedge, retry.
+
+A waiting request holds a reservation on the replica predicted to finish it first. The choice is made again only after a
+change that could improve it. Requests wait here, not in a node's queue, so that they can use whatever replica becomes
+free meanwhile (late binding).
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,8 @@ from sollol.core.types import (
 
 
 class RequestScheduler:
+    """Start, queue and settle single requests."""
+
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self.hedging = Hedging(state)
@@ -42,9 +49,11 @@ class RequestScheduler:
         freed: list[Replica] | None,
         now: Micros,
     ) -> bool:
-        """Start it, settle it for want of any node, or leave it in line; True if it still waits.
+        """Start a request, settle it if no node can serve it, or keep it queued. Return True if it waits.
 
-        `freed`: only these lanes can have changed."""
+        Args:
+            freed: Replicas that can have changed; None for all.
+        """
         reservation = pending.reservation
         if reservation is not None:
             if freed is not None and self._stands(pending.task, reservation, reserved_us, freed, now):
@@ -113,7 +122,7 @@ class RequestScheduler:
         return True
 
     def _avoided(self, pending: PendingTask, now: Micros) -> Collection[str]:
-        """Return the nodes that the task does not go to as long as there are others."""
+        """Return the nodes that the request avoids as long as there are others."""
         incapable = self._state.cluster.incapable
         if not incapable:
             return pending.avoids() if pending.busy else pending.tried
@@ -125,7 +134,7 @@ class RequestScheduler:
             review(self._state, group, use)
 
     def tries(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> Replica | None:
-        """Return the replica where a waiting task may find out whether there are more slots."""
+        """Return the replica where a waiting request may test for one more slot."""
         state, task = self._state, pending.task
         router = router_of(state, task)
         replicas = group.shortlist(task, pending.tried, router.wide, now)
@@ -147,7 +156,7 @@ class RequestScheduler:
         reserved_us: Mapping[str, Micros],
         now: Micros,
     ) -> Micros:
-        """Let the task wait for this replica. Returns how long it will take there."""
+        """Reserve a replica for a waiting request. Return the µs that it takes there."""
         wait_us = replica.wait_us(now)
         service_us = max(decision.predicted_us - reserved_us.get(replica.key, 0) - wait_us, 0)
         if router.by_finish:
@@ -160,8 +169,11 @@ class RequestScheduler:
     def _stands(
         self, task: Task, reservation: Reservation, reserved_us: Mapping[str, Micros], freed: list[Replica], now: Micros
     ) -> bool:
-        """Would it choose as it did? Not if its lane is free or too late, or if another was freed where it would be
-        sooner. On all others it would finish no sooner than it would have then."""
+        """Check that the reservation is still optimal.
+
+        It is not if its replica is free or too late, or if another replica was freed where the request would finish
+        sooner.
+        """
         router = router_of(self._state, task)
         if not router.by_finish:  # it was another when the task chose
             return False
@@ -194,9 +206,10 @@ class RequestScheduler:
         return True
 
     def start_now(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> bool | None:
-        """Where nobody waits and the best choice is free, a task need not stand in line first.
+        """Start a request at once if nobody waits and the best replica is free.
 
-        False: it rather waits for a busy node. None: not decided here."""
+        Returns False if it has reserved a busy replica, and None if the queue must decide.
+        """
         state, task = self._state, pending.task
         if now < state.health.newcomers_until and state.health.settles_at(now) is not None:
             return None
@@ -222,14 +235,14 @@ class RequestScheduler:
         self.hang_detection.accompany(pending, attempt, now)
         return True
 
-    def delivering(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
-        """The first token goes to the caller: this attempt has won."""
+    def record_first_token(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
+        """Record that the answer begins: this attempt has won."""
         pending.delivering = True
         self._learn_latency(pending, attempt, now)
         self._win(pending, attempt, now)
 
     def measured(self, attempt: Attempt, timing: Timing, now: Micros) -> None:
-        """What an answer tells of its node, and of how long such answers are."""
+        """Learn from an answer the rates of its node and the usual length of such answers."""
         task, replica = attempt.task, attempt.replica
         node, group = replica.node, replica.group
         usual = replica.decode.value
@@ -261,6 +274,7 @@ class RequestScheduler:
             own.learn(task, attempt.decision, now - attempt.started_us)
 
     def answered(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
+        """Settle an answered request."""
         state, task = self._state, pending.task
         if not task.stream:
             self._learn_latency(pending, attempt, now)
@@ -294,7 +308,7 @@ class RequestScheduler:
                 self._state.serve_at(other.replica.model, now)  # its slot is free
 
     def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
-        """Another node, the line, or the end."""
+        """Try another node, queue the request, or settle it."""
         if self.failover.is_final(attempt, outcome):
             self._drop_others(pending, attempt, now)
             self._state.settle(pending, outcome, attempt.id)

@@ -1,8 +1,8 @@
-"""The scheduler: events in, actions out. No clock, no I/O, no global dice; the only writer of the fleet's state.
+"""The scheduler: events in, actions out. It is the only writer of its state.
 
-Late binding: a task waits in its model's line until a node has a free slot, and the choice is made then, with that
-moment's knowledge. Batches stand in the same line and are cut into chunks as slots free; when nothing waits, an
-idle node takes over what is expected to finish last (`core.takeover`). Every task ends in exactly one Settle.
+Late binding: a task waits in its model's queue until a node has a free slot, and the choice is made then. Batches stand
+in the same queue and are cut into chunks as slots free. When nothing waits, an idle node takes over what is expected to
+finish last (`core.takeover`). Every task ends in exactly one Complete.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from sollol.core.timing_check import true_outcome
 from sollol.core.types import NEVER, OK, SECOND, Micros, Outcome, Status
 from sollol.core.view import SchedulerView
 
-QUEUE_BOUND: Final = 10_000  # waiting tasks; a caller beyond it is told, rather than left to wait for ever
+QUEUE_BOUND: Final = 10_000  # waiting tasks; more are refused, rather than kept for ever
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
-RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # that a node may ask to be left alone
+RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # longest pause that a node may request
 OURS_PAUSE: Final[Micros] = SECOND // 4  # until this process may have a file descriptor again
 
 
 class Scheduler:
-    """`handle(event, now)` returns actions; `now` never goes back. It never raises (`core.fault_recovery`)."""
+    """Turn events into actions. It never raises (`core.fault_recovery`)."""
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
         self._queue_bound = queue_bound
@@ -91,6 +91,7 @@ class Scheduler:
         }
 
     def handle(self, event: Event, now: Micros) -> list[Action]:
+        """Return the actions that follow from an event. `now` never goes back."""
         out: list[Action] = []
         state = self._state
         state.out = out
@@ -117,7 +118,10 @@ class Scheduler:
         return self._view
 
     def invariants(self) -> None:
-        """What must hold between events. Raises AssertionError."""
+        """Check what must hold between events.
+
+        Raises AssertionError.
+        """
         self._state.invariants()
 
     # --- callers ----------------------------------------------------------------------------------------
@@ -128,8 +132,8 @@ class Scheduler:
         state.tasks[pending.key] = state.current_task = pending
         if len(state.tasks) > self._queue_bound and state.waiting() >= self._queue_bound:
             wait = self._view.expected_wait_us(len(state.queues.get(task.model, ())), task.model, now)
-            listed = f"{self._queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
-            state.settle(pending, Outcome(Status.QUEUE_FULL, listed, retry_us=wait))
+            message = f"{self._queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
+            state.settle(pending, Outcome(Status.QUEUE_FULL, message, retry_us=wait))
             return
         state.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
@@ -176,7 +180,7 @@ class Scheduler:
             attempt.movable = event.movable
             if not attempt.delivering:
                 attempt.delivering = True
-                self._requests.delivering(attempt.pending, attempt, now)
+                self._requests.record_first_token(attempt.pending, attempt, now)
                 self._slot_discovery.responds(attempt, now)
 
     def _responding(self, event: Responding, now: Micros) -> None:
@@ -254,7 +258,7 @@ class Scheduler:
             self._requests.failed(pending, attempt, outcome, now)
 
     def _debit(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
-        """A bad end. A fast failure must not look like a fast node: it is recorded as a slow answer."""
+        """Record a failure. It counts as a slow answer, so that a fast failure is no fast node."""
         replica = attempt.replica
         replica.flag_off_nominal()
         if outcome.status in (Status.REFUSED, Status.LEFT, Status.UNABLE):
@@ -274,7 +278,7 @@ class Scheduler:
         if outcome.status is Status.BUSY:
             pause = self._state.retrier.again(attempt.task, outcome, min(replica.busy_answers, 6), now) or 0
             replica.busy_answers += 1
-            if outcome.retry_us:  # the node knows better; "at once" would use up all tries in a few milliseconds
+            if outcome.retry_us:  # the node's own time; 0 would use up all tries in a few milliseconds
                 pause = min(outcome.retry_us, RETRY_AFTER_MAX)
             self._state.pause(replica, now + pause)
         elif outcome.status is Status.MISSING:
@@ -316,7 +320,7 @@ class Scheduler:
             for group in self._cluster.groups.values():
                 self._state.join(group, node)
                 group.recount(now)
-        self._binding.bind_all(now)  # also those who have tried all others, and waited for this answer
+        self._binding.bind_all(now)  # also tasks that have tried all other nodes
 
     def _node_lost(self, event: NodeLost, now: Micros) -> None:
         node = self._cluster.nodes.get(event.node)
@@ -338,7 +342,7 @@ class Scheduler:
                 replica.group.recount(now)
 
     def _lose_attempts(self, node: Node, outcome: Outcome, now: Micros) -> None:
-        """Give back what a lost node had; what cannot go on elsewhere is left to its own end."""
+        """Move the attempts of a lost node. Those that cannot move end by themselves."""
         for replica in node.replicas.values():
             for attempt in [a for a in replica.attempts.values() if a.movable]:
                 if attempt.id in self._attempts:  # else its batch was given up meanwhile

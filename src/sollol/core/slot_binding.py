@@ -1,4 +1,4 @@
-"""Binding waiting work to free slots: whose turn it is, and who may go when the first one rather waits."""
+"""Bind waiting tasks to free slots."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from sollol.core.types import MILLISECOND, SECOND, Key, Micros
 
 LONG_WAIT: Final[Micros] = 10 * SECOND  # of a task, after which its replica may have more slots than were known
 LOOKAHEAD: Final = 64  # waiting tasks considered for a free slot when the first ones rather wait for a busy node
-RESCAN_PAUSE: Final[Micros] = 10 * MILLISECOND  # until they are asked again: asking all of them may take milliseconds
+RESCAN_PAUSE: Final[Micros] = (
+    10 * MILLISECOND
+)  # between two passes over all waiting tasks, each of which may take milliseconds
 
 
 class SlotBinding:
+    """Offer free slots to waiting tasks, in their order."""
+
     __slots__ = ("_batches", "_requests", "_state")
 
     def __init__(self, state: SchedulerState, requests: RequestScheduler, batches_scheduler: BatchScheduler) -> None:
@@ -28,20 +32,23 @@ class SlotBinding:
         self._batches = batches_scheduler
 
     def bind_all(self, now: Micros) -> None:
+        """Bind the waiting tasks of all models."""
         for group in [m for m in self._state.cluster.groups.values() if m.queue.waiting]:
             self.bind(group, now)
 
     def others_wait(self, freed: Replica) -> bool:
-        """Check whether another model of the node is waited for."""
+        """Check that tasks wait for another model of the node."""
         for replica in freed.node.replicas.values():  # noqa: SIM110  compiled, a generator expression is slow
             if replica is not freed and replica.group.queue.waiting:
                 return True
         return False
 
     def bind_node(self, freed: Replica, well: bool, now: Micros) -> None:
-        """Serve all models of a node that has less to do; `Lane.has_turn` decides which one starts.
+        """Bind tasks of all models of a node that has less to do.
 
-        `well`: nothing else about the freed replica has changed."""
+        Args:
+            well: Nothing else about the freed replica has changed.
+        """
         node = freed.node
         waited = [replica for replica in node.replicas.values() if replica is not freed and replica.group.queue.waiting]
         for replica in [freed, *waited]:
@@ -55,7 +62,7 @@ class SlotBinding:
             node.concurrency.unordered = False
 
     def rescan(self, model: str, now: Micros) -> None:
-        """Look once a second for what answers that take long hide: more slots, and models that need not take turns."""
+        """Look, once a second, for slots that long answers hide, and for models that need not take turns."""
         group = self._state.cluster.groups.get(model)
         if group is None or not group.queue.waiting:
             return
@@ -77,21 +84,22 @@ class SlotBinding:
         self.bind(group, now)
 
     def bind_model(self, model: str, now: Micros, freed: list[Replica] | None = None) -> None:
+        """Bind the waiting tasks of a model."""
         group = self._state.cluster.groups.get(model)
         if group is not None:
             self.bind(group, now, freed)
 
     def bind_new(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> None:
-        """A single task has come, and some lane has room."""
+        """Bind a new request, while some replica has room."""
         if group.queue.peek(now) == pending.task.id:
             self.bind(group, now)
         elif now < group.rescan_after:
-            self._plan_rescan(group)  # those before it were asked just now
+            self._plan_rescan(group)  # those before it were compared just before
         else:
             self.bind(group, now, [])
 
     def probe_slots(self, group: ModelReplicas, now: Micros) -> None:
-        """All slots are taken: let the next task find out whether there are more, if it would wait very long."""
+        """Test for one more slot if the next task would wait very long and all slots are taken."""
         if now < group.full_until:
             return
         group.full_until = now + RESCAN_PAUSE
@@ -102,7 +110,11 @@ class SlotBinding:
             self.bind(group, now, [replica])
 
     def bind(self, group: ModelReplicas, now: Micros, freed: list[Replica] | None = None) -> None:
-        """Bind waiting work of a model to free slots. `freed`: only these lanes can have changed."""
+        """Bind waiting tasks of a model to free slots.
+
+        Args:
+            freed: Replicas that can have changed; None for all.
+        """
         self._state.current_task = None
         late, batches = self._requests.hedging.late, self._state.batches.get(group.model)
         if late and group.model in late:
@@ -125,7 +137,7 @@ class SlotBinding:
     def _bind_behind_head(
         self, group: ModelReplicas, head: Key, reserved_us: dict[str, Micros], freed: list[Replica] | None, now: Micros
     ) -> None:
-        """The first one rather waits: those behind it may take what it leaves."""
+        """Offer free slots to tasks behind a head that waits for a busy replica."""
         queue = group.queue
         if len(queue.waiting) < 2 or not _any_free(group, now):
             return
@@ -149,7 +161,7 @@ class SlotBinding:
     def _serve(
         self, task: Key, group: ModelReplicas, reserved_us: dict[str, Micros], freed: list[Replica] | None, now: Micros
     ) -> bool:
-        """Bind what can be bound; True if the task still waits."""
+        """Bind one task. Return True if it still waits."""
         pending = self._state.current_task = self._state.tasks[task]
         if pending.batch is None:
             return self._requests.serve(pending, group, reserved_us, freed, now)
@@ -158,7 +170,7 @@ class SlotBinding:
 
 
 def _any_free(group: ModelReplicas, now: Micros) -> bool:
-    for replica in group.with_capacity.values():  # noqa: SIM110  compiled, a generator expression would ask all of them
+    for replica in group.with_capacity.values():  # noqa: SIM110  compiled, a generator expression is slow
         if replica.free(now, False):
             return True
     return False

@@ -1,4 +1,7 @@
-"""Find out how many calls a replica works on at once, from first tokens and from timings (`policies.concurrency`)."""
+"""Discover how many requests a replica works on at once, from first tokens and timings.
+
+The evidence is recorded by `core.state.slot_evidence`; `policies.concurrency` draws the conclusions.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import EMBED, MILLISECOND, Micros, Timing
 
 # Answers so short may be over before others begin; those that were inside the node for AT_ONCE beyond their work, as
-# every answer is, did not wait for a slot. Of longer ones the first token tells.
+# every answer is, did not wait for a slot. Longer ones are judged by their first token.
 SHORT: Final[Micros] = 150 * MILLISECOND
 AT_ONCE: Final[Micros] = 5 * MILLISECOND
 
 
 class SlotDiscovery:
-    """Watches calls that may wait for a slot inside their node."""
+    """Check attempts that may wait for a slot inside their node, and withdraw those that do."""
 
     def __init__(self, state: SchedulerState, binding: SlotBinding) -> None:
         self._state = state
@@ -26,7 +29,7 @@ class SlotDiscovery:
         state.unanswered = self._unanswered
 
     def responds(self, attempt: Attempt, now: Micros) -> None:
-        """A node works on an attempt: it may have more slots than were known."""
+        """Record that a node works on an attempt. It may have more slots than were known."""
         replica = attempt.replica
         before = replica.limit
         cancelled_prefill.learn(replica, attempt, now)
@@ -35,7 +38,7 @@ class SlotDiscovery:
             self._binding.bind(replica.group, now, [replica])
 
     def _unanswered(self, attempt: Attempt, now: Micros) -> None:
-        """An attempt should have begun: if its node answers others meanwhile, it has no slot for this one."""
+        """Check an attempt without a response: if its node answers others, it has no slot for this one."""
         replica = attempt.replica
         if attempt.responding or attempt.id not in self._state.attempts:
             return
@@ -46,7 +49,7 @@ class SlotDiscovery:
             self._withdraw(attempt, now)
             return
         patience = self._state.patience_us(attempt, replica.responding >= replica.proven)
-        if not replica.responding:  # a load, or prompts that are being read: nothing can be said yet
+        if not replica.responding:  # a load, or prompts that are being read: no evidence yet
             later = now + max(patience, (now - attempt.started_us) // 2)
             self._state.call_at(later, lambda later: self._unanswered(attempt, later))
             return
@@ -62,7 +65,7 @@ class SlotDiscovery:
         self._binding.bind(replica.group, now)
 
     def _withdraw(self, attempt: Attempt, now: Micros) -> None:
-        """Take a call back out of a node's own queue, where it could neither be reordered nor go elsewhere."""
+        """Abort an attempt in a node's own queue, and queue its task here again."""
         pending = self._state.current_task = attempt.pending
         if attempt.resumed:
             return
@@ -73,7 +76,7 @@ class SlotDiscovery:
             self._state.enqueue(pending, attempt.replica.group, pending.since, now)
 
     def learn(self, attempt: Attempt, timing: Timing, now: Micros) -> bool:
-        """Learn of a node's slots from the timings of an answer. Returns False where it came without."""
+        """Learn the slots of a node from the timings of an answer. Return False if it had none."""
         replica = attempt.replica
         if not timing.total_us or attempt.resumed or attempt.task.batch:
             return False

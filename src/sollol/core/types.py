@@ -1,6 +1,6 @@
-"""The frozen values of the core. Times are integers of microseconds on the event loop's clock.
+"""The frozen values of the core. Times are integers of µs on the event loop's clock.
 
-Those of which every request makes one are plain classes (`core.value`), tuples with names the others.
+Those that each request makes are plain classes (`core.value`), the others named tuples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from sollol.core.hints import mypyc_attr
 from sollol.core.value import Value, fields_of
 
-PrefixHash = object  # the name of a beginning of a conversation, see `Task.prefix`: a number, but nobody counts with it
+PrefixHash = object  # names a beginning of a conversation, see `Task.prefix`: a number without arithmetic
 Key = Any  # the number of a task or an attempt where it is a key; compiled, an int would be made an object each time
 Micros = int  # a moment, or a duration, on the event loop's clock
 NEVER: Final[Micros] = (1 << 62) - 1  # the largest that is no object, compiled
@@ -21,7 +21,7 @@ MILLISECOND: Final[Micros] = 1_000
 
 
 class RoutingMode(enum.StrEnum):
-    """What a caller wants of a call: low latency, proven nodes, or cheap background work."""
+    """Name the aim of a request: low latency, proven nodes, or cheap background work."""
 
     FAST = "fast"
     RELIABLE = "reliable"
@@ -29,7 +29,7 @@ class RoutingMode(enum.StrEnum):
 
 
 class RoutingStrategy(enum.StrEnum):
-    """Which question decides where a call goes. INTELLIGENT asks where it would finish first."""
+    """Name the rule for requests without a mode. INTELLIGENT minimises the predicted finish."""
 
     ROUND_ROBIN = "round_robin"
     LATENCY_FIRST = "latency_first"
@@ -39,7 +39,7 @@ class RoutingStrategy(enum.StrEnum):
 
 
 class TaskType(enum.StrEnum):
-    """What a call is about: how long its answer will be depends on it."""
+    """Name the subject of a request. The length of its answer depends on it."""
 
     __hash__ = str.__hash__  # an enum's own is written in Python; these are parts of keys
 
@@ -52,7 +52,7 @@ class TaskType(enum.StrEnum):
 
 
 class TaskPriority(enum.IntEnum):
-    """One scale, 0 to 10, everywhere; higher goes first."""
+    """Name priorities on one scale, 0 to 10; higher goes first."""
 
     CRITICAL = 10
     URGENT = 10
@@ -63,32 +63,35 @@ class TaskPriority(enum.IntEnum):
 
 
 class Kind(enum.StrEnum):
-    """What a task asks of a model."""
+    """Name what a task needs of a model."""
 
     CHAT = "chat"
     GENERATE = "generate"
     EMBED = "embed"
 
 
-TOKENS_MOST: Final = 2**31 - 1  # that a request may ask for, as far as it means anything
+TOKENS_MOST: Final = 2**31 - 1  # most tokens of an answer that bound anything
 
 
 class Task(Value):
-    """One piece of work. Its body stays with the dispatcher; the core sees only what decides.
+    """Describe one piece of work by values. Its body stays with the dispatcher.
 
-    `cost` is the size of the input in cost units (see policies.batching.item_cost: about bytes).
-    `tokens_out` is the number of tokens the answer may have (`num_predict`), or None.
-    `options` names the runner options that would make a node reload the model ("" for none given).
-    `batch` marks a task whose items arrive as Fed events and which is cut into chunks.
-    `width` fixes the number of requests in flight for a batch (`max_workers`), or None.
-    `type` is what it is about, and `prefix` names the beginnings of a conversation, shortest first, as (hash, cost):
-    a node that has just answered one of them need not read it again.
-    `hedge`: send a second copy if the first is slow; a name of `Policies.hedgers` decides instead of the usual policy;
-    None leaves it to the mode.
-    `route`: the path that it is sent to.
-    `stream`: the answer comes in parts. `observable`: its job can report when a node begins to answer, also where the
-    caller wants the answer whole.
-    `only`: it may go to these nodes and no others (None: to any). `gpu`: not to one that holds the model on its CPU.
+    Attributes:
+        cost: Size of the input in cost units, about bytes (`workload.cost`).
+        tokens_out: Most tokens of the answer (`num_predict`), or None.
+        options: Runner options that would make a node reload the model; "" for none.
+        batch: Its items arrive as ItemsAdded, and it is cut into chunks.
+        width: Requests in flight for a batch (`max_workers`), or None.
+        type: Its subject.
+        prefix: Beginnings of the conversation, the shortest first, as (hash, cost). A node that has just read one need
+            not read it again.
+        hedge: Send a second attempt if the first is slow. A name of `Policies.hedgers` replaces the usual policy; None
+            leaves it to the mode.
+        route: The path that it is sent to.
+        stream: The answer comes in parts.
+        observable: Its job reports when a node begins to answer, also for a whole answer.
+        only: The nodes that it may go to; None for any.
+        gpu: It needs a node that holds the model on its GPU.
     """
 
     __slots__ = (
@@ -181,21 +184,21 @@ def task_from_values(values: Mapping[str, Any]) -> Task:
 
 
 class Status(enum.Enum):
-    """The ways an attempt can end. What follows from each is decided in one place, `core.scheduler`."""
+    """Name the ways an attempt can end. `core.scheduler` decides what follows."""
 
     OK = "ok"
-    REFUSED = "refused"  # Ollama's own 400: the caller's fault, if a second node says so, too
+    REFUSED = "refused"  # Ollama's own 400: the caller's fault, if a second node agrees
     MISSING = "model missing"  # 404: this node does not have the model
     BUSY = "busy"  # 503, 429: come back later
     FAILED = "failed"  # 5xx, cut, late error, wrong result
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"  # no connection: the node is down
     UNSUITED = "unsuited"  # this node does not serve such calls: it lacks the route, or something stands before it
-    LOCKED = "needs a key"  # 401, 403, 407 of what stands before this node
-    OURS = "not asked"  # no file descriptor is left in this process: tells nothing of the node
+    LOCKED = "needs a key"  # 401, 403, 407 of a proxy in front of the node
+    OURS = "not asked"  # no file descriptor is left in this process: no evidence about the node
     UNABLE = "incapable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
-    # and what a task can end with besides:
+    # and, of tasks only:
     NO_NODE = "no node"
     QUEUE_FULL = "queue full"
     DEADLINE = "deadline"
@@ -212,7 +215,7 @@ class Cause(enum.Enum):
     CONTROL = "control"  # it sends an item answered before, to test the node
 
 
-# The answers to the two questions that every request asks many times: an enum's member is looked up by its name.
+# Compared many times in each request: an enum's member is looked up by its name.
 OK: Final = Status.OK
 EMBED: Final = Kind.EMBED
 
@@ -234,11 +237,12 @@ TRANSIENT: Final = frozenset(
 
 @mypyc_attr(acyclic=True)
 class Timing(Value):
-    """What a node says of its own work. Ollama gives nanoseconds; these are microseconds and tokens.
+    """Hold a node's own measurements, in µs and tokens. Ollama sends nanoseconds.
 
-    `received`: the tokens that what came can hold at most, as this side counted it; 0 where it did not.
-
-    `total_us` is the time inside the node, from the request to the end of the answer; 0 where it was not told."""
+    Attributes:
+        received: Most tokens that the received bytes can hold, by our count; 0 if not counted.
+        total_us: Time inside the node, from the request to the end of the answer; 0 if not sent.
+    """
 
     __slots__ = ("decode_us", "load_us", "prompt_tokens", "prompt_us", "received", "tokens", "total_us")
 
@@ -263,7 +267,11 @@ class Timing(Value):
 
 @mypyc_attr(acyclic=True)
 class Outcome(Value):
-    """How an attempt or a task ended. `retry_us`: in how long it is worth trying again, where that is known."""
+    """Hold the end of an attempt or a task.
+
+    Attributes:
+        retry_us: Time until another try is worth it, where the node sent one.
+    """
 
     __slots__ = ("http_status", "message", "retry_us", "status", "timing")
 
@@ -287,7 +295,7 @@ SHOWN: Final = 8  # predictions that `Decision.candidates` returns
 
 @mypyc_attr(acyclic=True)
 class Prediction(Value):
-    """Predicted microseconds until a task would be complete on one node, by term. Unset terms are zero."""
+    """Hold the predicted µs until a task is complete on one node, by term."""
 
     __slots__ = (
         "decode_us",
@@ -397,7 +405,7 @@ class Decision(Value):
 
 
 class LoadedModel(NamedTuple):
-    """A row of /api/ps. `size_vram` below `size` means that part of it runs on the CPU; 0 of 0 is unknown."""
+    """Hold a row of /api/ps. `size_vram` below `size`: part runs on the CPU; 0 of 0 is unknown."""
 
     size: int = 0
     size_vram: int = 0
@@ -406,9 +414,12 @@ class LoadedModel(NamedTuple):
 
 
 class NodeFacts(NamedTuple):
-    """What a node said of itself: models on disk (name -> bytes), models in memory, and digests of those on disk.
-    `late`: the lists that have not come, so that what was known of them still holds. `odd`: rows that were left out,
-    for they are none of Ollama's."""
+    """Hold the lists of a node: models on disk (name -> bytes), models in memory, digests.
+
+    Attributes:
+        late: Lists that have not come; what was recorded of them still holds.
+        odd: Rows left out, since Ollama does not write such.
+    """
 
     version: str
     models: Mapping[str, int]
@@ -419,10 +430,11 @@ class NodeFacts(NamedTuple):
 
 
 def canonical_model(name: str) -> str:
-    """Return the one spelling of a model's name: in lower case, with its tag, without what Ollama fills in.
+    """Return the canonical name of a model: lower case, with its tag, without Ollama's defaults.
 
     As Ollama resolves names: `Llama3.2`, `library/llama3.2:latest` and `registry.ollama.ai/library/llama3.2` are one
-    model. The tag is what follows a colon after the last slash; `:local` after it, or instead, says nothing of it."""
+    model. The tag follows a colon after the last slash; `:local` is dropped.
+    """
     found = _CANONICAL.get(name)
     if found is None:
         found = _canonical(name)
@@ -452,11 +464,11 @@ def _canonical(name: str) -> str:
 
 
 def is_cloud_model(model: str) -> bool:
-    """Check whether a canonical name is of a model that a node asks Ollama's cloud for, without having it on disk."""
+    """Check that a canonical name is of a model in Ollama's cloud, which no node has on disk."""
     tag = model.rsplit("/", 1)[-1].partition(":")[2]
     return tag == "cloud" or tag.endswith("-cloud")
 
 
 _HOST: Final = "registry.ollama.ai"
 _NAMESPACE: Final = "library"
-_CANONICAL: Final[dict[str, str]] = {}  # so that what is kept of a thousand calls holds one string, not a thousand
+_CANONICAL: Final[dict[str, str]] = {}  # so that records of a thousand requests share one string

@@ -1,8 +1,7 @@
-"""What the values of the core are: plain classes, which compile to C structs; compared and printed by what they hold.
+"""The values of the core: plain classes, compared and printed by their fields, never changed.
 
-They are written once, by whoever makes them; nobody changes one. Compiled, they are made and read several times as
-fast as tuples with names or structs of a library, and those that cannot be part of a cycle are no concern of the
-garbage collector.
+mypyc compiles them to C structs, which are made and read several times as fast as named tuples. Those that cannot be
+part of a cycle are not tracked by the garbage collector.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ V = TypeVar("V", bound="Value")
 
 @mypyc_attr(acyclic=True)
 class Value:
+    """Compare and print by fields."""
+
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
@@ -37,5 +38,5 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 
 def replaced(value: V, **changes: Any) -> V:
-    """The same with other values for these fields."""
+    """Return a copy with other values for these fields."""
     return type(value)(**fields_of(value) | changes)

@@ -1,0 +1,1 @@
+"""Decide by opinion: one question a file, each replaceable, its knobs in the constructor."""

@@ -1,9 +1,9 @@
-"""May this (node, model) be tried? Closed, open, half-open, on consecutive faults of the node.
+"""Stop using a (node, model) after consecutive faults: closed, open, half-open.
 
-Consecutive, not a share: a node that fails at random 30 % of the time still does 70 % of its work and should
-go on doing it; one that fails THRESHOLD times in a row almost surely does none. An open breaker admits one trial
-after a pause that grows LONGER with every failed trial. What the caller did wrong (4xx), a full load queue (503) and a
-caller who left say nothing of the node.
+Consecutive, not a share: a node that fails 30 % of its requests at random still does 70 % of its work, and should go
+on; one that fails `threshold` times in a row almost surely does none. An open breaker admits one trial after a pause
+that grows with every failed trial. Errors of the caller (4xx), a full load queue (503) and a caller who left do not
+count.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ _FAULTS: Final = frozenset({Status.FAILED, Status.TIMEOUT, Status.UNREACHABLE})
 
 
 class ConsecutiveBreaker:
+    """Open after consecutive faults; admit one trial after a pause that grows up to a bound.
+
+    Source: Nygard, "Release It!", ch. 5; the pause as in gRPC's connection back-off.
+    """
+
     __slots__ = ("_failures", "_open_until", "_pause", "_trial", "closed")
 
     def __init__(self) -> None:
@@ -30,16 +35,20 @@ class ConsecutiveBreaker:
         self.closed = True
 
     def admits(self, now: Micros) -> bool:
+        """Check that a request may be sent now."""
         return self._open_until is None or (now >= self._open_until and not self._trial)
 
     def retry_at(self) -> Micros | None:
+        """Return when the next trial is admitted; None while closed or during a trial."""
         return None if self._trial else self._open_until
 
     def begin(self, now: Micros) -> None:
+        """Record that an attempt starts."""
         if self._open_until is not None:
             self._trial = True
 
     def record(self, now: Micros, outcome: Outcome) -> None:
+        """Record the outcome of an attempt."""
         if outcome.status is OK:
             if self._failures or not self.closed:
                 self._close()
@@ -52,12 +61,18 @@ class ConsecutiveBreaker:
         self._trial = False
 
     def trip(self, now: Micros) -> None:
+        """Open at once."""
         self._trial = False
         if self._open_until is None or now >= self._open_until:
             self._failures = max(self._failures, THRESHOLD)
             self._open(now)
 
     def postpone(self, now: Micros, longer: bool) -> None:
+        """End a trial that another node has overtaken.
+
+        Args:
+            longer: It was long overdue, so the pause grows.
+        """
         self._trial = False
         if self._open_until is None:
             return

@@ -1,16 +1,16 @@
-"""Limit the requests in flight on one (node, model). Learned, because no API of Ollama reports its slots.
+"""Limit the requests in flight on one (node, model). Learned: no API of Ollama reports its slots.
 
-A node with one slot queues a second request without a word, so more in flight only lengthens answers; a node with
-OLLAMA_NUM_PARALLEL=4 works on four at once. One call beyond the proven limit is a trial. Evidence, the best first:
+A node with one slot queues a second request silently, so more in flight only lengthens answers; a node with
+OLLAMA_NUM_PARALLEL=4 works on four at once. One request beyond the proven limit is a trial. Evidence, the best first:
 
-1. First tokens. A trial call whose answer begins while all others are being answered has a slot of its own. Then the
-   limit doubles, so 64 slots are found within six first tokens. One that does not begin in time waits inside the node:
-   it is withdrawn, at no cost, and the next trial comes HOLD answers later.
-2. The timings of an answer. What `total_duration` has beyond load, prefill and decode was spent waiting in the node. A
-   node far away needs more in flight than it works on, to cover the round trip.
-3. Decode rates. Slots may share one rate: if N times the rate of each is hardly more than the rate of one, the
-   lower limit returns, since late binding and priorities are worth more than that.
-4. Throughput, where an answer tells nothing: work done per time the lane was busy, compared over windows.
+1. First tokens. A trial whose answer begins while all others are being answered has a slot of its own. Then the limit
+   doubles, so 64 slots are found within six first tokens. One that does not begin in time waits inside the node: it is
+   withdrawn, at no cost, and the next trial comes HOLD answers later.
+2. The timings of an answer. What `total_duration` has beyond load, prefill and decode was a wait in the node. A node
+   far away needs more in flight than it works on, to cover the round trip.
+3. Decode rates. Slots may share one rate: if N times the rate of each is hardly more than the rate of one, the lower
+   limit returns, since late binding and priorities are worth more than that.
+4. Throughput, where an answer has no timings: work done per busy time, compared over windows.
 
 Anchors: Netflix concurrency-limits (Vegas: queue = limit x wait / latency), TCP slow start (doubling).
 """
@@ -112,7 +112,7 @@ class LearnedLimit:
     # --- first tokens ---
 
     def responded(self, responding: int, waited: bool, now: Micros) -> None:
-        """Record that a call began its answer while `responding` calls, itself included, were being answered."""
+        """Record that an answer began while `responding` requests, itself included, were being answered."""
         if responding > self.slots:
             self.slots = responding
         if now < self._shared_until:
@@ -126,7 +126,7 @@ class LearnedLimit:
             self.refused(responding, True, now)
 
     def refused(self, responding: int, trial: bool, now: Micros) -> None:
-        """Record that a call waited inside the node while `responding` others were being answered."""
+        """Record that a request waited inside the node while `responding` others were being answered."""
         self.slots = max(1, min(self.slots, responding))
         if not trial and responding < self.proven:
             self._shrink(responding)
@@ -170,17 +170,18 @@ class LearnedLimit:
         """Record a chat or generate answer that came with timings.
 
         Args:
-            inflight: Mean number of calls in flight while it ran.
+            inflight: Mean number of requests in flight while it ran.
             elapsed_us: Time from sending to the end of the answer.
             wait_us: Time it waited inside the node for a slot.
-            rate: Its tokens per microsecond of decoding, 0 if unknown.
-            beside: Calls in flight when it was sent, itself included, if it did not wait; else 0.
+            rate: Its tokens per µs of decoding, 0 if unknown.
+            now: The present moment.
+            concurrent: Requests in flight when it was sent, itself included, if it did not wait; else 0.
         """
         served_us = max(1, elapsed_us - wait_us)
         self._length_us.add(served_us)
         self._is_barren = False
         self._proofs = self._proofs + 1 if concurrent > self.proven else 0
-        if self._proofs >= PROOFS and now >= self._shared_until:  # answers too short to be seen beside each other
+        if self._proofs >= PROOFS and now >= self._shared_until:  # answers too short to be seen overlapping
             self._prove(concurrent)
             if concurrent >= self.limit:
                 self._doubles = True
@@ -196,7 +197,7 @@ class LearnedLimit:
             self._compare(inflight, rate, now)
 
     def _compare(self, inflight: float, rate: float, now: Micros) -> None:
-        """Return to a lower limit if the calls in flight share one rate."""
+        """Return to a lower limit if the requests in flight share one rate."""
         level = round(math.log2(max(1.0, inflight)))
         here = self._sums.get(level)
         if here is None:
@@ -221,7 +222,15 @@ class LearnedLimit:
                 return
 
     def embedded(self, inflight: float, elapsed_us: Micros, inside_us: Micros, cost: float, now: Micros) -> None:
-        """Record an embedding answer. `inside_us`: its `total_duration` without load."""
+        """Record an embedding answer.
+
+        Args:
+            inflight: Mean number of requests in flight while it ran.
+            elapsed_us: Time from sending to the end of the answer.
+            inside_us: Its `total_duration` without load.
+            cost: Cost units of its input.
+            now: The present moment.
+        """
         pace = inside_us / max(1.0, cost)
         self._pace = min(pace, self._pace * PACE_DRIFT) if self._pace else pace
         served_us = max(1.0, self._pace * max(1.0, cost))
@@ -245,7 +254,7 @@ class LearnedLimit:
         if dropped:
             self._step_back(max(1, self.limit // 2))
             return
-        if inflight < self.limit:  # the limit was not what held it back: this says nothing of the limit
+        if inflight < self.limit:  # the limit did not hold it back: no evidence about the limit
             return
         self._work += amount
         self._busy_us += busy_us
@@ -294,7 +303,7 @@ class LearnedLimit:
 
 
 class _RateAt:
-    """Tokens per microsecond of all calls together, at about so many in flight."""
+    """Hold the tokens per µs of all requests together, at about one number in flight."""
 
     __slots__ = ("_inflight", "_rate", "count", "seen_us")
 
@@ -313,7 +322,7 @@ class _RateAt:
         return self._rate.value or 0.0
 
     def add(self, inflight: float, rate: float, now: Micros) -> None:
-        """Add an answer. One that is far off counts in part: a straggler is no slow node."""
+        """Add an answer. One far off counts in part: a straggler is no slow node."""
         usual = self._rate.value
         if usual:
             rate = min(max(rate, usual / 2), usual * 2)

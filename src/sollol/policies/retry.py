@@ -1,9 +1,9 @@
-"""Try a single task again on another node? A budget, not a count (tower's retry/budget).
+"""Limit retries by a budget, not a count (tower's retry/budget).
 
-A count multiplies the load of a cluster that is failing; a budget caps the extra at a share of the traffic.
-Every submitted task deposits SHARE of a retry; RESERVE is there from the start, so that a quiet service and the
-first call of a program can fail over too. A busy node (503) costs no budget: waiting is not load.
-Each application has a budget of its own, so that the failures of one never spend the failover of others.
+A count multiplies the load of a cluster that is failing; a budget caps the extra load at a share of the traffic. Every
+submitted task deposits `share` of a retry; `reserve` is there from the start, so that a quiet service and the first
+request of a program can fail over too. A busy node (503) costs no budget: waiting is no load. Each application has a
+budget of its own.
 """
 
 from __future__ import annotations
@@ -24,29 +24,33 @@ BUSY_PAUSE_MAX: Final[Micros] = 2 * SECOND
 
 
 def busy_pause(times: int) -> Micros:
-    """How long to leave a node alone that said 503 for the `times`-th time in a row."""
+    """Return the µs to pause a node after its `times`-th 503 in a row."""
     return min(BUSY_PAUSE << min(times, 10), BUSY_PAUSE_MAX)
 
 
 class BudgetRetrier:
+    """Retry a task on other nodes while its application has budget."""
+
     __slots__ = ("_app", "_place", "_tokens")
 
     def __init__(self) -> None:
         self._tokens = [RESERVE] * BUDGETS
-        self._app, self._place = "", 0  # who was asked for last: the next task is often its own
+        self._app, self._place = "", 0  # of the last task; the next one is often of the same
 
     def _of(self, task: Task) -> int:
-        """The place of the budget of a task's application."""
+        """Return the place of the budget of a task's application."""
         if task.app != self._app:
             self._app, self._place = task.app, crc32(task.app.encode("utf-8", "replace")) % BUDGETS
         return self._place
 
     def deposit(self, task: Task) -> None:
+        """Add `share` of a retry to the budget."""
         place = self._of(task)
         if self._tokens[place] < CAPACITY:
             self._tokens[place] += SHARE
 
     def again(self, task: Task, outcome: Outcome, tried: int, now: Micros) -> Micros | None:
+        """Return the µs to wait before the next try, or None to give up."""
         if outcome.status is Status.BUSY:
             return busy_pause(tried) if tried < BUSY_TRIES else None
         if outcome.status in (Status.MISSING, Status.UNABLE):  # nothing was tried: another may have it

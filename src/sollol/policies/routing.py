@@ -1,15 +1,16 @@
-"""Which node? The one where the task would finish first, in microseconds, from what was measured there.
+"""Choose the replica where a task would finish first, in µs, from measurements.
 
     finish = wait for a slot + load or reload + prefill + decode + overhead        (chat, generate)
     finish = wait for a slot + load or reload + input / rate                       (embed)
 
-No hand-set points: every term is a measured time. Busy nodes compete too, with the time until they are free and
-what the tasks ahead in the line have claimed, so a task may rather wait for a fast node than take a slow one.
-A prompt whose beginning a node has just read costs only its rest there. A node that would put out a model in use with
-other options is charged a second load: the one that its users will pay to get it back.
-A lane without measurements is predicted by the others of its model; a node that was never tried is taken for as fast
-as the best and a little faster, so that each is explored once, neither avoided nor flooded; and so is one of which
-nothing was heard for STALE and which was not far behind then.
+No hand-set points: every term is a measured time. Busy nodes compete too, with the time until they are free and what
+tasks ahead in the queue have reserved, so a task may wait for a fast node rather than take a slow one. A prompt whose
+beginning a node has just read costs only its rest there. A node that would reload a model in use with other options is
+charged a second load: the one that its users will pay to get it back.
+
+A replica without measurements is predicted by the others of its model. A node that was never tried counts as a little
+faster than the best, so that each is explored once, neither avoided nor flooded; and so does one without an answer for
+STALE that was not far behind then.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ALIKE: Final = 1.01
 KEPT: Final = 16  # candidates of which all rows are kept; of more, the best
 EAGER: Final = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
 STALE: Final[Micros] = 300 * SECOND
-FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a lane that has only failed halves
+FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a replica that has only failed halves
 # A replica that was slow in its first FEW answers may have had bad luck: it is believed in part, the other replicas of
 # its model in part, so that one straggler does not leave a healthy node unused.
 FEW: Final = 3
@@ -50,12 +51,12 @@ UNLIKE: Final = 8.0  # times slower than usual, from which on it matters
 FELL: Final = 2.0  # times slower where it runs now than where it was measured
 STALE_PRIORITY: Final = 5  # calls above it are not used to find out
 FORGIVEN: Final[Micros] = 30 * SECOND  # after which a replica that has only failed is tried as a new one
-NOT_FAR: Final = 8.0  # times slower than the best when it was last heard of
+NOT_FAR: Final = 8.0  # times slower than the best at its last answer
 _REASONS: Final = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 
 class CompletionRouter:
-    """Predicted completion time."""
+    """Choose by predicted completion time."""
 
     __slots__ = ()
     wide = False
@@ -69,6 +70,7 @@ class CompletionRouter:
         now: Micros,
         rng: random.Random,
     ) -> Decision:
+        """Return the decision for a task."""
         if not isinstance(replicas, list):  # compiled, a list is read without calls
             replicas = list(replicas)
         predictions: list[Prediction] = []
@@ -76,7 +78,7 @@ class CompletionRouter:
         scores = self._scores(task, replicas, finishes, now)
         chosen = _least(scores, rng) if len(predictions) > 1 else 0
         best = predictions[chosen]
-        finish = finishes[chosen] - best.displaces_us  # what others pay decides, but this call does not take it
+        finish = finishes[chosen] - best.displaces_us  # the cost of others decides, but is no time of this task
         embed = task.kind is EMBED
         if len(predictions) > KEPT:
             order = sorted(range(len(predictions)), key=scores.__getitem__)[:SHOWN]
@@ -95,12 +97,12 @@ class CompletionRouter:
         return _REASONS[count] if count < len(_REASONS) else f"finishes first of {count}"
 
     def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        """What is to be least; here the time of finishing itself."""
+        """Return the numbers to minimise; here the predicted finish."""
         return finishes
 
 
 def _least(scores: list[float], rng: random.Random) -> int:
-    """The place of the least; the dice choose among those that are as good as the same."""
+    """Return the place of the least score, drawn at random among those within ALIKE."""
     least = second = math.inf
     first = 0
     for place, score in enumerate(scores):
@@ -118,10 +120,11 @@ def _least(scores: list[float], rng: random.Random) -> int:
 def _predict(
     task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], now: Micros, predictions: list[Prediction]
 ) -> list[float]:
-    """When it would finish on each lane; the terms of that become `rows`.
+    """Append a prediction for each replica. Return the µs until the task would finish on each.
 
-    One loop without calls for lanes that are steady and have rates of their own, as nearly all are nearly always: it
-    runs for every lane of every decision. The others are asked everything (`_Inquiry`)."""
+    One loop without calls for nominal replicas with rates of their own, as nearly all are: it runs for every replica of
+    every decision. `_TermsPredictor` handles the others.
+    """
     group = replicas[0].group
     embed = task.kind is EMBED
     occupies_gpu = not embed or task.batch
@@ -173,7 +176,7 @@ def _predict(
 
 
 class _TermsPredictor:
-    """The terms of one task on lanes where more than their load and their rates decides."""
+    """Predict a task on replicas where more than load and rates decides."""
 
     __slots__ = ("_known", "_now", "_task", "_tokens", "_tokens_per_cost", "_usual")
 
@@ -185,7 +188,7 @@ class _TermsPredictor:
         self._tokens = tokens
         self._tokens_per_cost = tokens_per_cost
         self._known = known
-        self._usual: TypicalRates | None = None  # looked up only for lanes without rates of their own
+        self._usual: TypicalRates | None = None  # looked up only for replicas without rates of their own
 
     def predict(self, replica: Replica, wait: float) -> Prediction:
         task, now = self._task, self._now
@@ -225,7 +228,7 @@ class _TermsPredictor:
         return self._now - replica.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
 
     def _rates(self, replica: Replica) -> tuple[float, float]:
-        """How fast it reads and speaks; where that is not known, or stale, what may be assumed."""
+        """Return prefill and decode rates; where they are unknown or stale, what may be assumed."""
         node = replica.node
         # A node that only failed is taken for a new one now and then: it may have healed.
         fresh = not node.attempted or (replica.failed > 0 and not replica.answers and self._forgiven(replica))
@@ -245,7 +248,7 @@ class _TermsPredictor:
             reads, speaks = reads / fell, speaks / fell
         if not reads or not speaks:
             usual = self._typical(replica)
-            # What another model of this node told of its speed is the first guess for this one.
+            # The node's speed with its other models is the first guess for this one.
             speed = EAGER if fresh else node.speed.value or 1.0
             if node.loaded:  # a guess for the first calls: on the CPU, where the others were measured on a GPU
                 speed /= max(1.0, replica.slowness() / usual.slowness)
@@ -255,10 +258,11 @@ class _TermsPredictor:
 
 
 class ReliableRouter(CompletionRouter):
-    """Completion time, where a failure costs a second try: nodes that often fail come last.
+    """Choose by completion time, where a failure costs a second try.
 
-    score = finish / share of attempts that ended well there, squared: a try that fails is paid twice, by the
-    time lost and by starting again elsewhere. A node without a history counts as one that fails now and then."""
+    score = finish / share of attempts that ended well there, squared: a failed try is paid twice, by the time lost and
+    by starting again elsewhere. A node without a history counts as one that fails now and then.
+    """
 
     __slots__ = ()
     by_finish = False
@@ -278,9 +282,10 @@ class ReliableRouter(CompletionRouter):
 
 
 class SparingRouter(CompletionRouter):
-    """For background work: the slowest node that is free now, so that the fast ones stay free for those who wait.
+    """Choose the slowest free node for background work, so that fast nodes stay free.
 
-    Only nodes that would finish within PATIENCE times the best; nothing free means waiting for the best of them."""
+    Only nodes that would finish within PATIENCE times the best. If none is free, wait for the best of them.
+    """
 
     __slots__ = ()
     by_finish = False
@@ -300,7 +305,7 @@ class SparingRouter(CompletionRouter):
 
 
 class LatencyRouter(CompletionRouter):
-    """Least mean time per call so far, whatever the task."""
+    """Choose the least mean time per request so far, whatever the task."""
 
     __slots__ = ()
     by_finish = False
@@ -313,7 +318,7 @@ class LatencyRouter(CompletionRouter):
 
 
 class LeastLoadedRouter(CompletionRouter):
-    """Fewest requests under way on the node."""
+    """Choose the node with the fewest requests in flight."""
 
     __slots__ = ()
     by_finish = False
@@ -327,7 +332,7 @@ class LeastLoadedRouter(CompletionRouter):
 
 
 class FairRouter(CompletionRouter):
-    """Every node gets the same number of requests over time."""
+    """Give every node the same number of requests over time."""
 
     __slots__ = ()
     by_finish = False
@@ -341,7 +346,7 @@ class FairRouter(CompletionRouter):
 
 
 class RoundRobinRouter(CompletionRouter):
-    """The next free node in turn."""
+    """Choose the next free node in turn."""
 
     __slots__ = ("_last",)
     by_finish = False
@@ -366,6 +371,7 @@ class RoundRobinRouter(CompletionRouter):
 
 
 def router_of(strategy: RoutingStrategy) -> CompletionRouter:
+    """Return the router of a strategy."""
     match strategy:
         case RoutingStrategy.ROUND_ROBIN:
             return RoundRobinRouter()

@@ -1,4 +1,4 @@
-"""One request under way."""
+"""One request in flight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOWHERE: Final[frozenset[str]] = frozenset()
 
 
 class Attempt:
-    """One request under way: what it is, when it began, and when it should end."""
+    """Hold one request in flight: its replica, its prediction, and its items."""
 
     __slots__ = (
         "area_us",
@@ -82,7 +82,7 @@ class Attempt:
         self.overlapped = False  # another model of its node was at work in the meantime
         self.movable = True  # it can go on elsewhere if this node fails
         self.resumed = False  # it goes on with an answer that another node began
-        self.behind_prefill = False  # sent while the node may still have read the prompt of a caller who left
+        self.behind_prefill = False  # sent while the node may still have read an abandoned prompt
         self.loads = False  # it has to load the model first
         self.idle_since_us: Micros = 0  # when its replica had answered last
         self.inflight = 1  # calls on its replica when it was sent, itself included
@@ -94,30 +94,30 @@ class Attempt:
         self.items = NOTHING
         self.uncovered: Sequence[tuple[int, int]] = ()  # items that no other attempt has taken over
         self.unanswered_items = 0  # items not answered by anyone yet
-        self.pending: PendingTask  # whose attempt it is; set by `Ledger.start`
+        self.pending: PendingTask  # whose attempt it is; set by `SchedulerState.start`
         self.tries = 0  # how often these items have failed before, and where
         self.failed_on = NOWHERE
-        self.evidence = NO_EVIDENCE  # what counts against these items
+        self.evidence = NO_EVIDENCE  # failures of these items
         self.suspect = False  # one of these items, or of `rest`, made a request fail
         self.other_half: PendingItems | None = (
             None  # the other half of suspect items: held back until this one has ended
         )
-        self.control = False  # it sends what was answered before, to learn whether the node works
+        self.control = False  # it sends an item answered before, to test the node
 
     def expected_end(self, now: Micros) -> Micros:
-        """When it should end, seen from now: once overdue, half as long again as it has taken so far."""
+        """Return the expected end. Once overdue, half as long again as it has taken so far."""
         return self.due_us if now <= self.due_us else now + self.remaining_us(now)
 
     def remaining_us(self, now: Micros) -> Micros:
-        """What it will still need once it is late: half as long again as it has taken so far."""
+        """Return the µs that a late attempt is expected to need: half of what it has taken."""
         return (now - self.started_us) // 2
 
     def first_response_us(self) -> Micros:
-        """When it was expected to be heard, counted from its start."""
+        """Return the predicted µs to the first token, or to the whole answer."""
         return self.decision.first_response_us(self.task.stream)
 
     def first_us(self) -> Micros:
-        """The predicted time to the first token in a free slot, without what it was expected to wait for one."""
+        """Return the predicted µs to the first token in a free slot, without the wait for one."""
         known = self.decision.prediction_for(self.replica.key)
         return self.decision.first_us if known is None else max(0, self.decision.first_us - round(known.wait_us))
 

@@ -1,8 +1,7 @@
-"""The ledger of one batch: which items wait, which are under way, and who answers for each.
+"""Track the items of one batch: waiting, in flight, answered or refused.
 
-Every item is in exactly one state: waiting, under way, answered or refused. An item is under way in one attempt,
-or, after a takeover, in several; the first answer wins. Only those contested items are tracked one by one,
-so that a million items cost a million small integers and not a million objects.
+An item is in flight in one attempt or, after a takeover, in several; the first answer wins. Only contested items are
+tracked one by one, so that a million items cost a million small integers and not a million objects.
 """
 
 from __future__ import annotations
@@ -22,9 +21,15 @@ NOBODY: Final[frozenset[str]] = frozenset()
 
 
 class PendingItems:
-    """Items that wait. `tries` and `failed_on` tell what became of them before; `alone`: not to be joined.
+    """Hold items that wait and what became of them before.
 
-    `suspect`: one of them made a request fail, so they are tried in halves. `doubt`: what counts against them."""
+    Attributes:
+        tries: Failed attempts of them.
+        failed_on: Nodes where they failed.
+        alone: They are not merged with others.
+        suspect: One of them made a request fail, so they are tried in halves.
+        evidence: Their failures.
+    """
 
     __slots__ = ("alone", "evidence", "failed_on", "ranges", "suspect", "tries")
 
@@ -46,14 +51,15 @@ class PendingItems:
 
     @property
     def clean(self) -> bool:
-        """Nothing counts against these items."""
+        """Return whether nothing counts against these items."""
         return not (self.suspect or self.alone or self.tries or self.failed_on)
 
     def total(self) -> int:
+        """Return the number of items."""
         return sum(hi - lo for lo, hi in self.ranges)
 
     def take(self, count: int) -> list[tuple[int, int]]:
-        """Take the first `count` items out."""
+        """Remove and return the first `count` items."""
         taken: list[tuple[int, int]] = []
         while self.ranges and count > 0:
             lo, hi = self.ranges.popleft()
@@ -65,7 +71,7 @@ class PendingItems:
         return taken
 
     def take_at(self, place: int) -> list[tuple[int, int]]:
-        """Take one item out, counted from the first."""
+        """Remove and return the item at a place."""
         for position, (lo, hi) in enumerate(self.ranges):
             if place < hi - lo:
                 item = lo + place
@@ -79,7 +85,7 @@ class PendingItems:
 
 
 class Costs:
-    """Prefix sums of item costs from a moving base: what lies below the lowest open item is forgotten."""
+    """Prefix sums of item costs. Sums below the lowest open item are dropped."""
 
     __slots__ = ("_base", "_sums")
 
@@ -88,6 +94,7 @@ class Costs:
         self._sums = [0]
 
     def extend(self, costs: Sequence[int]) -> None:
+        """Add the costs of further items."""
         total = self._sums[-1]
         sums = self._sums
         for cost in costs:
@@ -96,29 +103,32 @@ class Costs:
 
     @property
     def total(self) -> int:
-        """Cost of all items fed since the beginning."""
+        """Return the cost of all items so far."""
         return self._sums[-1]
 
     @property
     def mean(self) -> float:
-        """Cost of an item, at least 1."""
+        """Return the mean cost of an item, at least 1."""
         return max(1.0, self.total / max(1, self.end))
 
     @property
     def end(self) -> int:
+        """Return the position after the last item."""
         return self._base + len(self._sums) - 1
 
     def between(self, lo: int, hi: int) -> int:
+        """Return the cost of the items in [lo, hi)."""
         return self._sums[hi - self._base] - self._sums[lo - self._base]
 
     def reach(self, lo: int, hi: int, budget: float) -> int:
-        """The largest stop in (lo, hi] such that [lo, stop) costs at most `budget`; at least one item."""
+        """Return the largest stop in (lo, hi] such that [lo, stop) costs at most `budget`; at least one item."""
         sums = self._sums
         first = lo - self._base
         stop = bisect_right(sums, sums[first] + budget, first + 1, hi - self._base + 1)
         return max(lo + 1, self._base + stop - 1)
 
     def forget_below(self, item: int) -> None:
+        """Drop sums below an item, when there are many."""
         drop = item - self._base
         if drop > 65_536 and drop * 2 > len(self._sums):
             del self._sums[:drop]
@@ -126,7 +136,7 @@ class Costs:
 
 
 class Batch:
-    """State of one batch task. Written by the scheduler only."""
+    """Hold the state of one batch task."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -145,7 +155,7 @@ class Batch:
         self.vanished = 0  # failed requests whose items were all good
         self.known_good: int | None = None  # an item that was answered, whose text is kept as a control
         self.closed = False
-        self.wanted_upto = 0  # feeding up to this position was already asked for
+        self.wanted_upto = 0  # items up to this position were already requested
         self.refused_on: set[str] = set()  # nodes that refused the call as such
         self.refused_alone = 0  # single items refused before anything succeeded
         self.failed_on: set[str] = set()  # nodes that have failed one of its requests
@@ -159,6 +169,7 @@ class Batch:
     # --- feeding and cutting ---
 
     def feed(self, costs: Sequence[int], closed: bool) -> None:
+        """Add items by their costs."""
         if costs:
             lo = self.costs.end
             self.costs.extend(costs)
@@ -167,9 +178,11 @@ class Batch:
 
     @property
     def done(self) -> bool:
+        """Return whether all items have ended and no more will come."""
         return self.closed and not self.pending_count and not self.live
 
     def cost_of(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Return the cost of the items in these ranges."""
         return sum(self.costs.between(lo, hi) for lo, hi in ranges)
 
     def _back(self, piece: PendingItems, front: bool) -> None:
@@ -188,7 +201,7 @@ class Batch:
         self.pending_cost += self.cost_of(piece.ranges)
 
     def put_back(self, piece: PendingItems, front: bool = True) -> None:
-        """Items whose attempt failed go to the head of the line: they have waited longest."""
+        """Queue items whose attempt failed, by default before all others."""
         self._back(piece, front)
 
     def cut(
@@ -200,10 +213,14 @@ class Batch:
         longest: int = NEVER,
         sample: bool = False,
     ) -> tuple[Ranges, PendingItems] | None:
-        """Take a chunk for a node: its items, and the piece they came from.
+        """Remove a chunk for a node. Return its items and their PendingItems, or None.
 
-        None if all that waits has failed on this node and one of the `others` has not tried it yet. `longest`: items
-        that the node may be sent at once. `sample`: one item from anywhere, since the first ones all failed."""
+        None if all items have failed on this node and one of the `others` has not tried them yet.
+
+        Args:
+            longest: Most items that the node takes at once.
+            sample: Take one item from anywhere, since the first ones all failed.
+        """
         known = others() if self.failed_pieces else NOBODY
         for piece in self.pending:
             if node not in piece.failed_on or known <= piece.failed_on:
@@ -229,14 +246,14 @@ class Batch:
         return ranges, piece
 
     def _left(self, ranges: Ranges, piece: PendingItems) -> None:
-        """These items do not wait any more."""
+        """Subtract items that no longer wait."""
         self.pending_count -= ranges.total()
         self.pending_cost -= self.cost_of(ranges)
         if piece.failed_on and (not piece.ranges or piece.suspect):
             self.failed_pieces = sum(1 for other in self.pending if other.failed_on)
 
     def _fill(self, first: PendingItems, cost: float, count: int) -> Ranges:
-        """Take up to `count` items that cost up to `cost`: from this piece, and from clean ones behind it."""
+        """Take up to `count` items of up to `cost`, also from clean ones behind the first."""
         taken: list[tuple[int, int]] = []
         budget, left = cost, count
         piece = first
@@ -265,13 +282,17 @@ class Batch:
         return joined_ranges(taken)
 
     def _clean_after(self, piece: PendingItems) -> PendingItems | None:
-        """The next piece, if nothing counts against its items."""
+        """Return the next items, if nothing counts against them."""
         place = self.pending.index(piece) + 1
         following = self.pending[place] if place < len(self.pending) else None
         return following if following is not None and following.clean else None
 
     def release(self, attempt: Attempt, suspect: bool) -> None:
-        """Put the half that was held back for an attempt in line again. `suspect`: the fault must be in it."""
+        """Queue the other half that was held back for an attempt.
+
+        Args:
+            suspect: The fault must be in it.
+        """
         piece = attempt.other_half
         if piece is None:
             return
@@ -282,22 +303,23 @@ class Batch:
         else:
             self._back(PendingItems(piece.ranges), front=True)
 
-    # --- the ledger ---
+    # --- attempts ---
 
     def begin(self, attempt: Attempt, ranges: Ranges) -> None:
+        """Record that an attempt has these items in flight."""
         attempt.items = ranges
         attempt.uncovered = list(ranges)
         attempt.unanswered_items = ranges.total()
         self.live[attempt.id] = attempt
 
     def contest(self, thief: Attempt, victim: Attempt, ranges: Ranges) -> None:
-        """`thief` tries items that `victim` has under way."""
+        """Record that `thief` tries items that `victim` has in flight."""
         self.begin(thief, ranges)
         for item in ranges.items():
             self.contested.setdefault(item, [victim.id]).append(thief.id)
 
     def accept(self, attempt: Attempt) -> tuple[Ranges, list[Attempt]]:
-        """An attempt was answered: (items that are new, attempts for which nothing is left to do)."""
+        """Record an answer. Return the new items, and the attempts without work left."""
         del self.live[attempt.id]
         if not self.contested:
             self.answered += attempt.items.total()
@@ -323,7 +345,7 @@ class Batch:
         return joined(fresh), idle
 
     def drop(self, attempt: Attempt) -> Ranges:
-        """An attempt ended without an answer: the items that nobody has any more."""
+        """Remove a failed attempt. Return the items that no other attempt has."""
         del self.live[attempt.id]
         orphans: list[int] = []
         for item in attempt.items.items():
@@ -346,7 +368,7 @@ class Batch:
             self.contested.clear()
 
     def forget(self) -> None:
-        """Let go of costs below the lowest open item. Finding that costs time, so now and then."""
+        """Drop the costs below the lowest open item, now and then."""
         self._since_forget += 1
         if self._since_forget < 256:
             return
@@ -357,7 +379,7 @@ class Batch:
         self.costs.forget_below(min(lows, default=self.costs.end))
 
     def invariants(self, in_line: bool) -> None:
-        """Every item is in exactly one state, and what is counted is what is there."""
+        """Check that each item is in one state and that the counts agree."""
         waiting = [item for piece in self.pending for item in Ranges(piece.ranges).items()]
         under_way = [
             item for attempt in self.live.values() for item in attempt.items.items() if self.contested.get(item) != []
@@ -377,7 +399,7 @@ class Batch:
 
 
 def joined_ranges(ranges: list[tuple[int, int]]) -> Ranges:
-    """Ranges in any order as ranges in order, neighbours joined."""
+    """Return ranges in order, with neighbours joined."""
     out: list[tuple[int, int]] = []
     for lo, hi in sorted(ranges):
         if out and out[-1][1] == lo:
@@ -388,7 +410,7 @@ def joined_ranges(ranges: list[tuple[int, int]]) -> Ranges:
 
 
 def joined(items: Iterable[int]) -> Ranges:
-    """Positions, in any order, as ranges."""
+    """Return positions as ranges."""
     out: list[tuple[int, int]] = []
     for item in sorted(items):
         if out and out[-1][1] == item:

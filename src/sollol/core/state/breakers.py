@@ -1,7 +1,7 @@
-"""Guard a model on a node by two breakers: its own, and one that all models of the node share.
+"""Combine the breaker of a replica with one that all models of its node share.
 
-A node that fails whatever model it is asked for has one fault, not one for each model: with a dead GPU and 40 models,
-40 breakers would each have to learn it from callers. The shared breaker counts faults in a row of two models or more.
+A node with a dead GPU has one fault, not one for each of its 40 models. The shared breaker counts faults in a row of
+two models or more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ FAULTS: Final = frozenset((Status.FAILED, Status.TIMEOUT))
 
 
 class NodeFaults:
-    """Count the faults in a row of one node, over all its models. `breaker`: shared by them, once the node is used."""
+    """Count the faults in a row of one node, over all its models.
+
+    Attributes:
+        breaker: Shared by the models of the node.
+    """
 
     __slots__ = ("breaker", "count", "models")
 
@@ -26,7 +30,7 @@ class NodeFaults:
         self.count = 0
 
     def record(self, model: str, now: Micros, outcome: Outcome) -> bool:
-        """Take in how an attempt ended; True if the shared breaker has opened or closed."""
+        """Record an outcome. Return True if the shared breaker has opened or closed."""
         breaker = self.breaker
         if breaker is None:
             return False
@@ -57,15 +61,17 @@ class ReplicaBreaker:
 
     @property
     def closed(self) -> bool:
+        """Return whether both are closed."""
         shared = self.node.breaker
         return self.own.closed and (shared is None or shared.closed)
 
     def admits(self, now: Micros) -> bool:
+        """Check that both admit a request."""
         shared = self.node.breaker
         return self.own.admits(now) and (shared is None or shared.admits(now))
 
     def retry_at(self) -> Micros | None:
-        """When both admit a trial; None while closed, or while a trial is under way."""
+        """Return when both admit a trial; None while closed, or during a trial."""
         shared = self.node.breaker
         times = [] if self.own.closed else [self.own.retry_at()]
         if shared is not None and not shared.closed:
@@ -74,21 +80,23 @@ class ReplicaBreaker:
         return max(known) if known and len(known) == len(times) else None
 
     def begin(self, now: Micros) -> None:
+        """Record that an attempt starts."""
         self.own.begin(now)
         if self.node.breaker is not None:
             self.node.breaker.begin(now)
 
     def trip(self, now: Micros) -> None:
-        """Open its own breaker."""
+        """Open the replica's own breaker."""
         self.own.trip(now)
 
     def postpone(self, now: Micros, longer: bool) -> None:
-        """Close the trial of whichever is open: another node was sooner."""
+        """End the trial of each open breaker: another node was sooner."""
         for breaker in (self.own, self.node.breaker):
             if breaker is not None and not breaker.closed:
                 breaker.postpone(now, longer)
 
     def record(self, now: Micros, outcome: Outcome) -> None:
+        """Record an outcome in the replica's own breaker."""
         self.own.record(now, outcome)
         if outcome.status is Status.LEFT and self.node.breaker is not None:
             self.node.breaker.record(now, outcome)

@@ -1,4 +1,4 @@
-"""The cluster: nodes by key, replicas by model, and how long answers usually are."""
+"""The nodes by key, the replicas by model, and the usual length of answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ClusterState:
-    """Nodes by key, markets by model, and how long answers usually are."""
+    """Hold the nodes, the replicas of each model, and what embeddings use."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
@@ -22,20 +22,20 @@ class ClusterState:
         self.lengths = Lengths()
         self.incapable: dict[str, Node] = {}  # nodes that cannot do something
         self.pinned: Mapping[str, str] = {}  # model -> the digest, or the beginning of one, that embeddings use
-        self.used: dict[str, str] = {}  # model -> the digest that embeddings have used, also before this fleet
+        self.used: dict[str, str] = {}  # model -> the digest that embeddings have used, also before a restart
         self.one_digest = False  # chats use one digest, too
 
     def learn_unable(self, node: Node, task: Task, outcome: Outcome, now: Micros) -> None:
-        """Remember what a node cannot do."""
+        """Record what a node cannot do."""
         if node.incapable.learn(task, outcome, now):
             self.incapable[node.key] = node
 
     def served(self, node: Node, task: Task) -> None:
-        """A node that could not do something has answered."""
+        """Record that a node with a known incapability has answered."""
         node.incapable.served(task)
         if node.incapable.is_empty:
             self.incapable.pop(node.key, None)
 
     def unable_for(self, task: Task, now: Micros) -> set[str]:
-        """Return the nodes that are known to be unable to serve this task."""
+        """Return the nodes that cannot serve this task."""
         return {key for key, node in self.incapable.items() if node.incapable.stops(task, now)}

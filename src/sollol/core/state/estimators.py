@@ -1,7 +1,7 @@
-"""Estimators: add(...) writes, reading never does (linkerd's lesson), and nothing here knows a clock.
+"""Estimators: `add` writes, reading never does (linkerd's lesson). None has a clock.
 
-`Rate` is a ratio of decayed sums, work ÷ time, not a mean of ratios: a tiny chunk whose time is mostly
-overhead counts for little, and requests that finish together (dt near 0) cannot make it explode.
+`Rate` is a ratio of decayed sums, work ÷ time, not a mean of ratios. A tiny chunk whose time is mostly overhead counts
+for little, and requests that finish together (dt near 0) cannot make it explode.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ from typing import Final
 from sollol.core.state.ring import Ring
 from sollol.core.types import Micros
 
-LENGTH_WEIGHT: Final = 0.05  # of the newest answer in what is expected of the next
+LENGTH_WEIGHT: Final = 0.05  # weight of the newest answer
 KINDS_MAX: Final = 10_000  # of (application, task type, model) to remember
 
 
 class Rate:
-    """Work per microsecond. A sample that covers `memory_us` of busy time replaces about two thirds of the past."""
+    """Estimate work per µs. A sample of `memory_us` replaces about two thirds of the past."""
 
     __slots__ = ("_amount", "_memory_us", "_span", "value")
 
     def __init__(self, memory_us: Micros) -> None:
-        self.value: float | None = None  # units per microsecond; what read() gives, without a call
+        self.value: float | None = None  # units per µs; the same as read(), without a call
         self._amount = 0.0
         self._span = 0.0
         self._memory_us = memory_us
 
     def add(self, amount: float, span_us: Micros, outlier: float = 0.0) -> None:
-        """`outlier`: a sample that took so many times longer than expected counts as one that took just that; a
-        straggler is no slow node, and a node that has become slow is believed a few samples later. 0 believes all."""
+        """Add work and the µs that it took.
+
+        Args:
+            outlier: Longest time of a sample, as a multiple of the expected one; 0 for no bound. One straggler is no
+                slow node, and a node that has become slow shows a few samples later.
+        """
         amounts, span = self._amount, self._span
         if outlier and span:
             longest = outlier * amount * span / (amounts if amounts > 1e-9 else 1e-9)
@@ -41,24 +45,26 @@ class Rate:
 
     @property
     def known(self) -> bool:
+        """Return whether there is a sample."""
         return self._span > 0
 
     def read(self) -> float | None:
-        """Units per microsecond, or None before the first sample."""
+        """Return units per µs, or None before the first sample."""
         return self.value
 
 
 class Mean:
-    """An exponentially weighted mean whose first samples count fully, so it has no warm-up bias."""
+    """Exponentially weighted mean. The first samples count fully, so it has no warm-up bias."""
 
     __slots__ = ("_weight", "count", "value")
 
     def __init__(self, weight: float = 0.2) -> None:
-        self.value: float | None = None  # what read() gives, without a call
+        self.value: float | None = None  # the same as read(), without a call
         self._weight = weight
         self.count = 0
 
     def add(self, sample: float) -> None:
+        """Add a sample."""
         self.count = count = self.count + 1
         before, weight = self.value, self._weight
         if before is None:
@@ -69,11 +75,12 @@ class Mean:
         self.value = before + weight * (sample - before)
 
     def read(self) -> float | None:
+        """Return the mean, or None before the first sample."""
         return self.value
 
 
 class Length:
-    """How many tokens some kind of answer has; where it was not seen often enough, what a wider kind has."""
+    """Estimate the tokens of one kind of answer. With few samples, a wider kind answers."""
 
     __slots__ = ("_count", "_least", "_value", "_wider")
 
@@ -84,7 +91,7 @@ class Length:
         self._wider = wider
 
     def add(self, tokens: int) -> None:
-        """An answer of this kind, and so of every wider one, had so many."""
+        """Add the tokens of an answer, to this kind and all wider ones."""
         kind: Length | None = self
         while kind is not None:
             kind._count = count = kind._count + 1
@@ -97,7 +104,7 @@ class Length:
             kind = kind._wider
 
     def read(self) -> float | None:
-        """The expected number of tokens, or None where nothing like it was seen."""
+        """Return the expected tokens, or None without a sample."""
         kind = self
         while kind._count < kind._least and kind._wider is not None:
             kind = kind._wider
@@ -105,7 +112,7 @@ class Length:
 
 
 class Lengths:
-    """How many tokens answers have: by application, type of task and model, or what of that was seen often enough."""
+    """Estimate the tokens of answers by application, type of task and model."""
 
     __slots__ = ("_kinds",)
 
@@ -113,6 +120,7 @@ class Lengths:
         self._kinds: dict[tuple[str, ...], Length] = {}
 
     def of(self, app: str, kind: str, model: str) -> Length:
+        """Return the estimator of one kind."""
         if len(self._kinds) > KINDS_MAX:
             self._kinds.clear()
         wider: Length | None = None
@@ -126,7 +134,7 @@ class Lengths:
 
 
 class Quantile:
-    """A quantile of the last `size` samples."""
+    """Return quantiles of the last `size` samples."""
 
     __slots__ = ("_samples", "_sorted")
 
@@ -135,10 +143,12 @@ class Quantile:
         self._sorted: list[float] | None = None
 
     def add(self, sample: float) -> None:
+        """Add a sample."""
         self._sorted = None
         self._samples.add(sample)
 
     def read(self, share: float) -> float | None:
+        """Return a quantile, or None without a sample."""
         if not len(self._samples):
             return None
         if self._sorted is None:

@@ -1,7 +1,7 @@
-"""Remember what a node cannot do, for a bounded time: a route that it lacks, a model it refuses, a key it needs.
+"""Record what a node cannot do, for a bounded time: a missing route, a refused model, a missing key.
 
-Such a node is asked last. What is remembered ends with UNABLE_FOR (longer each time that it is confirmed), with a good
-answer of the same kind, or when the node comes back or has another version.
+Such a node is used last. A record ends with UNABLE_FOR (longer each time that it is confirmed), with a good answer of
+the same kind, or when the node comes back or has another version.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ UNABLE_MAX: Final[Micros] = 960 * SECOND
 KNOWN_MAX: Final = 256  # things that are remembered of one node
 CONTRADICTED: Final = 3  # requests in a row that a node refused and another one answered
 OF_THE_ROUTE: Final = frozenset((404, 405, 421, 426, 501))  # status by which a node lacks a route, for all models
-OF_THE_REQUEST: Final = frozenset((408, 413, 499))  # status that tells nothing of the next request
+OF_THE_REQUEST: Final = frozenset((408, 413, 499))  # status that is about one request only
 
 
 class Incapability(NamedTuple):
-    """One thing that a node cannot do."""
+    """Hold one thing that a node cannot do, and until when."""
 
     until_us: Micros
     for_us: Micros
@@ -27,7 +27,7 @@ class Incapability(NamedTuple):
 
 
 class Incapabilities:
-    """What one node cannot do, by (route, model); "" stands for all."""
+    """Hold what one node cannot do, by (route, model); "" stands for all."""
 
     __slots__ = ("_known",)
 
@@ -35,7 +35,7 @@ class Incapabilities:
         self._known: dict[tuple[str, str], Incapability] = {}
 
     def learn(self, task: Task, outcome: Outcome, now: Micros) -> bool:
-        """Remember what this outcome tells; False if it tells nothing of other requests."""
+        """Record an outcome. Return False if it is about one request only."""
         status = outcome.http_status
         if outcome.status is Status.LOCKED:
             self._add(("", ""), outcome.message, now)
@@ -57,7 +57,7 @@ class Incapabilities:
         self._known[key] = Incapability(now + for_us, for_us, why)
 
     def stops(self, task: Task, now: Micros) -> bool:
-        """Check whether the node is known to be unable to serve this task."""
+        """Check that the node cannot serve this task."""
         known, route = self._known, task.route
         for key in (("", ""), (route, ""), (route, task.model)):
             found = known.get(key)
@@ -66,24 +66,26 @@ class Incapabilities:
         return False
 
     def served(self, task: Task) -> None:
-        """The node has served this task: forget what says otherwise."""
+        """Remove what contradicts an answer to this task."""
         route = task.route
         for key in (("", ""), (route, ""), (route, task.model)):
             self._known.pop(key, None)
 
     def words(self, now: Micros) -> list[str]:
         """Return one sentence for each thing that the node cannot do now."""
-        listed = []
+        sentences = []
         for (route, model), incapable in self._known.items():
             if incapable.until_us > now:
                 of = f"{route} with {model}" if model else route or "any call"
                 seconds = round((incapable.until_us - now) / SECOND)
-                listed.append(f"cannot serve {of}: {incapable.why}; tried again in {seconds} s")
-        return listed
+                sentences.append(f"cannot serve {of}: {incapable.why}; tried again in {seconds} s")
+        return sentences
 
     def clear(self) -> None:
+        """Remove all records."""
         self._known.clear()
 
     @property
     def is_empty(self) -> bool:
+        """Return whether there is no record."""
         return not self._known

@@ -1,9 +1,9 @@
-"""Predict how long a node takes to load a model, and which models of it would have to go for one more.
+"""Predict how long a node takes to load a model, and which models a load would evict.
 
 A load takes a fixed part and the size of the model divided by a bandwidth. Both are learned from the node's own loads:
-each is corrected by its share of the error, so that a small model says nothing of the bandwidth and a large one
-little of the fixed part. What fits into a node's memory is not told by any API: it is learned from which models were
-seen in memory together, and which one went when another came.
+each is corrected by its share of the error, so that a small model changes the fixed part and a large one the bandwidth.
+No API reports what fits into a node's memory: it is learned from which models were in memory together, and which one
+went when another came.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sollol.core.types import SECOND, Micros
 
 FIXED: Final = 0.3 * SECOND  # assumed before the first load: starting a runner
 BANDWIDTH: Final = 1_000.0  # bytes per microsecond assumed for reading a model, before the first load
-NEWEST: Final = 0.3  # least weight of the newest load in what is expected of the next
+NEWEST: Final = 0.3  # least weight of the newest load
 UNKNOWN: Final = 0.5  # risk that a model does not fit, where nothing like it was seen
 FULL_MAX: Final = 8  # combinations of models that did not fit, remembered for a node
 
@@ -28,7 +28,7 @@ class LoadTimeEstimator:
     def __init__(self) -> None:
         self.fixed_us = FIXED
         self._per_byte = 1 / BANDWIDTH  # microseconds
-        self._fixed_seen = 0.0  # loads that told of each, counted by their share
+        self._fixed_seen = 0.0  # loads seen by each, counted by their share
         self._bandwidth_seen = 0.0
 
     def predict(self, size: int) -> Micros:
@@ -63,14 +63,14 @@ class MemoryFit:
         loading: Mapping[str, int],
         used: frozenset[str],
     ) -> None:
-        """Compare two looks at the models in memory, name -> bytes.
+        """Compare two lists of the models in memory, name -> bytes.
 
         Args:
-            told: The models of the last look.
+            listed: The models of the last list.
             before: The same, and those that have answered since.
-            current: The models of this look.
-            loading: Those that are being loaded; no node lists them before the end.
-            used: Those that were in use, so not expired.
+            current: The models of this list.
+            loading: Models that are being loaded; no node lists them before the end.
+            used: Models that were in use, so not expired.
         """
         count, size = len(current), sum(current.values())
         self._fits = max(self._fits[0], count), max(self._fits[1], size)
@@ -83,7 +83,7 @@ class MemoryFit:
 
     @property
     def is_tight(self) -> bool:
-        """Whether some models were seen not to fit together."""
+        """Return whether some models did not fit together."""
         return bool(self._full)
 
     def note(self, count: int, size: int) -> None:
@@ -94,7 +94,7 @@ class MemoryFit:
             self._full = [*self._full, full][-FULL_MAX:]
 
     def risk(self, loaded: Mapping[str, int], size: int) -> float:
-        """Return how likely one more model of `size` bytes puts out one of those in memory: 0, 1, or UNKNOWN."""
+        """Return the probability that a model of `size` bytes evicts one: 0, 1, or UNKNOWN."""
         count, total = len(loaded) + 1, sum(loaded.values()) + size
         if any(full[0] <= count and full[1] <= total for full in self._full):
             return 1.0

@@ -1,8 +1,7 @@
-"""All lanes of one model, and what would cost too much to add up for each decision.
+"""All replicas of one model, and sums over them that are too slow to compute for each decision.
 
-A decision looks at a few lanes, not at a thousand: those with a free slot that are fastest, the fastest busy ones (it
-may be better to wait for one), and those that have read the beginning of this conversation or hold the model with
-these options. `ranked` is their order, made anew now and then.
+A decision compares a few replicas, not a thousand: the fastest free ones, the fastest busy ones (it may pay to wait for
+one), and those that have read the beginning of this conversation or hold the model with these options.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
     from sollol.core.state.cluster import ClusterState
     from sollol.core.state.replica import Replica
 
-SHORTLIST: Final = 24  # lanes looked at for one decision; all, if there are no more
+SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
 HALF: Final = SHORTLIST // 2
-MATCHING: Final = 4  # of those that hold the model with the options asked for
+MATCHING: Final = 4  # most replicas added because they hold the model with the task's options
 MARKS_MAX: Final = 10_000
-RANK_EVERY: Final = 16  # answers after which the lanes are ranked anew, or half as many as there are lanes
+RANK_EVERY: Final = 16  # answers between two rankings, at least half the number of replicas
 RANK_OFTEN: Final = 64  # first answers, after each of which they are
 
 # Assumed before anything was measured anywhere; the first answers replace them.
@@ -35,7 +34,7 @@ WORK: Final = 2_000e-6  # cost units per microsecond
 
 
 class TypicalRates(NamedTuple):
-    """Middle and best rates among the lanes that have been measured, for those that have not."""
+    """Hold middle and best rates of the measured replicas, for those without measurements."""
 
     work: float = WORK
     best_work: float = WORK
@@ -47,45 +46,48 @@ class TypicalRates(NamedTuple):
 
 
 class ModelReplicas:
+    """Hold the replicas of one model, its queue, and the digest that embeddings use."""
+
     def __init__(self, model: str, cluster: ClusterState, queue: WaitQueue | None = None) -> None:
         self.model = model
         self.replicas: dict[str, Replica] = {}
-        self.with_capacity: dict[str, Replica] = {}  # lanes with fewer requests in flight than their limit
-        self.off_nominal: dict[
-            str, Replica
-        ] = {}  # lanes about which something is out of the ordinary (`core.state.replica`)
-        self.queue = WaitQueue() if queue is None else queue  # those who wait for this model
-        self.total_rate = 0.0  # known work rates of the usable lanes, cost units per microsecond
+        self.with_capacity: dict[str, Replica] = {}  # replicas with fewer requests in flight than their limit
+        self.off_nominal: dict[str, Replica] = {}  # replicas that may not be nominal (`core.state.replica`)
+        self.queue = WaitQueue() if queue is None else queue  # tasks that wait for this model
+        self.total_rate = 0.0  # sum of the work rates of usable replicas, cost units per µs
         self.best_rate = 0.0
         self.inflight_cost = 0.0
         self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
         self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
         self.digest = cluster.used.get(model, "")  # the version that embeddings use (`core.model_versions`)
         self.mixed = False  # nodes have others, too
-        self.checked = 0  # what the digests were checked for, since the last change
-        self.listed = ""  # of them
+        self.checked = 0  # use for which the digests were checked since the last change
+        self.notice = ""  # the last one about different digests
         self.tasks = 0  # that are not settled
         self.samples = 0
         self.batches = 0  # that are open
         self.full_until: Micros = 0  # all slots were taken just now, and no trial was worth it
-        self.rescan_after: Micros = 0  # the waiting tasks were asked in vain just now
+        self.rescan_after: Micros = 0  # the waiting tasks were compared in vain just before
         self.rescan_planned = False
         self.cold_wait_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
         self._fleet = cluster
         self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
-        self._app, self._type = "", TaskType.CHAT  # what was asked for last: the next task is often like it
+        self._app, self._type = "", TaskType.CHAT  # of the last task; the next one is often like it
         self._length: Length | None = None
         self._counted = 0  # samples seen by the last recount, and by the last ranking
         self._ranked_at = -1
         self._ranked: list[Replica] = []
         self._typical = TypicalRates()
         self._all: list[Replica] = []
-        self.prefix_hashes: dict[PrefixHash, Replica] = {}  # beginning of a conversation -> who has read it last
+        self.prefix_hashes: dict[
+            PrefixHash, Replica
+        ] = {}  # beginning of a conversation -> the replica that read it last
         self._by_options: dict[str, dict[str, Replica]] = {}
 
-    # --- who is here ---
+    # --- replicas ---
 
     def put(self, replica: Replica) -> None:
+        """Add a replica."""
         self.replicas[replica.key] = replica
         self._all = list(self.replicas.values())
         self.checked = 0
@@ -95,6 +97,7 @@ class ModelReplicas:
         self._ranked_at = -1
 
     def drop(self, key: str) -> None:
+        """Remove the replica of a node."""
         replica = self.replicas.pop(key, None)
         self._all = list(self.replicas.values())
         self.with_capacity.pop(key, None)
@@ -105,6 +108,7 @@ class ModelReplicas:
         self._ranked_at = -1
 
     def usable(self, now: Micros) -> list[Replica]:
+        """Return the replicas that take work, now or when a slot frees."""
         return [replica for replica in self.replicas.values() if replica.usable(now)]
 
     def digest_for(self, task: Task) -> str:
@@ -118,7 +122,11 @@ class ModelReplicas:
         return self.digest if has or self.model in self._fleet.pinned else chosen(replicas)
 
     def suits(self, replica: Replica, task: Task, digest: str) -> bool:
-        """Check that this task may go to this lane. `digest`: the version it needs, "" for any."""
+        """Check that this task may go to this replica.
+
+        Args:
+            digest: The version that the task needs; "" for any.
+        """
         return replica.suits(task) and (not digest or replica.digest in ("", digest))
 
     def _forget_options(self, replica: Replica) -> None:
@@ -129,12 +137,17 @@ class ModelReplicas:
                 del self._by_options[replica.options]
 
     def options_changed(self, replica: Replica, options: str) -> None:
+        """Record the runner options that a replica is loaded with."""
         self._forget_options(replica)
         if options:
             self._by_options.setdefault(options, {})[replica.node.key] = replica
 
     def shortlist(self, task: Task, tried: Collection[str], wide: bool, now: Micros) -> list[Replica]:
-        """The lanes worth a look for this task: usable, and not among those that it has tried. `wide`: all of them."""
+        """Return the usable replicas worth comparing, without those in `tried`.
+
+        Args:
+            wide: All of them, however many.
+        """
         if self.off_nominal:
             self._review(now)
         digest = self.digest_for(task) if self.mixed else ""
@@ -183,7 +196,7 @@ class ModelReplicas:
                 del self.off_nominal[key]
 
     def _best_free(self, tried: Collection[str], now: Micros) -> list[Replica]:
-        """The fastest lanes with a free slot, the fastest first. Sought where there are fewer to look at."""
+        """Return the fastest replicas with a free slot, the fastest first."""
         few = len(self.with_capacity) * 4 < len(self.replicas)
         replicas = sorted(self.with_capacity.values(), key=_rank_of) if few else self._ranked
         free: list[Replica] = []
@@ -194,9 +207,10 @@ class ModelReplicas:
                     break
         return free
 
-    # --- what is usual here ---
+    # --- typical values ---
 
     def typical(self) -> TypicalRates:
+        """Return the typical rates of this model."""
         self._rank()
         return self._typical
 
@@ -218,13 +232,13 @@ class ModelReplicas:
                 replica.rank = rank
 
     def expected_tokens(self, task: Task) -> float:
-        """How long the answer will be."""
+        """Predict the tokens of the answer to a task."""
         tokens = self.length(task).read() or TOKENS_OUT
         limit = task.tokens_out
         return tokens if limit is None or limit < 0 else min(tokens, float(limit))
 
     def length(self, task: Task) -> Length:
-        """What is known of the answers to such tasks."""
+        """Return the estimator for answers to such tasks."""
         last = self._length
         if last is not None and task.type is self._type and task.app == self._app:
             return last
@@ -238,14 +252,14 @@ class ModelReplicas:
         return found
 
     def measured_prompt(self, cost: int, tokens: int) -> None:
-        """A prompt of `cost` units had so many tokens."""
+        """Record the tokens of a prompt of `cost` units."""
         self._token_cost.add(cost, tokens)
         self.tokens_per_cost = 1 / (self._token_cost.value or BYTES_PER_TOKEN)
 
     # --- sums for batches ---
 
     def recount(self, now: Micros) -> None:
-        """Sum the rates afresh: after a node came or went, and against the drift of many additions."""
+        """Sum the rates again, after a node came or went, and against rounding drift."""
         rates = [replica.work.read() or 0.0 for replica in self.usable(now)]
         self.total_rate = sum(rates)
         self.best_rate = max(rates, default=0.0)
@@ -253,6 +267,7 @@ class ModelReplicas:
         self.checked = 0
 
     def rate_changed(self, before: float, after: float, now: Micros) -> None:
+        """Update the sums after the rate of one replica has changed."""
         self.samples += 1
         if self.samples - self._counted >= 256:
             self.recount(now)
@@ -271,7 +286,7 @@ def _rank_of(replica: Replica) -> int:
 
 
 def _usual_time(replica: Replica, typical: TypicalRates) -> float:
-    """How long a usual task takes there: only the order counts. A lane that was never tried counts as the best."""
+    """Return the µs of a usual task, for sorting. An untried replica counts as the best."""
     if not replica.answers and not replica.failed:
         return 0.0
     decode, work = replica.decode.read(), replica.work.read()

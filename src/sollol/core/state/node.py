@@ -1,4 +1,4 @@
-"""One server: what it has, what runs there, and what was learned of it."""
+"""One server: its models, what runs there, and what was learned of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sollol.core.types import LoadedModel, Micros
 
 
 class Node:
-    """One Ollama server. `up` is None until the first probe or answer."""
+    """Hold the state of one server. `up` is None until the first probe or answer."""
 
     __slots__ = (
         "active_models",
@@ -67,7 +67,7 @@ class Node:
         self.concurrency = concurrency
         self.faults = NodeFaults()
         self.incapable = Incapabilities()
-        self.speed = Mean()  # of its models, as shares of what is typical for them
+        self.speed = Mean()  # of its models, as shares of their typical rates
         self.up_since: Micros = 0
         self.down_since: Micros = 0
         self.next_probe_us: Micros = 0
@@ -79,7 +79,7 @@ class Node:
         self.memory = MemoryFit()
         self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
         self.listed_us: Micros = 0
-        # Whether it reads the prompt of a caller who left to the end, or stops at the next batch; None: not known.
+        # True: it reads an abandoned prompt to its end. False: it stops at the next batch. None: untested.
         self.reads_on: bool | None = None
         self.attempted = 0
         self.succeeded = 0
@@ -87,10 +87,11 @@ class Node:
 
     @property
     def usable(self) -> bool:
+        """Return whether the node is up."""
         return self.up is True
 
     def wait_us(self, now: Micros) -> Micros:
-        """How long until one of the models at work here has nothing to do."""
+        """Return the µs until one of the models at work here is idle."""
         ends = [
             max(attempt.expected_end(now) for attempt in replica.attempts.values() if attempt.occupies_gpu)
             for replica in self.replicas.values()
@@ -100,12 +101,13 @@ class Node:
         return max(0, sorted(ends)[over] - now) if 0 <= over < len(ends) else 0
 
     def mark_overlapped(self) -> None:
+        """Mark all attempts in flight: two models are at work."""
         for replica in self.replicas.values():
             for attempt in replica.attempts.values():
                 attempt.overlapped = True
 
     def sizes_loaded(self) -> dict[str, int]:
-        """Return the bytes of each model in memory, as the node told or by our own answers; else those on disk."""
+        """Return the bytes of each model in memory, as listed or by our own answers; else those on disk."""
         sizes = self._sizes_listed()
         for model, replica in self.replicas.items():
             if replica.loaded_by_us and model not in sizes:
@@ -113,7 +115,7 @@ class Node:
         return sizes
 
     def remember(self, now: Micros) -> None:
-        """Learn what fits together from this look at the models in memory, beside the last one."""
+        """Learn what fits together, from the present list of models in memory and the last one."""
         current = self._sizes_listed()
         before = dict(self.listed)
         for model, replica in self.replicas.items():
@@ -124,7 +126,7 @@ class Node:
         self.listed, self.listed_us = current, now
 
     def loads(self, model: str) -> None:
-        """Expect a model in memory from now on, and those gone that do not fit beside it. A probe will tell."""
+        """Expect a model in memory from now on, without those that do not fit beside it."""
         loaded, held = self.sizes_loaded(), dict(self.loaded)
         size = self.models.get(model, 0)
         for name in sorted(loaded, key=self.last_use):
@@ -140,7 +142,7 @@ class Node:
         self.loaded = held
 
     def put_out(self, replica: Replica, since: Micros) -> None:
-        """Learn from a load that nobody expected: the models that answered since did not fit beside this one."""
+        """Learn from an unexpected load: models that answered since did not fit beside this one."""
         others = [
             other.model
             for other in self.replicas.values()
@@ -151,7 +153,7 @@ class Node:
             self.memory.note(len(sizes), sum(sizes))
 
     def loaded_after(self, model: str = "") -> None:
-        """Expect in memory what was loaded now, and then what calls under way have to load."""
+        """Expect in memory what was loaded now, and what attempts in flight must load."""
         if model:
             self.loads(model)
         for other, replica in self.replicas.items():
@@ -159,11 +161,11 @@ class Node:
                 self.loads(other)
 
     def _sizes_listed(self) -> dict[str, int]:
-        """Return the bytes of each model that is listed as in memory; of one that tells no size, those on disk."""
+        """Return the bytes of each listed model; without a size, those on disk."""
         return {model: held.size or self.models.get(model, 0) for model, held in self.loaded.items()}
 
     def last_use(self, model: str) -> Micros:
-        """Return when a model in memory was used last, as far as we know."""
+        """Return when a model in memory was last used."""
         replica = self.replicas.get(model)
         return 0 if replica is None else max(replica.last_end_us, replica.options_used_us)
 
@@ -176,7 +178,7 @@ class Node:
         )
 
     def in_use(self, now: Micros) -> bool:
-        """Has a model of it been used just now, which a load might put out?"""
+        """Check that a model here was used recently, which a load might evict."""
         return any(
             replica.answers and now - replica.last_end_us < DISPLACED
             for replica in self.replicas.values()

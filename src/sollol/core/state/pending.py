@@ -1,4 +1,4 @@
-"""A task that is not settled yet, and the replica that it waits for."""
+"""A task that is not complete, and the replica that it has reserved."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Reservation:
-    """What a waiting task waits for: a busy lane where it should finish sooner than on any that is free."""
+    """Hold a busy replica where a task should finish sooner than on any free one."""
 
     __slots__ = ("decision", "finish_us", "free_us", "replica", "second_best_us", "service_us")
 
     def __init__(self, replica: Replica, decision: Decision, free_us: Micros, service_us: Micros, now: Micros) -> None:
         self.replica = replica
         self.decision = decision
-        self.free_us = free_us  # when the lane should have a slot
+        self.free_us = free_us  # when the replica should have a slot
         self.service_us = service_us  # that the task takes there
         self.finish_us = now + decision.predicted_us
         scores = sorted(decision.scores)
@@ -33,7 +33,7 @@ class Reservation:
 
 
 class PendingTask:
-    """A task that is not settled yet."""
+    """Hold a task that is not complete: its attempts, its failures, its reservation."""
 
     __slots__ = (
         "attempts",
@@ -65,17 +65,17 @@ class PendingTask:
         self.tried: dict[str, str] = {}  # node -> why it failed
         self.busy: set[str] | None = None  # nodes that were busy: others first
         self.tries = 0
-        self.tries_here = 0  # that ended before a node was asked
-        self.fallback: FallbackAnswer | None = None  # what may be passed on if no node is left
+        self.tries_here = 0  # that ended before anything was sent
+        self.fallback: FallbackAnswer | None = None  # the answer if no node is left
         self.restarts = 0  # late attempts that were sent to the same node anew
         self.delivering = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
-        self.hedger: Hedger | None = None  # who decides on second copies, if it may have any
+        self.hedger: Hedger | None = None  # the policy of its second attempts, if it may have any
         self.reservation: Reservation | None = None
         self.waits_for: Replica | None = None  # the replica that it would rather wait for than start on another
 
     def wait_for(self, replica: Replica | None) -> Replica | None:
-        """Set the replica that it waits for; returns the one before, if that is no longer waited for by anybody."""
+        """Set the replica that the task waits for. Return the last one if it has no waiter left."""
         before = self.waits_for
         if before is replica:
             return None
@@ -94,5 +94,5 @@ class PendingTask:
         return Cause.RETRY if self.tried or self.busy else Cause.FIRST
 
     def avoids(self) -> set[str]:
-        """Nodes that it does not go to as long as there are others."""
+        """Return the nodes that the task avoids as long as there are others."""
         return {*self.tried, *(self.busy or ())}

@@ -1,11 +1,10 @@
-"""The waiting line of one model: by priority, fair between applications, and nobody starves.
+"""Queue the tasks of one model: by priority, fair between applications, without starvation.
 
-Between priority levels, age decides: a level gains one step of priority for every AGEING since it was last served,
-so a LOW call under an endless flood of HIGH ones is served now and then, and no flood of old LOW ones bars an
-urgent call.
-Within a level, applications share by tokens: next is the one that was given least (start-time fair queueing,
-Goyal 1996; an application that was away resumes at the present, with neither credit nor debt).
-Within an application, first come, first served. A batch stands in line anew after each of its chunks.
+Between priorities, age decides: a priority gains one step for every AGEING since it was last served. So a LOW task
+under a flood of HIGH ones is served now and then, and a flood of old LOW ones does not block an urgent one. Within a
+priority, applications share by tokens: next is the one that had the fewest (start-time fair queueing, Goyal 1996; an
+application that was away resumes at the present, with neither credit nor debt). Within an application, first come,
+first served. A batch is queued again after each of its chunks.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ AGEING: Final[Micros] = 5 * SECOND  # a LOW call passes HIGH ones after half a m
 
 
 class _AppShare:
-    """What one application was given."""
+    """Count the tokens given to one application, and its queued tasks."""
 
     __slots__ = ("given", "waiting")
 
     def __init__(self) -> None:
         self.given = 0.0  # tokens
-        self.waiting = 0  # tasks in line
+        self.waiting = 0  # queued tasks
 
 
 class FairShares:
-    """Tokens given to each application: one for all lines, because the nodes are the same."""
+    """Count the tokens given to each application, over all queues: the nodes are the same."""
 
     __slots__ = ("_apps", "_now")
 
     def __init__(self) -> None:
         self._apps: dict[str, _AppShare] = {}
-        self._now = 0.0  # what the application served last had then
+        self._now = 0.0  # tokens of the application served last, at that time
 
     def _of(self, app: str) -> _AppShare:
         share = self._apps.get(app)
@@ -49,12 +48,13 @@ class FairShares:
         return share
 
     def _forget(self) -> None:
-        """Forget applications that have nothing in line: those not before the present first, then the least so."""
+        """Remove applications without a queued task, those with the smallest lead first."""
         waiting = {app: share for app, share in self._apps.items() if share.waiting}
         reserved_us = {a: s.given for a, s in self._apps.items() if not s.waiting and s.given > self._now}
         self._apps = waiting | {app: self._apps[app] for app in keep_largest(reserved_us, APPS_MAX // 2)}
 
     def enter(self, app: str) -> _AppShare:
+        """Record a queued task."""
         share = self._of(app)
         if not share.waiting and share.given < self._now:
             share.given = self._now
@@ -62,27 +62,29 @@ class FairShares:
         return share
 
     def leave(self, share: _AppShare) -> None:
+        """Record that a task has left the queue."""
         share.waiting -= 1
 
     def serve(self, share: _AppShare, tokens: float) -> None:
+        """Charge tokens to an application whose turn it was."""
         given = share.given
         if given > self._now:
             self._now = given
         share.given = given + tokens
 
     def pass_by(self, app: str, tokens: float) -> None:
-        """Served at once, without waiting."""
+        """Charge a task that was started without a queue."""
         share = self._of(app)
         self._now = given = max(share.given, self._now)
         share.given = given + tokens
 
     def correct(self, app: str, tokens: float) -> None:
-        """An answer was longer (or shorter, if negative) than expected."""
+        """Charge the difference after an answer was longer or, if negative, shorter than expected."""
         self._of(app).given += tokens
 
 
 class _PriorityLevel:
-    """The tasks of one priority, by application and, within each, by arrival."""
+    """Hold the tasks of one priority, by application and arrival."""
 
     __slots__ = ("apps", "count", "priority", "since")
 
@@ -105,23 +107,23 @@ class _QueueEntry:
         self.share = share
         self.since = since
         self.tokens = tokens
-        self.left = False  # it is no longer in line
+        self.left = False  # it is no longer queued
 
 
 def _arrival(place: _QueueEntry) -> tuple[Micros, Key]:
-    """Tasks that came at the same moment stand in the order of their numbers, also one that comes back."""
+    """Return the sort key of an entry: tasks of the same moment stand in the order of their ids."""
     return place.since, place.task
 
 
 def _goes_before(one: _QueueEntry, other: _QueueEntry) -> bool:
-    """Of the first tasks of two applications."""
+    """Compare the heads of two applications: fewer tokens first, then by arrival."""
     if one.share.given != other.share.given:
         return one.share.given < other.share.given
     return _arrival(one) < _arrival(other)
 
 
 class WaitQueue:
-    """Task ids in the order in which they are to be served. Removal is lazy."""
+    """Order task ids by priority, application and arrival. Removal is lazy."""
 
     __slots__ = ("_levels", "_shares", "waiting")
 
@@ -131,7 +133,12 @@ class WaitQueue:
         self.waiting: dict[Key, _QueueEntry] = {}  # a look at it spares a call
 
     def push(self, task: Key, priority: int, since: Micros, now: Micros, app: str = "", tokens: float = 1.0) -> None:
-        """`since`: when it came, which orders it among its application's; `tokens`: what it will probably use."""
+        """Queue a task.
+
+        Args:
+            since: Its arrival, which orders it within its application.
+            tokens: Its expected use.
+        """
         if task in self.waiting:
             self.remove(task)
         level = self._levels.get(priority)
@@ -150,7 +157,7 @@ class WaitQueue:
             insort(line, place, key=_arrival)
 
     def peek(self, now: Micros) -> Key | None:
-        """Who is next."""
+        """Return the next task, or None."""
         if len(self.waiting) < 2:
             for place in self.waiting.values():
                 return place.task
@@ -172,14 +179,14 @@ class WaitQueue:
         return levels[self._order(now)[0]]
 
     def head(self, now: Micros) -> tuple[int, Micros, str, Micros]:
-        """Return priority, since when that priority waits, application and arrival of the next task. Not if empty."""
+        """Return priority, age of that priority, application and arrival of the next task. Not if empty."""
         task = self.peek(now)
         assert task is not None
         place = self.waiting[task]
         return place.level.priority, place.level.since, place.app, place.since
 
     def serve(self, task: Key, now: Micros, tokens: float | None = None) -> float:
-        """It (or a chunk of it, of so many tokens) is bound to a node: it leaves, and its application pays."""
+        """Remove a task, or a chunk of it, that is bound to a node, and charge its application."""
         place = self.waiting[task]
         place.level.since = now
         paid = place.tokens if tokens is None else tokens
@@ -188,6 +195,7 @@ class WaitQueue:
         return paid
 
     def remove(self, task: Key) -> None:
+        """Remove a task without a charge."""
         place = self.waiting.get(task)
         if place is not None:
             self._take(place)
@@ -202,7 +210,7 @@ class WaitQueue:
             del self._levels[level.priority]
             return
         line = level.apps[place.app]
-        while line and line[0].left:  # so the first of a line is always one that waits
+        while line and line[0].left:  # so the first entry always waits
             line.pop(0)
         if not line:
             del level.apps[place.app]
@@ -210,7 +218,7 @@ class WaitQueue:
             level.apps[place.app] = [other for other in line if not other.left]
 
     def rebuild_without(self, task: Key) -> None:
-        """Take a task out although the books of the line are damaged: they are written anew."""
+        """Rebuild a damaged queue without one task."""
         places = [place for place in self.waiting.values() if place.task != task]
         self.waiting, self._levels = {}, {}
         for place in places:
@@ -218,7 +226,7 @@ class WaitQueue:
             self.push(place.task, place.level.priority, place.since, place.level.since, place.app, place.tokens)
 
     def first(self, count: int, now: Micros) -> list[Key]:
-        """The tasks to be served next, first one first, as far as that can be told now."""
+        """Return the next `count` tasks in order, as predicted now."""
         found: list[Key] = []
         for priority in self._order(now):
             lines = list(self._levels[priority].apps.values())
@@ -235,7 +243,7 @@ class WaitQueue:
         return found
 
     def _merge(self, lines: list[list[_QueueEntry]], found: list[Key], count: int) -> None:
-        """By what their applications will have been given by then."""
+        """Merge applications by the tokens that they will have had."""
         queues = [[place for place in line if not place.left][:count] for line in lines]
         merge = [(queue[0].share.given, _arrival(queue[0]), number, 0) for number, queue in enumerate(queues)]
         heapq.heapify(merge)
@@ -250,7 +258,7 @@ class WaitQueue:
                 heapq.heapreplace(merge, (given, _arrival(queue[turn + 1]), number, turn + 1))
 
     def _order(self, now: Micros) -> list[int]:
-        """Levels, the one to be served first."""
+        """Return the priorities, the next first."""
         levels = self._levels
         return sorted(levels, key=lambda p: (-(p + (now - levels[p].since) / AGEING), -p))
 

@@ -1,10 +1,9 @@
-"""One model on one node: its slots, its rates, its breaker, and what runs there.
+"""One model on one node: its slots, its rates, its breaker, and its attempts.
 
-A lane is steady while nothing about it is out of the ordinary: its node is up, its breaker closed, its model loaded, no
-slot is draining or paused, and it does not only fail. Then only its load and its rates decide, and a decision need
-not ask the rest for every lane. Whoever writes one of these facts says `unsettle()`; the market looks again
-before the next decision. A lane that is taken for unsteady costs time; one taken for steady wrongly would
-cost answers, so the ledger's invariants check it.
+A replica is nominal while its node is up, its breaker closed, its model loaded, no slot draining or paused, and it does
+not only fail. Then its load and its rates decide alone, and a decision skips all other checks. Code that changes one of
+these facts calls `flag_off_nominal()`; the group checks again before the next decision. A replica wrongly off nominal
+costs time; one wrongly nominal would cost answers, so the invariants check it.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
 # Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
 RATE_MEMORY: Final[Micros] = 4 * SECOND
 LOAD_UNKNOWN: Final[Micros] = 3 * SECOND  # where not even the size is known
-DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be wanted again
+DISPLACED: Final[Micros] = 60 * SECOND  # a model used within this time will be used again
 OUTLIER: Final = 2.0  # times slower than usual that one answer may count
 CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
-SPEED_EVERY: Final = 8  # answers, after the first few, of which one tells how fast the node is compared with others
+SPEED_EVERY: Final = 8  # answers between two comparisons of the node's speed, after the first few
 FAILED_TIMES: Final = 2.0  # times the usual latency that a failure counts, at least
 FAILED_MOST: Final = 10.0  # and at most
-FADES: Final[Micros] = 10 * SECOND  # within which half of what failures added is forgotten
+FADES: Final[Micros] = 10 * SECOND  # in which half of what failures added fades
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 
 
 class Replica:
-    """One model on one node."""
+    """Hold the state of one model on one node."""
 
     __slots__ = (
         "answers",
@@ -99,10 +98,10 @@ class Replica:
         self.model = group.model
         self.limiter = limiter
         self.breaker = ReplicaBreaker(breaker, node.faults)
-        self.limit, self.proven = limiter.limit, limiter.proven  # what a steady lane goes by, without a look-up
+        self.limit, self.proven = limiter.limit, limiter.proven  # copies for nominal replicas, without a look-up
         self.attempts: dict[Key, Attempt] = {}
         self.nominal = False
-        self.rank = 0  # among the lanes of its market, the fastest first
+        self.rank = 0  # among the replicas of its model, the fastest first
         self.occupies_gpu = 0  # of them that would be in another model's way
         self.starts_in_turn = 0  # of them that began since another model had the node
         self.soonest_us = NEVER  # when the first of them should end
@@ -119,13 +118,13 @@ class Replica:
         self.list_limit = ListLimit()  # of chunks
         self.single_faults = 0  # chunks of one item that failed in a row
         self.loaded_by_us = False  # an answer came since the node was last seen without the model
-        self.work = Rate(RATE_MEMORY)  # embedding: cost units per microsecond, whole lane
+        self.work = Rate(RATE_MEMORY)  # embedding: cost units per µs, whole replica
         self.prefill = Rate(RATE_MEMORY)  # tokens per microsecond
         self.decode = Rate(RATE_MEMORY)
-        self.overhead = Mean()  # microseconds of a call that the node's own timings do not tell
+        self.overhead = Mean()  # µs of a request beyond the node's own timings
         self.reliability = Mean(0.05)  # share of attempts that ended well
         self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
-        self.options = ""  # runner options it was loaded with, as far as we know
+        self.options = ""  # runner options of its last load, by our own requests
         self.options_used_us: Micros = 0
         self.loading_until: Micros = 0  # a load without a request is under way
         self.warm: dict[
@@ -146,12 +145,13 @@ class Replica:
     # --- may it take work? ---
 
     def flag_off_nominal(self) -> None:
-        """Something about it is, or may be, out of the ordinary."""
+        """Record that one of the nominal conditions may not hold."""
         self.nominal = False
         if self.group.replicas.get(self.key) is self:
             self.group.off_nominal[self.key] = self
 
     def is_nominal(self, now: Micros) -> bool:
+        """Check all nominal conditions."""
         return (
             self.node.up is True
             and self.breaker.closed
@@ -163,13 +163,17 @@ class Replica:
         )
 
     def free(self, now: Micros, occupies_gpu: bool = True) -> bool:
-        """Is there a slot for one more? `heavy`: work that would be in the way of another model's on this node."""
+        """Check that a slot is free.
+
+        Args:
+            occupies_gpu: The work would slow another model of this node.
+        """
         if occupies_gpu and len(self.node.replicas) > 1 and not has_turn(self, now):
             return False
         return self.has_slot(now)
 
     def ready(self, now: Micros) -> bool:
-        """Check for a slot that is proven: a second copy must not wait behind another call."""
+        """Check for a proven free slot: a second attempt must not wait behind another request."""
         return len(self.attempts) < self.proven and self.free(now)
 
     def has_slot(self, now: Micros) -> bool:
@@ -185,23 +189,23 @@ class Replica:
         )
 
     def still_draining(self, now: Micros) -> list[Micros]:
-        """When the slots end whose callers left while the node read their prompts (it reads on to the end)."""
+        """Return when the slots of abandoned prompts are free again."""
         self.draining = [until for until in self.draining if until > now]
         return self.draining
 
     def usable(self, now: Micros) -> bool:
-        """Can it be expected to take work, now or when a slot frees?"""
+        """Check that it takes work, now or when a slot frees."""
         return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(now))
 
     def slowness(self) -> float:
-        """How many times slower than others it must be expected to be before it was tried: it may run on the CPU."""
+        """Return how many times slower it must be expected to be: it may run on the CPU."""
         loaded = self.node.loaded.get(self.model)
         if loaded is None or loaded.size <= 0:
             return 1.0
         return 1.0 + (CPU_SLOWER - 1.0) * (1.0 - min(1.0, loaded.size_vram / loaded.size))
 
     def suits(self, task: Task) -> bool:
-        """May this task go here, by what its caller said of nodes?"""
+        """Check the caller's `only` and `gpu` constraints."""
         if task.only is not None and self.node.key not in task.only:
             return False
         loaded = self.node.loaded.get(self.model) if task.gpu else None
@@ -209,16 +213,17 @@ class Replica:
 
     @property
     def digest(self) -> str:
-        """Return the version of the model on this node; "" if the node did not tell."""
+        """Return the version of the model on this node; "" if it is not listed."""
         return self.node.digests.get(self.model, "")
 
     @property
     def is_loaded(self) -> bool:
+        """Return whether the model is in memory."""
         return self.loaded_by_us or self.model in self.node.loaded
 
     @property
     def is_loading(self) -> bool:
-        """Check whether a call under way has to load the model first."""
+        """Check that an attempt in flight has to load the model first."""
         for attempt in self.attempts.values():  # noqa: SIM110  compiled, a generator expression is slow
             if attempt.loads:
                 return True
@@ -229,27 +234,27 @@ class Replica:
         return self.is_loaded and self.matches(options)
 
     def startup_us(self, options: str | None = None) -> Micros:
-        """Time before the first work: zero for a model in memory with these `options`, else reading it from disk."""
+        """Return the µs before the first work: 0 for a model in memory with these `options`."""
         if self.is_loaded and (options is None or self.matches(options)):
             return 0
         return self.load_us()
 
     def load_us(self) -> Micros:
-        """Return the microseconds that loading the model here should take."""
+        """Return the µs that loading the model here should take."""
         size = self.node.models.get(self.model, 0)
         return self.node.load_time.predict(size) if size > 0 else LOAD_UNKNOWN
 
     def matches(self, options: str) -> bool:
-        """Check that the runner in memory has these options, as far as we or the node know."""
+        """Check that the runner in memory has these options, as far as recorded or listed."""
         if self.options_used_us or options == self.options:
             return options == self.options
-        held = self.node.loaded.get(self.model)  # somebody else loaded it: of its options, the node tells the context
+        held = self.node.loaded.get(self.model)  # loaded by others: of its options, the node lists the context
         if held is None or held.context_length <= 0:
             return False
         return options == f"num_ctx={held.context_length}"
 
     def backlog(self, now: Micros) -> float:
-        """Cost units in flight that are still to be done, by the clock rather than by hope."""
+        """Return the cost units in flight that are not done, by the clock and the rate."""
         rate = self.work.read()
         if rate is None or not self.attempts:
             return self.cost_inflight
@@ -257,13 +262,14 @@ class Replica:
         return max(0.0, self.cost_inflight - rate * (now - max(since, self.last_end_us)))
 
     def displaces(self, options: str, now: Micros) -> bool:
-        """Would these options put out a model that somebody used just now with others?"""
+        """Check that these options would reload a model that was just used with others."""
         return self.is_loaded and options != self.options and now - self.options_used_us < DISPLACED
 
     def wait_us(self, now: Micros, occupies_gpu: bool = True) -> Micros:
-        """How long until its work would begin here, as far as predictions tell; 0 if at once.
+        """Predict the µs until its work would begin here.
 
-        A slot on trial is none yet: a node with one slot takes a second request without a word, and lets it wait."""
+        A slot on trial does not count: a node with one slot accepts a second request and lets it wait.
+        """
         node = self.node
         if occupies_gpu and not self.occupies_gpu and node.active_models >= node.concurrency.limit:
             return max(self._own_wait_us(now), node.wait_us(now))
@@ -288,12 +294,13 @@ class Replica:
         return max(0, wait)
 
     def read(self, prefix: tuple[tuple[PrefixHash, int], ...]) -> int:
-        """Record a prompt with these beginnings; returns how much of it, in cost units, was read just before."""
+        """Record a prompt. Return the cost units of it that were read recently."""
         return read_prompt(self, prefix)
 
     # --- attempts ---
 
     def add(self, attempt: Attempt) -> None:
+        """Record the start of an attempt."""
         running = len(self.attempts)
         if not self.is_loaded:
             attempt.loads = True
@@ -333,17 +340,18 @@ class Replica:
         group.inflight_cost += attempt.cost
 
     def _integrate(self, now: Micros) -> None:
-        """Sum the calls in flight over time up to now."""
+        """Add the requests in flight over time up to now."""
         self.area_us += len(self.attempts) * (now - self.area_at)
         self.area_at = now
 
     def limit_changed(self) -> None:
-        """Take over the limit after evidence."""
+        """Copy the limit after evidence was recorded."""
         self.limit, self.proven = self.limiter.limit, self.limiter.proven
         if len(self.attempts) < self.limit and self.group.replicas.get(self.key) is self:
             self.group.with_capacity[self.key] = self
 
     def remove(self, attempt: Attempt, now: Micros) -> None:
+        """Record the end of an attempt."""
         node, group = self.node, self.group
         self._integrate(now)
         del self.attempts[attempt.key]
@@ -365,20 +373,20 @@ class Replica:
         node.running -= 1
         group.inflight_cost -= attempt.cost
 
-    # --- what answers tell ---
+    # --- evidence ---
 
     def sample(self, amount: float, busy_us: Micros, inflight: int, dropped: bool, wanted: bool) -> None:
-        """See `Limiter.sample`."""
+        """Record throughput. See `Limiter.sample`."""
         self.limiter.sample(amount, busy_us, inflight, dropped, wanted)
         self.limit_changed()
 
     def settle(self) -> None:
-        """Nothing about it is out of the ordinary."""
+        """Mark the replica as nominal."""
         self.nominal = True
         self.limit, self.proven = self.limiter.limit, self.limiter.proven
 
     def record(self, now: Micros, outcome: Outcome) -> None:
-        """An attempt has ended so: for the breaker of this lane, and for the one that its node's models share."""
+        """Record an outcome, in its own breaker and in the one of its node."""
         self.breaker.own.record(now, outcome)
         faults = self.node.faults
         if outcome.status is OK:
@@ -392,12 +400,12 @@ class Replica:
                 replica.flag_off_nominal()
 
     def penalised(self, elapsed_us: Micros) -> None:
-        """A failure after so many microseconds counts as an answer of twice the usual time, or of its own."""
+        """Record a failure as an answer of twice the usual time, or of its own time."""
         usual = self.good_latency.value or float(SECOND)
         self.latency.add(min(max(float(elapsed_us), FAILED_TIMES * usual), FAILED_MOST * usual))
 
     def latency_us(self, now: Micros) -> float:
-        """Microseconds per call. What failures add to it fades, so that the node is tried again; 0 for no answer."""
+        """Return the µs per request. What failures add fades; 0 without an answer."""
         mean = self.latency.value or 0.0
         good = self.good_latency.value or 0.0
         if mean <= good:
@@ -406,7 +414,7 @@ class Replica:
         return good + (mean - good) / math.pow(2.0, halvings)
 
     def measured_work(self, now: Micros, cost: float, working_us: Micros) -> None:
-        """An embedding ended: its work took the time since this lane was last known to be idle or done."""
+        """Record an embedding, with the µs since the replica was last idle or done."""
         self.measured_slowness = self.slowness()
         before = self.work.read() or 0.0
         self.work.add(cost, working_us)
@@ -414,7 +422,12 @@ class Replica:
         self.done_cost += cost
 
     def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
-        """An answer's own timings. `warm`: the share of its prompt that the node need not have read again."""
+        """Record an answer's own timings.
+
+        Args:
+            warm: Share of the prompt that the node need not have read again.
+            elapsed_us: Time of the answer by our clock.
+        """
         slowness = self.slowness()
         if slowness > 2 * self.measured_slowness or 2 * slowness < self.measured_slowness:
             self.decode, self.prefill = Rate(RATE_MEMORY), Rate(RATE_MEMORY)  # it runs elsewhere now
@@ -430,7 +443,7 @@ class Replica:
         self.group.samples += 1
 
     def measured_load(self, timing: Timing) -> None:
-        """It had to load the model first."""
+        """Record the time of a load."""
         size = self.node.models.get(self.model, 0)
         if size > 0:
             self.node.load_time.add(size, timing.load_us)

@@ -1,4 +1,4 @@
-"""The last so many of something."""
+"""A fixed number of the newest items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Ring(Generic[T]):
-    """Keeps the newest `size` items. Adding one is an assignment to a place of a list, without a call."""
+    """Keep the newest `size` items. Adding one assigns a place of a list, without a call."""
 
     __slots__ = ("_items", "_oldest", "_size")
 
@@ -19,6 +19,7 @@ class Ring(Generic[T]):
         self._oldest = 0
 
     def add(self, item: T) -> None:
+        """Add an item in place of the oldest."""
         items, oldest = self._items, self._oldest
         if len(items) < self._size:
             items.append(item)
@@ -27,7 +28,7 @@ class Ring(Generic[T]):
             self._oldest = oldest + 1 if oldest + 1 < self._size else 0
 
     def __iter__(self) -> Iterator[T]:
-        """The oldest first."""
+        """Yield the items, the oldest first."""
         return iter(self._items[self._oldest :] + self._items[: self._oldest])
 
     def __len__(self) -> int:

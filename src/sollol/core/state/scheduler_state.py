@@ -1,4 +1,4 @@
-"""The ledger of the scheduler: what is open, what runs where, what waits, and what is to happen later.
+"""The state of the scheduler: open tasks, attempts, queues and timers.
 
 It decides nothing. `core.request_scheduler` and `core.batch_scheduler` decide and write here.
 """
@@ -38,6 +38,8 @@ LEFT: Final = Outcome(Status.LEFT)
 
 
 class SchedulerState:
+    """Hold all state of one scheduler, and start and end attempts."""
+
     def __init__(self, policies: Policies, rng: random.Random) -> None:
         self.use(policies)
         self.rng = rng
@@ -53,14 +55,15 @@ class SchedulerState:
         self.serve: Callable[[str, Micros], None] = _nobody
         self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
         self.recover: Callable[[Exception, Micros], None] = _not_recovered
-        self.current_task: PendingTask | None = None  # that is being handled: what a fault would settle
+        self.current_task: PendingTask | None = None  # the task being handled, which a fault would settle
         self._serial = 0
         self._timers: list[tuple[Micros, int, Callable[[Micros], None], Key]] = []
         self.next_at: Micros = NEVER  # the first of them
 
     def use(self, policies: Policies) -> None:
+        """Replace the policies, except limiters and breakers of present replicas."""
         self.policies = policies
-        # Every task asks these three: compiled, a field of a tuple is looked up by its name.
+        # Used by every task: compiled, a field of a tuple is looked up by its name.
         self.router, self.retrier, self.hedger = policies.router, policies.retrier, policies.hedger
 
     # --- attempts and tasks ---
@@ -75,6 +78,7 @@ class SchedulerState:
         ranges: Ranges | None = None,
         cause: Cause | None = None,
     ) -> Attempt:
+        """Start an attempt of a task on a replica."""
         self._serial = id = self._serial + 1
         task = pending.task
         if cause is None:
@@ -103,23 +107,27 @@ class SchedulerState:
         return attempt
 
     def watch(self, attempt: Attempt, now: Micros) -> None:
-        """Look later whether the node has begun to answer an attempt: if not, it waits for a slot there."""
+        """Plan a check whether the node has begun to answer: if not, the attempt waits for a slot there."""
         self.call_at(now + self.patience_us(attempt, attempt.trial), lambda later: self.unanswered(attempt, later))
 
     def patience_us(self, attempt: Attempt, trial: bool) -> Micros:
-        """Return how long a node may begin no answer before an attempt is taken to wait for a slot.
+        """Return the µs without a response after which an attempt is taken to wait for a slot.
 
-        `trial`: all proven slots are answering; otherwise the prompts before it may be long."""
+        Args:
+            trial: All proven slots are answering. Otherwise the prompts before it may be long.
+        """
         least = SLOT_LEAST + SLOT_TIMES * attempt.first_us()
         return least if trial else max(least, (attempt.due_us - attempt.started_us) // 2, SLOT_BELIEVED)
 
     def end(self, attempt: Attempt, now: Micros) -> None:
+        """Remove an attempt that has ended."""
         del self.attempts[attempt.key]
         del attempt.pending.attempts[attempt.key]
         attempt.replica.remove(attempt, now)
         attempt.replica.last_end_us = now
 
     def abort(self, attempt: Attempt, now: Micros, outcome: Outcome = LEFT, withdrawn: bool = False) -> None:
+        """End an attempt and close its connection."""
         self.end(attempt, now)
         replica = attempt.replica
         replica.breaker.record(now, LEFT)
@@ -133,20 +141,25 @@ class SchedulerState:
         self.let_others(replica, now)
 
     def let_others(self, replica: Replica, now: Micros) -> None:
-        """Serve the other models of a node that has less to do, or that nobody waits for any more, at the next tick."""
+        """Plan to bind the other models of a node that has less to do."""
         if len(replica.node.replicas) > 1:
             for other in replica.node.replicas.values():
                 if other is not replica and other.group.queue.waiting:
                     self.serve_at(other.model, now)
 
     def abort_all(self, pending: PendingTask, now: Micros) -> list[Replica]:
+        """Abort all attempts of a task. Return their replicas."""
         attempts = list(pending.attempts.values())
         for attempt in attempts:
             self.abort(attempt, now)
         return [attempt.replica for attempt in attempts]
 
     def settle(self, pending: PendingTask, outcome: Outcome, attempt: int | None = None, tried: bool = False) -> None:
-        """The task is over. `tried`: tell what each node answered, or why it was not asked."""
+        """Complete a task.
+
+        Args:
+            tried: Report what each node answered, or why it got no attempt.
+        """
         task = pending.task
         del self.tasks[pending.key]
         group = pending.group
@@ -166,7 +179,7 @@ class SchedulerState:
         self.out.append(Complete(task.id, outcome, attempt, reasons))
 
     def settle_no_node(self, pending: PendingTask, message: str, now: Micros) -> None:
-        """No node can serve it. Tells when a node that asked for patience will be ready again."""
+        """Complete a task that no node can serve, with the µs until a paused node is ready."""
         replicas = (
             self.cluster.groups[pending.task.model].replicas.values()
             if pending.task.model in self.cluster.groups
@@ -209,7 +222,7 @@ class SchedulerState:
         return group.digest_for(pending.task) if group is not None and group.mixed else ""
 
     def may_yet_come(self, pending: PendingTask, now: Micros) -> bool:
-        """Facts older than the task decide nothing: ask every node again before giving up."""
+        """Probe nodes whose lists are older than the task. Return True while one is awaited."""
         probing = False
         for node in self.cluster.nodes.values():
             if node.key in pending.tried and pending.batch is None:
@@ -222,14 +235,15 @@ class SchedulerState:
         return probing
 
     def able(self, task: Task, replicas: list[Replica], now: Micros) -> list[Replica]:
-        """Return the lanes not known to be unable to serve it; if all are, those that it has not tried."""
+        """Return the replicas that can serve a task; if none, those that it has not tried."""
         incapable, tried = self.cluster.unable_for(task, now), self.tasks[task.id].tried
         able = [replica for replica in replicas if replica.key not in incapable]
         return able or [replica for replica in replicas if replica.key not in tried]
 
-    # --- lines and markets ---
+    # --- queues and replicas ---
 
     def queue(self, model: str) -> WaitQueue:
+        """Return the queue of a model."""
         queue = self.queues.get(model)
         if queue is None:
             queue = self.queues[model] = WaitQueue(self.shares)
@@ -238,7 +252,7 @@ class SchedulerState:
     def enqueue(
         self, pending: PendingTask, group: ModelReplicas, since: Micros, now: Micros, priority: int | None = None
     ) -> None:
-        """Put a task in line; an answer that was cut in the middle goes first (`priority`)."""
+        """Queue a task. A resumed answer goes first (`priority`)."""
         task = pending.task
         tokens = task.cost * group.tokens_per_cost
         if not task.batch:
@@ -246,6 +260,7 @@ class SchedulerState:
         group.queue.push(pending.key, task.priority if priority is None else priority, since, now, task.app, tokens)
 
     def group(self, model: str, now: Micros) -> ModelReplicas:
+        """Return the replicas of a model."""
         group = self.cluster.groups.get(model)
         if group is None:
             group = self.cluster.groups[model] = ModelReplicas(model, self.cluster, self.queue(model))
@@ -255,7 +270,7 @@ class SchedulerState:
         return group
 
     def join(self, group: ModelReplicas, node: Node) -> None:
-        """Give the node a lane in this market if it has the model, take it away if it no longer has."""
+        """Add or remove the replica of a node, by the node's list of models."""
         replica = node.replicas.get(group.model)
         if group.model in node.models:
             if replica is None:
@@ -266,17 +281,23 @@ class SchedulerState:
             self.forget_model(replica)
 
     def forget_model(self, replica: Replica) -> None:
+        """Remove a replica whose node lacks the model."""
         replica.group.drop(replica.node.key)
         if replica.model in replica.node.models:
             replica.node.models = {m: size for m, size in replica.node.models.items() if m != replica.model}
 
     def waiting(self) -> int:
+        """Return the number of queued tasks."""
         return sum(len(queue) for queue in self.queues.values())
 
     # --- time ---
 
     def call_at(self, when: Micros, then: Callable[[Micros], None], owner: Key = None) -> None:
-        """Call `then` at the first tick from `when` on. `owner`: the task without which it means nothing."""
+        """Call `then` at the first tick from `when` on.
+
+        Args:
+            owner: The task without which the call is dropped.
+        """
         self._serial += 1
         if len(self._timers) > TIMERS and len(self._timers) > TIMERS_EACH * len(self.tasks):
             self._drop_deadlines()
@@ -285,19 +306,22 @@ class SchedulerState:
             self.next_at = when
 
     def _drop_deadlines(self) -> None:
-        """Forget what was to happen to tasks that are settled: a deadline may be a day away."""
+        """Remove the timers of completed tasks: a deadline may be a day away."""
         self._timers = [timer for timer in self._timers if timer[3] is None or timer[3] in self.tasks]
         heapq.heapify(self._timers)
 
     def serve_at(self, model: str, when: Micros) -> None:
+        """Plan to bind the tasks of a model."""
         self.call_at(when, lambda later: self.serve(model, later))
 
     def pause(self, replica: Replica, until: Micros) -> None:
+        """Send nothing to a replica until a moment."""
         replica.paused_until = max(replica.paused_until, until)
         replica.flag_off_nominal()
         self.serve_at(replica.model, until)
 
     def run_timers(self, now: Micros) -> None:
+        """Run the timers that are due."""
         while self._timers and self._timers[0][0] <= now:
             then = heapq.heappop(self._timers)[2]
             self.current_task = None
@@ -308,16 +332,19 @@ class SchedulerState:
         self.next_at = self._timers[0][0] if self._timers else NEVER
 
     def invariants(self) -> None:
-        """What must hold between events; tests check it after every one. Raises AssertionError."""
+        """Check what must hold between events. Tests call it after each.
+
+        Raises AssertionError.
+        """
         for replica in (replica for node in self.cluster.nodes.values() for replica in node.replicas.values()):
             assert all(self.attempts.get(a.id) is a for a in replica.attempts.values()), (
                 f"{replica} has a stray attempt"
             )
-            assert not replica.nominal or replica.is_nominal(self.now), f"{replica} is not steady and nobody knows"
+            assert not replica.nominal or replica.is_nominal(self.now), f"{replica} is wrongly nominal"
             if replica.group.replicas.get(replica.node.key) is replica:
                 with_capacity = replica.node.key in replica.group.with_capacity
                 assert with_capacity or len(replica.attempts) >= replica.limiter.limit, (
-                    f"{replica} has room and nobody knows"
+                    f"{replica} has room and is not listed"
                 )
             soonest = min((a.due_us for a in replica.attempts.values()), default=NEVER)
             assert replica.soonest_us == soonest, f"{replica}: soonest"
@@ -337,7 +364,7 @@ class SchedulerState:
 
 
 def _nobody(model: str, now: Micros) -> None:
-    raise RuntimeError("the ledger has no scheduler")
+    raise RuntimeError("the state has no scheduler")
 
 
 def _not_recovered(error: Exception, now: Micros) -> None:
@@ -345,4 +372,4 @@ def _not_recovered(error: Exception, now: Micros) -> None:
 
 
 def _unanswered(attempt: Attempt, now: Micros) -> None:
-    raise RuntimeError("the ledger has no scheduler")
+    raise RuntimeError("the state has no scheduler")

@@ -1,4 +1,4 @@
-"""Tell a replica's limit of what was seen: first tokens, calls that wait for a slot, and time for the next trial."""
+"""Record evidence of slots in a replica's limit: first tokens, requests that wait, time for a trial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROMPT: Final[Micros] = 10 * MILLISECOND  # beyond its prediction, that a first 
 
 
 def mean_inflight(replica: Replica, attempt: Attempt, now: Micros) -> float:
-    """Return the mean number of calls in flight while an attempt ran."""
+    """Return the mean number of requests in flight while an attempt ran."""
     elapsed_us = now - attempt.started_us
     return (replica.area_us - attempt.area_us) / elapsed_us if elapsed_us > 0 else 1.0
 
@@ -36,7 +36,7 @@ def refuses(replica: Replica, attempt: Attempt, now: Micros) -> None:
 
 
 def reopen(replica: Replica, now: Micros) -> None:
-    """Allow one more call as a trial while tasks wait and the calls in flight take long."""
+    """Allow one more request as a trial, while tasks wait and the requests in flight take long."""
     for attempt in replica.attempts.values():
         if attempt.task.kind is EMBED:  # decided by their throughput
             return

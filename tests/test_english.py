@@ -1,0 +1,86 @@
+"""Docstrings are plain: an imperative first sentence of at most 20 words, and no riddles.
+
+`ROOMS` are those that follow the rule; a room joins when its docstrings do. Ruff checks the form (`pydocstyle`).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "sollol"
+ROOMS = ("core", "policies")
+FILES = sorted(path for room in ROOMS for path in (SOURCE / room).rglob("*.py"))
+WORDS_MOST = 20
+BANNED = re.compile(r"\b(tells?|told|hears?|heard|says?|said|asks?|asked|knows|wants?)\b", re.IGNORECASE)
+SUBJECTS = re.compile(r"(What|Who|Whoever|Whom|Nobody|Somebody|Everybody|It|Of|Is|May|Has|Can|Would)\b")
+# Words of the queue that earlier names used; one term for each concept (docs/glossary.md).
+OLD = re.compile(r"\b(lanes?|markets?|ledgers?|fleet|roomy|singles|tongues?)\b", re.IGNORECASE)
+
+
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the docstring of everything in a file that has one."""
+    for item in ast.walk(ast.parse(path.read_text())):
+        if isinstance(item, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(item)
+            if text:
+                yield getattr(item, "name", path.name), text
+
+
+def first_sentence(text: str) -> str:
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) ", paragraph)[0]
+
+
+def faults(text: str) -> list[str]:
+    """Return what is wrong with a docstring."""
+    plain = re.sub(r"`[^`]*`", "x", " ".join(text.split()))
+    found = [f"the word {match.group()!r}" for match in BANNED.finditer(plain)]
+    found += [f"the old word {match.group()!r}" for match in OLD.finditer(plain)]
+    first = re.sub(r"\([^)]*\)", "", re.sub(r"`[^`]*`", "x", first_sentence(text)))
+    if len(first.split()) > WORDS_MOST:
+        found.append(f"{len(first.split())} words in the first sentence")
+    if SUBJECTS.match(first):
+        found.append(f"the first word of {first!r}")
+    if first.endswith("?"):
+        found.append("a question")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_docstrings_are_plain(path: Path) -> None:
+    wrong = [f"{name}: {fault}" for name, text in docstrings(path) for fault in faults(text)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_comments_use_plain_words(path: Path) -> None:
+    with path.open() as file:
+        tokens = [t for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.COMMENT]
+    wrong = [(t.start[0], t.string) for t in tokens if BANNED.search(t.string) or OLD.search(t.string)]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The body as far as it was not told, which it is now.",
+        "Would it choose as it did?",
+        "What a node said of itself.",
+        "Who decides on second copies.",
+        "Return the lanes of a market.",
+        "Return " + "word " * 20 + "end.",
+        "Nobody waits any more.",
+    ],
+)
+def test_riddles_are_found(text: str) -> None:
+    assert faults(text)
+
+
+def test_plain_sentences_pass() -> None:
+    assert not faults("Return and clear the body bytes not yet delivered.\n\nArgs:\n    now: The present moment.")
