@@ -16,10 +16,12 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar, NamedTuple
 
+from sollol.gateway.keys import Key, Keyring, hash_of
 from sollol.sim import ModelSpec, sim_cluster
 from tests.gateway.stage import MODEL, answering, gateway_over, talker
 
 EMBED = "nomic-embed-text"
+TOKEN = "soak-0123456789abcdef"
 STRANGE = [
     b"[" * 3_000, b"9" * 400, b"1e999", b"-1", b"\xff\xfe", b"\\ud800", b"\x00", b"null", b'{"a":' * 500, b'"', b"}",
     b"\n", b"\x1b[2J", b'"eval_count":1000000000000000000', b'"error":"x"', b"[[[]]]", b"NaN", b"{}", b"\r\n\r\n", b",",
@@ -61,11 +63,13 @@ class Result(NamedTuple):
     faults: int
     grown_mb: float
     good_status: int
+    unsettled: int
+    tokens: int
 
     @property
     def holds(self) -> bool:
         """Check that nothing was left waiting, taken or unexpected."""
-        left = self.unanswered + self.open_tasks + self.attempts + self.faults
+        left = self.unanswered + self.open_tasks + self.attempts + self.faults + self.unsettled
         return not left and self.good_status == 200 and self.answered > 0
 
 
@@ -128,7 +132,7 @@ class Client(threading.Thread):
             rng = self.rng
             path, body = rng.choice(ROUTES), changed(rng.choice(BODIES), rng)
             method = "POST" if path[5:] not in ("tags", "ps", "version") else "GET"
-            head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Api-Key: {TOKEN}\r\n"
             head += f"Content-Length: {len(body)}\r\n\r\n"
             self._ask(head.encode() + body)
 
@@ -165,12 +169,13 @@ def soak(seconds: float, seed: int, clients: int = 6, patience_s: float = 30.0) 
     """Run for so long and return what was seen."""
     models = (*talker(1).models, ModelSpec(EMBED, "embed"))
     spec = talker(1, 50_000.0, models=models, loaded=(MODEL, EMBED))
+    key = Key("soak", hash_of(TOKEN), app="soak", tokens_per_minute=10**9)
     hostile = [type("Node", (HostileNode,), {"rng": random.Random(seed + number)}) for number in (1, 2)]
     with (
         answering(hostile[0]) as one,
         answering(hostile[1]) as two,
         sim_cluster([spec]) as cluster,
-        gateway_over([one, two, *cluster.urls]) as stage,
+        gateway_over([one, two, *cluster.urls], keyring=Keyring([key], required=True)) as stage,
     ):
         before = resident_mb()
         until = time.monotonic() + seconds
@@ -180,13 +185,14 @@ def soak(seconds: float, seed: int, clients: int = 6, patience_s: float = 30.0) 
         for thread in threads:
             thread.join(seconds + 2 * patience_s)
         good = {"model": MODEL, "prompt": "a", "stream": False, "options": {"num_predict": 4}}
-        with stage.client() as client:
+        with stage.client(headers={"X-Api-Key": TOKEN}) as client:
             status = client.post("/api/generate", json=good).status_code
         for _ in range(100):
             left = stage.look(lambda g: (len(g.engine.scheduler.view().tasks), len(g.engine.scheduler.view().attempts)))
             if left == (0, 0):
                 break
             time.sleep(0.05)
+        account = stage.look(lambda gateway: gateway.meter.told()["soak"])
         statuses: Counter[int] = sum((thread.statuses for thread in threads), Counter())
         return Result(
             answered=statuses.total(),
@@ -198,4 +204,6 @@ def soak(seconds: float, seed: int, clients: int = 6, patience_s: float = 30.0) 
             faults=stage.look(lambda gateway: gateway.engine.dispatcher.faults),
             grown_mb=round(resident_mb() - before, 1),
             good_status=status,
+            unsettled=account["running"] + account["reserved"],
+            tokens=account["tokens"],
         )
