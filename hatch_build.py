@@ -20,9 +20,12 @@ ROOMS = ("core", "policies")
 ON_THE_WAY = (
     "gateway/app.py",
     "gateway/dialects/reading.py",
+    "gateway/heads.py",
     "gateway/infer.py",
+    "gateway/intake.py",
     "gateway/known.py",
     "gateway/passing.py",
+    "gateway/places.py",
     "gateway/relay.py",
     "gateway/request.py",
     "gateway/routes.py",

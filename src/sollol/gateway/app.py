@@ -92,7 +92,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._worker = ThreadPoolExecutor(1, "sollol-bodies")
-        self._switch_s = 0.0  # as it was before
+        self._at_work = 0  # calls of the worker, and the interval of switches before them
+        self._switch_s = 0.0
         self._local_only = is_loopback(settings.listen.host)
         self.once = fanout.Once()
         self._names: dict[tuple[str | None, str], int] = {}  # a key's app, the id its client gave -> task
@@ -115,8 +116,6 @@ class Gateway:
         self.engine: Engine = self.pool.engine
         self.outbox = self.sinks.on_this_loop()
         self.line = Line(loop)
-        self._switch_s = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._switch_s, SWITCH_S))
         self.duties = Duties(self.engine.dispatcher.fault)
         self._set_date()
         self.duties.keep("the date of answers", self._each_second, 1.0)
@@ -204,8 +203,6 @@ class Gateway:
             await asyncio.wait(self._tasks, timeout=_ABORT_WAIT_S)
         await self.duties.aclose()
         self._worker.shutdown(wait=False, cancel_futures=True)
-        if self._switch_s:
-            sys.setswitchinterval(self._switch_s)
         return left
 
     # --- connections ---
@@ -312,9 +309,16 @@ class Gateway:
     async def off_loop(self, work: Callable[..., T], *given: Any) -> T:
         """Do what takes long in a thread, one at a time: decoding takes memory, too."""
         self.intake.decodes()
+        if not self._at_work:
+            self._switch_s = sys.getswitchinterval()
+            sys.setswitchinterval(min(self._switch_s, SWITCH_S))
+        self._at_work += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, work, *given)
         finally:
+            self._at_work -= 1
+            if not self._at_work:
+                sys.setswitchinterval(self._switch_s)
             self.intake.decoded()
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:

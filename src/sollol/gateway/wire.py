@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httptools
 
 from sollol.gateway import bare
+from sollol.gateway.heads import HEADERS, TARGET_BYTES, Broken, body_length, read_headers, without_upgrade
 from sollol.gateway.intake import SMALL_COST, Body
 from sollol.gateway.known import KnownRequest
 from sollol.gateway.refusals import error_body
@@ -36,27 +37,12 @@ UNLIKE: Final = 4  # heads that are learned in vain: each request of such a clie
 STILL_THERE_S: Final = (0.05, 0.2, 1.0, 5.0)  # between looks after a client that sends nothing more
 LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
 RETRY_AFTER_S: Final = "5"  # until a gateway that ends should have begun anew
-TARGET_BYTES: Final = 16 * 1024
 HEAD_SHARE: Final = 2048  # bytes that are parsed in one go: of heads, of which many may come together,
 CHUNKS_SHARE: Final = 4096  # of a body in chunks, each of which is a call, or of its trailers
 PIECES: Final = 500  # chunks after which others have their turn
 CHUNK_BYTES: Final = 16  # of the frame of a chunk that has no extension
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_ROOM: Final = "the gateway holds as many bytes of requests as it may; try again later"
-HEADERS: Final = 128
-# A second one of these would be a second opinion about who asks, or of whom.
-_ONCE: Final = frozenset(
-    (b"host", b"authorization", b"content-type", b"origin", b"expect", b"x-api-key", b"transfer-encoding")
-)
-_NEVER_TWICE: Final = frozenset((b"host", b"transfer-encoding"))  # also with the same value
-
-
-class Broken(Exception):
-    """The request breaks a rule: the answer, and then the end of the connection."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
 
 
 class ClientConnection(Writer, asyncio.Protocol):
@@ -398,29 +384,17 @@ class ClientConnection(Writer, asyncio.Protocol):
         raw, self._raw = self._raw, []
         method = parser.get_method().decode("latin-1")
         if parser.should_upgrade() and method != "CONNECT":
-            lines = [b"%b: %b\r\n" % header for header in raw if header[0] != b"upgrade"]
-            self._offered = b"%b %b HTTP/%b\r\n%b\r\n" % (
-                method.encode(),
-                self._url,
-                version.encode(),
-                b"".join(lines),
-            )
+            self._offered = without_upgrade(method, self._url, version, raw)
             return
-        headers = dict(raw)
-        if len(headers) != len(raw):
-            _check_repeated(raw)
-        if len(raw) > HEADERS:
-            raise Broken(431, f"more than {HEADERS} headers")
         bound = self.gateway.limits.max_head_bytes
-        if self._head_size + 2 * HEAD_SHARE > bound and sum(len(name) + len(value) for name, value in raw) > bound:
-            raise Broken(431, f"the head of the request is larger than {bound} bytes")
+        headers = read_headers(raw, version, bound if self._head_size + 2 * HEAD_SHARE > bound else 0)
         if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
             headers[b"host"], _, path = self._url[7:].partition(b"/")
             self._url = b"/" + path
         if not self._url.startswith(b"/") or not self._url.isascii():
             raise Broken(400, "the address of the request is not a path")
         request = Request(self, method, self._url.decode("ascii"), version, headers)
-        length = _length(request, version)
+        length = body_length(headers, version)
         self.gateway.decide(request)
         if request.key is not None and not self._proven:
             self._prove()
@@ -725,27 +699,3 @@ class ClientConnection(Writer, asyncio.Protocol):
                 self._paused = False
                 self._transport.resume_reading()
             self.expect(LINGER_S)
-
-
-def _length(request: Request, version: str) -> int:
-    """Return how long the body is; -1 for chunks. Raises Broken for a framing that is not taken here."""
-    headers = request.headers
-    if version not in ("1.1", "1.0"):
-        raise Broken(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
-    if version == "1.1" and not headers.get(b"host"):
-        raise Broken(400, "HTTP/1.1 needs a Host header")
-    coding = headers.get(b"transfer-encoding")
-    if coding is None:
-        return int(headers.get(b"content-length", b"0"))
-    if version == "1.0" or coding.lower() != b"chunked":
-        raise Broken(400 if version == "1.0" else 501, "the only transfer coding taken here is chunked, in HTTP/1.1")
-    return -1
-
-
-def _check_repeated(raw: list[tuple[bytes, bytes]]) -> None:
-    seen: dict[bytes, bytes] = {}
-    for name, value in raw:
-        before = seen.setdefault(name, value)
-        differs = name in seen and before is not value and (before != value or name in _NEVER_TWICE)
-        if differs and (name in _ONCE or name.startswith(b"x-sollol-")):
-            raise Broken(400, f"the header {name.decode('latin-1')} came twice, with different values")
