@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sollol.cli.documents import Passage
-from sollol.cli.html_text import visible_text
-from sollol.cli.index import format as index_format
 from sollol.errors import SollolError
+from sollol.index import format as index_format
+from sollol.index.documents import Passage
+from sollol.index.html_text import visible_text
 from tests.cli.test_hostile_files import UNITS
-from tests.cli.test_index import PASSAGES, SUFFIXES, build, damaged
+from tests.index.test_index import PASSAGES, SUFFIXES, build, damaged
 
 LONGEST_S = 20.0  # for a page of at most PAGE characters, on a slow machine
 PAGE = 1_000_000
