@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MB: Final = 1024 * 1024
 SMALL_COST: Final = 64 * 1024  # of a body that arrives without standing in line
 SMALL_PIECE: Final = 16 * 1024  # below which a piece is put together with others
-PIECE_COST: Final = 64  # of each piece, besides its bytes: a call of the parser
+PIECE_COST: Final = 256  # of each piece, besides its bytes: a call of the parser
 READERS: Final = 2  # large bodies that arrive, or are decoded, at the same time
 TURN_COST: Final = 32 * 1024 * 1024
 TURN_S: Final = 1.0
