@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-compiled lint compile pure bench bench-tools clients clean
+.PHONY: demo test test-core test-compiled lint compile pure bench bench-tools clients clean
 
 # The interpreter is recorded, so that a newer pyproject.toml or another Python installs again.
 $(VENV)/.installed-demo: pyproject.toml
@@ -28,6 +28,10 @@ lint: $(VENV)/.installed-dev
 # Plain Python: a compiled module would hide what was edited since.
 test: pure lint
 	$(BIN)/pytest
+
+# The scheduler and its policies alone, in virtual time: a few seconds.
+test-core: $(VENV)/.installed-dev
+	$(BIN)/pytest -m 'not thorough' tests/core tests/policies
 
 # Compiles what decides, in place; `make pure` goes back to plain Python.
 compile: $(VENV)/.installed-dev

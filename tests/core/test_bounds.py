@@ -7,6 +7,8 @@ import random
 import tracemalloc
 from collections.abc import Callable
 
+import pytest
+
 from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import Finished, NodeAdded, NodeSeen, Submitted, Tick
@@ -69,6 +71,7 @@ def grown(work: Callable[[int], object], count: int = COUNT) -> int:
     return left
 
 
+@pytest.mark.thorough
 def test_made_up_models() -> None:
     desk = Desk()
     assert grown(lambda number: desk.call(f"made-up-{number}:latest")) < FLAT
@@ -89,6 +92,7 @@ def test_a_model_comes_back_after_it_was_forgotten() -> None:
     desk.scheduler.invariants()
 
 
+@pytest.mark.thorough
 def test_made_up_applications() -> None:
     desk = Desk()
     for number in range(APPS_MAX + 2_000):
@@ -96,6 +100,7 @@ def test_made_up_applications() -> None:
     assert len(desk.scheduler._state.shares._apps) <= APPS_MAX
 
 
+@pytest.mark.thorough
 def test_a_share_outlives_made_up_applications() -> None:
     shares = FairShares()
     waiting = shares.enter("waits")
@@ -114,6 +119,7 @@ def test_made_up_options() -> None:
     assert len(desk.scheduler.view().groups[MODEL]._by_options) <= 1
 
 
+@pytest.mark.thorough
 def test_deadlines_a_day_away() -> None:
     desk = Desk()
     for _ in range(20_000):
@@ -121,6 +127,7 @@ def test_deadlines_a_day_away() -> None:
     assert len(desk.scheduler._state._timers) < 6_000
 
 
+@pytest.mark.thorough
 def test_a_deadline_still_comes() -> None:
     desk = Desk()
     task = Task(1_000_000, Kind.CHAT, MODEL, 10, deadline_us=desk.at + 86_400 * SECOND)

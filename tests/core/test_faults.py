@@ -68,25 +68,26 @@ class Watched(World):
         super().__init__(seed)
         self.faults: list[SchedulerFault] = []
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: Event) -> list[Any]:
         Watched.handling = True
-        actions = self.scheduler.handle(event, self.at)
+        actions = self.scheduler.handle(event, self.now)
         Watched.handling = False
         for action in actions:
             self.act(action)
         self.scheduler.invariants()
+        return []
 
-    def act(self, action: Action) -> None:
+    def act(self, action: Action) -> Any:
         if isinstance(action, SchedulerFault):
             self.faults.append(action)
         elif isinstance(action, Abort) and action.attempt not in self.running:
-            pass  # its start was never told
+            pass  # its start was never reported
         else:
             super().act(action)
 
 
 def steps_of(package: Any) -> Iterator[tuple[type, str]]:
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         for _, owner in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if owner.__module__ != module.name or hasattr(owner, "_fields") or issubclass(owner, Exception):
                 continue
@@ -106,13 +107,13 @@ def run(world: Watched) -> None:
     for _ in range(STEPS):
         roll = rng.random()
         if roll < 0.3:
-            world.submit()
+            world.submit_any()
         elif roll < 0.4:
             world.supply(whole=False)
         elif roll < 0.62:
-            world.finish()
+            world.finish_any()
         elif roll < 0.7:
-            world.first_token()
+            world.first_token_of_any()
         elif roll < 0.78:
             world.answer_probes(lost=0.2)
         elif roll < 0.82 and world.serial:
@@ -129,15 +130,16 @@ def finish(world: Watched) -> None:
     for number in range(3):
         world.feed(NodeAdded(Endpoint(f"10.0.0.{number + 1}")))
     for _ in range(500):
-        if len(world.settled) == world.serial:
+        if len(world.completed) == world.serial:
             break
         world.supply(whole=True)
         world.answer_probes(lost=0.0)
-        world.finish(Status.OK)
+        world.finish_any(Status.OK)
         world.pass_time(SECOND)
 
 
-@plain_only  # what is compiled cannot be hooked into
+@pytest.mark.thorough
+@plain_only  # compiled methods cannot be replaced
 @pytest.mark.parametrize(("owner", "name"), METHODS, ids=lambda part: getattr(part, "__name__", part))
 def test_a_fault_at_any_step_settles_its_task_and_no_other(owner: type, name: str) -> None:
     for seed, at in ((1, 1), (2, 7), (3, 40)):
@@ -145,10 +147,10 @@ def test_a_fault_at_any_step_settles_its_task_and_no_other(owner: type, name: st
         with Hook(owner, name, at) as hook:
             run(world)
         finish(world)
-        missing = set(range(1, world.serial + 1)) - set(world.settled)
+        missing = set(range(1, world.serial + 1)) - set(world.completed)
         assert not missing, f"{owner.__name__}.{name}, call {at}: tasks {missing} never ended"
         assert not world.running, f"{owner.__name__}.{name}, call {at}: something runs for nobody"
-        ours = [task for task, end in world.settled.items() if "Thrown" in end.outcome.message]
+        ours = [task for task, end in world.completed.items() if "Thrown" in end.outcome.message]
         assert len(ours) <= len(world.faults) <= 2 * hook.thrown, "a fault was not told, or told again and again"
         if not hook.thrown:
             break
@@ -168,16 +170,16 @@ def test_a_step_that_always_fails_ends_every_task_and_hangs_none() -> None:
 
         patch.setattr(CompletionRouter, "choose", choose)
         for _ in range(10):
-            world.submit()
+            world.submit_any()
         world.supply(whole=True)
         world.pass_time(20 * SECOND)
     assert all(start.items is not None for start in world.running.values()), "a single call holds a slot"
-    singles = [task for task in world.settled if task not in world.items]
+    singles = [task for task in world.completed if task not in world.accepted]
     assert singles
-    assert all(world.settled[task].outcome.http_status == 500 for task in singles)
-    world.submit()
+    assert all(world.completed[task].outcome.http_status == 500 for task in singles)
+    world.submit_any()
     finish(world)
-    assert len(world.settled) == world.serial
+    assert len(world.completed) == world.serial
 
 
 def test_a_task_that_the_outside_gives_up_leaves_its_slot() -> None:
@@ -185,9 +187,9 @@ def test_a_task_that_the_outside_gives_up_leaves_its_slot() -> None:
     list(nodes(world, 1))
     world.answer_probes(lost=0.0)
     while not world.running:
-        world.submit()
+        world.submit_any()
         world.supply(whole=True)
     task = next(iter(world.running.values())).task
     world.feed(TaskFailed(task, ValueError("of its job")))
-    assert "ValueError: of its job" in world.settled[task].outcome.message
+    assert "ValueError: of its job" in world.completed[task].outcome.message
     assert all(start.task != task for start in world.running.values())

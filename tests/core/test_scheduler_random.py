@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.actions import Abort, Accept, Action, Complete, Probe, Refuse, Start, WakeAt
+from sollol.core.actions import Accept, Action, Refuse
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import (
     Cancelled,
-    Event,
     Finished,
     FirstToken,
     ItemsAdded,
@@ -22,11 +22,10 @@ from sollol.core.events import (
     NodeRemoved,
     NodeSeen,
     Submitted,
-    Tick,
 )
-from sollol.core.scheduler import Scheduler
 from sollol.core.types import MILLISECOND, SECOND, Decision, Kind, NodeFacts, Outcome, Status, Task, Timing
 from sollol.engine.engine import default_policies
+from tests.core.virtual import VirtualCluster
 
 MODELS = ("chat:latest", "embed:latest")
 ENDS = [Status.OK] * 6 + [
@@ -52,48 +51,21 @@ class Eager:
         return True
 
 
-class World:
-    """Carries out the scheduler's actions on paper, and keeps count."""
+class World(VirtualCluster):
+    """Feed random events, and count what becomes of each item."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__(default_policies()._replace(hedger=Eager()), queue_bound=12)
         self.rng = random.Random(seed)
-        policies = default_policies()._replace(hedger=Eager())
-        self.scheduler = Scheduler(policies, random.Random(1), queue_bound=12)
-        self.at = 0
-        self.running: dict[int, Start] = {}
-        self.probes: set[str] = set()
-        self.settled: dict[int, Complete] = {}
-        self.items: dict[int, list[int]] = {}  # of a batch: how often each was accepted or refused
-        self.open_batches: dict[int, int] = {}  # task -> items still to be fed
-        self.started: set[int] = set()
-        self.wake: int | None = None
-        self.serial = 0
+        self.accepted: dict[int, list[int]] = {}  # of a batch: how often each item was accepted or refused
+        self.open_batches: dict[int, int] = {}  # task -> items still to be added
 
-    def feed(self, event: Event) -> None:
-        for action in self.scheduler.handle(event, self.at):
-            self.act(action)
-        self.scheduler.invariants()
-
-    def act(self, action: Action) -> None:
-        match action:
-            case Start():
-                assert action.task not in self.settled, "work began for a task that is over"
-                self.running[action.attempt] = action
-            case Abort():
-                del self.running[action.attempt]
-            case Complete():
-                assert action.task not in self.settled, "a task ended twice"
-                self.settled[action.task] = action
-            case Accept() | Refuse():
-                assert action.task not in self.settled
-                for item in action.items.items():
-                    self.items[action.task][item] += 1
-            case Probe():
-                self.probes.add(action.node)
-            case WakeAt():
-                self.wake = action.at
-            case _:
-                pass
+    def act(self, action: Action) -> Any:
+        if isinstance(action, Accept | Refuse):
+            assert action.task not in self.completed
+            for item in action.items.items():
+                self.accepted[action.task][item] += 1
+        return super().act(action)
 
     def outcome(self, status: Status) -> Outcome:
         timing = Timing(1000, 20, 5000, 30, 300_000) if status is Status.OK else Timing()
@@ -101,14 +73,14 @@ class World:
             status, status.value, {Status.OK: 200, Status.FAILED: 500, Status.REFUSED: 400}.get(status, 0), timing
         )
 
-    def submit(self) -> None:
+    def submit_any(self) -> None:
         self.serial += 1
         rng = self.rng
-        deadline = self.at + rng.randint(1, 20) * SECOND if rng.random() < 0.2 else None
+        deadline = self.now + rng.randint(1, 20) * SECOND if rng.random() < 0.2 else None
         common: dict[str, Any] = {"priority": rng.randint(0, 10), "app": rng.choice("ab"), "deadline_us": deadline}
         if rng.random() < 0.4:
             count = rng.randint(0, 30)
-            self.items[self.serial] = [0] * count
+            self.accepted[self.serial] = [0] * count
             self.open_batches[self.serial] = count
             self.feed(Submitted(Task(self.serial, Kind.EMBED, MODELS[1], batch=True, **common)))
             return
@@ -126,7 +98,7 @@ class World:
 
     def supply(self, whole: bool) -> None:
         for task, left in list(self.open_batches.items()):
-            if task in self.settled:
+            if task in self.completed:
                 del self.open_batches[task]
                 continue
             count = left if whole else self.rng.randint(0, left)
@@ -136,13 +108,13 @@ class World:
             if closed:
                 del self.open_batches[task]
 
-    def finish(self, status: Status | None = None) -> None:
+    def finish_any(self, status: Status | None = None) -> None:
         if self.running:
             attempt = self.rng.choice(sorted(self.running))
             del self.running[attempt]
             self.feed(Finished(attempt, self.outcome(status or self.rng.choice(ENDS))))
 
-    def first_token(self) -> None:
+    def first_token_of_any(self) -> None:
         if streams := sorted(a for a, start in self.running.items() if start.items is None):
             self.feed(FirstToken(self.rng.choice(streams), self.rng.random() < 0.5))
 
@@ -154,13 +126,6 @@ class World:
             else:
                 self.feed(NodeSeen(node, NodeFacts("0.33", dict.fromkeys(MODELS, 10**9), {})))
 
-    def pass_time(self, us: int) -> None:
-        target = self.at + us
-        while self.wake is not None and self.wake <= target:
-            self.at, self.wake = max(self.at, self.wake), None
-            self.feed(Tick())
-        self.at = target
-
 
 def nodes(world: World, count: int) -> Iterable[str]:
     for i in range(count):
@@ -169,6 +134,7 @@ def nodes(world: World, count: int) -> Iterable[str]:
         yield endpoint.key
 
 
+@pytest.mark.thorough
 @settings(derandomize=True, deadline=None, max_examples=120)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(10, 90))
 def test_every_task_ends_once_and_every_item_is_counted_once(seed: int, count: int, steps: int) -> None:
@@ -178,13 +144,13 @@ def test_every_task_ends_once_and_every_item_is_counted_once(seed: int, count: i
     for _ in range(steps):
         roll = rng.random()
         if roll < 0.25:
-            world.submit()
+            world.submit_any()
         elif roll < 0.35:
             world.supply(whole=False)
         elif roll < 0.65:
-            world.finish()
+            world.finish_any()
         elif roll < 0.72:
-            world.first_token()
+            world.first_token_of_any()
         elif roll < 0.78:
             world.answer_probes(lost=0.2)
         elif roll < 0.82 and world.serial:
@@ -198,16 +164,16 @@ def test_every_task_ends_once_and_every_item_is_counted_once(seed: int, count: i
     for key in keys:
         world.feed(NodeAdded(Endpoint(key.split(":")[0])))
     for _ in range(2_000):
-        if len(world.settled) == world.serial:
+        if len(world.completed) == world.serial:
             break
         world.supply(whole=True)
         world.answer_probes(lost=0.0)
-        world.finish(Status.OK)
+        world.finish_any(Status.OK)
         world.pass_time(SECOND)
-    assert set(world.settled) == set(range(1, world.serial + 1)), "a task never ended"
+    assert set(world.completed) == set(range(1, world.serial + 1)), "a task never ended"
     assert not world.running, "something runs for nobody"
-    for task, seen in world.items.items():
-        ended = world.settled[task].outcome.status
+    for task, seen in world.accepted.items():
+        ended = world.completed[task].outcome.status
         assert all(times <= 1 for times in seen), "an item was counted twice"
         if ended is Status.OK:
             assert all(times == 1 for times in seen), "an item was lost"
