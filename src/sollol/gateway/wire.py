@@ -622,6 +622,9 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._hurried = True
         if self._in_message and self._broken is None:
             self._break(503, "too many connections, and this one sent no whole request; try again later")
+        elif self._broken is None:
+            self._stop_reading()
+            self.close()
         else:
             self.abort()
 
