@@ -25,7 +25,7 @@ from typing import Protocol
 
 from bench.workload import LATENCY_S, LOADS, Ask, HiddenLengths, Site, holders, size_of, universe
 from sollol.core.value import replaced
-from sollol.nodes.transport import Timeouts
+from sollol.transport.base import Timeouts
 
 FOR_EVER = Timeouts(None, None, None)
 DECAY_S = 300.0

@@ -151,11 +151,11 @@ def instant() -> list[Row]:
 
 async def _raw(url: str, inputs: list[str]) -> float:
     """Seconds for one request with all inputs, its answer decoded to lists of floats."""
+    from sollol.backends.ollama import encode
+    from sollol.backends.ollama_answers import read_embed_answer
     from sollol.core.endpoint import parse_endpoint
-    from sollol.nodes.answers import read_embed_answer
-    from sollol.nodes.dialect import encode
-    from sollol.nodes.http import HttpTransport
-    from sollol.nodes.transport import Call
+    from sollol.transport.base import Call
+    from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     try:

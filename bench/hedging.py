@@ -21,14 +21,14 @@ from bench.rows import Row, row
 from bench.stage import MODEL, PROMPT_WORDS, asked, node
 from bench.workload import Ask, HiddenLengths, lognormal, number_of
 from sollol import AsyncOllamaPool
+from sollol.backends.ollama import decode
 from sollol.core.actions import Abort
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.dialect import decode
-from sollol.nodes.transport import Call
 from sollol.observe.journal import Entry
 from sollol.sim import SimNode, World, percentile
 from sollol.sim import run as simulate
 from sollol.sim.reply import SimReply
+from sollol.transport.base import Call
 
 SHARE, FACTOR = 0.02, 20.0
 WRITES, READS, TOKENS, LENGTHS = 100.0, 2000.0, 30.0, 0.3

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sollol import AsyncOllamaPool
+from sollol.backends.ollama import encode
 from sollol.errors import SollolError
-from sollol.nodes.dialect import encode
-from sollol.nodes.transport import Call, TransportFault
 from sollol.sim import ModelSpec, NodeSpec, SimNode, World
+from sollol.transport.base import Call, TransportFault
 
 MODEL = "llama3.2"
 PROMPT_WORDS = 20

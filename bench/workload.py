@@ -25,15 +25,15 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from sollol.backends.ollama import decode, encode
 from sollol.core.endpoint import Endpoint
 from sollol.core.value import replaced
-from sollol.nodes.dialect import decode, encode
-from sollol.nodes.transport import Call
 from sollol.sim import ModelSpec, NodeSpec, SimNode, SimTransport, World
 from sollol.sim.machine import Machine
 from sollol.sim.models import full_name
 from sollol.sim.reply import SimReply
 from sollol.sim.runner import Runner, Runners, Slots
+from sollol.transport.base import Call
 
 WRITES, READS, EMBEDS = 8.0, 100.0, 5.0  # a node of speed 1: tokens/s, tokens/s, texts/s
 LOADS = 1e9  # bytes/s

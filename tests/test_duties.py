@@ -26,9 +26,9 @@ from sollol.duties import PAUSE_MOST_S, Duties, in_thread, pause_s
 from sollol.engine import dispatcher, resumption, silences
 from sollol.gateway import app
 from sollol.gateway.keys import Key, Keyring, add_key, revoke_key
-from sollol.nodes.resolver import Resolver
 from sollol.pool import thread
 from sollol.sim import sim_cluster
+from sollol.transport.resolver import Resolver
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 
 SOURCE = Path(duties.__file__).parent
@@ -37,10 +37,10 @@ BY_HAND = {
     "gateway/app.py": 1,  # the handler of a request
     "gateway/fanout.py": 1,  # a question that several requests wait for
     "gateway/models.py": 2,  # a transfer to one node
-    "nodes/_connection.py": 1,  # the body of a request
-    "nodes/http.py": 2,  # the connection of a request
-    "nodes/dialing.py": 1,  # the addresses of a host, tried beside each other
-    "nodes/probe.py": 1,  # the two lists of a probe
+    "transport/client_connection.py": 1,  # the body of a request
+    "transport/http.py": 2,  # the connection of a request
+    "transport/dialing.py": 1,  # the addresses of a host, tried beside each other
+    "backends/probe.py": 1,  # the two lists of a probe
     "engine/dispatcher.py": 1,  # an attempt
     "models/operations.py": 2,  # progress of a transfer
     "pool/thread.py": 1,  # the thread of a pool: its start is waited for
@@ -289,7 +289,7 @@ def test_the_nodes_of_a_page_without_a_pool(monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_looking_a_name_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from sollol.nodes import resolver
+    from sollol.transport import resolver
 
     row = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.9", 0))
     monkeypatch.setattr(resolver.socket, "getaddrinfo", failing(1, lambda *_, **__: [row]))

@@ -15,11 +15,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 # A room and what it may import of the project, itself apart. `core.types` and `core.endpoint` are words for all.
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
-ENGINE = PURE_ROOMS | {"answers", "duties", "config", "nodes", "observe"}
+ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe"}
 FACES = ENGINE | {"engine", "models", "discovery", "pool", "files", "version"}
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "printable": set(),
     "answers": set(),
     "signals": set(),
     "files": set(),
@@ -28,13 +29,14 @@ LAW: dict[str, set[str]] = {
     "core": {"errors"},
     "policies": {"errors", "core"},
     "workload": {"errors", "core"},
-    "nodes": {"errors", "config", "core", "workload", "duties"},
+    "transport": {"errors", "config", "core", "duties"},
+    "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "observe": {"errors", "config", "core"},
-    "discovery": {"errors", "config", "core", "nodes", "duties"},
+    "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
     "engine": ENGINE,
-    "models": {"errors", "answers", "core", "nodes"},
+    "models": {"errors", "answers", "core", "transport", "backends"},
     "pool": ENGINE | {"engine", "models", "discovery", "version"},
-    "sim": {"errors", "core", "nodes", "signals"},
+    "sim": {"errors", "core", "transport", "backends", "signals"},
     "gateway": FACES,
     "dashboard": FACES,
     "compat": FACES,

@@ -12,11 +12,11 @@ from sollol import UnifiedDashboard
 from sollol.cli import attach
 from sollol.core.endpoint import Endpoint
 from sollol.gateway.keys import Key, Keyring, hash_of
-from sollol.nodes.http import HttpTransport
-from sollol.nodes.transport import Call, Reply
 from sollol.pool.sync import OllamaPool
 from sollol.sim import free_port
 from sollol.sim.serve import Cluster, sim_cluster
+from sollol.transport.base import Call, Reply
+from sollol.transport.http import HttpTransport
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 
 Run = Callable[..., Result]

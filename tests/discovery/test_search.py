@@ -9,7 +9,7 @@ import pytest
 from sollol.core.endpoint import Endpoint
 from sollol.discovery import Source, discover, discover_ollama_nodes, physical_hosts
 from sollol.errors import BadInput, ConfigError
-from sollol.nodes import resolver
+from sollol.transport import resolver
 
 NEAR = ["127.0.0.0/28"]
 

@@ -17,11 +17,11 @@ from sollol.core.events import Submitted
 from sollol.core.types import Task
 from sollol.gateway.app import Gateway
 from sollol.gateway.settings import GatewaySettings
-from sollol.nodes.http import HttpTransport
 from sollol.observe.journal import Entry
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import new_loop
+from sollol.transport.http import HttpTransport
 
 T = TypeVar("T")
 MODEL = "llama3.2"

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol.backends.ollama import judge
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader, data_of
-from sollol.nodes.dialect import judge
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
 READERS = {

@@ -11,7 +11,7 @@ from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import HELD_BYTES, Cutter, EventReader, LineReader, data_of
-from sollol.nodes.transport import Timeouts
+from sollol.transport.base import Timeouts
 from tests.gateway.test_dialects import READERS, said_of, transcript
 
 EVENTS = {case: make for case, make in READERS.items() if case.startswith("v1")}

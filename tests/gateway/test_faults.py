@@ -13,14 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
+from sollol.backends import repetition
 from sollol.engine import batch_job, jobs, silences
 from sollol.engine import node_aliases as aliases
 from sollol.engine import resumption as continuation
 from sollol.gateway import embed, infer, relay
 from sollol.gateway.dialects import reading
-from sollol.nodes import http, repetition
 from sollol.observe import journal, totals
 from sollol.sim import ModelSpec, sim_cluster
+from sollol.transport import http
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 from tests.marks import plain_only
 

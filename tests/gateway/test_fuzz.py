@@ -22,8 +22,8 @@ from sollol.gateway.request import Request
 from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
 from sollol.gateway.wire import UNLIKE, ClientConnection
-from sollol.nodes._known import KnownHead, known_head
-from sollol.nodes._outbox import Outbox
+from sollol.transport.head_cache import KnownHead, known_head
+from sollol.transport.outbox import Outbox
 from tests.marks import plain_only
 
 VALID = [

@@ -17,7 +17,7 @@ from sollol.models import operations
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import WAIT_S, gateway_over, until
-from tests.nodes.raw_server import saying, serving
+from tests.transport.raw_server import saying, serving
 
 LLAMA = ModelSpec("llama3.2", size_bytes=2_000)
 OTHER = ModelSpec("other", size_bytes=100)

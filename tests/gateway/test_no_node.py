@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 import sollol
+from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import parse_endpoint
 from sollol.discovery.verify import ask
 from sollol.gateway.keys import Key, Keyring, hash_of
-from sollol.nodes.http import HttpTransport
-from sollol.nodes.probe import ProbeFailed, probe
 from sollol.sim import sim_cluster
+from sollol.transport.http import HttpTransport
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 
 

@@ -12,9 +12,9 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sollol.backends.go_json import fold, one_reading
 from sollol.core.types import canonical_model
 from sollol.gateway.keys import Key, Keyring, hash_of
-from sollol.nodes.go_json import fold, one_reading
 from sollol.sim import ModelSpec, sim_cluster
 from sollol.sim.serve import Cluster
 from tests.gateway.stage import Stage, gateway_over, talker

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from sollol.models import operations
-from sollol.nodes.transport import Timeouts
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.models import DEFAULT_MODELS
 from sollol.sim.serve import sim_cluster
+from sollol.transport.base import Timeouts
 from tests.gateway.stage import Stage, gateway_over, talker
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"

@@ -14,9 +14,9 @@ from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import Cancelled, Finished, Submitted
 from sollol.core.types import Status
-from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import ModelSpec, NodeSpec, World
+from sollol.transport.base import Call, Fault, TransportFault
 
 MODEL = "llama3.2"
 MESSAGES = [{"role": "user", "content": "the small node sends the ready model and waits for it"}]

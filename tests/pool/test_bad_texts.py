@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from sollol.core.endpoint import Endpoint
 from sollol.errors import BatchError, ResponseError
-from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.observe.journal import Digest
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import World, run
 from sollol.sim.reply import JSON, SimReply
+from sollol.transport.base import Call, Fault, TransportFault
 from tests.pool.universe import EMBED, node, texts
 
 Judge = Callable[[str, list[str]], "str | None"]  # (node, texts) -> why this node fails them

@@ -11,8 +11,8 @@ from tests.pool.universe import CHAT, MODELS
 SCRIPT = """
 import asyncio, os, resource, sys
 from sollol.core.endpoint import parse_endpoint
-from sollol.nodes.http import HttpTransport
-from sollol.nodes.transport import Call, Fault, TransportFault
+from sollol.transport.http import HttpTransport
+from sollol.transport.base import Call, Fault, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

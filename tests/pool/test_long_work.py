@@ -10,9 +10,9 @@ import pytest
 
 from sollol.core.endpoint import Endpoint
 from sollol.errors import NoNodeAvailable
-from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import ModelSpec, NodeSpec, World, run
+from sollol.transport.base import Call, Fault, TransportFault
 from tests.pool.breaking import MESSAGES, MODEL, WORDS
 
 SIZE = 2_000_000_000

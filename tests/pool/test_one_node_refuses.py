@@ -12,10 +12,10 @@ import pytest
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingStrategy
 from sollol.errors import NoNodeAvailable, ResponseError
-from sollol.nodes.transport import Call
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import ModelSpec, NodeSpec, World, run
 from sollol.sim.reply import JSON, SimReply
+from sollol.transport.base import Call
 from tests.pool.universe import CHAT, EMBED, MODELS, node, texts
 
 A, B, C = (f"10.0.0.{i}:11434" for i in (2, 3, 4))

@@ -21,8 +21,8 @@ import pytest
 from sollol import AsyncOllamaPool, BatchError, NoNodeAvailable, OllamaPool, ResponseError, RoutingMode, SollolError
 from sollol.errors import QueueFull, StreamBroken
 from sollol.gpu_controller import SOLLOLGPUController
-from sollol.nodes.http import HttpTransport
 from sollol.sim import NodeSpec, spawn_many
+from sollol.transport.http import HttpTransport
 from tests.pool.universe import CHAT, EMBED, MODELS, texts
 
 HELLO = [{"role": "user", "content": "Hello, who is there?"}]

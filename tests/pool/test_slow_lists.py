@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.transport import Call
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import World, run
+from sollol.transport.base import Call
 from tests.pool.breaking import MESSAGES, MODEL, talker
 
 ASKED: dict[str, Any] = {"options": {"num_predict": 10}}

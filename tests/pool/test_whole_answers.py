@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from sollol.backends.ollama import judge_vectors, refusal
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Status
 from sollol.engine.whole_answers import observed
-from sollol.nodes.dialect import judge_vectors, refusal
-from sollol.nodes.transport import Call
 from sollol.sim import run
 from sollol.sim.reply import JSON, SimReply
+from sollol.transport.base import Call
 
 NODE = Endpoint("10.0.0.1", 11434)
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.transport import Call, Timeouts
 from sollol.sim import ModelSpec, NodeSpec, SimNode, World, run
 from sollol.sim.reply import SimReply
+from sollol.transport.base import Call, Timeouts
 
 GB = 1_000_000_000
 CHAT = ModelSpec("chat", size_bytes=2 * GB, mean_words=float("inf"))

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from sollol.nodes.transport import Call, Fault, Timeouts, TransportFault
 from sollol.sim import FaultEvent
 from sollol.sim.faults import parse_events
+from sollol.transport.base import Call, Fault, Timeouts, TransportFault
 from tests.sim.lab import Lab, in_lab, lines, now, spec
 
 WARM = spec(loaded=("chat", "embed"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sollol.nodes.transport import Call
+from sollol.transport.base import Call
 from tests.sim.lab import CHAT, EMBED, Lab, in_lab, lines, now, spec
 
 CLEVER = replace(CHAT, name="clever", tools=True, thinking=True, mean_words=60)

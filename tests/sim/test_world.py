@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.transport import Call, Fault, Timeouts, Transport, TransportFault
 from sollol.sim import NodeSpec, SimNode, World, run
+from sollol.transport.base import Call, Fault, Timeouts, Transport, TransportFault
 from tests.sim.lab import Lab, in_lab, now, spec
 
 WARM = spec(loaded=("chat", "embed"))

@@ -11,7 +11,7 @@ from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, SollolError
 
 if TYPE_CHECKING:
-    from sollol.nodes.transport import Transport
+    from sollol.transport.base import Transport
 
 UrlOption = Annotated[
     str | None,
@@ -76,7 +76,7 @@ class Remote:
     async def _get(self, what: str, *, keyless: bool = False) -> dict[str, Any]:
         import msgspec
 
-        from sollol.nodes.transport import Call, Timeouts, TransportFault
+        from sollol.transport.base import Call, Timeouts, TransportFault
 
         path = f"{self._prefix}/{what}"
         with_key = self._key is not None and self._prefix == GATEWAY and not keyless

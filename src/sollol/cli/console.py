@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sollol.errors import AddressUnavailable, BadInput, SollolError
-from sollol.nodes.shown import one_line as one_line
-from sollol.nodes.shown import printable as printable
-from sollol.nodes.shown import printable_json
+from sollol.printable import one_line as one_line
+from sollol.printable import printable as printable
+from sollol.printable import printable_json
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -48,7 +48,7 @@ def explain(
 
 
 async def _ask(number: int, url: str | None, key: str | None) -> dict[str, Any]:
-    from sollol.nodes.http import HttpTransport
+    from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     try:

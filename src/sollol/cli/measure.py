@@ -108,10 +108,10 @@ def call_cost(endpoint: Endpoint, model: str) -> CallCost:
     """A call that gives the model nothing to do, by turns through the pool and straight to the node."""
     import asyncio
 
-    from sollol.nodes.dialect import encode
-    from sollol.nodes.http import HttpTransport
-    from sollol.nodes.transport import Call
+    from sollol.backends.ollama import encode
     from sollol.sim.serve import new_loop
+    from sollol.transport.base import Call
+    from sollol.transport.http import HttpTransport
 
     call = Call("POST", "/api/embed", encode({"model": model, "input": []}))
     ours: list[float] = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.transport import Call, TransportFault
+from sollol.transport.base import Call, TransportFault
 
 EMBED, CHAT = "embedding", "completion"  # what Ollama calls these abilities
 _ASKED_MODELS = 50
@@ -54,8 +54,8 @@ async def _shown(endpoint: Endpoint, model: str) -> dict[str, Any]:
 
 async def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
     """Ask one node directly, past the pool. None if it does not answer, or refuses."""
-    from sollol.nodes.dialect import decode, encode
-    from sollol.nodes.http import HttpTransport
+    from sollol.backends.ollama import decode, encode
+    from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     try:

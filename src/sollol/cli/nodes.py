@@ -15,7 +15,7 @@ from sollol.core.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from sollol.core.types import LoadedModel, NodeFacts
-    from sollol.nodes.transport import Transport
+    from sollol.transport.base import Transport
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -65,7 +65,7 @@ async def look(endpoints: tuple[Endpoint, ...]) -> list[NodeState]:
     """Ask every node at once."""
     import asyncio
 
-    from sollol.nodes.http import HttpTransport
+    from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     try:
@@ -75,7 +75,7 @@ async def look(endpoints: tuple[Endpoint, ...]) -> list[NodeState]:
 
 
 async def _ask(transport: Transport, endpoint: Endpoint) -> NodeState:
-    from sollol.nodes.probe import ProbeFailed, probe
+    from sollol.backends.probe import ProbeFailed, probe
 
     try:
         return NodeState(endpoint, await probe(transport, endpoint))

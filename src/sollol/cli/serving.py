@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from sollol.cli.console import note, plural, say, warn
 from sollol.errors import SollolError
 from sollol.gateway.app import Gateway
-from sollol.nodes.http import HttpTransport
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.signals import on_signal
+from sollol.transport.http import HttpTransport
 
 if TYPE_CHECKING:
     from sollol.cli.serve import Reading

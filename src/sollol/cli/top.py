@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from sollol.cli.attach import Remote
-    from sollol.nodes.transport import Transport
+    from sollol.transport.base import Transport
 
     Read = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -58,7 +58,7 @@ def top(
     """Watch nodes, queue and requests live in the terminal."""
     import asyncio
 
-    from sollol.nodes.http import HttpTransport
+    from sollol.transport.http import HttpTransport
 
     if url is not None and nodes is not None:
         raise BadInput("--url and --nodes exclude each other: a dashboard tells its own nodes")

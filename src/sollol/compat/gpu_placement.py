@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, canonical_model
 from sollol.errors import SollolError
 from sollol.models import operations
-from sollol.nodes.http import HttpTransport
-from sollol.nodes.probe import ProbeFailed, probe
-from sollol.nodes.transport import TransportFault
+from sollol.transport.base import TransportFault
+from sollol.transport.http import HttpTransport
 
 LOOK_S = 2.0  # a node that takes longer to say what it has loaded counts as silent
 FRESH_S = 2.0  # so long an answer is believed, where calls ask for it

@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from sollol.backends.probe import PROBE_TIMEOUTS, ProbeFailed, probe
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
 from sollol.duties import log_fault
 from sollol.engine.views import processor_of
 from sollol.errors import BadInput
-from sollol.nodes.probe import PROBE_TIMEOUTS, ProbeFailed, probe
-from sollol.nodes.transport import Call, Transport, TransportFault
+from sollol.transport.base import Call, Transport, TransportFault
 from sollol.version import __version__
 
 PATIENCE_S = 0.7
@@ -84,7 +84,7 @@ class Watch:
 
     async def snapshot(self, patience_s: float | None = PATIENCE_S) -> dict[str, Any]:
         if self._transport is None:
-            from sollol.nodes.http import HttpTransport
+            from sollol.transport.http import HttpTransport
 
             self._transport = HttpTransport()
         for node in self._nodes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 
 from sollol.discovery.networks import IP
-from sollol.nodes.resolver import Resolver
+from sollol.transport.resolver import Resolver
 
 
 class Names:
-    """Resolves names on the running event loop; see `sollol.nodes.resolver` for how long that takes."""
+    """Resolves names on the running event loop; see `sollol.transport.resolver` for how long that takes."""
 
     def __init__(self) -> None:
         self._resolver = Resolver()

@@ -34,7 +34,7 @@ from sollol.discovery.sweep import Sweep
 from sollol.discovery.verify import MAX_BODY_BYTES, ask, loaded
 from sollol.duties import Duties
 from sollol.errors import BadInput
-from sollol.nodes.http import HttpTransport
+from sollol.transport.http import HttpTransport
 
 log = logging.getLogger("sollol.discovery")
 DEFAULT_PORTS: Final = (11434,)

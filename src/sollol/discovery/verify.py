@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
+from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # about 8,000 models
 GATEWAY_HEADERS = "x-sollol"

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sollol.backends.ollama import Vectors, encode, read_vectors, refusal
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import ItemsAdded
@@ -23,8 +24,7 @@ from sollol.engine.batch_report import BatchReport, NodeShare, NodeWork
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import error_of
 from sollol.errors import BadInput, ResponseError, SollolError
-from sollol.nodes.dialect import Vectors, encode, read_vectors, refusal
-from sollol.nodes.transport import Call, Timeouts, Transport
+from sollol.transport.base import Call, Timeouts, Transport
 from sollol.workload.cost import item_cost
 
 ERROR_MOST = 1_000  # characters of an error that a report keeps

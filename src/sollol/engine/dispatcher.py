@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
+from sollol.backends.ollama import load_call, outcome_of
+from sollol.backends.probe import ProbeFailed, alive, probes
 from sollol.core.actions import (
     Abort,
     Accept,
@@ -50,10 +52,8 @@ from sollol.duties import Duties
 from sollol.engine.node_aliases import Aliases
 from sollol.engine.silences import Silences, Watched
 from sollol.errors import SollolError
-from sollol.nodes.dialect import load_call, outcome_of
-from sollol.nodes.probe import ProbeFailed, alive, probes
-from sollol.nodes.transport import Call, Transport, TransportFault
 from sollol.observe.journal import Journal
+from sollol.transport.base import Call, Transport, TransportFault
 
 log: Final = logging.getLogger("sollol")
 NOTICES: Final = 100  # sentences for the operator that are kept

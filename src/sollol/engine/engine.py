@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sollol.answers import Answer
+from sollol.backends.ollama import decode, load_call
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import Configure, NodeAdded, NodeRemoved, Refresh
 from sollol.core.policy import Hedger, Policies
@@ -22,8 +23,6 @@ from sollol.engine.resumption import PartialResponse, ResumeSupport, is_plain
 from sollol.engine.texts import take
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
-from sollol.nodes.dialect import decode, load_call
-from sollol.nodes.transport import Timeouts, Transport
 from sollol.observe.journal import Journal
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
@@ -35,6 +34,7 @@ from sollol.policies.preloading import SkiRentalPreloader
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.policies.suspicion import ItemSuspicion
+from sollol.transport.base import Timeouts, Transport
 from sollol.workload.call_options import CallOptions
 from sollol.workload.runner_options import runner_key
 from sollol.workload.task import Work, build_task, unloads
@@ -42,7 +42,7 @@ from sollol.workload.validation import check_text
 
 # Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else
 # is known (`sollol.core.stall_detection`), the caller's timeout bounds it, and a machine that vanished is noticed by
-# the connection (`sollol.nodes.http`).
+# the connection (`sollol.transport.http`).
 TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)
 HEDGERS_MAX: Final = 256  # callers' own hedging policies that are registered at once
 

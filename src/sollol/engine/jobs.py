@@ -13,6 +13,20 @@ from typing import Any
 import msgspec
 
 from sollol.answers import Answer
+from sollol.backends.decoding import is_text
+from sollol.backends.model_check import of_another
+from sollol.backends.ollama import (
+    Lines,
+    counted,
+    decode,
+    judge,
+    judge_line,
+    judge_vectors,
+    outcome_of,
+    received,
+    refusal,
+)
+from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
@@ -26,11 +40,7 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
-from sollol.nodes.decoding import is_text
-from sollol.nodes.dialect import Lines, counted, decode, judge, judge_line, judge_vectors, outcome_of, received, refusal
-from sollol.nodes.named import of_another
-from sollol.nodes.repetition import Recent, repeats
-from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
+from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
 STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
 

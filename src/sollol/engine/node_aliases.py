@@ -12,7 +12,7 @@ from typing import Any
 
 from sollol.core.state.node import Node
 from sollol.core.types import NodeFacts
-from sollol.nodes.transport import Transport
+from sollol.transport.base import Transport
 
 
 class Aliases:

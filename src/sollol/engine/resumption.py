@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import msgspec
 
+from sollol.backends.decoding import json_lines
+from sollol.backends.ollama import decode, encode, refusal
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Kind, Outcome
 from sollol.duties import Duties
-from sollol.nodes.decoding import json_lines
-from sollol.nodes.dialect import decode, encode, refusal
-from sollol.nodes.transport import Call, Timeouts, Transport, TransportFault
+from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
 ASKED = 3  # nodes, at most, whether one of them can go on with a model

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
+from sollol.backends.ollama import Lines, decode, encode, refusal
+from sollol.backends.ollama_answers import read_inputs
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Outcome, Status
 from sollol.core.value import replaced
-from sollol.nodes.answers import read_inputs
-from sollol.nodes.dialect import Lines, decode, encode, refusal
-from sollol.nodes.transport import Call, Transport
+from sollol.transport.base import Call, Transport
 
 OBSERVABLE: Final = frozenset(["/api/chat", "/api/generate"])
 WHOLE_MOST: Final = 64 * 2**20  # bytes of parts that are put together

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from sollol.backends.ollama import load_call
 from sollol.core.types import EMBED, Task, canonical_model
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
@@ -38,10 +39,9 @@ from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, is_loopback
 from sollol.gateway.tongues import Tongue
 from sollol.gateway.wire import ClientConnection
-from sollol.nodes.dialect import load_call
-from sollol.nodes.http import HttpTransport
-from sollol.nodes.transport import TransportFault
 from sollol.pool.aio import AsyncOllamaPool
+from sollol.transport.base import TransportFault
+from sollol.transport.http import HttpTransport
 from sollol.version import __version__
 
 log = logging.getLogger("sollol.gateway")

@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
+from sollol.backends.decoding import is_worth_decoding
+from sollol.backends.go_json import one_reading
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.request import Request
-from sollol.nodes.decoding import is_worth_decoding
-from sollol.nodes.go_json import one_reading
 
 ON_THE_LOOP: Final = 20 * 1024  # of a body that is decoded on the loop; a larger one keeps it from others
 UNPACKED_BYTES: Final = 8 * 1024 * 1024  # of a compressed body, as Ollama has it

@@ -10,12 +10,12 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import NamedTuple
 
+from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import NodeFacts, canonical_model
 from sollol.errors import BadInput
 from sollol.gateway.settings import GatewaySettings, check_keys
-from sollol.nodes.http import HttpTransport
-from sollol.nodes.probe import ProbeFailed, probe
+from sollol.transport.http import HttpTransport
 
 
 class Finding(NamedTuple):

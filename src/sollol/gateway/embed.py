@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from sollol.backends.decoding import json_reader
+from sollol.backends.ollama import encode, read_vectors
 from sollol.core.actions import Accept, Refuse, Start
 from sollol.core.state.ranges import Ranges
 from sollol.core.timing_check import PROMPT_MORE, PROMPT_TIMES
@@ -27,8 +29,6 @@ from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wan
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
-from sollol.nodes.decoding import json_reader
-from sollol.nodes.dialect import encode, read_vectors
 from sollol.workload.call_options import CallOptions
 
 if TYPE_CHECKING:

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sollol.backends.ollama import decode, encode
+from sollol.backends.probe import probe
 from sollol.core.types import canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.access import admin, check_allowed, visible, without_parent
@@ -18,9 +20,7 @@ from sollol.gateway.bodies import read_json
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import JSON, TEXT, Request
 from sollol.models import operations
-from sollol.nodes.dialect import decode, encode
-from sollol.nodes.probe import probe
-from sollol.nodes.transport import Call, Fault, Timeouts, TransportFault
+from sollol.transport.base import Call, Fault, Timeouts, TransportFault
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint

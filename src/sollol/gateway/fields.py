@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sollol.nodes.decoding import json_reader
+from sollol.backends.decoding import json_reader
 
 
 class Chat(msgspec.Struct, gc=False):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from sollol.backends.ollama import decode, encode
 from sollol.core.types import EMBED, OK, Status, canonical_model, is_cloud_model
 from sollol.engine.engine import TIMEOUTS
 from sollol.engine.jobs import CallJob
@@ -25,7 +26,6 @@ from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.request import Request, has_ours
 from sollol.gateway.tongues import Asked, Tongue, peeked
-from sollol.nodes.dialect import decode, encode
 from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work
 from sollol.workload.validation import check_mode, check_only

@@ -21,10 +21,10 @@ from typing import Annotated, Final
 
 import msgspec
 
+from sollol.backends.decoding import json_reader
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ConfigError
 from sollol.files import PRIVATE, replace_file
-from sollol.nodes.decoding import json_reader
 
 PREFIX: Final = "sk-sollol-"
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sollol.gateway.request import Request, has_ours
-from sollol.nodes._known import KnownHead
+from sollol.transport.head_cache import KnownHead
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway

@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
+from sollol.backends.ollama import encode, error_text
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import ResponseError
@@ -20,8 +21,7 @@ from sollol.gateway.fanout import fields_of, holders, relearn, states
 from sollol.gateway.request import JSON, NDJSON, Request
 from sollol.gateway.targets import Targets
 from sollol.models import operations
-from sollol.nodes.dialect import encode, error_text
-from sollol.nodes.transport import Call, TransportFault
+from sollol.transport.base import Call, TransportFault
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway

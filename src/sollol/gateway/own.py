@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from sollol.backends.ollama import encode
 from sollol.core.health_checks import EVERY
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway import access
 from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
 from sollol.gateway.request import Request
-from sollol.nodes.dialect import encode
 from sollol.version import __version__
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
+from sollol.backends.ollama import decode, encode, outcome_of, refusal
 from sollol.core.actions import Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Kind, Outcome, Status, Task
@@ -25,9 +26,8 @@ from sollol.gateway.hosts import quoted
 from sollol.gateway.infer import routed, wanted
 from sollol.gateway.refusals import status_of
 from sollol.gateway.request import Request
-from sollol.nodes.call import UNBOUNDED
-from sollol.nodes.dialect import decode, encode, outcome_of, refusal
-from sollol.nodes.transport import Call, Reply, Transport, TransportFault
+from sollol.transport.base import Call, Reply, Transport, TransportFault
+from sollol.transport.call import UNBOUNDED
 from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work
 

@@ -11,6 +11,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sollol.backends.model_check import of_another
+from sollol.backends.ollama import counted, outcome_of, refusal
+from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
@@ -22,12 +25,9 @@ from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.request import Request
 from sollol.gateway.tongues import Tongue
-from sollol.nodes._reply import fold
-from sollol.nodes.dialect import counted, outcome_of, refusal
-from sollol.nodes.http import Exchange, HttpTransport
-from sollol.nodes.named import of_another
-from sollol.nodes.repetition import Recent, repeats
-from sollol.nodes.transport import ERROR_MOST, RawHeaders, Timeouts, TransportFault
+from sollol.transport.base import ERROR_MOST, RawHeaders, Timeouts, TransportFault
+from sollol.transport.http import Exchange, HttpTransport
+from sollol.transport.reply import fold
 
 Done = Callable[[CallJob], None]
 

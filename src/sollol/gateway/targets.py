@@ -11,7 +11,7 @@ from sollol.core.types import canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.fanout import READING, holders, states
 from sollol.gateway.request import Request
-from sollol.nodes.transport import Call, TransportFault
+from sollol.transport.base import Call, TransportFault
 
 if TYPE_CHECKING:
     from sollol.core.state.node import Node

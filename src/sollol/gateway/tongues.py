@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from sollol.backends.ollama import decode, judge
 from sollol.core.types import Kind, Outcome, TaskType
 from sollol.engine.resumption import PartialResponse, is_plain
 from sollol.errors import BadInput
@@ -21,7 +22,6 @@ from sollol.gateway.dialects.reading import LineReader, Reader
 from sollol.gateway.fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import NDJSON, SSE, type_line
-from sollol.nodes.dialect import decode, judge
 from sollol.workload.classification import type_of
 from sollol.workload.cost import item_cost
 from sollol.workload.prefix import prefix_of

@@ -7,7 +7,7 @@ closed: what follows it cannot be trusted to be a request.
 
 Requests sent ahead (pipelining) wait here and are answered in order, one at a time.
 
-One object stands between the socket and the gateway, as in `nodes._connection`, and for the same reason: that is why
+One object stands between the socket and the gateway, as in `transport.client_connection`, and for the same reason: that is why
 the file has more than 400 lines.
 """
 
@@ -25,8 +25,8 @@ from sollol.gateway.intake import SMALL_COST, Body
 from sollol.gateway.known import KnownRequest
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import Request
-from sollol.nodes._known import known_head
-from sollol.nodes._outbox import Writer
+from sollol.transport.head_cache import known_head
+from sollol.transport.outbox import Writer
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway

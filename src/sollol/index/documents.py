@@ -20,7 +20,7 @@ from sollol.index.decoding import Unreadable
 from sollol.index.estimate import Estimate, Step
 from sollol.index.extras import need
 from sollol.index.readers import KINDS, READERS
-from sollol.nodes.shown import one_line
+from sollol.printable import one_line
 from sollol.workload.cost import item_cost
 
 Skip = Callable[[Path, str], None]

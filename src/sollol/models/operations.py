@@ -16,13 +16,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from sollol.answers import Answer
+from sollol.backends.ollama import Lines, decode, encode, error_text
+from sollol.backends.probe import LIST_MOST
+from sollol.backends.rows import good_rows
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError
-from sollol.nodes.dialect import Lines, decode, encode, error_text
-from sollol.nodes.probe import LIST_MOST
-from sollol.nodes.rows import good_rows
-from sollol.nodes.transport import Call, Fault, Reply, Timeouts, Transport, TransportFault
+from sollol.transport.base import Call, Fault, Reply, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
 LISTING = Timeouts(connect_s=1.5, first_byte_s=30.0, idle_s=30.0)  # a fleet is not waited for longer than a probe is

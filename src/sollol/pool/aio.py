@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from typing import Any, Literal, Unpack, overload
 
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
+from sollol.backends.ollama import decode
 from sollol.core.endpoint import DEFAULT_PORT
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
@@ -27,7 +28,6 @@ from sollol.engine.jobs import STREAM_AHEAD, CallJob
 from sollol.engine.request import Request
 from sollol.engine.texts import as_sequence
 from sollol.errors import SollolError
-from sollol.nodes.dialect import decode
 from sollol.pool.async_models import AsyncModelCalls
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult

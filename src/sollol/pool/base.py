@@ -14,10 +14,10 @@ from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.engine.engine import Engine
 from sollol.engine.views import NodeView, explained, snapshot_of, stats_of
 from sollol.errors import BadInput, SollolError
-from sollol.nodes.transport import Transport
 from sollol.observe.totals import Totals
 from sollol.pool import keywords, payload, processes
 from sollol.pool.requests import EMBED_FIELDS, OLD_KEYWORDS, check_fields
+from sollol.transport.base import Transport
 from sollol.version import __version__
 from sollol.workload.call_options import CallOptions, call_options
 from sollol.workload.validation import (
@@ -95,7 +95,7 @@ class PoolBase:
     def _make_engine(self) -> Engine:
         transport: Any = self._transport
         if transport is None:
-            from sollol.nodes.http import HttpTransport
+            from sollol.transport.http import HttpTransport
 
             transport = HttpTransport()
         elif self._made:  # its connections belong to another process or to an event loop that ended

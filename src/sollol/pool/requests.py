@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
+from sollol.backends.ollama import encode
 from sollol.core.types import Kind, TaskType, canonical_model
 from sollol.engine.request import Request
 from sollol.errors import BadInput
-from sollol.nodes.dialect import encode
 from sollol.pool import keywords, payload
 from sollol.workload.call_options import CallOptions
 from sollol.workload.classification import detect_task_type

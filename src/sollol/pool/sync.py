@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Literal, Unpack, overload
 
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
+from sollol.backends.ollama import decode
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.engine.batch_job import Delivered, Ended, Message, Refused, Wanted
@@ -19,7 +20,6 @@ from sollol.engine.engine import finish, finish_stream
 from sollol.engine.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.engine.request import Request
 from sollol.engine.texts import as_sequence, take
-from sollol.nodes.dialect import decode
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import (

@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import msgspec
 
-from sollol.nodes.decoding import read_any
-from sollol.nodes.go_json import one_reading
-from sollol.nodes.transport import Call
+from sollol.backends.decoding import read_any
+from sollol.backends.go_json import one_reading
 from sollol.sim.reply import JSON, SimReply
+from sollol.transport.base import Call
 
 _encode = msgspec.json.Encoder().encode
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sollol.nodes.transport import Fault, TransportFault
 from sollol.sim.ask import Refusal
 from sollol.sim.machine import NodeDied
 from sollol.sim.models import ModelSpec
 from sollol.sim.reply import PLAIN_JSON, SimReply
 from sollol.sim.runner import Runner, ServerBusy
 from sollol.sim.words import Speech, common_prefix, count_tokens, json_speech, speech
+from sollol.transport.base import Fault, TransportFault
 
 if TYPE_CHECKING:
     from sollol.sim.node import SimNode

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sollol.core.types import canonical_model
-from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.sim import routes
 from sollol.sim.ask import Ask, Refusal
 from sollol.sim.faults import Faults, Wrong
@@ -27,6 +26,7 @@ from sollol.sim.machine import Machine, NodeDied
 from sollol.sim.models import ModelSpec, NodeSpec, full_name
 from sollol.sim.reply import SimReply
 from sollol.sim.runner import Runner, Runners
+from sollol.transport.base import Call, Fault, TransportFault
 
 _EPOCH_S = 1_767_225_600  # 2026-01-01, when simulated time begins
 _LOG_LENGTH = 200_000

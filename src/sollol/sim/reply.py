@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sollol.nodes.transport import Fault, TransportFault
+from sollol.transport.base import Fault, TransportFault
 
 JSON = "application/json; charset=utf-8"
 PLAIN_JSON = "application/json"

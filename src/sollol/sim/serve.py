@@ -19,11 +19,11 @@ from typing import Any, TypeVar, cast
 
 import httptools
 
-from sollol.nodes.transport import Call, TransportFault
 from sollol.sim.faults import FaultEvent, apply
 from sollol.sim.models import NodeSpec
 from sollol.sim.node import SimNode
 from sollol.sim.reply import SimReply
+from sollol.transport.base import Call, TransportFault
 
 T = TypeVar("T")
 _MAX_BODY_BYTES = 1 << 30

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sollol.core.endpoint import Endpoint
-from sollol.nodes.transport import Call, Fault, TransportFault
 from sollol.sim.faults import FaultEvent, apply, parse_events
 from sollol.sim.models import NodeSpec
 from sollol.sim.node import SimNode
 from sollol.sim.reply import SimReply
+from sollol.transport.base import Call, Fault, TransportFault
 
 
 class World:

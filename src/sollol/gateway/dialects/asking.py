@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.nodes.dialect import decode
+from sollol.backends.ollama import decode
 
 # Fields that say nothing of the answer's text.
 FREE: Final = frozenset(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sollol.backends.ollama import encode
 from sollol.gateway.dialects.saying import event
-from sollol.nodes.dialect import encode
 
 
 def closing(path: str, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
+from sollol.backends.decoding import Int, json_lines, json_reader
+from sollol.backends.ollama import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status, Timing
 from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
 from sollol.gateway.dialects.reading import EventReader, Sign
 from sollol.gateway.dialects.saying import EventsSaid, event
-from sollol.nodes.decoding import Int, json_lines, json_reader
-from sollol.nodes.dialect import late_error, refusal
 
 _GOES_ON: Final = b'"finish_reason":null'
 _LATE_ERROR: Final = b'"model":""'  # how Ollama lets a late error show here

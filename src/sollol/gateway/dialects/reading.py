@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from sollol.backends.ollama import judge_line
 from sollol.core.types import OK, Outcome, Status, Timing
-from sollol.nodes.dialect import judge_line
 
 CUT: Final = Outcome(Status.FAILED, "the answer ended before it was complete")
 GOES_ON: Final = b'"done":false}\n'

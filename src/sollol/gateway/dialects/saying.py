@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
+from sollol.backends.decoding import Int
+from sollol.backends.ollama import decode, encode
 from sollol.core.types import Timing
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects.reading import data_of
-from sollol.nodes.decoding import Int
-from sollol.nodes.dialect import decode, encode
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:

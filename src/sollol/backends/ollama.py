@@ -1,0 +1,389 @@
+"""Ollama's words: bodies out, answers in. No I/O.
+
+One place knows the paths, the shapes and how a failure is told: by status, as text of several kinds, or as a
+last line `{"error": ...}` under status 200 (design facts 8 to 11 of what a node does).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+
+from sollol.backends.decoding import read_any
+from sollol.backends.ollama_answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
+from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, Timing
+from sollol.transport.base import Call, Fault, TransportFault
+from sollol.transport.call import UNBOUNDED
+
+RETRY_AFTER_MOST_S: Final = 86_400
+LINE_MOST: Final = 16 * 2**20  # of a line of a stream, or of an event
+
+_FAULTS: Final = {
+    Fault.CONNECT: Status.UNREACHABLE,
+    Fault.LOCAL: Status.OURS,
+    Fault.CONNECT_TIMEOUT: Status.UNREACHABLE,
+    Fault.FIRST_BYTE_TIMEOUT: Status.TIMEOUT,
+    Fault.IDLE_TIMEOUT: Status.TIMEOUT,
+}
+
+
+def _encode_other(value: Any) -> Any:
+    """Objects of other clients: pydantic models (the official client's messages and tools), numpy scalars."""
+    for method in ("model_dump", "tolist"):
+        convert = getattr(value, method, None)
+        if convert is not None:
+            return convert(exclude_none=True) if method == "model_dump" else convert()
+    raise NotImplementedError(f"{type(value).__name__} cannot be sent as JSON")
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_other)
+
+
+def encode(value: Any) -> bytes:
+    """Return the value as JSON. Half of a surrogate pair (a cut emoji) goes as the escape that a node reads."""
+    try:
+        found: bytes = _ENCODER.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, default=_encode_other, separators=(",", ":")).encode()
+    return found
+
+
+decode: Final = read_any
+
+
+def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:
+    """The request that only loads a model, with the runner options of a `runner_key`; or sets how long it stays."""
+    pairs = [pair.partition("=") for pair in options.split(",") if pair]
+    body: dict[str, Any] = {
+        "model": model,
+        "stream": False,
+        "options": {name: _number(value) for name, _, value in pairs},
+    }
+    if keep_alive is not None:
+        body["keep_alive"] = keep_alive
+    if kind is EMBED:
+        return Call("POST", "/api/embed", encode({**body, "input": []}), timeouts=UNBOUNDED)
+    return Call("POST", "/api/generate", encode(body), timeouts=UNBOUNDED)
+
+
+def _number(text: str) -> Any:
+    try:
+        return decode(text.lower().encode())
+    except msgspec.DecodeError:
+        return text
+
+
+TOKENS_A_PART: Final = 8  # at most: some tokens are no text, or become text with the next ones
+
+
+def counted(outcome: Outcome, parts: int) -> Outcome:
+    """Return the outcome of a stream that came in so many parts."""
+    return received(outcome, TOKENS_A_PART * parts)
+
+
+def received(outcome: Outcome, tokens: int) -> Outcome:
+    """Return an outcome that says how many tokens what came can hold at most."""
+    t = outcome.timing  # by hand: for every answer, `replaced` would take ten times as long
+    timing = Timing(t.load_us, t.prompt_tokens, t.prompt_us, t.tokens, t.decode_us, t.total_us, max(1, tokens))
+    return Outcome(outcome.status, outcome.message, outcome.http_status, timing, outcome.retry_us)
+
+
+def _timing(t: Timings) -> Timing:
+    return Timing(
+        t.load_duration // 1000,
+        t.read_tokens(),
+        t.prompt_eval_duration // 1000,
+        t.eval_count,
+        t.eval_duration // 1000,
+        t.total_duration // 1000,
+    )
+
+
+_RENDERED: Final = b'"_debug_info":'  # the rendered prompt instead of an answer
+
+
+def judge(status: int, body: bytes, kind: Kind) -> Outcome:
+    """What a complete answer means."""
+    if status != 200:
+        return refusal(status, body)
+    # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
+    if body.startswith(b'{"error"'):
+        return late_error(body, "error without a text")
+    try:
+        found = read_timings(body)
+    except msgspec.DecodeError as error:
+        return Outcome(Status.FAILED, f"the answer is not what Ollama says: {error}", 200)
+    if found.error is not None:  # however it is written
+        return late_error(body, "error without a text")
+    # One that came whole and says that it is not done ran into Ollama's limit of repeated tokens: it is all there is.
+    if not (found.done or _says(kind, body)):
+        return Outcome(Status.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
+    return Outcome(OK, "", 200, _timing(found))
+
+
+def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
+    """Return what is wrong with the vectors of an answer, as for a batch: one for each text, all of one length."""
+    try:
+        given = read_inputs(asked)
+        answer = read_vector_answer(body)
+    except msgspec.DecodeError as error:
+        return Outcome(Status.FAILED, f"the answer has no readable vectors: {error}", 200)
+    widths = answer.widths(path)
+    if widths is None:
+        return Outcome(Status.FAILED, f"the answer has no vectors: {body[:80]!r}", 200)
+    if path == "/api/embeddings":
+        if not given.prompt:
+            return None
+        flaw = "the vector is empty" if widths == [0] else flaw_of([answer.embedding or []])
+        return Outcome(Status.FAILED, flaw, 200) if flaw else None
+    texts = given.input
+    # A list of numbers is one text, as its tokens.
+    whole = isinstance(texts, list) and not any(isinstance(text, int) for text in texts)
+    expected = len(texts) if whole else 1 if texts else len(widths)
+    if len(widths) != expected:
+        return Outcome(Status.FAILED, f"{len(widths)} vectors for {expected} inputs", 200)
+    if len(set(widths)) > 1 or 0 in widths:
+        return Outcome(Status.FAILED, f"vectors of dimension {sorted(set(widths))}, expected one", 200)
+    flaw = flaw_of(answer.rows())
+    return Outcome(Status.FAILED, flaw, 200) if flaw else None
+
+
+def _says(kind: Kind, body: bytes) -> bool:
+    """Is there what was asked for?"""
+    if kind is EMBED:
+        return b'"embedding' in body
+    return b'"message"' in body or b'"response"' in body or _RENDERED in body
+
+
+def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Outcome:
+    """Return what an answer with another status than 200 means. `headers`: names in lower case.
+
+    Only Ollama's own refusals can be the caller's fault: 400, 404, 501 and some 500 with a JSON error. Whatever else
+    stands before a node (a proxy, an older version, a page) says only that this node does not serve the call."""
+    text, own = _own_error(body)
+    text = text or f"status {status}"
+    if status in (429, 503):
+        return Outcome(Status.BUSY, text, status, retry_us=retry_after_us(headers))
+    if status == 404 and own and "model" in text:
+        return Outcome(Status.MISSING, text, status)
+    if own and status in (400, 404, 422, 501):
+        return Outcome(Status.REFUSED, text, status)
+    if status == 500 and own and text.startswith('option "'):  # the caller's fault, under a server's status
+        return Outcome(Status.REFUSED, text, status)
+    if status in (401, 403, 407) and not own:
+        return Outcome(Status.LOCKED, f"needs a key, or does not let us in: status {status} {_short(text)}", status)
+    if 300 <= status < 400:
+        where = (headers or {}).get("location", "")[:200]
+        return Outcome(
+            Status.UNSUITED, f"redirects{' to ' + where if where else ''} (status {status}): set its address", 502
+        )
+    if 400 <= status < 500 or status == 501:
+        return Outcome(Status.UNSUITED, text if own else f"status {status}: {_short(text)}", status)
+    return Outcome(Status.FAILED, text, status)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:120]
+
+
+def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
+    """Return how long a node asks to be left alone (seconds or a date); None if it does not say, or not readably."""
+    text = (headers or {}).get("retry-after", "").strip()
+    if text.isdecimal() and text.isascii():
+        return min(int(text[:9]), RETRY_AFTER_MOST_S) * SECOND
+    if not text:
+        return None
+    try:
+        until = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    try:  # by the node's own clock, if it tells the time
+        now = parsedate_to_datetime((headers or {}).get("date", "")).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        now = time.time()
+    return round(min(max(until - now, 0), RETRY_AFTER_MOST_S) * SECOND)
+
+
+def _own_error(body: bytes) -> tuple[str, bool]:
+    """Return the message of an error body, and whether it has the shape of an error of Ollama's."""
+    try:
+        value = decode(body)
+    except msgspec.DecodeError:
+        return error_text(body), False
+    error = value.get("error") if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error_text(body), isinstance(error, str) and bool(error)
+
+
+def error_text(body: bytes) -> str:
+    """The message of an error body: Ollama's {"error": "..."}, OpenAI's {"error": {"message": ...}}, or plain text."""
+    try:
+        value = decode(body)
+    except msgspec.DecodeError:
+        return body[:500].decode("utf-8", "replace").strip()
+    if not isinstance(value, dict):
+        return ""
+    response = value.get("response")  # of /v1/responses
+    error = value.get("error") or (response.get("error") if isinstance(response, dict) else None)
+    if isinstance(error, dict):
+        error = error.get("message")
+    if not error and value.get("type") == "error":
+        error = value.get("message")
+    return str(error) if error else ""
+
+
+# Codes and types of errors, and words of Ollama's, that tell of the request or of an account, not of a broken node.
+_CALLERS_CODES: Final = frozenset(
+    (
+        "invalid_request_error",
+        "invalid_prompt",
+        "invalid_value",
+        "not_found_error",
+        "context_length_exceeded",
+        "exceed_context_size_error",
+        "request_too_large",
+        "authentication_error",
+        "permission_error",
+        "rate_limit_exceeded",
+        "rate_limit_error",
+    )
+)
+_CALLERS_WORDS: Final = ("does not support ", "exceeds the available context", "exceeds the context length", 'option "')
+
+
+def late_error(body: bytes, missing: str) -> Outcome:
+    """Return what an error under status 200 means: a fault of the caller is told by its code or its words.
+
+    `missing`: the message where the error has none."""
+    message, codes = error_text(body), _codes(body)
+    if codes & _CALLERS_CODES or any(words in message for words in _CALLERS_WORDS):
+        return Outcome(Status.REFUSED, message or missing, 400)
+    return Outcome(Status.FAILED, message or missing, 200)
+
+
+def _codes(body: bytes) -> set[str]:
+    """The codes and types of an error, wherever the dialects put them."""
+    try:
+        value = decode(body)
+    except msgspec.DecodeError:
+        return set()
+    found: set[str] = set()
+    response = value.get("response") if isinstance(value, dict) else None
+    for place in (value, response):
+        error = place.get("error") if isinstance(place, dict) else None
+        for holder in (error, place if place is value else None):
+            if isinstance(holder, dict):
+                found |= {told for name in ("code", "type") if isinstance(told := holder.get(name), str)}
+    return found
+
+
+def outcome_of(fault: TransportFault) -> Outcome:
+    return Outcome(_FAULTS.get(fault.fault, Status.FAILED), str(fault))
+
+
+class Lines:
+    """NDJSON out of pieces in any cutting."""
+
+    __slots__ = ("_rest", "_size")
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []  # of a line without its end: joined once, however it is cut
+        self._size = 0
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Return the lines that are whole now. Raises msgspec.DecodeError for one longer than LINE_MOST."""
+        if b"\n" not in piece:
+            self._keep(piece)
+            return []
+        whole = b"".join([*self._rest, piece]) if self._rest else piece
+        self._rest, self._size = [], 0
+        lines = whole.split(b"\n")
+        last = lines.pop()
+        if last:
+            self._keep(last)
+        return [line for line in lines if line.strip()]
+
+    def _keep(self, piece: bytes) -> None:
+        self._rest.append(piece)
+        self._size += len(piece)
+        if self._size > LINE_MOST:
+            raise msgspec.DecodeError(f"a line is longer than {LINE_MOST} bytes")
+
+    def rest(self) -> bytes:
+        """What came after the last line end: a line too, if the sender left out its end."""
+        rest, self._rest, self._size = b"".join(self._rest), [], 0
+        return rest.strip()
+
+
+def judge_line(line: bytes) -> Outcome | None:
+    """A line of a stream: an error, the end, or None for a part of the answer."""
+    if line.startswith(b'{"error"'):
+        return late_error(line, "error without a text")
+    if not line.startswith(b"{") and not line.lstrip().startswith(b"{"):
+        return Outcome(Status.FAILED, f"a line of the answer is not JSON: {line[:80]!r}", 200)
+    if b'"done":true' in line or b'"done": true' in line or b'"error"' in line:
+        try:
+            found = read_timings(line)
+        except msgspec.DecodeError as error:
+            return Outcome(Status.FAILED, f"a line of the answer is not JSON: {error}", 200)
+        if found.error is not None:
+            return late_error(line, "error without a text")
+        if found.done:
+            return Outcome(OK, "", 200, _timing(found))
+    if _RENDERED in line:
+        return Outcome(OK, "", 200)
+    return None
+
+
+FLOAT32_MOST: Final = 3.4028235e38
+
+
+def flaw_of(rows: Sequence[Sequence[float]]) -> str:
+    """Return what is wrong with the numbers of vectors, "" for nothing."""
+    for row in rows:
+        if not any(row):
+            return "a vector is all zero"
+        if max(row) > FLOAT32_MOST or min(row) < -FLOAT32_MOST:
+            return "a vector has numbers beyond 32 bits"
+    return ""
+
+
+class Vectors:
+    """The vectors of one embedding request as one flat float32 buffer of `count` rows of `dim`."""
+
+    __slots__ = ("count", "dim", "flat", "tokens")
+
+    def __init__(self, flat: array[float], count: int, dim: int, tokens: int) -> None:
+        self.flat = flat
+        self.count = count
+        self.dim = dim
+        self.tokens = tokens
+
+
+def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors | None]:
+    """Decode an /api/embed answer and check it: one vector an item, all of one dimension (`dim`, if not 0)."""
+    try:
+        answer = read_embed_answer(body)
+    except msgspec.DecodeError as error:
+        return Outcome(Status.FAILED, f"the answer is not what /api/embed gives: {error}", 200), None
+    rows = answer.embeddings
+    if len(rows) != expected:
+        return Outcome(Status.FAILED, f"{len(rows)} vectors for {expected} inputs", 200), None
+    width = dim or (len(rows[0]) if rows else 0)
+    if any(len(row) != width for row in rows) or (rows and width == 0):
+        found = sorted({len(row) for row in rows})
+        return Outcome(Status.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
+    flaw = flaw_of(rows)
+    if flaw:
+        return Outcome(Status.FAILED, flaw, 200), None
+    timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count, total_us=answer.total_duration // 1000)
+    flat = array("f", chain.from_iterable(rows))
+    return Outcome(OK, "", 200, timing), Vectors(flat, len(rows), width, answer.prompt_eval_count)
