@@ -18,7 +18,7 @@ import typer
 
 from sollol.cli import fleet
 from sollol.cli.console import note, plural, print_json, say, seconds, stdout, table
-from sollol.cli.embed import Outcome, stream
+from sollol.cli.embed import EmbedOutcome, stream
 from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.cli.search import show
 from sollol.errors import BadInput, SollolError
@@ -66,7 +66,7 @@ class Report(NamedTuple):
     stage: Stage
     files: int
     passages: int
-    outcome: Outcome
+    outcome: EmbedOutcome
     killed_at_s: float | None
     bound_s: float
     lost: int
@@ -203,7 +203,7 @@ def _missing(out: Path, expected: list[Passage]) -> tuple[int, list[tuple[Passag
     return sum(abs(count) for count in wanted.values()), sample
 
 
-def _fastest(place: Stage, outcome: Outcome) -> Endpoint:
+def _fastest(place: Stage, outcome: EmbedOutcome) -> Endpoint:
     """Of the nodes that are up, the one that did most."""
     done = {row.node: row.items for row in outcome.nodes if row.state != "down" and row.node != place.victim_key}
     return max(place.endpoints, key=lambda endpoint: done.get(endpoint.key, -1))
@@ -228,7 +228,7 @@ def _compare(node: Endpoint, model: str, sample: list[tuple[Passage, Any]]) -> t
     return len(sample), int(np.sum(cosines < _SAME_DIRECTION))
 
 
-def _bound(place: Stage, outcome: Outcome, items: int, killed_at_s: float | None) -> float:
+def _bound(place: Stage, outcome: EmbedOutcome, items: int, killed_at_s: float | None) -> float:
     """The least seconds: from the given speeds of simulated nodes, else from the rates that were measured."""
     from sollol.sim import fluid_bound
 

@@ -57,7 +57,7 @@ class Failed(SollolError):
     """The run cannot go on, or not all of it was done."""
 
 
-class Outcome(NamedTuple):
+class EmbedOutcome(NamedTuple):
     """What a run did, measured."""
 
     seconds: float
@@ -127,7 +127,7 @@ def _refuse_problems(problems: list[Skipped]) -> None:
         raise Failed("\n".join(["--strict: nothing was embedded, because these cannot be read:", *listed]))
 
 
-def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -> tuple[Outcome, int]:
+def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -> tuple[EmbedOutcome, int]:
     """Embed and write. Returns what happened, and how many passages the model refused."""
     try:
         outcome = _embed_new(build, documents, nodes, priority)
@@ -144,12 +144,12 @@ def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -
         raise
 
 
-def _embed_new(build: Build, documents: Documents, nodes: str | None, priority: int) -> Outcome:
+def _embed_new(build: Build, documents: Documents, nodes: str | None, priority: int) -> EmbedOutcome:
     """Embed what has no vector yet. Without any such passage no node is needed, or asked for."""
     inputs = build.inputs(documents.passages(build.log.cut))
     first = next(inputs, None)
     if first is None:
-        return Outcome(0.0, [], [])
+        return EmbedOutcome(0.0, [], [])
     with fleet.open_pool(fleet.choose(nodes).endpoints) as pool:
         return stream(build, documents, pool, itertools.chain([first], inputs), priority)
 
@@ -167,7 +167,7 @@ def stream(
     inputs: Iterator[str],
     priority: int = 5,
     after: Callable[[Build], None] = lambda build: None,
-) -> Outcome:
+) -> EmbedOutcome:
     """Feed the pool and keep what comes back, calling `after` each time. `pool` is an OllamaPool, or has its
     `embed_stream` and `get_stats`."""
     refused: list[str] = []
@@ -195,10 +195,10 @@ def stream(
             progress.tick()
     if first_error and not len(build.log):
         raise first_error
-    return Outcome(time.monotonic() - started, node_rows(pool.get_stats()), refused)
+    return EmbedOutcome(time.monotonic() - started, node_rows(pool.get_stats()), refused)
 
 
-def _tell(build: Build, documents: Documents, outcome: Outcome, as_json: bool) -> None:
+def _tell(build: Build, documents: Documents, outcome: EmbedOutcome, as_json: bool) -> None:
     if as_json:
         print_json(_as_json(build, documents, outcome))
         return
@@ -230,7 +230,7 @@ def _list_problems(what: str, problems: list[str]) -> None:
         note(f"  and {len(problems) - _SHOWN:,} more (--json lists all)")
 
 
-def _as_json(build: Build, documents: Documents, outcome: Outcome) -> dict[str, Any]:
+def _as_json(build: Build, documents: Documents, outcome: EmbedOutcome) -> dict[str, Any]:
     return {
         "out": str(build.out),
         "model": build.model,

@@ -33,7 +33,7 @@ class HealthChecks:
     """Plan probes and record their results."""
 
     def __init__(self, cluster: ClusterState) -> None:
-        self._fleet = cluster
+        self._cluster = cluster
         self._last_submit: Micros = 0
         self.touch_at: Micros = 0  # from then on the next task is of interest here
         self.next_at: Micros = NEVER
@@ -42,7 +42,7 @@ class HealthChecks:
     def touched(self, now: Micros, out: list[Action]) -> None:
         """Probe all nodes when a task comes after a long idle time."""
         if now - self._last_submit > IDLE_AFTER:
-            for node in self._fleet.nodes.values():
+            for node in self._cluster.nodes.values():
                 if now - node.asked_us > EVERY:
                     self.ask(node, now, out)
                 self._plan(node, min(node.next_probe_us, now + EVERY))
@@ -53,7 +53,7 @@ class HealthChecks:
         """Return until when to wait for new nodes without an answer; None if none is awaited."""
         if now >= self.newcomers_until:
             return None
-        waiting = any(node.up is None for node in self._fleet.nodes.values())
+        waiting = any(node.up is None for node in self._cluster.nodes.values())
         return self.newcomers_until if waiting else None
 
     def added(self, node: Node, now: Micros, out: list[Action]) -> None:
@@ -140,7 +140,7 @@ class HealthChecks:
             return []
         overdue: list[Attempt] = []
         upcoming = NEVER
-        for node in self._fleet.nodes.values():
+        for node in self._cluster.nodes.values():
             if node.next_probe_us <= now:
                 self.ask(node, now, out)
                 node.next_probe_us = now + EVERY

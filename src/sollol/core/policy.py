@@ -17,6 +17,37 @@ if TYPE_CHECKING:
     from sollol.core.state.replica import Replica
 
 
+class ReplicaView(Protocol):
+    """Show the part of a replica that a routing policy of your own needs. `Replica` has it."""
+
+    key: str
+    model: str
+    limit: int
+    answers: int
+    failed: int
+
+    @property
+    def running(self) -> int:
+        """Return the requests in flight."""
+        ...
+
+    def free(self, now: Micros, occupies_gpu: bool = True) -> bool:
+        """Check that a slot is free."""
+        ...
+
+    def wait_us(self, now: Micros, occupies_gpu: bool = True) -> Micros:
+        """Predict the µs until a slot is free."""
+        ...
+
+    def startup_us(self, options: str | None = None) -> Micros:
+        """Return the µs that a load takes; 0 for a model in memory with these options."""
+        ...
+
+    def latency_us(self, now: Micros) -> float:
+        """Return the mean µs per request; 0 without an answer."""
+        ...
+
+
 class Router(Protocol):
     """Choose the replica for a task.
 

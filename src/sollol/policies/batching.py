@@ -27,20 +27,39 @@ TRIES_MAX = 12  # of a single item that is not answered in time
 class GuidedBatcher:
     """Size chunks by the time that they take on a node."""
 
-    __slots__ = ()
+    __slots__ = ("_first_items", "_floor_us", "_margin_us", "_retries", "_share", "_target_us", "_tries_most")
+
+    def __init__(
+        self,
+        *,
+        target_us: Micros = TARGET,
+        share: float = SHARE,
+        floor_us: Micros = FLOOR,
+        first_items: int = FIRST_ITEMS,
+        margin_us: Micros = MARGIN,
+        retries: int = RETRIES,
+        tries_most: int = TRIES_MAX,
+    ) -> None:
+        self._target_us = target_us
+        self._share = share
+        self._floor_us = floor_us
+        self._first_items = first_items
+        self._margin_us = margin_us
+        self._retries = retries
+        self._tries_most = tries_most
 
     def item_budget(self, view: BatchView) -> tuple[int, int]:
         """Return the cost and the count of the next chunk."""
         mean = view.pending_cost / view.pending_count
         if view.replica_rate is None:
             fair = -(-view.pending_count // (2 * max(1, view.replicas)))
-            return view.pending_cost, max(1, min(FIRST_ITEMS, fair))
+            return view.pending_cost, max(1, min(self._first_items, fair))
         if view.closed and self._better_left(view, mean):
             return 0, 0
-        horizon = float(TARGET)
+        horizon = float(self._target_us)
         if view.closed:
-            horizon = min(horizon, SHARE * view.pending_cost / max(view.total_rate, view.replica_rate))
-        cost = view.replica_rate * max(horizon, FLOOR) / view.slots
+            horizon = min(horizon, self._share * view.pending_cost / max(view.total_rate, view.replica_rate))
+        cost = view.replica_rate * max(horizon, self._floor_us) / view.slots
         return round(max(cost, 1)), view.pending_count
 
     def _better_left(self, view: BatchView, mean: float) -> bool:
@@ -55,14 +74,14 @@ class GuidedBatcher:
 
     def takeover(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
         """Check that an idle node would finish this work clearly before `left_us`."""
-        return startup_us + cost / rate + MARGIN < 0.9 * remaining_us
+        return startup_us + cost / rate + self._margin_us < 0.9 * remaining_us
 
     def again(self, outcome: Outcome, tries: int, count: int) -> ChunkRetry:
         """Return what to do with a failed chunk."""
         if outcome.status in (Status.FAILED, Status.REFUSED):
             return ChunkRetry.SPLIT  # the items are suspected before the node
-        if outcome.status is not Status.TIMEOUT or tries < RETRIES:
+        if outcome.status is not Status.TIMEOUT or tries < self._retries:
             return ChunkRetry.RETRY
         if count > 1:
             return ChunkRetry.SPLIT
-        return ChunkRetry.REFUSE if tries >= TRIES_MAX else ChunkRetry.RETRY
+        return ChunkRetry.REFUSE if tries >= self._tries_most else ChunkRetry.RETRY

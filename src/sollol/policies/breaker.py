@@ -25,11 +25,30 @@ class ConsecutiveBreaker:
     Source: Nygard, "Release It!", ch. 5; the pause as in gRPC's connection back-off.
     """
 
-    __slots__ = ("_failures", "_open_until", "_pause", "_trial", "closed")
+    __slots__ = (
+        "_failures",
+        "_first_pause",
+        "_longer",
+        "_open_until",
+        "_pause",
+        "_pause_most",
+        "_threshold",
+        "_trial",
+        "closed",
+    )
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        threshold: int = THRESHOLD,
+        pause_us: Micros = PAUSE,
+        longer: int = LONGER,
+        pause_most_us: Micros = PAUSE_MAX,
+    ) -> None:
+        self._threshold = threshold
+        self._first_pause = self._pause = pause_us
+        self._longer = longer
+        self._pause_most = pause_most_us
         self._failures = 0
-        self._pause = PAUSE
         self._open_until: Micros | None = None
         self._trial = False
         self.closed = True
@@ -54,7 +73,7 @@ class ConsecutiveBreaker:
                 self._close()
         elif outcome.status in _FAULTS:
             self._failures += 1
-            if self._trial or self._failures == THRESHOLD:
+            if self._trial or self._failures == self._threshold:
                 self._open(now)
         elif outcome.status is Status.REFUSED:
             self._close()
@@ -64,7 +83,7 @@ class ConsecutiveBreaker:
         """Open at once."""
         self._trial = False
         if self._open_until is None or now >= self._open_until:
-            self._failures = max(self._failures, THRESHOLD)
+            self._failures = max(self._failures, self._threshold)
             self._open(now)
 
     def postpone(self, now: Micros, longer: bool) -> None:
@@ -84,10 +103,10 @@ class ConsecutiveBreaker:
     def _open(self, now: Micros) -> None:
         self._open_until = now + self._pause
         self.closed = False
-        self._pause = min(LONGER * self._pause, PAUSE_MAX)
+        self._pause = min(self._longer * self._pause, self._pause_most)
 
     def _close(self) -> None:
         self._failures = 0
-        self._pause = PAUSE
+        self._pause = self._first_pause
         self._open_until = None
         self.closed = True

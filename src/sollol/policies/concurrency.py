@@ -26,7 +26,6 @@ from sollol.core.types import MILLISECOND, SECOND, Micros
 UNBOUNDED: Final = 1_000_000
 # Of a doubling: 1.2 to 1.5 is measured where a second list overlaps, 1.08 where two slots share one rate.
 GAIN: Final = 1.15
-EXPONENT: Final = math.log2(GAIN)
 HOLD: Final = 1.2  # lengths of an answer until the next trial, after one that waited in the node
 BARREN: Final[Micros] = 10 * SECOND  # longer, while no answer comes: the node may hang
 SHARED_HOLD: Final = 20.0  # the same after slots turned out to share one rate; doubles up to SHARED_HOLD_MAX
@@ -52,9 +51,15 @@ class LearnedLimit:
     Args:
         initial: Requests in flight before anything is known.
         maximum: Bound of the limit.
+        gain: Least growth of the common rate for a doubling of the requests in flight.
+        hold: Lengths of an answer between two trials.
+        barren_us: Added to that while no answer comes.
+        wait_least_us: Least wait inside the node that counts.
+        wait_share: And as a share of the answer.
     """
 
     __slots__ = (
+        "_barren_us",
         "_base",
         "_base_rate",
         "_below",
@@ -62,6 +67,8 @@ class LearnedLimit:
         "_count",
         "_depth",
         "_doubles",
+        "_exponent",
+        "_hold_lengths",
         "_hold_until",
         "_is_barren",
         "_length_us",
@@ -72,6 +79,8 @@ class LearnedLimit:
         "_shared_until",
         "_sums",
         "_sure",
+        "_wait_least_us",
+        "_wait_share",
         "_windows",
         "_work",
         "limit",
@@ -80,7 +89,22 @@ class LearnedLimit:
         "slots",
     )
 
-    def __init__(self, initial: int = 1, maximum: int = UNBOUNDED) -> None:
+    def __init__(
+        self,
+        initial: int = 1,
+        maximum: int = UNBOUNDED,
+        *,
+        gain: float = GAIN,
+        hold: float = HOLD,
+        barren_us: Micros = BARREN,
+        wait_least_us: Micros = WAIT_LEAST,
+        wait_share: float = WAIT_SHARE,
+    ) -> None:
+        self._exponent = math.log2(gain)
+        self._hold_lengths = hold
+        self._barren_us = barren_us
+        self._wait_least_us = wait_least_us
+        self._wait_share = wait_share
         self.limit = initial
         self.proven = initial
         self.slots = initial  # that worked at once, though they may share one rate
@@ -134,11 +158,11 @@ class LearnedLimit:
         self.limit = self.proven
         self._doubles = False
         self._is_barren = True
-        self._hold(HOLD, now)
+        self._hold(self._hold_lengths, now)
 
     def reopen(self, now: Micros) -> None:
         """Allow the next trial if its time has come."""
-        if self.limit != self.proven or now < self._hold_until + (BARREN if self._is_barren else 0):
+        if self.limit != self.proven or now < self._hold_until + (self._barren_us if self._is_barren else 0):
             return
         self._open()
 
@@ -186,13 +210,13 @@ class LearnedLimit:
             if concurrent >= self.limit:
                 self._doubles = True
                 self._open()
-        if wait_us > max(WAIT_LEAST, WAIT_SHARE * served_us):
+        if wait_us > max(self._wait_least_us, self._wait_share * served_us):
             fits = round(inflight * served_us / elapsed_us)
             if fits < self.proven:
                 self._shrink(fits)
                 self._base_rate = 0.0
                 self.slots = self.proven
-                self._hold(HOLD, now)
+                self._hold(self._hold_lengths, now)
         elif rate > 0:
             self._compare(inflight, rate, now)
 
@@ -212,7 +236,7 @@ class LearnedLimit:
             if other is None or not (lowest or other.seen_us >= oldest):
                 continue
             lowest = False
-            if here.rate < other.rate * (here.inflight / other.inflight) ** EXPONENT:
+            if here.rate < other.rate * (here.inflight / other.inflight) ** self._exponent:
                 self._shrink(round(other.inflight))
                 self._base_rate = 0.0
                 self._hold(self._shared_hold, now)
@@ -236,7 +260,7 @@ class LearnedLimit:
         served_us = max(1.0, self._pace * max(1.0, cost))
         wait_us = max(0.0, inside_us - served_us)
         self._length_us.add(elapsed_us - wait_us)
-        if wait_us > max(float(WAIT_LEAST), served_us):
+        if wait_us > max(float(self._wait_least_us), served_us):
             fits = round(inflight * (elapsed_us - wait_us) / elapsed_us)
             if fits < self.proven:
                 self._shrink(fits)
@@ -278,14 +302,16 @@ class LearnedLimit:
 
     def _judge(self, rate: float, wanted: bool) -> None:
         if self.limit > self._base and self._base_rate:
-            if rate > self._base_rate * (self.limit / self._base) ** EXPONENT:  # believed if the next window agrees
+            if (
+                rate > self._base_rate * (self.limit / self._base) ** self._exponent
+            ):  # believed if the next window agrees
                 self._sure, self._below, self.proven = False, self._base_rate, self._base
                 self._base, self._base_rate = self.limit, rate
                 self._next_windows = WINDOWS
             else:
                 self._step_back(self._base)
                 return
-        elif not self._sure and rate < self._below * (self._base / self.proven) ** EXPONENT:  # it was luck
+        elif not self._sure and rate < self._below * (self._base / self.proven) ** self._exponent:  # it was luck
             self._step_back(self.proven)
             return
         else:

@@ -31,10 +31,22 @@ def busy_pause(times: int) -> Micros:
 class BudgetRetrier:
     """Retry a task on other nodes while its application has budget."""
 
-    __slots__ = ("_app", "_place", "_tokens")
+    __slots__ = ("_app", "_busy_tries", "_capacity", "_place", "_share", "_tokens", "_tries_most")
 
-    def __init__(self) -> None:
-        self._tokens = [RESERVE] * BUDGETS
+    def __init__(
+        self,
+        *,
+        share: float = SHARE,
+        reserve: float = RESERVE,
+        capacity: float = CAPACITY,
+        tries_most: int = MAX_TRIES,
+        busy_tries: int = BUSY_TRIES,
+    ) -> None:
+        self._share = share
+        self._capacity = capacity
+        self._tries_most = tries_most
+        self._busy_tries = busy_tries
+        self._tokens = [reserve] * BUDGETS
         self._app, self._place = "", 0  # of the last task; the next one is often of the same
 
     def _of(self, task: Task) -> int:
@@ -46,17 +58,17 @@ class BudgetRetrier:
     def deposit(self, task: Task) -> None:
         """Add `share` of a retry to the budget."""
         place = self._of(task)
-        if self._tokens[place] < CAPACITY:
-            self._tokens[place] += SHARE
+        if self._tokens[place] < self._capacity:
+            self._tokens[place] += self._share
 
     def again(self, task: Task, outcome: Outcome, tried: int, now: Micros) -> Micros | None:
         """Return the µs to wait before the next try, or None to give up."""
         if outcome.status is Status.BUSY:
-            return busy_pause(tried) if tried < BUSY_TRIES else None
+            return busy_pause(tried) if tried < self._busy_tries else None
         if outcome.status in (Status.MISSING, Status.UNABLE):  # nothing was tried: another may have it
             return 0
         place = self._of(task)
-        if tried >= MAX_TRIES or self._tokens[place] < 1:
+        if tried >= self._tries_most or self._tokens[place] < 1:
             return None
         self._tokens[place] -= 1
         return 0

@@ -56,11 +56,31 @@ _REASONS: Final = ["", "only candidate", *(f"finishes first of {count}" for coun
 
 
 class CompletionRouter:
-    """Choose by predicted completion time."""
+    """Choose by predicted completion time.
 
-    __slots__ = ()
+    Args:
+        alike: Finishing within this factor of the best is the same; the draw keeps several clients apart.
+        eager: Speed assumed of an untried node, as a factor of the best.
+        stale_us: Age of the last answer after which a node is tried again.
+        stale_priority: Only requests up to this priority are used for that.
+    """
+
+    __slots__ = ("alike", "eager", "stale_priority", "stale_us")
     wide = False
     by_finish = True
+
+    def __init__(
+        self,
+        *,
+        alike: float = ALIKE,
+        eager: float = EAGER,
+        stale_us: Micros = STALE,
+        stale_priority: int = STALE_PRIORITY,
+    ) -> None:
+        self.alike = alike
+        self.eager = eager
+        self.stale_us = stale_us
+        self.stale_priority = stale_priority
 
     def choose(
         self,
@@ -74,9 +94,9 @@ class CompletionRouter:
         if not isinstance(replicas, list):  # compiled, a list is read without calls
             replicas = list(replicas)
         predictions: list[Prediction] = []
-        finishes = _predict(task, replicas, reserved_us, now, predictions)
+        finishes = self._predict(task, replicas, reserved_us, now, predictions)
         scores = self._scores(task, replicas, finishes, now)
-        chosen = _least(scores, rng) if len(predictions) > 1 else 0
+        chosen = _least(scores, self.alike, rng) if len(predictions) > 1 else 0
         best = predictions[chosen]
         finish = finishes[chosen] - best.displaces_us  # the cost of others decides, but is no time of this task
         embed = task.kind is EMBED
@@ -100,9 +120,73 @@ class CompletionRouter:
         """Return the numbers to minimise; here the predicted finish."""
         return finishes
 
+    def _predict(
+        self,
+        task: Task,
+        replicas: list[Replica],
+        reserved_us: Mapping[str, Micros],
+        now: Micros,
+        predictions: list[Prediction],
+    ) -> list[float]:
+        """Append a prediction for each replica. Return the µs until the task would finish on each.
 
-def _least(scores: list[float], rng: random.Random) -> int:
-    """Return the place of the least score, drawn at random among those within ALIKE."""
+        One loop without calls for nominal replicas with rates of their own, as nearly all are: it runs for every
+        replica of every decision. `_TermsPredictor` handles the others.
+        """
+        group = replicas[0].group
+        embed = task.kind is EMBED
+        occupies_gpu = not embed or task.batch
+        tokens = 0.0 if embed else group.expected_tokens(task)
+        tokens_per_cost = group.tokens_per_cost
+        options, cost = task.options, float(task.cost)
+        prefix_hashes = group.prefix_hashes
+        known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
+        claimed = bool(reserved_us)
+        predictor: _TermsPredictor | None = None
+        finishes: list[float] = []
+        since = NEVER if embed else now - self.stale_us
+        for replica in replicas:
+            wait = 0.0
+            nominal, running = replica.nominal, len(replica.attempts)
+            if running or not nominal or replica.node.active_models:
+                over = running - replica.proven
+                soonest = replica.soonest_us
+                if (
+                    over == 0 and soonest >= now and nominal and replica.occupies_gpu
+                ):  # as most that run: without the call
+                    wait = float(soonest - now)
+                elif over >= 0 or not nominal or not replica.occupies_gpu:
+                    wait = float(replica.wait_us(now, occupies_gpu))
+            if claimed:
+                wait += float(reserved_us.get(replica.key, 0))
+            reads, speaks = replica.prefill.value, replica.decode.value
+            if (
+                nominal
+                and replica.answers >= FEW
+                and replica.last_end_us > since
+                and reads
+                and speaks
+                and replica.options == options
+            ):
+                new = cost
+                for prefix_hash, length in known:
+                    if replica.warm.get(prefix_hash, NOT_READ) > replica.prompts - PROMPTS_WARM:
+                        new -= length
+                        break
+                read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, replica.overhead.value or 0.0
+                predictions.append(Prediction(replica.key, wait, read, decode, overhead))
+                finishes.append(wait + read + decode + overhead)
+                continue
+            if predictor is None:
+                predictor = _TermsPredictor(self, task, now, tokens, tokens_per_cost, known)
+            prediction = predictor.predict(replica, wait)
+            predictions.append(prediction)
+            finishes.append(wait + prediction.after_wait_us())
+        return finishes
+
+
+def _least(scores: list[float], alike: float, rng: random.Random) -> int:
+    """Return the place of the least score, drawn at random among those within a factor of it."""
     least = second = math.inf
     first = 0
     for place, score in enumerate(scores):
@@ -110,79 +194,40 @@ def _least(scores: list[float], rng: random.Random) -> int:
             least, second, first = score, least, place
         elif score < second:
             second = score
-    bound = least * ALIKE
+    bound = least * alike
     if second > bound:
         return first
-    alike = [place for place, score in enumerate(scores) if score <= bound]
-    return alike[int(rng.random() * len(alike))]
-
-
-def _predict(
-    task: Task, replicas: list[Replica], reserved_us: Mapping[str, Micros], now: Micros, predictions: list[Prediction]
-) -> list[float]:
-    """Append a prediction for each replica. Return the µs until the task would finish on each.
-
-    One loop without calls for nominal replicas with rates of their own, as nearly all are: it runs for every replica of
-    every decision. `_TermsPredictor` handles the others.
-    """
-    group = replicas[0].group
-    embed = task.kind is EMBED
-    occupies_gpu = not embed or task.batch
-    tokens = 0.0 if embed else group.expected_tokens(task)
-    tokens_per_cost = group.tokens_per_cost
-    options, cost = task.options, float(task.cost)
-    prefix_hashes = group.prefix_hashes
-    known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
-    claimed = bool(reserved_us)
-    predictor: _TermsPredictor | None = None
-    finishes: list[float] = []
-    since = NEVER if embed else now - STALE
-    for replica in replicas:
-        wait = 0.0
-        nominal, running = replica.nominal, len(replica.attempts)
-        if running or not nominal or replica.node.active_models:
-            over = running - replica.proven
-            soonest = replica.soonest_us
-            if over == 0 and soonest >= now and nominal and replica.occupies_gpu:  # as most that run: without the call
-                wait = float(soonest - now)
-            elif over >= 0 or not nominal or not replica.occupies_gpu:
-                wait = float(replica.wait_us(now, occupies_gpu))
-        if claimed:
-            wait += float(reserved_us.get(replica.key, 0))
-        reads, speaks = replica.prefill.value, replica.decode.value
-        if (
-            nominal
-            and replica.answers >= FEW
-            and replica.last_end_us > since
-            and reads
-            and speaks
-            and replica.options == options
-        ):
-            new = cost
-            for prefix_hash, length in known:
-                if replica.warm.get(prefix_hash, NOT_READ) > replica.prompts - PROMPTS_WARM:
-                    new -= length
-                    break
-            read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, replica.overhead.value or 0.0
-            predictions.append(Prediction(replica.key, wait, read, decode, overhead))
-            finishes.append(wait + read + decode + overhead)
-            continue
-        if predictor is None:
-            predictor = _TermsPredictor(task, now, tokens, tokens_per_cost, known)
-        prediction = predictor.predict(replica, wait)
-        predictions.append(prediction)
-        finishes.append(wait + prediction.after_wait_us())
-    return finishes
+    equal = [place for place, score in enumerate(scores) if score <= bound]
+    return equal[int(rng.random() * len(equal))]
 
 
 class _TermsPredictor:
     """Predict a task on replicas where more than load and rates decides."""
 
-    __slots__ = ("_known", "_now", "_task", "_tokens", "_tokens_per_cost", "_usual")
+    __slots__ = (
+        "_eager",
+        "_known",
+        "_now",
+        "_stale_priority",
+        "_stale_us",
+        "_task",
+        "_tokens",
+        "_tokens_per_cost",
+        "_usual",
+    )
 
     def __init__(
-        self, task: Task, now: Micros, tokens: float, tokens_per_cost: float, known: list[tuple[PrefixHash, int]]
+        self,
+        router: CompletionRouter,
+        task: Task,
+        now: Micros,
+        tokens: float,
+        tokens_per_cost: float,
+        known: list[tuple[PrefixHash, int]],
     ) -> None:
+        self._eager = router.eager
+        self._stale_us = router.stale_us
+        self._stale_priority = router.stale_priority
         self._task = task
         self._now = now
         self._tokens = tokens
@@ -225,7 +270,7 @@ class _TermsPredictor:
         return work
 
     def _forgiven(self, replica: Replica) -> bool:
-        return self._now - replica.last_end_us >= FORGIVEN and self._task.priority <= STALE_PRIORITY
+        return self._now - replica.last_end_us >= FORGIVEN and self._task.priority <= self._stale_priority
 
     def _rates(self, replica: Replica) -> tuple[float, float]:
         """Return prefill and decode rates; where they are unknown or stale, what may be assumed."""
@@ -233,9 +278,9 @@ class _TermsPredictor:
         # A node that only failed is taken for a new one now and then: it may have healed.
         fresh = not node.attempted or (replica.failed > 0 and not replica.answers and self._forgiven(replica))
         reads, speaks = replica.prefill.value, replica.decode.value
-        stale = speaks is not None and self._now - replica.last_end_us > STALE
+        stale = speaks is not None and self._now - replica.last_end_us > self._stale_us
         if stale and (speaks or 0.0) * NOT_FAR > self._typical(replica).best_decode:
-            fresh, reads, speaks = self._task.priority <= STALE_PRIORITY, None, None
+            fresh, reads, speaks = self._task.priority <= self._stale_priority, None, None
         if replica.answers < FEW and reads and speaks:
             usual = self._typical(replica)
             own = replica.answers / FEW
@@ -249,7 +294,7 @@ class _TermsPredictor:
         if not reads or not speaks:
             usual = self._typical(replica)
             # The node's speed with its other models is the first guess for this one.
-            speed = EAGER if fresh else node.speed.value or 1.0
+            speed = self._eager if fresh else node.speed.value or 1.0
             if node.loaded:  # a guess for the first calls: on the CPU, where the others were measured on a GPU
                 speed /= max(1.0, replica.slowness() / usual.slowness)
             reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
@@ -353,6 +398,7 @@ class RoundRobinRouter(CompletionRouter):
     wide = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._last = ""
 
     def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:

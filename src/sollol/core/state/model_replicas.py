@@ -48,6 +48,42 @@ class TypicalRates(NamedTuple):
 class ModelReplicas:
     """Hold the replicas of one model, its queue, and the digest that embeddings use."""
 
+    __slots__ = (
+        "_all",
+        "_app",
+        "_by_options",
+        "_cluster",
+        "_counted",
+        "_length",
+        "_lengths",
+        "_ranked",
+        "_ranked_at",
+        "_token_cost",
+        "_type",
+        "_typical",
+        "batches",
+        "best_rate",
+        "checked",
+        "cold_wait_us",
+        "digest",
+        "full_until",
+        "inflight_cost",
+        "mixed",
+        "model",
+        "notice",
+        "off_nominal",
+        "prefix_hashes",
+        "queue",
+        "replicas",
+        "rescan_after",
+        "rescan_planned",
+        "samples",
+        "tasks",
+        "tokens_per_cost",
+        "total_rate",
+        "with_capacity",
+    )
+
     def __init__(self, model: str, cluster: ClusterState, queue: WaitQueue | None = None) -> None:
         self.model = model
         self.replicas: dict[str, Replica] = {}
@@ -70,7 +106,7 @@ class ModelReplicas:
         self.rescan_after: Micros = 0  # the waiting tasks were compared in vain just before
         self.rescan_planned = False
         self.cold_wait_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
-        self._fleet = cluster
+        self._cluster = cluster
         self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
         self._app, self._type = "", TaskType.CHAT  # of the last task; the next one is often like it
         self._length: Length | None = None
@@ -113,13 +149,13 @@ class ModelReplicas:
 
     def digest_for(self, task: Task) -> str:
         """Return the only version of the model that may answer this task; "" for any."""
-        if task.kind is not EMBED and not self._fleet.one_digest:
+        if task.kind is not EMBED and not self._cluster.one_digest:
             return ""
         if task.only is None:
             return self.digest
         replicas = [replica for key in task.only if (replica := self.replicas.get(key)) is not None and replica.node.up]
         has = not replicas or any(replica.digest in ("", self.digest) for replica in replicas)
-        return self.digest if has or self.model in self._fleet.pinned else chosen(replicas)
+        return self.digest if has or self.model in self._cluster.pinned else chosen(replicas)
 
     def suits(self, replica: Replica, task: Task, digest: str) -> bool:
         """Check that this task may go to this replica.
@@ -247,7 +283,7 @@ class ModelReplicas:
         if found is None:
             if len(self._lengths) > KINDS_MAX:
                 self._lengths.clear()
-            found = self._lengths[kind] = self._fleet.lengths.of(task.app, task.type, self.model)
+            found = self._lengths[kind] = self._cluster.lengths.of(task.app, task.type, self.model)
         self._app, self._type, self._length = task.app, task.type, found
         return found
 

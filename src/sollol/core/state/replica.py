@@ -162,6 +162,11 @@ class Replica:
             and self.slowness() <= 2 * self.measured_slowness
         )
 
+    @property
+    def running(self) -> int:
+        """Return the requests in flight."""
+        return len(self.attempts)
+
     def free(self, now: Micros, occupies_gpu: bool = True) -> bool:
         """Check that a slot is free.
 
