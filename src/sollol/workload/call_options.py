@@ -1,4 +1,4 @@
-"""The constraints a caller can give a call. They are the same on every path: calls, streams, batches, API formats."""
+"""Constraints of a call, the same on every path: single calls, streams, batches, API formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sollol.workload.validation import (
 
 
 class CallOptions(NamedTuple):
-    """Constraints of one call. `only`: keys of the nodes it may go to; `app` None: the pool's own."""
+    """Constraints of one call. `only`: keys of the permitted nodes; `app` None: the pool's own."""
 
     priority: int = 5
     timeout_s: float | None = None
@@ -28,7 +28,7 @@ class CallOptions(NamedTuple):
     only: tuple[str, ...] | None = None
     gpu: bool = False
     app: str | None = None
-    keep_alive: int | str | None = None  # for the body of the request, where that names none
+    keep_alive: int | str | None = None  # set in the request's body where that has none
 
 
 def call_options(
@@ -40,7 +40,11 @@ def call_options(
     node: Any = None,
     requires_gpu: Any = False,
 ) -> CallOptions:
-    """Check the keyword arguments of a pool's call. Raises BadInput."""
+    """Validate the keyword arguments of a pool's call.
+
+    Raises:
+        BadInput: A value is not permitted.
+    """
     return CallOptions(
         check_priority(priority),
         check_timeout(timeout),

@@ -1,14 +1,13 @@
-"""What is a request about, and how demanding is it? Told from cheap signs, before any model has read it.
+"""Classify requests by task type and complexity, from words and sizes, without a model.
 
-The scheduler predicts the length of an answer by the type of its task, so a guess is worth something and an error costs
-little: the lengths of (application, type, model) are learned anyway. What it must not cost is time, since it runs for
-every call. So only the ends of the last user message and of the system message are looked at, whatever their length,
-and words are looked up, not searched for (`task_words`).
+The scheduler predicts the length of an answer by its task type. A wrong type costs little, because lengths are learned
+for each (application, type, model). Time matters more, since this runs for every call: only both ends of the last user
+message and of the system message are read, and each word is one lookup (`task_words`).
 
-What is asked stands at the beginning of a message, or at its end, after the material. The material itself speaks too:
-of code, of classes, of summaries. Therefore the first signs that reach two points decide, quotations and fenced code
-are left out, and a fence alone counts only where nothing was asked in words. "Write a function that summarises" is
-about code because the function comes first.
+The instruction stands at the beginning of a message, or at its end, after the material. The material may contain words
+about code, classes or summaries, too. Therefore the first type that reaches two points wins, quotations and fenced
+code are skipped, and a fence alone counts only when no instruction was found. "Write a function that summarises" is
+code, because "function" comes first.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from sollol.workload.task_words import (
 )
 
 HEAD: Final = 400
-TAIL: Final = 300  # characters looked at, at both ends of a long message
-LINE: Final = 200  # characters in which what is asked may stand
-ENOUGH: Final = 2  # points that decide
-NEAR: Final = 5  # words between "write" and what is written
-MESSAGES: Final = 40  # of a conversation whose sizes are counted
+TAIL: Final = 300  # characters read at the beginning (HEAD) and the end of a long message
+LINE: Final = 200  # characters that may hold the instruction
+ENOUGH: Final = 2  # points at which a type wins
+NEAR: Final = 5  # words between "write" and its object
+MESSAGES: Final = 40  # latest messages whose sizes are counted
 
 _WORD: Final = re.compile(r"[\w.+#]+")
-# Small letters for all, and a space for what is not part of a word.
+# Lower case for letters, a space for characters outside words.
 _SPACED: Final = bytes(ord(c.lower() if c.isalnum() or c in "_.+#" else " ") for c in map(chr, range(128))) + b" " * 128
 _QUOTED: Final = re.compile(r'"[^"\n]*"|“[^“”\n]*”|„[^„“”\n]*[“”]|«[^«»\n]*»|`[^`\n]+`|「[^「」\n]*」')
 _QUOTES: Final = re.compile("[“„«「]")
@@ -64,15 +63,18 @@ _TYPES: Final = {
     CODE: TaskType.CODE,
 }
 _REMEMBERED: Final = 4096
-LONGEST: Final = 20  # letters of a word that is remembered
-_SILENT: Final = (0, 0)  # the sign of a word that speaks for nothing, as most do
-_signs: Final[dict[str, tuple[int, int]]] = {}  # words that came before, and what they speak for
+LONGEST: Final = 20  # letters of a cached word
+_NEUTRAL: Final = (0, 0)  # the sign of a word without a meaning for the type
+_signs: Final[dict[str, tuple[int, int]]] = {}  # cache: word -> (sign, points)
 
 
 def detect_task_type(request: Any) -> TaskType:
-    """The type of a request: a text, a list of messages, or a payload as of `/api/chat`, `/api/generate`, `/api/embed`.
+    """Return the task type of a text, a list of messages, or a payload of `/api/chat`, `/api/generate`, `/api/embed`.
 
-    CHAT where nothing speaks for another. Raises BadInput for something else.
+    The default is CHAT.
+
+    Raises:
+        BadInput: The request is none of these.
     """
     payload = _payload(request)
     messages = payload.get("messages")
@@ -84,10 +86,18 @@ def detect_task_type(request: Any) -> TaskType:
 
 
 def type_of(messages: Any, prompt: Any, system: Any, schema: Any, fills: bool) -> TaskType:
-    """The same of the fields that tell it. `schema`: how the answer is to be given; `fills`: something follows it."""
+    """Return the task type by the relevant fields of a payload.
+
+    Args:
+        messages: The conversation, None for a prompt.
+        prompt: The prompt, where there are no messages.
+        system: The system prompt beside `prompt`.
+        schema: The `format` of the answer: "json", a JSON schema, or None.
+        fills: True if the answer is inserted before a `suffix`.
+    """
     if schema and not isinstance(schema, str):
         return _of_schema(schema)
-    text, said = _texts(messages, prompt, system)
+    text, system_text = _texts(messages, prompt, system)
     found = _of_text(text) if text else None
     if found is not None:
         return found
@@ -95,14 +105,14 @@ def type_of(messages: Any, prompt: Any, system: Any, schema: Any, fills: bool) -
         return TaskType.CODE
     if schema == "json":
         return TaskType.EXTRACT
-    return (_of_system(_ends(said)) if said else None) or CHAT
+    return (_of_system(_ends(system_text)) if system_text else None) or CHAT
 
 
 def estimate_complexity(request: Any) -> int:
-    """How demanding a request is, from 1 (a greeting) to 10, by the same signs and its size.
+    """Return the complexity of a request, from 1 (a greeting) to 10.
 
-    Points for: the size of the conversation (one for each doubling from 400 characters), its turns, tools, the type of
-    task, thinking, and words that ask for several steps.
+    Points are added for the size of the conversation (one for each doubling from 400 characters), its turns, tools,
+    the task type, thinking, and words that stand for several steps.
     """
     payload = _payload(request)
     if payload.get("input") is not None and not payload.get("messages"):
@@ -132,23 +142,23 @@ def _payload(request: Any) -> Mapping[str, Any]:
 
 
 def _texts(messages: Any, prompt: Any, system: Any) -> tuple[str, str]:
-    """What the user asks last, and the system message."""
+    """Return the last user message and the system message."""
     if not messages:
         return prompt if isinstance(prompt, str) else "", system if isinstance(system, str) else ""
     if not isinstance(messages, list) and (isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence)):
         raise BadInput(f"messages is {type(messages).__name__}; expected a list of messages")
-    said: list[Any] = messages if isinstance(messages, list) else list(messages)
-    asked = ""
-    last = said[-1]
-    if _field(last, "role") == "user":  # as nearly always
-        asked = _content(last)
+    conversation: list[Any] = messages if isinstance(messages, list) else list(messages)
+    question = ""
+    last = conversation[-1]
+    if _field(last, "role") == "user":  # the usual case
+        question = _content(last)
     else:
         for message in reversed(messages[-MESSAGES:]):
             if _field(message, "role") == "user":
-                asked = _content(message)
+                question = _content(message)
                 break
-    first = said[0]
-    return asked, _content(first) if _field(first, "role") == "system" else ""
+    first = conversation[0]
+    return question, _content(first) if _field(first, "role") == "system" else ""
 
 
 def _field(message: Any, name: str) -> Any:
@@ -161,13 +171,13 @@ def _content(message: Any) -> str:
     content = _field(message, "content")
     if isinstance(content, str):
         return content
-    if isinstance(content, Sequence):  # parts, as OpenAI has them
+    if isinstance(content, Sequence):  # content parts, as in OpenAI's format
         return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and "text" in part)
     return ""
 
 
 def _of_schema(schema: Any) -> TaskType:
-    """One field with a few possible values is a label; anything else takes something out of a text."""
+    """Return CLASSIFY for a schema of one field with an enum or a boolean, else EXTRACT."""
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if isinstance(properties, Mapping) and len(properties) == 1:
         (only,) = properties.values()
@@ -181,16 +191,16 @@ def _ends(text: str) -> str:
 
 
 def _of_text(text: str) -> TaskType | None:
-    """What is asked in a message; CHAT where that is sure, None where nothing was found."""
+    """Return the task type of a message, None if no sign was found."""
     text = _ends(text)
     ascii = text.isascii()
     ticked = "`" in text
     fenced = ticked and _FENCE in text
-    asked = _outside(text) if fenced else text
-    if '"' in asked or (ticked and "`" in asked) or (not ascii and _QUOTES.search(asked)):
-        asked = _QUOTED.sub(" ", asked)
-    asked = asked.strip()
-    for zone in _zones(asked):
+    instruction = _outside(text) if fenced else text
+    if '"' in instruction or (ticked and "`" in instruction) or (not ascii and _QUOTES.search(instruction)):
+        instruction = _QUOTED.sub(" ", instruction)
+    instruction = instruction.strip()
+    for zone in _zones(instruction):
         found = _scan(zone, ascii or zone.isascii())
         if found is not None:
             return found
@@ -200,23 +210,26 @@ def _of_text(text: str) -> TaskType | None:
     return TaskType.CODE if brackets and _CODE_LIKE.search(text) else None
 
 
-@lru_cache(256)  # an application says the same to all its calls
+@lru_cache(256)  # an application sends the same system message with each call
 def _of_system(text: str) -> TaskType | None:
-    """A system message decides only where it speaks of one thing: many list all that an assistant can."""
-    spoken = {found[0] for found in map(_sign, _words(text, text.isascii())) if found and found[0] in _TYPES}
-    return _of_text(text) if len(spoken) == 1 else None
+    """Return the task type of a system message with signs of one type; many list all abilities of an assistant."""
+    types = {found[0] for found in map(_sign, _words(text, text.isascii())) if found and found[0] in _TYPES}
+    return _of_text(text) if len(types) == 1 else None
 
 
 def _outside(text: str) -> str:
-    """Before the first fence and after the last one."""
+    """Return the text before the first fence and after the last one."""
     first, last = text.find(_FENCE), text.rfind(_FENCE)
     after = text[last + 3 :] if last > first else ""
     return f"{text[:first]}\n{after}"
 
 
 def _zones(text: str) -> tuple[str, ...]:
-    """Where to look, in order. A message that begins with a line or a colon begins with what is asked; one that
-    begins with a long paragraph ends with it."""
+    """Return the parts that may hold the instruction, the likeliest first.
+
+    A message with a line break or a colon near its beginning begins with the instruction; one that begins with a long
+    paragraph ends with it.
+    """
     if len(text) <= LINE + TAIL // 2:
         return (text,)
     head, tail = text[:LINE], text[-LINE:]
@@ -227,14 +240,14 @@ def _zones(text: str) -> tuple[str, ...]:
 
 
 def _words(text: str, ascii: bool) -> list[str]:
-    """In small letters. The first way is ten times as quick."""
+    """Return the words in lower case. ASCII has a way of its own because it is ten times as fast."""
     if ascii:
         return text.encode("ascii").translate(_SPACED).decode("ascii").split()
     return _WORD.findall(text.lower())
 
 
 def _sign(word: str) -> tuple[int, int] | None:
-    """What a word (in small letters) speaks for, and its points."""
+    """Return the sign of a lower-case word and its points."""
     bare = word
     if "." in word:
         bare = word.rstrip(".")
@@ -245,7 +258,7 @@ def _sign(word: str) -> tuple[int, int] | None:
 
 
 def _remember(word: str) -> tuple[int, int]:
-    found = _sign(word) or _SILENT
+    found = _sign(word) or _NEUTRAL
     if len(word) <= LONGEST:
         if len(_signs) >= _REMEMBERED:
             _signs.clear()
@@ -254,7 +267,7 @@ def _remember(word: str) -> tuple[int, int]:
 
 
 def _scan(text: str, ascii: bool) -> TaskType | None:
-    """The type that first has ENOUGH points; None if none has."""
+    """Return the first type with ENOUGH points, None if there is none."""
     if not ascii and _UNSPACED.search(text) is not None:
         return _scan_unspaced(text)
     words = _words(text, ascii)
@@ -292,13 +305,16 @@ def _scan(text: str, ascii: bool) -> TaskType | None:
 
 
 def _of_translation(words: list[str]) -> TaskType:
-    """From one programming language into another, or of human words."""
+    """Return CODE for a translation between programming languages, else CHAT."""
     code = sum(found[1] for found in map(_sign, words[:15]) if found and found[0] == CODE)
     return TaskType.CODE if code >= ENOUGH else TaskType.CHAT
 
 
 def _scan_unspaced(text: str) -> TaskType | None:
-    """Without spaces, and with the verb at the end: the most points, and then the first to come."""
+    """Return the type of a text without spaces: most points win, then the earliest place.
+
+    These languages have the verb at the end, so that the order of words decides less.
+    """
     points = [0] * 9
     first = [len(text)] * 9
     for part, sign, weight in ANYWHERE:

@@ -1,4 +1,4 @@
-"""What two conversations have in common: names of their beginnings."""
+"""Hashes of the prefixes of a conversation: two conversations share a prefix if they share its hash."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 from zlib import crc32
 
-PREFIXES: Final = 7  # beginnings of a conversation that are remembered, besides its first message
-MESSAGE_COST: Final = 30  # cost units of a message besides its text: role and marks
+PREFIXES: Final = 7  # latest prefixes kept, besides the first message
+MESSAGE_COST: Final = 30  # cost units of a message besides its text: role and separators
 _crc32: Final[Any] = crc32
 
 
 def prefix_of(messages: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """Names of the beginnings of a conversation, and their costs: a node that has just read one is warm for it."""
-    prefix_hash: Any = 0  # no int, so that it stays an object when this is compiled
+    """Return (hash, cost units) of the prefixes of a conversation, shortest first.
+
+    A node that has processed one keeps it in its cache and is warm for it.
+    """
+    prefix_hash: Any = 0  # Any, so that compiled code keeps one object instead of boxing an int
     cost = 0
     prefix_hashes: list[tuple[Any, int]] = []
     for message in messages:

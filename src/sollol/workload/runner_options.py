@@ -1,4 +1,4 @@
-"""Runner options: those that make a node reload a model when they differ from the ones it was loaded with."""
+"""Runner options: a node reloads a model when one of them differs from those of its last load."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RUNNER_OPTIONS: Final = (
     "num_thread",
     "draft_num_predict",
 )
-_INT_MOST: Final = 2**63 - 1  # as in Go, in which Ollama is written
+_INT_MOST: Final = 2**63 - 1  # int64 of Go, in which Ollama is written
 
 
 def runner_key(options: Any) -> str:
-    """Return the runner options of a request in a fixed order, "" for none."""
+    """Return the runner options of a request as one text in a fixed order, "" for none."""
     if not isinstance(options, Mapping):
         return ""
     given = [f"{name}={str(options[name])[:40]}" for name in RUNNER_OPTIONS if _is_plain(options.get(name))]
@@ -26,5 +26,5 @@ def runner_key(options: Any) -> str:
 
 
 def _is_plain(option: Any) -> bool:
-    """Check for what an option of a runner can be: a number that a node can read, a flag, or a word."""
+    """Check for a value that a node accepts: a string, a flag, or a number in the range of int64."""
     return isinstance(option, str | float) or (isinstance(option, int) and abs(option) <= _INT_MOST)

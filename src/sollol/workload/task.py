@@ -1,4 +1,4 @@
-"""The only builder of Tasks: every constraint that a caller can give is applied here, on every path."""
+"""The only builder of Tasks: applies every constraint of a caller, on every path."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from sollol.workload.call_options import CallOptions
 
 
 class Work(NamedTuple):
-    """A request, as far as scheduling needs it. `cost` in cost units (`sollol.workload.cost`)."""
+    """The scheduling properties of a request. `cost` in cost units (`sollol.workload.cost`)."""
 
     kind: Kind
     model: str
     route: str  # the node's path
     cost: int = 0
-    tokens_out: int | None = None  # the most tokens that the answer may have
+    tokens_out: int | None = None  # the limit of the answer's tokens
     options: str = ""  # runner options: `runner_key`
     type: TaskType = TaskType.CHAT
     prefix: tuple[tuple[int, int], ...] = ()
     stream: bool = False
-    observable: bool = False  # its job can report when a node begins to answer
-    unloads: bool = False  # the model leaves memory at its end
-    repeatable: bool = True  # a second copy does no harm
+    observable: bool = False  # its job reports the first byte of an answer
+    unloads: bool = False  # the node unloads the model at its end
+    repeatable: bool = True  # a hedge does no harm
     batch: bool = False
     width: int | None = None  # requests in flight of a batch
 
 
 def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None, app: str, now: Micros) -> Task:
-    """Return the task of a request, sent by `app` unless the caller names another application.
+    """Build the task of a request at the time `now`.
 
-    `hedge`: as the caller set it, or the name under which the caller's own policy is registered.
+    Args:
+        id: The number of the task.
+        work: The request's own properties.
+        call: The caller's constraints.
+        hedge: The caller's `hedge`, or the name under which the caller's own policy is registered.
+        app: The application, unless the caller names another.
+        now: The present, in microseconds; the deadline counts from here.
     """
     timeout_s = call.timeout_s
     return Task(
@@ -47,7 +53,7 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
         width=work.width,
         type=work.type,
         mode=call.mode,
-        # A copy that unloads its model when it ends would do so on two nodes.
+        # A hedge of a call that unloads its model would unload it on two nodes.
         hedge=False if work.unloads or not work.repeatable else hedge,
         stream=work.stream,
         prefix=work.prefix,
@@ -59,5 +65,5 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
 
 
 def unloads(keep_alive: Any) -> bool:
-    """Check whether a model leaves memory after a call with this `keep_alive`: "0", "0s", 0 and 0.0 mean yes."""
+    """Check whether a call with this `keep_alive` unloads its model: "0", "0s", 0 and 0.0 do."""
     return keep_alive is not None and str(keep_alive).strip("0.hmnsu\u00b5") == ""

@@ -1,7 +1,7 @@
-"""Words that tell what a request is about, in ten languages: the vocabulary of `policies.tasks`.
+"""Words that indicate a task type, in ten languages: the vocabulary of `workload.classification`.
 
-A line is a weight and words; two points decide. `verb*` is every word that begins so. What is written without spaces
-(Chinese, Japanese) is looked for anywhere.
+Each entry is a weight and its words; two points decide. `verb*` is a stem. Words of languages without spaces
+(Chinese, Japanese) match anywhere in the text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ OTHER: Final = 5
 MAKE: Final = 6
 LIST: Final = 7
 SOURCE: Final = 8
-"""What a word speaks for. PROSE: a poem, a letter, so no code. OTHER: translating and the like, where what follows is
-only what it is done to. MAKE: write, create, fix, of code or of anything else. LIST: name, find, that is, take out of a
-text if there is one. SOURCE: that there is one."""
+# Meanings of words. PROSE: a poem or a letter, so no code. OTHER: a verb such as "translate", whose object does not
+# matter. MAKE: write, create, fix, of code or of anything else. LIST: name, find: EXTRACT if there is a text. SOURCE:
+# there is a text.
 
 _STRONG = 2
 _WEAK = 1

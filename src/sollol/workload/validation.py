@@ -1,4 +1,4 @@
-"""Checks of what callers pass. Each returns the value in its final type, or raises BadInput."""
+"""Validate arguments of callers. Each function returns the value in its final type, or raises BadInput."""
 
 from __future__ import annotations
 
@@ -15,39 +15,44 @@ _DIGEST: Final = re.compile(r"(sha256:)?[0-9a-f]{7,64}")
 
 
 def check_model(model: Any) -> str:
+    """Validate the name of a model."""
     if not isinstance(model, str) or not model.strip():
         raise BadInput(f"model={short(model)}; expected the name of a model, such as 'llama3.2'")
     return model
 
 
 def check_priority(priority: Any) -> int:
-    """0 to 10; a TaskPriority is one too."""
+    """Validate a priority from 0 to 10, also a TaskPriority."""
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 10:
         raise BadInput(f"priority={short(priority)}; expected a whole number from 0 (last) to 10 (first)")
     return int(priority)
 
 
 def check_timeout(timeout: Any) -> float | None:
+    """Validate a time limit in seconds, None for no limit."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise BadInput(f"timeout={short(timeout)}; expected seconds above 0, or None for no bound")
+        raise BadInput(f"timeout={short(timeout)}; expected seconds above 0, or None for no limit")
     return float(timeout)
 
 
 def check_count(name: str, value: Any) -> int:
+    """Validate a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise BadInput(f"{name}={short(value)}; expected a whole number of at least 1")
     return value
 
 
 def check_text(field: str, index: int | None, text: Any) -> None:
+    """Validate a text, which is the item `index` of a list unless that is None."""
     if not isinstance(text, str):
         where = field if index is None else f"{field}[{index}]"
         raise BadInput(f"{where} is {short(text)} ({type(text).__name__}); expected a string")
 
 
 def check_mode(mode: Any) -> RoutingMode | None:
+    """Validate a routing mode or its name, None for the pool's own."""
     if mode is None:
         return None
     try:
@@ -58,15 +63,17 @@ def check_mode(mode: Any) -> RoutingMode | None:
 
 
 def check_hedge(hedge: Any) -> bool | Hedger | None:
+    """Validate a hedging choice: True, False, a policy, or None for the mode's own."""
     if hedge is None or isinstance(hedge, bool):
         return hedge
     if all(callable(getattr(hedge, name, None)) for name in ("deposit", "learn", "after", "withdraw")):
         found: Hedger = hedge
         return found
-    raise BadInput(f"hedge={short(hedge)}; expected True, False, None (as the mode says) or a hedging policy")
+    raise BadInput(f"hedge={short(hedge)}; expected True, False, None (the mode decides) or a hedging policy")
 
 
 def check_type(task_type: Any) -> TaskType | None:
+    """Validate a task type or its name, None for a type found by classification."""
     if task_type is None:
         return None
     try:
@@ -77,7 +84,7 @@ def check_type(task_type: Any) -> TaskType | None:
 
 
 def check_only(node: Any) -> tuple[str, ...] | None:
-    """The names of the nodes that a call may go to: of one, or of several; None for any."""
+    """Return the keys of the permitted nodes, of one address or several; None for any node."""
     if node is None:
         return None
     nodes = [node] if isinstance(node, (str, Mapping)) or not isinstance(node, Iterable) else list(node)
@@ -87,12 +94,14 @@ def check_only(node: Any) -> tuple[str, ...] | None:
 
 
 def check_flag(name: str, value: Any) -> bool:
+    """Validate True or False."""
     if not isinstance(value, bool):
         raise BadInput(f"{name}={short(value)}; expected True or False")
     return value
 
 
 def check_mixed_digests(value: Any) -> str:
+    """Validate the policy for chats when nodes have different versions of a model: "allow" or "one"."""
     if value not in ("allow", "one"):
         raise BadInput(
             f"on_mixed_digests={short(value)}; expected 'allow' (chats use every version of a model) or 'one'"
@@ -101,7 +110,7 @@ def check_mixed_digests(value: Any) -> str:
 
 
 def check_digests(digests: Any) -> dict[str, str]:
-    """The pinned versions: model -> digest, or its beginning."""
+    """Validate pinned versions: model -> digest, or the beginning of one."""
     if digests is None:
         return {}
     if not isinstance(digests, Mapping):
@@ -116,6 +125,7 @@ def check_digests(digests: Any) -> dict[str, str]:
 
 
 def check_strategy(strategy: Any) -> RoutingStrategy:
+    """Validate a routing strategy or its name."""
     try:
         return RoutingStrategy(strategy.lower() if isinstance(strategy, str) else strategy)
     except ValueError:
@@ -124,6 +134,6 @@ def check_strategy(strategy: Any) -> RoutingStrategy:
 
 
 def short(value: Any) -> str:
-    """Return a value as a message shows it."""
+    """Return the representation of a value, cut to 80 characters for messages."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
