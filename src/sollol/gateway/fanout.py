@@ -157,7 +157,7 @@ async def show(gateway: Gateway, request: Request) -> None:
     why: list[tuple[str, str]] = []
     for node in await holders(gateway, model, missing, asked=False):
         try:
-            found = await operations.ask_whole(
+            found = await operations.fetch_bytes(
                 gateway.engine.transport, node, "POST", "/api/show", {**fields, "model": model}, SHOWING
             )
         except ResponseError as error:
@@ -250,12 +250,12 @@ async def _ask_all(gateway: Gateway, path: str) -> dict[str, dict[str, Any]]:
     nodes = up_nodes(gateway)
     if not any(node.up is not False for node in states(gateway)):
         nodes = await _back(gateway, nodes)
-    answers = await operations.ask_all(gateway.engine.transport, nodes, "GET", path, None, READING)
+    answers = await operations.fetch_from_all(gateway.engine.transport, nodes, "GET", path, None, READING)
     if any(isinstance(answer, TransportFault) for answer in answers.values()):
         gateway.engine.refresh()  # one that was thought to be up: while nobody works, it is asked once a minute
     answers = gateway.once.remembered(path, answers)
     try:
-        return operations.need_one(path, answers)
+        return operations.require_answer(path, answers)
     except NoNodeAvailable as nobody:
         down = [(node.key, node.lost_why) for node in states(gateway) if node.key not in answers]
         raise NoNodeAvailable(f"{path}: no node answered", [*nobody.tried, *down]) from None

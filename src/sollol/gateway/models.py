@@ -88,7 +88,9 @@ def _renamed(gateway: Gateway, fields: dict[str, Any]) -> dict[str, Any]:
 async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
     """One call to each node."""
     try:
-        answers = await operations.ask_all(gateway.engine.transport, to.nodes, request.method, request.path, fields)
+        answers = await operations.fetch_from_all(
+            gateway.engine.transport, to.nodes, request.method, request.path, fields
+        )
     except asyncio.CancelledError:
         gateway.engine.refresh()
         raise
@@ -100,7 +102,7 @@ async def _everywhere(gateway: Gateway, request: Request, fields: dict[str, Any]
 async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any], to: Targets) -> None:
     """A call with progress: one stream for all nodes, or with `"stream": false` one answer."""
     streams = fields.get("stream") is not False
-    lines = operations.follow(gateway.engine.transport, to.nodes, request.path, fields, as_said=True)
+    lines = operations.stream_progress(gateway.engine.transport, to.nodes, request.path, fields, verbatim=True)
     keys = [node.key for node in to.nodes]
     outcomes: Outcomes = {**dict.fromkeys(keys, "ended without a word"), **to.down}
     sums = Sums(len(keys))
@@ -109,7 +111,7 @@ async def _carry_out(gateway: Gateway, request: Request, fields: dict[str, Any],
         async for node, line in lines:
             if isinstance(line, Exception):
                 outcomes[node] = line
-                late.append({"status": f"failed on {node}: {operations.words(line)}", "node": node})
+                late.append({"status": f"failed on {node}: {operations.error_message(line)}", "node": node})
             elif line.get("status") == "success":
                 outcomes[node] = None
             elif streams:
@@ -139,7 +141,7 @@ async def _say(request: Request, line: dict[str, Any]) -> None:
 
 def _words(outcomes: Outcomes) -> dict[str, str]:
     return {
-        node: "success" if found is None else found if isinstance(found, str) else operations.words(found)
+        node: "success" if found is None else found if isinstance(found, str) else operations.error_message(found)
         for node, found in outcomes.items()
     }
 
@@ -306,9 +308,9 @@ async def unload(gateway: Gateway, request: Request, model: str, only: tuple[str
     else:
         holding = [node.endpoint for node in states(gateway) if node.usable and name in node.loaded]
         holding = holding or (await holders(gateway, model, missing))[:1]
-    answers = await operations.ask_all(
+    answers = await operations.fetch_from_all(
         gateway.engine.transport, holding, "POST", request.path, fields, operations.WORKING
     )
-    good = operations.need_one(f"unload {model}", answers)
+    good = operations.require_answer(f"unload {model}", answers)
     await relearn(gateway, answers)
     request.answer(200, encode(next(iter(good.values()))))

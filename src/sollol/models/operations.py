@@ -1,9 +1,9 @@
-"""The model verbs: they go to nodes directly, not through the queue, because they need no slot.
+"""Model verbs over all nodes. They bypass the queue because they need no slot.
 
-`list` and `ps` are merged over the nodes that answer; `show` asks one that has the model; `pull`, `create`,
-`copy` and `delete` go to every node concerned, and tell per node how it went. What takes minutes (pull, push, create)
-is asked for with its progress, also for a caller who wants none of it: silence then means trouble, not work. Where what
-the caller wrote has to arrive as it was written, the node is asked meanwhile whether it still answers.
+`list` and `ps` merge the answers of all nodes; `show` takes the first answer; `pull`, `create`, `copy` and `delete` go
+to every node concerned and return a result per node. Pull, push and create take minutes, so they are always sent with
+`stream`: a node that sends no progress is then in trouble. A body that must reach the node unchanged may have no
+progress; meanwhile `/api/version` checks that the node is reachable.
 """
 
 from __future__ import annotations
@@ -25,24 +25,29 @@ from sollol.errors import NoNodeAvailable, ResponseError
 from sollol.transport.base import Call, Fault, Reply, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
-LISTING = Timeouts(connect_s=1.5, first_byte_s=30.0, idle_s=30.0)  # a fleet is not waited for longer than a probe is
-WORKING = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)  # of a node that is watched meanwhile
+LISTING = Timeouts(connect_s=1.5, first_byte_s=30.0, idle_s=30.0)  # the same as for a probe
+WORKING = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)  # `_while_reachable` limits these calls
 WATCHING = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
 LISTS: Final = frozenset(("/api/tags", "/api/ps", "/api/version", "/v1/models"))
-WATCH_S = 10.0  # between two looks at a node that works without a word
-MISSED = 3  # looks without an answer, after which it has died
+WATCH_S = 10.0  # between two checks of a node that sends no progress
+MISSED_MOST = 3  # failed checks in a row after which the call fails
 
 
 T = TypeVar("T")
-LINES_AHEAD = 256  # of progress, not yet taken by the reader; then the nodes have to wait
+LINES_AHEAD = 256  # buffered lines of progress; when the buffer is full, reading from the nodes pauses
 
-Unanswered = (ResponseError, TransportFault)  # what asking a node can end in
+Unanswered = (ResponseError, TransportFault)  # errors of a call to a node
 
 
-async def ask_whole(
+async def fetch_bytes(
     transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
 ) -> bytes:
-    """One call to one node; its answer as it came. Raises ResponseError for what the node refused."""
+    """Call a node and return the body of its answer.
+
+    Raises:
+        ResponseError: The node refused.
+        TransportFault: The node did not answer.
+    """
     data = b"" if body is None else encode(body)
     most = LIST_MOST if path in LISTS else 0
     reply = await transport.send(node, Call(method, path, data, timeouts=timeouts, most=most))
@@ -52,27 +57,36 @@ async def ask_whole(
     return answer
 
 
-async def ask(
+async def fetch_json(
     transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
 ) -> dict[str, Any]:
-    """One call to one node, decoded; {} for an empty answer. Raises ResponseError for what the node refused."""
+    """Call a node and return its decoded answer, {} for an empty one.
+
+    Raises:
+        ResponseError: The node refused, or its answer is none of Ollama's.
+        TransportFault: The node did not answer, or not in time.
+    """
     if path not in LISTS:
-        answer = await ask_whole(transport, node, method, path, body, timeouts)
+        answer = await fetch_bytes(transport, node, method, path, body, timeouts)
         return _object(answer, f"{node.url}{path}") if answer.strip() else {}
     total_s = (timeouts.connect_s or 0.0) + max(timeouts.first_byte_s or 0.0, timeouts.idle_s or 0.0)
     try:
-        async with asyncio.timeout(total_s):  # a byte now and then is no answer
-            answer = await ask_whole(transport, node, method, path, body, timeouts)
+        async with asyncio.timeout(total_s):  # limits also a node that sends a byte now and then
+            answer = await fetch_bytes(transport, node, method, path, body, timeouts)
     except TimeoutError:
         raise TransportFault(Fault.IDLE_TIMEOUT, f"{node.url}{path} did not come to an end in {total_s:g} s") from None
-    return _listed(path, _object(answer, f"{node.url}{path}") if answer.strip() else {}, f"{node.url}{path}")
+    return _checked_listing(path, _object(answer, f"{node.url}{path}") if answer.strip() else {}, f"{node.url}{path}")
 
 
-def _listed(path: str, found: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return what a node says of itself, without rows that are none of Ollama's. Raises ResponseError."""
+def _checked_listing(path: str, found: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return an answer of `LISTS` without malformed rows.
+
+    Raises:
+        ResponseError: The answer is none of Ollama's.
+    """
     if path == "/api/version":
         if not isinstance(found.get("version"), str):
-            raise ResponseError(f"{source} does not answer as Ollama does: it tells no version", 502)
+            raise ResponseError(f"{source} does not answer as Ollama does: it has no `version`", 502)
         return found
     if path == "/v1/models":
         rows = found.get("data") or []
@@ -93,7 +107,7 @@ def _object(text: bytes, source: str) -> dict[str, Any]:
     return found
 
 
-async def ask_all(
+async def fetch_from_all(
     transport: Transport,
     nodes: Sequence[Endpoint],
     method: str,
@@ -101,12 +115,15 @@ async def ask_all(
     body: Any = None,
     timeouts: Timeouts = TIMEOUTS,
 ) -> dict[str, Any]:
-    """The same call to all nodes at once: node -> answer or exception. With WORKING a node is watched meanwhile."""
+    """Call all nodes concurrently; return node -> answer or exception.
+
+    With WORKING, each call lasts as long as its node is reachable.
+    """
 
     async def one(node: Endpoint) -> Any:
-        asking = ask(transport, node, method, path, body, timeouts)
+        call = fetch_json(transport, node, method, path, body, timeouts)
         try:
-            return await (_while_up(transport, node, asking) if timeouts is WORKING else asking)
+            return await (_while_reachable(transport, node, call) if timeouts is WORKING else call)
         except Unanswered as error:
             return error
 
@@ -114,8 +131,13 @@ async def ask_all(
     return dict(zip([node.key for node in nodes], answers, strict=True))
 
 
-def need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
-    """The good answers; if there are none, why."""
+def require_answer(what: str, answers: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers without the exceptions.
+
+    Raises:
+        ResponseError: All nodes refused.
+        NoNodeAvailable: No node answered.
+    """
     good = {node: answer for node, answer in answers.items() if not isinstance(answer, Exception)}
     if good:
         return good
@@ -126,11 +148,14 @@ def need_one(what: str, answers: dict[str, Any]) -> dict[str, Any]:
 
 
 async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
-    """All models on disk, each once, with `nodes`: who has it."""
-    return models_of(need_one("list", await ask_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING)))
+    """Return all models on disk, each once, with `nodes`: the nodes that have it."""
+    return models_of(
+        require_answer("list", await fetch_from_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING))
+    )
 
 
 def models_of(answers: dict[str, Any]) -> Answer:
+    """Merge the nodes' answers to `/api/tags`."""
     merged: dict[str, dict[str, Any]] = {}
     for node, answer in answers.items():
         for row in answer.get("models") or []:
@@ -139,11 +164,12 @@ def models_of(answers: dict[str, Any]) -> Answer:
 
 
 async def running_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
-    """All models in memory, a row per node and model, with `node`."""
-    return running_of(need_one("ps", await ask_all(transport, nodes, "GET", "/api/ps", timeouts=LISTING)))
+    """Return all models in memory: one row per node and model, with `node`."""
+    return running_of(require_answer("ps", await fetch_from_all(transport, nodes, "GET", "/api/ps", timeouts=LISTING)))
 
 
 def running_of(answers: dict[str, Any]) -> Answer:
+    """Merge the nodes' answers to `/api/ps`."""
     rows: list[dict[str, Any]] = []
     for node, answer in answers.items():
         rows += [{**row, "node": node} for row in answer.get("models") or []]
@@ -151,11 +177,14 @@ def running_of(answers: dict[str, Any]) -> Answer:
 
 
 async def version(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
-    """`version`: the oldest of the nodes' versions; `nodes`: each one's."""
-    return version_of(need_one("version", await ask_all(transport, nodes, "GET", "/api/version", timeouts=LISTING)))
+    """Return the oldest version of the nodes as `version`, and each node's in `nodes`."""
+    return version_of(
+        require_answer("version", await fetch_from_all(transport, nodes, "GET", "/api/version", timeouts=LISTING))
+    )
 
 
 def version_of(answers: dict[str, Any]) -> Answer:
+    """Merge the nodes' answers to `/api/version`."""
     versions = {node: str(answer.get("version", "")) for node, answer in answers.items()}
     return Answer(version=min(versions.values(), key=_version_key), nodes=versions)
 
@@ -166,67 +195,83 @@ def _version_key(text: str) -> tuple[int, ...]:
 
 
 async def show(transport: Transport, nodes: Sequence[Endpoint], model: str) -> Answer:
-    """What the first node that has the model says of it."""
+    """Return the answer to `/api/show` of the first node that has the model."""
     answers: dict[str, Any] = {}
     for node in nodes:
         try:
-            return Answer(await ask(transport, node, "POST", "/api/show", {"model": model}))
+            return Answer(await fetch_json(transport, node, "POST", "/api/show", {"model": model}))
         except Unanswered as error:
             answers[node.key] = error
-    need_one(f"show {model}", answers)
+    require_answer(f"show {model}", answers)
     raise AssertionError("unreachable")
 
 
 async def holders(transport: Transport, nodes: Sequence[Endpoint], model: str) -> list[Endpoint]:
-    """The nodes that have a model. Raises ResponseError 404, naming what there is, if none has."""
-    wanted = canonical_model(model)
-    answers = need_one(f"find {model}", await ask_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING))
+    """Return the nodes that have a model on disk.
+
+    Raises:
+        ResponseError: 404: no node has it. The message names the models of each node.
+        NoNodeAvailable: No node answered.
+    """
+    canonical = canonical_model(model)
+    answers = require_answer(
+        f"find {model}", await fetch_from_all(transport, nodes, "GET", "/api/tags", timeouts=LISTING)
+    )
     have = {node: {str(row.get("model")) for row in answer.get("models") or []} for node, answer in answers.items()}
-    found = [node for node in nodes if wanted in map(canonical_model, have.get(node.key, ()))]
+    found = [node for node in nodes if canonical in map(canonical_model, have.get(node.key, ()))]
     if not found:
-        known = "; ".join(f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in have.items())
-        raise ResponseError(f"model '{model}' not found on any node ({known})", 404)
+        present = "; ".join(f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in have.items())
+        raise ResponseError(f"model '{model}' not found on any node ({present})", 404)
     return found
 
 
-async def everywhere(
+async def call_all(
     transport: Transport, nodes: Sequence[Endpoint], method: str, path: str, body: dict[str, Any]
 ) -> Answer:
-    """A management call on each node; `status` is "success", or "partial" if some failed; `nodes` tells each."""
-    answers = await ask_all(transport, nodes, method, path, body)
-    return _told(f"{path} {body.get('model', '')}", answers)
+    """Call each node; return `status` ("success", or "partial" if some failed) and the result per node in `nodes`."""
+    answers = await fetch_from_all(transport, nodes, method, path, body)
+    return _summary(f"{path} {body.get('model', '')}", answers)
 
 
-def _told(what: str, answers: dict[str, Any]) -> Answer:
-    good = need_one(what, answers)
-    told = {node: str(answer) if isinstance(answer, Exception) else "success" for node, answer in answers.items()}
-    return Answer(status="success" if len(good) == len(answers) else "partial", nodes=told)
+def _summary(what: str, answers: dict[str, Any]) -> Answer:
+    good = require_answer(what, answers)
+    results = {node: str(answer) if isinstance(answer, Exception) else "success" for node, answer in answers.items()}
+    return Answer(status="success" if len(good) == len(answers) else "partial", nodes=results)
 
 
 async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, Any]) -> Answer:
-    """Load a model on nodes: an empty prompt; for an embedding model, which takes none, an empty list of inputs."""
-    answers = await ask_all(transport, nodes, "POST", "/api/generate", {**body, "stream": False}, WORKING)
+    """Load a model on nodes by an empty prompt, embedding models by an empty list of inputs."""
+    answers = await fetch_from_all(transport, nodes, "POST", "/api/generate", {**body, "stream": False}, WORKING)
     refused = [node for node in nodes if isinstance(answers[node.key], ResponseError)]
     if refused:
-        answers |= await ask_all(transport, refused, "POST", "/api/embed", {**body, "input": []}, WORKING)
-    return _told(f"load {body['model']}", answers)
+        answers |= await fetch_from_all(transport, refused, "POST", "/api/embed", {**body, "input": []}, WORKING)
+    return _summary(f"load {body['model']}", answers)
 
 
 Line = tuple[str, dict[str, Any] | ResponseError | TransportFault]
 
 
-async def follow(
-    transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any], *, as_said: bool = False
+async def stream_progress(
+    transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any], *, verbatim: bool = False
 ) -> AsyncGenerator[Line, None]:
-    """Progress of a call on all nodes as it comes: (node, line). A node's last is its `success`, or what it failed
-    with. Closing it, or cancelling who waits for it, ends the calls. `as_said`: a body that wants no progress goes to
-    the nodes as it is."""
+    """Call all nodes and yield (node, line of progress) as lines arrive.
+
+    The last line of a node has the status "success", or is its error. Closing the generator, or cancelling its reader,
+    ends the calls.
+
+    Args:
+        transport: The way to the nodes.
+        nodes: The nodes to call.
+        path: The path on each node.
+        body: The request's body.
+        verbatim: Send a body with `stream: false` unchanged. The node then sends no progress.
+    """
     lines: asyncio.Queue[Line | None] = asyncio.Queue()
     room = asyncio.Semaphore(LINES_AHEAD)
-    silent = as_said and body.get("stream") is False
+    silent = verbatim and body.get("stream") is False
     data = encode(body if silent else {**body, "stream": True})
 
-    async def hear(node: Endpoint) -> None:
+    async def relay(node: Endpoint) -> None:
         try:
             async with aclosing(_lines(transport, node, path, data, silent)) as found:
                 async for line in found:
@@ -236,11 +281,11 @@ async def follow(
             await room.acquire()
             lines.put_nowait((node.key, error))
 
-    hearing = [asyncio.create_task(hear(node)) for node in nodes]
-    for task in hearing:
+    relays = [asyncio.create_task(relay(node)) for node in nodes]
+    for task in relays:
         task.add_done_callback(lambda _: lines.put_nowait(None))
     try:
-        left = len(hearing)
+        left = len(relays)
         while left:
             found = await lines.get()
             if found is None:
@@ -249,17 +294,22 @@ async def follow(
                 room.release()
                 yield found
     finally:
-        for task in hearing:
+        for task in relays:
             task.cancel()
-        await asyncio.gather(*hearing, return_exceptions=True)
+        await asyncio.gather(*relays, return_exceptions=True)
 
 
 async def _lines(
     transport: Transport, node: Endpoint, path: str, data: bytes, silent: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """A node's lines, of which the last is `success`. Raises what it failed with."""
+    """Yield the lines of a node. The last has the status "success".
+
+    Raises:
+        ResponseError: The node refused, reported an error, or ended early.
+        TransportFault: The connection failed.
+    """
     call = Call("POST", path, data, stream=True, timeouts=WORKING)
-    reply = await _while_up(transport, node, transport.send(node, call))
+    reply = await _while_reachable(transport, node, transport.send(node, call))
     source = f"{node.url}{path}"
     try:
         if reply.status != 200:
@@ -267,13 +317,13 @@ async def _lines(
         splitter = Lines()
         line: dict[str, Any] = {}
         if silent:
-            line = _object(await _while_up(transport, node, reply.read()), source)
+            line = _object(await _while_reachable(transport, node, reply.read()), source)
             yield line
         async for piece in _pieces_and_end(transport, node, reply):
             for text in splitter.feed(piece):
                 line = _object(text, source)
                 if line.get("error"):
-                    raise ResponseError(error_text(text), 500)  # the status that it has without a stream
+                    raise ResponseError(error_text(text), 500)  # Ollama's status for it without a stream
                 yield line
         if line.get("status") != "success":
             raise ResponseError(f"{source} ended without success", 502)
@@ -281,20 +331,24 @@ async def _lines(
         await reply.aclose()
 
 
-async def _while_up(transport: Transport, node: Endpoint, sending: Coroutine[Any, Any, T]) -> T:
-    """What is awaited, however long it takes, if the node answers other questions meanwhile. Raises TransportFault."""
+async def _while_reachable(transport: Transport, node: Endpoint, sending: Coroutine[Any, Any, T]) -> T:
+    """Await `sending` without a limit while the node answers `/api/version`.
+
+    Raises:
+        TransportFault: The call failed, or the node missed MISSED_MOST checks in a row.
+    """
     waiting = asyncio.create_task(sending)
     missed = 0
     try:
         while not (await asyncio.wait([waiting], timeout=WATCH_S))[0]:
             try:
-                await ask(transport, node, "GET", "/api/version", timeouts=WATCHING)
+                await fetch_json(transport, node, "GET", "/api/version", timeouts=WATCHING)
                 missed = 0
             except ResponseError:
                 missed = 0
             except TransportFault:
                 missed += 1
-                if missed == MISSED:
+                if missed == MISSED_MOST:
                     raise
         return waiting.result()
     finally:
@@ -302,10 +356,12 @@ async def _while_up(transport: Transport, node: Endpoint, sending: Coroutine[Any
 
 
 async def _pieces_and_end(transport: Transport, node: Endpoint, reply: Reply) -> AsyncGenerator[bytes, None]:
-    """A reply's pieces, and a line end: the last line may lack its own. A node may work without a word between two
-    of them (it verifies what it has pulled), as long as it answers other questions."""
+    """Yield the pieces of a reply and a line end, which the last line may lack.
+
+    A node may send nothing for minutes between two pieces (it verifies a download) while it stays reachable.
+    """
     pieces = aiter(reply)
-    while (piece := await _while_up(transport, node, _next(pieces))) is not None:
+    while (piece := await _while_reachable(transport, node, _next(pieces))) is not None:
         yield piece
     yield b"\n"
 
@@ -317,26 +373,28 @@ async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
 async def progress(
     transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]
 ) -> AsyncGenerator[Answer, None]:
-    """Progress lines of all nodes as they come, each with `node`; a node that fails gives a line with `error`."""
-    lines = follow(transport, nodes, path, body)
+    """Yield the progress lines of all nodes with `node`; a failed node yields a line with `error`."""
+    lines = stream_progress(transport, nodes, path, body)
     try:
         async for node, line in lines:
             yield (
-                Answer(node=node, error=words(line)) if isinstance(line, Exception) else Answer({**line, "node": node})
+                Answer(node=node, error=error_message(line))
+                if isinstance(line, Exception)
+                else Answer({**line, "node": node})
             )
     finally:
         await lines.aclose()
 
 
 async def complete(transport: Transport, nodes: Sequence[Endpoint], path: str, body: dict[str, Any]) -> Answer:
-    """The same for who does not want to watch: as `everywhere`."""
-    lines = follow(transport, nodes, path, body)
+    """Run the call to its end on all nodes; return the result per node, as `call_all`."""
+    lines = stream_progress(transport, nodes, path, body)
     outcomes = {
         node: line async for node, line in lines if isinstance(line, Exception) or line.get("status") == "success"
     }
-    return _told(f"{path} {body.get('model', '')}", outcomes)
+    return _summary(f"{path} {body.get('model', '')}", outcomes)
 
 
-def words(error: Exception) -> str:
-    """An error in one line, without its status."""
+def error_message(error: Exception) -> str:
+    """Return the text of an error without its status."""
     return error.error if isinstance(error, ResponseError) else str(error)

@@ -118,14 +118,14 @@ class AsyncModelCalls(PoolBase):
         engine = self._running()
         nodes = await operations.holders(engine.transport, self._find_node(None), source)
         body = {"source": source, "destination": destination}
-        return self._changed(await operations.everywhere(engine.transport, nodes, "POST", "/api/copy", body))
+        return self._changed(await operations.call_all(engine.transport, nodes, "POST", "/api/copy", body))
 
     async def delete(self, model: str, *, node: str | None = None) -> Answer:
         """Delete a model from every node that has it, or from `node`."""
         engine = self._running()
         nodes = await operations.holders(engine.transport, self._find_node(node), model)
         return self._changed(
-            await operations.everywhere(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
+            await operations.call_all(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
         )
 
     async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
