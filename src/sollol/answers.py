@@ -1,7 +1,7 @@
-"""Answers read both ways, as the official client's: `r["message"]["content"]` and `r.message.content`.
+"""Answers with items and attributes, as in the official client: `r["message"]["content"]`, `r.message.content`.
 
-They are the dicts that Ollama sent, not validated models: decoding stays cheap, and a field that a newer Ollama adds
-is there at once. Fields that an answer may lack read as None.
+They are Ollama's dicts, not validated models: decoding is cheap, and fields of newer versions of Ollama are available
+at once. Optional fields that are absent read as None.
 """
 
 from __future__ import annotations
@@ -79,16 +79,17 @@ class Answer(dict[str, Any]):
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
+        """Return a field, or `default` if it is absent."""
         return self[key] if key in self else default  # noqa: SIM401 - dict.get would not wrap
 
     @property
     def routing(self) -> Answer:
-        """Where it was answered and why: node, reasons, predicted_ms, actual_ms, queue_ms, attempts."""
+        """The routing record: node, reasons, predicted_ms, actual_ms, queue_ms, attempts."""
         found: Answer = self.get("_sollol_routing", Answer())
         return found
 
     def __repr__(self) -> str:
-        """Return what Ollama said, without the routing record: an answer that is put into a text stays itself."""
+        """Return Ollama's fields without the routing record, which does not belong in a text."""
         return repr(self.model_dump())
 
     def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:
@@ -96,7 +97,7 @@ class Answer(dict[str, Any]):
         return json.dumps(self.model_dump(), indent=indent, ensure_ascii=False)
 
     def model_dump(self, **_: Any) -> dict[str, Any]:
-        """A plain dict, without the routing record (the name that pydantic's users expect)."""
+        """Return a plain dict without the routing record (named as in pydantic)."""
         return {key: value for key, value in self.items() if key != "_sollol_routing"}
 
 
@@ -110,7 +111,7 @@ class Function(Answer):
 
 
 class ToolCall(Answer):
-    """One call of a tool that the model asks for."""
+    """One call of a tool that the model requests."""
 
     __slots__ = ()
     if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Background duties: what a program does besides answering calls, and must not cease to do.
+"""Background duties: recurring work besides calls, such as health checks and reloads.
 
-They are all started here. No exception ends a duty in silence: each is logged with its traceback, counted, and the duty
-is done again after a pause, which doubles with each failure in a row, from PAUSE_S up to PAUSE_MOST_S.
+All of them start here. An exception does not end a duty: it is logged with its traceback and counted, and the duty runs
+again after a pause, which doubles with each failure in a row, from PAUSE_S up to PAUSE_MOST_S.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Report = Callable[[str, BaseException], object]
 
 
 def log_fault(name: str, error: BaseException) -> None:
-    """Log the failure of a duty whose owner does not count faults."""
+    """Log the failure of a duty; the default for owners that count no faults."""
     log.error("in %s: %s: %s", name, type(error).__name__, error, exc_info=error)
 
 
 def pause_s(failures: int) -> float:
-    """Return the seconds before the next try, after so many failures in a row."""
+    """Return the pause in seconds after so many failures in a row."""
     return min(PAUSE_S * 2.0 ** min(failures - 1, 16), PAUSE_MOST_S)
 
 
@@ -39,17 +39,17 @@ class Duties:
         self.failures = 0
 
     def keep(self, name: str, work: Callable[[], Awaitable[object]], every_s: float = 0.0) -> asyncio.Task[None]:
-        """Do `work` again and again, `every_s` seconds after its end, until the task is cancelled."""
+        """Repeat `work`, `every_s` seconds after its end, until the task is cancelled."""
         return self._start(self._keep(name, work, every_s))
 
     def once(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do `work` in the background. Who asked for it asks again; a failure is reported all the same."""
+        """Run `work` in the background, once. A failure is reported and not retried."""
         task = self._start(work)
         task.add_done_callback(partial(self._ended, name))
         return task
 
     def guarded(self, name: str, call: Callable[..., object]) -> Callable[..., None]:
-        """Return a callback for a timer that raises nothing: a failure is reported."""
+        """Return a callback that calls `call`, and reports an exception instead of raising it."""
 
         def guard(*given: object) -> None:
             try:
@@ -60,16 +60,17 @@ class Duties:
         return guard
 
     def failed(self, name: str, error: BaseException) -> None:
-        """Report a failure."""
+        """Count and report a failure."""
         self.failures += 1
         self._report(name, error)
 
     def cancel(self) -> None:
+        """Cancel all duties without waiting for their ends."""
         for task in list(self._tasks):
             task.cancel()
 
     async def aclose(self) -> None:
-        """End all duties, and wait for their ends."""
+        """Cancel all duties and wait for their ends."""
         self.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -98,7 +99,7 @@ class Duties:
 
 
 def in_thread(name: str, work: Callable[[], object], report: Report = log_fault) -> threading.Thread:
-    """Do `work` in a thread that the process does not wait for; a failure is reported."""
+    """Run `work` in a daemon thread; report a failure."""
 
     def run() -> None:
         try:

@@ -1,14 +1,14 @@
-"""Errors are nouns of the situation. Each says what happened, to what, and what to do next.
+"""Exceptions of the library. A message names the value at fault, the expected one, and the next step.
 
 SollolError
-├── BadInput            (ValueError)    what the caller passed cannot be used
-│   ├── ConfigError                     the same, in a file or an environment variable
+├── BadInput            (ValueError)    an argument cannot be used
+│   ├── ConfigError                     a setting in a file or an environment variable cannot be used
 │   └── AddressUnavailable              an address cannot be listened on
 ├── NoNodeAvailable     (RuntimeError)  every node that could serve it failed, or none has the model
 ├── ResponseError                       Ollama itself refused (same shape as the official client's)
-├── BatchError                          some items of a batch failed; carries every result that exists
-├── StreamBroken                        an answer ended early; carries what was received
-├── QueueFull                           the waiting line is at its bound
+├── BatchError                          some items of a batch failed; carries all results
+├── StreamBroken                        an answer ended early; carries the received part
+├── QueueFull                           the queue is at its limit
 └── DeadlineExceeded    (TimeoutError)  the caller's time ran out, waiting included
 """
 
@@ -19,16 +19,16 @@ from typing import Any
 
 
 class SollolError(Exception):
-    """Base of everything this library raises on purpose.
+    """Base of all exceptions of this library.
 
-    `task_id` is the number of the call that ended in it, for `pool.explain`; None for what never became one.
+    `task_id` is the number of the failed call, for `pool.explain`; None before a call got a number.
     """
 
     task_id: int | None = None
 
 
 class BadInput(SollolError, ValueError):
-    """An argument cannot be used. Names the field, the value and what was expected."""
+    """An argument cannot be used. The message has its name, its value and the expected values."""
 
 
 class ConfigError(BadInput):
@@ -36,7 +36,7 @@ class ConfigError(BadInput):
 
 
 class AddressUnavailable(BadInput):
-    """An address cannot be listened on. `is_passing`: it may be possible later, since only somebody else holds it."""
+    """An address cannot be listened on. `is_passing`: another process holds it, so it may become free."""
 
     def __init__(self, message: str, is_passing: bool = False) -> None:
         self.is_passing = is_passing
@@ -46,8 +46,8 @@ class AddressUnavailable(BadInput):
 class NoNodeAvailable(SollolError, RuntimeError):
     """No node could serve the request.
 
-    `tried` has one (node, why) pair for every node that was considered. `retry_after_s`: when a node that is busy
-    asks to be tried again, if one does.
+    `tried` has one (node, reason) pair for every node that was considered. `retry_after_s`: seconds after which a busy
+    node accepts a retry, None if no node sent them.
     """
 
     def __init__(self, message: str, tried: Sequence[tuple[str, str]] = (), retry_after_s: float | None = None) -> None:
@@ -75,8 +75,8 @@ class ResponseError(SollolError):
 class BatchError(SollolError):
     """Some items of a batch failed.
 
-    `errors` maps the position of each failed item to its exception; `results` is the whole
-    answer, with None where an item failed.
+    `errors` maps the position of each failed item to its exception; `results` has all items in order, None for a
+    failed one.
     """
 
     def __init__(self, errors: Mapping[int, Exception], results: Any) -> None:
@@ -97,7 +97,8 @@ class BatchError(SollolError):
 class StreamBroken(SollolError):
     """A streamed answer ended before it was complete.
 
-    What had arrived: `received`, the text; `thinking`, the thoughts; `tool_calls`, as the node wrote them."""
+    The received part: `received` (text), `thinking`, `tool_calls` (as sent by the node).
+    """
 
     def __init__(
         self, message: str, received: str = "", thinking: str = "", tool_calls: Sequence[Mapping[str, Any]] = ()
@@ -109,7 +110,7 @@ class StreamBroken(SollolError):
 
 
 class QueueFull(SollolError):
-    """The waiting line is at its bound. `retry_after_s` is when a place is expected, if known."""
+    """The queue is at its limit. `retry_after_s`: seconds until a place is expected, None if unknown."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         self.retry_after_s = retry_after_s

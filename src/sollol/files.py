@@ -1,7 +1,7 @@
-"""Write the files that belong to the user: whole, or not at all.
+"""Write files of the user atomically.
 
-A file is written beside its place, brought onto the disk, and renamed. A full disk, a kill or a power failure leaves
-the old file as it was. A symbolic link stays one: the file that it leads to is replaced.
+A new file is written beside the old one, synchronised to the disk, and renamed. A full disk, a kill or a power failure
+leaves the old file unchanged. A symbolic link stays: its target is replaced.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from pathlib import Path
 
 PRIVATE = 0o600
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-USUAL = 0o666  # less what the user's umask takes
+USUAL = 0o666  # the umask applies
 
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = USUAL) -> Iterator[Path]:
-    """Yield an empty file to write; at the end it replaces `path`. Raises OSError, and leaves `path` as it was.
+    """Yield the path of a new, empty file, which replaces `path` at the end of the block.
 
-    The name is fixed, so that what a killed program left is overwritten. An existing file keeps its mode."""
+    Its name is fixed, so that a file that a killed program left is overwritten. An existing file keeps its mode.
+
+    Raises:
+        OSError: The file cannot be written. `path` is unchanged.
+    """
     target = path.resolve() if path.is_symlink() else path
     beside = target.with_name(f".{target.name}.new")
     if mode == USUAL:
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(target.stat().st_mode)
     try:
-        beside.unlink(missing_ok=True)  # it may be a link that somebody put there
+        beside.unlink(missing_ok=True)  # an attacker may have put a link there
         os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield beside
         _to_disk(beside)
@@ -38,20 +42,24 @@ def replacing(path: Path, mode: int = USUAL) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # not every system lets a folder be brought onto the disk
+    with contextlib.suppress(OSError):  # some systems cannot synchronise a folder
         _to_disk(target.parent)
 
 
 def replace_file(path: Path, data: bytes, mode: int = USUAL) -> None:
-    """Write `data` into `path`, whole or not at all. Raises OSError."""
+    """Replace the content of `path` atomically.
+
+    Raises:
+        OSError: The file cannot be written. `path` is unchanged.
+    """
     with replacing(path, mode) as beside:
         beside.write_bytes(data)
 
 
 def sentence(path: Path, error: OSError) -> str:
-    """Return in words that a file cannot be written, and what to do where the reason is known."""
-    told = f"{path} cannot be written: {error.strerror or error}"
-    return f"{told}; make room and run the same command again" if error.errno in _NO_ROOM else told
+    """Return the message for a file that cannot be written, with the next step for a full disk."""
+    message = f"{path} cannot be written: {error.strerror or error}"
+    return f"{message}; make room and run the same command again" if error.errno in _NO_ROOM else message
 
 
 def _to_disk(path: Path) -> None:

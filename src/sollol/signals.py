@@ -1,4 +1,4 @@
-"""Signals of the operating system on an event loop, also where loops do not know them."""
+"""Handle signals of the operating system on an event loop, on Windows too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def on_signal(loop: asyncio.AbstractEventLoop, names: tuple[str, ...], then: Callable[[], object]) -> None:
-    """Call `then` on the loop at each of these signals that the system has. To be called in the main thread.
+    """Call `then` on the loop at each of these signals that the system has. Only in the main thread.
 
     Loops of Windows raise NotImplementedError; there, Python's own handler wakes the loop.
     """

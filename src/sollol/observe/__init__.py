@@ -1,0 +1,1 @@
+"""Events and counters for readers outside the scheduler: journal, totals."""

@@ -1,9 +1,11 @@
-"""How many calls were answered, and how many were not."""
+"""Counters of answered and failed calls."""
 
 from __future__ import annotations
 
 
 class Totals:
+    """Counters of answered and failed calls of one pool."""
+
     __slots__ = ("failed", "successful")
 
     def __init__(self) -> None:
@@ -11,13 +13,14 @@ class Totals:
         self.failed = 0
 
     def count(self, ok: bool) -> None:
+        """Count one finished call."""
         if ok:
             self.successful += 1
         else:
             self.failed += 1
 
-    def told(self) -> dict[str, int]:
-        """By the names of the pool's statistics."""
+    def as_dict(self) -> dict[str, int]:
+        """Return the counters by their names in the pool's statistics."""
         return {
             "total_requests": self.successful + self.failed,
             "successful_requests": self.successful,

@@ -239,7 +239,7 @@ class PoolBase:
 
     def get_stats(self) -> dict[str, Any]:
         """A copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        return self._read(lambda: stats_of(self._engine, dict(self._endpoints), self.totals.told()))
+        return self._read(lambda: stats_of(self._engine, dict(self._endpoints), self.totals.as_dict()))
 
     def _read(self, read: Callable[[], T]) -> T:
         """Look at the engine's state from where it may be looked at: on the loop that alone changes it."""
@@ -311,7 +311,7 @@ class PoolBase:
             "version": __version__,
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
-            "totals": {**self.totals.told(), "faults": self._engine.dispatcher.faults if self._engine else 0},
+            "totals": {**self.totals.as_dict(), "faults": self._engine.dispatcher.faults if self._engine else 0},
             **self._read(lambda: snapshot_of(self._engine, dict(self._endpoints))),
         }
 
