@@ -11,7 +11,7 @@ from typing import Final
 
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.incapability import CONTRADICTED
-from sollol.core.state.pending import PendingTask
+from sollol.core.state.pending import FallbackAnswer, PendingTask
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import TRANSIENT, Micros, Outcome, Status, Task, TaskPriority
@@ -21,16 +21,6 @@ TRIES_HERE: Final = 60  # of a call for which this process has no file descripto
 FREE: Final = frozenset(
     (Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.REFUSED)
 )  # attempts that cost the node no work
-
-
-class FallbackAnswer:
-    """Hold an answer for the caller, for the case that no node is left."""
-
-    __slots__ = ("attempt", "outcome")
-
-    def __init__(self, attempt: Attempt, outcome: Outcome) -> None:
-        self.attempt = attempt
-        self.outcome = outcome
 
 
 class Failover:

@@ -10,8 +10,8 @@ from sollol.core.state.ranges import Ranges
 from sollol.core.types import EMBED, Cause, Decision, Key, Micros, Task
 
 if TYPE_CHECKING:
-    from sollol.core.state.batch import PendingItems
     from sollol.core.state.pending import PendingTask
+    from sollol.core.state.pending_items import PendingItems
     from sollol.core.state.replica import Replica
 
 NOTHING: Final = Ranges()

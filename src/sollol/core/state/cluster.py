@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from sollol.core.state.estimators import Lengths
+from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.model_settings import ModelSettings
 from sollol.core.state.node import Node
 from sollol.core.types import Micros, Outcome, Task
 
-if TYPE_CHECKING:
-    from sollol.core.state.model_replicas import ModelReplicas
 
-
-class ClusterState:
+class ClusterState(ModelSettings):
     """Hold the nodes, the replicas of each model, and what embeddings use."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.nodes: dict[str, Node] = {}
         self.groups: dict[str, ModelReplicas] = {}
-        self.lengths = Lengths()
         self.incapable: dict[str, Node] = {}  # nodes that cannot do something
-        self.pinned: Mapping[str, str] = {}  # model -> the digest, or the beginning of one, that embeddings use
-        self.used: dict[str, str] = {}  # model -> the digest that embeddings have used, also before a restart
-        self.one_digest = False  # chats use one digest, too
 
     def learn_unable(self, node: Node, task: Task, outcome: Outcome, now: Micros) -> None:
         """Record what a node cannot do."""

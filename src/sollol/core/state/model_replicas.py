@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sollol.core.model_versions import chosen
 from sollol.core.state.estimators import KINDS_MAX, Length, Rate
+from sollol.core.state.model_settings import ModelSettings
 from sollol.core.state.queue import WaitQueue
 from sollol.core.types import EMBED, SECOND, Micros, PrefixHash, Task, TaskType
 
 if TYPE_CHECKING:
-    from sollol.core.state.cluster import ClusterState
     from sollol.core.state.replica import Replica
 
 SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
@@ -52,12 +52,12 @@ class ModelReplicas:
         "_all",
         "_app",
         "_by_options",
-        "_cluster",
         "_counted",
         "_length",
         "_lengths",
         "_ranked",
         "_ranked_at",
+        "_settings",
         "_token_cost",
         "_type",
         "_typical",
@@ -84,7 +84,7 @@ class ModelReplicas:
         "with_capacity",
     )
 
-    def __init__(self, model: str, cluster: ClusterState, queue: WaitQueue | None = None) -> None:
+    def __init__(self, model: str, settings: ModelSettings, queue: WaitQueue | None = None) -> None:
         self.model = model
         self.replicas: dict[str, Replica] = {}
         self.with_capacity: dict[str, Replica] = {}  # replicas with fewer requests in flight than their limit
@@ -95,7 +95,7 @@ class ModelReplicas:
         self.inflight_cost = 0.0
         self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
         self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
-        self.digest = cluster.used.get(model, "")  # the version that embeddings use (`core.model_versions`)
+        self.digest = settings.used.get(model, "")  # the version that embeddings use (`core.model_versions`)
         self.mixed = False  # nodes have others, too
         self.checked = 0  # use for which the digests were checked since the last change
         self.notice = ""  # the last one about different digests
@@ -106,7 +106,7 @@ class ModelReplicas:
         self.rescan_after: Micros = 0  # the waiting tasks were compared in vain just before
         self.rescan_planned = False
         self.cold_wait_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
-        self._cluster = cluster
+        self._settings = settings
         self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
         self._app, self._type = "", TaskType.CHAT  # of the last task; the next one is often like it
         self._length: Length | None = None
@@ -149,13 +149,13 @@ class ModelReplicas:
 
     def digest_for(self, task: Task) -> str:
         """Return the only version of the model that may answer this task; "" for any."""
-        if task.kind is not EMBED and not self._cluster.one_digest:
+        if task.kind is not EMBED and not self._settings.one_digest:
             return ""
         if task.only is None:
             return self.digest
         replicas = [replica for key in task.only if (replica := self.replicas.get(key)) is not None and replica.node.up]
         has = not replicas or any(replica.digest in ("", self.digest) for replica in replicas)
-        return self.digest if has or self.model in self._cluster.pinned else chosen(replicas)
+        return self.digest if has or self.model in self._settings.pinned else chosen(replicas)
 
     def suits(self, replica: Replica, task: Task, digest: str) -> bool:
         """Check that this task may go to this replica.
@@ -283,7 +283,7 @@ class ModelReplicas:
         if found is None:
             if len(self._lengths) > KINDS_MAX:
                 self._lengths.clear()
-            found = self._lengths[kind] = self._cluster.lengths.of(task.app, task.type, self.model)
+            found = self._lengths[kind] = self._settings.lengths.of(task.app, task.type, self.model)
         self._app, self._type, self._length = task.app, task.type, found
         return found
 

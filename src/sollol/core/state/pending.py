@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sollol.core.policy import Hedger
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.replica import Replica
-from sollol.core.types import NEVER, Cause, Decision, Key, Micros, Task
+from sollol.core.types import NEVER, Cause, Decision, Key, Micros, Outcome, Task
 
-if TYPE_CHECKING:
-    from sollol.core.failover import FallbackAnswer
+
+class FallbackAnswer:
+    """Hold an answer for the caller, for the case that no node is left."""
+
+    __slots__ = ("attempt", "outcome")
+
+    def __init__(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.attempt = attempt
+        self.outcome = outcome
 
 
 class Reservation:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from sollol.core.actions import Abort, Action, Complete, Start
-from sollol.core.bounds import forget_model
 from sollol.core.cancelled_prefill import taken_until
 from sollol.core.health_checks import HealthChecks
 from sollol.core.model_versions import short
@@ -175,7 +174,7 @@ class SchedulerState:
                 group.batches = len(self.batches.get(task.model, ()))
         reasons = tuple(self._reasons(pending)) if tried else ()
         if group is not None and not group.tasks and not group.replicas:
-            forget_model(self, group)
+            self._forget_group(group)
         self.out.append(Complete(task.id, outcome, attempt, reasons))
 
     def settle_no_node(self, pending: PendingTask, message: str, now: Micros) -> None:
@@ -285,6 +284,17 @@ class SchedulerState:
         replica.group.drop(replica.node.key)
         if replica.model in replica.node.models:
             replica.node.models = {m: size for m, size in replica.node.models.items() if m != replica.model}
+
+    def _forget_group(self, group: ModelReplicas) -> None:
+        """Remove a model that no node has, once its last task is complete."""
+        model = group.model
+        if self.cluster.groups.get(model) is not group:
+            return
+        if any(model in node.replicas for node in self.cluster.nodes.values()):
+            return
+        del self.cluster.groups[model]
+        self.queues.pop(model, None)
+        self.batches.pop(model, None)
 
     def waiting(self) -> int:
         """Return the number of queued tasks."""
