@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sollol.core.actions import Accept
 from sollol.core.events import Cancelled, Configure, NodeLost, NodeRemoved, Refresh
 from sollol.core.state.ranges import Ranges
@@ -232,3 +234,66 @@ def test_the_view_shows_what_waits_and_what_runs(cluster: VirtualCluster) -> Non
     assert [attempt.task.id for attempt in view.attempts.values()] == [running]
     assert view.waited_for() == [MODEL]
     assert [task for task, _ in view.queue_of(MODEL, cluster.now)] == [waiting]
+
+
+# --- a node that lists a model and lacks it ---
+
+MISSING = Outcome(Status.MISSING, "model 'm' not found", 404)
+
+
+def deny(cluster: VirtualCluster, task: int, node: str) -> int:
+    """Let a node say at each request of a task that it lacks the model, and list it at each probe; the requests."""
+    requests = 0
+    for _ in range(50):
+        if not any(start.task == task and start.node == node for start in cluster.running.values()):
+            for key in list(cluster.probes):
+                cluster.see(key)
+            cluster.pass_time(SECOND)
+            continue
+        cluster.finish(task, after=1000, outcome=MISSING, node=node)
+        requests += 1
+    return requests
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_batch_ends_where_the_only_node_denies_the_model_that_it_lists(
+    cluster: VirtualCluster, answered: bool
+) -> None:
+    node = cluster.add("node", FAST)
+    task, _ = embed(cluster, [100] * 40)
+    if answered:
+        cluster.finish(task, after=FAST)
+    assert deny(cluster, task, node) <= 3
+    assert cluster.completed[task].outcome.status is Status.NO_NODE
+
+
+def test_a_batch_goes_to_the_node_that_has_the_model(cluster: VirtualCluster) -> None:
+    liar, honest = cluster.add("liar", FAST), cluster.add("honest", FAST)
+    task, _ = embed(cluster, [100] * 200)
+    denied = 0
+    while task not in cluster.completed:
+        busy = {start.node for start in cluster.running.values() if start.task == task}
+        if liar in busy:
+            cluster.finish(task, outcome=MISSING, node=liar)
+            cluster.see(liar)
+            denied += 1
+        elif honest in busy:
+            cluster.finish(task, after=FAST, node=honest)
+        else:
+            cluster.pass_time(SECOND)
+    assert cluster.completed[task].outcome.status is Status.OK
+    assert denied <= 3
+
+
+def test_a_model_that_comes_later_is_used(cluster: VirtualCluster) -> None:
+    node = cluster.add("node", FAST)
+    task, _ = embed(cluster, [100] * 4)
+    cluster.finish(task, outcome=MISSING)  # deleted since the last probe
+    cluster._models[node] = {}
+    cluster.see(node)
+    cluster.pass_time(60 * SECOND)
+    assert cluster.completed[task].outcome.status is Status.NO_NODE
+    cluster._models[node] = {MODEL: 10**9}  # pulled again
+    cluster.see(node)
+    task, started = embed(cluster, [100] * 4)
+    assert started == [Started(task, "node")]

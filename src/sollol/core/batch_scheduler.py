@@ -349,7 +349,9 @@ class BatchScheduler:
                 return False
             others = {replica.key for replica in self._suitable(batch, group, now)}
             return len(batch.refused_on) > 1 or others <= batch.refused_on
-        unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED)
+        unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED) or (
+            outcome.status is Status.MISSING and attempt.replica.key in self._state.cluster.unable_for(batch.task, now)
+        )
         return unsuited and not batch.live and not self._suitable(batch, group, now)
 
     def _put_back(

@@ -283,6 +283,9 @@ class Scheduler:
             self._state.pause(replica, now + pause)
         elif outcome.status is Status.MISSING:
             self._state.forget_model(replica)
+            if replica.model in replica.node.denied:  # it was listed again in between
+                self._cluster.learn_unable(replica.node, attempt.task, outcome, now)
+            replica.node.denied.add(replica.model)
         elif outcome.status is Status.UNREACHABLE:
             self._node_down(replica.node, outcome.message, now)
 
@@ -313,6 +316,8 @@ class Scheduler:
         if came_up or node.version != event.facts.version:
             node.incapable.clear()
             self._cluster.incapable.pop(node.key, None)
+        if node.denied:
+            node.denied.intersection_update(event.facts.models)
         changed = self._health.seen(node, event.facts, now)
         if event.facts.late:
             self._hang_detection.record_slow_probe(node, now)
