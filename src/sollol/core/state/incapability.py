@@ -41,7 +41,7 @@ class Incapabilities:
             self._add(("", ""), outcome.message, now)
         elif status in OF_THE_REQUEST:
             return False
-        elif outcome.status is not Status.MISSING and status in OF_THE_ROUTE or 300 <= status < 400:
+        elif (outcome.status is not Status.MISSING and status in OF_THE_ROUTE) or 300 <= status < 400:
             self._add((task.route, ""), outcome.message, now)
         else:
             self._add((task.route, task.model), outcome.message, now)
