@@ -4,7 +4,7 @@ import ipaddress
 
 from sollol.config import Settings
 from sollol.core.endpoint import Endpoint
-from sollol.discovery.candidates import Source, Surroundings, default_gateway, in_container, plan
+from sollol.discovery.candidates import CandidateSource, Surroundings, default_gateway, in_container, plan
 from sollol.discovery.networks import Interface, parse_subnets
 
 ip = ipaddress.ip_address
@@ -28,12 +28,12 @@ def hosts(source, found):
 
 def test_localhost_is_every_own_private_address_and_never_a_public_one():
     found = targets()
-    assert hosts(Source.LOCALHOST, found) == ["127.0.0.1", "::1", "192.168.1.5", "172.17.0.1"]
+    assert hosts(CandidateSource.LOCALHOST, found) == ["127.0.0.1", "::1", "192.168.1.5", "172.17.0.1"]
     assert not any(str(target.ip).startswith("203.0.113.") for target in found)
 
 
 def test_own_networks_follow_without_own_addresses():
-    found = hosts(Source.SUBNET, targets())
+    found = hosts(CandidateSource.SUBNET, targets())
     assert len(found) == 253 + 253
     assert found[0] == "192.168.1.1"
     assert "192.168.1.5" not in found
@@ -47,14 +47,14 @@ def test_only_neighbours_on_a_link_take_a_neighbour_entry():
 
 
 def test_subnets_stand_in_for_own_networks():
-    assert hosts(Source.SUBNET, targets(subnets=["10.0.0.0/30"])) == ["10.0.0.1", "10.0.0.2"]
-    assert hosts(Source.LOCALHOST, targets(subnets=["10.0.0.0/30"]))
+    assert hosts(CandidateSource.SUBNET, targets(subnets=["10.0.0.0/30"])) == ["10.0.0.1", "10.0.0.2"]
+    assert hosts(CandidateSource.LOCALHOST, targets(subnets=["10.0.0.0/30"]))
 
 
 def test_a_wide_network_is_searched_whole_only_when_all_is_asked_for():
     around = Surroundings((Interface("eth0", ip("10.77.0.10"), 20),))
-    assert "10.77.1.21" not in hosts(Source.SUBNET, targets(around))
-    assert "10.77.1.21" in hosts(Source.SUBNET, targets(around, wide=True))
+    assert "10.77.1.21" not in hosts(CandidateSource.SUBNET, targets(around))
+    assert "10.77.1.21" in hosts(CandidateSource.SUBNET, targets(around, wide=True))
 
 
 def test_every_port_is_tried_at_every_address():
@@ -69,18 +69,18 @@ def test_without_localhost_no_own_address_is_asked():
 
 def test_a_container_asks_the_machine_outside():
     made = plan(BOX, Settings(), (11434,))
-    assert hosts(Source.CONTAINER_HOST, made.targets) == ["172.18.0.1", "172.17.0.1"]
+    assert hosts(CandidateSource.CONTAINER_HOST, made.targets) == ["172.18.0.1", "172.17.0.1"]
     assert made.names == ("host.docker.internal", "host.containers.internal")
 
 
 def test_outside_a_container_or_when_told_not_to_no_container_host_is_asked():
     for made in (plan(HOME, Settings(), (11434,)), plan(BOX, Settings(), (11434,), containers=False)):
         assert made.names == ()
-        assert not hosts(Source.CONTAINER_HOST, made.targets)
+        assert not hosts(CandidateSource.CONTAINER_HOST, made.targets)
 
 
 def test_a_public_gateway_is_not_asked():
-    assert hosts(Source.CONTAINER_HOST, targets(BOX._replace(gateway=ip("203.0.113.1")))) == ["172.17.0.1"]
+    assert hosts(CandidateSource.CONTAINER_HOST, targets(BOX._replace(gateway=ip("203.0.113.1")))) == ["172.17.0.1"]
 
 
 def test_what_a_person_named_comes_first_and_once():

@@ -3,11 +3,11 @@
 import ipaddress
 
 from sollol.core.endpoint import Endpoint
-from sollol.discovery.candidates import Source, Surroundings
-from sollol.discovery.identity import THIS_MACHINE, Crowd, Sighting, host_id, neighbours
+from sollol.discovery.candidates import CandidateSource, Surroundings
+from sollol.discovery.identity import THIS_MACHINE, Deduplicator, Sighting, host_id, neighbours
 from sollol.discovery.networks import Interface
-from sollol.discovery.search import _tell_of_relays
-from sollol.discovery.verify import Answer
+from sollol.discovery.search import _warn_of_relays
+from sollol.discovery.verify import NodeIdentity
 
 ip = ipaddress.ip_address
 AROUND = Surroundings(
@@ -21,23 +21,28 @@ AROUND = Surroundings(
 EMPTY = "no models"
 
 
-def seen(host, says="red", port=11434, source=Source.SUBNET, ips=None, latency_s=0.001):
+def seen(host, says="red", port=11434, source=CandidateSource.SUBNET, ips=None, latency_s=0.001):
     addresses = (ip(host),) if ips is None else tuple(map(ip, ips))
-    return Sighting(Endpoint(host, port), source, addresses, Answer("1", ("m",), latency_s, says, says != EMPTY))
+    return Sighting(Endpoint(host, port), source, addresses, NodeIdentity("1", ("m",), latency_s, says, says != EMPTY))
 
 
 def keys(*sightings, macs=None, loaded_alike=True):
-    crowd = Crowd(sightings, AROUND, macs or {})
-    return [node.endpoint.key for node in crowd.nodes(crowd.doubtful() if loaded_alike else [])]
+    deduplicator = Deduplicator(sightings, AROUND, macs or {})
+    return [node.endpoint.key for node in deduplicator.nodes(deduplicator.doubtful() if loaded_alike else [])]
 
 
 def test_this_machine_is_one_node_under_the_address_that_others_know():
-    everywhere = [seen("127.0.0.1", source=Source.LOCALHOST), seen("::1"), seen("172.17.0.1"), seen("192.168.1.5")]
-    crowd = Crowd(everywhere, AROUND, {})
-    (node,) = crowd.nodes([])
+    everywhere = [
+        seen("127.0.0.1", source=CandidateSource.LOCALHOST),
+        seen("::1"),
+        seen("172.17.0.1"),
+        seen("192.168.1.5"),
+    ]
+    deduplicator = Deduplicator(everywhere, AROUND, {})
+    (node,) = deduplicator.nodes([])
     assert node.endpoint == Endpoint("192.168.1.5")
     assert node.aliases == ("127.0.0.1:11434", "172.17.0.1:11434", "[::1]:11434")
-    assert (node.host_id, node.source) == (THIS_MACHINE, Source.LOCALHOST)
+    assert (node.host_id, node.source) == (THIS_MACHINE, CandidateSource.LOCALHOST)
 
 
 def test_loopback_is_kept_where_nothing_better_answers():
@@ -54,7 +59,7 @@ def test_different_answers_are_different_nodes_even_on_this_machine():
 
 
 def test_two_ports_are_two_nodes_on_one_machine():
-    nodes = Crowd([seen("192.168.1.9"), seen("192.168.1.9", port=11435)], AROUND, {}).nodes([])
+    nodes = Deduplicator([seen("192.168.1.9"), seen("192.168.1.9", port=11435)], AROUND, {}).nodes([])
     assert [node.endpoint.port for node in nodes] == [11434, 11435]
     assert nodes[0].host_id == nodes[1].host_id
 
@@ -88,14 +93,18 @@ def test_three_machines_with_one_disk_share_a_directory():
 
 
 def test_two_nodes_that_a_person_named_stay_two():
-    named = [seen("192.168.1.8", source=Source.SETTINGS), seen("192.168.1.9", source=Source.SETTINGS)]
+    named = [seen("192.168.1.8", source=CandidateSource.SETTINGS), seen("192.168.1.9", source=CandidateSource.SETTINGS)]
     assert len(keys(*named)) == 2
 
 
 def test_a_name_is_kept_and_its_address_becomes_an_alias():
-    named = seen("box.lan", source=Source.SETTINGS, ips=["192.168.1.8"])
-    (node,) = Crowd([seen("192.168.1.8"), named], AROUND, {}).nodes([])
-    assert (node.endpoint.host, node.aliases, node.source) == ("box.lan", ("192.168.1.8:11434",), Source.SETTINGS)
+    named = seen("box.lan", source=CandidateSource.SETTINGS, ips=["192.168.1.8"])
+    (node,) = Deduplicator([seen("192.168.1.8"), named], AROUND, {}).nodes([])
+    assert (node.endpoint.host, node.aliases, node.source) == (
+        "box.lan",
+        ("192.168.1.8:11434",),
+        CandidateSource.SETTINGS,
+    )
 
 
 def test_nodes_come_in_the_order_of_their_addresses():
@@ -132,10 +141,10 @@ def test_the_neighbour_table_without_incomplete_entries(tmp_path):
 
 def test_both_addresses_of_what_answers_alike_are_told(caplog):
     relay, real = seen("192.168.1.8"), seen("192.168.1.9")
-    crowd = Crowd([relay, real], AROUND, {})
-    pairs = crowd.doubtful()
-    _tell_of_relays(pairs, crowd.nodes(pairs))
+    deduplicator = Deduplicator([relay, real], AROUND, {})
+    pairs = deduplicator.doubtful()
+    _warn_of_relays(pairs, deduplicator.nodes(pairs))
     assert "192.168.1.8:11434 and 192.168.1.9:11434 answer alike" in caplog.text
     assert "192.168.1.8:11434 is used" in caplog.text
-    named = [relay, seen("192.168.1.9", source=Source.SETTINGS)]
+    named = [relay, seen("192.168.1.9", source=CandidateSource.SETTINGS)]
     assert keys(*named) == ["192.168.1.9:11434"]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.discovery import Source, discover, discover_ollama_nodes, physical_hosts
+from sollol.discovery import CandidateSource, discover, discover_ollama_nodes, physical_hosts
 from sollol.errors import BadInput, ConfigError
 from sollol.transport import resolver
 
@@ -27,7 +27,7 @@ def test_nodes_are_found_with_what_they_say(serve, port):
     serve(f"127.0.0.2:{port}=ollama:red", f"127.0.0.3:{port}=ollama:blue")
     first, second = find(port)
     assert (first.endpoint, second.endpoint) == (Endpoint("127.0.0.2", port), Endpoint("127.0.0.3", port))
-    assert (first.version, first.models, first.source) == ("0.33.0", ("llama3.2:latest",), Source.SUBNET)
+    assert (first.version, first.models, first.source) == ("0.33.0", ("llama3.2:latest",), CandidateSource.SUBNET)
     assert 0 < first.latency_s < 1
     assert first.host_id == second.host_id
 
@@ -83,7 +83,7 @@ def test_a_node_that_listens_everywhere_is_one_node(serve, port):
     serve(f"0.0.0.0:{port}=ollama:red")
     (node,) = find(port)
     assert f"127.0.0.5:{port}" in node.aliases or node.endpoint.host == "127.0.0.5"
-    assert node.source is Source.LOCALHOST
+    assert node.source is CandidateSource.LOCALHOST
 
 
 def test_two_ports_are_two_nodes_on_one_machine(serve, port):
@@ -124,7 +124,7 @@ def test_nodes_from_the_environment_need_no_sweep(serve, port, monkeypatch):
     monkeypatch.setenv("SOLLOL_NODES", f"127.0.0.9:{port}, http://127.0.0.1:{port}/")
     found = find(1, subnets=[])
     assert hosts(found) == ["127.0.0.1", "127.0.0.9"]
-    assert {node.source for node in found} == {Source.SETTINGS}
+    assert {node.source for node in found} == {CandidateSource.SETTINGS}
 
 
 def test_a_named_node_that_does_not_answer_is_not_returned(port, monkeypatch):

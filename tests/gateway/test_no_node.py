@@ -11,7 +11,7 @@ import pytest
 import sollol
 from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import parse_endpoint
-from sollol.discovery.verify import ask
+from sollol.discovery.verify import identify
 from sollol.gateway.keys import Key, Keyring, hash_of
 from sollol.sim import sim_cluster
 from sollol.transport.http import HttpTransport
@@ -32,7 +32,7 @@ def test_it_is_not_discovered() -> None:
         transport = HttpTransport()
         transport.refuses_gateways = True
         try:
-            found = await ask(transport, parse_endpoint(url), 2.0, lambda: None)
+            found = await identify(transport, parse_endpoint(url), 2.0, lambda: None)
             with pytest.raises(ProbeFailed) as refused:
                 await probe(transport, parse_endpoint(url))
         finally:

@@ -1,20 +1,20 @@
-"""One node for each machine and port, however many addresses lead to it.
+"""Merge addresses of one machine and port into one node.
 
-The problem: a laptop in its dock answers on the cable and on Wi-Fi, this machine on localhost and on its address.
-Counted twice, it gets twice the work. The opposite mistake is worse: two machines taken for one, and half the
-cluster is idle. So two addresses are one node only if port, URL and **all they say** (`verify.Answer.fingerprint`)
-agree, and there is evidence of one machine:
+A docked laptop answers on the cable and on Wi-Fi, this machine on localhost and on its address. Counted twice, it gets
+twice the work. The opposite mistake is worse: two machines merged into one leave half the cluster idle. So two
+addresses are one node only if port, URL and fingerprint (`verify.NodeIdentity.fingerprint`) agree, and there is
+evidence of one machine:
 
 - certain: both addresses are this machine's own (loopback, its interfaces, its container bridges), or resolve to the
   same address;
-- on the same link: the neighbour table gives both the same MAC. Alone that proves little (Wi-Fi repeaters and
-  bridged virtual machines answer for others under their own), with equal answers it is enough;
-- otherwise: the same models, written to disk at the same nanoseconds. That is one disk, usually one machine. It can be
-  a directory shared by several, or copies of one image, so it does not count if three or more machines show it, if a
-  person named both nodes, or if they differ in what they have loaded right now.
+- on the same link: the neighbour table has the same MAC for both. Alone that proves little (Wi-Fi repeaters and
+  bridges of virtual machines answer with their own MAC), with equal fingerprints it is enough;
+- otherwise: the same models, written to disk at the same nanoseconds. That is one disk, usually of one machine. It can
+  be a shared directory or copies of one image, so it does not count if three or more machines have it, if both nodes
+  were named in the settings, or if they differ in their loaded models.
 
-What stays wrong: two idle machines with one shared model directory, found by search, look like one. Name both in
-`SOLLOL_NODES`. Neighbour tables are read on Linux only; elsewhere the other evidence has to do.
+Known limit: two idle machines with one shared model directory, found by search, look like one. Name both in
+`SOLLOL_NODES`. Neighbour tables are read on Linux only.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sollol.core.endpoint import Endpoint
-from sollol.discovery.candidates import Source, Surroundings, own_addresses
+from sollol.discovery.candidates import CandidateSource, Surroundings, own_addresses
 from sollol.discovery.networks import IP
-from sollol.discovery.verify import Answer
+from sollol.discovery.verify import NodeIdentity
 
 THIS_MACHINE = "this machine"
 Macs = Mapping[str, str]
 
 
 class Found(NamedTuple):
-    """A node. `aliases` are the keys (`host:port`) of other addresses under which the same node answered."""
+    """A node. `aliases` are the keys (`host:port`) of its other addresses."""
 
     endpoint: Endpoint
     version: str
     models: tuple[str, ...]
     aliases: tuple[str, ...]
-    source: Source
+    source: CandidateSource
     latency_s: float
     host_id: str
     """Equal for two nodes on one physical machine."""
 
 
 class Sighting(NamedTuple):
-    """An address at which Ollama answered. `ips` are what the host resolves to."""
+    """An address at which Ollama answered. `ips` are the addresses of its host."""
 
     endpoint: Endpoint
-    source: Source
+    source: CandidateSource
     ips: tuple[IP, ...]
-    answer: Answer
+    answer: NodeIdentity
 
 
 def neighbours(root: Path = Path("/")) -> dict[str, str]:
-    """Address to MAC, from Linux's neighbour table; empty elsewhere."""
+    """Return address -> MAC of Linux's neighbour table; empty on other systems."""
     try:
         lines = (root / "proc/net/arp").read_text().splitlines()[1:]
     except OSError:
@@ -67,7 +67,7 @@ def neighbours(root: Path = Path("/")) -> dict[str, str]:
 
 
 def host_id(host: str, ips: Sequence[IP], around: Surroundings, macs: Macs) -> str:
-    """A name for the physical machine that answers at a host."""
+    """Return an id of the physical machine behind a host."""
     bridges = [each.network for each in around.interfaces if each.is_bridge]
     if any(around.is_own(ip) or any(ip in bridge for bridge in bridges) for ip in ips):
         return THIS_MACHINE
@@ -77,8 +77,8 @@ def host_id(host: str, ips: Sequence[IP], around: Surroundings, macs: Macs) -> s
     return f"ip {min(map(str, ips))}" if ips else f"name {host}"
 
 
-class Crowd:
-    """The sightings, sorted by what can be the same node."""
+class Deduplicator:
+    """Group sightings by fingerprint and machine."""
 
     def __init__(self, sightings: Sequence[Sighting], around: Surroundings, macs: Macs) -> None:
         self._around = around
@@ -91,10 +91,11 @@ class Crowd:
             self._alike[kind].setdefault(self.host_of(each), []).append(each)
 
     def host_of(self, sighting: Sighting) -> str:
+        """Return the id of the machine of a sighting."""
         return host_id(sighting.endpoint.host, sighting.ips, self._around, self._macs)
 
     def doubtful(self) -> list[tuple[Sighting, Sighting]]:
-        """Pairs that speak alike but are two machines as far as the link knows: ask what they have loaded."""
+        """Return pairs with equal fingerprints on two machines; their loaded models decide whether they are one."""
         return [
             (first[0], second[0])
             for hosts in self._alike.values()
@@ -103,9 +104,9 @@ class Crowd:
             if first[0].answer.strong and not (_named(first) and _named(second))
         ]
 
-    def nodes(self, one_and_the_same: Sequence[tuple[Sighting, Sighting]]) -> list[Found]:
-        """The nodes, in the order of their addresses. The pairs given are merged, too."""
-        merged = {first for first, _ in one_and_the_same}
+    def nodes(self, same_nodes: Sequence[tuple[Sighting, Sighting]]) -> list[Found]:
+        """Return the nodes in the order of their addresses; merge the given pairs."""
+        merged = {first for first, _ in same_nodes}
         found: list[Found] = []
         for hosts in self._alike.values():
             groups = list(hosts.values())
@@ -128,11 +129,14 @@ class Crowd:
         )
 
     def _preference(self, sighting: Sighting) -> tuple[object, ...]:
-        """This machine: by the address that others know, then loopback, then a bridge. Others: as a person named it."""
+        """Return the sort key of a sighting: the best address of a node has the lowest.
+
+        For this machine: its routed address, then loopback, then a bridge. For others: the address from the settings.
+        """
         e = sighting.endpoint
         if self.host_of(sighting) == THIS_MACHINE:
             return (0, min(map(self._own_rank, sighting.ips)), _order(e.host, e.port))
-        return (1, sighting.source != Source.SETTINGS, _order(e.host, e.port))
+        return (1, sighting.source != CandidateSource.SETTINGS, _order(e.host, e.port))
 
     def _own_rank(self, ip: IP) -> int:
         bridges = {each.ip for each in self._around.interfaces if each.is_bridge}
@@ -144,11 +148,11 @@ class Crowd:
 
 
 def _named(group: Sequence[Sighting]) -> bool:
-    return any(each.source is Source.SETTINGS for each in group)
+    return any(each.source is CandidateSource.SETTINGS for each in group)
 
 
 def _order(host: str, port: int) -> tuple[int, int, str, int]:
-    """Numeric addresses in numeric order, then names."""
+    """Return a sort key: numeric addresses in numeric order, then names."""
     import ipaddress
 
     try:

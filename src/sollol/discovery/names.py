@@ -1,4 +1,4 @@
-"""Names to addresses, for a search: a name that is not known has none."""
+"""Resolve names for a search: an unknown name has no addresses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sollol.transport.resolver import Resolver
 
 
 class Names:
-    """Resolves names on the running event loop; see `sollol.transport.resolver` for how long that takes."""
+    """Resolve names on the running event loop; see `sollol.transport.resolver` for its time limits."""
 
     def __init__(self) -> None:
         self._resolver = Resolver()
 
     async def resolve(self, host: str) -> tuple[IP, ...]:
-        """All addresses of a host, the system's preferred one first; none if it is not known."""
+        """Return all addresses of a host, the system's preferred one first; empty for an unknown name."""
         try:
             found = await self._resolver.resolve(host)
         except (OSError, UnicodeError):

@@ -1,17 +1,15 @@
-"""Which addresses may be searched: this machine's private networks, and nothing else.
+"""Permitted networks of a search: the private networks of this machine.
 
-The problem: a connection attempt to somebody else's address is at best noise and at worst an incident, while a
-user expects the machine in the next room to be found without a word. The answer is a list of networks that are
-private by definition; everything else is refused, also when asked for by name of network:
+Users expect a node in the next room to be found without settings. Connection attempts to foreign addresses are noise at
+best and an incident at worst. So only private networks are searched, also when the caller names a network:
 
-- found by themselves: 10/8, 172.16/12, 192.168/16 (RFC 1918). A network wider than /22 (1,022 hosts) is narrowed
-  to the /24 around this machine's own address, with `discover_all_nodes=True` to the /16;
-- only when written in `subnets=`: loopback, link-local (169.254/16: computers joined by a
-  Thunderbolt cable), fc00::/7, and 100.64/10. The last is Tailscale's, but also that of providers who put
-  strangers behind one address, so it is never searched unasked. Tailscale hands out single addresses anyway:
-  name such nodes.
+- by default: 10/8, 172.16/12, 192.168/16 (RFC 1918). A network wider than /22 (1,022 hosts) is narrowed to the /24
+  around this machine's own address, with `discover_all_nodes=True` to the /16;
+- only when written in `subnets=`: loopback, link-local (169.254/16: computers joined by a Thunderbolt cable),
+  fc00::/7, and 100.64/10. The last is Tailscale's, but also that of providers who put strangers behind one address.
+  Tailscale gives out single addresses anyway: name such nodes.
 
-What is nearest is tried first: a short `timeout` should be spent on likely neighbours. All of this is pure but
+Nearest addresses come first, because a short `timeout` should be spent on likely neighbours. Everything is pure except
 `own_interfaces` and `route_address`.
 """
 
@@ -29,14 +27,14 @@ IPv4 = ipaddress.IPv4Address
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-WIDEST_PREFIX = 22  # searched whole without being asked
-NARROWED_PREFIX = 24  # what a wider network is cut to
-ASKED_PREFIX = 16  # the same, with discover_all_nodes=True
+WIDEST_PREFIX = 22  # narrowest network that is searched whole by default
+NARROWED_PREFIX = 24  # wider networks are narrowed to this
+WIDE_PREFIX = 16  # the same with discover_all_nodes=True
 MAX_ADDRESSES = 1 << 16  # of all `subnets` together
 
-_OWN = [ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
-_ASKED: list[Network] = [
-    *_OWN,
+_AUTOMATIC = [ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+_PERMITTED: list[Network] = [
+    *_AUTOMATIC,
     *map(ipaddress.ip_network, ("127.0.0.0/8", "169.254.0.0/16", "100.64.0.0/10")),
     *map(ipaddress.ip_network, ("::1/128", "fc00::/7")),
 ]
@@ -52,16 +50,17 @@ class Interface(NamedTuple):
 
     @property
     def network(self) -> Network:
+        """The network of this address."""
         return ipaddress.ip_network((self.ip, self.prefix), strict=False)
 
     @property
     def is_bridge(self) -> bool:
-        """A bridge to containers or virtual machines that run on this machine."""
+        """True for a bridge to containers or virtual machines on this machine."""
         return _BRIDGE.fullmatch(self.name) is not None
 
 
 def own_interfaces() -> list[Interface]:
-    """Every address of this machine, loopback included, as the system lists them."""
+    """Return all addresses of this machine, loopback included, in the system's order."""
     import ifaddr
 
     found = []
@@ -73,22 +72,22 @@ def own_interfaces() -> list[Interface]:
 
 
 def route_address() -> IP | None:
-    """This machine's address towards the world: the one others know. Connecting a datagram socket sends nothing."""
+    """Return this machine's address towards other networks. Connecting a datagram socket sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("203.0.113.1", 9))
             return ipaddress.ip_address(probe.getsockname()[0])
         except OSError:
-            return None  # no way out of here
+            return None  # no route
 
 
 def is_private(ip: IP) -> bool:
-    """Whether a network with this address may be searched without being asked."""
-    return isinstance(ip, IPv4) and any(ip in network for network in _OWN)
+    """Check whether a network with this address is searched by default."""
+    return isinstance(ip, IPv4) and any(ip in network for network in _AUTOMATIC)
 
 
 def own_networks(interfaces: Iterable[Interface], wide: bool, first: IP | None = None) -> list[Interface]:
-    """The private IPv4 networks to search: the routed one first, container bridges last, each once."""
+    """Return the private IPv4 networks to search, each once: the routed one first, container bridges last."""
     private = [each for each in interfaces if is_private(each.ip)]
     private.sort(key=lambda each: (each.ip != first, each.is_bridge))  # stable: otherwise the system's order
     cut = [each._replace(prefix=_narrowed(each.prefix, wide)) for each in private]
@@ -97,12 +96,12 @@ def own_networks(interfaces: Iterable[Interface], wide: bool, first: IP | None =
 
 def _narrowed(prefix: int, wide: bool) -> int:
     if wide:
-        return max(prefix, ASKED_PREFIX)
+        return max(prefix, WIDE_PREFIX)
     return prefix if prefix >= WIDEST_PREFIX else NARROWED_PREFIX
 
 
 def nearest_first(networks: Sequence[Interface]) -> Iterator[IP]:
-    """All host addresses: each network's /24 around the own address, then the next ones outwards."""
+    """Yield all host addresses: each network's /24 around its own address, then the next ones outwards."""
     blocks: list[tuple[int, int, int, Network]] = []
     for rank, each in enumerate(networks):
         own = int(each.ip) >> 8
@@ -117,7 +116,7 @@ def nearest_first(networks: Sequence[Interface]) -> Iterator[IP]:
 
 
 def _hosts(network: Network, low: int, high: int) -> range:
-    """The numbers of the hosts of `network` from low to high: without its own and its broadcast address."""
+    """Return the host numbers of `network` from low to high, without the network's and the broadcast address."""
     edge = 0 if network.prefixlen >= network.max_prefixlen - 1 or network.version == 6 else 1
     first = int(network.network_address) + edge
     last = int(network.network_address) + network.num_addresses - 1 - edge
@@ -125,7 +124,11 @@ def _hosts(network: Network, low: int, high: int) -> range:
 
 
 def parse_subnets(subnets: Iterable[str]) -> list[Network]:
-    """Read `subnets=`: networks in CIDR ("10.9.66.0/24") or single addresses. Raises BadInput."""
+    """Parse `subnets=`: networks in CIDR ("10.9.66.0/24") or single addresses.
+
+    Raises:
+        BadInput: An entry is no network, not private, or the networks are too large.
+    """
     if isinstance(subnets, str):
         subnets = [subnets]
     networks = [_subnet(entry) for entry in subnets]
@@ -146,7 +149,7 @@ def _subnet(entry: object) -> Network:
             f"subnets: {entry!r} is not a network; expected one like '10.9.66.0/24' or an address like "
             "'10.9.66.15' (a host with a name belongs in SOLLOL_NODES)"
         ) from None
-    if not any(_within(network, allowed) for allowed in _ASKED):
+    if not any(_within(network, allowed) for allowed in _PERMITTED):
         raise BadInput(
             f"subnets: {entry!r} is not a private network, and only those are searched; "
             "name a node elsewhere in SOLLOL_NODES or with pool.add_node(host, port)"
@@ -163,7 +166,7 @@ def _within(network: Network, allowed: Network) -> bool:
 
 
 def addresses(networks: Iterable[Network]) -> Iterator[IP]:
-    """The hosts of networks that were asked for, in the order written, each once."""
+    """Yield the host addresses of networks in the given order, each once."""
     seen: set[tuple[int, int]] = set()
     for network in networks:
         make = ipaddress.IPv4Address if network.version == 4 else ipaddress.IPv6Address

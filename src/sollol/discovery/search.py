@@ -1,11 +1,11 @@
-"""The search itself: starts everything at once, listens, and knows when to stop.
+"""Run a search: start everything at once, collect answers, stop in time.
 
-    plan ──► named ─────────────► resolve ──► ask ─┐
-         ──► container names ──► resolve ──┐       ├─► sightings ──► nodes, one for each machine and port
-         ──► targets ────────────► sweep ──┴► ask ─┘
+    plan ──► named ─────────────► resolve ──► identify ─┐
+         ──► container names ──► resolve ──┐            ├─► sightings ──► nodes, one for each machine and port
+         ──► targets ────────────► sweep ──┴► identify ─┘
 
-Nothing waits for anything else: an address is asked the moment its port opens, while the sweep goes on. When to stop
-is decided by a pure function (`patience.stop_at`). Whatever goes wrong with one candidate is that candidate's end only.
+All steps run concurrently: an address is identified as soon as its port opens, while the sweep goes on. A pure function
+decides when to stop (`stop_policy.stop_at`). An error at one candidate ends that candidate only.
 
 Measured on two busy cores (`bench/discovery.py`): a /24 with two nodes, a silent server on Ollama's port and 250 silent
 addresses takes 0.3 s, of which 0.25 s is listening.
@@ -25,21 +25,21 @@ from typing import Any, Final, TypeVar
 from sollol.config import load_settings
 from sollol.core.endpoint import Endpoint
 from sollol.discovery import candidates, identity, networks
-from sollol.discovery.candidates import Plan, Source, Surroundings, Target
-from sollol.discovery.identity import Crowd, Found, Sighting
+from sollol.discovery.candidates import CandidateSource, SearchPlan, Surroundings, Target
+from sollol.discovery.identity import Deduplicator, Found, Sighting
 from sollol.discovery.names import Names
 from sollol.discovery.networks import IP
-from sollol.discovery.patience import Progress, stop_at
+from sollol.discovery.stop_policy import SearchProgress, stop_at
 from sollol.discovery.sweep import Sweep
-from sollol.discovery.verify import MAX_BODY_BYTES, ask, loaded
+from sollol.discovery.verify import MAX_BODY_BYTES, identify, loaded
 from sollol.duties import Duties
 from sollol.errors import BadInput
 from sollol.transport.http import HttpTransport
 
 log = logging.getLogger("sollol.discovery")
 DEFAULT_PORTS: Final = (11434,)
-NEAR: Final = 256  # addresses of the pass that a busy machine makes in any case: the nearest /24
-PS_TIMEOUT_S = 0.1  # a node that loads a model may answer late; then its loaded models say nothing
+NEAR: Final = 256  # addresses of the pass that is made in any case: the nearest /24
+PS_TIMEOUT_S = 0.1  # a node that loads a model may answer later, and then its loaded models are no evidence
 _T = TypeVar("_T")
 
 
@@ -53,10 +53,20 @@ def discover_ollama_nodes(
 ) -> list[dict[str, Any]]:
     """Find Ollama nodes: `[{"host": "10.9.66.15", "port": 11434}, ...]`, each machine and port once.
 
-    `timeout` bounds everything, in seconds; on a machine that is too busy to try the nearest /24 within it, one pass
-    over that is made all the same (5 s more at most). `discover_all_nodes` widens the search from the nearest /24 of a
-    large network to its /16. `subnets` are searched instead of this machine's private networks. Works anywhere: in a
-    notebook, inside a running event loop, in a thread. Raises BadInput and ConfigError, never for a network's sake.
+    Works inside notebooks, running event loops and threads. Network errors do not raise.
+
+    Args:
+        timeout: Seconds for the whole search. On a machine that is too busy to try the nearest /24 within it, one pass
+            over that is made nevertheless (5 s more at most).
+        exclude_localhost: Leave out this machine.
+        auto_resolve_docker: Inside a container, try the host, too.
+        discover_all_nodes: Widen the search from the nearest /24 of a large network to its /16.
+        subnets: Networks to search instead of this machine's private ones.
+        ports: Ports to try on each address.
+
+    Raises:
+        BadInput: An argument cannot be used.
+        ConfigError: A setting cannot be used.
     """
     found = run_apart(
         lambda: discover(timeout, exclude_localhost, auto_resolve_docker, discover_all_nodes, subnets, ports)
@@ -72,16 +82,16 @@ async def discover(
     subnets: Iterable[str] | None = None,
     ports: Sequence[int] = DEFAULT_PORTS,
 ) -> list[Found]:
-    """The same with all that was learned, on the running event loop."""
+    """Find nodes with all details, on the running event loop. Arguments as for `discover_ollama_nodes`."""
     if sys.platform == "win32" and isinstance(asyncio.get_running_loop(), asyncio.ProactorEventLoop):
         again = (timeout, exclude_localhost, auto_resolve_docker, discover_all_nodes, subnets, ports)
         return await asyncio.to_thread(run_apart, lambda: discover(*again))
     settings = load_settings(discovery_ports=None if ports is DEFAULT_PORTS else ports)
-    asked = settings.discovery_subnets if subnets is None else subnets
-    within = None if asked is None else networks.parse_subnets(asked)
+    given = settings.discovery_subnets if subnets is None else subnets
+    within = None if given is None else networks.parse_subnets(given)
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
         raise BadInput(f"timeout: {timeout!r} cannot be used; expected seconds above 0, such as 0.5")
-    around = look_around()
+    around = inspect_machine()
     plan = candidates.plan(
         around,
         settings,
@@ -101,10 +111,10 @@ async def discover(
 
 
 def physical_hosts(endpoints: Iterable[Endpoint], *, timeout: float = 0.5) -> dict[str, str]:
-    """Endpoint key to an id of the physical machine behind it: equal ids, one machine.
+    """Return endpoint key -> id of the physical machine behind it: equal ids, one machine.
 
-    Sends nothing but name lookups; `timeout` bounds them. Evidence: this machine's own addresses, equal addresses,
-    and the neighbour table, which knows whoever was spoken to lately.
+    Sends only name look-ups; `timeout` limits them, in seconds. Evidence: this machine's own addresses, equal
+    addresses, and the neighbour table, which has recent peers.
     """
     nodes = list(endpoints)
 
@@ -113,7 +123,7 @@ def physical_hosts(endpoints: Iterable[Endpoint], *, timeout: float = 0.5) -> di
         return await asyncio.gather(*(_within(timeout, names.resolve(node.host)) for node in nodes))
 
     resolved = run_apart(resolve)
-    around, macs = look_around(), identity.neighbours()
+    around, macs = inspect_machine(), identity.neighbours()
     return {node.key: identity.host_id(node.host, ips, around, macs) for node, ips in zip(nodes, resolved, strict=True)}
 
 
@@ -124,7 +134,8 @@ async def _within(timeout: float, looking: Coroutine[Any, Any, tuple[_T, ...]]) 
         return ()
 
 
-def look_around() -> Surroundings:
+def inspect_machine() -> Surroundings:
+    """Read the addresses, the route and the container state of this machine."""
     inside = candidates.in_container()
     return Surroundings(
         tuple(networks.own_interfaces()),
@@ -135,10 +146,10 @@ def look_around() -> Surroundings:
 
 
 def run_apart(make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """Run a coroutine to its end on a loop of its own in a thread of its own.
+    """Run a coroutine on a new event loop in a new thread; return its result.
 
-    So it makes no difference whether the caller's thread has a loop, and whether that runs. A selector loop: on
-    Windows the default one cannot watch sockets that connect.
+    The caller's thread may have a running loop. The loop is a selector loop because Windows' default loop cannot watch
+    sockets that connect.
     """
     outcome: list[_T] = []
     problem: list[BaseException] = []
@@ -147,7 +158,7 @@ def run_apart(make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         loop = asyncio.SelectorEventLoop()
         try:
             outcome.append(loop.run_until_complete(make()))
-        except BaseException as error:  # carried to the caller
+        except BaseException as error:  # raised in the caller's thread
             problem.append(error)
         finally:
             loop.close()
@@ -161,7 +172,7 @@ def run_apart(make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 
 
 def _as_mapping(endpoint: Endpoint) -> dict[str, Any]:
-    """`host` and `port`; a node behind a URL that these cannot say also gets its `url`."""
+    """Return `host` and `port`, and the `url` of a node for which these do not suffice."""
     mapping: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
     if endpoint != Endpoint(endpoint.host, endpoint.port):
         mapping["url"] = endpoint.url
@@ -169,9 +180,9 @@ def _as_mapping(endpoint: Endpoint) -> dict[str, Any]:
 
 
 class _Search:
-    """One search, from start to end. Its sightings only grow; its tasks all end with it."""
+    """One search from start to end. All its tasks end with it."""
 
-    def __init__(self, plan: Plan, around: Surroundings, transport: HttpTransport, timeout_s: float) -> None:
+    def __init__(self, plan: SearchPlan, around: Surroundings, transport: HttpTransport, timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout_s
         self._timeout_s = timeout_s
@@ -186,17 +197,17 @@ class _Search:
         self._tasks: set[asyncio.Task[None]] = set()
         self._duties = Duties()
         self._sightings: list[Sighting] = []
-        self._asking = 0  # questions at swept addresses without a right answer so far
+        self._identifying = 0  # queries at swept addresses without a right answer so far
         self._held = 0
-        self._last_asked = 0.0
+        self._last_started = 0.0
 
     async def run(self) -> list[Found]:
         sweep = self._sweep
         try:
             for endpoint in self._plan.named:
-                self._start(self._ask_named(endpoint), held=1)
+                self._start(self._identify_named(endpoint), held=1)
             for name in self._plan.names:
-                self._start(self._ask_container_host(name), asking=1)
+                self._start(self._resolve_container_host(name), identifying=1)
             await self._listen()
         finally:
             sweep.close()
@@ -205,24 +216,24 @@ class _Search:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if sweep.unsent:
-            self._warn_of_the_rest()
-        crowd = Crowd(self._sightings, self._around, identity.neighbours())
-        doubtful = crowd.doubtful()
-        same = await asyncio.gather(*(self._may_be_one(*pair) for pair in doubtful))
+            self._warn_of_untried()
+        deduplicator = Deduplicator(self._sightings, self._around, identity.neighbours())
+        doubtful = deduplicator.doubtful()
+        same = await asyncio.gather(*(self._may_be_same_node(*pair) for pair in doubtful))
         pairs = [pair for pair, one in zip(doubtful, same, strict=True) if one]
-        found = crowd.nodes(pairs)
-        _tell_of_relays(pairs, found)
+        found = deduplicator.nodes(pairs)
+        _warn_of_relays(pairs, found)
         return found
 
     async def _listen(self) -> None:
         while True:
             self._changed.clear()
-            progress = Progress(
+            progress = SearchProgress(
                 unsent=self._sweep.unsent,
-                listening=self._sweep.listening + self._asking,
+                listening=self._sweep.listening + self._identifying,
                 held=self._held,
                 found=len(self._sightings),
-                last_sent=max(self._sweep.last_sent, self._last_asked),
+                last_sent=max(self._sweep.last_sent, self._last_started),
                 slowest_s=self._sweep.slowest_s,
                 pass_sent=self._sweep.pass_sent,
                 likely_until=self._likely_until,
@@ -234,11 +245,11 @@ class _Search:
                 async with asyncio.timeout(left_s):
                     await self._changed.wait()
 
-    def _start(self, work: Coroutine[Any, Any, None], *, held: int = 0, asking: int = 0) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], *, held: int = 0, identifying: int = 0) -> None:
         self._held += held
-        self._asking += asking
-        self._last_asked = self._loop.time()
-        task = self._duties.once("asking what may be a node", work)
+        self._identifying += identifying
+        self._last_started = self._loop.time()
+        task = self._duties.once("identifying a candidate node", work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
@@ -247,51 +258,53 @@ class _Search:
         self._changed.set()
 
     def _on_open(self, target: Target) -> None:
-        self._start(self._ask_target(target), asking=1)
+        self._start(self._identify_target(target), identifying=1)
 
-    async def _ask_target(self, target: Target) -> None:
+    async def _identify_target(self, target: Target) -> None:
         likely = False
 
         def hold() -> None:
             nonlocal likely
             likely = True
             self._likely_until = self._loop.time() + self._timeout_s
-            self._asking -= 1
+            self._identifying -= 1
             self._held += 1
 
         try:
-            await self._ask(target.endpoint, target.source, (target.ip,), hold)
+            await self._identify(target.endpoint, target.source, (target.ip,), hold)
         finally:
             self._sweep.release()
             if likely:
                 self._held -= 1
             else:
-                self._asking -= 1
+                self._identifying -= 1
 
-    async def _ask_named(self, endpoint: Endpoint) -> None:
+    async def _identify_named(self, endpoint: Endpoint) -> None:
         try:
             ips = await self._names.resolve(endpoint.host)
             if ips:
-                await self._ask(endpoint, Source.SETTINGS, ips, lambda: None)
+                await self._identify(endpoint, CandidateSource.SETTINGS, ips, lambda: None)
         finally:
             self._held -= 1
 
-    async def _ask_container_host(self, name: str) -> None:
+    async def _resolve_container_host(self, name: str) -> None:
         try:
             for ip in await self._names.resolve(name):
                 if networks.is_private(ip):
                     for port in self._plan.ports:
-                        self._sweep.add(Target(ip, port, Source.CONTAINER_HOST))
+                        self._sweep.add(Target(ip, port, CandidateSource.CONTAINER_HOST))
         finally:
-            self._asking -= 1
+            self._identifying -= 1
 
-    async def _ask(self, endpoint: Endpoint, source: Source, ips: tuple[IP, ...], likely: Callable[[], None]) -> None:
-        answer = await ask(self._transport, endpoint, self._timeout_s, likely)
+    async def _identify(
+        self, endpoint: Endpoint, source: CandidateSource, ips: tuple[IP, ...], likely: Callable[[], None]
+    ) -> None:
+        answer = await identify(self._transport, endpoint, self._timeout_s, likely)
         if answer is not None:
             self._sightings.append(Sighting(endpoint, source, ips, answer))
 
-    async def _may_be_one(self, first: Sighting, second: Sighting) -> bool:
-        """Not if they have different models loaded, or the same until different times."""
+    async def _may_be_same_node(self, first: Sighting, second: Sighting) -> bool:
+        """Return False if two nodes have different models loaded, or equal ones with different expiry times."""
         pair = (first.endpoint, second.endpoint)
         left_s = max(0.0, min(PS_TIMEOUT_S, self._deadline - self._loop.time()))
         try:
@@ -301,7 +314,7 @@ class _Search:
             return True
         return here is None or there is None or here == there
 
-    def _warn_of_the_rest(self) -> None:
+    def _warn_of_untried(self) -> None:
         warnings.warn(
             f"discovery: {self._sweep.left():,} addresses were not tried within {self._timeout_s:g} s; "
             "raise timeout=, search fewer with subnets=[...], or name the nodes in SOLLOL_NODES",
@@ -309,14 +322,14 @@ class _Search:
         )
 
 
-def _tell_of_relays(pairs: Sequence[tuple[Sighting, Sighting]], found: Sequence[Found]) -> None:
-    """Tell both addresses of what answers alike on two: one machine, or one that passes calls on to the other."""
+def _warn_of_relays(pairs: Sequence[tuple[Sighting, Sighting]], found: Sequence[Found]) -> None:
+    """Log both addresses of nodes with equal identities: one machine, or a relay of the other."""
     used = {node.endpoint.key for node in found}
     for pair in pairs:
         one, other = sorted(sighting.endpoint.key for sighting in pair)
         taken = one if one in used else other
         log.warning(
-            "%s and %s answer alike: two addresses of one machine, or one of them passes calls on to the other; %s is "
+            "%s and %s answer alike: they are two addresses of one machine, or one relays calls to the other; %s is "
             "used. To use the other, name it in SOLLOL_NODES",
             one,
             other,

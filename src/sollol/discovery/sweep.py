@@ -1,17 +1,16 @@
-"""Many connection attempts at once: who has an open port?
+"""Find open ports by many concurrent connection attempts.
 
-The problem: of the 254 addresses of a home network 250 are silent, so they must be tried together, not in turn. A
-thread for each costs memory and a second of starting; a coroutine for each some 60 µs.
-The answer: plain non-blocking sockets, watched by the event loop itself, about 25 µs each. Nothing is sent over
-them; an address that accepts is handed on, and the question whether it is Ollama is asked elsewhere.
+Of the 254 addresses of a home network 250 are silent, so they must be tried together. A thread for each costs memory
+and a second of starting, a coroutine for each some 60 µs. Plain non-blocking sockets, watched by the event loop, cost
+about 25 µs each. The sweep sends no data; it reports each address that accepts, and `verify` identifies it.
 
-Limits, each for a reason:
+Limits:
 
 - file descriptors: at most 1,000 in flight, fewer where the system allows fewer (macOS: 256 in all);
-- turns: 64 attempts, about 2 ms, then the event loop does something else. It may be the user's;
-- neighbours: Linux keeps at most gc_thresh3 (1,024) of them, an address where nobody is holds its entry for 3 s, and
-  beyond the limit packets are dropped **without an error** (tried: 4,096 attempts, all "in progress", 1,024 sent).
-  So on a local link at most that many are begun within 3 s. A /22 fits; a /16 takes three minutes.
+- turns: 64 attempts, about 2 ms, then the event loop may run other work of the user;
+- neighbours: Linux keeps at most gc_thresh3 (1,024) entries. An address without a machine holds its entry for 3 s, and
+  beyond the limit packets are dropped **without an error** (measured: 4,096 attempts, all "in progress", 1,024 sent).
+  So on a local link at most that many start within 3 s. A /22 fits; a /16 takes three minutes.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sollol.discovery.candidates import Source, Target
-from sollol.discovery.patience import silence
+from sollol.discovery.candidates import CandidateSource, Target
+from sollol.discovery.stop_policy import silence
 from sollol.duties import PAUSE_S, log_fault
 
 MAX_IN_FLIGHT = 1000
@@ -33,17 +32,17 @@ TURN = 64
 NEIGHBOUR_S = 3.0
 DEFAULT_NEIGHBOURS = 1024
 RETRY_S = 0.02
-_RESERVED_DESCRIPTORS = 48  # for the verification, and for whatever else the program opens meanwhile
+_RESERVED_DESCRIPTORS = 48  # for `verify` and for other sockets of the program
 _IN_PROGRESS = {errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN}
 
 
 class Sweep:
-    """Tries targets in their order. Calls `opened(target)` for each that accepts, `changed()` when anything happens.
+    """Try targets in their order; call `opened(target)` for each that accepts, and `changed()` after any event.
 
-    Whoever is given an open address calls `release()` when done with it. `close()` ends everything in flight.
-    `near`: so many addresses of networks come first, and when they are tried, `pass_sent` tells.
-    `slowest_s` is the slowest answer (yes or no) from another machine on the link.
+    The receiver of an open address calls `release()` at its end. `close()` ends all attempts. The first `near`
+    addresses of networks are the nearest; `pass_sent` is the time at which the last of them was tried. `slowest_s` is
+    the slowest answer (yes or no) of another machine on the link.
     """
 
     def __init__(
@@ -60,38 +59,41 @@ class Sweep:
         self._changed = changed
         self._limit = descriptors()
         self._neighbours = neighbour_limit()
-        self._links: deque[float] = deque()  # when neighbours were asked for, within the last NEIGHBOUR_S
-        self._flying: dict[int, tuple[socket.socket, Target, float]] = {}  # the oldest first
+        self._links: deque[float] = deque()  # times of attempts on the link within the last NEIGHBOUR_S
+        self._flying: dict[int, tuple[socket.socket, Target, float]] = {}  # oldest first
         self._timer: asyncio.Handle | None = None
-        self._taken = 0  # open addresses that are being asked: they hold a descriptor, too
+        self._identifying = 0  # open addresses under identification: each holds a descriptor
         self._exhausted = self._closed = False
         self.last_sent = self._loop.time()
         self.slowest_s = 0.0
-        self._near = near  # addresses of the pass that is made in any case, still to be tried
+        self._near = near  # untried addresses of the nearest pass
         self.pass_sent: float | None = None
         self._later(0.0)
 
     @property
     def listening(self) -> int:
+        """The number of attempts in flight."""
         return len(self._flying)
 
     @property
     def unsent(self) -> bool:
+        """True while untried targets may be left."""
         return not self._exhausted
 
     def add(self, target: Target) -> None:
-        """One more, to be tried next."""
+        """Add a target, which is tried next."""
         self._more.append(target)
         self._exhausted = False
         self._later(0.0)
 
     def release(self) -> None:
-        """An address that was handed to `opened` needs its socket no more."""
-        self._taken -= 1
+        """Free the descriptor of an address that was given to `opened`."""
+        self._identifying -= 1
         if self.unsent and not self._closed:
             self._later(0.0)
 
     def close(self) -> None:
+        """End all attempts."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -99,7 +101,7 @@ class Sweep:
             self._drop(fd)
 
     def left(self) -> int:
-        """How many addresses were never tried. Uses the targets up."""
+        """Return the number of untried addresses. Consumes the targets."""
         return len(self._more) + sum(1 for _ in self._targets)
 
     # -- sending ---------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ class Sweep:
     def _on_timer(self) -> None:
         try:
             self._fill()
-        except Exception as error:  # the other addresses are tried all the same
+        except Exception as error:  # the other addresses are still tried
             log_fault("the search for nodes", error)
             if not self._closed:
                 self._later(PAUSE_S)
@@ -122,7 +124,7 @@ class Sweep:
         for _ in range(TURN):
             if self._closed:
                 return
-            wait_s = self._no_room_for()
+            wait_s = self._wait_for_room_s()
             if wait_s > 0.0:
                 self._later(wait_s)
                 return
@@ -137,7 +139,7 @@ class Sweep:
                 self._limit = max(16, min(self._limit, len(self._flying)))
                 self._later(RETRY_S)
                 return
-            if target.source is Source.SUBNET:
+            if target.source is CandidateSource.SUBNET:
                 self._near -= 1
                 if self._near <= 0:
                     self._end_pass()
@@ -150,14 +152,14 @@ class Sweep:
     def _next(self) -> Target | None:
         return self._more.popleft() if self._more else next(self._targets, None)
 
-    def _no_room_for(self) -> float:
-        """Seconds until another attempt may be made; 0 for now. Attempts that were silent for too long make room."""
+    def _wait_for_room_s(self) -> float:
+        """Return the seconds until the next attempt, 0 for now. Ends attempts that were silent for too long."""
         now = self._loop.time()
         while self._links and self._links[0] <= now - NEIGHBOUR_S:
             self._links.popleft()
         if len(self._links) >= self._neighbours:
             return self._links[0] + NEIGHBOUR_S - now
-        while len(self._flying) + self._taken >= self._limit:
+        while len(self._flying) + self._identifying >= self._limit:
             if not self._flying:
                 return RETRY_S
             fd, (_, _, sent_at) = next(iter(self._flying.items()))
@@ -168,11 +170,11 @@ class Sweep:
         return 0.0
 
     def _try(self, target: Target) -> bool:
-        """Begin one attempt. False: the system has no room for it now."""
+        """Start one attempt. Returns False if the system lacks resources for it."""
         family = socket.AF_INET if target.ip.version == 4 else socket.AF_INET6
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as problem:  # without IPv6: as good as refused
+        except OSError as problem:  # no IPv6 here: the same as a refusal
             return problem.errno not in _SCARCE
         sock.setblocking(False)
         code = sock.connect_ex((str(target.ip), target.port))
@@ -188,10 +190,10 @@ class Sweep:
             return True
         sock.close()
         if code == 0:
-            self._hand_on(target)
+            self._report_open(target)
         return True
 
-    # -- hearing ---------------------------------------------------------------------------------------------------
+    # -- receiving -------------------------------------------------------------------------------------------------
 
     def _on_answer(self, fd: int) -> None:
         sock, target, sent_at = self._flying[fd]
@@ -200,13 +202,13 @@ class Sweep:
         if code in (0, errno.ECONNREFUSED) and target.on_link:
             self.slowest_s = max(self.slowest_s, self._loop.time() - sent_at)
         if code == 0:
-            self._hand_on(target)
+            self._report_open(target)
         if self.unsent and not self._closed:
             self._later(0.0)
         self._changed()
 
-    def _hand_on(self, target: Target) -> None:
-        self._taken += 1
+    def _report_open(self, target: Target) -> None:
+        self._identifying += 1
         self._opened(target)
 
     def _drop(self, fd: int) -> None:
@@ -215,7 +217,7 @@ class Sweep:
 
 
 def descriptors() -> int:
-    """How many sockets may be in flight at once."""
+    """Return the number of sockets that may be in flight."""
     try:
         import resource
     except ImportError:
@@ -231,7 +233,7 @@ def descriptors() -> int:
 
 
 def neighbour_limit(root: Path = Path("/")) -> int:
-    """How many new neighbours may be asked for within NEIGHBOUR_S. Containers are not told the system's limit."""
+    """Return the number of new neighbour entries within NEIGHBOUR_S. Containers cannot read the system's limit."""
     limit = _number(root / "proc/sys/net/ipv4/neigh/default/gc_thresh3", DEFAULT_NEIGHBOURS)
     try:
         known = len((root / "proc/net/arp").read_text().splitlines()) - 1

@@ -1,15 +1,15 @@
-"""Is it Ollama? An open port is not an answer: 11434 may belong to anything.
+"""Identify Ollama behind an open port.
 
-Two questions over one connection, and both answers must have the right shape: `/api/version` is a version, `/api/tags`
-a list of models. Other servers answer one of them (Open WebUI the first, llama.cpp the second), none both. A server
-that is silent, sends garbage or never stops is not a node: bodies are bounded, and time is the searcher's, who cancels.
+Two queries over one connection, and both answers must have the right shape: `/api/version` a version, `/api/tags` a
+list of models. Other servers answer one of them (Open WebUI the first, llama.cpp the second), none both. A server that
+is silent, sends garbage or never stops is not a node: the size of bodies is limited, and the searcher cancels in time.
 
-A SOLLOL gateway speaks like a node but is no machine of its own; it says so in a header, and is left out, because a
+A SOLLOL gateway answers like a node but is no machine of its own. It has a header for that and is left out, because a
 gateway that finds itself would send its work in circles.
 
-The answer also tells nodes apart (`identity.py`): a digest over version and models with the times at which they were
-written to disk. Those times have nanoseconds, so two machines that pulled the same models differ; it is `strong`
-evidence only if there is such a time.
+The fingerprint distinguishes nodes (`identity.py`): a digest of the version and of the models with the times at which
+they were written to disk. Those times have nanoseconds, so two machines that pulled the same models differ. The
+fingerprint is `strong` only if there is such a time.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class _Ps(msgspec.Struct):
     models: list[_Loaded] | None
 
 
-class Answer(NamedTuple):
-    """What a node said of itself. `latency_s` is the time of its first answer, connecting included."""
+class NodeIdentity(NamedTuple):
+    """A node's description of itself. `latency_s` is the time of its first answer, connecting included."""
 
     version: str
     models: tuple[str, ...]
@@ -64,8 +64,10 @@ class Answer(NamedTuple):
     strong: bool
 
 
-async def ask(transport: Transport, endpoint: Endpoint, timeout_s: float, likely: Callable[[], None]) -> Answer | None:
-    """None: not Ollama. `likely` is called when the first answer was right."""
+async def identify(
+    transport: Transport, endpoint: Endpoint, timeout_s: float, likely: Callable[[], None]
+) -> NodeIdentity | None:
+    """Return the identity of a node, None if it is not Ollama. `likely` is called after a right first answer."""
     clock = asyncio.get_running_loop().time
     start = clock()
     version = await _get(transport, endpoint, "/api/version", timeout_s, _Version)
@@ -77,7 +79,7 @@ async def ask(transport: Transport, endpoint: Endpoint, timeout_s: float, likely
     if tags is None:
         return None
     models = tags.models or []
-    return Answer(
+    return NodeIdentity(
         version.version,
         tuple(model.name for model in models),
         latency_s,
@@ -87,7 +89,7 @@ async def ask(transport: Transport, endpoint: Endpoint, timeout_s: float, likely
 
 
 async def loaded(transport: Transport, endpoint: Endpoint, timeout_s: float) -> frozenset[tuple[str, str]] | None:
-    """Names and expiry times (to the nanosecond) of the loaded models; None if it would not say."""
+    """Return names and expiry times (with nanoseconds) of the loaded models; None without an answer."""
     ps = await _get(transport, endpoint, "/api/ps", timeout_s, _Ps)
     return None if ps is None else frozenset((model.name, model.expires_at) for model in ps.models or [])
 
