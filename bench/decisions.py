@@ -11,7 +11,7 @@ in flight, in Python.
 
 "a request": the same and all that a gateway adds to it, which is making the events and `journal.record` for each, of
 nodes that answer at once, so that CPU is all that counts (`bench.gateway` shows the rest). "idle": one client.
-"lanes with room": two of the four slots of each node are taken. "a line of n": every slot is taken and n wait.
+"replicas with room": two of the four slots of each node are taken. "a line of n": every slot is taken and n wait.
 Conversations have two beginnings: one that all share, and their own.
 """
 
@@ -38,10 +38,10 @@ PROMPT, TOKENS = 100, 100
 SHARED = (1, 40)  # a beginning of all conversations, as a system prompt is
 INSTANT = Timing(1000, 48, 1000, 17, 8500)
 REQUESTS, BLOCK = 4000, 100
-ROOM = 4  # slots of a lane in which some are free
+ROOM = 4  # slots of a replica in which some are free
 
 
-class Fleet:
+class Cluster:
     """A scheduler whose nodes answer as predicted."""
 
     def __init__(self, nodes: int) -> None:
@@ -88,42 +88,42 @@ class Fleet:
         return round(PROMPT / (100 * speed) * SECOND), round(TOKENS / (8 * speed) * SECOND)
 
 
-def warm_fleet(nodes: int, waiting: int) -> Fleet:
+def warm_cluster(nodes: int, waiting: int) -> Cluster:
     """Every slot is taken, `waiting` are in line, and rates are known."""
-    fleet = Fleet(nodes)
+    cluster = Cluster(nodes)
     for _ in range(nodes + waiting):
-        fleet.submit()
+        cluster.submit()
     for _ in range(nodes * (20 if nodes < 100 else 2)):
-        fleet.finish()
-        fleet.submit()
-    return fleet
+        cluster.finish()
+        cluster.submit()
+    return cluster
 
 
 def cost_us(nodes: int, waiting: int | None) -> float:
     """`waiting`: so many are in line, every slot is taken; None: nothing waits, nothing runs."""
-    fleet = warm_fleet(nodes, waiting or 0)
-    while waiting is None and fleet.ends:
-        fleet.finish()
+    cluster = warm_cluster(nodes, waiting or 0)
+    while waiting is None and cluster.ends:
+        cluster.finish()
     times = []
     for _ in range(TIMED):
         if waiting is None:
-            fleet.at += SECOND // 100
-            times.append(fleet.submit() + fleet.finish())
+            cluster.at += SECOND // 100
+            times.append(cluster.submit() + cluster.finish())
         else:
-            times.append(fleet.finish() + fleet.submit())
+            times.append(cluster.finish() + cluster.submit())
     return median(times) * 1e6
 
 
 def choice_us(nodes: int) -> float:
     """Every slot is taken, and one is looked for."""
-    fleet = warm_fleet(nodes, 0)
-    scheduler = fleet.scheduler
+    cluster = warm_cluster(nodes, 0)
+    scheduler = cluster.scheduler
     group, router = scheduler.view().groups[MODEL], scheduler.view().policies.router
     task = Task(0, Kind.CHAT, MODEL, 4 * PROMPT)
     times = []
     for _ in range(TIMED):
         began = time.perf_counter()
-        router.choose(task, group.shortlist(task, (), False, fleet.at), {}, fleet.at, fleet.rng)
+        router.choose(task, group.shortlist(task, (), False, cluster.at), {}, cluster.at, cluster.rng)
         times.append(time.perf_counter() - began)
     return median(times) * 1e6
 
@@ -209,7 +209,7 @@ def _requests(nodes: int, target: float) -> list[Row]:
     situations = (
         ("idle", 1, 1, False),
         ("idle, a stream", 1, 1, True),
-        ("lanes with room", ROOM, 2 * nodes, False),
+        ("replicas with room", ROOM, 2 * nodes, False),
         ("a line of 1", 1, nodes + 1, False),
         ("a line of 64", 1, nodes + 64, False),
     )

@@ -1,4 +1,4 @@
-"""The ledger of a batch under random cuts, takeovers, answers and failures: nothing is lost, nothing counted twice."""
+"""The state of a batch under random cuts, takeovers, answers and failures: nothing is lost, nothing counted twice."""
 
 from __future__ import annotations
 

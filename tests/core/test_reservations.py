@@ -21,7 +21,7 @@ LONG_AGO = 2 * RESCAN_PAUSE  # so that those who wait may all be asked again
 
 
 class Asked:
-    """A router by predicted completion time that notes for whom several lanes were compared."""
+    """A router by predicted completion time that notes the tasks for which several replicas were compared."""
 
     wide, by_finish = False, True
 

@@ -326,7 +326,7 @@ def test_embeddings_have_no_second_copy() -> None:
 
 
 def cluster(*speeds: float) -> list[Replica]:
-    """Lanes of one model in memory, of so many tokens/s; 0 is a node that was never tried."""
+    """Replicas of one model in memory, of so many tokens/s; 0 is a node that was never tried."""
     group = ModelReplicas("m:latest", ClusterState())
     replicas = []
     for number, speed in enumerate(speeds):

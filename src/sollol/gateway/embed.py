@@ -118,8 +118,8 @@ def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
     if isinstance(texts, list) and len(texts) >= SPLIT and tongue in EMBED_TONGUES[:2]:
         if not all(isinstance(text, str) for text in texts):
             raise BadInput("invalid input type")
-        lanes = gateway.engine.scheduler.view().groups.get(canonical_model(gateway.settings.resolve_model(found.model)))
-        if len(texts) >= SPLIT_ALWAYS or lanes is None or len(lanes.replicas) > 1:
+        group = gateway.engine.scheduler.view().groups.get(canonical_model(gateway.settings.resolve_model(found.model)))
+        if len(texts) >= SPLIT_ALWAYS or group is None or len(group.replicas) > 1:
             gateway.in_task(_split, request, (tongue, found))
             return
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []

@@ -15,7 +15,6 @@ STALE that was not far behind then.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -187,18 +186,9 @@ class CompletionRouter:
 
 def _least(scores: list[float], alike: float, rng: random.Random) -> int:
     """Return the place of the least score, drawn at random among those within a factor of it."""
-    least = second = math.inf
-    first = 0
-    for place, score in enumerate(scores):
-        if score < least:
-            least, second, first = score, least, place
-        elif score < second:
-            second = score
-    bound = least * alike
-    if second > bound:
-        return first
+    bound = min(scores) * alike
     equal = [place for place, score in enumerate(scores) if score <= bound]
-    return equal[int(rng.random() * len(equal))]
+    return equal[0] if len(equal) == 1 else equal[int(rng.random() * len(equal))]
 
 
 class _TermsPredictor:

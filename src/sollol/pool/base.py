@@ -197,8 +197,8 @@ class PoolBase:
     @property
     def nodes(self) -> list[NodeView]:
         """The pool's nodes, in the order in which they were added."""
-        fleet = self._engine.scheduler.view().nodes if self._engine else {}
-        return [NodeView(endpoint, fleet.get(key)) for key, endpoint in list(self._endpoints.items())]
+        nodes = self._engine.scheduler.view().nodes if self._engine else {}
+        return [NodeView(endpoint, nodes.get(key)) for key, endpoint in list(self._endpoints.items())]
 
     def _take_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:
         endpoint = _endpoint(host, port)
