@@ -78,7 +78,7 @@ class Node:
         self.silences = 0
         self.load_time = LoadTimeEstimator()
         self.memory = MemoryFit()
-        self.denied: set[str] = set()  # models that it listed at the last look, and then said it lacks
+        self.denied: set[str] = set()  # models that are in its last list and that it answered 404 for
         self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
         self.listed_us: Micros = 0
         # True: it reads an abandoned prompt to its end. False: it stops at the next batch. None: untested.
