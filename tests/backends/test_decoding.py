@@ -18,7 +18,7 @@ from sollol.backends.decoding import (
     VALUE_BYTES,
     WORTH,
     decoded_bytes,
-    is_worth_decoding,
+    fits_decoded,
 )
 
 SIZE = 4_000_000
@@ -36,7 +36,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("unit", REFUSED)
 def test_many_values_are_not_worth_it(unit: bytes) -> None:
-    assert not is_worth_decoding(b'{"model":"m","messages":[%b{}]}' % (unit * (SIZE // len(unit))))
+    assert not fits_decoded(b'{"model":"m","messages":[%b{}]}' % (unit * (SIZE // len(unit))))
 
 
 @pytest.mark.parametrize("case", TAKEN)
@@ -46,14 +46,14 @@ def test_texts_are_worth_it_whatever_they_say(case: str, shift: int) -> None:
     unit = TAKEN[case]
     body = b'{"x":"%b","messages":[%b{}]}' % (b"y" * shift, unit * max(1, 2 * BLOCK // len(unit), 30))
     json.loads(body)
-    assert is_worth_decoding(body)
+    assert fits_decoded(body)
 
 
 @pytest.mark.parametrize("unit", [*REFUSED, *TAKEN.values()])
 def test_what_is_worth_it_takes_no_more_than_it_says(unit: bytes) -> None:
     count = FREE_BYTES // 2 // max(decoded_bytes(unit), len(unit)) + 1
     body = b"[%b0]" % (unit * count)
-    if not is_worth_decoding(body):
+    if not fits_decoded(body):
         return
     try:
         tracemalloc.start()
@@ -90,4 +90,4 @@ def test_marks_are_counted_outside_of_texts_alone(value: object, block: int) -> 
         patch.setattr(decoding, "BLOCK", block)
         for free, wanted in ((marks(value), True), (marks(value) - 1, False)):
             patch.setattr(decoding, "FREE_BYTES", free)
-            assert decoding.is_worth_decoding(json.dumps(value).encode()) is wanted or free < 0
+            assert decoding.fits_decoded(json.dumps(value).encode()) is wanted or free < 0

@@ -22,7 +22,7 @@ from sollol.gateway.request import Request
 from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
 from sollol.gateway.wire import UNLIKE, ClientConnection
-from sollol.transport.head_cache import KnownHead, known_head
+from sollol.transport.head_cache import CachedHead, cache_head
 from sollol.transport.outbox import Outbox
 from tests.marks import plain_only
 
@@ -194,11 +194,11 @@ def test_a_client_whose_heads_all_differ_is_soon_not_remembered(
 ) -> None:
     learned: list[bytes] = []
 
-    def learn(data: bytes) -> KnownHead | None:
+    def learn(data: bytes) -> CachedHead | None:
         learned.append(data)
-        return known_head(data)
+        return cache_head(data)
 
-    monkeypatch.setattr(wire_module, "known_head", learn)
+    monkeypatch.setattr(wire_module, "cache_head", learn)
     gateway, wire = Echo(loop), Wire()
     connection = ClientConnection(gateway, loop)  # type: ignore[arg-type]
     connection.connection_made(wire)  # type: ignore[arg-type]

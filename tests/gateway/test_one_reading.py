@@ -12,7 +12,7 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollol.backends.go_json import fold, one_reading
+from sollol.backends.go_json import fold, normalised
 from sollol.core.types import canonical_model
 from sollol.gateway.keys import Key, Keyring, hash_of
 from sollol.sim import ModelSpec, sim_cluster
@@ -105,11 +105,11 @@ def test_zstd(scene: tuple[Stage, Cluster], body: bytes) -> None:
 
 
 def test_it_is_read_as_go_reads() -> None:
-    assert json.loads(one_reading('{"\u017ftream":1,"\u212aEEP_alive":2}'.encode())) == {"stream": 1, "keep_alive": 2}
-    assert one_reading(b'{"a":1}{"a":2}') == b'{"a":1}'
-    assert json.loads(one_reading(b'{"Options":{"a":1},"options":{"b":2}}')) == {"options": {"a": 1, "b": 2}}
-    assert json.loads(one_reading(b'{"model":"a","Model":null}')) == {"model": "a"}
-    assert json.loads(one_reading(b'{"a":"\\ud83d","b":"\\\\ud83d","c":"\\ud83d\\ude00"}')) == {
+    assert json.loads(normalised('{"\u017ftream":1,"\u212aEEP_alive":2}'.encode())) == {"stream": 1, "keep_alive": 2}
+    assert normalised(b'{"a":1}{"a":2}') == b'{"a":1}'
+    assert json.loads(normalised(b'{"Options":{"a":1},"options":{"b":2}}')) == {"options": {"a": 1, "b": 2}}
+    assert json.loads(normalised(b'{"model":"a","Model":null}')) == {"model": "a"}
+    assert json.loads(normalised(b'{"a":"\\ud83d","b":"\\\\ud83d","c":"\\ud83d\\ude00"}')) == {
         "a": "\ufffd",
         "b": "\\ud83d",
         "c": "\U0001f600",
@@ -127,9 +127,9 @@ def test_names_are_once_and_the_last_value_wins(pairs: list[tuple[str, Any]]) ->
     for name, value in pairs:
         if exact or value is not None or fold(name) not in want or fold(name) != "model":
             want[fold(name)] = value
-    found = one_reading(body.encode())
+    found = normalised(body.encode())
     assert json.loads(found) == want
-    assert one_reading(found) == found
+    assert normalised(found) == found
 
 
 def test_names_of_one_model() -> None:

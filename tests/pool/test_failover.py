@@ -204,7 +204,7 @@ def test_when_every_node_fails_in_its_own_way_each_is_told() -> None:
                 await ask(stage.pool)
             told = dict(caught.value.tried)
             assert "simulated fault" in told[FAST]
-            assert "not what Ollama says" in told[SLOW]
+            assert "not in the format of Ollama" in told[SLOW]
             assert "refused" in told["10.0.0.3:11434"]
 
     run(main())

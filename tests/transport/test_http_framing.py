@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sollol.core.value import replaced
 from sollol.transport.base import Call, Fault, Reply, TransportFault
-from sollol.transport.client_connection import Connection, Limits
+from sollol.transport.client_connection import Connection, ConnectionLimits
 from sollol.transport.outbox import Outbox
 from tests.transport.raw_server import OK, on_both_loops, run, saying, saying_once, serving
 
@@ -72,7 +72,7 @@ async def outcome(
     kept alive), or the fault. `before`: an answer that the connection has brought earlier."""
     fake = Socketless()
     loop = asyncio.get_running_loop()
-    connection = Connection(loop, Outbox(loop), URL, fake, Limits(65_536, 1000, 262_144, 9.0))
+    connection = Connection(loop, Outbox(loop), URL, fake, ConnectionLimits(65_536, 1000, 262_144, 9.0))
     connection.connection_made(fake)  # type: ignore[arg-type]
     if before:
         waiter = connection.start(b"head", b"", POST)

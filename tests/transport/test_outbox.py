@@ -40,8 +40,8 @@ def writers(told: list[tuple[str, bytes]], *names: str) -> list[Writer]:
 async def test_what_is_put_off_is_written_when_the_turn_ends() -> None:
     told: list[tuple[str, bytes]] = []
     first, second = writers(told, "first", "second")
-    first.write_late(b"1")
-    second.write_late(b"2")
+    first.defer_write(b"1")
+    second.defer_write(b"2")
     assert told == []
     assert first.outbox.waiting
     await asyncio.sleep(0)
@@ -55,8 +55,8 @@ async def test_what_is_put_off_is_written_when_the_turn_ends() -> None:
 async def test_one_connection_keeps_its_order() -> None:
     told: list[tuple[str, bytes]] = []
     (writer,) = writers(told, "only")
-    writer.write_late(b"1")
-    writer.write_late(b"2")  # the answer to a request that was sent ahead, say
+    writer.defer_write(b"1")
+    writer.defer_write(b"2")  # the answer to a request that was sent ahead, say
     assert told == [("only", b"1")]
     writer.flush()
     assert told == [("only", b"1"), ("only", b"2")]
@@ -68,8 +68,8 @@ async def test_one_connection_keeps_its_order() -> None:
 async def test_nothing_is_written_to_a_connection_that_has_gone() -> None:
     told: list[tuple[str, bytes]] = []
     gone, here = writers(told, "gone", "here")
-    gone.write_late(b"1")
-    here.write_late(b"2")
+    gone.defer_write(b"1")
+    here.defer_write(b"2")
     transport: Any = None
     gone._transport = transport
     await asyncio.sleep(0)

@@ -1,1 +1,1 @@
-"""What a node is asked and what its answers mean, by kind of server. Pure but for the probe."""
+"""Requests to a node and the meaning of its answers, by kind of server. Pure except for the probe."""

@@ -1,8 +1,8 @@
-"""Read a JSON request as a node does, and write down that one reading: decide and forward by it.
+"""Normalise a JSON request to the reading of a node, and forward only that.
 
-Go's decoder finds a field by its name in any case (`"Model"`, `"\\u004dodel"`, also with the letters that Unicode folds
-to ASCII), lets the last one win, reads text that is not valid Unicode as U+FFFD, and stops behind the first value. A
-server that decides by another reading than the node's can be told one thing and the node another one.
+Go's decoder matches a field by its name in any case (`"Model"`, an escaped `model`, also with the letters that Unicode
+folds to ASCII), takes the last one, reads invalid Unicode as U+FFFD, and stops after the first value. A gateway with
+another reading could check one request and forward a different one.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
 _TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
-# Unicode folds these two letters to ASCII ones, and so does Go.
+# Unicode folds these two letters to ASCII, and so does Go.
 _FOLDED: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
-# Text fields, which null leaves as they were; it empties others.
+# Text fields: null keeps their value, but clears other fields.
 _TEXTS: Final = frozenset(
     ("model", "name", "prompt", "system", "suffix", "template", "source", "destination", "from", "encoding_format")
 )
 
 
-def one_reading(body: bytes) -> bytes:
+def normalised(body: bytes) -> bytes:
     """Return the JSON object that a node reads in `body`: names in lower case, each once, in valid UTF-8.
 
-    Raises msgspec.DecodeError for what a node cannot read either, and for nesting that is too deep here."""
+    Raises:
+        msgspec.DecodeError: A node cannot read it either, or it is nested too deeply.
+    """
     body = valid_text(body)
     try:
         fields = _read(body)
     except RecursionError:
         raise msgspec.DecodeError("it is nested too deeply") from None
     except msgspec.ValidationError:
-        if body.strip() == b"null":  # to Go, an object without fields
+        if body.strip() == b"null":  # Go reads it as an object without fields
             return b"{}"
         raise
     except msgspec.DecodeError as error:
         trailing = _TRAILING.search(str(error))
         if trailing is None:
             raise
-        return one_reading(body[: int(trailing[1]) - 1])
+        return normalised(body[: int(trailing[1]) - 1])
     for name in fields:
         if not name.isascii() or name != name.lower():
             return _folded(body)
@@ -71,12 +73,12 @@ def valid_text(body: bytes) -> bytes:
 
 
 def fold(name: str) -> str:
-    """Return the name of a field as Go compares it."""
+    """Return a field's name as Go compares it."""
     return name.translate(_FOLDED).lower()
 
 
 def _folded(body: bytes) -> bytes:
-    """Read it slowly, with all its fields in their order."""
+    """Normalise an object with odd names, reading all fields in their order. Slower."""
     top: list[tuple[str, Any]] = []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:

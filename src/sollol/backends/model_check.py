@@ -1,7 +1,7 @@
-"""Check that an answer is one to what was asked, where it names its model.
+"""Check that an answer belongs to its request, by the name of the model in it.
 
-A node, or what stands before it, may send two answers to one question on a connection that is kept. The second would be
-taken for the answer to the next question, perhaps another client's.
+A node, or a proxy in front of it, may send two answers to one request on a kept connection. The second would be taken
+for the answer to the next request, perhaps of another client.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import msgspec
 from sollol.backends.decoding import read_any
 from sollol.core.types import Outcome, Status, canonical_model
 
-HEAD: Final = 4096  # bytes in which a model is named, if it is
-# Inside of a text the quotes would be escaped: only a field is found.
+HEAD: Final = 4096  # bytes searched for the name of a model
+# Quotes inside a text are escaped, so only a field matches.
 _MODEL: Final = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,1100}")')
-_TELLING: Final = frozenset(
+_ROUTES: Final = frozenset(
     ("/api/chat", "/api/generate", "/api/embed", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 )
 
 
-def of_another(body: bytes, model: str, path: str) -> Outcome | None:
-    """Return the failure that an answer is which names another model than the one asked for; else None."""
-    found = _MODEL.search(body, 0, HEAD) if path in _TELLING else None
+def wrong_model(body: bytes, model: str, path: str) -> Outcome | None:
+    """Return the failure of an answer that names another model than the request, else None."""
+    found = _MODEL.search(body, 0, HEAD) if path in _ROUTES else None
     if found is None:
         return None
     try:
@@ -33,4 +33,4 @@ def of_another(body: bytes, model: str, path: str) -> Outcome | None:
         return None
     if canonical_model(name).casefold() == model.casefold():
         return None
-    return Outcome(Status.FAILED, f"it answers for {name[:100]!r}, which was not asked for", 200)
+    return Outcome(Status.FAILED, f"it answers for model {name[:100]!r}; expected {model!r}", 200)

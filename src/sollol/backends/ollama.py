@@ -1,7 +1,7 @@
-"""Ollama's words: bodies out, answers in. No I/O.
+"""Ollama's API: encode requests, judge answers. No I/O.
 
-One place knows the paths, the shapes and how a failure is told: by status, as text of several kinds, or as a
-last line `{"error": ...}` under status 200 (design facts 8 to 11 of what a node does).
+This module has the paths, the shapes and the forms of a failure: a status, a text of several kinds, or a last line
+`{"error": ...}` under status 200.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sollol.transport.base import Call, Fault, TransportFault
 from sollol.transport.call import UNBOUNDED
 
 RETRY_AFTER_MOST_S: Final = 86_400
-LINE_MOST: Final = 16 * 2**20  # of a line of a stream, or of an event
+LINE_MOST: Final = 16 * 2**20  # bytes of a line or event of a stream
 
 _FAULTS: Final = {
     Fault.CONNECT: Status.UNREACHABLE,
@@ -35,7 +35,7 @@ _FAULTS: Final = {
 
 
 def _encode_other(value: Any) -> Any:
-    """Objects of other clients: pydantic models (the official client's messages and tools), numpy scalars."""
+    """Convert objects of other libraries: pydantic models (the official client's messages and tools), numpy scalars."""
     for method in ("model_dump", "tolist"):
         convert = getattr(value, method, None)
         if convert is not None:
@@ -47,7 +47,7 @@ _ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_other)
 
 
 def encode(value: Any) -> bytes:
-    """Return the value as JSON. Half of a surrogate pair (a cut emoji) goes as the escape that a node reads."""
+    """Return the value as JSON. Half of a surrogate pair (a cut emoji) is escaped, which a node can read."""
     try:
         found: bytes = _ENCODER.encode(value)
     except UnicodeEncodeError:
@@ -59,7 +59,7 @@ decode: Final = read_any
 
 
 def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:
-    """The request that only loads a model, with the runner options of a `runner_key`; or sets how long it stays."""
+    """Return the request that only loads a model with the options of a `runner_key`, or sets its `keep_alive`."""
     pairs = [pair.partition("=") for pair in options.split(",") if pair]
     body: dict[str, Any] = {
         "model": model,
@@ -80,17 +80,17 @@ def _number(text: str) -> Any:
         return text
 
 
-TOKENS_A_PART: Final = 8  # at most: some tokens are no text, or become text with the next ones
+TOKENS_A_PART: Final = 8  # upper bound: some tokens have no text, or get one with the next token
 
 
-def counted(outcome: Outcome, parts: int) -> Outcome:
-    """Return the outcome of a stream that came in so many parts."""
-    return received(outcome, TOKENS_A_PART * parts)
+def with_part_count(outcome: Outcome, parts: int) -> Outcome:
+    """Return the outcome of a stream of `parts` parts, with the tokens that they hold at most."""
+    return with_token_limit(outcome, TOKENS_A_PART * parts)
 
 
-def received(outcome: Outcome, tokens: int) -> Outcome:
-    """Return an outcome that says how many tokens what came can hold at most."""
-    t = outcome.timing  # by hand: for every answer, `replaced` would take ten times as long
+def with_token_limit(outcome: Outcome, tokens: int) -> Outcome:
+    """Return an outcome with the number of tokens that the received answer can hold at most."""
+    t = outcome.timing  # built directly: `replaced` takes ten times as long, for every answer
     timing = Timing(t.load_us, t.prompt_tokens, t.prompt_us, t.tokens, t.decode_us, t.total_us, max(1, tokens))
     return Outcome(outcome.status, outcome.message, outcome.http_status, timing, outcome.retry_us)
 
@@ -98,7 +98,7 @@ def received(outcome: Outcome, tokens: int) -> Outcome:
 def _timing(t: Timings) -> Timing:
     return Timing(
         t.load_duration // 1000,
-        t.read_tokens(),
+        t.prompt_tokens(),
         t.prompt_eval_duration // 1000,
         t.eval_count,
         t.eval_duration // 1000,
@@ -106,32 +106,32 @@ def _timing(t: Timings) -> Timing:
     )
 
 
-_RENDERED: Final = b'"_debug_info":'  # the rendered prompt instead of an answer
+_RENDERED: Final = b'"_debug_info":'  # an answer with the rendered prompt only
 
 
 def judge(status: int, body: bytes, kind: Kind) -> Outcome:
-    """What a complete answer means."""
+    """Return the outcome of a complete answer."""
     if status != 200:
         return refusal(status, body)
-    # An error under status 200 is short and begins so; looking at the first bytes spares a second decode.
+    # An error under status 200 begins so; checking it first saves a second decode.
     if body.startswith(b'{"error"'):
         return late_error(body, "error without a text")
     try:
         found = read_timings(body)
     except msgspec.DecodeError as error:
-        return Outcome(Status.FAILED, f"the answer is not what Ollama says: {error}", 200)
-    if found.error is not None:  # however it is written
+        return Outcome(Status.FAILED, f"the answer is not in the format of Ollama: {error}", 200)
+    if found.error is not None:  # in any spelling
         return late_error(body, "error without a text")
-    # One that came whole and says that it is not done ran into Ollama's limit of repeated tokens: it is all there is.
-    if not (found.done or _says(kind, body)):
+    # A whole answer without `done` ran into Ollama's limit of repeated tokens, and is complete.
+    if not (found.done or _has_answer(kind, body)):
         return Outcome(Status.FAILED, f"the answer is not complete: {body[:80]!r}", 200)
     return Outcome(OK, "", 200, _timing(found))
 
 
-def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
-    """Return what is wrong with the vectors of an answer, as for a batch: one for each text, all of one length."""
+def judge_vectors(path: str, request: bytes, body: bytes) -> Outcome | None:
+    """Return the fault of an answer's vectors, None if there is one per input and all have one length."""
     try:
-        given = read_inputs(asked)
+        given = read_inputs(request)
         answer = read_vector_answer(body)
     except msgspec.DecodeError as error:
         return Outcome(Status.FAILED, f"the answer has no readable vectors: {error}", 200)
@@ -141,32 +141,33 @@ def judge_vectors(path: str, asked: bytes, body: bytes) -> Outcome | None:
     if path == "/api/embeddings":
         if not given.prompt:
             return None
-        flaw = "the vector is empty" if widths == [0] else flaw_of([answer.embedding or []])
+        flaw = "the vector is empty" if widths == [0] else vector_fault([answer.embedding or []])
         return Outcome(Status.FAILED, flaw, 200) if flaw else None
     texts = given.input
-    # A list of numbers is one text, as its tokens.
+    # A list of numbers is one input, as tokens.
     whole = isinstance(texts, list) and not any(isinstance(text, int) for text in texts)
     expected = len(texts) if whole else 1 if texts else len(widths)
     if len(widths) != expected:
         return Outcome(Status.FAILED, f"{len(widths)} vectors for {expected} inputs", 200)
     if len(set(widths)) > 1 or 0 in widths:
         return Outcome(Status.FAILED, f"vectors of dimension {sorted(set(widths))}, expected one", 200)
-    flaw = flaw_of(answer.rows())
+    flaw = vector_fault(answer.rows())
     return Outcome(Status.FAILED, flaw, 200) if flaw else None
 
 
-def _says(kind: Kind, body: bytes) -> bool:
-    """Is there what was asked for?"""
+def _has_answer(kind: Kind, body: bytes) -> bool:
+    """Check for the fields of an answer of this kind."""
     if kind is EMBED:
         return b'"embedding' in body
     return b'"message"' in body or b'"response"' in body or _RENDERED in body
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Outcome:
-    """Return what an answer with another status than 200 means. `headers`: names in lower case.
+    """Return the outcome of an answer with a status other than 200. `headers`: names in lower case.
 
-    Only Ollama's own refusals can be the caller's fault: 400, 404, 501 and some 500 with a JSON error. Whatever else
-    stands before a node (a proxy, an older version, a page) says only that this node does not serve the call."""
+    Only Ollama's own refusals can be the caller's fault: 400, 404, 501 and some 500 with a JSON error. A refusal of
+    anything else (a proxy, an older version, a page) means only that this node does not serve the call.
+    """
     text, own = _own_error(body)
     text = text or f"status {status}"
     if status in (429, 503):
@@ -175,10 +176,10 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) 
         return Outcome(Status.MISSING, text, status)
     if own and status in (400, 404, 422, 501):
         return Outcome(Status.REFUSED, text, status)
-    if status == 500 and own and text.startswith('option "'):  # the caller's fault, under a server's status
+    if status == 500 and own and text.startswith('option "'):  # a fault of the caller with a server's status
         return Outcome(Status.REFUSED, text, status)
     if status in (401, 403, 407) and not own:
-        return Outcome(Status.LOCKED, f"needs a key, or does not let us in: status {status} {_short(text)}", status)
+        return Outcome(Status.LOCKED, f"needs a key, or refuses this one: status {status} {_short(text)}", status)
     if 300 <= status < 400:
         where = (headers or {}).get("location", "")[:200]
         return Outcome(
@@ -194,7 +195,7 @@ def _short(text: str) -> str:
 
 
 def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
-    """Return how long a node asks to be left alone (seconds or a date); None if it does not say, or not readably."""
+    """Return the requested pause in microseconds (seconds or a date in the header), None without a readable one."""
     text = (headers or {}).get("retry-after", "").strip()
     if text.isdecimal() and text.isascii():
         return min(int(text[:9]), RETRY_AFTER_MOST_S) * SECOND
@@ -204,7 +205,7 @@ def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
         until = parsedate_to_datetime(text).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    try:  # by the node's own clock, if it tells the time
+    try:  # compared with the node's own clock if it sends a date
         now = parsedate_to_datetime((headers or {}).get("date", "")).timestamp()
     except (ValueError, TypeError, OverflowError):
         now = time.time()
@@ -212,7 +213,7 @@ def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
 
 
 def _own_error(body: bytes) -> tuple[str, bool]:
-    """Return the message of an error body, and whether it has the shape of an error of Ollama's."""
+    """Return the message of an error body, and True if it has the shape of Ollama's errors."""
     try:
         value = decode(body)
     except msgspec.DecodeError:
@@ -224,7 +225,10 @@ def _own_error(body: bytes) -> tuple[str, bool]:
 
 
 def error_text(body: bytes) -> str:
-    """The message of an error body: Ollama's {"error": "..."}, OpenAI's {"error": {"message": ...}}, or plain text."""
+    """Return the message of an error body.
+
+    It may be Ollama's {"error": "..."}, OpenAI's {"error": {"message": ...}}, or plain text.
+    """
     try:
         value = decode(body)
     except msgspec.DecodeError:
@@ -240,7 +244,7 @@ def error_text(body: bytes) -> str:
     return str(error) if error else ""
 
 
-# Codes and types of errors, and words of Ollama's, that tell of the request or of an account, not of a broken node.
+# Codes and types of errors, and phrases of Ollama's, that blame the request or the account, not the node.
 _CALLERS_CODES: Final = frozenset(
     (
         "invalid_request_error",
@@ -260,9 +264,10 @@ _CALLERS_WORDS: Final = ("does not support ", "exceeds the available context", "
 
 
 def late_error(body: bytes, missing: str) -> Outcome:
-    """Return what an error under status 200 means: a fault of the caller is told by its code or its words.
+    """Return the outcome of an error under status 200; its code or its words identify a fault of the caller.
 
-    `missing`: the message where the error has none."""
+    `missing`: the message of an error without a text.
+    """
     message, codes = error_text(body), _codes(body)
     if codes & _CALLERS_CODES or any(words in message for words in _CALLERS_WORDS):
         return Outcome(Status.REFUSED, message or missing, 400)
@@ -270,7 +275,7 @@ def late_error(body: bytes, missing: str) -> Outcome:
 
 
 def _codes(body: bytes) -> set[str]:
-    """The codes and types of an error, wherever the dialects put them."""
+    """Return the codes and types of an error, in the places of all API formats."""
     try:
         value = decode(body)
     except msgspec.DecodeError:
@@ -281,25 +286,30 @@ def _codes(body: bytes) -> set[str]:
         error = place.get("error") if isinstance(place, dict) else None
         for holder in (error, place if place is value else None):
             if isinstance(holder, dict):
-                found |= {told for name in ("code", "type") if isinstance(told := holder.get(name), str)}
+                found |= {code for name in ("code", "type") if isinstance(code := holder.get(name), str)}
     return found
 
 
 def outcome_of(fault: TransportFault) -> Outcome:
+    """Return the outcome of a call without an answer."""
     return Outcome(_FAULTS.get(fault.fault, Status.FAILED), str(fault))
 
 
 class Lines:
-    """NDJSON out of pieces in any cutting."""
+    """Split NDJSON pieces of any size into lines."""
 
     __slots__ = ("_rest", "_size")
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []  # of a line without its end: joined once, however it is cut
+        self._rest: list[bytes] = []  # pieces of an incomplete line: joined once, in linear time
         self._size = 0
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Return the lines that are whole now. Raises msgspec.DecodeError for one longer than LINE_MOST."""
+        """Return the lines that are complete with this piece.
+
+        Raises:
+            msgspec.DecodeError: A line is longer than LINE_MOST.
+        """
         if b"\n" not in piece:
             self._keep(piece)
             return []
@@ -318,13 +328,13 @@ class Lines:
             raise msgspec.DecodeError(f"a line is longer than {LINE_MOST} bytes")
 
     def rest(self) -> bytes:
-        """What came after the last line end: a line too, if the sender left out its end."""
+        """Return the bytes after the last line end: the last line may lack its own."""
         rest, self._rest, self._size = b"".join(self._rest), [], 0
         return rest.strip()
 
 
 def judge_line(line: bytes) -> Outcome | None:
-    """A line of a stream: an error, the end, or None for a part of the answer."""
+    """Return the outcome of a stream's error or last line, None for a part of the answer."""
     if line.startswith(b'{"error"'):
         return late_error(line, "error without a text")
     if not line.startswith(b"{") and not line.lstrip().startswith(b"{"):
@@ -346,8 +356,8 @@ def judge_line(line: bytes) -> Outcome | None:
 FLOAT32_MOST: Final = 3.4028235e38
 
 
-def flaw_of(rows: Sequence[Sequence[float]]) -> str:
-    """Return what is wrong with the numbers of vectors, "" for nothing."""
+def vector_fault(rows: Sequence[Sequence[float]]) -> str:
+    """Return the fault of the numbers of vectors, "" for none."""
     for row in rows:
         if not any(row):
             return "a vector is all zero"
@@ -357,7 +367,7 @@ def flaw_of(rows: Sequence[Sequence[float]]) -> str:
 
 
 class Vectors:
-    """The vectors of one embedding request as one flat float32 buffer of `count` rows of `dim`."""
+    """Vectors of one embedding request: one flat float32 buffer of `count` rows of `dim`."""
 
     __slots__ = ("count", "dim", "flat", "tokens")
 
@@ -373,7 +383,7 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     try:
         answer = read_embed_answer(body)
     except msgspec.DecodeError as error:
-        return Outcome(Status.FAILED, f"the answer is not what /api/embed gives: {error}", 200), None
+        return Outcome(Status.FAILED, f"the answer is not in the format of /api/embed: {error}", 200), None
     rows = answer.embeddings
     if len(rows) != expected:
         return Outcome(Status.FAILED, f"{len(rows)} vectors for {expected} inputs", 200), None
@@ -381,7 +391,7 @@ def read_vectors(body: bytes, expected: int, dim: int) -> tuple[Outcome, Vectors
     if any(len(row) != width for row in rows) or (rows and width == 0):
         found = sorted({len(row) for row in rows})
         return Outcome(Status.FAILED, f"vectors of dimension {found}, expected {width}", 200), None
-    flaw = flaw_of(rows)
+    flaw = vector_fault(rows)
     if flaw:
         return Outcome(Status.FAILED, flaw, 200), None
     timing = Timing(answer.load_duration // 1000, answer.prompt_eval_count, total_us=answer.total_duration // 1000)

@@ -1,4 +1,4 @@
-"""The fields of a node's answers that are read. Apart from what is done with them, which is compiled."""
+"""Fields of a node's answers. msgspec structures cannot be compiled, so they are apart from their use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sollol.backends.decoding import INT_MOST, Int, json_reader
 
 
 class Timings(msgspec.Struct, gc=False):
-    """The numbers of an answer, in nanoseconds, and whether it was an error. Everything else is passed over."""
+    """The numbers of an answer, in nanoseconds, and its error."""
 
     total_duration: Int = 0
     load_duration: Int = 0
@@ -18,20 +18,22 @@ class Timings(msgspec.Struct, gc=False):
     prompt_eval_duration: Int = 0
     eval_count: Int = 0
     eval_duration: Int = 0
-    done: bool | None = None  # Ollama always says; servers that only resemble it may not
+    done: bool | None = None  # always present in Ollama's answers; similar servers may omit it
     error: Any = None
     usage: Any = None  # of /v1
 
-    def read_tokens(self) -> int:
-        """Return the tokens of the request, under either name; 0 where they are not told."""
-        told = self.usage.get("prompt_tokens") if isinstance(self.usage, dict) else 0
-        return self.prompt_eval_count or (told if isinstance(told, int) and 0 < told <= INT_MOST else 0)
+    def prompt_tokens(self) -> int:
+        """Return the tokens of the request, under either name; 0 without a number."""
+        tokens = self.usage.get("prompt_tokens") if isinstance(self.usage, dict) else 0
+        return self.prompt_eval_count or (tokens if isinstance(tokens, int) and 0 < tokens <= INT_MOST else 0)
 
 
 read_timings = json_reader(Timings)
 
 
 class EmbedAnswer(msgspec.Struct):
+    """An answer of /api/embed."""
+
     embeddings: list[list[float]] = []
     load_duration: Int = 0
     total_duration: Int = 0
@@ -43,14 +45,14 @@ class _Row(msgspec.Struct, gc=False):
 
 
 class VectorAnswer(msgspec.Struct, gc=False):
-    """The vectors of an answer, in any of the three routes."""
+    """The vectors of an answer of any of the three routes."""
 
     embeddings: list[list[float]] | None = None
     embedding: list[float] | None = None
     data: list[_Row] | None = None
 
     def widths(self, path: str) -> list[int] | None:
-        """Return the length of each vector that an answer of this route has; None if it has none at all."""
+        """Return the length of each vector of an answer of this route, None without vectors."""
         if path.startswith("/v1/"):
             return None if self.data is None else [len(row.embedding) for row in self.data]
         if path == "/api/embeddings":
@@ -65,7 +67,7 @@ class VectorAnswer(msgspec.Struct, gc=False):
 
 
 class Inputs(msgspec.Struct, gc=False):
-    """What a request for embeddings asks for."""
+    """The inputs and the model of a request for embeddings."""
 
     input: Any = None
     prompt: Any = None

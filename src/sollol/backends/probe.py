@@ -1,4 +1,4 @@
-"""Ask a node how it is: what it has on disk (`/api/tags`), in memory (`/api/ps`), and its version."""
+"""Probe a node: its models on disk (`/api/tags`), in memory (`/api/ps`), and its version."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Final
 
 import msgspec
 
+from sollol.backends.model_lists import valid_rows
 from sollol.backends.ollama import decode, error_text
-from sollol.backends.rows import good_rows
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, NodeFacts, canonical_model
 from sollol.transport.base import Call, Fault, Timeouts, Transport, TransportFault
 
 # A healthy node answers these in milliseconds, also under load: they need no model.
 PROBE_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)
-# Its lists may take longer: many models on a slow disk, or a lock that a load holds. They say what it has, not whether
-# it lives.
+# Lists may take longer: many models on a slow disk, or a lock that a load holds. They do not decide whether the node
+# is up.
 LIST_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=60.0, idle_s=60.0)
-LIST_MOST = 8 * 2**20  # bytes of one: of some 20,000 models
+LIST_MOST = 8 * 2**20  # bytes of a list: some 20,000 models
 VERSION_MOST = 100  # characters
-PATIENCE_S = 1.0  # with the lists, before the node is asked whether it lives
+LISTS_WAIT_S = 1.0  # wait for the lists before the version is requested to check that the node is up
 TAGS, PS = "/api/tags", "/api/ps"
 
 
-GATEWAY_HEADER: Final = "x-sollol-gateway"  # by which a gateway tells that it is one
+GATEWAY_HEADER: Final = "x-sollol-gateway"  # header of all gateways
 
 
 class ProbeFailed(Exception):
-    """`certain`: something is there and is no Ollama, or nothing listens; else it was only silent."""
+    """A probe failed. `certain`: no Ollama is there; otherwise the node was only silent."""
 
     def __init__(self, why: str, certain: bool) -> None:
         self.certain = certain
@@ -38,45 +38,58 @@ class ProbeFailed(Exception):
 
 
 async def probe(transport: Transport, endpoint: Endpoint, version: str = "") -> NodeFacts:
-    """The facts of a node, all of them. `version`: known from before, and not asked for again. Raises ProbeFailed."""
+    """Return all facts of a node. `version`: its known version, which is not requested again.
+
+    Raises:
+        ProbeFailed: The node did not answer, or it is no Ollama.
+    """
     async with aclosing(probes(transport, endpoint, version)) as found:
         async for facts in found:
             if not facts.late:
                 return facts
-    raise ProbeFailed(f"{endpoint.url} is slow to say what models it has", certain=False)
+    raise ProbeFailed(f"{endpoint.url} did not send the lists of its models in time", certain=False)
 
 
 async def probes(
     transport: Transport, endpoint: Endpoint, version: str = "", known: bool = False
 ) -> AsyncGenerator[NodeFacts, None]:
-    """The facts of a node. If its lists are slow and it answers `/api/version`, first without them, `late` naming what
-    is missing; then, when they come, whole. `known`: its models are known from before, so that it can be used without
-    the list of them. Raises ProbeFailed."""
-    asked = {path: asyncio.create_task(_get(transport, endpoint, path, LIST_TIMEOUTS)) for path in (TAGS, PS)}
+    """Yield the facts of a node.
+
+    If its lists are slow and it answers `/api/version`, the first facts lack them and name them in `late`; the complete
+    facts follow. `known`: its models are known from before, so that it is usable without their list.
+
+    Raises:
+        ProbeFailed: The node did not answer, or it is no Ollama.
+    """
+    tasks = {path: asyncio.create_task(_get(transport, endpoint, path, LIST_TIMEOUTS)) for path in (TAGS, PS)}
     try:
         if not version:
             version = await _version(transport, endpoint)
-        await asyncio.wait(asked.values(), timeout=PATIENCE_S, return_when=asyncio.FIRST_EXCEPTION)
-        late = tuple(path for path, task in asked.items() if not task.done())
+        await asyncio.wait(tasks.values(), timeout=LISTS_WAIT_S, return_when=asyncio.FIRST_EXCEPTION)
+        late = tuple(path for path, task in tasks.items() if not task.done())
         if late:
-            if all(not task.done() or task.exception() is None for task in asked.values()):
+            if all(not task.done() or task.exception() is None for task in tasks.values()):
                 version = await _version(transport, endpoint)
                 if known or TAGS not in late:
-                    yield _facts(endpoint, version, asked, late)
-            await asyncio.wait(asked.values(), return_when=asyncio.FIRST_EXCEPTION)
-        endless = [path for path, task in asked.items() if known and _is_endless(task)]
-        if endless:  # what was known of it holds on
-            yield _facts(endpoint, version, asked, tuple(p for p in asked if p in endless or not asked[p].done()))
+                    yield _facts(endpoint, version, tasks, late)
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
+        endless = [path for path, task in tasks.items() if known and _is_endless(task)]
+        if endless:  # earlier facts stay valid
+            yield _facts(endpoint, version, tasks, tuple(p for p in tasks if p in endless or not tasks[p].done()))
             return
-        yield _facts(endpoint, version, asked, ())
+        yield _facts(endpoint, version, tasks, ())
     finally:
-        for task in asked.values():
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*asked.values(), return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-async def alive(transport: Transport, endpoint: Endpoint) -> NodeFacts:
-    """That a node answers, and nothing of what it has. Raises ProbeFailed."""
+async def probe_version(transport: Transport, endpoint: Endpoint) -> NodeFacts:
+    """Return the facts of a node without its lists.
+
+    Raises:
+        ProbeFailed: The node did not answer, or it is no Ollama.
+    """
     return NodeFacts(await _version(transport, endpoint), {}, {}, {}, (TAGS, PS))
 
 
@@ -95,17 +108,21 @@ async def _version(transport: Transport, endpoint: Endpoint) -> str:
 
 
 def _facts(
-    endpoint: Endpoint, version: str, asked: Mapping[str, asyncio.Task[bytes]], late: tuple[str, ...]
+    endpoint: Endpoint, version: str, tasks: Mapping[str, asyncio.Task[bytes]], late: tuple[str, ...]
 ) -> NodeFacts:
-    """Of the answers that have come. Raises ProbeFailed."""
+    """Return the facts of the answers so far.
+
+    Raises:
+        ProbeFailed: An answer failed, or it is none of Ollama's.
+    """
     try:
-        for path, task in asked.items():
+        for path, task in tasks.items():
             if task.done() and path not in late:
                 task.result()
-        rows, odd = ([], 0) if TAGS in late else good_rows(decode(asked[TAGS].result()))
+        rows, odd = ([], 0) if TAGS in late else valid_rows(decode(tasks[TAGS].result()))
         models = {_name(row): int(row.get("size") or 0) for row in rows}
         digests = {_name(row): str(row.get("digest") or "") for row in rows}
-        held, also_odd = ([], 0) if PS in late else good_rows(decode(asked[PS].result()))
+        held, also_odd = ([], 0) if PS in late else valid_rows(decode(tasks[PS].result()))
         loaded = {_name(row): _loaded(row) for row in held}
     except TransportFault as fault:
         if fault.fault is Fault.LOCAL:
@@ -117,7 +134,7 @@ def _facts(
 
 
 def _is_endless(task: asyncio.Task[bytes]) -> bool:
-    """Check for a list that was given up: it is too large, or its bytes come too slowly."""
+    """Check for a list that was given up, because it is too large or too slow."""
     error = task.exception() if task.done() and not task.cancelled() else None
     return isinstance(error, TransportFault) and (error.fault is Fault.TOO_LARGE or error.fault is Fault.IDLE_TIMEOUT)
 
@@ -129,7 +146,7 @@ def _not_ollama(endpoint: Endpoint, error: Exception) -> ProbeFailed:
 async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Timeouts = PROBE_TIMEOUTS) -> bytes:
     total_s = (timeouts.connect_s or 0.0) + max(timeouts.first_byte_s or 0.0, timeouts.idle_s or 0.0)
     try:
-        async with asyncio.timeout(total_s):  # however it is spread: a byte now and then is no answer
+        async with asyncio.timeout(total_s):  # limits also a node that sends a byte now and then
             reply = await transport.send(endpoint, Call("GET", path, timeouts=timeouts, most=LIST_MOST))
             body = await reply.read()
     except TimeoutError:
@@ -144,7 +161,7 @@ async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Ti
         )
     if reply.status != 200:
         why = error_text(body) or "no text"
-        # A server in trouble may recover in a moment; one that says 4xx is no Ollama, or does not let us in.
+        # A failing server may recover in a moment; a status of 4xx means that it is no Ollama, or that we are refused.
         raise ProbeFailed(f"{endpoint.url}{path} answers {reply.status}: {why}", certain=reply.status < 500)
     return body
 

@@ -1,8 +1,8 @@
-"""Recognise an answer that Ollama ended because it only repeated itself.
+"""Recognise an answer that Ollama ended because of repeated tokens.
 
-After 30 equal tokens in a row Ollama closes the stream in good form, without a last line, a reason, or an error. It
-does so on every node, so no other one should go on with it: what came is the whole answer. The bodies of all API
-formats are read here, since only the piece of text in each event matters.
+After 30 equal tokens in a row Ollama closes the stream normally, without a last line, a reason, or an error. Every node
+does so, so no other node should resume it: the received text is the whole answer. Bodies of all API formats are read
+here, since only the text of each event matters.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import msgspec
 
 from sollol.backends.decoding import read_any
 
-REPEATS: Final = 30  # equal pieces at the end of a body
-KEPT: Final = 4 * REPEATS  # pieces of bytes to keep for it: not all of them hold text
-PIECE_BYTES: Final = 16_384  # a larger one holds no single tokens
+REPEATS: Final = 30
+KEPT: Final = 4 * REPEATS  # pieces kept, since some hold no text
+PIECE_BYTES: Final = 16_384  # a larger piece holds many tokens
 
 _decode = read_any
 
 
 class Recent:
-    """The pieces of a stream that came last, as bytes."""
+    """The last pieces of a stream, as bytes."""
 
     __slots__ = ("_pieces",)
 
@@ -30,6 +30,7 @@ class Recent:
         self._pieces: list[bytes] = []
 
     def add(self, piece: bytes) -> None:
+        """Keep a piece; drop old ones."""
         pieces = self._pieces
         if len(piece) > PIECE_BYTES:
             pieces.clear()
@@ -39,7 +40,7 @@ class Recent:
             del pieces[:KEPT]
 
     def events(self) -> list[Mapping[str, Any]]:
-        """The JSON objects in them, of lines or of server-sent events."""
+        """Return the JSON objects in the pieces, from lines or server-sent events."""
         return list(_objects(b"".join(self._pieces)))
 
 
@@ -49,21 +50,21 @@ def _objects(body: bytes) -> Iterable[Mapping[str, Any]]:
         if text.startswith(b"{"):
             try:
                 found = _decode(text)
-            except msgspec.DecodeError:  # the first one may have lost its beginning
+            except msgspec.DecodeError:  # the first one may be cut
                 continue
             if isinstance(found, dict):
                 yield found
 
 
 def repeats(events: Iterable[Mapping[str, Any]]) -> bool:
-    """Check that the texts of the last events are REPEATS times the same, but for space around them."""
+    """Check that the texts of the last REPEATS events are equal, apart from surrounding space."""
     texts = [text.strip() for text in map(_text, events) if text]
     last = texts[-REPEATS:]
     return len(last) == REPEATS and len(set(last)) == 1
 
 
 def _text(event: Mapping[str, Any]) -> str:
-    """The piece of text that an event adds, in whichever format; "" for none."""
+    """Return the text that an event adds, in any API format; "" for none."""
     choices = event.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     for holder in (event.get("message"), event, choice.get("delta"), choice, event.get("delta")):

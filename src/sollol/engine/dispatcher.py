@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import Any, Final, Protocol
 
 from sollol.backends.ollama import load_call, outcome_of
-from sollol.backends.probe import ProbeFailed, alive, probes
+from sollol.backends.probe import ProbeFailed, probe_version, probes
 from sollol.core.actions import (
     Abort,
     Accept,
@@ -346,7 +346,7 @@ class Dispatcher:
         version, known = node.version if node.up else "", bool(node.models)
         try:
             if key in self._asked:  # its lists are still awaited
-                self.feed(NodeSeen(key, await alive(self.transport, node.endpoint)))
+                self.feed(NodeSeen(key, await probe_version(self.transport, node.endpoint)))
                 return
             self._asked.add(key)
             try:

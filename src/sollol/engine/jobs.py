@@ -14,17 +14,17 @@ import msgspec
 
 from sollol.answers import Answer
 from sollol.backends.decoding import is_text
-from sollol.backends.model_check import of_another
+from sollol.backends.model_check import wrong_model
 from sollol.backends.ollama import (
     Lines,
-    counted,
     decode,
     judge,
     judge_line,
     judge_vectors,
     outcome_of,
-    received,
     refusal,
+    with_part_count,
+    with_token_limit,
 )
 from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Accept, Complete, Refuse, Start
@@ -141,13 +141,13 @@ class CallJob:
         """Return the outcome, or what is wrong with the vectors of an answer that looks well."""
         if outcome.status is not OK:
             return outcome
-        strange = of_another(body, self.task.model, self.call.path)
+        strange = wrong_model(body, self.task.model, self.call.path)
         if strange is not None:
             return strange
         if not is_text(body):
             return Outcome(Status.FAILED, "the answer is not UTF-8", 200)
         if self.task.kind is not EMBED:
-            return outcome if outcome.timing.received else received(outcome, len(body))
+            return outcome if outcome.timing.received else with_token_limit(outcome, len(body))
         assert isinstance(self.call.body, bytes)
         return judge_vectors(self.call.path, self.call.body, body) or outcome
 
@@ -325,10 +325,10 @@ class StreamJob(CallJob):
                         if end.status is not OK:
                             return end
                         self.last = translate(line)
-                        return counted(end, self._count)
+                        return with_part_count(end, self._count)
                     decode(line)  # what the caller could not read is a failed attempt
                     if not begun:
-                        strange = of_another(line, self.task.model, self.call.path)
+                        strange = wrong_model(line, self.task.model, self.call.path)
                         if strange is not None:
                             return strange
                         begins()
@@ -341,7 +341,7 @@ class StreamJob(CallJob):
                         await self.drained.wait()
                         self._behind = False
         except msgspec.DecodeError as error:
-            return Outcome(Status.FAILED, f"a line of the answer is not what Ollama says: {error}", 200)
+            return Outcome(Status.FAILED, f"a line of the answer is not in the format of Ollama: {error}", 200)
         finally:
             if self._said is not None and begun:
                 self._said.decode_us += round((self._loop.time() - begun) * 1e6)
@@ -349,7 +349,7 @@ class StreamJob(CallJob):
         end = judge_line(rest) if rest else None
         if end is not None and end.status is OK:
             self.last = translate(rest)
-            end = counted(end, self._count)
+            end = with_part_count(end, self._count)
         if end is None and begun and repeats(recent.events()):
             self.last = self._heard.finished(self._elapsed_us())
             end = Outcome(OK, "", 200)

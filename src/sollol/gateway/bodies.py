@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from sollol.backends.decoding import is_worth_decoding
-from sollol.backends.go_json import one_reading
+from sollol.backends.decoding import fits_decoded
+from sollol.backends.go_json import normalised
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.request import Request
 
@@ -30,12 +30,12 @@ def settle_body(request: Request) -> None:
 
 def read_json(body: bytes) -> bytes:
     """Return the JSON object that a node reads in `body`. Raises BadInput, or ResponseError for too many values."""
-    if len(body) > ON_THE_LOOP and not is_worth_decoding(body):
+    if len(body) > ON_THE_LOOP and not fits_decoded(body):
         raise ResponseError(
             f"the request has too many values for its {len(body)} bytes; send fewer, or longer, messages or texts", 413
         )
     try:
-        return one_reading(body)
+        return normalised(body)
     except msgspec.ValidationError as error:
         raise BadInput(f"the request cannot be read: {error}") from None
     except msgspec.DecodeError as error:

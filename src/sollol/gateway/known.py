@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sollol.gateway.request import Request, has_ours
-from sollol.transport.head_cache import KnownHead
+from sollol.transport.head_cache import CachedHead
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway
@@ -16,7 +16,7 @@ class KnownRequest:
 
     __slots__ = ("head", "headers", "limits", "max_body_bytes", "method", "plain", "route", "target", "version")
 
-    def __init__(self, head: KnownHead, request: Request, gateway: Gateway) -> None:
+    def __init__(self, head: CachedHead, request: Request, gateway: Gateway) -> None:
         self.head = head
         self.method = request.method
         self.target = request.target

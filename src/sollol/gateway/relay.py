@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sollol.backends.model_check import of_another
-from sollol.backends.ollama import counted, outcome_of, refusal
+from sollol.backends.model_check import wrong_model
+from sollol.backends.ollama import outcome_of, refusal, with_part_count
 from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint
@@ -197,7 +197,7 @@ class StreamRelay(StreamJob):
         request.end(self.tongue.framed(self.last))
 
     def came(self, text: str, thinking: str, tool_calls: int) -> str:
-        """Parts are counted where they are not read: those of answers that are more than plain text."""
+        """Parts are with_part_count where they are not read: those of answers that are more than plain text."""
         if self._unread is not None:
             return super().came(text, thinking, tool_calls)
         return f"{self.parts} parts, {self.part_bytes} bytes"
@@ -301,7 +301,7 @@ class StreamAttempt(Exchange):
         passed = reader.feed(piece)
         if passed:
             if not self._began:
-                strange = of_another(passed, job.task.model, job.call.path)
+                strange = wrong_model(passed, job.task.model, job.call.path)
                 if strange is not None:
                     self.abort()
                     self._finish(strange)
@@ -365,7 +365,7 @@ class StreamAttempt(Exchange):
         if outcome.status is Status.REFUSED and self._status == 200:
             job.refused = self._reader.tail
         if outcome.status is OK:
-            outcome = counted(outcome, max(self._parts, self._reader.count))
+            outcome = with_part_count(outcome, max(self._parts, self._reader.count))
             job.last = self._reader.tail
             self.dispatcher.finished(self.start.attempt, outcome)
         else:

@@ -158,7 +158,7 @@ class Request:
         head = self._head(connection, status, type_line, extra, framing)
         answer = head + body if self.method != "HEAD" else head
         if connection.gateway.is_crowded:
-            connection.write_late(answer)
+            connection.defer_write(answer)
         else:
             connection.send(answer)
         self._finish(connection)

@@ -25,7 +25,7 @@ from sollol.gateway.intake import SMALL_COST, Body
 from sollol.gateway.known import KnownRequest
 from sollol.gateway.refusals import error_body
 from sollol.gateway.request import Request
-from sollol.transport.head_cache import known_head
+from sollol.transport.head_cache import cache_head
 from sollol.transport.outbox import Writer
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         """The next request may have the same head."""
         if request.keep_alive and b"expect" not in request.headers:
             self._unlike += 1
-            head = known_head(data)
+            head = cache_head(data)
             self._known = KnownRequest(head, request, self.gateway) if head is not None else None
 
     def _expect_more(self) -> None:
@@ -324,7 +324,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.expect(self.gateway.limits.idle_timeout_s)
 
     def send(self, data: bytes) -> None:
-        if self._late:
+        if self.deferred:
             self.flush()
         if self._transport is not None:
             self._transport.write(data)

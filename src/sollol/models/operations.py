@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from sollol.answers import Answer
+from sollol.backends.model_lists import valid_rows
 from sollol.backends.ollama import Lines, decode, encode, error_text
 from sollol.backends.probe import LIST_MOST
-from sollol.backends.rows import good_rows
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError
@@ -92,7 +92,7 @@ def _checked_listing(path: str, found: dict[str, Any], source: str) -> dict[str,
         rows = found.get("data") or []
         return {**found, "data": [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]}
     try:
-        return {**found, "models": good_rows(found)[0]}
+        return {**found, "models": valid_rows(found)[0]}
     except msgspec.DecodeError as error:
         raise ResponseError(f"{source} does not answer as Ollama does: {error}", 502) from None
 

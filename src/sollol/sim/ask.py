@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import msgspec
 
 from sollol.backends.decoding import read_any
-from sollol.backends.go_json import one_reading
+from sollol.backends.go_json import normalised
 from sollol.sim.reply import JSON, SimReply
 from sollol.transport.base import Call
 
@@ -119,7 +119,7 @@ class Ask:
 def _readable(body: bytes) -> bytes:
     """The one object that Go reads; what is none stays as it is, to be refused in the words for it."""
     try:
-        return one_reading(body)
+        return normalised(body)
     except msgspec.ValidationError:
         return body
 

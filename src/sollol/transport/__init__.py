@@ -1,1 +1,1 @@
-"""The only sockets: the HTTP client for nodes and what it shares with the HTTP server."""
+"""The only sockets: the HTTP client for nodes, and the parts it shares with the HTTP server."""

@@ -1,7 +1,7 @@
-"""The seam between deciding and the world: one call goes to one node, one reply comes back.
+"""Protocol between the dispatcher and nodes: one call goes to one node, one reply comes back.
 
-Two implementations: `sollol.transport.http` (sockets) and `sollol.sim.world` (virtual time). Everything
-above (dispatcher, pools, probes) knows only this file, so the same code runs in both universes.
+Two implementations: `sollol.transport.http` (sockets) and `sollol.sim.world` (virtual time). Dispatcher, pools and
+probes depend on this file only, so the same code runs with both.
 """
 
 from __future__ import annotations
@@ -18,50 +18,70 @@ from sollol.transport.call import Timeouts as Timeouts
 class Reply(Protocol):
     """A status, headers (names in lower case) and a body.
 
-    Iterating yields pieces as they arrive, in any cutting; it raises TransportFault when the body ends
-    early. `read()` gathers the (rest of the) body. `aclose()` leaves: it closes the connection if the body is not
-    complete, so that the node stops working; it is idempotent, and a no-op after the end."""
+    Iterating yields pieces as they arrive, in any size; it raises TransportFault when the body ends early. `read()`
+    returns the rest of the body. `aclose()` closes the connection of an incomplete body, so that the node stops
+    working; it is idempotent, and does nothing after the end.
+    """
 
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
     @property
-    def headers(self) -> dict[str, str]: ...
+    def headers(self) -> dict[str, str]:
+        """The headers; names in lower case."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[bytes]: ...
-    async def read(self) -> bytes: ...
-    async def aclose(self) -> None: ...
+    async def read(self) -> bytes:
+        """Return the rest of the body."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection unless the body is complete."""
+        ...
 
 
-ERROR_MOST: Final = 64 * 1024  # bytes of an error that are read
+ERROR_MOST: Final = 64 * 1024  # bytes read of an error's body
 RawHeaders = list[tuple[bytes, bytes]]
 
 
 class Transport(Protocol):
-    """Cancelling `send`, or closing the reply, closes the connection at once: to an Ollama node that is the
-    only cancel there is."""
+    """Send calls to nodes.
 
-    async def send(self, node: Endpoint, call: Call) -> Reply: ...
-    async def aclose(self) -> None: ...
+    Cancelling `send`, or closing the reply, closes the connection at once: Ollama has no other cancel.
+    """
+
+    async def send(self, node: Endpoint, call: Call) -> Reply:
+        """Send a call; return its reply."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
 
 
 class Fault(enum.Enum):
-    """How a call can end without an answer."""
+    """The reason of a call without an answer."""
 
     CONNECT = "connect"  # refused, unreachable, name not found, TLS failed: nothing was sent
-    LOCAL = "local"  # this process could not even try: no file descriptor is left here
+    LOCAL = "local"  # this process is out of file descriptors
     CONNECT_TIMEOUT = "connect timeout"
     FIRST_BYTE_TIMEOUT = "first byte timeout"
     IDLE_TIMEOUT = "idle timeout"
     CUT = "cut"  # the connection ended inside the answer or before it
-    PROTOCOL = "protocol"  # what came is not HTTP
-    TOO_LARGE = "too large"  # over the bound for a head or a body
+    PROTOCOL = "protocol"  # the received bytes are not HTTP
+    TOO_LARGE = "too large"  # over the limit of a head or a body
 
     @property
     def is_timeout(self) -> bool:
+        """True for each of the timeouts."""
         return self.value.endswith("timeout")
 
 
 class TransportFault(Exception):
-    """A call that ended without an answer. `str()` is one line for a person, without credentials."""
+    """A call ended without an answer. `str()` is one line for the user, without credentials."""
 
     def __init__(self, fault: Fault, message: str) -> None:
         self.fault = fault

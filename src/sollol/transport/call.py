@@ -1,4 +1,4 @@
-"""What is said to a node: one HTTP request."""
+"""One HTTP request to a node."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from sollol.core.value import Value
 
 
 class Timeouts(NamedTuple):
-    """Seconds; None means no bound. They are apart because they mean different things:
-    a node that cannot be reached, one that thinks long (load, prefill), one that fell silent mid-answer."""
+    """Time limits in seconds; None means no limit.
+
+    They are separate because they mean different things: a node that cannot be reached, one that works for long (load,
+    prefill), and one that fell silent inside its answer.
+    """
 
     connect_s: float | None = 3.0
     first_byte_s: float | None = 600.0
     idle_s: float | None = 120.0
 
 
-UNBOUNDED = Timeouts(first_byte_s=None, idle_s=None)  # for work that takes as long as it takes, such as a load
+UNBOUNDED = Timeouts(first_byte_s=None, idle_s=None)  # for work without a time limit, such as a load
 
 
 class Call(Value):
-    """One HTTP request. `path` begins with "/" and may carry a query. With `stream` the reply is returned as
-    soon as its head is there; without, when its body is complete, of up to
-    `most` bytes (0: as the transport bounds it)."""
+    """One HTTP request.
+
+    `path` begins with "/" and may have a query. With `stream` the reply is returned after its head, without it after
+    its body. `most` is the limit of the body in bytes (0: the transport's limit).
+    """
 
     __slots__ = ("body", "content_type", "headers", "method", "most", "path", "stream", "timeouts")
 

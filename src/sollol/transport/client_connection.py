@@ -1,11 +1,10 @@
-"""One connection to a node: it writes a request and turns the bytes that come back into a reply.
+"""One connection to a node: write a request, parse the received bytes into a reply.
 
-The hot path of the product, so one object stands between the socket and llhttp: the event loop calls
-`data_received`, the parser calls `on_...`, and when the body is complete the caller's future is set. No
-streams, no task, no coroutine in between; one future for each call. The state of a call lives in the
-connection's own fields, which `_begin` resets, because a connection serves one call at a time (pipelining
-is not used: a long answer would hold up the others). That is also why the file has more than 400 lines: cutting the
-object up would put calls between the parser and the caller.
+This is the hot path of the product, so one object stands between the socket and llhttp: the event loop calls
+`data_received`, the parser calls `on_...`, and after the body the caller's future is set. One future for each call, no
+task or coroutine. The state of a call is in the connection's own fields, which `_begin` resets, because a connection
+serves one call at a time (pipelining is not used: a long answer would block the others). Therefore the file has more
+than 400 lines: splitting the object would put calls between the parser and the caller.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import httptools
 
-from sollol.transport import faults as _faults
+from sollol.transport import faults
 from sollol.transport.base import ERROR_MOST, Call, RawHeaders, Reply, Timeouts, TransportFault
-from sollol.transport.head_cache import KnownHead, known_head
+from sollol.transport.head_cache import CachedHead, cache_head
 from sollol.transport.outbox import Outbox, Writer
 from sollol.transport.reply import Inbox, StreamReply, WholeReply, fold
 
@@ -27,12 +26,14 @@ if TYPE_CHECKING:
     from sollol.transport.http import Exchange
 
 log = logging.getLogger("sollol")
-INTERIM: Final = (100, 102, 103)  # statuses before the answer proper; after any other below 200 none may come
-ONE_WRITE_BYTES: Final = 65_536  # up to here copying the body behind its head beats a second system call
+INTERIM: Final = (100, 102, 103)  # permitted interim statuses; others below 200 are errors
+ONE_WRITE_BYTES: Final = (
+    65_536  # up to this size, copying the body behind its head is cheaper than a second system call
+)
 
 
-class Limits(NamedTuple):
-    """Bounds of a connection; the reasons stand beside their defaults in `http.py`."""
+class ConnectionLimits(NamedTuple):
+    """Limits of a connection; the reasons are beside the defaults in `http.py`."""
 
     head_bytes: int
     body_bytes: int
@@ -40,52 +41,54 @@ class Limits(NamedTuple):
     idle_age_s: float
 
 
-class Home(Protocol):
-    """The pool that a connection goes back to."""
+class ConnectionPool(Protocol):
+    """The pool of a connection."""
 
     def release(self, connection: Connection) -> bool:
-        """Take a connection that is ready for the next call. False: no room, it will close."""
+        """Add a connection that is ready for the next call. False: the pool is full, and the connection will close."""
         ...
 
     def forget(self, connection: Connection) -> None:
-        """The connection closes."""
+        """Remove a connection that closes."""
         ...
 
 
 class Connection(Writer, asyncio.Protocol):
-    """Speaks HTTP/1.1 to one node, one call at a time."""
+    """An HTTP/1.1 connection to one node, for one call at a time."""
 
     # fmt: off
     __slots__ = (
-        "_bare", "_blocked", "_body_most", "_busy", "_complete", "_dirty", "_drain", "_head_only", "_head_size",
-        "_head_told", "_home", "_inbox", "_keep", "_known", "_known_raw", "_limits", "_parser", "_paused", "_pieces",
-        "_raw", "_refusal", "_size", "_status", "_stream", "_teller", "_timeouts", "_unsent", "_upload", "_waiter",
-        "_waiting", "closed", "lost", "max_body_bytes", "silent", "turn", "url",
+        "_blocked", "_body_most", "_busy", "_cached_head", "_cached_headers", "_complete", "_dirty", "_drain",
+        "_exchange", "_head_delivered", "_head_only", "_head_size", "_inbox", "_keep", "_limits", "_overhead",
+        "_parser", "_paused", "_pieces", "_pool", "_raw", "_refusal", "_size", "_status", "_stream", "_timeouts",
+        "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost", "max_body_bytes", "silent", "turn", "url",
     )
     # fmt: on
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, url: str, home: Home, limits: Limits) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, outbox: Outbox, url: str, pool: ConnectionPool, limits: ConnectionLimits
+    ) -> None:
         super().__init__(loop, outbox)
         self.url = url
         self.max_body_bytes = limits.body_bytes
-        self.turn = 0  # which call this is: a late cancel of an earlier one must not hit it
-        self.silent = True  # no byte of an answer has come
-        self.closed = False  # we let go of it
-        self.lost = asyncio.Event()  # the event loop let go of it
-        self._home = home
+        self.turn = 0  # number of the call; a late cancel of an earlier one must not affect it
+        self.silent = True  # no byte of the answer was received
+        self.closed = False  # this side closed it
+        self.lost = asyncio.Event()  # the event loop closed it
+        self._pool = pool
         self._limits = limits
         self._parser: Any = httptools.HttpResponseParser(self)
-        self._busy = False  # a call is under way
-        self._blocked = False  # the node does not take our bytes as fast as we have them
-        self._paused = False  # the reader does not take the node's
+        self._busy = False  # a call is in flight
+        self._blocked = False  # the write buffer is full
+        self._paused = False  # reading is paused because the reader is behind
         self._unsent = 0
         self._upload: asyncio.Task[None] | None = None
         self._drain: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._inbox: Inbox | None = None
-        self._teller: Exchange | None = None
-        self._known: KnownHead | None = None  # of the last good answer that was parsed
-        self._known_raw: RawHeaders = []  # without the length
+        self._exchange: Exchange | None = None
+        self._cached_head: CachedHead | None = None  # head of the last good answer
+        self._cached_headers: RawHeaders = []  # the same as headers, without the length
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self._busy else "idle"
@@ -94,20 +97,23 @@ class Connection(Writer, asyncio.Protocol):
     # -- a call: begin and end -------------------------------------------------------------------------
 
     def start(self, head: bytes, body: bytes, call: Call) -> asyncio.Future[Reply]:
-        """Write a request whose body is at hand. `head` is what RequestHeads.for_call made."""
+        """Write a request with a complete body; return the future of its reply.
+
+        `head` comes from `RequestHeads.for_call`.
+        """
         waiter = self._waiter = self.loop.create_future()
         self._write(head, body, call)
         return waiter
 
-    def start_telling(self, head: bytes, body: bytes, call: Call, teller: Exchange) -> None:
-        """The same for an exchange, which is told outside of the parser's callbacks, once for each arrival."""
-        self._teller = teller
-        self._head_told = False
+    def start_exchange(self, head: bytes, body: bytes, call: Call, exchange: Exchange) -> None:
+        """Write a request whose answer goes to an exchange, outside the parser's callbacks, once for each arrival."""
+        self._exchange = exchange
+        self._head_delivered = False
         self._write(head, body, call)
 
     def _write(self, head: bytes, body: bytes, call: Call) -> None:
         self._begin(call)
-        self.expect(call.timeouts.first_byte_s)  # before the write, which may find the node blocked
+        self.expect(call.timeouts.first_byte_s)  # before the write, which may be blocked
         size = len(body)
         if size > ONE_WRITE_BYTES:
             self._transport.write(b"%b%d\r\n\r\n" % (head, size))
@@ -115,48 +121,48 @@ class Connection(Writer, asyncio.Protocol):
             return
         data = b"%b%d\r\n\r\n%b" % (head, size, body) if size else head
         if self.outbox.waiting:
-            self.write_late(data)
+            self.defer_write(data)
         else:
             self._transport.write(data)
 
     def start_upload(self, head: bytes, body: AsyncIterator[bytes], call: Call) -> asyncio.Future[Reply]:
-        """Write a request whose body is still being made, in a task: the answer may come before its end."""
+        """Write a request whose body is an iterator, in a task: the answer may come before the body's end."""
         waiter = self._waiter = self.loop.create_future()
         self._begin(call)
         self._transport.write(head)
         self._upload = self.loop.create_task(self._pump(body))
-        self.expect(None)  # how long the pieces take is the caller's affair
+        self.expect(None)  # the caller decides how long the pieces take
         return waiter
 
     def _begin(self, call: Call) -> None:
         self.turn += 1
         self.silent = self._busy = True
-        self._waiting = True  # for the first byte of the answer proper
+        self._waiting = True  # for the first byte of the answer
         self._complete = self._keep = self._dirty = False
         self._stream = call.stream
         self._head_only = call.method == "HEAD"
         self._body_most = min(call.most, self.max_body_bytes) if call.most else self.max_body_bytes
         self._timeouts: Timeouts = call.timeouts
         self._status = self._size = self._head_size = 0
-        self._bare = 0  # bytes read since the last of a body: head, trailers, chunk sizes
+        self._overhead = 0  # bytes received since the last body byte: head, trailers, chunk sizes
         self._raw: RawHeaders = []
         self._pieces: list[bytes] = []
         self._refusal: TransportFault | None = None
 
     def _end(self, error: BaseException | None) -> None:
-        """Tell whoever waits how the call ended; None means well."""
+        """Deliver the end of the call to its receiver; None is a good end."""
         self._busy = False
-        teller, waiter, inbox = self._teller, self._waiter, self._inbox
-        self._teller = self._waiter = self._inbox = None
-        if teller is not None:
+        exchange, waiter, inbox = self._exchange, self._waiter, self._inbox
+        self._exchange = self._waiter = self._inbox = None
+        if exchange is not None:
             try:
                 if error is not None:
-                    teller.failed(error, self.silent)
+                    exchange.failed(error, self.silent)
                 else:
-                    teller.done(self._status, self._told())
+                    exchange.done(self._status, self._take_body())
             except Exception as fault:
-                log.exception("the end of an answer of %s could not be told", self.url)
-                teller.broke(fault)
+                log.exception("delivering the end of an answer of %s failed", self.url)
+                exchange.handler_failed(fault)
             return
         if inbox is not None:
             inbox.end(error)
@@ -164,52 +170,52 @@ class Connection(Writer, asyncio.Protocol):
             if error is not None:
                 waiter.set_exception(error)
             else:
-                waiter.set_result(WholeReply(self._status, self._raw, self._told()))
-        self._pieces = []  # an idle connection must not hold on to an answer
+                waiter.set_result(WholeReply(self._status, self._raw, self._take_body()))
+        self._pieces = []  # free the memory: the connection may stay idle
 
-    def _told(self) -> bytes:
-        """The body as far as it was not told, which it is now."""
+    def _take_body(self) -> bytes:
+        """Return and clear body bytes not yet delivered."""
         pieces = self._pieces
         if len(pieces) == 1:
             return pieces.pop()
         self._pieces = []
         return b"".join(pieces)
 
-    def _tell(self, teller: Exchange) -> None:
-        """What came of a streamed answer in this turn of the loop."""
-        if self._status and not self._head_told:
-            self._head_told = True
-            teller.on_head(self._status, self._raw)
-        if self._pieces and self._teller is teller:
-            teller.on_body(self._told())
+    def _deliver(self, exchange: Exchange) -> None:
+        """Deliver the parts of a streamed answer that arrived in this loop turn."""
+        if self._status and not self._head_delivered:
+            self._head_delivered = True
+            exchange.on_head(self._status, self._raw)
+        if self._pieces and self._exchange is exchange:
+            exchange.on_body(self._take_body())
 
     def _finish(self) -> None:
-        """The answer is complete: hand it over, and go back to the pool if the connection can serve again."""
+        """Deliver the complete answer; return the connection to its pool if it is reusable."""
         reusable = self._keep and not (self._dirty or self._blocked or self._upload is not None)
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        teller = self._teller
-        if teller is None:
+        exchange = self._exchange
+        if exchange is None:
             self._end(None)
             self._retire(reusable)
         else:
-            self._hand_over(teller, self._told(), reusable)
+            self._release_and_deliver(exchange, self._take_body(), reusable)
 
-    def _hand_over(self, teller: Exchange, body: bytes, reusable: bool) -> None:
-        """What it is told may make it send the next call, which should find this connection idle."""
+    def _release_and_deliver(self, exchange: Exchange, body: bytes, reusable: bool) -> None:
+        """Release the connection before the callback, which may start another call."""
         status = self._status
         if status != 200:
-            teller.headers = self._raw
-        self._teller = None
+            exchange.headers = self._raw
+        self._exchange = None
         self._busy = False
         self._retire(reusable)
-        teller.done(status, body)
+        exchange.done(status, body)
 
     def _retire(self, reusable: bool) -> None:
         if self._head_only:
-            self._parser = httptools.HttpResponseParser(self)  # the old one waits for a body
-        if reusable and self._home.release(self):
+            self._parser = httptools.HttpResponseParser(self)  # the old parser waits for a body
+        if reusable and self._pool.release(self):
             self.expect(self._limits.idle_age_s)
         else:
             self.abort()
@@ -220,21 +226,21 @@ class Connection(Writer, asyncio.Protocol):
         self.abort()
 
     def abandon(self, turn: int) -> None:
-        """The caller of that call is gone: close, unless the call has ended already."""
+        """Close the connection if the cancelled call is still its current one."""
         if turn == self.turn and self._busy:
             self.abort()
 
     def abort(self) -> None:
-        """Close at once: to the node that is the cancel. Idempotent."""
+        """Close at once, which cancels the call on the node. Idempotent."""
         if self.closed:
             return
         self.closed = True
-        self._late = b""
+        self.deferred = b""
         self.stop_timer()
         self._stop_upload()
         if self._busy:
-            self._end(_faults.closed_here(self.url))
-        self._home.forget(self)
+            self._end(faults.closed_here(self.url))
+        self._pool.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
@@ -243,7 +249,7 @@ class Connection(Writer, asyncio.Protocol):
     async def _pump(self, body: AsyncIterator[bytes]) -> None:
         try:
             await self._write_chunks(body)
-        except Exception as error:  # the caller's own iterator failed: its error is the answer
+        except Exception as error:  # the caller's iterator failed: its error is the result
             self._upload = None
             self._break(error)
         else:
@@ -273,15 +279,17 @@ class Connection(Writer, asyncio.Protocol):
         if self._upload is not None:
             self._upload.cancel()
             self._upload = None
-            self._dirty = True  # half a request is on the wire
+            self._dirty = True  # the request was sent in part
 
     def pause_writing(self) -> None:
+        """Note a full write buffer; called by the event loop."""
         self._blocked = True
-        if self._busy:  # the node must keep taking bytes, as it must keep sending them
+        if self._busy:  # the node must keep reading
             self._unsent = self._transport.get_write_buffer_size()
             self.expect(self._timeouts.idle_s)
 
     def resume_writing(self) -> None:
+        """Note a free write buffer; called by the event loop."""
         self._blocked = False
         if self._busy:
             self._expect_answer()
@@ -289,95 +297,99 @@ class Connection(Writer, asyncio.Protocol):
         if drain is not None and not drain.done():
             drain.set_result(None)
 
-    # -- what the socket says --------------------------------------------------------------------------
+    # -- callbacks of the socket ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the socket's transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        teller = self._teller
+        """Parse received bytes. An exception of a receiver ends the call and the connection."""
+        exchange = self._exchange
         try:
             self._received(data)
-        except Exception as error:  # a fault of ours: this call ends, and the connection with it
-            log.exception("an answer of %s could not be taken", self.url)
-            self._break(_faults.not_taken(self.url, error))
-            if teller is not None:
-                teller.broke(error)
+        except Exception as error:  # an error of this process ends the call and the connection
+            log.exception("processing an answer of %s failed", self.url)
+            self._break(faults.handler_failed(self.url, error))
+            if exchange is not None:
+                exchange.handler_failed(error)
 
     def _received(self, data: bytes) -> None:
-        if not self._busy:  # nobody asked: whatever it is, the connection is of no more use
+        if not self._busy:  # unexpected bytes: the connection is unusable
             self.abort()
             return
         first = self.silent and not self._stream and not self._head_only and self._upload is None
         self.silent = False
-        if first and (known := self._known) is not None and (body := known.body(data)) is not None:
-            self._knew(body)
+        if first and (cached := self._cached_head) is not None and (body := cached.body(data)) is not None:
+            self._deliver_cached(body)
             return
         size = self._size
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
-                self._break(self._refusal or _faults.not_http(self.url, error))
+                self._break(self._refusal or faults.not_http(self.url, error))
                 return
             self._dirty = True
-        if self._stream and (teller := self._teller) is not None:
-            self._tell(teller)
+        if self._stream and (exchange := self._exchange) is not None:
+            self._deliver(exchange)
             if self.closed:
                 return
         if self._complete or (self._head_only and self._status):
             if first and self._status == 200 and self._keep and not self._dirty:
-                self._known = known_head(data)
-                self._known_raw = [(name, value) for name, value in self._raw if name.lower() != b"content-length"]
+                self._cached_head = cache_head(data)
+                self._cached_headers = [(name, value) for name, value in self._raw if name.lower() != b"content-length"]
             self._finish()
         else:
-            self._bare = 0 if self._size > size else self._bare + len(data)
-            self._go_on()
+            self._overhead = 0 if self._size > size else self._overhead + len(data)
+            self._continue()
 
-    def _knew(self, body: bytes) -> None:
-        """A whole answer, with the same head as one before it."""
+    def _deliver_cached(self, body: bytes) -> None:
+        """Deliver a whole answer whose head equals a parsed one."""
         if len(body) > self._body_most:
-            self._break(_faults.body_too_large(self.url, self._body_most))
+            self._break(faults.body_too_large(self.url, self._body_most))
             return
         self._waiting = False
         self._complete = self._keep = True
         self._status, self._size = 200, len(body)
-        teller = self._teller
-        if teller is not None and not self._paused:
-            self._hand_over(teller, body, not self._blocked)
+        exchange = self._exchange
+        if exchange is not None and not self._paused:
+            self._release_and_deliver(exchange, body, not self._blocked)
             return
-        self._raw = [*self._known_raw, (b"content-length", b"%d" % len(body))]
+        self._raw = [*self._cached_headers, (b"content-length", b"%d" % len(body))]
         self._pieces.append(body)
         self._finish()
 
     def eof_received(self) -> None:
-        self._gone(None)
+        """Handle the node's end of the connection."""
+        self._on_closed(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone(exc)
-        self._parser = self._transport = None  # they refer back: no work for the garbage collector
+        """Handle the end of the connection."""
+        self._on_closed(exc)
+        self._parser = self._transport = None  # they are reference cycles: spare the garbage collector
         self.lost.set()
 
-    def _gone(self, exc: Exception | None) -> None:
+    def _on_closed(self, exc: Exception | None) -> None:
         if self._busy:
             if exc is None and self._status and self._ends_with_the_connection():
                 self._end(None)
             else:
-                self._end(_faults.cut(self.url, self._size if self._status else None, exc))
+                self._end(faults.cut(self.url, self._size if self._status else None, exc))
         self.abort()
 
     def _ends_with_the_connection(self) -> bool:
-        """Neither a length nor chunks: the end of the connection is the end of the body."""
+        """Check for a body without a length or chunks, which ends with the connection."""
         headers = fold(self._raw)
         coding = headers.get("transfer-encoding")
         if coding is not None:
             return coding.rpartition(",")[2].strip().lower() != "chunked"
         return "content-length" not in headers
 
-    def _go_on(self) -> None:
-        """Bytes came, more will come."""
-        if self._bare > self._limits.head_bytes:
-            self._break(_faults.head_too_large(self.url, self._limits.head_bytes))
+    def _continue(self) -> None:
+        """Expect more bytes; wake the reader."""
+        if self._overhead > self._limits.head_bytes:
+            self._break(faults.head_too_large(self.url, self._limits.head_bytes))
             return
         inbox = self._inbox
         if inbox is not None and inbox.pieces:
@@ -388,55 +400,59 @@ class Connection(Writer, asyncio.Protocol):
             self._expect_answer()
 
     def pause(self) -> None:
-        """The reader is behind: the node has to wait."""
+        """Pause reading from the node, because the reader is behind."""
         if not self._paused and self._busy:
             self._paused = True
             self._transport.pause_reading()
             self.expect(None)
 
     def resume(self) -> None:
-        """The reader has caught up."""
+        """Continue reading from the node."""
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
             self._expect_answer()
 
-    # -- what the parser says --------------------------------------------------------------------------
+    # -- callbacks of the parser ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        """Note the first byte of a message."""
         self._waiting = False
         if self._complete:
             self._dirty = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Store a header, within the limit of the head."""
         self._head_size += len(name) + len(value)
         if self._head_size > self._limits.head_bytes:
-            self._refuse(_faults.head_too_large(self.url, self._limits.head_bytes))
-        if not self._status:  # otherwise it is a trailer
+            self._refuse(faults.head_too_large(self.url, self._limits.head_bytes))
+        if not self._status:  # trailers are dropped
             if len(name) == 16 and name.lower() == b"content-encoding" and value.strip().lower() != b"identity":
-                self._refuse(_faults.encoded(self.url, value))
+                self._refuse(faults.encoded(self.url, value))
             self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """Check the status."""
         status = self._parser.get_status_code()
         if status >= 200:
             self._on_head(status)
         elif status not in INTERIM:
-            self._refuse(_faults.odd_status(self.url, status))
+            self._refuse(faults.bad_status(self.url, status))
 
     def _on_head(self, status: int) -> None:
         self._status = status
         if self._head_only:
             self._keep = self._parser.should_keep_alive()
-        if status >= 400:  # it does not want the rest of the request
+        if status >= 400:  # the node does not read the rest of the request
             self._stop_upload()
-        if self._stream and self._teller is None:
+        if self._stream and self._exchange is None:
             waiter, self._waiter = self._waiter, None
             self._inbox = Inbox(self)
-            if waiter is not None and not waiter.done():  # else cancelled just now: `abandon` follows
+            if waiter is not None and not waiter.done():  # a cancelled one is followed by `abandon`
                 waiter.set_result(StreamReply(status, self._raw, self._inbox))
 
     def on_body(self, data: bytes) -> None:
+        """Store a piece of the body, within its limit."""
         size = self._size = self._size + len(data)
         inbox = self._inbox
         if self._head_only:
@@ -445,24 +461,25 @@ class Connection(Writer, asyncio.Protocol):
             inbox.pieces.append(data)
             inbox.size += len(data)
         elif not self._stream and size > (most := self._most()):
-            self._refuse(_faults.body_too_large(self.url, most))
+            self._refuse(faults.body_too_large(self.url, most))
         else:
             self._pieces.append(data)
 
     def _most(self) -> int:
-        """Return how many bytes the body of this answer may have."""
+        """Return the limit of this answer's body in bytes."""
         return self._body_most if self._status < 300 else min(ERROR_MOST, self._body_most)
 
     def on_message_complete(self) -> None:
+        """Note the end of a message."""
         if self._status:
             self._complete = True
             self._keep = self._parser.should_keep_alive()
-        else:  # 1xx: the answer is still to come
+        else:  # an interim status: the answer follows
             self._waiting = True
             self._raw.clear()
 
     def _refuse(self, fault: TransportFault) -> None:
-        """Stop the parser; `data_received` finds the reason."""
+        """Stop the parser by the fault, which `data_received` reports."""
         self._refusal = fault
         raise fault
 
@@ -470,19 +487,20 @@ class Connection(Writer, asyncio.Protocol):
 
     def _expect_answer(self) -> None:
         if self._paused or self._upload is not None:
-            self.expect(None)  # it is not the node that we wait for
+            self.expect(None)  # the node is not at fault for this wait
         else:
             self.expect(self._timeouts.first_byte_s if self._waiting else self._timeouts.idle_s)
 
     def overdue(self) -> None:
+        """End a call at its deadline, or close an idle connection."""
         if not self._busy:
-            self.abort()  # idle for too long
+            self.abort()
         elif self._blocked:
             self._check_upload()
         elif self._waiting:
-            self._break(_faults.first_byte_timeout(self.url, self._timeouts.first_byte_s))
+            self._break(faults.first_byte_timeout(self.url, self._timeouts.first_byte_s))
         else:
-            self._break(_faults.fell_silent(self.url, self._timeouts.idle_s))
+            self._break(faults.idle_timeout(self.url, self._timeouts.idle_s))
 
     def _check_upload(self) -> None:
         left = self._transport.get_write_buffer_size()
@@ -490,4 +508,4 @@ class Connection(Writer, asyncio.Protocol):
             self._unsent = left
             self.expect(self._timeouts.idle_s)
         else:
-            self._break(_faults.took_nothing(self.url, self._timeouts.idle_s))
+            self._break(faults.upload_timeout(self.url, self._timeouts.idle_s))

@@ -1,12 +1,11 @@
-"""One lazy timer for everything that a connection waits for.
+"""One lazy timer for all deadlines of a connection.
 
-The obvious way, a timer for each call, costs two operations on the loop's timers a call, for timeouts that
-almost never come. Here a call only writes its deadline down. The timer, when it fires before the deadline,
-sleeps on until then; it is moved only when a deadline is earlier than the timer. A connection in use so
-touches the loop's timers about once a minute.
+A timer for each call costs two operations on the loop's timers, for timeouts that almost never happen. Here a call only
+stores its deadline. A timer that fires before the deadline is set again; it is moved only when a deadline is earlier
+than the timer. A connection in use so changes the loop's timers about once a minute.
 
-A stall of our own loop must not be blamed on the node: libuv runs timers before it reads sockets, so after
-a stall the answer may lie unread. A timer that fires late therefore looks again a moment later.
+A stall of our own loop must not count against the node: libuv runs timers before it reads sockets, so after a stall the
+answer may lie unread. A timer that fires late therefore checks again a moment later.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import asyncio
 from math import inf
 from typing import Final
 
-TICK_S: Final = 0.001  # the grain of libuv's timers
-STALL_S: Final = 0.05  # a timer this late says that our loop was busy, not that the node was silent
-GRACE_S: Final = 0.01  # when to look again then
+TICK_S: Final = 0.001  # resolution of libuv's timers
+STALL_S: Final = 0.05  # a timer this late means that our loop was busy, not that the node was silent
+GRACE_S: Final = 0.01  # delay of the second check
 
 
 class Deadline:
-    """A base for what waits: `expect` something, and `overdue` is called if the time runs out first."""
+    """Base of objects with a deadline: `expect` sets it, `overdue` is called when it passes."""
 
     __slots__ = ("_deadline", "_timer", "_timer_at", "loop")
 
@@ -31,7 +30,7 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def expect(self, within_s: float | None) -> None:
-        """Replaces what was expected before. None: no bound."""
+        """Set the deadline `within_s` seconds from now, replacing the last one. None: no deadline."""
         if within_s is None:
             self._deadline = inf
             return
@@ -40,9 +39,11 @@ class Deadline:
             self._wake_at(deadline)
 
     def overdue(self) -> None:
+        """Handle a passed deadline."""
         raise NotImplementedError
 
     def stop_timer(self) -> None:
+        """Cancel the timer and the deadline."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_at, self._deadline = None, inf, inf

@@ -1,8 +1,8 @@
-"""Connect to the first of a host's addresses that answers (Happy Eyeballs, RFC 8305).
+"""Connect to the first address of a host that accepts (Happy Eyeballs, RFC 8305).
 
-A name often has an IPv6 address that leads nowhere beside an IPv4 address that is well. The addresses are tried in
-turn, the families alternating, the next one STAGGER_S after the last or as soon as one fails; the first connection
-wins. The address that was reached last is the first one next time, so a dead address costs STAGGER_S once.
+A name often has an unreachable IPv6 address beside a reachable IPv4 address. The addresses are tried in turn, the
+families alternating, the next one STAGGER_S after the last or as soon as one fails; the first connection wins. The last
+reached address is tried first the next time, so a dead address costs STAGGER_S once.
 """
 
 from __future__ import annotations
@@ -18,26 +18,33 @@ from sollol.core.endpoint import Endpoint
 from sollol.transport.resolver import Addresses, Resolver
 
 STAGGER_S: Final = 0.25  # RFC 8305, section 5
-# A machine that vanished (power, cable) sends nothing, as one that thinks. Its system is asked, which also answers for
-# a program that is busy or stopped: after so many seconds of silence, so often, this many times.
+# A machine that vanished (power, cable) sends nothing, like one that computes. TCP keep-alive distinguishes them, also
+# for a busy or stopped program: seconds of silence before the first probe, between probes, and the number of probes.
 _ALIVE: Final = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 class Dialer:
-    """Opens connections to nodes, on the event loop it is made on."""
+    """Open connections to nodes on the event loop of its construction."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._resolver = Resolver()
         self._reached: dict[str, str] = {}  # host -> address
-        self.peers: dict[tuple[str, int], tuple[str, int]] = {}  # where connections to a host and port led last
+        self.peers: dict[tuple[str, int], tuple[str, int]] = {}  # last peer of each (host, port)
 
     async def connect(
         self, node: Endpoint, make: Callable[[], P], context: ssl.SSLContext | None, within_s: float | None
     ) -> P:
-        """Return the protocol of a new connection. Raises NameTimeout, TimeoutError, OSError or UnicodeError."""
+        """Return the protocol of a new connection.
+
+        Raises:
+            NameTimeout: The name was not resolved in time.
+            TimeoutError: No address accepted in time.
+            OSError: All addresses failed, or the name is unknown.
+            UnicodeError: The name is malformed.
+        """
         host = node.host
         resolved = False
         try:
@@ -48,14 +55,14 @@ class Dialer:
         except TimeoutError:
             if not resolved:
                 raise NameTimeout from None
-            self._resolver.doubt(host)
+            self._resolver.invalidate(host)
             raise
         except OSError:
-            self._resolver.doubt(host)
+            self._resolver.invalidate(host)
             raise
 
     def _ordered(self, host: str, addresses: Addresses) -> list[str]:
-        """The address reached last first; then the families in turn, beginning with the system's choice."""
+        """Return the addresses to try: the last reached one, then alternating families, the system's choice first."""
         last = self._reached.get(host)
         families = alternating(address for address in addresses if address != last)
         return [last, *families] if last in addresses and last is not None else families
@@ -101,7 +108,7 @@ class Dialer:
         if peer and own:
             if len(self.peers) >= 4096:
                 self.peers.clear()
-            # An address of this machine is reached from itself, or by loopback: all of them are one place.
+            # All addresses of this machine, loopback included, count as one place.
             here = peer[0] == own[0] or peer[0] in ("127.0.0.1", "::1")
             self.peers[node.host, node.port] = ("this machine" if here else str(peer[0]), int(peer[1]))
         return protocol
@@ -113,11 +120,11 @@ class Dialer:
 
 
 class NameTimeout(TimeoutError):
-    """The name was not resolved in time; the look-up goes on."""
+    """The name was not resolved in time; the look-up continues."""
 
 
 def alternating(addresses: Iterable[str]) -> list[str]:
-    """The addresses with their families in turn, beginning with the family of the first."""
+    """Return the addresses with alternating families, beginning with the family of the first."""
     listed = list(addresses)
     if not listed:
         return []
@@ -128,18 +135,18 @@ def alternating(addresses: Iterable[str]) -> list[str]:
 
 
 def keep_alive(sock: Any) -> None:
-    """Have the system notice a peer that is gone, without a timeout for one that is silent."""
+    """Enable TCP keep-alive, which detects a peer that is gone and tolerates a silent one."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _ALIVE:
-            if hasattr(socket, name):  # not every system has all
+            if hasattr(socket, name):  # some systems lack some
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    except (AttributeError, OSError):  # no socket of TCP
+    except (AttributeError, OSError):  # not a TCP socket
         pass
 
 
 def _close(task: asyncio.Task[P]) -> None:
-    """Close a connection that came after another had won."""
+    """Close a connection that lost the race."""
     if not task.cancelled() and task.exception() is None:
         abort = getattr(task.result(), "abort", None)
         if abort is not None:
@@ -147,7 +154,7 @@ def _close(task: asyncio.Task[P]) -> None:
 
 
 def _together(errors: Sequence[OSError]) -> OSError:
-    """One error for all addresses: theirs, if they agree in kind, else with the words of each."""
+    """Return one error for all addresses: the first if they agree in kind, else one with all messages."""
     first = errors[0]
     if all(type(error) is type(first) for error in errors):
         return first

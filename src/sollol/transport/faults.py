@@ -1,4 +1,4 @@
-"""The words for each way a call can end without an answer: one line, naming the node and what happened."""
+"""Messages for calls without an answer: one line each, with the node and the cause."""
 
 from __future__ import annotations
 
@@ -10,38 +10,43 @@ from sollol.transport.base import Fault, TransportFault
 
 
 def refused(url: str, error: Exception) -> TransportFault:
-    """No connection came about."""
+    """Return the fault of a failed connection attempt."""
     if _is_ours(error):
         return TransportFault(
             Fault.LOCAL,
-            f"{url} was not asked: this process has no file descriptor left ({_one_line(error)}); raise `ulimit -n`",
+            f"{url} was not called: this process has no file descriptor left ({_one_line(error)}); raise `ulimit -n`",
         )
     return TransportFault(Fault.CONNECT, f"{url} {_why_no_connection(error)}")
 
 
 def connect_timeout(url: str, within_s: float | None) -> TransportFault:
+    """Return the fault of a connection that was not accepted in time."""
     return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} did not accept a connection {_within(within_s)}")
 
 
 def name_timeout(url: str, host: str, within_s: float | None) -> TransportFault:
+    """Return the fault of a name that was not resolved in time."""
     why = f"the name {host} was not resolved {_within(within_s)} (the look-up goes on)"
     return TransportFault(Fault.CONNECT_TIMEOUT, f"{url} cannot be reached: {why}")
 
 
 def first_byte_timeout(url: str, within_s: float | None) -> TransportFault:
+    """Return the fault of an answer that did not begin in time."""
     return TransportFault(Fault.FIRST_BYTE_TIMEOUT, f"{url} did not begin to answer {_within(within_s)}")
 
 
-def fell_silent(url: str, idle_s: float | None) -> TransportFault:
+def idle_timeout(url: str, idle_s: float | None) -> TransportFault:
+    """Return the fault of a node that fell silent inside its answer."""
     return TransportFault(Fault.IDLE_TIMEOUT, f"{url} sent nothing {_within(idle_s)} inside its answer")
 
 
-def took_nothing(url: str, idle_s: float | None) -> TransportFault:
+def upload_timeout(url: str, idle_s: float | None) -> TransportFault:
+    """Return the fault of a node that stopped reading the request."""
     return TransportFault(Fault.IDLE_TIMEOUT, f"{url} took nothing of the request {_within(idle_s)}")
 
 
 def cut(url: str, body_bytes: int | None, error: Exception | None) -> TransportFault:
-    """`body_bytes`: how much of the body had come; None if not even the head had."""
+    """Return the fault of a closed connection. `body_bytes`: received bytes of the body, None before the head."""
     verb = "closed" if error is None else "broke"
     where = "before it answered" if body_bytes is None else f"inside its answer, after {body_bytes} bytes of body"
     why = f" ({_one_line(error)})" if error is not None else ""
@@ -49,34 +54,40 @@ def cut(url: str, body_bytes: int | None, error: Exception | None) -> TransportF
 
 
 def closed_here(url: str) -> TransportFault:
+    """Return the fault of a reply that this side closed before its end."""
     return TransportFault(Fault.CUT, f"{url}: the connection was closed from this side before the answer ended")
 
 
 def not_http(url: str, error: Exception) -> TransportFault:
-    return TransportFault(Fault.PROTOCOL, f"{url} sent what is not HTTP: {_one_line(error)}")
+    """Return the fault of bytes that are not HTTP."""
+    return TransportFault(Fault.PROTOCOL, f"{url} sent bytes that are not HTTP: {_one_line(error)}")
 
 
 def encoded(url: str, coding: bytes) -> TransportFault:
-    """A body that was compressed though nobody asked for that."""
-    told = coding[:40].decode("latin-1").strip() or "an encoding without a name"
-    why = "which it was not asked to do: have the proxy in front of it pass answers on as they are"
-    return TransportFault(Fault.PROTOCOL, f"{url} answers in {told}, {why}")
+    """Return the fault of a body that is compressed although no compression was accepted."""
+    name = coding[:40].decode("latin-1").strip() or "an encoding without a name"
+    why = "expected no content encoding: turn off compression in the proxy in front of it"
+    return TransportFault(Fault.PROTOCOL, f"{url} answers in {name}; {why}")
 
 
-def odd_status(url: str, status: int) -> TransportFault:
-    return TransportFault(Fault.PROTOCOL, f"{url} answered with status {status:03d}, which answers nothing")
+def bad_status(url: str, status: int) -> TransportFault:
+    """Return the fault of a status below 200 that is no interim one."""
+    return TransportFault(Fault.PROTOCOL, f"{url} answered with status {status:03d}; expected 200 to 599")
 
 
 def head_too_large(url: str, bound: int) -> TransportFault:
+    """Return the fault of a head over the limit in bytes."""
     return TransportFault(Fault.TOO_LARGE, f"{url} sent a head of over {bound} bytes")
 
 
 def body_too_large(url: str, bound: int) -> TransportFault:
+    """Return the fault of a body over the limit in bytes."""
     return TransportFault(Fault.TOO_LARGE, f"{url} sent a body of over {bound} bytes")
 
 
-def not_taken(url: str, error: Exception) -> TransportFault:
-    return TransportFault(Fault.PROTOCOL, f"the answer of {url} could not be taken ({type(error).__name__})")
+def handler_failed(url: str, error: Exception) -> TransportFault:
+    """Return the fault of an exception in the receiver of an answer."""
+    return TransportFault(Fault.PROTOCOL, f"processing the answer of {url} failed ({type(error).__name__})")
 
 
 def _is_ours(error: Exception) -> bool:

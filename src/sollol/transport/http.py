@@ -1,21 +1,18 @@
-"""The Transport over real sockets: an HTTP/1.1 client of our own, since every call of the product goes
-through it.
+"""HTTP/1.1 transport over sockets, written for this product because every call goes through it.
 
-The problem: a general client costs more than the call. On loopback httpx takes 510 µs of CPU a call from a
-thread and 1,267 µs from asyncio, and grows slower with every idle connection; `http.client` ends silently
-when a chunked answer is cut. Behind an embedding batch or the gateway that cost is the throughput.
+A general client costs more than the call. On loopback httpx takes 510 µs of CPU a call from a thread and 1,267 µs from
+asyncio, and grows slower with every idle connection; `http.client` ends silently when a chunked answer is cut. Behind
+an embedding batch or the gateway that cost limits the throughput.
 
-The answer: `asyncio.Protocol` and llhttp (the parser of Node.js, through httptools), on asyncio's or uvloop's
-loop. `send` takes an idle connection, writes one buffer and awaits one future. Left out is what nodes do not
-speak: HTTP/2, redirects, cookies, compression, proxies.
-
-What it costs: a thousand lines that must be right about framing, hostile input and time, which is why
+Instead, `asyncio.Protocol` and llhttp (the parser of Node.js, through httptools) run on asyncio's or uvloop's loop.
+`send` takes an idle connection, writes one buffer and awaits one future. Nodes need no HTTP/2, redirects, cookies,
+compression or proxies. The price is a thousand lines that must be right about framing, hostile input and time, so
 `tests/transport/test_http.py` cuts answers at every byte.
 
-Reuse. Idle connections wait in a stack for each node: the warmest is taken first, and those below it age
-out. A node may close an idle connection just as it is taken. If such a reused connection dies before a byte
-of the answer came, the call is sent once more, on a fresh one (repeating a question to a model does no
-harm). A body that is an iterator cannot be sent again, so it gets a fresh connection to begin with.
+Reuse. Idle connections of a node are a stack: the most recent one is taken first, and the others age out. A node may
+close an idle connection just as it is taken. If a reused connection closes before the first byte of the answer, the
+call is sent once more on a new one (repeating a request to a model does no harm). A body that is an iterator cannot be
+sent again, so it gets a new connection.
 """
 
 from __future__ import annotations
@@ -26,24 +23,24 @@ from typing import Final, NamedTuple
 
 from sollol.core.endpoint import Endpoint
 from sollol.errors import BadInput
-from sollol.transport import faults as _faults
+from sollol.transport import faults
 from sollol.transport.base import Call, Fault, RawHeaders, Reply, TransportFault
-from sollol.transport.client_connection import Connection, Limits
+from sollol.transport.client_connection import Connection, ConnectionLimits
 from sollol.transport.dialing import Dialer, NameTimeout
 from sollol.transport.outbox import Outbox
 from sollol.transport.request_heads import RequestHeads
 
-MAX_HEAD_BYTES: Final = 64 * 1024  # Ollama's heads have about 200 bytes; beyond this somebody is filling memory
+MAX_HEAD_BYTES: Final = 64 * 1024  # Ollama's heads have about 200 bytes; the limit protects the memory
 MAX_BODY_BYTES: Final = 1024**3  # 100,000 vectors of 1,024 floats as JSON; only for answers gathered in memory
-HIGH_WATER_BYTES: Final = 256 * 1024  # of a streamed answer, not yet taken by its reader; then the node has to wait
-MAX_IDLE_PER_NODE: Final = 64  # a burst's worth; an idle connection holds a file descriptor on both sides
+HIGH_WATER_BYTES: Final = 256 * 1024  # buffered bytes of a streamed answer; beyond it reading from the node pauses
+MAX_IDLE_PER_NODE: Final = 64  # enough for a burst; an idle connection holds a file descriptor on both sides
 MAX_IDLE_S: Final = 55.0  # below the 60 s and more after which gateways (nginx, cloud balancers) drop idle connections
-MAX_NODES: Final = 4096  # of which something is remembered; a scan of a subnet asks many that it never asks again
+MAX_NODES: Final = 4096  # nodes kept; a scan of a subnet calls many only once
 _CLOSE_WAIT_S: Final = 1.0  # an aborted socket is closed within a turn or two of the loop
 
 
 class Stats(NamedTuple):
-    """Counts since the transport was made; `open` and `idle` are now."""
+    """Counts since the construction of the transport; `open` and `idle` are current."""
 
     requests: int
     opened: int
@@ -53,7 +50,7 @@ class Stats(NamedTuple):
 
 
 class _Host:
-    """What is kept for each node: its request heads and its connections."""
+    """Request heads and connections of one node."""
 
     __slots__ = ("_max_idle", "connections", "heads", "idle", "node", "url")
 
@@ -66,27 +63,30 @@ class _Host:
         self._max_idle = max_idle
 
     def take(self) -> Connection | None:
-        """The idle connection that was used last. One that closed took itself out."""
+        """Return the most recent idle connection, None without one. Closed connections remove themselves."""
         return self.idle.pop() if self.idle else None
 
     def release(self, connection: Connection) -> bool:
+        """Add an idle connection; return False if the pool is full."""
         if len(self.idle) >= self._max_idle:
             return False
         self.idle.append(connection)
         return True
 
     def forget(self, connection: Connection) -> None:
+        """Remove a closed connection."""
         self.connections.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
 
 
 class Exchange:
-    """A call whose answer is told in the very turn of the loop in which it arrives: no task, no future in between.
+    """Base class of receivers that get an answer by callbacks.
 
-    Made to be inherited from, and given to `HttpTransport.start`. With `stream` of the call: `on_head`, `on_body` for
-    what came together, `on_end`. Without: `on_whole`, or `on_end` with the fault. `on_end(None)` is a good end. Nothing
-    is told after `abort`, nor while `start` runs."""
+    Callbacks run in the loop turn of the arrival, without a task or future. Pass an exchange to `HttpTransport.start`.
+    With `stream`: `on_head`, `on_body` for the bytes of one arrival, `on_end`. Without: `on_whole`, or `on_end` with
+    the fault. `on_end(None)` is a good end. No callback runs after `abort`, nor inside `start`.
+    """
 
     __slots__ = (
         "_body",
@@ -104,21 +104,32 @@ class Exchange:
 
     def __init__(self) -> None:
         self._over = self.reused = self.paused = False
-        self.headers: RawHeaders = []  # of an answer with another status than 200
+        self.headers: RawHeaders = []  # set for a status other than 200
         self._connecting: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
 
-    # --- what is told ---
+    # --- callbacks ---
 
-    def on_head(self, status: int, headers: RawHeaders) -> None: ...
-    def on_body(self, piece: bytes) -> None: ...
-    def on_whole(self, status: int, body: bytes) -> None: ...
-    def on_end(self, fault: TransportFault | None) -> None: ...
+    def on_head(self, status: int, headers: RawHeaders) -> None:
+        """Receive the status and the headers of a streamed answer."""
+        ...
 
-    # --- what may be done ---
+    def on_body(self, piece: bytes) -> None:
+        """Receive the bytes of one arrival of a streamed answer."""
+        ...
+
+    def on_whole(self, status: int, body: bytes) -> None:
+        """Receive a complete answer."""
+        ...
+
+    def on_end(self, fault: TransportFault | None) -> None:
+        """Receive the end: None for a good one, else its fault."""
+        ...
+
+    # --- control ---
 
     def abort(self) -> None:
-        """Close the connection: the only cancel there is. Idempotent."""
+        """Close the connection: Ollama has no other cancel. Idempotent."""
         self._over = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -127,12 +138,13 @@ class Exchange:
             self._connection = None
 
     def pause(self) -> None:
-        """Take no more of a streamed body for now: the node has to wait."""
+        """Pause reading a streamed body; the node has to wait."""
         if self._connection is not None:
             self.paused = True
             self._connection.pause()
 
     def resume(self) -> None:
+        """Continue reading a streamed body."""
         self.paused = False
         if self._connection is not None:
             self._connection.resume()
@@ -140,6 +152,7 @@ class Exchange:
     # --- transport and connection ---
 
     def begin(self, transport: HttpTransport, host: _Host, call: Call, body: bytes) -> None:
+        """Send the call on an idle connection, or on a new one."""
         self._transport = transport
         self._host = host
         self._head = head = host.heads.for_call(call)
@@ -149,7 +162,7 @@ class Exchange:
         if connection is not None:
             self.reused = True
             self._connection = connection
-            connection.start_telling(head, body, call, self)
+            connection.start_exchange(head, body, call, self)
         else:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -161,27 +174,27 @@ class Exchange:
             self.failed(fault, False)
             return
         self._connecting, self._connection = None, connection
-        connection.start_telling(self._head, self._body, self._call, self)
+        connection.start_exchange(self._head, self._body, self._call, self)
 
     def done(self, status: int, body: bytes) -> None:
-        """The answer is complete; `body` is what of it was not told before."""
+        """Finish a complete answer; `body` is the part that no callback got."""
         self._over, self._connection = True, None
         if self._call.stream:
             self.on_end(None)
         else:
             self.on_whole(status, body)
 
-    def broke(self, error: Exception) -> None:
-        """What was told ended in an exception of ours: the call is over."""
+    def handler_failed(self, error: Exception) -> None:
+        """End the call after an exception in a callback."""
         self._over, self._connection = True, None
-        self.on_end(_faults.not_taken(self._host.url, error))
+        self.on_end(faults.handler_failed(self._host.url, error))
 
     def failed(self, error: BaseException, silent: bool) -> None:
-        """`silent`: not a byte of an answer had come."""
+        """End the call, or repeat it on a new connection. `silent`: no byte of an answer was received."""
         if self._over:
             return
         self._connection = None
-        fault = error if isinstance(error, TransportFault) else _faults.cut(self._host.url, None, _as_exception(error))
+        fault = error if isinstance(error, TransportFault) else faults.cut(self._host.url, None, _as_exception(error))
         if self.reused and silent and fault.fault is Fault.CUT and not self._transport.closed:
             self.reused = False  # it went stale while idle
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
@@ -195,7 +208,7 @@ def _as_exception(error: BaseException) -> Exception | None:
 
 
 class HttpTransport:
-    """Sends calls to nodes over HTTP/1.1 and keeps their connections. Belongs to one event loop at a time.
+    """Send calls to nodes over HTTP/1.1 and keep their connections. Belongs to one event loop at a time.
 
     `ssl_context` is for https nodes; by default the system's authorities are trusted.
     """
@@ -211,7 +224,7 @@ class HttpTransport:
         max_idle_s: float = MAX_IDLE_S,
     ) -> None:
         self._ssl_context = ssl_context
-        self._limits = Limits(max_head_bytes, max_body_bytes, high_water_bytes, max_idle_s)
+        self._limits = ConnectionLimits(max_head_bytes, max_body_bytes, high_water_bytes, max_idle_s)
         self._max_idle = max_idle_per_node
         self._hosts: dict[Endpoint, _Host] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -220,7 +233,12 @@ class HttpTransport:
         self.refuses_gateways = False  # for a pool that serves as a gateway itself
 
     async def send(self, node: Endpoint, call: Call) -> Reply:
-        """See Transport. Raises TransportFault, or BadInput for a call that must not be sent."""
+        """Send a call; see `Transport`.
+
+        Raises:
+            TransportFault: No answer arrived.
+            BadInput: The call must not be sent.
+        """
         if asyncio.get_running_loop() is not self._loop:
             self._move()
         host = self._hosts.get(node)
@@ -251,9 +269,13 @@ class HttpTransport:
                 raise
 
     def start(self, node: Endpoint, call: Call, exchange: Exchange) -> None:
-        """The same for an Exchange: written in this turn of the loop, if a connection is idle. The body must be bytes.
+        """Send a call whose answer goes to an Exchange, in this loop turn if a connection is idle.
 
-        Raises BadInput for a call that must not be sent. To be called on the loop of `on_this_loop`."""
+        The body must be bytes. Call it on the loop of `on_this_loop`.
+
+        Raises:
+            BadInput: The call must not be sent.
+        """
         host = self._hosts.get(node)
         if host is None:
             host = self._add_host(node)
@@ -265,17 +287,18 @@ class HttpTransport:
             self._reused += 1
 
     def on_this_loop(self) -> Outbox:
-        """From now on it serves the running loop; what waits there to be written at the end of a turn."""
+        """Bind the transport to the running loop; return the outbox for writes at the end of a turn."""
         if asyncio.get_running_loop() is not self._loop:
             self._move()
         return self.outbox
 
     def peer(self, node: Endpoint) -> tuple[str, int] | None:
-        """The address and port to which the last connection to a node led; None if there was none."""
+        """Return the address and port of the last connection to a node, None before the first."""
         return None if self._loop is None else self._dialer.peers.get((node.host, node.port))
 
     @property
     def closed(self) -> bool:
+        """True after `aclose` or `abandon`."""
         return self._closed
 
     async def _send_upload(self, host: _Host, head: bytes, call: Call) -> Reply:
@@ -293,6 +316,7 @@ class HttpTransport:
 
     @property
     def stats(self) -> Stats:
+        """Counters and open connections."""
         hosts = self._hosts.values()
         return Stats(
             requests=self._requests,
@@ -320,7 +344,7 @@ class HttpTransport:
         )
 
     def abandon(self) -> None:
-        """Abort every connection without waiting, since the event loop they belong to is over."""
+        """Abort every connection without waiting, since their event loop has ended."""
         self._closed = True
         connections = [connection for host in self._hosts.values() for connection in host.connections]
         self._hosts.clear()
@@ -331,7 +355,7 @@ class HttpTransport:
                 pass
 
     async def aclose(self) -> None:
-        """Close every connection; calls still under way end with a TransportFault. Idempotent."""
+        """Close every connection; running calls end with a TransportFault. Idempotent."""
         self._closed = True
         connections = [connection for host in self._hosts.values() for connection in host.connections]
         self._hosts.clear()
@@ -347,7 +371,7 @@ class HttpTransport:
     # -- connecting ------------------------------------------------------------------------------------
 
     def _move(self) -> None:
-        """First use, or another event loop than before: what belongs to the old one is of no use here."""
+        """Bind to the running loop; drop everything that belongs to an earlier one."""
         self._loop = loop = asyncio.get_running_loop()
         self.outbox = Outbox(loop)
         self._dialer = Dialer()
@@ -369,15 +393,15 @@ class HttpTransport:
                 node, lambda: Connection(loop, self.outbox, host.url, host, self._limits), context, within_s
             )
         except NameTimeout:
-            raise _faults.name_timeout(host.url, node.host, within_s) from None
+            raise faults.name_timeout(host.url, node.host, within_s) from None
         except TimeoutError:
-            raise _faults.connect_timeout(host.url, within_s) from None
+            raise faults.connect_timeout(host.url, within_s) from None
         except (OSError, UnicodeError) as error:
-            raise _faults.refused(host.url, error) from error
+            raise faults.refused(host.url, error) from error
         if self._closed or connection.closed:
             connection.abort()
             self._refuse_if_closed(host)
-            raise _faults.cut(host.url, None, None)
+            raise faults.cut(host.url, None, None)
         host.connections.add(connection)
         self._opened += 1
         return connection
@@ -387,6 +411,6 @@ class HttpTransport:
             raise TransportFault(Fault.CONNECT, f"{host.url} was not called: the transport is closed")
 
     def _tls(self) -> ssl.SSLContext:
-        if self._ssl_context is None:  # reading the system's authorities takes some 20 ms: only when needed
+        if self._ssl_context is None:  # reading the system's authorities takes some 20 ms, so it is done when needed
             self._ssl_context = ssl.create_default_context()
         return self._ssl_context

@@ -1,10 +1,9 @@
-"""What `HttpTransport.send` hands back: a reply that is all there, or one that is still arriving.
+"""Replies of `HttpTransport.send`: a complete one, or one that is still arriving.
 
-A streamed reply and its connection live different lives. The connection goes back to the pool when the last
-byte has come, while the caller may still be reading; a caller may forget the reply, and the node must then
-stop. So between them stands an `Inbox`: the connection fills it, the reply empties it, and each lets go of
-it at the end. The connection never refers to the reply, so a forgotten reply is garbage at once and takes
-its connection along.
+A streamed reply and its connection have different lifetimes. The connection returns to the pool after the last byte,
+while the caller may still be reading; a caller may drop the reply, and the node must then stop. So an `Inbox` stands
+between them: the connection fills it, the reply empties it, and both release it at the end. The connection never refers
+to the reply, so a dropped reply is collected at once and its finaliser closes the connection.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from sollol.transport import faults as _faults
+from sollol.transport import faults
 from sollol.transport.base import ERROR_MOST, RawHeaders, TransportFault
 
 
 def fold(raw: RawHeaders) -> dict[str, str]:
-    """Names in lower case; a name that came twice has its values joined by ", "."""
+    """Return headers by lower-case name; values of a repeated name are joined by ", "."""
     headers: dict[str, str] = {}
     for name, value in raw:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip()
@@ -26,24 +25,29 @@ def fold(raw: RawHeaders) -> dict[str, str]:
     return headers
 
 
-class Source(Protocol):
-    """What an inbox knows of its connection."""
+class InboxSource(Protocol):
+    """The connection of an inbox."""
 
     url: str
     loop: asyncio.AbstractEventLoop
     max_body_bytes: int
 
-    def resume(self) -> None: ...
-    def abort(self) -> None: ...
+    def resume(self) -> None:
+        """Continue reading from the node."""
+        ...
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        ...
 
 
 class Inbox:
-    """What has come of a streamed body and was not taken yet."""
+    """Received pieces of a streamed body that the reader has not taken."""
 
     __slots__ = ("error", "max_body_bytes", "pieces", "size", "source", "url", "waiter")
 
-    def __init__(self, source: Source) -> None:
-        self.source: Source | None = source  # None once the body has ended, well or badly
+    def __init__(self, source: InboxSource) -> None:
+        self.source: InboxSource | None = source  # None after the end of the body, good or bad
         self.url, self.max_body_bytes = source.url, source.max_body_bytes
         self.pieces: list[bytes] = []
         self.size = 0
@@ -51,6 +55,7 @@ class Inbox:
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
+        """Wake the waiting reader."""
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
@@ -58,6 +63,7 @@ class Inbox:
                 waiter.set_result(None)
 
     def end(self, error: BaseException | None) -> None:
+        """End the body, with an error or without."""
         self.source, self.error = None, error
         self.wake()
 
@@ -73,7 +79,7 @@ class Inbox:
             self.waiter = None
 
     def take(self) -> bytes:
-        """Everything that is there. A slow reader so catches up in one step."""
+        """Return all waiting pieces as one, so that a slow reader catches up in one step."""
         pieces = self.pieces
         taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -84,7 +90,7 @@ class Inbox:
 
 
 class WholeReply:
-    """A reply whose body is complete; it has no connection any more."""
+    """A reply with a complete body and without a connection."""
 
     __slots__ = ("_headers", "_raw", "_rest", "status")
 
@@ -96,7 +102,8 @@ class WholeReply:
 
     @property
     def headers(self) -> dict[str, str]:
-        if self._headers is None:  # most callers never look
+        """The headers; names in lower case."""
+        if self._headers is None:  # most callers never read them
             self._headers = fold(self._raw)
         return self._headers
 
@@ -109,10 +116,12 @@ class WholeReply:
         return await self.read()
 
     async def read(self) -> bytes:
+        """Return the rest of the body."""
         body, self._rest = self._rest, b""
         return body
 
     async def aclose(self) -> None:
+        """Drop the rest of the body."""
         self._rest = b""
 
     def __repr__(self) -> str:
@@ -132,6 +141,7 @@ class StreamReply:
 
     @property
     def headers(self) -> dict[str, str]:
+        """The headers; names in lower case."""
         if self._headers is None:
             self._headers = fold(self._raw)
         return self._headers
@@ -150,6 +160,7 @@ class StreamReply:
         return inbox.take()
 
     async def read(self) -> bytes:
+        """Return the rest of the body, at most `max_body_bytes`."""
         pieces, size = [], 0
         async for piece in self:
             pieces.append(piece)
@@ -161,14 +172,15 @@ class StreamReply:
         inbox = self._inbox
         most = inbox.max_body_bytes if self.status < 300 else min(ERROR_MOST, inbox.max_body_bytes)
         if size > most:
-            fault = _faults.body_too_large(inbox.url, most)
+            fault = faults.body_too_large(inbox.url, most)
             self._leave(fault)
             raise fault
 
     async def aclose(self) -> None:
+        """Close the connection unless the body is complete."""
         source = self._inbox.source
         if source is not None:
-            self._leave(_faults.closed_here(source.url))
+            self._leave(faults.closed_here(source.url))
             self._inbox.pieces.clear()
 
     def _leave(self, why: TransportFault) -> None:
@@ -180,7 +192,7 @@ class StreamReply:
     def __del__(self) -> None:
         source = self._inbox.source
         if source is not None:
-            try:  # the collector may run in any thread
+            try:  # the garbage collector may run in any thread
                 source.loop.call_soon_threadsafe(source.abort)
             except RuntimeError:  # the loop is closed, and its sockets with it
                 pass

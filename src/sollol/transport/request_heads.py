@@ -1,10 +1,8 @@
-"""The bytes of a request head, built once for each way of calling a node and kept.
+"""Build request heads once for each kind of call to a node, and cache them.
 
-A pool asks the same few questions of a node for ever: `POST /api/chat`, `POST /api/embed`. Everything
-before the length of the body is the same each time, so it is checked and encoded once and then a dict
-look-up. That is also why every check can be strict: a header value with a line break in it would let a
-caller's text become a second request, on a connection that others share, so it is refused (BadInput), never
-cleaned.
+A pool sends the same few requests to a node: `POST /api/chat`, `POST /api/embed`. The bytes before the length of the
+body are the same each time, so they are checked and encoded once. Therefore the checks can be strict: a line break in a
+header value would let a caller's text become a second request on a shared connection, so it raises BadInput.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ from sollol.core.endpoint import Endpoint
 from sollol.errors import BadInput
 from sollol.transport.base import Call
 
-HEADS_PER_NODE: Final = 64  # distinct (method, path, content type) kept; beyond it the cache starts again
+HEADS_PER_NODE: Final = 64  # cached heads by (method, path, content type); a full cache is cleared
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _TARGET: Final = re.compile(r"/[\x21-\x7e]*\Z")
-_OURS: Final = frozenset(  # they frame the message or name the node: a second opinion is request smuggling
+_OURS: Final = frozenset(  # they delimit the message or name the node: a second value is request smuggling
     (
         "host",
         "connection",
@@ -40,8 +38,9 @@ _MAY_OMIT_LENGTH: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 class RequestHeads:
     """Request heads for one node.
 
-    What `for_call` returns goes on the wire first. When there are bytes to send it lacks the length: the length
-    in decimal, an empty line and the body follow."""
+    A head is sent first. If the call has a body, the head ends before the length: the length in decimal, an empty line
+    and the body follow.
+    """
 
     __slots__ = ("_cache", "_defaults", "_node")
 
@@ -55,7 +54,11 @@ class RequestHeads:
             self._defaults["authorization"] = "Basic " + base64.b64encode(node.auth.encode()).decode()
 
     def for_call(self, call: Call) -> bytes:
-        """Raises BadInput, naming the part that cannot be sent."""
+        """Return the head of a call.
+
+        Raises:
+            BadInput: A part cannot be sent; the message names it.
+        """
         if call.headers or not isinstance(call.body, bytes):
             return self._build(call)
         key = (call.method, call.path, call.content_type, not call.body)
@@ -81,7 +84,7 @@ class RequestHeads:
         return ("\r\n".join(lines) + "\r\n").encode("latin-1") + _framing(call)
 
     def _fields(self, call: Call) -> list[tuple[str, str]]:
-        """Our own headers, then the caller's, which replace ours of the same name."""
+        """Return our own headers and the caller's, which replace ours of the same name."""
         defaults = dict(self._defaults)
         if call.body:
             defaults["content-type"] = call.content_type
@@ -90,7 +93,7 @@ class RequestHeads:
                 raise BadInput(f"call to {self._node.url}: header {name!r} is set by the transport")
             defaults.pop(name.lower(), None)
         fields = [(name.title(), value) for name, value in defaults.items()] + list(call.headers)
-        for name, value in fields:  # the value stays out of the message: it may be a secret
+        for name, value in fields:  # messages leave the value out: it may be a secret
             if not _TOKEN.match(name):
                 raise BadInput(f"call to {self._node.url}: {name!r} is not a header name")
             if not _VALUE.match(value):
@@ -110,8 +113,11 @@ def _framing(call: Call) -> bytes:
 
 
 def _host_value(node: Endpoint) -> str:
-    """The node's own name: an Ollama bound to loopback answers 403 to any other (measured)."""
-    host = node.host.partition("%")[0]  # a zone ("fe80::1%eth0") means something on this machine only
+    """Return the `Host` header: the node's own name.
+
+    An Ollama bound to loopback answers 403 to any other (measured).
+    """
+    host = node.host.partition("%")[0]  # a zone ("fe80::1%eth0") is valid on this machine only
     if ":" in host:
         host = f"[{host}]"
     standard = {"http": 80, "https": 443}[node.scheme]

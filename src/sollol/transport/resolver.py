@@ -1,14 +1,14 @@
 """Resolve host names to addresses without blocking a loop, an exit, or the look-ups of other names.
 
-The problem: only `getaddrinfo` knows what users expect of a name (`/etc/hosts`, search domains, mDNS), and it blocks
-for 10 s and more when a name server is dead. It has no timeout and cannot be cancelled. In an event loop's own threads,
-a few dead names hold up all others; asyncio waits for those threads at its end, and uvloop crashes when it is closed
-before they return.
+Only `getaddrinfo` uses all sources that users expect (`/etc/hosts`, search domains, mDNS), and it blocks for 10 s and
+more when a name server is dead. It has no timeout and cannot be cancelled. In an event loop's own threads, a few dead
+names block all others; asyncio waits for those threads at its end, and uvloop crashes when it is closed before they
+return.
 
-The answer: a daemon thread for each look-up, which nobody waits for at the end; at most one for a name. What was found
-is kept: FRESH_S without a question (`getaddrinfo` does not return the time to live), after that it still serves while
-one look-up goes on in the background. A look-up goes on when its callers have given up, so a name that takes longer
-than their timeout is known at the next try. Names that were slow before can hold only SLOW_LOOKUPS of the threads.
+So each look-up has a daemon thread, at most one for a name, and the exit does not wait for it. A result is fresh for
+FRESH_S (`getaddrinfo` does not return the time to live); after that it is still used while one look-up runs in the
+background. A look-up continues after its callers' timeouts, so a slow name is resolved at the next try. Names that were
+slow before can hold only SLOW_LOOKUPS of the threads.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Final
 
 from sollol.duties import in_thread, log_fault
 
-FRESH_S: Final = 30.0  # as long as many name servers and the Java runtime do; a changed address is noticed earlier
-STALE_WAIT_S: Final = 0.1  # how long a look-up may take to replace what is older, before that is used
+FRESH_S: Final = 30.0  # the same as in many name servers and the Java runtime
+STALE_WAIT_S: Final = 0.1  # wait for a new result before an older one is used
 RETRY_S: Final = 1.0  # between two look-ups of a name that failed
-DENIALS: Final = 2  # answers in a row that a name does not exist, after which its addresses are forgotten
+DENIALS: Final = 2  # denials in a row after which the addresses of a name are dropped
 LOOKUPS: Final = 128  # threads at most; each waits in the system's resolver
 SLOW_LOOKUPS: Final = 16  # of them for names that took longer than SLOW_S
 SLOW_S: Final = 1.0
-NAMES: Final = 4096  # remembered
+NAMES: Final = 4096  # names kept
 
 Addresses = tuple[str, ...]  # with the zone of a link-local one ("fe80::1%2")
 
 
 class _Name:
-    """What is known of one name."""
+    """State of one name."""
 
     __slots__ = (
         "addresses",
@@ -65,17 +65,22 @@ class _Name:
 
 
 class Resolver:
-    """Addresses of host names, for the event loop it is made on."""
+    """Resolve host names for the event loop of its construction."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._names: dict[str, _Name] = {}
-        self._queue: deque[_Name] = deque()  # for a thread
+        self._queue: deque[_Name] = deque()  # look-ups that wait for a thread
         self._slow_queue: deque[_Name] = deque()
         self._threads = self._slow_threads = 0
 
     async def resolve(self, host: str) -> Addresses:
-        """Return the addresses of a host, the system's preferred one first. Raises OSError or UnicodeError."""
+        """Return the addresses of a host, the system's preferred one first.
+
+        Raises:
+            OSError: The name cannot be resolved.
+            UnicodeError: The name is malformed.
+        """
         try:
             ipaddress.ip_address(host)
         except ValueError:
@@ -98,8 +103,8 @@ class Resolver:
             raise name.error.with_traceback(None)
         return name.addresses
 
-    def doubt(self, host: str) -> None:
-        """Look a name up anew when it is next used: none of its addresses could be reached."""
+    def invalidate(self, host: str) -> None:
+        """Resolve a name again at its next use, since none of its addresses could be reached."""
         name = self._names.get(host)
         if name is not None:
             name.found_at = -inf
@@ -135,7 +140,7 @@ class Resolver:
         self._fill()
 
     def _fill(self) -> None:
-        """Start the look-ups that wait, as far as there are threads for them."""
+        """Start waiting look-ups while threads are free."""
         while self._threads < LOOKUPS and (self._queue or (self._slow_queue and self._slow_threads < SLOW_LOOKUPS)):
             name = self._queue.popleft() if self._queue else self._slow_queue.popleft()
             slow = name.slow
@@ -143,11 +148,11 @@ class Resolver:
             self._slow_threads += slow
             try:
                 in_thread("sollol-names", partial(_look_up, self, self._loop, name.host, slow))
-            except RuntimeError as error:  # the system gives no more threads
+            except RuntimeError as error:  # the system is out of threads
                 self.ended(name.host, slow, (), OSError(f"no thread to look {name.host} up: {error}"))
 
     def ended(self, host: str, slow: bool, addresses: Addresses, error: OSError | UnicodeError | None) -> None:
-        """Take in what a look-up found. Called on the loop."""
+        """Store the result of a look-up. Called on the loop."""
         self._threads -= 1
         self._slow_threads -= slow
         name = self._names.get(host)
@@ -170,7 +175,7 @@ class Resolver:
 
 
 def _look_up(resolver: Resolver, loop: asyncio.AbstractEventLoop, host: str, slow: bool) -> None:
-    """Ask the system, in a thread of its own."""
+    """Call `getaddrinfo` in this thread; report the result to the resolver."""
     found: Addresses = ()
     failed: OSError | UnicodeError | None = None
     try:
@@ -179,7 +184,7 @@ def _look_up(resolver: Resolver, loop: asyncio.AbstractEventLoop, host: str, slo
             failed = socket.gaierror(socket.EAI_NONAME, "no address")
     except (OSError, UnicodeError) as error:
         failed = error.with_traceback(None)
-    except Exception as error:  # who waits for the name must hear of it
+    except Exception as error:  # the callers that wait must get a result
         log_fault(f"looking {host} up", error)
         failed = OSError(f"{type(error).__name__}: {error}")
     try:
@@ -189,7 +194,7 @@ def _look_up(resolver: Resolver, loop: asyncio.AbstractEventLoop, host: str, slo
 
 
 def _text(address: tuple[object, ...]) -> str:
-    """The address as text, with the zone of a link-local one."""
+    """Return the address as text, with the zone of a link-local one."""
     zone = address[3] if len(address) == 4 else 0
     text = str(address[0])
     return f"{text}%{zone}" if zone and "%" not in text else text

@@ -1,4 +1,4 @@
-"""Read the lists in which a node says what it has; rows that are none of Ollama's are left out."""
+"""Validate the rows of a node's model lists; malformed rows are left out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ _TEXTS: Final = ("name", "model", "digest", "expires_at", "modified_at")
 NAME_MOST: Final = 1024  # characters of a model's name
 
 
-def good_rows(value: Any) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of a decoded /api/tags or /api/ps that say what Ollama's do, and how many others there are.
+def valid_rows(value: Any) -> tuple[list[dict[str, Any]], int]:
+    """Return the valid rows of a decoded /api/tags or /api/ps, and the number of the others.
 
-    Raises msgspec.DecodeError where there is no list."""
+    Raises:
+        msgspec.DecodeError: There is no list.
+    """
     models = value.get("models", []) if isinstance(value, dict) else value
     if models is None:
         return [], 0
