@@ -34,7 +34,7 @@ from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 SOURCE = Path(duties.__file__).parent
 # What is started by hand: each belongs to one call, or to one search or transfer, whose end waits for it.
 BY_HAND = {
-    "gateway/app.py": 1,  # the handler of a request
+    "transport/server.py": 1,  # the handler of a request
     "gateway/fanout.py": 1,  # a question that several requests wait for
     "gateway/models.py": 2,  # a transfer to one node
     "transport/client_connection.py": 1,  # the body of a request
@@ -155,8 +155,8 @@ def test_tasks_and_threads_are_started_here_or_belong_to_a_call() -> None:
 
 def test_the_date_of_answers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with served() as stage:
-        monkeypatch.setattr(app, "formatdate", failing(3, lambda usegmt: "Later"))
-        until(lambda: b"Date: Later" in stage.look(lambda gateway: gateway.common))
+        monkeypatch.setattr(app.Gateway, "header_lines", failing(3, lambda gateway: b"Later: 1\r\n"))
+        until(lambda: b"Later: 1" in stage.look(lambda gateway: gateway.common))
         assert faults(stage) == tracebacks(caplog) == 3
 
 

@@ -37,7 +37,7 @@ LAW: dict[str, set[str]] = {
     "models": {"errors", "answers", "core", "transport", "backends"},
     "pool": ENGINE | {"engine", "models", "discovery", "version"},
     "sim": {"errors", "core", "transport", "backends", "signals"},
-    "gateway": FACES,
+    "gateway": FACES | {"dashboard"},
     "dashboard": FACES,
     "compat": FACES,
     "index": FACES,

@@ -22,7 +22,6 @@ FAKE = r"""
 import asyncio, importlib, os, signal, socket, sys
 import click, httptools, ifaddr, msgspec, rich.console, rich.progress, rich.table, typer, typer.core
 import ssl, subprocess, tempfile, tomllib, multiprocessing.connection
-import uvicorn, starlette.applications
 
 for name in ("resource", "fcntl", "termios", "tty", "pwd", "grp", "pty", "uvloop"):
     sys.modules[name] = None
@@ -63,7 +62,8 @@ if sys.argv[1] == "import":
     print("imported")
 elif sys.argv[1] == "sim":
     from sollol.sim.__main__ import main
-    main(sys.argv[2:])
+    sys.argv[1:2] = []
+    main()
 elif sys.argv[1] == "pool":
     from sollol import OllamaPool
     with OllamaPool(sys.argv[2:]) as pool:

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.gateway import wire as wire_module
-from sollol.gateway.intake import Intake
-from sollol.gateway.places import Line, Places
-from sollol.gateway.request import Request
 from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
-from sollol.gateway.wire import UNLIKE, ClientConnection
+from sollol.transport import server_connection as wire_module
 from sollol.transport.head_cache import CachedHead, cache_head
+from sollol.transport.intake import Intake
 from sollol.transport.outbox import Outbox
+from sollol.transport.places import Line, Places
+from sollol.transport.request import Request
+from sollol.transport.server_connection import UNLIKE, ClientConnection
 from tests.marks import plain_only
 
 VALID = [
@@ -96,6 +96,9 @@ class Echo:
 
     def admit(self, request: Request) -> None:
         self.handle(request)
+
+    def error_body(self, path: str, status: int, message: str) -> bytes:
+        return message.encode()
 
 
 @pytest.fixture(scope="module")

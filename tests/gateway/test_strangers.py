@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from sollol.gateway.intake import READERS
 from sollol.gateway.keys import Keyring, keys_of_environment
-from sollol.gateway.places import OTHER_FILES, backlog_within, places_within
 from sollol.gateway.settings import GatewaySettings, Limits, Listen
 from sollol.sim import sim_cluster
+from sollol.transport.intake import READERS
+from sollol.transport.places import OTHER_FILES, backlog_within, places_within
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 from tests.gateway.test_wire import HOST, status, talk
 

@@ -25,7 +25,7 @@ EPILOG = """\
 [bold]Exit codes[/bold]
 
   0    ended with Ctrl-C
-  1    the port is taken, no node is known, or the extra is not installed
+  1    the port is taken, or no node is known
 """
 
 
@@ -35,7 +35,7 @@ def dashboard(
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="The port; 0 takes a free one.")] = 8080,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
 ) -> None:
-    """Serve a live page of the nodes. Needs the extra [bold]dashboard[/bold]."""
+    """Serve a live page of the nodes."""
     from sollol.dashboard import UnifiedDashboard, Watch
     from sollol.dashboard.guard import is_loopback
 

@@ -87,6 +87,7 @@ def _greet(gateway: Gateway, port: int) -> None:
     listen = gateway.settings.listen
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     say(f"http://{host}:{port}")
+    note(f"Dashboard: http://{host}:{port}/dashboard")
     keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
     note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
     if listen.insecure:

@@ -9,13 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 WILDCARDS = ("", "0.0.0.0", "::")
 
@@ -56,30 +49,6 @@ class Hosts:
         if self._everywhere and (_address(name) or name in (self._own, self._own.partition(".")[0])):
             return True
         return is_loopback(name) or name == self._bound
-
-
-class Guard:
-    """ASGI middleware: refuses foreign Host headers, and puts `headers` on every answer."""
-
-    def __init__(self, app: App, hosts: Hosts, headers: Iterable[tuple[str, str]]) -> None:
-        self._app = app
-        self._hosts = hosts
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers]
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *self._headers]
-            await send(message)
-
-        host = next((value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"), "")
-        if scope["type"] == "http" and not self._hosts.allow(host):
-            text = b"This name is not served here. Use the address that the dashboard was started with.\n"
-            head = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text))]
-            await guarded({"type": "http.response.start", "status": 403, "headers": head})
-            await guarded({"type": "http.response.body", "body": text})
-        else:
-            await self._app(scope, receive, guarded)
 
 
 def security_headers(policy: str) -> list[tuple[str, str]]:

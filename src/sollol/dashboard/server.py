@@ -7,32 +7,31 @@ and no logger is set up: those are the program's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sollol.dashboard.feed import Feed
 from sollol.dashboard.guard import WILDCARDS, Hosts
+from sollol.dashboard.site import LIMITS, Site
 from sollol.dashboard.source import Source, source_of
+from sollol.duties import Duties
 from sollol.errors import BadInput, SollolError
 from sollol.pool.keywords import accept_old
-
-if TYPE_CHECKING:
-    from sollol.dashboard.app import Server
+from sollol.transport.outbox import Outbox
 
 DEFAULT_PORT = 8080
 STOP_S = 5.0
+GRACE_S = 0.3  # for answers under way at the end
 _log = logging.getLogger("sollol.dashboard")
 
 
 class CannotListen(SollolError):
     """The address is taken, not this machine's, or not allowed."""
-
-
-class NotInstalled(SollolError):
-    """The packages of the extra `dashboard` are missing."""
 
 
 class UnifiedDashboard:
@@ -50,7 +49,7 @@ class UnifiedDashboard:
             raise BadInput(f"port={port!r}; expected a number from 0 (any free one) to 65535")
         accept_old("UnifiedDashboard", old, frozenset(old))
         self._pool, self._port, self._host = pool, port, host
-        self._server: Server | None = None
+        self._running: Running | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -64,18 +63,14 @@ class UnifiedDashboard:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> str:
-        """Serve in the background; the URL. Raises CannotListen, or NotInstalled without the extra."""
+        """Serve in the background; the URL. Raises CannotListen."""
         if self.running:
             return self.url
-        app = _installed()
         source = source_of(self._pool)
-        feed = app.Feed(source.snapshot)
         listening = _listen(self._host, self._port)
         self._port = listening.getsockname()[1]
-        self._server = app.Server(app.make_app(source, feed, Hosts(self._host)), feed)
-        self._thread = threading.Thread(
-            target=_serve, args=(self._server, listening, source), name="sollol-dashboard", daemon=True
-        )
+        self._running = Running(source, Hosts(self._host), listening)
+        self._thread = threading.Thread(target=self._running.serve, name="sollol-dashboard", daemon=True)
         self._thread.start()
         return self.url
 
@@ -95,8 +90,8 @@ class UnifiedDashboard:
 
     def stop(self) -> None:
         """End every stream and give the port back. Under a second; more than once is fine."""
-        if self._server is not None:
-            self._server.should_exit = True
+        if self._running is not None:
+            self._running.stop()
         if self._thread is not threading.current_thread():
             self.wait(STOP_S)
 
@@ -128,25 +123,41 @@ def run_unified_dashboard(
     return {"started": True, "url": dashboard.url}
 
 
-def _serve(server: Server, listening: socket.socket, source: Source) -> None:
-    async def main() -> None:
+class Running:
+    """A dashboard that is being served, in a thread and an event loop of its own."""
+
+    def __init__(self, source: Source, hosts: Hosts, listening: socket.socket) -> None:
+        self.feed = Feed(source.snapshot)
+        self._source = source
+        self._hosts = hosts
+        self._listening = listening
+        self._loop = asyncio.new_event_loop()
+        self._end = asyncio.Event()
+
+    def serve(self) -> None:
+        """Serve until `stop`."""
         try:
-            await server.serve([listening])
+            self._loop.run_until_complete(self._serve())
         finally:
-            await source.aclose()
+            self._loop.close()
 
-    asyncio.run(main())
+    def stop(self) -> None:
+        """End the thread; from any thread, more than once."""
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._end.set)
 
-
-def _installed() -> Any:
-    try:
-        from sollol.dashboard import app
-    except ImportError as error:
-        raise NotInstalled(
-            f"the dashboard needs packages that are not installed ({error}). "
-            "In SOLLOL's checkout:  pip install '.[dashboard]'"
-        ) from error
-    return app
+    async def _serve(self) -> None:
+        site = Site(self._source, self.feed, self._hosts)
+        duties = Duties()
+        try:
+            await site.listen(duties, Outbox(self._loop), sock=self._listening)
+            site.bound(LIMITS)
+            await self._end.wait()
+        finally:
+            self.feed.close()
+            await site.close(GRACE_S)
+            await duties.aclose()
+            await self._source.aclose()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,20 +7,19 @@ coroutines, one task a request, cancelled when the client leaves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import re
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from sollol.backends.ollama import load_call
 from sollol.core.types import EMBED, Task, canonical_model
+from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, BadInput, SollolError
@@ -28,38 +27,35 @@ from sollol.gateway import access, embed, fanout, infer, passing
 from sollol.gateway.bodies import is_large, settle_body
 from sollol.gateway.changes import listening_as, may_pass, not_taken
 from sollol.gateway.cors import Cors
+from sollol.gateway.dashboard import CHALLENGE, ROOT
 from sollol.gateway.hosts import clean, is_own_host, redirect, refuse_host
-from sollol.gateway.intake import Intake
 from sollol.gateway.keys import Key, Keyring
 from sollol.gateway.meter import Meter
-from sollol.gateway.places import Line, Places, backlog_within, descriptors, places_within
-from sollol.gateway.refusals import status_of
-from sollol.gateway.request import Request
+from sollol.gateway.refusals import error_body, status_of
 from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, is_loopback
 from sollol.gateway.tongues import Tongue
-from sollol.gateway.wire import ClientConnection
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
+from sollol.transport.request import Request
+from sollol.transport.server import HttpServer
 from sollol.version import __version__
 
 log = logging.getLogger("sollol.gateway")
 
 T = TypeVar("T")
 Handler = Callable[..., Coroutine[Any, Any, None]]
-_ABORT_WAIT_S = 1.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
 VERSION: Final = __version__.encode()
 CROWD: Final = 8  # calls under way
-DISCARD_BYTES: Final = 8 * 1024 * 1024  # of refused requests, in a second
 SWITCH_S: Final = 0.0005  # for which the loop waits while a large body is decoded in a thread; 5 ms is usual
 _BODILESS: Final = ("GET", "HEAD")
 NAMES: Final = 10_000  # ids of clients that are remembered
 
 
-class Gateway:
+class Gateway(HttpServer):
     """Serves `pool` on `settings.listen.host`:`settings.listen.port`. Lives on the loop that starts it."""
 
     def __init__(
@@ -71,26 +67,18 @@ class Gateway:
         transport: HttpTransport,
     ) -> None:
         """`transport`: the pool's."""
+        super().__init__(settings.limits)
         self.pool = pool
         self.totals = pool.totals
         self.sinks = transport
         transport.refuses_gateways = True
         self.settings = settings
-        self.limits = settings.limits
-        self.idle_s = 0.0
         self.has_aliases = False
         self.usual = infer.usual(settings)  # what is wanted of a call that says nothing of it
         self.keyring = Keyring() if keyring is None else keyring
-        self.draining = False
-        self.common = b""  # header lines of every answer
         self._cors = Cors(())
         self.meter = Meter()
         self._exact: dict[str, dict[str, Route]] = {}
-        self.places = Places(settings.limits.max_connections)
-        self.intake = Intake(settings.limits)
-        self._discards = DISCARD_BYTES
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
         self._worker = ThreadPoolExecutor(1, "sollol-bodies")
         self._at_work = 0  # calls of the worker, and the interval of switches before them
         self._switch_s = 0.0
@@ -112,30 +100,18 @@ class Gateway:
 
     async def start(self) -> int:
         """Listen; the port. Raises BadInput if that is not possible."""
-        loop = asyncio.get_running_loop()
         self.engine: Engine = self.pool.engine
-        self.outbox = self.sinks.on_this_loop()
-        self.line = Line(loop)
-        self.duties = Duties(self.engine.dispatcher.fault)
-        self._set_date()
-        self.duties.keep("the date of answers", self._each_second, 1.0)
+        self.feed = Feed(self._read_snapshot)
         self.apply(self.settings)
         listen = self.settings.listen
+        duties = Duties(self.engine.dispatcher.fault)
         try:
-            self._server = await loop.create_server(
-                lambda: ClientConnection(self, loop),
-                listen.host,
-                listen.port,
-                backlog=backlog_within(descriptors()),
-            )
+            return await self.listen(duties, self.sinks.on_this_loop(), listen.host, listen.port)
         except (OSError, UnicodeError) as error:
             where = f"{listen.host}:{listen.port}"
             raise AddressUnavailable(
                 f"cannot listen on {where}: {error}; choose another --host or --port", may_pass(error)
             ) from None
-        server: Any = self._server  # whose sockets are a tuple, or with uvloop a list
-        port: int = server.sockets[0].getsockname()[1]
-        return port
 
     def apply(self, settings: GatewaySettings) -> list[str]:
         """From now on these settings hold, for the next request and for the nodes; what runs is left alone.
@@ -144,10 +120,7 @@ class Gateway:
         left = not_taken(settings, self.settings)
         settings = msgspec.structs.replace(settings, listen=listening_as(settings.listen, self.settings.listen))
         self.settings = settings
-        self.limits = limits = settings.limits
-        self.places.limit = min(limits.max_connections, places_within(descriptors()))
-        self.intake.apply(limits)
-        self.idle_s = limits.idle_timeout_s
+        self.bound(settings.limits)
         self.usual = infer.usual(settings)
         self.has_aliases = bool(settings.aliases)
         self._cors = Cors(settings.listen.cors_origins)
@@ -165,42 +138,18 @@ class Gateway:
                 self.pool.add_node(endpoint)
         return left
 
-    async def _each_second(self) -> None:
-        self._set_date()
-        self._discards = DISCARD_BYTES
-        self.intake.tick(asyncio.get_running_loop().time())
+    def header_lines(self) -> bytes:
+        """Return the header by which others who look for nodes see that this is a gateway."""
+        return b"%b: %b\r\n" % (GATEWAY_HEADER, VERSION)
 
-    def _set_date(self) -> None:
-        # Who looks for nodes must not take this for one: each answer says what it is.
-        self.common = b"Date: %b\r\n%b: %b\r\n" % (formatdate(usegmt=True).encode(), GATEWAY_HEADER, VERSION)
+    def error_body(self, path: str, status: int, message: str) -> bytes:
+        """Return an error in the words of the API that was called."""
+        return error_body(path, status, message)
 
     async def aclose(self, drain_s: float | None = None) -> int:
         """Stop listening, let what is under way end for `drain_s` seconds, then cut it off; how many were cut off."""
-        self.draining = True
-        if self._server is not None:
-            self._server.close()
-        for connection in self.places.all():
-            connection.drain()
-        wait_s = self.settings.listen.drain_s if drain_s is None else drain_s
-        try:
-            async with asyncio.timeout(wait_s):
-                while self.places.all():  # noqa: ASYNC110 - they end one by one, seldom
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            pass
-        left = len(self.places.all())
-        for connection in self.places.all():
-            connection.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ABORT_WAIT_S):
-                while self.places.all():  # noqa: ASYNC110 - what was said to those who waited is on its way
-                    await asyncio.sleep(0.01)
-        for connection in self.places.all():
-            connection.abort()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_ABORT_WAIT_S)
+        self.feed.close()
+        left = await self.close(self.settings.listen.drain_s if drain_s is None else drain_s)
         await self.duties.aclose()
         self._worker.shutdown(wait=False, cancel_futures=True)
         return left
@@ -210,11 +159,6 @@ class Gateway:
     def proves(self, request: Request) -> bool:
         """Check whether a whole request shows that its connection is not a stranger's."""
         return request.key is not None or not self.keyring.required
-
-    def may_discard(self, size: int) -> bool:
-        """Check whether so many more bytes of refused requests may be read, so that their answers can be, too."""
-        self._discards -= size
-        return self._discards > 0
 
     # --- requests ---
 
@@ -249,13 +193,13 @@ class Gateway:
             route.check(*parts)
         request.takes_body = route is PASSED or request.method not in _BODILESS
         request.parts = parts
+        request.uploads_body = route.upload
         request.route = route
 
     def handle(self, request: Request) -> None:
         """Answer a request that was accepted, now or later. Raises nothing: any exception is an answer, too."""
         try:
-            route = request.route
-            assert route is not None
+            route: Route = request.route
             if route.handler is None:
                 self._infer(request, route)
             elif is_large(request) and route is not PASSED:
@@ -280,8 +224,7 @@ class Gateway:
     def admit(self, request: Request) -> None:
         """Answer an inference whose head came before, if its key still allows it. Raises nothing."""
         try:
-            route = request.route
-            assert route is not None
+            route: Route = request.route
             if not self.keyring.asks or self._let_in(request, route):
                 self._infer(request, route)
         except Exception as error:
@@ -368,19 +311,13 @@ class Gateway:
             401,
             f"{told}; send 'Authorization: Bearer KEY' (in a URL: http://any:KEY@host) with a key that "
             "`sollol keys add NAME` made",
-            [("WWW-Authenticate", "Bearer")],
+            [("WWW-Authenticate", CHALLENGE if request.path.startswith(ROOT) else "Bearer")],
         )
         return False
 
     def in_task(self, handler: Handler, request: Request, parts: tuple[Any, ...]) -> None:
         """Answer by a coroutine, which is cancelled when the client leaves."""
-        request.on_gone = self._spawn(self._run(handler, request, parts)).cancel
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        request.on_gone = self.spawn(self._run(handler, request, parts)).cancel
 
     async def _run(self, handler: Handler, request: Request, parts: tuple[Any, ...]) -> None:
         try:
@@ -425,6 +362,13 @@ class Gateway:
         """Check whether a node, up or down, has this model on its list."""
         name = canonical_model(model)
         return any(name in node.models for node in self.engine.scheduler.view().nodes.values())
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what displays show: the pool's snapshot, and the use of keys."""
+        return {**self.pool.snapshot(), "keys": self.meter.told()}
+
+    async def _read_snapshot(self) -> dict[str, Any]:
+        return self.snapshot()
 
     def name_task(self, request: Request, task: int) -> None:
         """The client may give its request an id of its own, to ask for its place in the queue while it waits."""

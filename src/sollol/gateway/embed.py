@@ -27,8 +27,8 @@ from sollol.gateway.charging import BYTES_A_TOKEN, prompt_tokens, size_of
 from sollol.gateway.fields import Embedding
 from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
-from sollol.gateway.request import Request
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
+from sollol.transport.request import Request
 from sollol.workload.call_options import CallOptions
 
 if TYPE_CHECKING:

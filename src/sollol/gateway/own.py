@@ -11,7 +11,7 @@ from sollol.errors import BadInput, ResponseError
 from sollol.gateway import access
 from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
-from sollol.gateway.request import Request
+from sollol.transport.request import Request
 from sollol.version import __version__
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def ready(gateway: Gateway, request: Request) -> None:
 
 async def snapshot(gateway: Gateway, request: Request) -> None:
     access.admin(request, SEE)
-    request.answer(200, encode({**gateway.pool.snapshot(), "keys": gateway.meter.told()}))
+    request.answer(200, encode(gateway.snapshot()))
 
 
 async def nodes(gateway: Gateway, request: Request) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sollol.gateway import fanout, models, own, passing
+from sollol.gateway import dashboard, fanout, models, own, passing
 from sollol.gateway.tongues import EMBED_TONGUES, TONGUES, Tongue
 
 
@@ -57,6 +57,10 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/snapshot"): Route(own.snapshot, head=True),
     ("GET", "/sollol/nodes"): Route(own.nodes, head=True),
     ("GET", "/sollol/openapi.json"): Route(own.openapi, head=True),
+    ("GET", "/dashboard"): Route(dashboard.redirected, public=True, head=True),
+    ("GET", "/dashboard/"): Route(dashboard.index, head=True),
+    ("GET", "/dashboard/api/snapshot"): Route(own.snapshot, head=True),
+    ("GET", "/dashboard/api/events"): Route(dashboard.events),
 }
 PASSED = Route(passing.pass_on)  # what is not in these tables
 PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
@@ -64,5 +68,6 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("HEAD", models.BLOB, Route(models.has_blob, check=models.check_digest)),
     ("POST", models.BLOB, Route(models.upload_blob, upload=True, admin=True, check=models.check_digest)),
     ("GET", own.EXPLAIN, Route(own.explain)),
+    ("GET", dashboard.EXPLAIN, Route(own.explain)),
     ("GET", own.QUEUE, Route(own.queue)),
 ]

@@ -19,8 +19,8 @@ from sollol.config import Settings, config_home, each_problem, explained
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
+from sollol.transport.server_limits import Seconds, ServerLimits
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
@@ -40,33 +40,11 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 30.0
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Limits(ServerLimits, frozen=True, forbid_unknown_fields=True):
     """[limits]"""
 
-    max_body_mb: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 100
-    max_head_kb: Annotated[int, msgspec.Meta(ge=1, le=1_024)] = 64
-    header_timeout_s: Seconds = 10.0
-    body_timeout_s: Seconds = 30.0
-    body_total_s: Seconds = 300.0
-    min_body_kb_per_s: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 4.0
-    max_arriving_mb: Annotated[int, msgspec.Meta(ge=1)] = 32
-    max_held_mb: Annotated[int, msgspec.Meta(ge=1)] = 256
-    idle_timeout_s: Seconds = 75.0
-    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     queue: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     request_timeout_s: Seconds | None = None
-
-    @property
-    def max_body_bytes(self) -> int:
-        return self.max_body_mb * 1024 * 1024
-
-    @property
-    def min_body_rate(self) -> float:
-        return self.min_body_kb_per_s * 1024
-
-    @property
-    def max_head_bytes(self) -> int:
-        return self.max_head_kb * 1024
 
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,13 +12,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote
 
-from sollol.gateway.refusals import error_body
-
 if TYPE_CHECKING:
-    from sollol.gateway.keys import Key
-    from sollol.gateway.meter import Charge
-    from sollol.gateway.routes import Route
-    from sollol.gateway.wire import ClientConnection
+    from sollol.transport.server_connection import ClientConnection
 
 JSON: Final = "application/json; charset=utf-8"
 NDJSON: Final = "application/x-ndjson"
@@ -62,6 +57,7 @@ class Request:
         "takes_body",
         "target",
         "task",
+        "uploads_body",
         "version",
     )
 
@@ -82,12 +78,13 @@ class Request:
         self.headers = headers  # names in lower case
         self.body = b""
         self.keep_alive = False
-        self.key: Key | None = None
-        self.charge: Charge | None = None  # what its key has reserved for it
+        self.key: Any = None  # of the client, where the server asks for keys
+        self.charge: Any = None  # what the key has reserved for this request
         self.task = 0  # that it became, for an inference
         self.plain = False  # it is known to have none of our own headers
         self.origin = b""  # of a browser's page that may read the answer
-        self.route: Route | None = None  # that answers it; None until it is accepted by its head
+        self.route: Any = None  # what answers it, as the server has it; None until the head is accepted
+        self.uploads_body = False  # its body is taken in pieces, and may be larger than memory
         self.parts: tuple[str, ...] = ()  # of its path
         self.takes_body = True  # else what comes of a body is passed over
         self.asked: Any = None  # what was read of a large body in a thread: what decides of an inference,
@@ -157,7 +154,7 @@ class Request:
         framing = b"Content-Length: %d\r\n" % len(body) if status != 204 else b""
         head = self._head(connection, status, type_line, extra, framing)
         answer = head + body if self.method != "HEAD" else head
-        if connection.gateway.is_crowded:
+        if connection.server.is_crowded:
             connection.defer_write(answer)
         else:
             connection.send(answer)
@@ -198,7 +195,7 @@ class Request:
             more += b"Connection: close\r\n"
         elif self.version == "1.0":
             more += b"Connection: keep-alive\r\n"
-        common = connection.gateway.common
+        common = connection.server.common
         line = _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status  # a node may say any
         return b"%b%b%b%b%b%b\r\n" % (line, type_line, common, extra, more, framing)
 
@@ -244,8 +241,9 @@ class Request:
 
     def refuse(self, status: int, message: str, headers: Headers = ()) -> None:
         """An error in the words of the API that was called."""
-        kind = TEXT if status in (404, 405) and not message else ""
-        self.answer(status, error_body(self.path, status, message), kind, headers)
+        if self._connection is not None:
+            kind = TEXT if status in (404, 405) and not message else ""
+            self.answer(status, self._connection.server.error_body(self.path, status, message), kind, headers)
 
     @property
     def is_answered(self) -> bool:
@@ -264,7 +262,7 @@ class Request:
 
     def _release(self, connection: ClientConnection) -> None:
         if self.held:
-            connection.gateway.intake.release(self.held)
+            connection.server.intake.release(self.held)
             self.held = 0
 
     # --- what the connection tells ---
@@ -287,11 +285,6 @@ class Request:
         self._drain = None
         if self.on_drained is not None:
             self.on_drained()
-
-    @property
-    def uploads_body(self) -> bool:
-        """It takes its body in pieces, which may be larger than memory."""
-        return self.route is not None and self.route.upload
 
     def uploads(self) -> None:
         """The body will come in pieces."""

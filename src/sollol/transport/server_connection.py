@@ -7,8 +7,8 @@ closed: what follows it cannot be trusted to be a request.
 
 Requests sent ahead (pipelining) wait here and are answered in order, one at a time.
 
-One object stands between the socket and the gateway, as in `transport.client_connection`, and for the same reason: that is why
-the file has more than 400 lines.
+One object stands between the socket and the server, as in `transport.client_connection`, and for the same reason: that
+is why the file has more than 400 lines.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 
-from sollol.gateway import bare
-from sollol.gateway.heads import HEADERS, TARGET_BYTES, Broken, body_length, read_headers, without_upgrade
-from sollol.gateway.intake import SMALL_COST, Body
-from sollol.gateway.known import KnownRequest
-from sollol.gateway.refusals import error_body
-from sollol.gateway.request import Request
+from sollol.transport import bare_heads as bare
 from sollol.transport.head_cache import cache_head
+from sollol.transport.heads import HEADERS, TARGET_BYTES, Broken, body_length, read_headers, without_upgrade
+from sollol.transport.intake import SMALL_COST, Body
+from sollol.transport.known_request import KnownRequest
 from sollol.transport.outbox import Writer
+from sollol.transport.request import Request
 
 if TYPE_CHECKING:
-    from sollol.gateway.app import Gateway
+    from sollol.transport.server import HttpServer
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
@@ -46,7 +45,7 @@ NO_ROOM: Final = "the gateway holds as many bytes of requests as it may; try aga
 
 
 class ClientConnection(Writer, asyncio.Protocol):
-    """Belongs to a Gateway, which is asked for an answer to each request in turn."""
+    """Parse the requests of one connection, and hand each in turn to the server that it belongs to."""
 
     # fmt: off
     __slots__ = (
@@ -54,13 +53,13 @@ class ClientConnection(Writer, asyncio.Protocol):
         "_head_began", "_head_size", "_head_timed", "_hurried", "_in_line", "_in_message", "_known",
         "_offered", "_parser", "_paused", "_proven", "_raw", "_reading", "_refused", "_taken", "_trailers", "_unlike",
         "_unparsed", "_unsent", "_upload_size", "_url",
-        "_waiting", "blocked", "current", "draining", "gateway",
+        "_waiting", "blocked", "current", "draining", "server",
     )
     # fmt: on
 
-    def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop, gateway.outbox)
-        self.gateway = gateway
+    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop, server.outbox)
+        self.server = server
         self._parser: Any = httptools.HttpRequestParser(self)
         self.current: Request | None = None  # being answered
         self._waiting: deque[Request] = deque()  # complete, behind it
@@ -84,7 +83,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._ended = False  # the client sends nothing more
         self._unlike = 0  # heads in a row that were like none before
         self.blocked = False  # it takes no more of ours
-        self.draining = gateway.draining
+        self.draining = server.draining
 
     @property
     def deadline(self) -> float:
@@ -102,18 +101,18 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        if not self.gateway.places.take(self, self.loop.time()):
+        if not self.server.places.take(self, self.loop.time()):
             self._turn_away("too many connections; try again later")
             return
-        self.expect(self.gateway.limits.header_timeout_s)
-        if not self.gateway.line.admit(self):  # what it sends waits in the kernel
+        self.expect(self.server.limits.header_timeout_s)
+        if not self.server.line.admit(self):  # what it sends waits in the kernel
             self._in_line = True
             self._paused = True
             transport.pause_reading()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         if self._broken is not None:
-            if not self.gateway.may_discard(len(data)):
+            if not self.server.may_discard(len(data)):
                 self._pause()
             return
         if self._unparsed:
@@ -121,15 +120,15 @@ class ClientConnection(Writer, asyncio.Protocol):
             return
         between = self.current is None and not self._in_message and not self._waiting  # no request has begun
         if between and (known := self._known) is not None and (body := known.head.body(data)) is not None:
-            gateway = self.gateway
-            if gateway.limits is known.limits and len(body) <= known.max_body_bytes:
+            server = self.server
+            if server.limits is known.limits and len(body) <= known.max_body_bytes:
                 self._unlike = 0
                 request = Request(self, known.method, known.target, known.version, known.headers)
                 request.keep_alive = True
                 request.plain = known.plain
                 request.body = body
                 if known.route is None:
-                    gateway.decide(request)
+                    server.decide(request)
                     self._hold(request)
                     self._take(request)
                     return
@@ -137,14 +136,14 @@ class ClientConnection(Writer, asyncio.Protocol):
                 self.current = request
                 self.expect(None)
                 if self._hold(request):
-                    gateway.admit(request)
+                    server.admit(request)
                 return
         if between and (self._bare or data[:5] in (b"GET /", b"HEAD ")):
             is_first = not self._bare
             self._bare, whole = bare.collect(self._bare, data)
             if whole is None:
                 if is_first:
-                    self.expect(self.gateway.limits.header_timeout_s)
+                    self.expect(self.server.limits.header_timeout_s)
                 return
             data = whole
         self._parse(data)
@@ -206,7 +205,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         body = self._body
         if body is None or body.cost <= SMALL_COST or self._reading is self.current:
             return False
-        if self.gateway.intake.may_read(self, body.cost, self.loop.time()):
+        if self.server.intake.may_read(self, body.cost, self.loop.time()):
             return False
         body.paused_at = self.loop.time()
         return True
@@ -234,7 +233,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         """Bound a request that is not complete. `body`: where these bytes belong, if that has not changed."""
         if not self._in_message:
             return
-        limits = self.gateway.limits
+        limits = self.server.limits
         if self._body is None:
             self._head_size += 0 if self._head_began else size
             if self._head_size > limits.max_head_bytes:
@@ -251,18 +250,18 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._check_size(request, arriving)
             if arriving.size > arriving.counted and request.takes_body:
                 arriving.counted = arriving.size
-                self.gateway.intake.grown(self, arriving.size)
+                self.server.intake.grown(self, arriving.size)
 
     def _learn(self, request: Request, data: bytes) -> None:
         """The next request may have the same head."""
         if request.keep_alive and b"expect" not in request.headers:
             self._unlike += 1
             head = cache_head(data)
-            self._known = KnownRequest(head, request, self.gateway) if head is not None else None
+            self._known = KnownRequest(head, request, self.server) if head is not None else None
 
     def _expect_more(self) -> None:
         """Set the time for the rest of a request: all of a head's, and of a body's by how much of it has come."""
-        limits, body = self.gateway.limits, self._body
+        limits, body = self.server.limits, self._body
         if body is None:
             if not self._head_timed:
                 self._head_timed = True
@@ -279,7 +278,8 @@ class ClientConnection(Writer, asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends nothing more: it has left, or it only waits for its answers. Returns whether we stay.
 
-        One that waits has said so at the end of its request; in the middle of an answer, it has left."""
+        One that waits has said so at the end of its request; in the middle of an answer, it has left.
+        """
         request = self.current
         if request is None or request.has_begun or self._in_message or self._broken is not None:
             self.abort()
@@ -291,7 +291,8 @@ class ClientConnection(Writer, asyncio.Protocol):
     def _look_after(self, turn: int) -> None:
         """Find out whether a client that sends nothing more is still there: to one that has left, nothing can be sent.
 
-        Each HTTP/1.1 client reads over this interim answer. One of HTTP/1.0 knows none, and is believed."""
+        Each HTTP/1.1 client reads over this interim answer. One of HTTP/1.0 knows none, and is believed.
+        """
         request = self.current
         if self._transport is None or request is None or request.has_begun:
             return
@@ -301,7 +302,7 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
-        self.gateway.places.leave(self)
+        self.server.places.leave(self)
         self._transport = self._parser = None
         self._drop_body()
         for request in (self.current, self._reading, *self._waiting):
@@ -313,7 +314,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     def pause_writing(self) -> None:
         self.blocked = True
         self._unsent = self._transport.get_write_buffer_size()
-        self.expect(self.gateway.limits.idle_timeout_s)
+        self.expect(self.server.limits.idle_timeout_s)
 
     def resume_writing(self) -> None:
         self.blocked = False
@@ -321,7 +322,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.expect(None)
             self.current.caught_up()
         elif self._transport is not None:
-            self.expect(self.gateway.limits.idle_timeout_s)
+            self.expect(self.server.limits.idle_timeout_s)
 
     def send(self, data: bytes) -> None:
         if self.deferred:
@@ -347,7 +348,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             left = self._transport.get_write_buffer_size()
             if left < self._unsent:
                 self._unsent = left
-                self.expect(self.gateway.limits.idle_timeout_s)
+                self.expect(self.server.limits.idle_timeout_s)
             else:
                 self.abort()
         elif self._broken is not None:
@@ -386,7 +387,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if parser.should_upgrade() and method != "CONNECT":
             self._offered = without_upgrade(method, self._url, version, raw)
             return
-        bound = self.gateway.limits.max_head_bytes
+        bound = self.server.limits.max_head_bytes
         headers = read_headers(raw, version, bound if self._head_size + 2 * HEAD_SHARE > bound else 0)
         if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
             headers[b"host"], _, path = self._url[7:].partition(b"/")
@@ -395,7 +396,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             raise Broken(400, "the address of the request is not a path")
         request = Request(self, method, self._url.decode("ascii"), version, headers)
         length = body_length(headers, version)
-        self.gateway.decide(request)
+        self.server.decide(request)
         if request.key is not None and not self._proven:
             self._prove()
         if length == 0:
@@ -412,11 +413,11 @@ class ClientConnection(Writer, asyncio.Protocol):
     def _prove(self) -> None:
         """This is no stranger's connection any more."""
         self._proven = True
-        self.gateway.places.prove(self)
+        self.server.places.prove(self)
 
     def _begin_body(self, request: Request, length: int) -> None:
         """Read the body of a request that is accepted by its head. `length`: -1 for chunks."""
-        bound = self.gateway.limits.max_body_bytes
+        bound = self.server.limits.max_body_bytes
         if length > bound and not request.uploads_body:
             raise Broken(413, f"the body is larger than {bound} bytes")
         expected = request.header(b"expect").lower()
@@ -464,10 +465,10 @@ class ClientConnection(Writer, asyncio.Protocol):
             return
         if body is not None:
             if body.counted:
-                self.gateway.intake.forget(self, is_whole=True)
+                self.server.intake.forget(self, is_whole=True)
             self._check_size(request, body)
             request.body = body.whole()
-        if self._hold(request) and not self._proven and self.gateway.proves(request):
+        if self._hold(request) and not self._proven and self.server.proves(request):
             self._prove()
         if self.current is None and self._taken is None and not self._waiting:
             self._taken = request
@@ -476,7 +477,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._waiting.append(request)
 
     def _check_size(self, request: Request, body: Body) -> None:
-        limits = self.gateway.limits
+        limits = self.server.limits
         bound = limits.max_body_bytes if request.takes_body else limits.max_head_bytes
         if body.size > bound:
             raise Broken(413, f"the body is larger than {bound} bytes")
@@ -486,7 +487,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         size = len(request.body)
         if size == 0 or request.is_refused:
             return not request.is_refused
-        if self.gateway.intake.hold(size):
+        if self.server.intake.hold(size):
             request.held = size
             return True
         request.body = b""
@@ -504,7 +505,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if request.is_refused:
             request.answer_early()
         else:
-            self.gateway.handle(request)
+            self.server.handle(request)
 
     def answered(self, request: Request) -> None:
         """The answer to the current request is written."""
@@ -530,12 +531,12 @@ class ClientConnection(Writer, asyncio.Protocol):
                 if self._in_message:
                     self._expect_more()
                 else:
-                    self.expect(self.gateway.idle_s)
+                    self.expect(self.server.idle_s)
 
     def _stand_in_line(self) -> None:
         if not self._in_line:
             self._in_line = True
-            self.gateway.line.stand(self)
+            self.server.line.stand(self)
 
     def take_turn(self) -> None:
         """Take the next request, or parse what came: others were before it."""
@@ -667,7 +668,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     def _drop_body(self) -> None:
         if self._body is not None:
             self._body = None
-            self.gateway.intake.forget(self)
+            self.server.intake.forget(self)
 
     def _forget_waiting(self) -> None:
         for request in self._waiting:
@@ -685,18 +686,18 @@ class ClientConnection(Writer, asyncio.Protocol):
         path = self._url.decode("latin-1").partition("?")[0]
         self.current = answer = Request(self, "GET", path, "1.1", {})
         later = [("Retry-After", RETRY_AFTER_S)] if status == 503 else []
-        answer.answer(status, error_body(path, status, message), headers=later)
+        answer.answer(status, self.server.error_body(path, status, message), headers=later)
 
     def _linger(self) -> None:
         """Nothing more is said, and what comes is passed over, until the client has had time to read."""
         self._forget_waiting()
-        if self._hurried and not self.gateway.places.may_linger(self):
+        if self._hurried and not self.server.places.may_linger(self):
             self.close()
             return
         self.flush()
         if self._transport is not None:
             self._transport.write_eof()
-            if not self.gateway.may_discard(0):
+            if not self.server.may_discard(0):
                 self._pause()
             elif self._paused:
                 self._paused = False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sollol.gateway.request import Request, has_ours
 from sollol.transport.head_cache import CachedHead
+from sollol.transport.request import Request, has_ours
 
 if TYPE_CHECKING:
-    from sollol.gateway.app import Gateway
+    from sollol.transport.server import HttpServer
 
 
 class KnownRequest:
@@ -16,13 +16,13 @@ class KnownRequest:
 
     __slots__ = ("head", "headers", "limits", "max_body_bytes", "method", "plain", "route", "target", "version")
 
-    def __init__(self, head: CachedHead, request: Request, gateway: Gateway) -> None:
+    def __init__(self, head: CachedHead, request: Request, server: HttpServer) -> None:
         self.head = head
         self.method = request.method
         self.target = request.target
         self.version = request.version
         self.headers = {name: value for name, value in request.headers.items() if name != b"content-length"}
         self.plain = not has_ours(request.headers)
-        self.route = gateway.settled(request)
-        self.limits = gateway.limits
-        self.max_body_bytes = gateway.limits.max_body_bytes
+        self.route = server.settled(request)
+        self.limits = server.limits
+        self.max_body_bytes = server.limits.max_body_bytes

@@ -17,7 +17,8 @@ _FRAMED: Final = re.compile(rb"^(?:content-length|transfer-encoding|upgrade|expe
 def collect(before: bytes, data: bytes) -> tuple[bytes, bytes | None]:
     """Return what to keep until more comes, and what is to be parsed; None while a head is not whole.
 
-    `before`: what was kept."""
+    `before`: what was kept.
+    """
     if not before and not _START.match(data):
         return b"", data
     head = before + data

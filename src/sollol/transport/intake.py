@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sollol.gateway.settings import Limits
-    from sollol.gateway.wire import ClientConnection
+    from sollol.transport.server_connection import ClientConnection
+    from sollol.transport.server_limits import ServerLimits
 
 MB: Final = 1024 * 1024
 SMALL_COST: Final = 64 * 1024  # of a body that arrives without standing in line
@@ -30,7 +30,8 @@ ALONE: Final = 8  # those who read are alone if the others have at most an eight
 class Body:
     """The body of one request on its way: its pieces, the small ones put together, joined once when it is whole.
 
-    One buffer that grows would be copied again and again."""
+    One buffer that grows would be copied again and again.
+    """
 
     __slots__ = ("_pieces", "_small", "began", "counted", "left", "paused_at", "pieces", "size", "wire")
 
@@ -73,7 +74,7 @@ class Body:
 class Intake:
     """All bodies of one gateway."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self.apply(limits)
         self.arriving = 0
         self.held = 0  # of whole requests that are not answered yet
@@ -82,7 +83,7 @@ class Intake:
         self._line: dict[ClientConnection, None] = {}
         self._decoding = 0  # whole, and being decoded or waiting for that
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: ServerLimits) -> None:
         self.arriving_bytes = limits.max_arriving_mb * MB
         self.body_bytes = limits.max_body_mb * MB
         self.held_bytes = max(limits.max_held_mb, limits.max_body_mb) * MB  # a body of any size has room

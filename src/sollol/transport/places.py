@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sollol.gateway.wire import ClientConnection
+    from sollol.transport.server_connection import ClientConnection
 
 LEAVING: Final = 64  # connections that have no place, and are still read so that their refusal arrives
 OTHER_FILES: Final = LEAVING + 64  # descriptors, these for the log, the keys, the loop and listening
@@ -47,7 +47,8 @@ class Line:
     """Connections with something to parse or to answer that has to wait: a few in each turn of the loop.
 
     First requests of connections, and requests that were sent before the answers to earlier ones: hundreds may come at
-    once, and those who ask one after the other are answered between them."""
+    once, and those who ask one after the other are answered between them.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1,0 +1,110 @@
+"""The dashboard's routes, on the HTTP server that the gateway uses, too."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from sollol.dashboard.feed import Feed, encode
+from sollol.dashboard.guard import Hosts, security_headers
+from sollol.dashboard.page import page
+from sollol.dashboard.source import Source
+from sollol.errors import BadInput, SollolError
+from sollol.transport.request import SSE, Request
+from sollol.transport.server import HttpServer
+from sollol.transport.server_limits import ServerLimits
+from sollol.version import __version__
+
+log: Final = logging.getLogger("sollol.dashboard")
+HTML: Final = "text/html; charset=utf-8"
+LIMITS: Final = ServerLimits(max_body_mb=1, max_arriving_mb=1, max_held_mb=1, max_connections=128)
+EXPLAIN: Final = re.compile(r"/api/explain/([0-9]{1,18})")
+Handler = Callable[[Request], Awaitable[None]]
+
+
+class Site(HttpServer):
+    """Serve the page, snapshots, events and explanations of a source. Nothing can be changed through it."""
+
+    def __init__(self, source: Source, feed: Feed, hosts: Hosts) -> None:
+        super().__init__(LIMITS)
+        self.feed = feed
+        self._source = source
+        self._hosts = hosts
+        self._headers = b"".join(
+            f"{name}: {value}\r\n".encode("latin-1") for name, value in security_headers(page().policy)
+        )
+        self._routes: dict[str, Handler] = {
+            "/": self._index,
+            "/api/snapshot": self._snapshot,
+            "/api/events": self._events,
+            "/healthz": self._health,
+        }
+
+    def header_lines(self) -> bytes:
+        """Return the lines that close every answer to other sites."""
+        return self._headers
+
+    def decide(self, request: Request) -> None:
+        """Refuse foreign hosts, unknown paths, and all methods but GET and HEAD."""
+        request.takes_body = False
+        explained = EXPLAIN.fullmatch(request.path)
+        handler = self._explain if explained else self._routes.get(request.path)
+        if not self._hosts.allow(request.header(b"host")):
+            request.refuse(403, "this name is not served here; use the address that the dashboard was started with")
+        elif handler is None:
+            request.refuse(404, "")
+        elif request.method not in ("GET", "HEAD"):
+            request.refuse(405, "", [("Allow", "GET, HEAD")])
+        else:
+            request.parts = explained.groups() if explained else ()
+            request.route = handler
+
+    def handle(self, request: Request) -> None:
+        """Answer in a task, which ends when the client leaves."""
+        request.on_gone = self.spawn(self._answer(request)).cancel
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            await request.route(request)
+        except BadInput as error:
+            request.refuse(404, str(error))
+        except SollolError as error:
+            request.refuse(503, str(error))
+        except Exception as error:
+            log.error("in %s %s: %s", request.method, request.path, error, exc_info=error)
+            if request.has_begun:
+                request.cut()
+            else:
+                request.refuse(500, "the dashboard failed at this request; its log tells more")
+
+    async def _index(self, request: Request) -> None:
+        request.answer(200, page().html, HTML)
+
+    async def _snapshot(self, request: Request) -> None:
+        request.answer(200, encode(await self._source.snapshot()))
+
+    async def _explain(self, request: Request) -> None:
+        request.answer(200, encode(await self._source.explain(int(request.parts[0]))))
+
+    async def _health(self, request: Request) -> None:
+        request.answer(200, encode({"status": "ok", "version": __version__}))
+
+    async def _events(self, request: Request) -> None:
+        await send_events(self.feed, request)
+
+
+async def send_events(feed: Feed, request: Request, headers: Any = ()) -> None:
+    """Stream a feed to a client until it leaves or the feed is closed; 503 where too many listen."""
+    if not feed.take_place():
+        request.refuse(503, "too many listeners; close other tabs", [("Retry-After", "5")])
+        return
+    try:
+        request.begin(200, SSE, headers)
+        async for frame in feed.frames():
+            if not request.write(frame):
+                await request.drained()
+        request.end()
+    finally:
+        feed.leave()

@@ -1,0 +1,41 @@
+"""The dashboard at /dashboard/ of the gateway: the same page, fed by the gateway's own pool.
+
+Where keys are asked for, it asks for an admin key as the password of Basic authentication, which browsers send along
+with every request of the page.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from sollol.dashboard.guard import security_headers
+from sollol.dashboard.page import page
+from sollol.dashboard.site import HTML, send_events
+from sollol.gateway import access, own
+from sollol.transport.request import Request
+
+if TYPE_CHECKING:
+    from sollol.gateway.app import Gateway
+
+ROOT: Final = "/dashboard/"
+EXPLAIN: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/explain/([^/]+)")
+CHALLENGE: Final = 'Basic realm="SOLLOL: any name, and an admin key as password"'
+
+
+async def index(gateway: Gateway, request: Request) -> None:
+    """Answer with the page."""
+    access.admin(request, own.SEE)
+    found = page()
+    request.answer(200, found.html, HTML, security_headers(found.policy))
+
+
+async def events(gateway: Gateway, request: Request) -> None:
+    """Stream a snapshot each second."""
+    access.admin(request, own.SEE)
+    await send_events(gateway.feed, request)
+
+
+async def redirected(gateway: Gateway, request: Request) -> None:
+    """Send the browser to the page, whose addresses are relative."""
+    request.answer(307, b"", HTML, [("Location", ROOT)])

@@ -1,0 +1,88 @@
+"""The dashboard at the gateway's own address: the page, its feed, and who may see them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.sim import sim_cluster
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
+
+PATHS = ("/dashboard/", "/dashboard/api/snapshot", "/dashboard/api/events", "/dashboard/api/explain/1")
+
+
+def get(stage: Stage, path: str, **more: Any) -> httpx.Response:
+    return httpx.get(f"{stage.url}{path}", trust_env=False, **more)
+
+
+def events(stage: Stage, count: int, **more: Any) -> list[dict[str, Any]]:
+    """Return the first snapshots of the feed."""
+    found: list[dict[str, Any]] = []
+    with httpx.stream("GET", f"{stage.url}/dashboard/api/events", trust_env=False, **more) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                found.append(json.loads(line[6:]))
+            if len(found) == count:
+                break
+    return found
+
+
+def test_the_page_shows_the_gateways_own_pool() -> None:
+    with sim_cluster([talker(1), talker(2)]) as nodes, gateway_over(nodes.urls) as stage:
+        moved = get(stage, "/dashboard")
+        assert (moved.status_code, moved.headers["location"]) == (307, "/dashboard/")
+        page = get(stage, "/dashboard/")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert page.headers["x-frame-options"] == "DENY"
+        body = {"model": MODEL, "stream": False, "messages": [], "options": {"num_predict": 3}}
+        body["messages"] = [{"role": "user", "content": "Hello"}]
+        number = int(httpx.post(f"{stage.url}/api/chat", json=body, trust_env=False).headers["x-sollol-request-id"])
+        first, second = events(stage, 2)
+        assert len(first["nodes"]) == 2
+        assert [call["id"] for call in second["recent"]] == [number]
+        assert get(stage, f"/dashboard/api/explain/{number}").json()["outcome"] == "ok"
+        assert get(stage, "/dashboard/api/snapshot").json()["totals"]["total_requests"] == 1
+        assert get(stage, "/dashboard/api/explain/99").status_code == 404
+        until(lambda: stage.look(lambda gateway: gateway.feed.listening) == 0)
+
+
+@pytest.mark.parametrize("admin", [True, False])
+def test_it_takes_an_admin_key_as_a_password(admin: bool) -> None:
+    key = Key("ops", hash_of("secret"), admin=admin)
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=Keyring([key], required=True)) as stage:
+        for path in PATHS:
+            refused = get(stage, path)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"].startswith("Basic ")
+            assert get(stage, path, auth=("any", "wrong")).status_code == 401
+        allowed = get(stage, "/dashboard/", auth=("any", "secret")).status_code
+        assert allowed == (200 if admin else 403)
+        if admin:
+            assert len(events(stage, 1, auth=("any", "secret"))[0]["nodes"]) == 1
+        else:
+            assert get(stage, "/dashboard/api/events", auth=("any", "secret")).status_code == 403
+            assert get(stage, "/dashboard/api/snapshot", auth=("any", "secret")).status_code == 403
+
+
+def test_a_page_of_another_site_reads_nothing() -> None:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage:
+        for path in PATHS:
+            assert get(stage, path, headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_streams_end_with_the_gateway() -> None:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage:
+        answer = httpx.stream("GET", f"{stage.url}/dashboard/api/events", trust_env=False, timeout=30)
+        with answer as lines:
+            iterator = lines.iter_lines()
+            while not next(iterator).startswith("data: "):
+                pass
+            stage.look(lambda gateway: gateway.feed.close())
+            for _ in iterator:
+                pass
