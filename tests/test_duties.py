@@ -34,7 +34,7 @@ from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 SOURCE = Path(duties.__file__).parent
 # What is started by hand: each belongs to one call, or to one search or transfer, whose end waits for it.
 BY_HAND = {
-    "transport/server.py": 1,  # the handler of a request
+    "http_server/server.py": 1,  # the handler of a request
     "gateway/fanout.py": 1,  # a question that several requests wait for
     "gateway/models.py": 2,  # a transfer to one node
     "transport/client_connection.py": 1,  # the body of a request
@@ -306,11 +306,11 @@ def test_looking_a_name_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     assert tracebacks(caplog) == 1
 
 
-@pytest.mark.parametrize("place", ["_ask", "_fill"])
+@pytest.mark.parametrize("place", ["_identify_target", "_fill"])
 def test_a_search_for_nodes(place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from sollol.discovery import discover_ollama_nodes, search, sweep
 
-    room: Any = {"_ask": search._Search, "_fill": sweep.Sweep}[place]
+    room: Any = {"_identify_target": search._Search, "_fill": sweep.Sweep}[place]
     monkeypatch.setattr(room, place, failing(1, getattr(room, place)))
     monkeypatch.setattr(sweep, "PAUSE_S", 0.01)
     monkeypatch.delenv("OLLAMA_HOST", raising=False)

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
 ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe"}
-FACES = ENGINE | {"engine", "models", "discovery", "pool", "files", "version"}
+FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version"}
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -31,6 +31,7 @@ LAW: dict[str, set[str]] = {
     "workload": {"errors", "core"},
     "transport": {"errors", "config", "core", "duties"},
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
+    "http_server": {"errors", "core", "duties", "transport"},
     "observe": {"errors", "config", "core"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
     "engine": ENGINE,

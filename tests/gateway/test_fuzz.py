@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from sollol.gateway.routes import Route
 from sollol.gateway.settings import Limits
-from sollol.transport import server_connection as wire_module
+from sollol.http_server import connection as wire_module
+from sollol.http_server.connection import UNLIKE, ClientConnection
+from sollol.http_server.intake import Intake
+from sollol.http_server.places import Line, Places
+from sollol.http_server.request import Request
 from sollol.transport.head_cache import CachedHead, cache_head
-from sollol.transport.intake import Intake
 from sollol.transport.outbox import Outbox
-from sollol.transport.places import Line, Places
-from sollol.transport.request import Request
-from sollol.transport.server_connection import UNLIKE, ClientConnection
 from tests.marks import plain_only
 
 VALID = [

@@ -15,9 +15,9 @@ import pytest
 
 from sollol.gateway.keys import Keyring, keys_of_environment
 from sollol.gateway.settings import GatewaySettings, Limits, Listen
+from sollol.http_server.intake import READERS
+from sollol.http_server.places import OTHER_FILES, backlog_within, places_within
 from sollol.sim import sim_cluster
-from sollol.transport.intake import READERS
-from sollol.transport.places import OTHER_FILES, backlog_within, places_within
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 from tests.gateway.test_wire import HOST, status, talk
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from sollol.gateway.settings import GatewaySettings, Limits
+from sollol.http_server.places import GRACE_S
 from sollol.sim import NodeSpec
 from sollol.sim.serve import sim_cluster
-from sollol.transport.places import GRACE_S
 from tests.gateway.stage import Stage, gateway_over, talker, until
 
 LIMITS = Limits(header_timeout_s=0.5, body_timeout_s=0.5, idle_timeout_s=1.0, max_body_mb=1, max_head_kb=8)

@@ -12,9 +12,9 @@ from sollol.dashboard.guard import Hosts, security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.source import Source
 from sollol.errors import BadInput, SollolError
-from sollol.transport.request import SSE, Request
-from sollol.transport.server import HttpServer
-from sollol.transport.server_limits import ServerLimits
+from sollol.http_server.limits import ServerLimits
+from sollol.http_server.request import SSE, Request
+from sollol.http_server.server import HttpServer
 from sollol.version import __version__
 
 log: Final = logging.getLogger("sollol.dashboard")

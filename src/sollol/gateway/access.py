@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from sollol.errors import ResponseError, SollolError
-from sollol.transport.request import Request
+from sollol.http_server.request import Request
 
 _OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # of a node that lacks the one that was asked for
 

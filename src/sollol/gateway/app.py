@@ -35,11 +35,11 @@ from sollol.gateway.refusals import error_body, status_of
 from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, is_loopback
 from sollol.gateway.tongues import Tongue
+from sollol.http_server.request import Request
+from sollol.http_server.server import HttpServer
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
-from sollol.transport.request import Request
-from sollol.transport.server import HttpServer
 from sollol.version import __version__
 
 log = logging.getLogger("sollol.gateway")

@@ -10,7 +10,7 @@ import msgspec
 from sollol.backends.decoding import fits_decoded
 from sollol.backends.go_json import normalised
 from sollol.errors import BadInput, ResponseError
-from sollol.transport.request import Request
+from sollol.http_server.request import Request
 
 ON_THE_LOOP: Final = 20 * 1024  # of a body that is decoded on the loop; a larger one keeps it from others
 UNPACKED_BYTES: Final = 8 * 1024 * 1024  # of a compressed body, as Ollama has it

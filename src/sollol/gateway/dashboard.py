@@ -13,7 +13,7 @@ from sollol.dashboard.guard import security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.site import HTML, send_events
 from sollol.gateway import access, own
-from sollol.transport.request import Request
+from sollol.http_server.request import Request
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway

@@ -28,7 +28,7 @@ from sollol.gateway.fields import Embedding
 from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
 from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
-from sollol.transport.request import Request
+from sollol.http_server.request import Request
 from sollol.workload.call_options import CallOptions
 
 if TYPE_CHECKING:

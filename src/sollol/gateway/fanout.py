@@ -18,9 +18,9 @@ from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.access import admin, check_allowed, visible, without_parent
 from sollol.gateway.bodies import read_json
 from sollol.gateway.refusals import error_body
+from sollol.http_server.request import JSON, TEXT, Request
 from sollol.models import operations
 from sollol.transport.base import Call, Fault, Timeouts, TransportFault
-from sollol.transport.request import JSON, TEXT, Request
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
-from sollol.transport.request import Request, type_line
+from sollol.http_server.request import Request, type_line
 
 _OWN_SUFFIXES: Final = (".localhost", ".local", ".internal")
 _IN_PATHS: Final = "/:@!$&'()*+,;=-._~"  # what stays as it is

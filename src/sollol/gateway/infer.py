@@ -25,7 +25,7 @@ from sollol.gateway.charging import prompt_tokens, used
 from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
 from sollol.gateway.tongues import Asked, Tongue, peeked
-from sollol.transport.request import Request, has_ours
+from sollol.http_server.request import Request, has_ours
 from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work
 from sollol.workload.validation import check_mode, check_only

@@ -19,9 +19,9 @@ from sollol.errors import ResponseError
 from sollol.gateway import targets
 from sollol.gateway.fanout import fields_of, holders, relearn, states
 from sollol.gateway.targets import Targets
+from sollol.http_server.request import JSON, NDJSON, Request
 from sollol.models import operations
 from sollol.transport.base import Call, TransportFault
-from sollol.transport.request import JSON, NDJSON, Request
 
 if TYPE_CHECKING:
     from sollol.gateway.app import Gateway

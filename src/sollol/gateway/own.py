@@ -11,7 +11,7 @@ from sollol.errors import BadInput, ResponseError
 from sollol.gateway import access
 from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
-from sollol.transport.request import Request
+from sollol.http_server.request import Request
 from sollol.version import __version__
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from sollol.gateway.forms import is_form, read_form, text_of, write_form
 from sollol.gateway.hosts import quoted
 from sollol.gateway.infer import routed, wanted
 from sollol.gateway.refusals import status_of
+from sollol.http_server.request import Request
 from sollol.transport.base import Call, Reply, Transport, TransportFault
 from sollol.transport.call import UNBOUNDED
-from sollol.transport.request import Request
 from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work
 

@@ -24,10 +24,10 @@ from sollol.gateway.access import words
 from sollol.gateway.dialects.closing import closing
 from sollol.gateway.dialects.reading import CUT, Reader
 from sollol.gateway.tongues import Tongue
+from sollol.http_server.request import Request
 from sollol.transport.base import ERROR_MOST, RawHeaders, Timeouts, TransportFault
 from sollol.transport.http import Exchange, HttpTransport
 from sollol.transport.reply import fold
-from sollol.transport.request import Request
 
 Done = Callable[[CallJob], None]
 

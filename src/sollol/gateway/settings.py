@@ -19,7 +19,7 @@ from sollol.config import Settings, config_home, each_problem, explained
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
-from sollol.transport.server_limits import Seconds, ServerLimits
+from sollol.http_server.limits import Seconds, ServerLimits
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]

@@ -10,8 +10,8 @@ from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.fanout import READING, holders, states
+from sollol.http_server.request import Request
 from sollol.transport.base import Call, TransportFault
-from sollol.transport.request import Request
 
 if TYPE_CHECKING:
     from sollol.core.state.node import Node

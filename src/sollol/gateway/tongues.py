@@ -21,7 +21,7 @@ from sollol.gateway.dialects import anthropic, openai, responses
 from sollol.gateway.dialects.reading import LineReader, Reader
 from sollol.gateway.fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
 from sollol.gateway.refusals import error_body
-from sollol.transport.request import NDJSON, SSE, type_line
+from sollol.http_server.request import NDJSON, SSE, type_line
 from sollol.workload.classification import type_of
 from sollol.workload.cost import item_cost
 from sollol.workload.prefix import prefix_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sollol.http_server.request import Request, has_ours
 from sollol.transport.head_cache import CachedHead
-from sollol.transport.request import Request, has_ours
 
 if TYPE_CHECKING:
-    from sollol.transport.server import HttpServer
+    from sollol.http_server.server import HttpServer
 
 
 class KnownRequest:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote
 
 if TYPE_CHECKING:
-    from sollol.transport.server_connection import ClientConnection
+    from sollol.http_server.connection import ClientConnection
 
 JSON: Final = "application/json; charset=utf-8"
 NDJSON: Final = "application/x-ndjson"

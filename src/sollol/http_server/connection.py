@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 
-from sollol.transport import bare_heads as bare
+from sollol.http_server import bare_heads as bare
+from sollol.http_server.heads import HEADERS, TARGET_BYTES, Broken, body_length, read_headers, without_upgrade
+from sollol.http_server.intake import SMALL_COST, Body
+from sollol.http_server.known_request import KnownRequest
+from sollol.http_server.request import Request
 from sollol.transport.head_cache import cache_head
-from sollol.transport.heads import HEADERS, TARGET_BYTES, Broken, body_length, read_headers, without_upgrade
-from sollol.transport.intake import SMALL_COST, Body
-from sollol.transport.known_request import KnownRequest
 from sollol.transport.outbox import Writer
-from sollol.transport.request import Request
 
 if TYPE_CHECKING:
-    from sollol.transport.server import HttpServer
+    from sollol.http_server.server import HttpServer
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler

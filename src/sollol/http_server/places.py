@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sollol.transport.server_connection import ClientConnection
+    from sollol.http_server.connection import ClientConnection
 
 LEAVING: Final = 64  # connections that have no place, and are still read so that their refusal arrives
 OTHER_FILES: Final = LEAVING + 64  # descriptors, these for the log, the keys, the loop and listening

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sollol.transport.server_connection import ClientConnection
-    from sollol.transport.server_limits import ServerLimits
+    from sollol.http_server.connection import ClientConnection
+    from sollol.http_server.limits import ServerLimits
 
 MB: Final = 1024 * 1024
 SMALL_COST: Final = 64 * 1024  # of a body that arrives without standing in line

@@ -16,12 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from sollol.duties import Duties
-from sollol.transport.intake import Intake
+from sollol.http_server.connection import ClientConnection
+from sollol.http_server.intake import Intake
+from sollol.http_server.limits import ServerLimits
+from sollol.http_server.places import Line, Places, backlog_within, descriptors, places_within
+from sollol.http_server.request import Request
 from sollol.transport.outbox import Outbox
-from sollol.transport.places import Line, Places, backlog_within, descriptors, places_within
-from sollol.transport.request import Request
-from sollol.transport.server_connection import ClientConnection
-from sollol.transport.server_limits import ServerLimits
 
 ABORT_WAIT_S: Final = 1.0
 DISCARD_BYTES: Final = 8 * 1024 * 1024  # of refused requests, in a second

@@ -1,0 +1,1 @@
+"""An HTTP server with bounds, shared by the gateway and the dashboard."""
