@@ -23,7 +23,7 @@ from sollol.core.types import Kind
 from sollol.dashboard.feed import Feed
 from sollol.dashboard.watch import Watch
 from sollol.duties import PAUSE_MOST_S, Duties, in_thread, pause_s
-from sollol.engine import dispatcher, resumption, silences
+from sollol.engine import dispatcher, resumption, stream_watch
 from sollol.gateway import app
 from sollol.gateway.keys import Key, Keyring, add_key, revoke_key
 from sollol.pool import thread
@@ -186,9 +186,11 @@ def test_the_watch_over_settings_and_keys(
 
 def test_the_watch_over_silent_streams(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     looked: list[float] = []
-    monkeypatch.setattr(silences, "LOOK_S", 0.02)
-    monkeypatch.setattr(silences, "LEAST_S", 0.0)
-    monkeypatch.setattr(silences.Silences, "_silent", failing(3, lambda self, now: looked.append(now) or iter(())))
+    monkeypatch.setattr(stream_watch, "LOOK_S", 0.02)
+    monkeypatch.setattr(stream_watch, "LEAST_S", 0.0)
+    monkeypatch.setattr(
+        stream_watch.StreamWatch, "_silent", failing(3, lambda self, now: looked.append(now) or iter(()))
+    )
     with served() as stage, stage.client() as client:
         body = {"model": MODEL, "prompt": "a", "options": {"num_predict": 10_000}}
         with client.stream("POST", "/api/generate", json=body) as answer:
@@ -251,7 +253,7 @@ def test_whether_other_nodes_can_go_on(monkeypatch: pytest.MonkeyPatch, caplog: 
     with sim_cluster(specs) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
         for _ in range(2):
             assert client.post("/api/generate", json=body).status_code == 200
-        until(lambda: stage.look(lambda gateway: list(gateway.engine.resume_support._known.values())) == [True])
+        until(lambda: stage.look(lambda gateway: list(gateway.engine.resume_support._supported.values())) == [True])
         assert faults(stage) == tracebacks(caplog) == 1
 
 

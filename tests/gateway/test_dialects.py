@@ -188,7 +188,7 @@ def test_another_node_goes_on_at_every_event_without_a_lost_or_doubled_character
         passed = reader.feed(b"".join(events[:place]))
         if reader.close().status is Status.OK:
             continue
-        said.hear(passed)
+        said.add(passed)
         assert said.text == spoken(case, passed)
         rest, before = text[len(said.text) :], said.tokens
         raw = [{"model": "m", "response": rest, "done": False}] if rest else []
@@ -197,7 +197,7 @@ def test_another_node_goes_on_at_every_event_without_a_lost_or_doubled_character
         further = []
         for line in raw:
             translated = said.translate(json.dumps(line).encode(), before, 1000)
-            said.hear(translated)
+            said.add(translated)
             further.append(translated if case.startswith("v1") else translated + b"\n")
         answer = passed + b"".join(further)
         assert spoken(case, answer) == text

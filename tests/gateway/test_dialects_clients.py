@@ -144,7 +144,7 @@ def gone_on(said: PartialResponse, tokens: list[str], reason: str) -> bytes:
     further = []
     for line in lines:
         further.append(said.translate(json.dumps(line).encode(), before, 1_500_000))
-        said.hear(further[-1])
+        said.add(further[-1])
     return b"".join(further)
 
 
@@ -159,7 +159,7 @@ def test_a_client_reads_an_answer_that_went_on_at_any_event(speaker: Speaker, ca
     for place in range(1, len(events)):
         reader, said = READERS[case](), said_of(case)
         passed = reader.feed(b"".join(events[:place]))
-        said.hear(passed)
+        said.add(passed)
         if reader.close().status is Status.OK:
             assert heard_by_client(speaker, case, passed + reader.tail)[0] == text
             continue
@@ -181,7 +181,7 @@ def test_a_client_reads_an_answer_whose_last_mark_we_set(speaker: Speaker, case:
     text = spoken(case, b"".join(events))
     said, passed = said_of(case), b""
     for event in events:
-        said.hear(event)
+        said.add(event)
         passed += event
         if said.is_complete:
             break
@@ -244,7 +244,7 @@ def test_any_text_cut_anyhow_and_broken_off_anywhere(
     for begin, end in zip([0, *cuts], [*cuts, broken], strict=True):
         passed += (piece := reader.feed(whole[begin:end]))
         if piece:
-            said.hear(piece)
+            said.add(piece)
     text = "".join(tokens)
     assert text.startswith(said.text)
     if reader.close().status is Status.OK:

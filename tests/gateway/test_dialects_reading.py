@@ -202,9 +202,9 @@ def test_the_data_of_events() -> None:
 
 def heard(case: str, *pieces: bytes) -> PartialResponse:
     said = said_of(case)
-    said.hear(transcript(case)[1][0])
+    said.add(transcript(case)[1][0])
     for piece in pieces:
-        said.hear(piece)
+        said.add(piece)
     return said
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from sollol.backends import repetition
-from sollol.engine import batch_job, jobs, silences
+from sollol.engine import batch_job, jobs, stream_watch
 from sollol.engine import node_aliases as aliases
 from sollol.engine import resumption as continuation
 from sollol.gateway import embed, infer, relay
@@ -29,7 +29,7 @@ EMBED = "nomic-embed-text"
 OWNERS = [
     relay.WholeRelay, relay.StreamRelay, relay.StreamAttempt, relay._WholeAttempt, embed.RawBatch, infer.Inference,
     jobs.CallJob, jobs.StreamJob, jobs.AttemptLog, batch_job.BatchJob, reading.LineReader, reading.EventReader,
-    reading.Cutter, repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, silences.Silences,
+    reading.Cutter, repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, stream_watch.StreamWatch,
     continuation.PartialResponse, continuation.ResumeSupport, http.Exchange,
 ]  # fmt: skip
 LEFT_OUT = {"__repr__", "__eq__", "__hash__"}

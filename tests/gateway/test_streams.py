@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sollol.engine import engine, silences
+from sollol.engine import engine, stream_watch
 from sollol.policies.lateness import StallByGap
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
@@ -109,8 +109,8 @@ TOOLS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "StallByGap", lambda: StallByGap(least_us=300_000))
-    monkeypatch.setattr(silences, "LEAST_S", 0.3)
-    monkeypatch.setattr(silences, "LOOK_S", 0.1)
+    monkeypatch.setattr(stream_watch, "LEAST_S", 0.3)
+    monkeypatch.setattr(stream_watch, "LOOK_S", 0.1)
 
 
 def ask_with_a_pause(nodes: Cluster, stage: Stage, case: str, **more: Any) -> bytes:

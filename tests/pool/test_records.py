@@ -131,7 +131,7 @@ def test_what_is_not_observed_is_not_kept() -> None:
 def test_a_call_that_was_shown_can_be_asked_for_when_many_others_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "REMEMBERED", 20)
     monkeypatch.setattr(history, "SHOWN", 10)
-    monkeypatch.setattr(history, "ASKABLE", 30)
+    monkeypatch.setattr(history, "SHOWN_KEPT", 30)
 
     async def main() -> None:
         async with universe([node(1, 100.0)]) as u:

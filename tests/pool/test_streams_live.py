@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, OllamaPool, StreamBroken
-from sollol.engine import engine, silences
+from sollol.engine import engine, stream_watch
 from sollol.policies.lateness import StallByGap
 from sollol.sim import Cluster, NodeSpec, SpawnedNode, sim_cluster, spawn_many
 from tests.pool.breaking import MESSAGES, MODEL, talker
@@ -27,8 +27,8 @@ def spec(number: int, rate: float = 150.0, **more: Any) -> NodeSpec:
 
 def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(engine, "StallByGap", lambda: StallByGap(least_us=round(seconds * 1e6)))
-    monkeypatch.setattr(silences, "LEAST_S", seconds)
-    monkeypatch.setattr(silences, "LOOK_S", seconds / 4)
+    monkeypatch.setattr(stream_watch, "LEAST_S", seconds)
+    monkeypatch.setattr(stream_watch, "LOOK_S", seconds / 4)
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ class HealthChecks:
                 replica.loaded_by_us = False
         if not node.up:
             node.up_since = now
-        node.up, node.probing, node.silences = True, False, 0
+        node.up, node.probing, node.stream_watch = True, False, 0
         node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
         node.digests = facts.digests
         for held in facts.loaded.values():
@@ -100,8 +100,8 @@ class HealthChecks:
         """Record a failed probe. Return True if the node is down now."""
         node.probing = False
         node.lost_why = why
-        node.silences += 1
-        if not certain and node.up and node.silences < SILENCES:
+        node.stream_watch += 1
+        if not certain and node.up and node.stream_watch < SILENCES:
             self._plan(node, now + RETRY)
             return False
         if node.up is not False:

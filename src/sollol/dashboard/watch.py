@@ -14,7 +14,7 @@ from sollol.backends.probe import PROBE_TIMEOUTS, ProbeFailed, probe
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
 from sollol.duties import log_fault
-from sollol.engine.views import processor_of
+from sollol.engine.snapshot import processor_of
 from sollol.errors import BadInput
 from sollol.transport.base import Call, Transport, TransportFault
 from sollol.version import __version__

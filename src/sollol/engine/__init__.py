@@ -1,1 +1,1 @@
-"""From actions to awaits: the dispatcher, the jobs it runs, resumed streams, and the history of calls."""
+"""Carry out the scheduler's actions: dispatcher, jobs, resumed streams, history of calls."""

@@ -1,8 +1,8 @@
-"""One batch of embeddings from the caller's side: texts in, vectors out, in order and counted.
+"""Job of a batch of embeddings: texts in, vectors out, in order and counted.
 
-The job runs on the loop and posts what happens as messages; the caller's side (a coroutine, or the thread that
-called) takes them one by one and feeds more texts when asked. So an iterable is read where its owner called, a slow
-consumer is waited for, and memory is bounded by what is under way.
+The job runs on the loop and posts messages; the caller's side (a coroutine, or the calling thread) takes them one by
+one and feeds more texts on request. So an iterable is read in its owner's context, a slow consumer blocks the batch,
+and memory is limited by the items in flight.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sollol.errors import BadInput, ResponseError, SollolError
 from sollol.transport.base import Call, Timeouts, Transport
 from sollol.workload.cost import item_cost
 
-ERROR_MOST = 1_000  # characters of an error that a report keeps
-ERRORS_KEPT = 20  # failed items whose errors a report keeps
+ERROR_MOST = 1_000  # characters kept of an error in a report
+ERRORS_KEPT = 20  # failed items with an error in a report
 
 
-class Delivered(NamedTuple):
+class VectorsDelivered(NamedTuple):
     """Vectors of these items, row after row in `flat`."""
 
     items: Ranges
@@ -39,25 +39,31 @@ class Delivered(NamedTuple):
     dim: int
 
 
-class Refused(NamedTuple):
+class ItemsRefused(NamedTuple):
+    """Items that failed with one error."""
+
     items: Ranges
     error: Exception
 
 
-class Wanted(NamedTuple):
+class TextsRequested(NamedTuple):
+    """Request for up to `items` more texts."""
+
     items: int
 
 
-class Ended(NamedTuple):
+class BatchEnded(NamedTuple):
+    """End of a batch."""
+
     error: SollolError | None
     report: BatchReport
 
 
-Message = Delivered | Refused | Wanted | Ended
+Message = VectorsDelivered | ItemsRefused | TextsRequested | BatchEnded
 
 
 class BatchJob:
-    """The loop's side of a batch."""
+    """Job of a batch on the event loop."""
 
     def __init__(
         self,
@@ -72,80 +78,85 @@ class BatchJob:
         self.task = task
         self._fields = dict(fields)
         self._timeouts = timeouts
-        self._post = post
-        self._texts: dict[int, str] | Sequence[str] = {}
+        self.post = post
+        self.texts: dict[int, str] | Sequence[str] = {}
         self._fed = 0
         self._dim = 0
         self._answers: dict[int, tuple[Start, Vectors]] = {}
         self._began = now
         self._nodes: dict[str, NodeWork] = {}
-        self._available = available  # (node, since, until) -> the share of that time in which it was up
-        self._digests = digests  # of a model: node -> version
+        self._available = available  # (node, since, until) -> share of that time in which it was up
+        self._digests = digests  # model -> {node: version}
         self._digest = ""
         self._failed = 0
         self._errors: dict[int, str] = {}
-        self._unsendable: dict[int, BadInput] = {}  # items that no request can hold
-        self._control: int | None = None  # the first item that was answered: its text is kept
+        self._unsendable: dict[int, BadInput] = {}  # items without a UTF-8 form
+        self._control: int | None = None  # first answered item, whose text is kept for control requests
         self._takeovers = 0
-        self.wait_us: Micros | None = None  # until the first of its texts went to a node
-        self.over: Callable[[BatchReport], None] | None = None  # called at its end
-        self.noted: Callable[[BatchJob, Complete, BatchReport], None] | None = None  # told of its end
+        self.wait_us: Micros | None = None  # time until its first request, in microseconds
+        self.on_end: Callable[[BatchReport], None] | None = None  # called with the report at the end
+        self.on_settled: Callable[[BatchJob, Complete, BatchReport], None] | None = (
+            None  # called with the end, for the history
+        )
 
     # --- feeding ---
 
     def whole(self, texts: Sequence[str]) -> ItemsAdded:
-        """All texts at once: they stay the caller's list."""
-        self._texts = texts
+        """Set all texts at once, without a copy; return the event for the scheduler."""
+        self.texts = texts
         self._fed = len(texts)
         return ItemsAdded(self.task.id, [item_cost(text) for text in texts], True)
 
     def more(self, texts: Sequence[str], closed: bool) -> ItemsAdded:
-        assert isinstance(self._texts, dict)
+        """Add texts; return the event for the scheduler."""
+        assert isinstance(self.texts, dict)
         for index, text in enumerate(texts, self._fed):
-            self._texts[index] = text
+            self.texts[index] = text
         self._fed += len(texts)
         return ItemsAdded(self.task.id, [item_cost(text) for text in texts], closed)
 
     # --- attempts ---
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        """Start one attempt; return the function that aborts it."""
         self._digest = self._digest or self._digests(self.task.model).get(start.node, "")
         return dispatcher.run(self.perform, start, node)
 
     async def perform(
         self, transport: Transport, node: Endpoint, start: Start, started: Callable[[bool], None]
     ) -> Outcome:
+        """Send one chunk and read its vectors."""
         assert start.items is not None
         texts: list[str] = []
         for lo, hi in start.items:
-            source = self._texts
+            source = self.texts
             texts += source[lo:hi] if not isinstance(source, dict) else [source[i] for i in range(lo, hi)]
         body = encode({"model": self.task.model, "input": texts, **self._fields})
-        if b"\\ud" in body and self._set_aside(texts, start.items):  # halves of surrogate pairs are written so
+        if b"\\ud" in body and self._set_aside(texts, start.items):  # the escape of a lone surrogate
             body = encode({"model": self.task.model, "input": texts, **self._fields})
         reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
         answer = await reply.read()
         if reply.status != 200:
             outcome = refusal(reply.status, answer, reply.headers)
-            # It may be for the length of the list: shorter ones tell.
+            # The list may be too long; shorter ones will show it.
             return replaced(outcome, status=Status.FAILED) if reply.status in OF_THE_REQUEST else outcome
         return self._keep(start, answer, len(texts))
 
     def _set_aside(self, texts: list[str], items: Ranges) -> bool:
-        """Put a stand-in where a text has no UTF-8 form: it fails when the others are answered. Returns if any has."""
+        """Replace texts without a UTF-8 form, which fail when the others are answered; return True if there is one."""
         found = False
         for place, item in enumerate(items.items()):
             try:
                 texts[place].encode()
             except UnicodeEncodeError as error:
                 code = f"U+{ord(texts[place][error.start]):04X}"
-                told = f"inputs[{item}] has a lone surrogate ({code}) at {error.start}: it has no UTF-8 form"
-                self._unsendable[item] = BadInput(f"{told}; replace it, as text.encode('utf-8', 'replace') does")
+                fault = f"inputs[{item}] has a lone surrogate ({code}) at {error.start}: it has no UTF-8 form"
+                self._unsendable[item] = BadInput(f"{fault}; replace it, as text.encode('utf-8', 'replace') does")
                 texts[place], found = "?", True
         return found
 
     def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
-        """Read an answer, which should have `count` vectors, and hold them until it is told which of them are new."""
+        """Read an answer of `count` vectors and keep them until the scheduler selects the new ones."""
         outcome, vectors = read_vectors(answer, count, self._dim)
         if vectors is not None:
             self._dim = vectors.dim
@@ -153,6 +164,7 @@ class BatchJob:
         return outcome
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
+        """Count the end of an attempt."""
         work = self._nodes.setdefault(start.node, NodeWork())
         work.requests += 1
         if self.wait_us is None or began - self._began < self.wait_us:
@@ -168,6 +180,7 @@ class BatchJob:
         work.last_end = at
 
     def accept(self, action: Accept) -> None:
+        """Deliver the new items of an attempt."""
         start, vectors = self._answers.pop(action.attempt)
         items, fresh = start.items or Ranges(), action.items
         if self._unsendable:
@@ -179,35 +192,37 @@ class BatchJob:
         self.count_items(start.node, fresh.total())
         if fresh == items:
             flat = vectors.flat
-        else:  # after a takeover: only the rows that nobody else had answered
+        else:  # after a takeover: only the rows without an earlier answer
             row = {item: index for index, item in enumerate(items.items())}
             flat = array("f")
             for item in fresh.items():
                 at = row[item] * vectors.dim
                 flat += vectors.flat[at : at + vectors.dim]
         self._drop_texts(fresh)
-        self._post(Delivered(fresh, flat, vectors.dim))
+        self.post(VectorsDelivered(fresh, flat, vectors.dim))
 
     def _refuse_unsendable(self, fresh: Ranges) -> Ranges:
-        """Tell of the items among these that were never sent. Returns the others."""
+        """Deliver the errors of items that were never sent; return the others."""
         bad = [item for item in fresh.items() if item in self._unsendable]
         for item in bad:
             error, ranges = self._unsendable[item], Ranges([(item, item + 1)])
-            self.note_refused(Refuse(self.task.id, ranges, Outcome(Status.REFUSED, str(error), 400)))
+            self.count_refused(Refuse(self.task.id, ranges, Outcome(Status.REFUSED, str(error), 400)))
             self._drop_texts(ranges)
-            self._post(Refused(ranges, error))
+            self.post(ItemsRefused(ranges, error))
         return joined([item for item in fresh.items() if item not in self._unsendable]) if bad else fresh
 
     def count_items(self, node: str, count: int) -> None:
+        """Count delivered items of a node."""
         self._nodes[node].items += count
 
     def refuse(self, action: Refuse) -> None:
-        self.note_refused(action)
+        """Deliver the error of failed items."""
+        self.count_refused(action)
         self._drop_texts(action.items)
-        self._post(Refused(action.items, _item_error(action.outcome)))
+        self.post(ItemsRefused(action.items, _item_error(action.outcome)))
 
-    def note_refused(self, action: Refuse) -> None:
-        """Count items that failed, and keep the errors of the first."""
+    def count_refused(self, action: Refuse) -> None:
+        """Count failed items and keep the errors of the first."""
         self._failed += action.items.total()
         for item in action.items.items():
             if len(self._errors) >= ERRORS_KEPT:
@@ -215,22 +230,24 @@ class BatchJob:
             self._errors[item] = action.outcome.message[:ERROR_MOST]
 
     def _drop_texts(self, items: Ranges) -> None:
-        if isinstance(self._texts, dict):
+        if isinstance(self.texts, dict):
             for item in items.items():
                 if item != self._control:
-                    self._texts.pop(item, None)
+                    self.texts.pop(item, None)
 
-    def want(self, items: int) -> None:
-        self._post(Wanted(items))
+    def request_items(self, items: int) -> None:
+        """Request more texts from the caller."""
+        self.post(TextsRequested(items))
 
     def settle(self, action: Complete, at: Micros) -> None:
+        """Deliver the end of the batch and its report."""
         self._answers.clear()
         report = self._report(at)
-        if self.noted is not None:
-            self.noted(self, action, report)
-        if self.over is not None:
-            self.over(report)
-        self._post(Ended(error_of(action, self.task), report))
+        if self.on_settled is not None:
+            self.on_settled(self, action, report)
+        if self.on_end is not None:
+            self.on_end(report)
+        self.post(BatchEnded(error_of(action, self.task), report))
 
     def _report(self, at: Micros) -> BatchReport:
         seconds = max(at - self._began, 1) / SECOND

@@ -1,4 +1,4 @@
-"""How a batch went, by node and as a whole."""
+"""The report of a batch, by node and in total."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sollol.core.types import Micros
 
 
 class NodeShare(NamedTuple):
-    """What one node did for a batch."""
+    """The work of one node for a batch."""
 
     items: int
     share: float
@@ -17,12 +17,15 @@ class NodeShare(NamedTuple):
     requests: int
     failed: int
     overtaken: int
-    error: str = ""  # of its last failed request
+    error: str = ""  # error of the last failed request
 
 
 class BatchReport(NamedTuple):
-    """How a batch went. `fluid_bound_s` is the time that the nodes would have needed if all had been busy, at the
-    rates measured in this run, until the same last moment; `efficiency` is that bound ÷ the seconds it took."""
+    """The report of a batch.
+
+    `fluid_bound_s` is the time that the nodes would have needed if all had been busy, at the rates measured in this
+    run, until the same last moment; `efficiency` is that bound ÷ the seconds of the batch.
+    """
 
     items: int
     failed: int
@@ -34,13 +37,15 @@ class BatchReport(NamedTuple):
     takeovers: int
     fluid_bound_s: float
     efficiency: float
-    digest: str = ""  # the version of the model that all vectors come from; "" where no node tells
-    left_out: Mapping[str, str] = {}  # node that has another version -> that version
-    errors: Mapping[int, str] = {}  # of the first failed items, by position
+    digest: str = ""  # version of the model for all vectors; "" if no node sends one
+    left_out: Mapping[str, str] = {}  # node -> its version, for nodes with another version
+    errors: Mapping[int, str] = {}  # position -> error, of the first failed items
     id: int = 0  # for `pool.explain`
 
 
 class NodeWork:
+    """Counters of one node during a batch."""
+
     __slots__ = ("busy_us", "error", "failed", "items", "last_end", "overtaken", "requests")
 
     def __init__(self) -> None:

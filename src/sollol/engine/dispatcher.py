@@ -1,7 +1,7 @@
-"""The thin imperative shell: feeds events to the scheduler and turns its actions into awaits.
+"""Feed events to the scheduler and carry out its actions.
 
-It decides nothing. A Job is the part of a task that the core does not see: how to say it to a node, what its
-answer means, and who waits for it.
+The dispatcher makes no decisions. A Job is the part of a task outside the core: its request to a node, the meaning of
+the answer, and its caller.
 """
 
 from __future__ import annotations
@@ -50,83 +50,99 @@ from sollol.core.scheduler import Scheduler
 from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
 from sollol.duties import Duties
 from sollol.engine.node_aliases import Aliases
-from sollol.engine.silences import Silences, Watched
+from sollol.engine.stream_watch import StreamWatch, WatchedStream
 from sollol.errors import SollolError
 from sollol.observe.journal import Journal
 from sollol.transport.base import Call, Transport, TransportFault
 
 log: Final = logging.getLogger("sollol")
-NOTICES: Final = 100  # sentences for the operator that are kept
-PROBE_AGAIN_S = 0.5  # after this process had no file descriptor left
+NOTICES: Final = 100  # notices kept for the operator
+PROBE_AGAIN_S = 0.5  # after this process ran out of file descriptors
 
 GiveUp = Callable[[], object]
 
 
 class Job(Protocol):
+    """The part of a task outside the core."""
+
     task: Task
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
-        """Begin one attempt; the result gives it up. Its end is told later with `dispatcher.finished`."""
+        """Start one attempt; return the function that aborts it. `dispatcher.finished` reports its end."""
         ...
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
-        """An attempt is over (LEFT if it was aborted)."""
+        """Record the end of an attempt (LEFT if it was aborted)."""
         ...
 
-    def accept(self, action: Accept) -> None: ...
-    def refuse(self, action: Refuse) -> None: ...
-    def want(self, items: int) -> None: ...
-    def settle(self, action: Complete, at: Micros) -> None: ...
+    def accept(self, action: Accept) -> None:
+        """Deliver the new items of a batch's attempt."""
+        ...
+
+    def refuse(self, action: Refuse) -> None:
+        """Deliver the error of failed items."""
+        ...
+
+    def request_items(self, items: int) -> None:
+        """Request more items from the caller of a batch."""
+        ...
+
+    def settle(self, action: Complete, at: Micros) -> None:
+        """Deliver the end of the task."""
+        ...
 
 
-# Carries out one attempt as a coroutine. The last argument is called with whether another node could go on with the
-# answer, when its caller has begun to receive it, and again if that turns out to be otherwise.
+# Carries out one attempt as a coroutine. It calls its last argument when the caller has received the first part, with
+# True if another node could resume the answer, and again if that changes.
 Perform = Callable[[Transport, Endpoint, Start, Callable[[bool], None]], Coroutine[Any, Any, Outcome]]
 
 
 class Dispatcher:
+    """Connection between the scheduler and the world, on one event loop."""
+
     def __init__(self, scheduler: Scheduler, transport: Transport, journal: Journal) -> None:
         self.scheduler = scheduler
         self.transport = transport
         self.journal = journal
         self._loop = asyncio.get_running_loop()
-        # uvloop's own clock, the same one, steps in whole milliseconds.
+        # uvloop's own clock has a resolution of 1 ms only.
         self._clock = time.monotonic if type(self._loop).__module__.startswith("uvloop") else self._loop.time
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, tuple[GiveUp, Start, Job, Micros]] = {}
-        self._events: deque[Event] = deque()  # that came while the actions of another were carried out
+        self._events: deque[Event] = deque()  # events during the actions of another event
         self._feeding = False
-        self._asked: set[str] = set()  # nodes whose lists are awaited
-        self._odd: dict[str, int] = {}  # the most rows of each that were left out
+        self._probing: set[str] = set()  # nodes whose lists are outstanding
+        self._odd: dict[str, int] = {}  # node -> most rows left out so far
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._submitting = 0  # the task that a caller is submitting, and what his own policy raised at it
+        self._submitting = 0  # the task being submitted, and the exception of its own policy
         self._own_fault: Exception | None = None
-        self.used_digests: dict[str, str] = {}  # model -> the version that embeddings use
-        self.faults = 0  # exceptions that nobody expected
+        self.used_digests: dict[str, str] = {}  # model -> version used by embeddings
+        self.faults = 0  # unexpected exceptions
         self.notices: deque[str] = deque(maxlen=NOTICES)
         self.duties = Duties(self.fault)
-        self._silences = Silences(self._loop, self.feed, self.duties)
+        self._stream_watch = StreamWatch(self._loop, self.feed, self.duties)
         self._on_tick = self.duties.guarded("the clock of the scheduler", self._tick)
-        self._aliases = Aliases(transport, self.tell)
+        self._aliases = Aliases(transport, self.notify_operator)
 
-    def tell(self, sentence: str) -> None:
+    def notify_operator(self, sentence: str) -> None:
         """Report to the operator: in the log, and in `notices`."""
         self.notices.append(sentence)
         log.warning("%s", sentence)
 
     def fault(self, where: str, error: BaseException) -> str:
-        """Log an exception that nobody expected, with its traceback, and count it. Returns its name in the log."""
+        """Log an unexpected exception with its traceback and count it; return its name in the log."""
         self.faults += 1
         name = secrets.token_hex(4)
         log.error("fault %s, in %s: %s: %s", name, where, type(error).__name__, error, exc_info=error)
         return name
 
     def now(self) -> Micros:
+        """Return the present in microseconds of the loop's clock."""
         return int(self._clock() * 1_000_000.0 + 0.5)
 
     def submit(self, job: Job, at: Micros | None = None) -> None:
-        """`at`: the present moment, if the caller has it at hand. Raises what a caller's own policy raises."""
+        """Submit a job at the time `at`, by default now. Raises the exceptions of a caller's own policy."""
         task = job.task
         if self._closed:
             job.settle(Complete(task.id, Outcome(Status.LEFT, "the pool is closed")), self.now())
@@ -139,16 +155,20 @@ class Dispatcher:
             raise own
 
     def _take_fault(self) -> Exception | None:
-        """Return and clear what a caller's own policy raised. (Compiled, `submit` would take it for None still.)"""
+        """Return and clear the exception of a caller's own policy.
+
+        A method of its own, because compiled `submit` would still read the attribute as None.
+        """
         own, self._own_fault = self._own_fault, None
         return own
 
     def cancel(self, task: int) -> None:
+        """Cancel a task."""
         if task in self._jobs:
             self.feed(Cancelled(task))
 
     def feed(self, event: Event, at: Micros | None = None) -> None:
-        """Hand an event to the scheduler and carry out what follows; one that comes meanwhile is next."""
+        """Feed an event to the scheduler and carry out the actions; queue events that arrive meanwhile."""
         if self._closed:
             return
         if self._feeding:
@@ -172,24 +192,24 @@ class Dispatcher:
             self._loop.call_soon_threadsafe(self.feed, event)
 
     def _handle(self, event: Event, at: Micros) -> None:
-        """Raise nothing: whatever fails in one task, the events of the others come after it."""
+        """Feed one event. Raises nothing: a failure in one task must not affect the others."""
         try:
             actions = self.scheduler.handle(event, at)
-        except Exception as error:  # it says that it raises nothing
+        except Exception as error:  # it should raise nothing
             self.fault("the scheduler", error)
             return
         try:
             self.journal.record(at, event, actions)
         except Exception as error:
-            self.fault("what listens to the journal", error)
+            self.fault("a listener of the journal", error)
         for action in actions:
             try:
                 self._carry_out(action, at)
             except Exception as error:
-                self._not_carried_out(action, error)
+                self._action_failed(action, error)
 
-    def _not_carried_out(self, action: Action, error: Exception) -> None:
-        """Let the task that an action is about end, and no other."""
+    def _action_failed(self, action: Action, error: Exception) -> None:
+        """End the task of a failed action, and no other."""
         self.fault(f"carrying out {type(action).__name__}", error)
         if isinstance(action, Start | Accept | Refuse | ItemsRequested) and action.task in self._jobs:
             self._events.append(TaskFailed(action.task, error))
@@ -200,12 +220,12 @@ class Dispatcher:
             return
         try:
             job.settle(action, at)
-        except Exception as error:  # its caller must hear of an end all the same
-            self.fault(f"telling the end of task {action.task}", error)
+        except Exception as error:  # its caller must get an end in any case
+            self.fault(f"delivering the end of task {action.task}", error)
             job.settle(Complete(action.task, fault_outcome(error)), at)
 
     def _faulted(self, action: SchedulerFault) -> None:
-        """Tell of a fault in the scheduler; one of a caller's own policy is raised where he submits."""
+        """Report a fault of the scheduler; raise that of a caller's own policy where it was submitted."""
         job = self._jobs.get(action.task)
         hedge = None if job is None else job.task.hedge
         if action.task == self._submitting and isinstance(hedge, str):
@@ -215,7 +235,7 @@ class Dispatcher:
             self.fault(f"the scheduler, at task {action.task}" if action.task else "the scheduler", action.error)
 
     def _carry_out(self, action: Action, at: Micros) -> None:
-        if isinstance(action, Start):  # not `match`: compiled, that asks in the slow way
+        if isinstance(action, Start):  # not `match`, which is slow when compiled
             self._start(action, at)
         elif isinstance(action, Complete):
             self._settle(action, at)
@@ -226,13 +246,13 @@ class Dispatcher:
         elif isinstance(action, Accept):
             self._jobs[action.task].accept(action)
         elif isinstance(action, ItemsRequested):
-            self._jobs[action.task].want(action.items)
+            self._jobs[action.task].request_items(action.items)
         elif isinstance(action, Probe):
-            self.duties.once(f"asking {action.node} how it is", self._probe(action.node))
+            self.duties.once(f"probing {action.node}", self._probe(action.node))
         elif isinstance(action, DigestChosen):
             self.used_digests[action.model] = action.digest
         elif isinstance(action, Notice):
-            self.tell(action.text)
+            self.notify_operator(action.text)
         elif isinstance(action, Load):
             self.duties.once(f"loading a model on {action.node}", self._load(action))
         elif isinstance(action, Refuse):
@@ -245,12 +265,12 @@ class Dispatcher:
         node = self.scheduler.view().nodes[start.node].endpoint
         try:
             give_up = job.launch(self, start, node)
-        except Exception as error:  # what must not be sent, or a fault of ours: the task must still end
+        except Exception as error:  # the task must end after any error
             give_up = self.run(_raise(error), start, node)
         self._running[start.attempt] = (give_up, start, job, at)
 
     def run(self, perform: Perform, start: Start, node: Endpoint) -> GiveUp:
-        """Carry out an attempt as a coroutine, in a task of its own."""
+        """Carry out an attempt as a coroutine in its own task."""
         return self._loop.create_task(self._attempt(perform, start, node)).cancel
 
     async def _attempt(self, perform: Perform, start: Start, node: Endpoint) -> None:
@@ -258,14 +278,14 @@ class Dispatcher:
             outcome = await perform(self.transport, node, start, lambda movable: self._starts(start, movable))
         except TransportFault as fault:
             outcome = outcome_of(fault)
-        except SollolError as error:  # what must not be sent
+        except SollolError as error:  # the request must not be sent
             outcome = Outcome(Status.REFUSED, f"{type(error).__name__}: {error}")
-        except Exception as error:  # a fault of ours, or an answer that nobody can read
-            outcome = self.unread(error)
+        except Exception as error:  # our own fault, or an unreadable answer
+            outcome = self.answer_fault(error)
         self.finished(start.attempt, outcome)
 
-    def unread(self, error: Exception) -> Outcome:
-        """Return how an attempt ends whose answer was the occasion of a fault: another node may do better."""
+    def answer_fault(self, error: Exception) -> Outcome:
+        """Return the outcome of an attempt whose answer caused an exception: another node may do better."""
         name = self.fault("reading an answer", error)
         return Outcome(Status.FAILED, f"its answer cannot be read ({type(error).__name__}; fault {name} in the log)")
 
@@ -276,21 +296,21 @@ class Dispatcher:
             self.began(start.attempt, movable)
 
     def began(self, attempt: int, movable: bool) -> None:
-        """The caller has begun to receive this attempt's answer."""
+        """Report the first part of a streamed answer at the caller."""
         self.feed(FirstToken(attempt, movable))
 
-    def watch(self, attempt: int, stream: Watched) -> None:
-        """Notice it if nothing more comes of this attempt's stream."""
+    def watch(self, attempt: int, stream: WatchedStream) -> None:
+        """Watch the stream of an attempt for stalls."""
         if attempt in self._running:
-            self._silences.watch(attempt, stream)
+            self._stream_watch.watch(attempt, stream)
 
     def responding(self, attempt: int) -> None:
-        """Report that a node has begun to answer an attempt whose caller wants the answer whole."""
+        """Report the first part of a whole answer."""
         if attempt in self._running:
             self.feed(Responding(attempt))
 
     def finished(self, attempt: int, outcome: Outcome) -> None:
-        """An attempt has ended by itself. One that was aborted meanwhile is not heard any more."""
+        """Report completion; ignored after abort."""
         entry = self._running.pop(attempt, None)
         if entry is not None:
             _, start, job, began = entry
@@ -300,9 +320,9 @@ class Dispatcher:
 
     def _end(self, job: Job, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         try:
-            self._silences.forget(start.attempt)
+            self._stream_watch.forget(start.attempt)
             job.ended(start, outcome, began, at)
-        except Exception as error:  # the log of a task is worth less than its slot
+        except Exception as error:  # a failing log must not block the slot
             self.fault(f"the log of task {start.task}", error)
 
     def _abort(self, action: Abort, at: Micros) -> None:
@@ -310,7 +330,7 @@ class Dispatcher:
         if entry is not None:
             give_up, start, job, began = entry
             try:
-                self._silences.forget(action.attempt)
+                self._stream_watch.forget(action.attempt)
                 give_up()
             except Exception as error:
                 self.fault(f"giving up an attempt of task {start.task}", error)
@@ -318,7 +338,7 @@ class Dispatcher:
                 self._end(job, start, action.outcome, began, at)
 
     def send_later(self, node: Endpoint, call: Call) -> None:
-        """Send a call in the background. If it fails, the next probe shows what the node has."""
+        """Send a call in the background. If it fails, the next probe reports the node's state."""
         if not self._closed:
             self.duties.once(f"a message to {node.key}", self._send(node, call))
 
@@ -326,7 +346,7 @@ class Dispatcher:
         try:
             await self.transport.send(node, call)
         except TransportFault as fault:
-            log.info("%s was not told how long to keep a model: %s", node.key, fault)
+            log.info("the call to unload a model on %s failed: %s", node.key, fault)
 
     async def _load(self, action: Load) -> None:
         node = self.scheduler.view().nodes.get(action.node)
@@ -334,7 +354,7 @@ class Dispatcher:
             try:
                 await self.transport.send(node.endpoint, load_call(action.kind, action.model, action.options))
             except TransportFault:
-                pass  # the probe will tell
+                pass  # the probe reports the state
             except Exception as error:
                 self.duties.failed(f"loading a model on {action.node}", error)
             await self._probe(action.node)
@@ -345,36 +365,36 @@ class Dispatcher:
             return
         version, known = node.version if node.up else "", bool(node.models)
         try:
-            if key in self._asked:  # its lists are still awaited
+            if key in self._probing:  # its lists are outstanding
                 self.feed(NodeSeen(key, await probe_version(self.transport, node.endpoint)))
                 return
-            self._asked.add(key)
+            self._probing.add(key)
             try:
                 async with aclosing(probes(self.transport, node.endpoint, version, known)) as found:
                     async for facts in found:
                         self._seen(key, facts)
             finally:
-                self._asked.discard(key)
+                self._probing.discard(key)
         except ProbeFailed as error:
             self.feed(NodeLost(key, str(error), error.certain))
-        except TransportFault:  # this process has no file descriptor left, which says nothing of the node
+        except TransportFault:  # this process is out of file descriptors: no evidence about the node
             self._loop.call_later(PROBE_AGAIN_S, self._probe_again, key)
-        except Exception as error:  # whatever it is, the node must not count as being asked for ever
-            self.fault(f"asking {key} how it is", error)
+        except Exception as error:  # the node must not stay in the state of being probed
+            self.fault(f"probing {key}", error)
             self.feed(NodeLost(key, f"{type(error).__name__}: {error}", True))
 
     def _probe_again(self, key: str) -> None:
         if not self._closed:
-            self.duties.once(f"asking {key} how it is", self._probe(key))
+            self.duties.once(f"probing {key}", self._probe(key))
 
     def _seen(self, key: str, facts: NodeFacts) -> None:
         nodes = self.scheduler.view().nodes
-        if key not in nodes:  # it was removed meanwhile
+        if key not in nodes:  # removed meanwhile
             return
         if facts.odd > self._odd.get(key, 0):
             self._odd[key] = facts.odd
-            self.tell(f"{key} lists {facts.odd} models that are none of Ollama's: they are left out")
-        aside = self._aliases.found(key, facts, nodes)
+            self.notify_operator(f"{key} lists {facts.odd} models in another format than Ollama's: they are left out")
+        aside = self._aliases.detect(key, facts, nodes)
         if key not in aside:
             self.feed(NodeSeen(key, facts))
         for name, other in aside.items():
@@ -390,11 +410,11 @@ class Dispatcher:
         self.feed(Tick())
 
     async def aclose(self) -> None:
-        """Cancel what runs, tell those who wait, close the connections."""
+        """Cancel all tasks and duties, close the connections."""
         for task in list(self._jobs):
             self.feed(Cancelled(task))
         self._closed = True
-        self._silences.close()
+        self._stream_watch.close()
         if self._timer is not None:
             self._timer.cancel()
         await self.duties.aclose()

@@ -1,4 +1,4 @@
-"""What both pools share on the loop: scheduler, dispatcher, and the making of jobs."""
+"""Engine of both pools on the event loop: scheduler, dispatcher, and the construction of jobs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sollol.engine.batch_job import BatchJob, Message
 from sollol.engine.batch_report import BatchReport
 from sollol.engine.dispatcher import Dispatcher
 from sollol.engine.history import History
+from sollol.engine.inputs import take_texts
 from sollol.engine.jobs import CallJob, StreamJob
 from sollol.engine.request import Request
 from sollol.engine.resumption import PartialResponse, ResumeSupport, is_plain
-from sollol.engine.texts import take
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
 from sollol.observe.journal import Journal
@@ -40,14 +40,15 @@ from sollol.workload.runner_options import runner_key
 from sollol.workload.task import Work, build_task, unloads
 from sollol.workload.validation import check_text
 
-# Loading, reading a prompt, and thinking may each take as long as they take: the scheduler judges silence by what else
-# is known (`sollol.core.stall_detection`), the caller's timeout bounds it, and a machine that vanished is noticed by
-# the connection (`sollol.transport.http`).
+# Loading, prefill and thinking have no time limit: the scheduler judges silence by other evidence
+# (`sollol.core.stall_detection`), the caller's timeout applies, and the connection detects a machine that
+# vanished (`sollol.transport.http`).
 TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)
-HEDGERS_MAX: Final = 256  # callers' own hedging policies that are registered at once
+HEDGERS_MAX: Final = 256  # limit of registered hedging policies of callers
 
 
 def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
+    """Return the policies of a pool. `hedgers`: callers' own hedging policies by name."""
     return Policies(
         router=CompletionRouter(),
         batcher=GuidedBatcher(),
@@ -68,10 +69,10 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
 
 
 class Engine:
-    """Lives on one running event loop."""
+    """Scheduler, dispatcher and history of a pool, on one running event loop."""
 
     def __init__(self, endpoints: Iterable[Endpoint], transport: Transport, app: str, seed: int | None) -> None:
-        self._hedgers: dict[str, Hedger] = {}  # callers' own, by name: a task holds a name
+        self._hedgers: dict[str, Hedger] = {}  # callers' own policies; a task holds only the name
         self.scheduler = Scheduler(default_policies(self._hedgers), random.Random(seed))
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
@@ -85,27 +86,31 @@ class Engine:
             self.add(endpoint)
 
     def add(self, endpoint: Endpoint) -> None:
+        """Add a node."""
         self.dispatcher.feed(NodeAdded(endpoint))
 
     def remove(self, key: str) -> None:
+        """Remove a node."""
         self.dispatcher.feed(NodeRemoved(key))
 
     def refresh(self) -> None:
-        """Probe every node now: models were pulled, loaded or deleted. May be called in any thread."""
+        """Probe every node now, after models were pulled, loaded or deleted. Callable from any thread."""
         self.dispatcher.feed_soon(Refresh())
 
     def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
-        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.noting(done))
+        """Submit a request with a whole answer; `done` is called at its end."""
+        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.recording(done))
         return self.submit(job)
 
     def stream(self, request: Request, done: Callable[[CallJob], None], push: Callable[[bytes], bool]) -> StreamJob:
+        """Submit a streamed request; `push` receives its lines, `done` is called at its end."""
         said = PartialResponse(request.kind, request.fields) if is_plain(request.fields) else None
         job = StreamJob(
             self._task(request),
             request.path,
             request.body,
             TIMEOUTS,
-            self.noting(done),
+            self.recording(done),
             push,
             said,
             self.resume_support,
@@ -114,54 +119,56 @@ class Engine:
         self.submit(job)
         return job
 
-    def noting(self, done: Callable[[CallJob], None]) -> Callable[[CallJob], None]:
-        """`done`, after the call was put into the history."""
+    def recording(self, done: Callable[[CallJob], None]) -> Callable[[CallJob], None]:
+        """Return a callback that records the call in the history, then calls `done`."""
 
-        def noted(job: CallJob) -> None:
-            self.note(job)
+        def recorded(job: CallJob) -> None:
+            self.record_call(job)
             done(job)
 
-        return noted
+        return recorded
 
-    def note(self, job: CallJob) -> None:
-        """Put a call that is over into the history, if it is recorded."""
-        if self._sees(job.task.id):
+    def record_call(self, job: CallJob) -> None:
+        """Record a finished call in the history, if it belongs to the sample."""
+        if self._is_recorded(job.task.id):
             self.history.add(job)
 
     def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
-        """The nodes that have a model (or of them this one), and its digest there."""
+        """Return node -> (endpoint, digest) of the usable nodes with a model. `key`: only this node."""
         found = self.scheduler.view().nodes
         nodes = [found[key]] if key in found else () if key else found.values()
         return {n.key: (n.endpoint, n.digests.get(model, "")) for n in nodes if n.usable and model in n.models}
 
     def digests(self, model: str) -> dict[str, str]:
-        """Return the version of a model on each node that has it and tells it."""
+        """Return the version of a model on each node that sends one."""
         nodes = self.scheduler.view().nodes.values()
         return {node.key: digest for node in nodes if (digest := node.digests.get(model, ""))}
 
     def use_digests(self, one: bool, pinned: Mapping[str, str], used: dict[str, str]) -> None:
-        """Set whether chats use one version of a model, too, and which versions are pinned.
+        """Set the pinned versions, and whether chats use only one version of a model, too.
 
-        `used`: the versions that embeddings have used, also those of an engine before this one; kept up to date."""
+        `used`: versions used by embeddings, also with an earlier engine; the dict is kept up to date.
+        """
         self.dispatcher.used_digests = used
         names = {canonical_model(model): digest.removeprefix("sha256:") for model, digest in pinned.items()}
         self.dispatcher.feed_soon(Configure(one_digest=one, pinned_digests=names, used_digests=dict(used)))
 
     def use_strategy(self, strategy: RoutingStrategy) -> None:
-        """From now on, calls without a mode of their own go where this strategy says."""
+        """Set the routing strategy of calls without a mode."""
         self.dispatcher.feed_soon(Configure(strategy=strategy))
 
     def set_queue_bound(self, most: int) -> None:
-        """Set the most tasks that may wait."""
+        """Set the limit of waiting tasks."""
         self.dispatcher.feed_soon(Configure(queue_bound=most))
 
     def abandon(self) -> None:
-        """Give up the connections without waiting, since the event loop that would close them is over."""
+        """Drop the connections without waiting, since their event loop has ended."""
         abandon = getattr(self.transport, "abandon", None)
         if abandon is not None:
             abandon()
 
     async def aclose(self) -> None:
+        """Cancel all tasks and close the connections."""
         await self.resume_support.aclose()
         await self.dispatcher.aclose()
 
@@ -175,22 +182,22 @@ class Engine:
         *,
         make: type[BatchJob] = BatchJob,
     ) -> BatchJob:
-        """A batch of embeddings. `make`: what takes its answers."""
+        """Submit a batch of embeddings. `post` receives its messages, `make` is the class of its job."""
         work = Work(Kind.EMBED, model, "/api/embed", type=TaskType.EMBED, batch=True, width=width)
         task = self.task(work, call)
         at_end = unloads(fields.get("keep_alive"))
-        if at_end:  # at the end: said with every chunk, it would make the node load the model for each anew
+        if at_end:  # applied at the end: in each chunk it would make the node load the model again
             fields = {name: value for name, value in fields.items() if name != "keep_alive"}
         job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available, self.digests)
         if at_end:
-            job.over = lambda report: self._unload(task, fields, report)
-        if self._sees(task.id):
-            job.noted = self.history.add_batch
+            job.on_end = lambda report: self._unload(task, fields, report)
+        if self._is_recorded(task.id):
+            job.on_settled = self.history.add_batch
         self.dispatcher.submit(job)
         return job
 
     def _unload(self, task: Task, fields: Mapping[str, Any], report: BatchReport) -> None:
-        """Let the nodes that took part in a batch put the model out of memory."""
+        """Unload the model of a batch on the nodes that took part."""
         for key, share in report.nodes.items():
             node = self.scheduler.view().nodes.get(key)
             if node is not None and share.items:
@@ -198,7 +205,11 @@ class Engine:
                 self.dispatcher.send_later(node.endpoint, call)
 
     async def feed(self, job: BatchJob, source: Iterator[str] | AsyncIterator[str], count: int, fed: int) -> int:
-        """Read `count` more texts for a batch and hand them over; call many came. Raises BadInput."""
+        """Read up to `count` more texts for a batch and submit them; return their number.
+
+        Raises:
+            BadInput: An item is no text.
+        """
         if isinstance(source, AsyncIterator):
             texts: list[str] = []
             closed = True
@@ -209,7 +220,7 @@ class Engine:
                     closed = False
                     break
         else:
-            texts, closed = take(source, count, fed)
+            texts, closed = take_texts(source, count, fed)
         self.dispatcher.feed(job.more(texts, closed))
         return len(texts)
 
@@ -218,21 +229,23 @@ class Engine:
         self._share = share
         self.journal.recording = share > 0
 
-    def _sees(self, task: int) -> bool:
-        """Whether a call is recorded: by its number, so that all faces agree on it."""
+    def _is_recorded(self, task: int) -> bool:
+        """Check whether a call belongs to the recorded sample: by its number, so that all parts agree."""
         return self._share >= 1.0 or (task * 0x9E3779B1 & 0xFFFFFFFF) < self._share * 0x100000000
 
     def next_id(self) -> int:
+        """Return the number of the next task."""
         self._last_id = id = self._last_id + 1
         return id
 
     def submit(self, job: CallJob) -> CallJob:
+        """Submit a job."""
         job.attempt_log.submitted_us = at = self.dispatcher.now()
         self.dispatcher.submit(job, at)
         return job
 
     def task(self, work: Work, call: CallOptions) -> Task:
-        """Return the task of a request, with an id of its own."""
+        """Return the task of a request with a new id."""
         return build_task(self.next_id(), work, call, self._hedge(call), self._app, self.dispatcher.now())
 
     def _task(self, request: Request) -> Task:
@@ -252,21 +265,21 @@ class Engine:
         return self.task(work, request.call)
 
     def _hedge(self, call: CallOptions) -> bool | str | None:
-        """Return the name of a caller's own hedging policy, after it was registered; else what the caller set."""
+        """Register a caller's own hedging policy and return its name; return other values unchanged."""
         hedge = call.hedge
         if hedge is None or isinstance(hedge, bool):
             return hedge
         for name, known in self._hedgers.items():
             if known is hedge:
                 return name
-        if len(self._hedgers) >= HEDGERS_MAX:  # those of submitted tasks are no longer looked up
+        if len(self._hedgers) >= HEDGERS_MAX:  # submitted tasks no longer look theirs up
             del self._hedgers[next(iter(self._hedgers))]
         name = f"{type(hedge).__name__} {id(hedge)}"
         self._hedgers[name] = hedge
         return name
 
     def _available(self, key: str, since: Micros, until: Micros) -> float:
-        """The share of a span in which a node was up."""
+        """Return the share of a span in which a node was up."""
         node = self.scheduler.view().nodes.get(key)
         if node is None:
             return 1.0
@@ -276,7 +289,11 @@ class Engine:
 
 
 def finish(job: CallJob, request: Request) -> Answer:
-    """The caller's answer, or the exception the task ended in."""
+    """Return the caller's answer with its routing record.
+
+    Raises:
+        SollolError: The task failed.
+    """
     error = job.error()
     assert job.settled is not None
     if error is not None:
@@ -287,7 +304,7 @@ def finish(job: CallJob, request: Request) -> Answer:
 
 
 def finish_stream(job: StreamJob, request: Request) -> Answer:
-    """The last part of a streamed answer, with its routing."""
+    """Return the last part of a streamed answer with its routing record."""
     assert job.settled is not None
     answer = request.answer(_readable(job.last))
     answer["_sollol_routing"] = job.attempt_log.record(job.settled.attempt)
@@ -295,7 +312,11 @@ def finish_stream(job: StreamJob, request: Request) -> Answer:
 
 
 def _readable(body: bytes) -> Any:
-    """Return an answer decoded. Raises ResponseError for what only seemed to be one."""
+    """Decode an answer.
+
+    Raises:
+        ResponseError: It cannot be decoded.
+    """
     try:
         return decode(body)
     except ValueError as error:

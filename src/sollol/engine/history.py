@@ -1,4 +1,4 @@
-"""Keep the last finished requests: for `explain`, for displays, and for calibration."""
+"""History of finished requests: for `explain`, for displays, and for calibration."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sollol.engine.jobs import AttemptLog, CallJob
 
 REMEMBERED = 1_000
 SHOWN = 100
-ERROR_MOST = 1_000  # characters of an error that are kept
-NODES_MOST = 64  # nodes of which it is kept why they did not answer
-ASKABLE = 3_000  # calls shown and still explained: half a minute of a display that takes a frame a second
+ERROR_MOST = 1_000  # characters kept of an error
+NODES_MOST = 64  # nodes kept with the reason of their failure
+SHOWN_KEPT = 3_000  # shown calls kept: half a minute of a display with a frame a second
 
 
 class BatchLog:
-    """A finished batch in the form of an attempt log. It has no prediction as a whole."""
+    """A finished batch in the form of an attempt log. It has no prediction in total."""
 
     __slots__ = ("report", "task", "wait_us")
 
@@ -34,15 +34,16 @@ class BatchLog:
         self.wait_us = wait_us
 
     def record(self, attempt: int | None) -> Answer:
+        """Return the routing record of the batch."""
         report = self.report
         queue_ms = report.seconds * 1000 if self.wait_us is None else self.wait_us / 1000
-        told = f"{report.items} texts in {report.requests} requests"
-        told += f", {report.retries} of them failed" if report.retries else ""
-        told += f", {report.takeovers} to take over what was late" if report.takeovers else ""
+        summary = f"{report.items} texts in {report.requests} requests"
+        summary += f", {report.retries} of them failed" if report.retries else ""
+        summary += f", {report.takeovers} takeovers of late items" if report.takeovers else ""
         return Answer(
             id=self.task.id,
             node=", ".join(node for node, share in report.nodes.items() if share.items),
-            reasons=[told],
+            reasons=[summary],
             predicted_ms=0.0,
             actual_ms=report.seconds * 1000 - queue_ms,
             queue_ms=queue_ms,
@@ -75,38 +76,38 @@ def _failures(share: NodeShare) -> str:
 class FinishedRequest:
     """A finished request: its attempts and its outcome, without payload."""
 
-    __slots__ = ("at", "attempt", "attempt_log", "error", "how", "nodes", "status")
+    __slots__ = ("at", "attempt", "attempt_log", "error", "http_status", "nodes", "status")
 
     def __init__(
         self,
         at: Micros,
-        how: Status,
+        status: Status,
         attempt: int | None,
         attempt_log: AttemptLog | BatchLog,
         error: str = "",
-        status: int = 0,
+        http_status: int = 0,
         nodes: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        self.at = at  # when it was over
-        self.how = how
-        self.attempt = attempt  # that answered
-        self.attempt_log = attempt_log
-        self.error = error[:ERROR_MOST]  # in which it ended
+        self.at = at  # time of the end
         self.status = status
-        self.nodes = nodes  # of one that no node answered: each, and why it did not
+        self.attempt = attempt  # the attempt that answered
+        self.attempt_log = attempt_log
+        self.error = error[:ERROR_MOST]
+        self.http_status = http_status
+        self.nodes = nodes  # (node, reason) for each, if no node answered
 
     def explained(self) -> dict[str, Any]:
-        """Return the record, with the error, and with what every node answered, or why it was not asked."""
+        """Return the record, with the failure of every node or the reason why it was not called."""
         record = self.attempt_log.record(self.attempt)
-        told: dict[str, Any] = {**record, "error": self.error, "status": self.status}
+        summary: dict[str, Any] = {**record, "error": self.error, "status": self.http_status}
         asked = {row["node"] for row in record["tried"]}
         others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in asked]
-        return told | {"tried": [*record["tried"], *others]}
+        return summary | {"tried": [*record["tried"], *others]}
 
     def lateness(self) -> float | None:
-        """Actual ÷ predicted time of the attempt that answered."""
+        """Return actual ÷ predicted time of the attempt that answered, None without one."""
         attempt_log = self.attempt_log
-        if self.how is OK and isinstance(attempt_log, AttemptLog):
+        if self.status is OK and isinstance(attempt_log, AttemptLog):
             for start, outcome, began, ended in attempt_log.attempts:
                 if start.attempt == self.attempt and outcome.status is OK:
                     return _lateness(start.decision.predicted_us, began, ended)
@@ -118,23 +119,23 @@ def _lateness(predicted_us: Micros, began: Micros, ended: Micros) -> float | Non
 
 
 class History:
-    """The last REMEMBERED calls, by id: single ones, and batches as a whole.
+    """The last REMEMBERED calls, by id: single ones, and batches in total.
 
-    A fast cluster has forgotten a call before somebody who sees it can ask about it, so what was shown is kept longer.
+    On a fast cluster a call leaves this list before a user can request its details, so shown calls are kept longer.
     """
 
     def __init__(self, now: Callable[[], Micros]) -> None:
         self._now = now
         self._calls: deque[FinishedRequest] = deque(maxlen=REMEMBERED)
-        self._shown: dict[int, FinishedRequest] = {}  # by task, what was shown first standing first
+        self._shown: dict[int, FinishedRequest] = {}  # by task id, in the order of their first display
 
     def add(self, job: CallJob) -> None:
-        """Record a call that is over."""
+        """Record a finished call."""
         assert job.settled is not None
         self._keep(job.settled, job.attempt_log)
 
     def add_batch(self, job: BatchJob, settled: Complete, report: BatchReport) -> None:
-        """Record a batch that is over."""
+        """Record a finished batch."""
         self._keep(settled, BatchLog(job.task, report, job.wait_us))
 
     def _keep(self, settled: Complete, attempt_log: AttemptLog | BatchLog) -> None:
@@ -147,15 +148,15 @@ class History:
         self._calls.append(past)
 
     def find(self, task: int) -> dict[str, Any] | None:
-        """Return the record of a task, or None if it is not remembered."""
+        """Return the record of a task, None if it is not kept."""
         found = self._shown.get(task) or next((past for past in self._calls if past.attempt_log.task.id == task), None)
         return None if found is None else {**self._row(found), **found.explained()}
 
     def recent(self) -> list[dict[str, Any]]:
-        """Newest first. All of them can be asked for until ASKABLE others were shown."""
+        """Return the last calls, newest first; `find` returns them until SHOWN_KEPT others were shown."""
         recent = list(islice(reversed(self._calls), SHOWN))
         self._shown |= {past.attempt_log.task.id: past for past in reversed(recent)}
-        for task in list(islice(self._shown, max(0, len(self._shown) - ASKABLE))):
+        for task in list(islice(self._shown, max(0, len(self._shown) - SHOWN_KEPT))):
             del self._shown[task]
         return [self._row(past) for past in recent]
 
@@ -169,7 +170,7 @@ class History:
             "model": task.model,
             "app": task.app,
             "node": record["node"],
-            "outcome": past.how.value,
+            "outcome": past.status.value,
             "predicted_ms": record["predicted_ms"],
             "actual_ms": record["actual_ms"],
             "queue_ms": record["queue_ms"],
@@ -181,7 +182,7 @@ class History:
         }
 
     def calibration(self) -> dict[str, Any]:
-        """Actual ÷ predicted time of the attempts that answered: median, p90, how many."""
+        """Return actual ÷ predicted time of the attempts that answered: median, p90, count."""
         found = Quantile(REMEMBERED)
         for past in self._calls:
             lateness = past.lateness()

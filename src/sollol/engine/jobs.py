@@ -1,6 +1,7 @@
-"""The part of a task that the core does not see: how it is said to a node, what the answer means, who waits.
+"""Jobs of single requests: the part of a task outside the core.
 
-A job keeps the log of its attempts, and from it the routing record that the caller reads.
+A job sends the request to nodes, judges the answers, and delivers the result. It keeps the log of its attempts, the
+source of the caller's routing record.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
-from sollol.engine.endings import error_of as error_of
 from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport
-from sollol.engine.whole_answers import observed, refusal_of
+from sollol.engine.task_errors import error_of as error_of
+from sollol.engine.whole_answers import refusal_of, send_observed
 from sollol.errors import (
     DeadlineExceeded,
     SollolError,
@@ -42,24 +43,24 @@ from sollol.errors import (
 )
 from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
-STREAM_AHEAD = 256  # lines a consumer may be behind before the node is no longer read
+STREAM_AHEAD = 256  # buffered lines per consumer; beyond it reading from the node pauses
 
-Started = Callable[[bool], None]  # the caller has begun to receive; whether another node could go on
+Started = Callable[[bool], None]  # called at the first part, with True if another node could resume the answer
 
 
 class AttemptLog:
-    """The attempts of one task, in the order in which they ended."""
+    """The attempts of one task, in the order of their ends."""
 
     __slots__ = ("attempts", "seams", "submitted_us", "task")
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.submitted_us: Micros = 0
-        self.seams: list[dict[str, Any]] = []  # where another node went on with the answer
+        self.seams: list[dict[str, Any]] = []  # points at which another node resumed the answer
         self.attempts: list[tuple[Start, Outcome, Micros, Micros]] = []
 
     def record(self, attempt: int | None) -> Answer:
-        """The routing record: of the attempt that answered (or, for None, of the last one), and of those before it."""
+        """Return the routing record of the answering attempt (None: of the last one), and of those before it."""
         answered = [entry for entry in self.attempts if entry[0].attempt == attempt] or self.attempts[-1:]
         task = self.task
         record = Answer(
@@ -97,7 +98,7 @@ class AttemptLog:
 
 
 def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
-    """The nodes that were considered, with what their predictions are made of; milliseconds."""
+    """Return the considered nodes with the terms of their predictions, in milliseconds."""
     return [
         {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {name: us / 1000 for name, us in c.terms.items()}}
         for c in decision.candidates
@@ -105,7 +106,7 @@ def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
 
 
 class CallJob:
-    """One request with one answer, given whole."""
+    """One request with a whole answer."""
 
     def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
         self.task = task
@@ -117,11 +118,13 @@ class CallJob:
         self._done = done
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        """Start one attempt; return the function that aborts it."""
         return dispatcher.run(self.perform, start, node)
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
+        """Send the request to a node and judge its answer."""
         if start.observe:
-            body, status, headers = await observed(transport, node, self.call, started)
+            body, status, headers = await send_observed(transport, node, self.call, started)
             self.keep(start.attempt, body)
             return (
                 self.check(judge(200, body, self.task.kind), body) if status == 200 else refusal(status, body, headers)
@@ -134,11 +137,11 @@ class CallJob:
         return self.check(judge(reply.status, body, self.task.kind), body)
 
     def refusal_of(self, status: int, body: bytes, headers: Mapping[str, str] | None) -> Outcome:
-        """Return what an answer with another status than 200 means."""
+        """Return the outcome of an answer with a status other than 200."""
         return refusal_of(self.call, self.task.model, status, body, headers)
 
     def check(self, outcome: Outcome, body: bytes) -> Outcome:
-        """Return the outcome, or what is wrong with the vectors of an answer that looks well."""
+        """Return the outcome, or the fault of an answer with a good status: a wrong model, no UTF-8, bad vectors."""
         if outcome.status is not OK:
             return outcome
         strange = wrong_model(body, self.task.model, self.call.path)
@@ -152,13 +155,23 @@ class CallJob:
         return judge_vectors(self.call.path, self.call.body, body) or outcome
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
+        """Record the end of an attempt."""
         self.attempt_log.attempts.append((start, outcome, began, at))
 
-    def accept(self, action: Accept) -> None: ...
-    def refuse(self, action: Refuse) -> None: ...
-    def want(self, items: int) -> None: ...
+    def accept(self, action: Accept) -> None:
+        """Ignore: only batches have items."""
+        ...
+
+    def refuse(self, action: Refuse) -> None:
+        """Ignore: only batches have items."""
+        ...
+
+    def request_items(self, items: int) -> None:
+        """Ignore: only batches have items."""
+        ...
 
     def settle(self, action: Complete, at: Micros) -> None:
+        """Deliver the end of the task."""
         self.settled = action
         if action.attempt is not None:
             self.body = self._bodies.get(action.attempt, b"")
@@ -166,20 +179,21 @@ class CallJob:
         self._done(self)
 
     def keep(self, attempt: int, body: bytes) -> None:
-        """What an attempt brought, until it is known which one answers."""
+        """Keep the body of an attempt until the scheduler selects the answering one."""
         self._bodies[attempt] = body
 
     def error(self) -> SollolError | None:
+        """Return the exception of the completed task, None for a good end."""
         assert self.settled is not None
         return error_of(self.settled, self.task)
 
 
 class StreamJob(CallJob):
-    """One request whose answer arrives line by line.
+    """One request with a streamed answer.
 
-    `push` receives each line as it comes, the last one when the task is settled; nothing is pushed before the
-    node has begun well, so a failure before that moves to another node unnoticed. After it, another node goes on
-    where that can be exact (`pool.continuation`). `drained` is awaited when the consumer is far behind.
+    `push` receives each line on arrival, the last one when the task is settled. A failure before the first good line
+    moves the request to another node unnoticed. After it, another node resumes the answer where that can be exact
+    (`engine.resumption`). `drained` is awaited while the consumer is far behind.
     """
 
     def __init__(
@@ -190,48 +204,50 @@ class StreamJob(CallJob):
         timeouts: Timeouts,
         done: Callable[[CallJob], None],
         push: Callable[[bytes], bool],
-        said: PartialResponse | None,
+        partial: PartialResponse | None,
         resume_support: ResumeSupport,
         holders: Callable[..., dict[str, tuple[Endpoint, str]]],
     ) -> None:
         super().__init__(task, path, body, timeouts, done)
         self.call = replaced(self.call, stream=True)
-        self.last = b""  # the line that ends the answer
+        self.last = b""  # last line of the answer
         self.drained = asyncio.Event()
         self._push = push
-        self._said = said  # None where the request rules out going on
-        self._heard = said or PartialResponse(task.kind, {"model": task.model})
-        self._continuity = resume_support
-        self._holders = holders  # of a model: node -> (endpoint, digest)
+        self.partial = partial  # None if the request cannot be resumed
+        self._collected = partial or PartialResponse(task.kind, {"model": task.model})
+        self._resume_support = resume_support
+        self._holders = holders  # model -> {node: (endpoint, digest)}
         self._digest = ""
-        self._begun_at = 0.0
-        self._count = 0  # lines that came, of all nodes
-        self._behind = False  # the consumer is
+        self.begun_at = 0.0
+        self._count = 0  # received lines, of all nodes
+        self._behind = False  # True while the consumer is behind
         self._dispatcher: Dispatcher
         self._loop = asyncio.get_running_loop()
 
     @property
     def received(self) -> str:
-        """The text that went to the caller."""
-        return self._heard.text
+        """The text that the caller has received."""
+        return self._collected.text
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        """Start one attempt; return the function that aborts it."""
         self._dispatcher = dispatcher
         return super().launch(dispatcher, start, node)
 
-    # --- how it stands, for sollol.engine.silences ---
+    # --- for sollol.engine.stream_watch ---
 
     def received_parts(self) -> int:
-        """How many parts have come so far; negative while the consumer is behind."""
+        """Return the number of received parts; negative while the consumer is behind."""
         return -1 if self._behind else self._count
 
-    def nature(self) -> tuple[bool, bool]:
-        """Whether it is plain text so far, and whether it is certain that another node can go on with it."""
-        plain = self._said is not None and self._said.is_exact
-        return plain, plain and self._continuity.can(self.task.model, self._digest) is True
+    def resumable(self) -> tuple[bool, bool]:
+        """Return (True if it is plain text so far, True if another node can certainly resume it)."""
+        plain = self.partial is not None and self.partial.is_exact
+        return plain, plain and self._resume_support.supports(self.task.model, self._digest) is True
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
-        resumes, said = bool(self._begun_at), self._said
+        """Send the request to a node, or resume the answer on it."""
+        resumes, partial = bool(self.begun_at), self.partial
 
         def begun(movable: bool) -> None:
             self._behind = False
@@ -239,18 +255,18 @@ class StreamJob(CallJob):
             self._dispatcher.watch(start.attempt, self)
 
         try:
-            outcome = await (self._go_on if resumes else self._begin)(transport, node, begun)
+            outcome = await (self._resume if resumes else self._begin)(transport, node, begun)
         except TransportFault as fault:
             outcome = outcome_of(fault)
-        if outcome.status is not OK and self._begun_at and said is not None and said.is_complete:
-            self.last = said.finished(self._elapsed_us())
+        if outcome.status is not OK and self.begun_at and partial is not None and partial.is_complete:
+            self.last = partial.finished(self.elapsed_us())
             return Outcome(OK, "", 200)
         return outcome
 
     async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        return await self._ask(transport, node, self.call, lambda: self._begins(node, started), _as_it_is)
+        return await self._send(transport, node, self.call, lambda: self.begin_delivery(node, started), _unchanged)
 
-    async def _ask(
+    async def _send(
         self,
         transport: Transport,
         node: Endpoint,
@@ -263,54 +279,57 @@ class StreamJob(CallJob):
                 return refusal(reply.status, await reply.read(), reply.headers)
             return await self._relay(reply.__aiter__(), begins, translate)
 
-    def _begins(self, node: Endpoint, started: Started) -> None:
-        """The first line is there. Whether others could go on has to be known before it is needed; until then it is
-        hoped. The node is asked only now, so as not to be in its way."""
-        self._begun_at = self._loop.time()
-        model, said = self.task.model, self._said
-        self._digest = digest = self._digest_on(node) if said is not None else ""
-        if said is None or not digest:
+    def begin_delivery(self, node: Endpoint, started: Started) -> None:
+        """Handle the first line: assume resumable until the check of the other nodes completes.
+
+        The check starts only now, so that it does not delay the node.
+        """
+        self.begun_at = self._loop.time()
+        model, partial = self.task.model, self.partial
+        self._digest = digest = self._digest_on(node) if partial is not None else ""
+        if partial is None or not digest:
             started(False)
             return
-        known = self._continuity.can(model, digest)
+        known = self._resume_support.supports(model, digest)
         started(known is not False)
         if known is None:
             holders = self._holders(model).values()
             others = [other for other, theirs in holders if theirs == digest and other.key != node.key]
-            self._continuity.ask([node, *others], model, digest, said.body, lambda: started(False))
+            self._resume_support.check([node, *others], model, digest, partial.body, lambda: started(False))
 
     def _digest_on(self, node: Endpoint) -> str:
-        """Which version of the model the node has."""
+        """Return the version of the model on the node."""
         holder = self._holders(self.task.model, node.key).get(node.key)
         return holder[1] if holder else ""
 
-    async def _go_on(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        said, model = self._said, self.task.model
-        assert said is not None
-        if said.is_complete:
-            return Outcome(Status.UNABLE, "there is nothing left to say")
+    async def _resume(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
+        partial, model = self.partial, self.task.model
+        assert partial is not None
+        if partial.is_complete:
+            return Outcome(Status.UNABLE, "the answer is complete")
         if self._digest_on(node) != self._digest:
-            return Outcome(Status.UNABLE, f"has another version of {model}: it cannot go on with the answer")
-        if not said.is_exact:
-            return Outcome(Status.UNABLE, "the answer so far is not plain text, so no other node can go on with it")
+            return Outcome(Status.UNABLE, f"has another version of {model}: it cannot resume the answer")
+        if not partial.is_exact:
+            return Outcome(Status.UNABLE, "the answer so far is not plain text: no other node can resume it")
         try:
-            prompt = await self._continuity.learn(node, model, self._digest, said.body)
+            prompt = await self._resume_support.render_prompt(node, model, self._digest, partial.body)
         except NotRendered as refused:
             return refused.outcome
         if prompt is None:
-            return Outcome(Status.UNABLE, f"{model} thinks, or the node cannot tell how it would render the prompt")
-        before = said.tokens
-        seam = {"node": node.key, "characters": len(said.text), "tokens": before}
+            return Outcome(Status.UNABLE, f"{model} thinks, or the node cannot render the prompt")
+        before = partial.tokens
+        seam = {"node": node.key, "characters": len(partial.text), "tokens": before}
 
         def translate(line: bytes) -> bytes:
-            if seam not in said.seams[-1:]:  # it does go on
-                said.seams.append(seam)
-            return said.translate(line, before, self._elapsed_us())
+            if seam not in partial.seams[-1:]:  # only when the node does resume
+                partial.seams.append(seam)
+            return partial.translate(line, before, self.elapsed_us())
 
-        call = said.call(prompt, self.call.timeouts)
-        return await self._ask(transport, node, call, lambda: started(True), translate)
+        call = partial.call(prompt, self.call.timeouts)
+        return await self._send(transport, node, call, lambda: started(True), translate)
 
-    def _elapsed_us(self) -> int:
+    def elapsed_us(self) -> int:
+        """Return the microseconds since the submission."""
         return round(self._loop.time() * 1e6) - self.attempt_log.submitted_us
 
     async def _relay(self, pieces: Any, begins: Callable[[], None], translate: Callable[[bytes], bytes]) -> Outcome:
@@ -326,7 +345,7 @@ class StreamJob(CallJob):
                             return end
                         self.last = translate(line)
                         return with_part_count(end, self._count)
-                    decode(line)  # what the caller could not read is a failed attempt
+                    decode(line)  # an unreadable line fails the attempt
                     if not begun:
                         strange = wrong_model(line, self.task.model, self.call.path)
                         if strange is not None:
@@ -335,7 +354,7 @@ class StreamJob(CallJob):
                         begun = self._loop.time()
                     self._count += 1
                     recent.add(line + b"\n")
-                    if not self._give(translate(line)):
+                    if not self._push_line(translate(line)):
                         self._behind = True
                         self.drained.clear()
                         await self.drained.wait()
@@ -343,48 +362,51 @@ class StreamJob(CallJob):
         except msgspec.DecodeError as error:
             return Outcome(Status.FAILED, f"a line of the answer is not in the format of Ollama: {error}", 200)
         finally:
-            if self._said is not None and begun:
-                self._said.decode_us += round((self._loop.time() - begun) * 1e6)
+            if self.partial is not None and begun:
+                self.partial.decode_us += round((self._loop.time() - begun) * 1e6)
         rest = lines.rest()
         end = judge_line(rest) if rest else None
         if end is not None and end.status is OK:
             self.last = translate(rest)
             end = with_part_count(end, self._count)
         if end is None and begun and repeats(recent.events()):
-            self.last = self._heard.finished(self._elapsed_us())
+            self.last = self._collected.finished(self.elapsed_us())
             end = Outcome(OK, "", 200)
         return end or Outcome(Status.FAILED, "the answer ended before it was complete")
 
-    def _give(self, line: bytes) -> bool:
-        self._heard.hear(line)
+    def _push_line(self, line: bytes) -> bool:
+        self._collected.add(line)
         return self._push(line)
 
     def settle(self, action: Complete, at: Micros) -> None:
-        if self._said is not None:
-            self.attempt_log.seams = self._said.seams
+        """Deliver the last line and the end of the task."""
+        if self.partial is not None:
+            self.attempt_log.seams = self.partial.seams
         if action.outcome.status is OK and self.last:
             self._push(self.last)
         super().settle(action, at)
 
     def error(self) -> SollolError | None:
+        """Return the exception of the completed task; StreamBroken after the first part."""
         error = super().error()
-        if error is not None and self._begun_at and not isinstance(error, DeadlineExceeded):
-            text, heard = self.received, self._heard
-            thinking = "".join(heard.thoughts)
-            message = f"the answer broke off after {self.came(text, thinking, len(heard.tool_calls))}: {error}"
-            error = StreamBroken(message, text, thinking, heard.tool_calls)
+        if error is not None and self.begun_at and not isinstance(error, DeadlineExceeded):
+            text, collected = self.received, self._collected
+            thinking = "".join(collected.thoughts)
+            amount = self.describe_received(text, thinking, len(collected.tool_calls))
+            message = f"the answer broke off after {amount}: {error}"
+            error = StreamBroken(message, text, thinking, collected.tool_calls)
             error.task_id = self.task.id
         return error
 
-    def came(self, text: str, thinking: str, tool_calls: int) -> str:
-        """What the caller has received, in words."""
-        told = [f"{len(text)} characters"]
+    def describe_received(self, text: str, thinking: str, tool_calls: int) -> str:
+        """Return the received amount in words."""
+        parts = [f"{len(text)} characters"]
         if thinking:
-            told.append(f"{len(thinking)} characters of thinking")
+            parts.append(f"{len(thinking)} characters of thinking")
         if tool_calls:
-            told.append(f"{tool_calls} tool call{'s' if tool_calls > 1 else ''}")
-        return ", ".join(told)
+            parts.append(f"{tool_calls} tool call{'s' if tool_calls > 1 else ''}")
+        return ", ".join(parts)
 
 
-def _as_it_is(line: bytes) -> bytes:
+def _unchanged(line: bytes) -> bytes:
     return line

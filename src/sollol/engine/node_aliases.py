@@ -1,8 +1,8 @@
-"""Notice a node that is in the pool under two names: counted twice, it would get twice the work.
+"""Detect a node that is in the pool under two names, since it would get twice the work.
 
 Two nodes are one if their connections lead to the same address and port, they list the same models, and those in memory
-expire at the same nanosecond. The address alone is not enough: behind one proxy, two names may be two nodes. So one
-that has nothing in memory is recognised when it has. The one that was added later is put aside.
+expire at the same nanosecond. The address alone is not enough: behind one proxy, two names may be two nodes. A node
+with no model in memory is recognised later. The name that was added later is set aside.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from sollol.transport.base import Transport
 
 
 class Aliases:
-    def __init__(self, transport: Transport, tell: Callable[[str], None]) -> None:
-        self._peer: Callable[[Any], Any] = getattr(transport, "peer", _unknown)  # simulated ones have no addresses
-        self._tell = tell
-        self._facts: dict[str, NodeFacts] = {}
-        self._found: dict[str, str] = {}  # node -> the other name that is used
+    """Detection of nodes with two names. `notify` reports to the operator."""
 
-    def found(self, key: str, facts: NodeFacts, nodes: Mapping[str, Node]) -> dict[str, str]:
-        """Take in what a node said. Return the nodes that are therefore put aside: itself, or those added later, each
-        with the name that is used."""
+    def __init__(self, transport: Transport, notify: Callable[[str], None]) -> None:
+        self._peer: Callable[[Any], Any] = getattr(transport, "peer", _unknown)  # simulated nodes have no addresses
+        self._notify = notify
+        self._facts: dict[str, NodeFacts] = {}
+        self._found: dict[str, str] = {}  # name set aside -> name in use
+
+    def detect(self, key: str, facts: NodeFacts, nodes: Mapping[str, Node]) -> dict[str, str]:
+        """Store the facts of a node; return the names to set aside, each with the name in use."""
         if facts.late:
             return {key: self._found[key]} if key in self._found else {}
         self._facts[key] = facts
@@ -41,8 +42,8 @@ class Aliases:
             if self._same(self._facts.get(name), facts):
                 first, later = (name, key) if names.index(name) < names.index(key) else (key, name)
                 self._found[later] = aside[later] = first
-                self._tell(
-                    f"{later} is {first} under another name: it is put aside; take one of the two out of the nodes"
+                self._notify(
+                    f"{later} is {first} under another name and is not used; remove one of the two from the nodes"
                 )
                 if later == key:
                     break

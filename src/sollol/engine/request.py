@@ -1,4 +1,4 @@
-"""One call of the inference API, checked and encoded."""
+"""A validated and encoded call of the inference API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sollol.workload.call_options import CallOptions
 
 
 class Request(NamedTuple):
-    """One call of the inference API, ready to be scheduled."""
+    """One call of the inference API, ready for scheduling."""
 
     kind: Kind
     path: str
@@ -25,4 +25,4 @@ class Request(NamedTuple):
     call: CallOptions
     type: TaskType
     prefix: tuple[tuple[int, int], ...]
-    fields: Mapping[str, Any]  # the body before it was encoded
+    fields: Mapping[str, Any]  # the fields of the body

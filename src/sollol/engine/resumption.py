@@ -1,10 +1,10 @@
-"""Going on with an answer that broke off, on another node, without a repeated or lost character.
+"""Resume a broken answer on another node, without a repeated or lost character.
 
-A node renders the prompt of the request (`_debug_render_only`), and raw generate goes on from that prompt + the text so
-far; its lines are then said in the words of the request, with summed counts and what is left of `num_predict`.
-A chat whose last message is the assistant's is not a way: most templates close it and say everything again.
-Exact only for plain text: no tools, no format, no images, no thinking, no options that change what is sent. Whether
-a model's nodes can do it is asked once for each model digest, while its first stream runs.
+A node renders the prompt of the request (`_debug_render_only`), and raw generate continues from that prompt + the
+received text. Its lines are translated to the format of the request, with summed counts and the rest of `num_predict`.
+A chat that ends with the assistant's message does not work: most templates close the message and repeat everything.
+Exact only for plain text: no tools, no format, no images, no thinking, no options that change the output. Whether the
+nodes of a model support it is checked once for each digest, during its first stream.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from sollol.duties import Duties
 from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
-ASKED = 3  # nodes, at most, whether one of them can go on with a model
-ASK_S = 5.0  # that each of them has to answer
-UNREAD: Final = 64  # parts that are kept as they came
-# Fields that leave an answer plain text going on from its prompt. Any other makes continuation inexact.
+NODES_MOST = 3  # nodes checked for support
+CHECK_S = 5.0  # time limit of each check
+UNREAD: Final = 64  # received parts kept undecoded
+# Fields with which an answer is plain text after its prompt. Any other makes the continuation inexact.
 _PLAIN = frozenset(["model", "messages", "prompt", "stream", "options", "keep_alive", "system", "template", "raw"])
 
 
 def is_plain(body: Mapping[str, Any]) -> bool:
-    """Could an answer to this request be continued, as far as the request tells?"""
-    if not (body.get("messages") or body.get("prompt")):  # it only loads or unloads the model
+    """Check that an answer to this request could be resumed, judging by the request."""
+    if not (body.get("messages") or body.get("prompt")):  # only loads or unloads the model
         return False
     if not all(name in _PLAIN or not value for name, value in body.items()):
         return False
@@ -40,19 +40,19 @@ def is_plain(body: Mapping[str, Any]) -> bool:
 
 
 class ResumeSupport:
-    """Which models can be continued, by their digest; asked beforehand and remembered."""
+    """Resume support of models, by digest; checked in advance and cached."""
 
     def __init__(self, transport: Transport, duties: Duties) -> None:
         self._transport = transport
         self._duties = duties
-        self._known: dict[tuple[str, str], bool] = {}
-        self._asked: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._supported: dict[tuple[str, str], bool] = {}
+        self._checks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
-    def can(self, model: str, digest: str) -> bool | None:
-        """None: not known yet."""
-        return self._known.get((model, digest))
+    def supports(self, model: str, digest: str) -> bool | None:
+        """Return whether a model can be resumed, None before its check."""
+        return self._supported.get((model, digest))
 
-    def ask(
+    def check(
         self,
         nodes: Sequence[Endpoint],
         model: str,
@@ -60,54 +60,61 @@ class ResumeSupport:
         body: Mapping[str, Any],
         impossible: Callable[[], None],
     ) -> None:
-        """Find out in the background, once, with the request at hand (its options: others would reload the model).
-        `impossible` is called if it turns out that nobody can."""
-        key = (model, digest)
-        if key in self._known:
-            return
-        asked = self._asked.get(key)
-        if asked is None:
-            name = f"whether other nodes can go on with {model}"
-            asked = self._asked[key] = self._duties.once(name, self._find_out(nodes, key, body))
-        if not asked.done():
-            asked.add_done_callback(lambda _: None if self._known.get(key, True) else impossible())
+        """Check support in the background, once, with this request, whose options are loaded.
 
-    async def _find_out(self, nodes: Sequence[Endpoint], key: tuple[str, str], body: Mapping[str, Any]) -> None:
-        for node in nodes[:ASKED]:
+        `impossible` is called if no node supports it.
+        """
+        key = (model, digest)
+        if key in self._supported:
+            return
+        check = self._checks.get(key)
+        if check is None:
+            name = f"checking resume support of {model}"
+            check = self._checks[key] = self._duties.once(name, self._check(nodes, key, body))
+        if not check.done():
+            check.add_done_callback(lambda _: None if self._supported.get(key, True) else impossible())
+
+    async def _check(self, nodes: Sequence[Endpoint], key: tuple[str, str], body: Mapping[str, Any]) -> None:
+        for node in nodes[:NODES_MOST]:
             try:
-                async with asyncio.timeout(ASK_S):
-                    if await self.learn(node, *key, body) is not None:
+                async with asyncio.timeout(CHECK_S):
+                    if await self.render_prompt(node, *key, body) is not None:
                         return
             except (TransportFault, NotRendered, TimeoutError):
-                continue  # another node may tell
+                continue  # try the next node
             except Exception:
-                del self._asked[key]  # the next stream asks again
+                del self._checks[key]  # the next stream repeats the check
                 raise
 
-    async def learn(self, node: Endpoint, model: str, digest: str, body: Mapping[str, Any]) -> str | None:
-        """The exact prompt that this node makes of a request; None if it cannot tell, or another could not go on from
-        it. Raises NotRendered and TransportFault."""
+    async def render_prompt(self, node: Endpoint, model: str, digest: str, body: Mapping[str, Any]) -> str | None:
+        """Return the exact prompt of a request; None if the node cannot render it, or another could not resume it.
+
+        Raises:
+            NotRendered: The node refused now.
+            TransportFault: The node did not answer.
+        """
         key = (model, digest)
-        if not self._known.get(key):
+        if not self._supported.get(key):
             reply = await self._transport.send(node, _post("/api/show", {"model": model}))
-            told = await reply.read()
+            answer = await reply.read()
             if reply.status != 200:
-                raise NotRendered(refusal(reply.status, told, reply.headers))
-            if "thinking" in (_object(told).get("capabilities") or ()):
-                self._known[key] = False  # its output is parsed: what is said is not what was generated
+                raise NotRendered(refusal(reply.status, answer, reply.headers))
+            if "thinking" in (_object(answer).get("capabilities") or ()):
+                self._supported[key] = False  # its output is parsed, so the text differs from the generated tokens
                 return None
         prompt = await render(self._transport, node, body)
-        self._known[key] = prompt is not None or self._known.get(key, False)
+        self._supported[key] = prompt is not None or self._supported.get(key, False)
         return prompt
 
     async def aclose(self) -> None:
-        for asking in self._asked.values():
+        """Cancel all checks."""
+        for asking in self._checks.values():
             asking.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        await asyncio.gather(*self._checks.values(), return_exceptions=True)
 
 
 class NotRendered(Exception):
-    """The node refused to render a prompt, now."""
+    """The node refused to render a prompt at this time."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -115,24 +122,29 @@ class NotRendered(Exception):
 
 
 async def render(transport: Transport, node: Endpoint, body: Mapping[str, Any]) -> str | None:
-    """The exact prompt that a node makes of a request; None if it does not know how to tell. Raises NotRendered."""
+    """Return the exact prompt of a request; None if the node cannot render it.
+
+    Raises:
+        NotRendered: The node refused now.
+        TransportFault: The node did not answer.
+    """
     if body.get("raw"):
         return str(body.get("prompt", ""))
-    # A node that does not know the field would answer: let that be one token.
+    # A node without support for the field would answer: limit that to one token.
     options = {**(body.get("options") or {}), "num_predict": 1}
-    asked = {**body, "options": options, "stream": False, "_debug_render_only": True}
-    reply = await transport.send(node, _post("/api/chat" if "messages" in body else "/api/generate", asked))
-    told = await reply.read()
+    request = {**body, "options": options, "stream": False, "_debug_render_only": True}
+    reply = await transport.send(node, _post("/api/chat" if "messages" in body else "/api/generate", request))
+    answer = await reply.read()
     if reply.status != 200:
-        raise NotRendered(refusal(reply.status, told, reply.headers))
-    prompt = _object(_object(told).get("_debug_info")).get("rendered_template")
+        raise NotRendered(refusal(reply.status, answer, reply.headers))
+    prompt = _object(_object(answer).get("_debug_info")).get("rendered_template")
     return prompt if isinstance(prompt, str) and prompt else None
 
 
-def _object(told: Any) -> dict[str, Any]:
-    """What was told, or no fields if that is not an object."""
+def _object(answer: Any) -> dict[str, Any]:
+    """Return the decoded object, {} for anything else."""
     try:
-        found = decode(told) if isinstance(told, bytes) else told
+        found = decode(answer) if isinstance(answer, bytes) else answer
     except msgspec.DecodeError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -143,7 +155,7 @@ def _post(path: str, body: Mapping[str, Any]) -> Call:
 
 
 class PartialResponse:
-    """What the caller has received of an answer, over all the nodes that gave it."""
+    """The received part of an answer, from all nodes that contributed."""
 
     __slots__ = (
         "_exact",
@@ -166,38 +178,42 @@ class PartialResponse:
         self.decode_us = 0
         self.seams: list[dict[str, Any]] = []
         self._parts: list[str] = []
-        self._tokens = 0  # a line of a stream is a token
-        self.unread: list[bytes] = []  # parts as they came: always this list, see `hear`
+        self._tokens = 0  # one token per line of a stream
+        self.unread: list[bytes] = []  # undecoded parts; always this list object, see `add`
         self._exact = True
         self.thoughts: list[str] = []
         self.tool_calls: list[Any] = []
 
     @property
     def text(self) -> str:
+        """The received text."""
         self.read()
         return "".join(self._parts)
 
     @property
     def tokens(self) -> int:
+        """The number of received tokens."""
         self.read()
         return self._tokens
 
     @property
     def is_exact(self) -> bool:
-        """False once it was more than text (a thought, a tool call), or cannot be read: nobody can go on from there."""
+        """False after a thought, a tool call or an unreadable line: no node can resume it exactly."""
         self.read()
         return self._exact
 
-    def hear(self, piece: bytes) -> None:
-        """A part in the request's own dialect, one line or several, goes to the caller.
+    def add(self, piece: bytes) -> None:
+        """Add a delivered part in the request's own format: one line or several.
 
-        Decoding each as it passes would cost as much as passing it on: it is done in batches, or when somebody asks.
-        (Compiled code adds to `unread` itself, and calls `read` when UNREAD are there.)"""
+        Decoding each at once would cost as much as relaying it, so it is done in batches, or on demand. (Compiled code
+        appends to `unread` itself, and calls `read` at UNREAD parts.)
+        """
         self.unread.append(piece)
         if len(self.unread) >= UNREAD:
             self.read()
 
     def read(self) -> None:
+        """Decode the undecoded parts."""
         if self.unread:
             unread = self.unread.copy()
             self.unread.clear()
@@ -210,7 +226,11 @@ class PartialResponse:
                 self._tokens += len(texts)
 
     def texts_of(self, pieces: list[bytes]) -> list[str]:
-        """The texts of the parts in pieces, "" where there is none. Raises DecodeError."""
+        """Return the texts of the parts in pieces, "" for a part without text.
+
+        Raises:
+            DecodeError: A part is unreadable.
+        """
         texts = []
         for line in _lines(b"\n".join(pieces)):
             said = line.message or line
@@ -223,30 +243,37 @@ class PartialResponse:
 
     @property
     def left(self) -> int | None:
-        """What is left of `num_predict`; None where there is no bound (0 is none either)."""
+        """The rest of `num_predict`; None without a limit (0 is none either)."""
         predict = (self.body.get("options") or {}).get("num_predict")
         return int(predict) - self.tokens if isinstance(predict, (int, float)) and predict >= 1 else None
 
     @property
     def is_complete(self) -> bool:
-        """All that was asked for is said; only the line that tells so is missing."""
+        """True if `num_predict` is reached: only the final line is missing."""
         return self.is_exact and self.left is not None and self.left <= 0
 
     def call(self, prompt: str, timeouts: Timeouts) -> Call:
-        """The request that goes on from here. ValueError where it cannot be one (see `is_exact`)."""
+        """Return the request that resumes the answer.
+
+        Raises:
+            ValueError: It cannot be resumed exactly (see `is_exact`).
+        """
         if not self.is_exact:
-            raise ValueError("the answer so far is not plain text: no other node can go on with it")
+            raise ValueError("the answer so far is not plain text: no other node can resume it")
         options = dict(self.body.get("options") or {})
         if self.left is not None:
             options["num_predict"] = self.left
-        # Rather an error than a prompt without its beginning: an answer that outgrows the context cannot go on exactly.
+        # An error is better than a truncated prompt: an answer that outgrows the context cannot be resumed exactly.
         body = {"model": self.model, "prompt": prompt + self.text, "raw": True, "stream": True, "truncate": False}
         body["options"] = options
         body |= {name: self.body[name] for name in ("keep_alive", "shift") if name in self.body}
         return Call("POST", "/api/generate", encode(body), stream=True, timeouts=timeouts)
 
     def translate(self, line: bytes, before: int, elapsed_us: int) -> bytes:
-        """A line of raw generate in the words of the request. `before`: tokens said when this node took over."""
+        """Return a line of raw generate in the format of the request.
+
+        `before`: tokens received when this node resumed the answer.
+        """
         found = decode(line)
         text = str(found.pop("response", ""))
         found.pop("context", None)
@@ -256,7 +283,7 @@ class PartialResponse:
             said = {"response": text}
         head = {name: found.pop(name) for name in ("model", "created_at") if name in found}
         if found.get("done"):
-            # The node read the text so far as a part of its prompt.
+            # The received text was a part of the node's prompt.
             found["prompt_eval_count"] = max(0, found.get("prompt_eval_count", 0) - before)
             found["eval_count"] = before + found.get("eval_count", 0)
             found["eval_duration"] = self.decode_us * 1000 + found.get("eval_duration", 0)
@@ -264,7 +291,7 @@ class PartialResponse:
         return encode({**head, **said, **found})
 
     def finished(self, elapsed_us: int) -> bytes:
-        """The last line, where the node died between the last token allowed and saying so."""
+        """Return the last line, for a node that died between the last token and that line."""
         said: dict[str, Any] = {"response": ""}
         if self.kind is Kind.CHAT:
             said = {"message": {"role": "assistant", "content": ""}}

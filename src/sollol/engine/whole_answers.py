@@ -1,7 +1,7 @@
-"""Ask for a whole answer as a stream, to learn when the node begins it, and put the parts together again.
+"""Receive a whole answer as a stream, to detect its first part, and join the parts.
 
-A node with one slot takes a second call without a word and lets it wait. A whole answer does not tell whether it waits
-or is being written; the first part of a stream does. The parts are joined as Ollama joins them where `stream` is false:
+A node with one slot accepts a second call silently and lets it wait. A whole answer does not show whether it waits or
+is being generated; the first part of a stream does. The parts are joined as Ollama joins them where `stream` is false:
 the last line with the text, the thoughts, the tool calls and the log probabilities of all lines.
 """
 
@@ -21,16 +21,20 @@ from sollol.core.value import replaced
 from sollol.transport.base import Call, Transport
 
 OBSERVABLE: Final = frozenset(["/api/chat", "/api/generate"])
-WHOLE_MOST: Final = 64 * 2**20  # bytes of parts that are put together
+WHOLE_MOST: Final = 64 * 2**20  # limit of the joined parts in bytes
 
 
-async def observed(
+async def send_observed(
     transport: Transport, node: Endpoint, call: Call, started: Callable[[bool], None]
 ) -> tuple[bytes, int, Mapping[str, str]]:
-    """Send a call as a stream; call `started` at its first part. Returns body, status and headers.
+    """Send a call as a stream and call `started` at its first part; return body, status and headers.
 
-    The body is as if it had come whole. A request that cannot be read here is sent as it is: its node may read it, or
-    refuse it in its own words. Raises TransportFault."""
+    The body equals that of a whole answer. A request that cannot be decoded here is sent unchanged: its node may read
+    it, or refuse it with its own message.
+
+    Raises:
+        TransportFault: No answer arrived.
+    """
     streamed = as_stream(call)
     async with aclosing(await transport.send(node, streamed or call)) as reply:
         if reply.status != 200 or streamed is None:
@@ -51,15 +55,15 @@ async def observed(
 
 
 def as_stream(call: Call) -> Call | None:
-    """Return the call that asks for the same as a stream; None where its body is no object that can be read here."""
+    """Return the same call as a stream, None if its body is no readable object."""
     assert isinstance(call.body, bytes)
     try:
-        asked = decode(call.body)
+        fields = decode(call.body)
     except msgspec.DecodeError:
         return None
-    if not isinstance(asked, dict):
+    if not isinstance(fields, dict):
         return None
-    return replaced(call, body=encode({**asked, "stream": True}), stream=True)
+    return replaced(call, body=encode({**fields, "stream": True}), stream=True)
 
 
 class Parts:
@@ -69,16 +73,17 @@ class Parts:
         self._last: dict[str, Any] = {}
         self._texts: dict[str, list[str]] = {}
         self._lists: dict[str, list[Any]] = {}
-        self._odd = b""  # a line that is none of Ollama's, or an error: the answer is judged by it
+        self._error_line = b""  # first malformed line or error, by which the answer is judged
 
     def add(self, line: bytes) -> None:
+        """Add a line."""
         try:
             found = decode(line)
         except msgspec.DecodeError:
-            self._odd = self._odd or line
+            self._error_line = self._error_line or line
             return
         if not isinstance(found, dict) or "error" in found:
-            self._odd = self._odd or line
+            self._error_line = self._error_line or line
             return
         self._last = found
         message = found.get("message")
@@ -95,9 +100,9 @@ class Parts:
                 self._lists.setdefault(prefix + name, []).extend(items)
 
     def joined(self) -> bytes:
-        """Return the whole answer as JSON; a line that is an error instead of it, as it came."""
-        if self._odd:
-            return self._odd
+        """Return the whole answer as JSON, or the first malformed line or error unchanged."""
+        if self._error_line:
+            return self._error_line
         whole = dict(self._last)
         collected = {name: "".join(texts) for name, texts in self._texts.items()} | self._lists
         message = whole.get("message")
@@ -114,11 +119,11 @@ class Parts:
 
 
 def refusal_of(call: Call, model: str, status: int, body: bytes, headers: Mapping[str, str] | None) -> Outcome:
-    """Return what an answer with another status than 200 means for this call of a model."""
+    """Return the outcome of an answer with a status other than 200, for this call."""
     outcome = refusal(status, body, headers)
     if outcome.status is Status.MISSING and call.path == "/api/embeddings" and isinstance(call.body, bytes):
         written = read_inputs(call.body).model
-        # This one route of Ollama's wants the very spelling of its list: the node does have the model.
+        # This route of Ollama needs the exact spelling of its model list: the node does have the model.
         if written not in (model, model.removesuffix(":latest")):
             return replaced(outcome, status=Status.REFUSED)
     return outcome

@@ -19,7 +19,7 @@ from sollol.core.actions import Accept, Refuse, Start
 from sollol.core.state.ranges import Ranges
 from sollol.core.timing_check import PROMPT_MORE, PROMPT_TIMES
 from sollol.core.types import Micros, Outcome, Status, Timing, canonical_model
-from sollol.engine.batch_job import BatchJob, Ended, Message, Refused
+from sollol.engine.batch_job import BatchEnded, BatchJob, ItemsRefused, Message
 from sollol.engine.batch_report import BatchReport
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
@@ -81,7 +81,7 @@ class RawBatch(BatchJob):
         fresh = action.items.items()
         for item in fresh:
             self.rows[item] = row[item]
-        told, size = found.prompt_eval_count, size_of(self._texts[item] for item in items)
+        told, size = found.prompt_eval_count, size_of(self.texts[item] for item in items)
         if not 0 < told <= PROMPT_TIMES * size + PROMPT_MORE:
             told = -(-size // BYTES_A_TOKEN)
         self.tokens += told * len(fresh) / max(1, len(items))
@@ -95,12 +95,12 @@ class RawBatch(BatchJob):
 
     def used(self) -> int:
         """Return the tokens of the texts that were embedded, or were being embedded when the call was given up."""
-        left = [self._texts[item] for item in self._left if item not in self.rows]
+        left = [self.texts[item] for item in self._left if item not in self.rows]
         return round(self.tokens) + -(-size_of(left) // BYTES_A_TOKEN)
 
     def refuse(self, action: Refuse) -> None:
-        self.note_refused(action)
-        self._post(Refused(action.items, ResponseError(action.outcome.message, action.outcome.http_status)))
+        self.count_refused(action)
+        self.post(ItemsRefused(action.items, ResponseError(action.outcome.message, action.outcome.http_status)))
 
 
 def embed(tongue: Tongue, gateway: Gateway, request: Request) -> None:
@@ -211,9 +211,9 @@ async def _run(
     def post(message: Message) -> None:
         if ended.done():
             return
-        if isinstance(message, Refused):
+        if isinstance(message, ItemsRefused):
             ended.set_exception(message.error)
-        elif isinstance(message, Ended):
+        elif isinstance(message, BatchEnded):
             if message.error is not None:
                 ended.set_exception(message.error)
             else:

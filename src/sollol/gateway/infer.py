@@ -189,7 +189,7 @@ class Inference:
             self._tell(job)
         except Exception as error:  # a fault of ours: the client must not wait for ever, nor the queue stand still
             self._gateway.failed(self._request, error)
-        self._gateway.engine.note(job)  # when the client has its answer
+        self._gateway.engine.record_call(job)  # when the client has its answer
 
     def _tell(self, job: CallJob) -> None:
         """The client."""

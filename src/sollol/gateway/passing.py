@@ -270,4 +270,4 @@ def _settled(job: CallJob) -> None:
     elif (error := job.error()) is not None:
         status, headers = status_of(error)
         request.refuse(status, access.words(request, error), headers)
-    gateway.engine.note(job)
+    gateway.engine.record_call(job)

@@ -87,7 +87,7 @@ class _WholeAttempt(Exchange):
         try:
             outcome = self._job.came(self._attempt, status, body, self.headers)
         except Exception as error:  # another node may answer what can be read
-            outcome = self._dispatcher.unread(error)
+            outcome = self._dispatcher.answer_fault(error)
         self._dispatcher.finished(self._attempt, outcome)
 
     def on_end(self, fault: TransportFault | None) -> None:
@@ -122,7 +122,7 @@ class StreamRelay(StreamJob):
         self.is_whole = False  # though a stream was asked for: so is the answer to a load
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
-        if self._begun_at:  # another node has to go on: seldom, and several questions
+        if self.begun_at:  # another node has to go on: seldom, and several questions
             return super().launch(dispatcher, start, node)
         return StreamAttempt(self, dispatcher, start, node).launch()
 
@@ -131,7 +131,7 @@ class StreamRelay(StreamJob):
         lines = routing_lines(self, None, attempt)
         self.request.begin_with(200, self.tongue.type_line, lines, piece)
         start = attempt.start
-        self._begins(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
+        self.begin_delivery(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
         attempt.dispatcher.watch(start.attempt, attempt)
 
     def count(self, events: int, size: int) -> None:
@@ -153,23 +153,23 @@ class StreamRelay(StreamJob):
 
     def ended_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
         """An attempt has failed; perhaps when all was said."""
-        said = self._said
+        said = self.partial
         dispatcher, number = attempt.dispatcher, attempt.start.attempt
-        if self._begun_at and said is not None and said.is_complete:
-            self.last = said.finished(self._elapsed_us())
+        if self.begun_at and said is not None and said.is_complete:
+            self.last = said.finished(self.elapsed_us())
             outcome = Outcome(OK, "", 200)
         dispatcher.finished(number, outcome)
 
     def end_of_repetition(self, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:
         """The end that the node has left out."""
-        said = self._said
+        said = self.partial
         if said is not None and said.is_exact:
-            return said.finished(self._elapsed_us())
+            return said.finished(self.elapsed_us())
         return closing(self.tongue.path, events, tokens)
 
     def hear(self, piece: bytes) -> None:
-        unread, said = self._unread, self._said
-        if unread is not None and said is not None:  # as PartialResponse.hear, which is not compiled
+        unread, said = self._unread, self.partial
+        if unread is not None and said is not None:  # as PartialResponse.add, which is not compiled
             unread.append(piece)
             if len(unread) >= UNREAD:
                 said.read()
@@ -178,8 +178,8 @@ class StreamRelay(StreamJob):
             self.part_bytes += len(piece)
 
     def settle(self, action: Complete, at: Micros) -> None:
-        if self._said is not None:
-            self.attempt_log.seams = self._said.seams
+        if self.partial is not None:
+            self.attempt_log.seams = self.partial.seams
         CallJob.settle(self, action, at)
 
     def answer(self, settled: Complete) -> None:
@@ -196,10 +196,10 @@ class StreamRelay(StreamJob):
             request.begin_with(200, self.tongue.type_line, routing_lines(self, settled.attempt))
         request.end(self.tongue.framed(self.last))
 
-    def came(self, text: str, thinking: str, tool_calls: int) -> str:
-        """Parts are with_part_count where they are not read: those of answers that are more than plain text."""
+    def describe_received(self, text: str, thinking: str, tool_calls: int) -> str:
+        """Parts are counted where they are not read: those of answers that are more than plain text."""
         if self._unread is not None:
-            return super().came(text, thinking, tool_calls)
+            return super().describe_received(text, thinking, tool_calls)
         return f"{self.parts} parts, {self.part_bytes} bytes"
 
     def break_off(self, settled: Complete) -> None:
@@ -274,7 +274,7 @@ class StreamAttempt(Exchange):
         if self._ending is not None:
             self._ending.cancel()
         self.abort()
-        self._job.ended_badly(self, self.dispatcher.unread(error))
+        self._job.ended_badly(self, self.dispatcher.answer_fault(error))
 
     def _read_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
@@ -325,9 +325,9 @@ class StreamAttempt(Exchange):
         """How many pieces have come so far; negative while the client is behind."""
         return -1 if self.paused else self._parts
 
-    def nature(self) -> tuple[bool, bool]:
+    def resumable(self) -> tuple[bool, bool]:
         """See StreamJob."""
-        return self._job.nature()
+        return self._job.resumable()
 
     def _end(self, fault: TransportFault | None) -> None:
         if self._status not in (0, 200):

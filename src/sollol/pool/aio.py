@@ -17,16 +17,16 @@ from sollol.core.endpoint import DEFAULT_PORT
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.engine.batch_job import (
-    Delivered,
-    Ended,
+    BatchEnded,
+    ItemsRefused,
     Message,
-    Refused,
-    Wanted,
+    TextsRequested,
+    VectorsDelivered,
 )
 from sollol.engine.engine import Engine, finish, finish_stream
+from sollol.engine.inputs import as_sequence
 from sollol.engine.jobs import STREAM_AHEAD, CallJob
 from sollol.engine.request import Request
-from sollol.engine.texts import as_sequence
 from sollol.errors import SollolError
 from sollol.pool.async_models import AsyncModelCalls
 from sollol.pool.base import BatchCall, configured_nodes
@@ -337,11 +337,11 @@ class AsyncOllamaPool(AsyncModelCalls):
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else inputs
         async for message in self._batch(batch, source):
-            if isinstance(message, Delivered):
+            if isinstance(message, VectorsDelivered):
                 result._add(message)
-            elif isinstance(message, Refused):
+            elif isinstance(message, ItemsRefused):
                 result._refuse(message)
-            elif isinstance(message, Ended):
+            elif isinstance(message, BatchEnded):
                 return result._finish(message, on_error)
         raise AssertionError("a batch ends with a message")
 
@@ -396,11 +396,11 @@ class AsyncOllamaPool(AsyncModelCalls):
             while True:
                 while messages:
                     message = messages.popleft()
-                    if isinstance(message, Wanted):
+                    if isinstance(message, TextsRequested):
                         if source is not None:
                             fed += await engine.feed(job, source, message.items, fed)
                         continue
-                    if isinstance(message, Ended):
+                    if isinstance(message, BatchEnded):
                         ended = True
                         self.count(message.error is None)
                         yield message

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.engine.engine import Engine
-from sollol.engine.views import NodeView, explained, snapshot_of, stats_of
+from sollol.engine.snapshot import NodeView, explained, snapshot_of, stats_of
 from sollol.errors import BadInput, SollolError
 from sollol.observe.totals import Totals
 from sollol.pool import keywords, payload, processes

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from sollol.answers import EmbedResponse
-from sollol.engine.batch_job import Delivered, Ended, Refused
+from sollol.engine.batch_job import BatchEnded, ItemsRefused, VectorsDelivered
 from sollol.engine.batch_report import BatchReport
 from sollol.errors import BatchError, SollolError
 
@@ -26,7 +26,7 @@ class BatchResult(Sequence[EmbedResponse | None]):
         self._dim = 0
         self._flat: array[float] = array("f")
 
-    def _add(self, message: Delivered) -> None:
+    def _add(self, message: VectorsDelivered) -> None:
         if not self._dim:
             self._dim = message.dim
         self._grow(message.items[-1][1])
@@ -80,12 +80,12 @@ class BatchResult(Sequence[EmbedResponse | None]):
             rows[sorted(self.errors)] = np.nan
         return rows
 
-    def _refuse(self, message: Refused) -> None:
+    def _refuse(self, message: ItemsRefused) -> None:
         for item in message.items.items():
             self.errors[item] = message.error
         self._grow(message.items[-1][1])
 
-    def _finish(self, ended: Ended, on_error: str) -> BatchResult:
+    def _finish(self, ended: BatchEnded, on_error: str) -> BatchResult:
         """The result, or the exception it ends in. A batch of which nothing could be done fails as a whole."""
         self.report = ended.report
         if ended.error is not None:

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sollol.engine.batch_job import Delivered, Ended, Message, Refused
+from sollol.engine.batch_job import BatchEnded, ItemsRefused, Message, VectorsDelivered
 from sollol.errors import BatchError
 
 
 def rows_of(message: Message, on_error: str) -> Iterator[tuple[int, Any]]:
     """What a message means for `embed_stream`: (index, vector or error) pairs; an error to raise is raised."""
-    if isinstance(message, Delivered):
+    if isinstance(message, VectorsDelivered):
         flat, dim = _rows(message)
         yield from (
             (item, flat[row] if dim == 0 else flat[row * dim : (row + 1) * dim])
             for row, item in enumerate(message.items.items())
         )
-    elif isinstance(message, Refused):
+    elif isinstance(message, ItemsRefused):
         if on_error == "raise":
             first = message.items[0][0]
             raise BatchError({first: message.error}, None) from message.error
         yield from ((item, message.error) for item in message.items.items())
-    elif isinstance(message, Ended) and message.error is not None:
+    elif isinstance(message, BatchEnded) and message.error is not None:
         raise message.error
 
 
-def _rows(message: Delivered) -> tuple[Any, int]:
+def _rows(message: VectorsDelivered) -> tuple[Any, int]:
     """The rows as a numpy matrix (and 0), or without numpy the flat array and the width of a row."""
     try:
         import numpy as np

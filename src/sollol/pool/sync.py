@@ -15,11 +15,11 @@ from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedRespon
 from sollol.backends.ollama import decode
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
-from sollol.engine.batch_job import Delivered, Ended, Message, Refused, Wanted
+from sollol.engine.batch_job import BatchEnded, ItemsRefused, Message, TextsRequested, VectorsDelivered
 from sollol.engine.engine import finish, finish_stream
+from sollol.engine.inputs import as_sequence, take_texts
 from sollol.engine.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.engine.request import Request
-from sollol.engine.texts import as_sequence, take
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import (
@@ -377,13 +377,13 @@ class OllamaPool(ModelCalls):
         )
         try:
             for message in self._batch(batch, source):
-                if isinstance(message, Delivered):
+                if isinstance(message, VectorsDelivered):
                     result._add(message)
                     advance(message.items.total())
-                elif isinstance(message, Refused):
+                elif isinstance(message, ItemsRefused):
                     result._refuse(message)
                     advance(message.items.total())
-                elif isinstance(message, Ended):
+                elif isinstance(message, BatchEnded):
                     return result._finish(message, on_error)
         finally:
             finished(0)
@@ -430,16 +430,16 @@ class OllamaPool(ModelCalls):
         try:
             while True:
                 message = messages.get()
-                if isinstance(message, Ended):
+                if isinstance(message, BatchEnded):
                     ended = True
                     self.count(message.error is None)
                     yield message
                     return
-                if not isinstance(message, Wanted):
+                if not isinstance(message, TextsRequested):
                     yield message
                     self._check_process(engine)
                 elif isinstance(inputs, Iterator):
-                    texts, closed = take(inputs, message.items, fed)
+                    texts, closed = take_texts(inputs, message.items, fed)
                     self._check_process(engine)
                     fed += len(texts)
                     self._post(lambda texts=texts, closed=closed: engine.dispatcher.feed(job.more(texts, closed)))

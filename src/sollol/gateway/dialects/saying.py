@@ -54,7 +54,7 @@ class EventsSaid(PartialResponse):
         if not found.get("done"):
             return said
         if said:
-            self.hear(said)
+            self.add(said)
             self.read()
         tokens = before + int(found.get("eval_count") or 0)
         prompt = max(0, int(found.get("prompt_eval_count") or 0) - before)

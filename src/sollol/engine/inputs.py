@@ -1,4 +1,4 @@
-"""Take the texts of a batch from whatever its caller gave, checked."""
+"""Read and validate the texts of a batch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from itertools import islice
 from sollol.errors import BadInput
 from sollol.workload.validation import check_text
 
-FEED_SLICE = 4096  # texts handed over at once from an iterator
+FEED_SLICE = 4096  # texts read at once from an iterator
 
 
-def take(source: Iterator[str], count: int, fed: int) -> tuple[list[str], bool]:
-    """Up to `count` more texts, checked, and whether the source has ended."""
-    wanted = min(count, FEED_SLICE)
-    texts = list(islice(source, wanted))
+def take_texts(source: Iterator[str], count: int, fed: int) -> tuple[list[str], bool]:
+    """Return up to `count` more texts, and True if the source has ended.
+
+    Raises:
+        BadInput: An item is no text.
+    """
+    size = min(count, FEED_SLICE)
+    texts = list(islice(source, size))
     for index, text in enumerate(texts, fed):
         check_text("inputs", index, text)
-    return texts, len(texts) < wanted
+    return texts, len(texts) < size
 
 
 def as_sequence(inputs: Iterable[str]) -> Sequence[str] | None:
-    """The inputs as they are if they are all there already, checked; None for an iterator."""
+    """Validate and return inputs that are a list or a tuple; None for an iterator.
+
+    Raises:
+        BadInput: The inputs are one text, or an item is no text.
+    """
     if isinstance(inputs, (str, bytes)):
         raise BadInput(f"inputs={inputs[:40]!r}; expected a list of strings: [text] for one text")
     if not isinstance(inputs, (list, tuple)):

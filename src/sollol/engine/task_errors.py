@@ -1,4 +1,4 @@
-"""The exception that a caller gets for the way in which his task ended."""
+"""Exceptions for the outcomes of tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sollol.errors import DeadlineExceeded, NoNodeAvailable, QueueFull, Response
 
 
 def error_of(settled: Complete, task: Task) -> SollolError | None:
-    """The exception in which a task ended, or None."""
+    """Return the exception of a completed task, None for a good end."""
     error = _error_of(settled, task)
     if error is not None:
         error.task_id = task.id
@@ -33,7 +33,7 @@ def _error_of(settled: Complete, task: Task) -> SollolError | None:
             return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried, wait_s)
         case Status.QUEUE_FULL:
             wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
-            return QueueFull(f"{what}: {outcome.message}; try again then, or add nodes", wait_s)
+            return QueueFull(f"{what}: {outcome.message}; retry later, or add nodes", wait_s)
         case Status.DEADLINE:
             return DeadlineExceeded(f"{what}: {outcome.message}; raise timeout=, or add nodes")
         case Status.LEFT:

@@ -1,4 +1,4 @@
-"""What users read of a pool: its nodes and its numbers, copied from the scheduler's state."""
+"""Copies of the scheduler's state for users: nodes, statistics, running and waiting calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNNING_SHOWN = 200
 
 
 class NodeView:
-    """A node as users see it: `n["host"]`, `n["port"]`, `n.url`, `n.is_healthy`, `n.loaded_models` ..."""
+    """A node for users: `n["host"]`, `n["port"]`, `n.url`, `n.is_healthy`, `n.loaded_models` ..."""
 
     __slots__ = ("_endpoint", "_state")
 
@@ -27,10 +27,12 @@ class NodeView:
 
     @property
     def host(self) -> str:
+        """The host of the address."""
         return self._endpoint.host
 
     @property
     def port(self) -> int:
+        """The port of the address."""
         return self._endpoint.port
 
     @property
@@ -40,42 +42,46 @@ class NodeView:
 
     @property
     def url(self) -> str:
+        """The URL of the node."""
         return self._endpoint.url
 
     @property
     def endpoint(self) -> Endpoint:
+        """The address of the node."""
         return self._endpoint
 
     @property
     def is_healthy(self) -> bool:
-        """Not known to be down. A node that was not asked yet counts as healthy."""
+        """False for a node that is down. A node before its first probe counts as healthy."""
         return self._state is None or self._state.up is not False
 
     @property
     def state(self) -> str:
-        """ "up", "down" or "unknown" (not asked yet)."""
+        """One of "up", "down" and "unknown" (before the first probe)."""
         return {True: "up", False: "down", None: "unknown"}[self._state.up if self._state else None]
 
     @property
     def why(self) -> str:
-        """For a node that is down: what was last heard of it."""
+        """The reason of a node's state "down", else ""."""
         return self._state.lost_why if self._state and self._state.up is False else ""
 
     @property
     def version(self) -> str:
+        """The version of its server, "" if unknown."""
         return self._state.version if self._state else ""
 
     @property
     def models(self) -> list[str]:
-        """Names of the models on its disk."""
+        """The names of the models on its disk."""
         return sorted(self._state.models) if self._state else []
 
     @property
     def loaded_models(self) -> list[str]:
-        """Names of the models in its memory."""
+        """The names of the models in its memory."""
         return sorted(self._state.loaded) if self._state else []
 
     def keys(self) -> list[str]:
+        """Return the names that can be read as items."""
         return ["host", "port", "url", "is_healthy", "version", "models", "loaded_models"]
 
     def __getitem__(self, name: str) -> Any:
@@ -84,6 +90,7 @@ class NodeView:
         return getattr(self, name)
 
     def get(self, name: str, default: Any = None) -> Any:
+        """Return an item, or `default` if there is none."""
         return self[name] if name in self.keys() else default
 
     def __contains__(self, name: object) -> bool:
@@ -97,7 +104,7 @@ NO_CALIBRATION = {"median": None, "p90": None, "count": 0}
 
 
 def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
-    """The statistics of `surface`: totals, calibration, and `node_performance` by "host:port"."""
+    """Return the pool's statistics: totals, calibration, and `node_performance` by "host:port"."""
     scheduler = engine.scheduler if engine else None
     at = engine.dispatcher.now() if engine else 0
     performance: dict[str, Any] = {}
@@ -118,7 +125,7 @@ def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict
 
 
 def processor_of(model: LoadedModel) -> str:
-    """Where a model runs, as `ollama ps` says it. A size of 0 tells nothing."""
+    """Return the processor of a loaded model as in `ollama ps`, "unknown" for a size of 0."""
     if model.size <= 0:
         return "unknown"
     on_gpu = min(1.0, model.size_vram / model.size)
@@ -128,7 +135,7 @@ def processor_of(model: LoadedModel) -> str:
 
 
 def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
-    """What displays show, as plain values."""
+    """Return the state of the pool for displays, as plain values."""
     scheduler = engine.scheduler if engine else None
     at = engine.dispatcher.now() if engine else 0
     rows = []
@@ -157,7 +164,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
 
 
 def mixed_digests(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Return, for each model of which nodes have different versions, the nodes of each and what embeddings use."""
+    """Return model -> its versions with their nodes, and the one of embeddings, for models with several versions."""
     found: dict[str, dict[str, list[str]]] = {}
     for node in engine.scheduler.view().nodes.values():
         for model, digest in node.digests.items() if node.up else ():
@@ -204,13 +211,13 @@ def _running(engine: Engine) -> list[dict[str, Any]]:
 
 
 def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
-    """Everything known of one task, or None."""
+    """Return the record of one task, None for an unknown one."""
     pending = engine.scheduler.view().tasks.get(task_id)
     if pending is None:
         found = engine.history.find(task_id)
         return found and {"state": "done", **found}
     at = engine.dispatcher.now()
-    told = _task(pending.task) | {
+    row = _task(pending.task) | {
         "state": "running" if pending.attempts else "waiting",
         "task_type": pending.task.type.value,
         "queue_ms": (at - pending.since) / 1000,
@@ -229,13 +236,13 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
     batch = pending.batch
     if batch is not None:
         under_way = sum(attempt.items.total() for attempt in pending.attempts.values())
-        told["items"] = {
+        row["items"] = {
             "waiting": batch.pending_count, "running": under_way, "answered": batch.answered, "failed": batch.refused
         }  # fmt: skip
     place = engine.scheduler.view().position(task_id, at)
     if place is not None:
-        told |= {"position": place[0], "eta_ms": place[1] / 1000}
-    return told
+        row |= {"position": place[0], "eta_ms": place[1] / 1000}
+    return row
 
 
 def _performance(view: NodeView, state: Node | None, at: Micros) -> dict[str, Any]:

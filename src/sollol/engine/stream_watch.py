@@ -1,7 +1,7 @@
-"""Notice streams of which nothing comes: every LOOK_S one look at how much each has received so far.
+"""Detect stalled streams: every LOOK_S, compare how much each stream has received.
 
-A look costs the same however fast the streams are, where a timer for each would cost with every part of an answer.
-Time in which the consumer was behind, or in which the loop of this program stood still, is no silence of a node.
+One timer for all costs the same at any speed; a timer for each would cost with every part of an answer. Time in which
+the consumer was behind, or in which this program's loop stood still, is no silence of a node.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from sollol.duties import Duties
 
 log = logging.getLogger("sollol")
 LOOK_S = 0.5
-TOLD_S = 2.0  # silence from which on a stream is reported beside those that may have stalled
-LEAST_S = 8.0  # of which at least one must have lasted so long; see sollol.core.stall_detection
+REPORTED_S = 2.0  # silence after which a stream is reported beside stalled ones
+LEAST_S = 8.0  # at least one stream must be silent for this long; see sollol.core.stall_detection
 
 
-class Watched(Protocol):
-    """A stream under way."""
+class WatchedStream(Protocol):
+    """A stream in flight."""
 
     def received_parts(self) -> int:
-        """How many parts have come so far; negative while the consumer is behind."""
+        """Return the number of received parts; negative while the consumer is behind."""
         ...
 
-    def nature(self) -> tuple[bool, bool]:
-        """Whether it is plain text so far, and whether it is certain that another node can go on with it."""
+    def resumable(self) -> tuple[bool, bool]:
+        """Return (True if it is plain text so far, True if another node can certainly resume it)."""
         ...
 
 
 class _Stream:
     __slots__ = ("began", "changed", "count", "first", "watched")
 
-    def __init__(self, watched: Watched, at: float) -> None:
+    def __init__(self, watched: WatchedStream, at: float) -> None:
         self.watched = watched
         self.began = self.changed = at
         self.count = self.first = watched.received_parts()
 
 
-class Silences:
+class StreamWatch:
+    """Detection of stalled streams. `report` receives the silent ones."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop, report: Callable[[Silent], None], duties: Duties) -> None:
         self._loop = loop
         self._report = report
@@ -50,7 +52,8 @@ class Silences:
         self._looked = 0.0
         self._on_time = duties.guarded("the watch over silent streams", self._look)
 
-    def watch(self, attempt: int, watched: Watched) -> None:
+    def watch(self, attempt: int, watched: WatchedStream) -> None:
+        """Start watching the stream of an attempt."""
         now = self._loop.time()
         self._streams[attempt] = _Stream(watched, now)
         if self._timer is None:
@@ -58,9 +61,11 @@ class Silences:
             self._timer = self._loop.call_later(LOOK_S, self._on_time)
 
     def forget(self, attempt: int) -> None:
+        """Stop watching the stream of an attempt."""
         self._streams.pop(attempt, None)
 
     def close(self) -> None:
+        """Stop watching all streams."""
         self._streams.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -71,14 +76,14 @@ class Silences:
         if not self._streams:
             return
         now = self._loop.time()
-        ours = max(0.0, now - self._looked - 2 * LOOK_S)  # this loop stood still: what came lies unread
+        ours = max(0.0, now - self._looked - 2 * LOOK_S)  # this loop stood still, and received parts are unread
         self._looked = now
         self._timer = self._loop.call_later(LOOK_S, self._on_time)
         for attempt, stream in list(self._streams.items()):
             try:
                 count = stream.watched.received_parts()
-            except Exception:  # what cannot be asked is not watched; the others are
-                log.exception("the stream of attempt %d is not watched any more", attempt)
+            except Exception:  # a failing stream is dropped; the others are still watched
+                log.exception("checking the stream of attempt %d failed: it is no longer watched", attempt)
                 del self._streams[attempt]
                 continue
             if count != stream.count or count < 0:
@@ -92,11 +97,11 @@ class Silences:
         found = []
         for attempt, stream in self._streams.items():
             silent_s = now - stream.changed
-            if silent_s >= min(TOLD_S, LEAST_S):
+            if silent_s >= min(REPORTED_S, LEAST_S):
                 try:
-                    plain, sure = stream.watched.nature()
+                    plain, sure = stream.watched.resumable()
                 except Exception:
-                    log.exception("it is not known whether the stream of attempt %d can go on elsewhere", attempt)
+                    log.exception("checking whether the stream of attempt %d is resumable failed", attempt)
                     plain = sure = False
                 gap_s = (stream.changed - stream.began) / max(1, stream.count - stream.first)
                 found.append(Silence(attempt, round(silent_s * 1e6), round(gap_s * 1e6), plain, sure))
