@@ -9,7 +9,7 @@ import pytest
 from sollol.backends.ollama import judge_vectors, refusal
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Status
-from sollol.engine.whole_answers import observed
+from sollol.engine.whole_answers import send_observed
 from sollol.sim import run
 from sollol.sim.reply import JSON, SimReply
 from sollol.transport.base import Call
@@ -35,7 +35,7 @@ class Answers:
 
 
 def observe(transport: Answers, body: bytes) -> Any:
-    return run(observed(transport, NODE, Call("POST", "/api/chat", body), lambda movable: None))
+    return run(send_observed(transport, NODE, Call("POST", "/api/chat", body), lambda movable: None))
 
 
 @pytest.mark.parametrize(

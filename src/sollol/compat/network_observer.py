@@ -104,13 +104,13 @@ class NetworkObserver:
             raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
         journal = pool._running().journal
         follower = _Follower(self)
-        stop: Callable[[], None] = pool._read(lambda: journal.subscribe(follower))
+        stop: Callable[[], None] = pool.read_state(lambda: journal.subscribe(follower))
 
         def detach() -> None:
             if detach in self._detach:
                 self._detach.remove(detach)
                 with contextlib.suppress(Exception):  # a pool that is closed has forgotten us
-                    pool._read(stop)
+                    pool.read_state(stop)
 
         self._detach.append(detach)
         return detach

@@ -1,1 +1,1 @@
-"""The join: pools over the dispatcher."""
+"""The Python API: pools over the engine."""

@@ -1,6 +1,6 @@
-"""AsyncOllamaPool: the verbs of the official AsyncClient over all nodes. Lives on the loop that first uses it.
+"""AsyncOllamaPool: the methods of the official AsyncClient over all nodes, on the loop of its first use.
 
-Over 400 lines because each verb has the signature that users see.
+Over 400 lines because each method has the signature that users see.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sollol.pool.call_types import (
     Node,
 )
 from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
-from sollol.pool.rows import rows_of
+from sollol.pool.stream_rows import rows_of
 
 
 class AsyncOllamaPool(AsyncModelCalls):
@@ -51,13 +51,13 @@ class AsyncOllamaPool(AsyncModelCalls):
         async for part in await pool.chat("llama3.2", messages, stream=True): ...
     """
 
-    _closer: AsyncGenerator[None] | None = None  # ends the engine with its event loop
+    _closer: AsyncGenerator[None] | None = None  # closes the engine at the end of its event loop
 
     @classmethod
     async def auto_configure(
         cls, discover_all_nodes: bool = False, timeout: float = 2.0, **same: Any
     ) -> AsyncOllamaPool:
-        """Find the nodes (settings first, then this machine and its networks) and make a pool of them."""
+        """Find the nodes (settings first, then this machine and its networks) and return a pool of them."""
         from sollol.discovery import discover
 
         without = same.pop("exclude_localhost", False)
@@ -66,7 +66,7 @@ class AsyncOllamaPool(AsyncModelCalls):
 
     @classmethod
     def from_settings(cls, **same: Any) -> AsyncOllamaPool:
-        """The nodes of SOLLOL_NODES, the config file or OLLAMA_HOST; looks for nothing."""
+        """Return a pool with the nodes of SOLLOL_NODES, the config file or OLLAMA_HOST, without a search."""
         return cls(configured_nodes(), **same)
 
     def _running(self) -> Engine:
@@ -74,16 +74,20 @@ class AsyncOllamaPool(AsyncModelCalls):
             raise SollolError("the pool is closed; make a new one")
         loop = asyncio.get_running_loop()
         if self._engine is not None and self._home is not loop:
-            self._leave_home()
+            self._drop_engine()
         if self._engine is None:
             self._engine, self._home = self._make_engine(), loop
             self._closer = _closing(self._engine)
             with suppress(StopIteration):
-                self._closer.__anext__().send(None)  # up to its `yield`: the loop now knows it
+                self._closer.__anext__().send(None)  # up to its `yield`: registers it with the loop
         return self._engine
 
-    def _leave_home(self) -> None:
-        """Drop the engine of an event loop that is over. Raises SollolError if that loop still runs."""
+    def _drop_engine(self) -> None:
+        """Drop the engine of an event loop that has ended.
+
+        Raises:
+            SollolError: That loop still runs.
+        """
         assert self._engine is not None
         if self._home is not None and self._home.is_running():
             raise SollolError(
@@ -104,7 +108,7 @@ class AsyncOllamaPool(AsyncModelCalls):
 
     @property
     def engine(self) -> Engine:
-        """Scheduler, dispatcher, transport and history: what a face that serves others builds on."""
+        """Scheduler, dispatcher, transport and history, for servers on top of this pool."""
         return self._running()
 
     # --- inference ---
@@ -255,7 +259,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
     ) -> EmbeddingsResponse:
-        """Send one text to the older `/api/embeddings`, whose vector is not normalised."""
+        """Send one text to the older `/api/embeddings`, which returns a vector without normalisation."""
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, call, ollama))
         return answer
@@ -330,7 +334,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
     ) -> BatchResult:
-        """One vector per input, in order, from all nodes at once. See BatchResult."""
+        """Return one vector per input, in order, from all nodes at once. See BatchResult."""
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama)
         texts = None if isinstance(inputs, AsyncIterable) else as_sequence(inputs)
@@ -361,9 +365,10 @@ class AsyncOllamaPool(AsyncModelCalls):
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
     ) -> AsyncIterator[tuple[int, Any]]:
-        """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed.
+        """Yield (index, vector) pairs as they finish, in any order.
 
-        A refused item raises its error, or with `on_error="return"` stands in the vector's place.
+        Inputs are read on demand, so memory is limited. A failed item raises its error, or with `on_error="return"` the
+        error takes the vector's place.
         """
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
@@ -416,28 +421,30 @@ class AsyncOllamaPool(AsyncModelCalls):
     # --- nodes and the end ---
 
     def add_node(self, host: Any, port: int = DEFAULT_PORT, *, api_key: str | None = None) -> bool:
-        """Add a node (a host, or a URL), called with a bearer token if there is an `api_key`. False if it is in the
-        pool already."""
-        endpoint = self._take_node(host, port, api_key)
+        """Add a node by host or URL; return False if it is in the pool already.
+
+        `api_key` is sent to it as a bearer token.
+        """
+        endpoint = self._register_node(host, port, api_key)
         if endpoint is not None and (engine := self._engine_here()) is not None:
             engine.add(endpoint)
         return endpoint is not None
 
     def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
-        """Take a node out; what runs there moves to the others. False if it was not in the pool."""
-        key = self._drop_node(host, port)
+        """Remove a node; its requests move to the others. Return False if it was not in the pool."""
+        key = self._unregister_node(host, port)
         if key is not None and (engine := self._engine_here()) is not None:
             engine.remove(key)
         return key is not None
 
     async def wait_ready(self) -> None:
-        """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
+        """Wait for the first probe of every node, after which `nodes` has measured values."""
         engine = self._running()
         while any(node.up is None for node in engine.scheduler.view().nodes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     async def aclose(self) -> None:
-        """Cancel what runs and close every connection."""
+        """Cancel all calls and close every connection."""
         self._closed = True
         if self._engine is None:
             return
@@ -457,9 +464,9 @@ class AsyncOllamaPool(AsyncModelCalls):
 
 
 async def _closing(engine: Engine) -> AsyncGenerator[None]:
-    """Close the engine when this generator is closed: by the pool, or by the end of the event loop.
+    """Close the engine when this generator is closed: by the pool, or at the end of the event loop.
 
-    `asyncio.run` closes the asynchronous generators that its loop knows; nothing else tells of a loop's end.
+    `asyncio.run` closes the asynchronous generators of its loop; there is no other hook for a loop's end.
     """
     try:
         yield

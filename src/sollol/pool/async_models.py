@@ -1,4 +1,4 @@
-"""The verbs of an AsyncOllamaPool that manage models on the nodes."""
+"""Methods of AsyncOllamaPool that manage models on the nodes."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ class AsyncModelCalls(PoolBase):
     """List, load, pull, push, create, copy and delete models on the nodes."""
 
     async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
-        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
+        """Load a model on every node that has it, or on `node`; `nodes` has the results."""
         engine = self._running()
         nodes = await operations.holders(engine.transport, self._find_node(node), model)
         body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
         return self._changed(await operations.load(engine.transport, nodes, body))
 
     async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
-        """`warm_model` for each, one after another: a node loads one at a time."""
+        """Run `warm_model` for each model in turn: a node loads one at a time."""
         return {model: await self.warm_model(model) for model in models}
 
-    def _there(self) -> list[Endpoint]:
-        """The nodes to ask what they have: not those known to be down, whose answer would be waited for in vain."""
+    def _reachable(self) -> list[Endpoint]:
+        """Return the nodes that are not known to be down, all if there is none."""
         known = self._running().scheduler.view().nodes
         nodes = self._find_node(None)
         return [node for node in nodes if node.key not in known or known[node.key].up is not False] or nodes
 
     async def list(self) -> Answer:
-        """All models on the nodes' disks, each once, with `nodes`: who has it."""
-        return await operations.list_models(self._running().transport, self._there())
+        """Return all models on the nodes' disks, each once, with `nodes`: the nodes that have it."""
+        return await operations.list_models(self._running().transport, self._reachable())
 
     async def ps(self) -> Answer:
-        """All models in memory, a row per node and model."""
-        return await operations.running_models(self._running().transport, self._there())
+        """Return all models in memory, one row per node and model."""
+        return await operations.running_models(self._running().transport, self._reachable())
 
     async def version(self) -> Answer:
-        """The oldest version among the nodes, and each one's in `nodes`."""
-        return await operations.version(self._running().transport, self._there())
+        """Return the oldest version of the nodes, and each node's in `nodes`."""
+        return await operations.version(self._running().transport, self._reachable())
 
     async def show(self, model: str) -> Answer:
-        """What a node that has the model says of it."""
-        return await operations.show(self._running().transport, self._there(), model)
+        """Return the details of a model from a node that has it."""
+        return await operations.show(self._running().transport, self._reachable(), model)
 
     @overload
     async def pull(
@@ -62,7 +62,7 @@ class AsyncModelCalls(PoolBase):
     async def pull(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
     ) -> Answer | AsyncIterator[Answer]:
-        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
+        """Pull a model to every node, or to `node`. With `stream`, yield progress lines with their node."""
         answer: Answer | AsyncIterator[Answer] = await self._manage(
             "/api/pull", {"model": model, **ollama}, stream, self._find_node(node)
         )
@@ -135,6 +135,6 @@ class AsyncModelCalls(PoolBase):
         return self._changed(await operations.complete(engine.transport, nodes, path, body))
 
     def _changed(self, answer: Answer) -> Answer:
-        """The nodes have other models now: ask them."""
+        """Probe the nodes, which have other models now."""
         self._running().refresh()
         return answer

@@ -1,4 +1,4 @@
-"""What the two pools have in common: nodes, settings, statistics. Starts nothing."""
+"""Common part of both pools: nodes, settings, statistics. Starts nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class BatchCall(NamedTuple):
-    """One call of `embed_batch` or `embed_stream`, checked."""
+    """A validated call of `embed_batch` or `embed_stream`."""
 
     model: str
     fields: dict[str, Any]
@@ -44,12 +44,14 @@ class BatchCall(NamedTuple):
     on_error: str
 
 
-READ_S = 5.0  # that a reader on another thread waits for the pool's loop
-DISCOVER_S = 2.0  # bound of the search of a constructor
-PARALLEL_LEAST = 2  # tasks and machines from which running in parallel can be sooner
+READ_S = 5.0  # wait of a reader on another thread for the pool's loop
+DISCOVER_S = 2.0  # time limit of the search of a constructor
+PARALLEL_LEAST = 2  # least tasks and machines for a gain of parallel execution
 
 
 class PoolBase:
+    """Nodes, settings and statistics of a pool."""
+
     def __init__(
         self,
         nodes: Iterable[Any] | Mapping[str, Any] | str | None = None,
@@ -79,17 +81,21 @@ class PoolBase:
         self._transport = transport
         self._seed = seed
         self._engine: Engine | None = None
-        self._home: asyncio.AbstractEventLoop | None = None  # the loop of an AsyncOllamaPool's engine
+        self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
         self._closed = False
         self.totals = Totals()
         for node in [nodes] if isinstance(nodes, (str, Mapping)) else nodes or ():
             endpoint = parse_endpoint(node)
             self._endpoints.setdefault(endpoint.key, endpoint)
-        self._made = False  # an engine was made with `_transport`
+        self._made = False  # an engine exists or existed with `_transport`
         processes.watch(self)
 
     def _running(self) -> Engine:
-        """Return the engine; make it at the first call. Raises SollolError if the pool is closed."""
+        """Return the engine; construct it at the first call.
+
+        Raises:
+            SollolError: The pool is closed.
+        """
         raise NotImplementedError
 
     def _make_engine(self) -> Engine:
@@ -98,7 +104,7 @@ class PoolBase:
             from sollol.transport.http import HttpTransport
 
             transport = HttpTransport()
-        elif self._made:  # its connections belong to another process or to an event loop that ended
+        elif self._made:  # its connections belong to another process or to an event loop that has ended
             renewed = getattr(transport, "renewed", None)
             transport = renewed() if renewed is not None else transport
         self._made = True
@@ -110,7 +116,7 @@ class PoolBase:
     # --- processes ---
 
     def _leave_process(self) -> Any:
-        """Return the engine, and drop it: the next call makes a new one. Called in the child of a fork."""
+        """Drop and return the engine; the next call constructs a new one. Called in the child of a fork."""
         left = (self._engine, self._home, self._transport)
         self._engine = self._home = None
         self.totals = Totals()
@@ -141,24 +147,27 @@ class PoolBase:
         self._used_digests.update(used)
 
     def count(self, ok: bool) -> None:
-        """A call was answered, or not."""
+        """Count one finished call."""
         self.totals.count(ok)
 
     # --- modes ---
 
     @property
     def routing_mode(self) -> RoutingMode | None:
-        """The mode of calls that name none; None: completion time, without second copies."""
+        """The mode of calls without one; None: by completion time, without hedging."""
         return self._mode_here.get() or self._mode
 
     def set_routing_mode(self, mode: RoutingMode | str | None) -> None:
-        """FAST: completion time, and a second copy of what is late. RELIABLE: failures count. ASYNC: leaves fast
-        nodes to others. None: completion time."""
+        """Set the mode of calls without one.
+
+        FAST: completion time, and hedging of late calls. RELIABLE: failures count. ASYNC: leaves fast nodes to others.
+        None: completion time.
+        """
         self._mode = check_mode(mode)
 
     @contextmanager
     def mode(self, mode: RoutingMode | str) -> Iterator[None]:
-        """Calls made inside, in this thread or task, use this mode."""
+        """Use this mode for calls inside the block, in this thread or task."""
         token = self._mode_here.set(check_mode(mode))
         try:
             yield
@@ -167,7 +176,7 @@ class PoolBase:
 
     @property
     def routing_strategy(self) -> RoutingStrategy:
-        """Which question decides where a call without a mode goes."""
+        """The rule that routes calls without a mode."""
         return self._strategy
 
     @routing_strategy.setter
@@ -177,14 +186,14 @@ class PoolBase:
             self._engine.use_strategy(self._strategy)
 
     def use_digests(self, on_mixed_digests: str, digests: Mapping[str, str] | None) -> None:
-        """Set what is done where nodes have different versions of a model, and which versions are pinned."""
+        """Set the policy for nodes with different versions of a model, and the pinned versions."""
         self._one_digest = check_mixed_digests(on_mixed_digests) == "one"
         self._pinned = check_digests(digests)
         if self._engine is not None:
             self._engine.use_digests(self._one_digest, self._pinned, self._used_digests)
 
     def _call_options(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> CallOptions:
-        """What a caller says of a call, with the pool's own defaults; checked."""
+        """Validate the options of a call, with the pool's defaults."""
         return call_options(
             priority,
             self.timeout if timeout is None else timeout,
@@ -196,11 +205,11 @@ class PoolBase:
 
     @property
     def nodes(self) -> list[NodeView]:
-        """The pool's nodes, in the order in which they were added."""
+        """The pool's nodes, in the order of their addition."""
         nodes = self._engine.scheduler.view().nodes if self._engine else {}
         return [NodeView(endpoint, nodes.get(key)) for key, endpoint in list(self._endpoints.items())]
 
-    def _take_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:
+    def _register_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:
         endpoint = _endpoint(host, port)
         if api_key is not None:
             endpoint = with_key(endpoint, api_key)
@@ -209,12 +218,12 @@ class PoolBase:
         self._endpoints[endpoint.key] = endpoint
         return endpoint
 
-    def _drop_node(self, host: Any, port: int) -> str | None:
+    def _unregister_node(self, host: Any, port: int) -> str | None:
         key = _endpoint(host, port).key
         return key if self._endpoints.pop(key, None) else None
 
     def _find_node(self, node: str | None) -> list[Endpoint]:
-        """The nodes a management call goes to: the one named, or all."""
+        """Return the nodes of a management call: the named one, or all."""
         if node is None:
             return list(self._endpoints.values())
         key = parse_endpoint(node).key
@@ -223,13 +232,14 @@ class PoolBase:
         return [self._endpoints[key]]
 
     def count_unique_physical_hosts(self) -> int:
-        """How many machines the nodes stand on: several ports, or several addresses, of one machine count once."""
+        """Return the number of machines; several ports or addresses of one machine count once."""
         return _machines(list(self._endpoints.values()))
 
     def should_use_parallel_execution(self, num_tasks: int) -> bool:
-        """Check whether `num_tasks` equal tasks would end sooner on all nodes than one after another on one.
+        """Check whether `num_tasks` equal tasks would end sooner on all nodes than in turn on one.
 
-        Several nodes of one machine share its processors and GPUs, so healthy machines are counted."""
+        Several nodes of one machine share its processors and GPUs, so healthy machines are counted.
+        """
         check_count("num_tasks", num_tasks)
         healthy = [node.endpoint for node in self.nodes if node.is_healthy]
         enough = num_tasks >= PARALLEL_LEAST and len(healthy) >= PARALLEL_LEAST
@@ -238,11 +248,11 @@ class PoolBase:
     # --- numbers ---
 
     def get_stats(self) -> dict[str, Any]:
-        """A copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        return self._read(lambda: stats_of(self._engine, dict(self._endpoints), self.totals.as_dict()))
+        """Return a copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
+        return self.read_state(lambda: stats_of(self._engine, dict(self._endpoints), self.totals.as_dict()))
 
-    def _read(self, read: Callable[[], T]) -> T:
-        """Look at the engine's state from where it may be looked at: on the loop that alone changes it."""
+    def read_state(self, read: Callable[[], T]) -> T:
+        """Run `read` on the loop that alone changes the engine's state; return its result."""
         home = self._home
         if home is None or not home.is_running() or home is _loop_here():
             return read()
@@ -259,6 +269,7 @@ class PoolBase:
 
     @property
     def stats(self) -> dict[str, Any]:
+        """A copy of the statistics, see `get_stats`."""
         return self.get_stats()
 
     # --- batches ---
@@ -273,7 +284,7 @@ class PoolBase:
         extra: Mapping[str, Any],
         verb: str = "embed_batch",
     ) -> BatchCall:
-        """Return the call, checked. Its `width` is the fixed number of requests in flight, or None."""
+        """Validate a batch call. Its `width` is the fixed number of requests in flight, or None."""
         check_model(model)
         if call.hedge is not None and not isinstance(call.hedge, bool):
             raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
@@ -292,27 +303,30 @@ class PoolBase:
         return BatchCall(model, fields, call, max_workers, on_error)
 
     def explain(self, task_id: int) -> dict[str, Any]:
-        """Why a call went where it went: candidates and the terms of their predictions, what was tried, predicted and
-        actual milliseconds; for one that waits, its position and when it should start.
+        """Return the decision of a call: candidates, terms of their predictions, attempts, times in milliseconds.
 
-        Raises BadInput for an id that is unknown, or too long ago (the last 1,000 calls are kept)."""
+        A waiting call has its position and predicted start instead of times.
+
+        Raises:
+            BadInput: The id is unknown, or too old (the last 1,000 calls are kept).
+        """
         engine = self._engine
-        found = self._read(lambda: explained(engine, task_id)) if engine else None
+        found = self.read_state(lambda: explained(engine, task_id)) if engine else None
         if found is None:
             raise BadInput(
-                f"task_id={task_id!r} is not known; expected the id of one of the last 1,000 calls (r.routing.id)"
+                f"task_id={task_id!r} is unknown; expected the id of one of the last 1,000 calls (r.routing.id)"
             )
         return found
 
     def snapshot(self) -> dict[str, Any]:
-        """Nodes, waiting and running tasks, recent calls and calibration, as plain values for displays."""
+        """Return nodes, waiting and running tasks, recent calls and calibration, as plain values for displays."""
         return {
             "app_name": self.app_name,
             "version": __version__,
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
             "totals": {**self.totals.as_dict(), "faults": self._engine.dispatcher.faults if self._engine else 0},
-            **self._read(lambda: snapshot_of(self._engine, dict(self._endpoints))),
+            **self.read_state(lambda: snapshot_of(self._engine, dict(self._endpoints))),
         }
 
     def __repr__(self) -> str:
@@ -323,11 +337,11 @@ class PoolBase:
         return f"<{type(self).__name__} {len(self._endpoints)} nodes{lost} · {running} running · {waiting} waiting>"
 
 
-def _discovered(wanted: Any, exclude_localhost: Any) -> list[dict[str, Any]]:
-    """Search the network for a constructor that was told to: `discover_all_nodes=True` and no nodes."""
+def _discovered(value: Any, exclude_localhost: Any) -> list[dict[str, Any]]:
+    """Search the network for a constructor with `discover_all_nodes=True` and without nodes."""
     from sollol.discovery import discover_ollama_nodes
 
-    check_flag("discover_all_nodes", wanted)
+    check_flag("discover_all_nodes", value)
     check_flag("exclude_localhost", exclude_localhost)
     return discover_ollama_nodes(timeout=DISCOVER_S, exclude_localhost=exclude_localhost, discover_all_nodes=True)
 
@@ -358,7 +372,7 @@ def _own_name() -> str:
 
 
 def configured_nodes() -> list[Any]:
-    """Nodes from SOLLOL_NODES, the config file or OLLAMA_HOST."""
+    """Return the nodes of SOLLOL_NODES, the config file or OLLAMA_HOST."""
     from sollol.config import load_settings
 
     settings = load_settings()

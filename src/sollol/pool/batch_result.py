@@ -1,4 +1,4 @@
-"""The result of `embed_batch`: answers in the order of the inputs, vectors and a report."""
+"""Result of `embed_batch`: answers in the order of the inputs, vectors and a report."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from sollol.errors import BatchError, SollolError
 
 
 class BatchResult(Sequence[EmbedResponse | None]):
-    """The vectors of a batch, in the order of the inputs. Item `i` reads as an EmbedResponse of one input;
-    `.vectors` is an (n, d) float32 numpy array (rows of failed items are NaN); `.report` tells how it went."""
+    """The vectors of a batch, in the order of the inputs.
+
+    Item `i` reads as an EmbedResponse of one input; `.vectors` is an (n, d) float32 numpy array (rows of failed items
+    are NaN); `.report` has the times and the work of each node.
+    """
 
     def __init__(self, model: str, count: int = 0) -> None:
         self.model = model
@@ -86,7 +89,7 @@ class BatchResult(Sequence[EmbedResponse | None]):
         self._grow(message.items[-1][1])
 
     def _finish(self, ended: BatchEnded, on_error: str) -> BatchResult:
-        """The result, or the exception it ends in. A batch of which nothing could be done fails as a whole."""
+        """Return the result, or raise its exception. A batch without any vector fails as a whole."""
         self.report = ended.report
         if ended.error is not None:
             if not any(self._have):
@@ -110,7 +113,7 @@ class BatchResult(Sequence[EmbedResponse | None]):
     __hash__ = None  # type: ignore[assignment]
 
     def model_dump(self, **_: Any) -> list[dict[str, Any] | None]:
-        """Return the items as plain dicts, None where one failed: for `json.dumps` and the like."""
+        """Return the items as plain dicts, None for a failed one, for `json.dumps` and similar."""
         return [None if item is None else item.model_dump() for item in self]
 
     def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:

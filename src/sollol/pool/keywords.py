@@ -1,4 +1,4 @@
-"""Keywords that a verb does not have: find what the caller probably meant, and say where that belongs."""
+"""Reject unknown keywords, with the keyword that the caller probably meant and its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 from sollol.errors import BadInput
 
-# What is in Ollama's `options`, so that one given beside them can be shown its place.
+# Names of Ollama's `options`, to correct a caller who passes one beside them.
 OPTIONS: Final = frozenset(
     [
         "numa", "num_ctx", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all", "vocab_only",
@@ -31,7 +31,7 @@ OWN: Final[Mapping[str, frozenset[str]]] = {
     ),
 }
 OWN_POOL: Final = OWN["OllamaPool"]
-# Names of older versions and of other clients, and what stands for them now: the first that the verb has.
+# Names of older versions and of other clients -> current names: the first that the method has is suggested.
 RENAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "routing_mode": ("mode",),
     "mode": ("routing_mode",),
@@ -77,7 +77,7 @@ RENAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "thinking": ("think",),
     "system_prompt": ("system",),
 }
-# Options under the names that other clients have for them.
+# Options by their names in other clients.
 RENAMED_OPTIONS: Final = {
     "max_tokens": "num_predict",
     "max_completion_tokens": "num_predict",
@@ -94,7 +94,11 @@ _warned: set[str] = set()
 
 
 def accept_old(where: str, given: Mapping[str, Any], old: frozenset[str]) -> None:
-    """Accept keywords of older versions, which have no effect; warn once for each. Raises BadInput for any other."""
+    """Accept keywords of older versions, which have no effect; warn once for each.
+
+    Raises:
+        BadInput: A keyword is unknown.
+    """
     for name, value in given.items():
         if name not in old:
             refuse(where, name, value, old)
@@ -109,7 +113,7 @@ def warn_once(text: str, stacklevel: int = 3) -> None:
 
 
 def refuse(verb: str, name: str, value: Any, known: frozenset[str]) -> NoReturn:
-    """Raise BadInput for a keyword that `verb` does not have. `known`: the further keywords that it does have."""
+    """Raise BadInput for an unknown keyword. `known`: the further keywords of the method."""
     own = OWN.get(verb, OWN_POOL if verb.endswith("Pool") else frozenset())
     has = known | own
     takes_options = "options" in known

@@ -1,6 +1,6 @@
-"""What a request carries besides its text: images, tools and typed fields, checked as the official client does.
+"""Validate images, tools and typed fields of a request, as the official client does.
 
-What that client refuses with a ValueError before anything is sent is refused here, too, with a BadInput (which is one).
+A ValueError of that client before anything is sent is a BadInput here (which is a ValueError).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sollol.errors import BadInput
 from sollol.pool.tools import as_tool
 from sollol.workload.validation import short
 
-IMAGE_ENDINGS: Final = ("png", "jpg", "jpeg", "webp")  # a text that ends so is a path, whether it exists or not
+IMAGE_ENDINGS: Final = ("png", "jpg", "jpeg", "webp")  # a text with such an ending is a path, also of a missing file
 PATH_MOST: Final = 4096  # characters of a path
 _NUMBER: Final = (int, float)
-# Field -> the types it may have, and how these are told.
+# Field -> permitted types, and their description in messages.
 FIELD_TYPES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "think": ((bool, str), "True, False or a level such as 'high'"),
     "logprobs": ((bool,), "True or False"),
@@ -39,7 +39,11 @@ FIELD_TYPES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 
 
 def check_types(where: str, fields: Mapping[str, Any]) -> None:
-    """Check the types of Ollama's fields. Raises BadInput."""
+    """Validate the types of Ollama's fields.
+
+    Raises:
+        BadInput: A field has another type.
+    """
     for name, value in fields.items():
         if value is None or name not in FIELD_TYPES:
             continue
@@ -53,14 +57,22 @@ def check_types(where: str, fields: Mapping[str, Any]) -> None:
 
 
 def images(where: str, given: Any) -> list[str]:
-    """Return images as base64. Raises BadInput."""
+    """Return images as base64.
+
+    Raises:
+        BadInput: An image cannot be used.
+    """
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise BadInput(f"{where}={short(given)}; expected a list of images: [{short(given)}] for one")
     return [image(f"{where}[{index}]", one) for index, one in enumerate(given)]
 
 
 def image(where: str, given: Any) -> str:
-    """Return an image as base64: from bytes, a path, base64, or the official client's Image. Raises BadInput."""
+    """Return an image as base64, from bytes, a path, base64, or the official client's Image.
+
+    Raises:
+        BadInput: It cannot be used.
+    """
     value = getattr(given, "value", given)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
@@ -97,7 +109,11 @@ def _is_file(text: str) -> bool:
 
 
 def tools(given: Any) -> list[Any]:
-    """Return tools as schemas: functions are described, schemas stay. Raises BadInput."""
+    """Return tools as schemas: functions are converted, schemas stay.
+
+    Raises:
+        BadInput: A tool is neither.
+    """
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise BadInput(f"tools={short(given)}; expected a list of functions or schemas")
     return [_tool(index, one) for index, one in enumerate(given)]
@@ -117,7 +133,11 @@ def _tool(index: int, given: Any) -> Any:
 
 
 def message(given: Any, index: int) -> Any:
-    """Return a message as a mapping with its images read. Raises BadInput."""
+    """Return a message as a mapping with its images as base64.
+
+    Raises:
+        BadInput: A field has another type.
+    """
     where = f"chat: messages[{index}]"
     if hasattr(given, "model_dump"):
         given = given.model_dump(exclude_none=True)

@@ -1,8 +1,8 @@
-"""Pools and processes: a pool that was in use when its process forked works in the child with a new engine.
+"""Replace the engines of pools in a forked process.
 
-A fork copies memory but only one thread. In the child, the pool's loop has no thread, and its sockets and its epoll
-are shared with the parent. To close or unregister them in the child would break the parent's calls. So the child
-drops its references to them without closing anything, and keeps the objects alive so that nothing is finalised.
+A fork copies memory but only one thread. In the child, the pool's loop has no thread, and its sockets and its epoll are
+shared with the parent: closing or unregistering them would break the parent's calls. So the child drops its references
+without closing anything, and keeps the objects alive so that nothing is finalised.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 
-class Forgetful(Protocol):
+class ForkAware(Protocol):
+    """A pool that can drop its engine after a fork."""
+
     def _leave_process(self) -> Any:
-        """Return what must not be used in this process, and drop it."""
+        """Drop and return the objects that must not be used in this process."""
         ...
 
 
 _pools: Final[WeakSet[Any]] = WeakSet()
-_parents: Final[list[Any]] = []  # what belongs to the parent process; never finalised here
+_parents: Final[list[Any]] = []  # objects of the parent process; never finalised here
 
 
-def watch(pool: Forgetful) -> None:
-    """Give this pool a new engine in the child of every later fork."""
+def watch(pool: ForkAware) -> None:
+    """Replace the engine of this pool in the child of every later fork."""
     _pools.add(pool)
 
 

@@ -1,6 +1,6 @@
-"""What a caller said, checked and made into one request: shared by both pools. No I/O.
+"""Validate a caller's arguments and encode them as one request, for both pools. No I/O.
 
-Bad input is told at the call, by field, value and what was expected, before anything is sent.
+Bad input raises at the call, with field, value and expected value, before anything is sent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GENERATE_FIELDS = CHAT_FIELDS - {"tools"} | frozenset(
     ["suffix", "system", "template", "context", "raw", "images", "width", "height", "steps"]
 )
 EMBED_FIELDS = frozenset(["truncate", "options", "keep_alive", "dimensions"])
-# Keywords that existing applications pass and that have no meaning any more.
+# Keywords of existing applications that have no effect any more.
 OLD_KEYWORDS = frozenset(
     [
         "enable_intelligent_routing",
@@ -55,6 +55,7 @@ def chat_request(
     call: CallOptions,
     extra: Mapping[str, Any],
 ) -> Request:
+    """Build the request of a chat."""
     check_fields("chat", extra, CHAT_FIELDS)
     if messages is None or isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise BadInput(
@@ -67,6 +68,7 @@ def chat_request(
 def generate_request(
     model: str, prompt: str | None, stream: bool, call: CallOptions, extra: Mapping[str, Any]
 ) -> Request:
+    """Build the request of a completion."""
     check_fields("generate", extra, GENERATE_FIELDS)
     if prompt is not None and not isinstance(prompt, str):
         raise BadInput(f"generate: prompt={short(prompt)}; expected a string")
@@ -75,6 +77,7 @@ def generate_request(
 
 
 def embed_request(model: str, input: str | Sequence[str], call: CallOptions, extra: Mapping[str, Any]) -> Request:
+    """Build the request of one `/api/embed` call."""
     check_fields("embed", extra, EMBED_FIELDS)
     texts = [input] if isinstance(input, str) else input
     if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
@@ -88,7 +91,7 @@ def embed_request(model: str, input: str | Sequence[str], call: CallOptions, ext
 
 
 def old_embed_request(model: str, prompt: str, call: CallOptions, extra: Mapping[str, Any]) -> Request:
-    """`/api/embeddings`, the older call: one prompt, a vector that is not normalised."""
+    """Build the request of the older `/api/embeddings`: one prompt, a vector without normalisation."""
     check_fields("embeddings", extra, EMBED_FIELDS)
     check_text("prompt", None, prompt)
     payload.check_types("embeddings", extra)
@@ -162,6 +165,11 @@ def _present(extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_fields(verb: str, extra: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Validate the names of further keywords.
+
+    Raises:
+        BadInput: A keyword is unknown.
+    """
     for name, value in extra.items():
         if name not in known:
             keywords.refuse(verb, name, value, known)

@@ -1,6 +1,6 @@
-"""OllamaPool: the same pool for programs without a loop. One background thread runs one event loop.
+"""OllamaPool: the pool for programs without an event loop. One background thread runs one.
 
-How calls cross to that thread: `pool.thread`. Iterables are read in the caller's thread.
+`pool.thread` has the calls across to that thread. Iterables are read in the caller's thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sollol.pool.call_types import (
     Node,
 )
 from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
-from sollol.pool.rows import rows_of
+from sollol.pool.stream_rows import rows_of
 from sollol.pool.sync_models import ModelCalls
 
 
@@ -46,7 +46,7 @@ class OllamaPool(ModelCalls):
 
     @classmethod
     def auto_configure(cls, discover_all_nodes: bool = False, timeout: float = 2.0, **same: Any) -> OllamaPool:
-        """Find the nodes (settings first, then this machine and its private networks) and make a pool of them."""
+        """Find the nodes (settings first, then this machine and its private networks) and return a pool of them."""
         from sollol.discovery import discover_ollama_nodes
 
         without = same.pop("exclude_localhost", False)
@@ -55,7 +55,7 @@ class OllamaPool(ModelCalls):
 
     @classmethod
     def from_settings(cls, **same: Any) -> OllamaPool:
-        """The nodes of SOLLOL_NODES, the config file or OLLAMA_HOST; looks for nothing."""
+        """Return a pool with the nodes of SOLLOL_NODES, the config file or OLLAMA_HOST, without a search."""
         return cls(configured_nodes(), **same)
 
     # --- inference ---
@@ -206,7 +206,7 @@ class OllamaPool(ModelCalls):
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
     ) -> EmbeddingsResponse:
-        """Send one text to the older `/api/embeddings`, whose vector is not normalised."""
+        """Send one text to the older `/api/embeddings`, which returns a vector without normalisation."""
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, call, ollama))
         return answer
@@ -228,7 +228,7 @@ class OllamaPool(ModelCalls):
             waiter.release()
 
         def done(job: CallJob) -> None:
-            if not jobs:  # settled at once, before `submit` could note it
+            if not jobs:  # settled before `submit` returned
                 jobs.append(job)
             waiter.release()
 
@@ -264,7 +264,7 @@ class OllamaPool(ModelCalls):
             lines.put(None)
 
         def done(job: CallJob) -> None:
-            if not jobs:  # settled at once, before `submit` could note it
+            if not jobs:  # settled before `submit` returned
                 assert isinstance(job, StreamJob)
                 jobs.append(job)
             lines.put(None)
@@ -276,7 +276,7 @@ class OllamaPool(ModelCalls):
                 yield finish_stream(jobs[0], request) if line is jobs[0].last else request.answer(decode(line))
                 self._check_process(engine)
                 if lines.qsize() >= STREAM_AHEAD // 2:
-                    behind = True  # the loop may wait for us, or will
+                    behind = True  # the loop may be waiting, or will be
                 elif behind:
                     behind = False
                     self._post(jobs[0].drained.set)
@@ -361,11 +361,10 @@ class OllamaPool(ModelCalls):
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
     ) -> BatchResult:
-        """One vector per input, in order, from all nodes at once.
+        """Return one vector per input, in order, from all nodes at once.
 
-        `use_adaptive=False, max_workers=k` keeps exactly k requests in flight. `on_error="raise"`: failed items
-        raise BatchError at the end, with every result that exists; "return": they stand as None.
-        `progress` draws a bar on stderr.
+        `use_adaptive=False, max_workers=k` keeps exactly k requests in flight. `on_error="raise"`: failed items raise
+        BatchError at the end, with all results; "return": they are None. `progress` draws a bar on stderr.
         """
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama)
@@ -405,7 +404,7 @@ class OllamaPool(ModelCalls):
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
     ) -> Iterator[tuple[int, Any]]:
-        """(index, vector) as they finish, in any order, with bounded memory: inputs are read as they are needed."""
+        """Yield (index, vector) pairs as they finish, in any order; inputs are read on demand, so memory is limited."""
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
         return self._rows(batch, iter(inputs))

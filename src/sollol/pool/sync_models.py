@@ -1,4 +1,4 @@
-"""The verbs of an OllamaPool that manage models on the nodes."""
+"""Methods of OllamaPool that manage models on the nodes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ class ModelCalls(LoopThread):
     """List, load, pull, push, create, copy and delete models on the nodes."""
 
     def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
-        """Load a model on every node that has it, or on `node`; `nodes` of the answer tells how it went on each."""
+        """Load a model on every node that has it, or on `node`; `nodes` has the results."""
         return self._on_loop(lambda inner: inner.warm_model(model, node=node, keep_alive=keep_alive))
 
     def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
-        """`warm_model` for each, one after another: a node loads one at a time."""
+        """Run `warm_model` for each model in turn: a node loads one at a time."""
         return self._on_loop(lambda inner: inner.warm_models(models))
 
     def list(self) -> Answer:
-        """All models on the nodes' disks, each once, with `nodes`: who has it."""
+        """Return all models on the nodes' disks, each once, with `nodes`: the nodes that have it."""
         return self._on_loop(lambda inner: inner.list())
 
     def ps(self) -> Answer:
-        """All models in memory, a row per node and model."""
+        """Return all models in memory, one row per node and model."""
         return self._on_loop(lambda inner: inner.ps())
 
     def version(self) -> Answer:
-        """The oldest version among the nodes, and each one's in `nodes`."""
+        """Return the oldest version of the nodes, and each node's in `nodes`."""
         return self._on_loop(lambda inner: inner.version())
 
     def show(self, model: str) -> Answer:
-        """What a node that has the model says of it."""
+        """Return the details of a model from a node that has it."""
         return self._on_loop(lambda inner: inner.show(model))
 
     @overload
@@ -49,7 +49,7 @@ class ModelCalls(LoopThread):
     def pull(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
     ) -> Answer | Iterator[Answer]:
-        """Pull a model to every node, or to `node`. With `stream`, progress lines that each name their node."""
+        """Pull a model to every node, or to `node`. With `stream`, yield progress lines with their node."""
         answer: Answer | Iterator[Answer] = self._managed(
             stream, lambda inner: inner.pull(model, stream, node=node, **ollama)
         )

@@ -1,8 +1,8 @@
-"""The thread of an OllamaPool: one event loop, and the ways across to it.
+"""Thread of an OllamaPool: one event loop, and calls across to it.
 
-The crossing is cheap because it is one way each: the caller posts a function to the loop and sleeps on a lock
-that the answer releases. The thread starts with the first call and is a daemon: a program that forgets `close()`
-still ends.
+The crossing is cheap because it has one step each way: the caller posts a function to the loop and sleeps on a lock
+that the answer releases. The thread starts with the first call and is a daemon, so a program without `close()` ends,
+too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLOSE_S = 0.8
 
 
 class LoopThread(PoolBase):
-    """A pool whose loop runs in a thread of its own."""
+    """A pool whose event loop runs in a thread of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ class LoopThread(PoolBase):
 
     def _leave_process(self) -> Any:
         left = (super()._leave_process(), self._lock, self._loop, self._thread, self._inner)
-        self._lock = threading.Lock()  # a thread that the child has not may hold the old one
+        self._lock = threading.Lock()  # a thread that does not exist in the child may hold the old one
         self._loop = self._thread = self._inner = None
         return left
 
@@ -67,18 +67,18 @@ class LoopThread(PoolBase):
         def begin() -> None:
             try:
                 make()
-            except BaseException as error:  # raised where the pool is used first
+            except BaseException as error:  # raised at the first use of the pool
                 failed.append(error)
                 loop.stop()
             ready.set()
 
         def make() -> None:
             engine = self._make_engine()
-            # The same pool for coroutines: it shares the engine, and so queue, nodes and numbers.
+            # The same pool for coroutines: it shares the engine, and so queue, nodes and totals.
             self._inner = inner = AsyncOllamaPool()
             inner._engine, inner._endpoints, inner.totals = engine, self._endpoints, self.totals
             inner._home = loop
-            self._engine = engine  # last: with it, other threads take the pool for running without asking the lock
+            self._engine = engine  # last: other threads read it without the lock
 
         def main() -> None:
             asyncio.set_event_loop(loop)
@@ -86,7 +86,7 @@ class LoopThread(PoolBase):
             try:
                 loop.run_forever()
                 left = asyncio.all_tasks(loop)
-                for task in left:  # somebody may wait for them
+                for task in left:  # callers may wait for them
                     task.cancel()
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             finally:
@@ -99,7 +99,7 @@ class LoopThread(PoolBase):
             raise failed[0]
 
     def _on_loop(self, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine of the inner pool on the loop and wait for it."""
+        """Run a coroutine of the inner pool on the loop; return its result."""
         self._running()
         assert self._inner is not None
         future = self._schedule(make(self._inner))
@@ -116,7 +116,7 @@ class LoopThread(PoolBase):
             raise SollolError("the pool is closed; make a new one")
 
     def _schedule(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine on the loop. What comes before `close` is also handled before it."""
+        """Start a coroutine on the loop. Coroutines before `close` also start before it."""
         assert self._loop is not None
         with self._lock:
             if self._closed:
@@ -125,8 +125,10 @@ class LoopThread(PoolBase):
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _submit(self, function: Callable[[], None], failed: Callable[[Exception], None]) -> None:
-        """Call `function` on the loop, for sure: somebody will wait for what it does. `failed` gets what it raises, as
-        a caller's own hedging policy may."""
+        """Call `function` on the loop, or raise, since the caller will wait for its result.
+
+        `failed` receives its exceptions, which a caller's own hedging policy may raise.
+        """
 
         def submit() -> None:
             try:
@@ -142,10 +144,10 @@ class LoopThread(PoolBase):
     def _check_process(self, engine: Engine) -> None:
         """Raise SollolError if the answer of `engine` arrives in another process, after a fork."""
         if self._engine is not engine:
-            raise SollolError("this answer arrives in the process that asked for it; make the call again in this one")
+            raise SollolError("this answer arrives in the process that made the call; make the call again in this one")
 
     def _cancel(self, engine: Engine, jobs: Sequence[CallJob | BatchJob]) -> None:
-        """Cancel the call that `jobs` has, if it has one and it runs in this process."""
+        """Cancel the call of `jobs` if it exists and runs in this process."""
         if self._engine is engine:
             self._post(lambda: engine.dispatcher.cancel(jobs[0].task.id) if jobs else None)
 
@@ -153,12 +155,12 @@ class LoopThread(PoolBase):
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop was closed meanwhile: nothing runs there any more
+        except RuntimeError:  # the loop was closed meanwhile, so nothing runs there
             if not self._closed:
                 raise
 
-    def _read(self, read: Callable[[], T]) -> T:
-        """On the loop, which alone changes what is read."""
+    def read_state(self, read: Callable[[], T]) -> T:
+        """Run `read` on the loop, the only thread that changes the state; return its result."""
         if self._engine is None or self._closed or threading.current_thread() is self._thread:
             return read()
 
@@ -170,7 +172,7 @@ class LoopThread(PoolBase):
     # --- from another loop, and streams ---
 
     async def _from_other_loop(self, verb: str, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
-        """Run a verb of the inner pool, and return its result to the caller's event loop.
+        """Run a method of the inner pool, and return its result to the caller's event loop.
 
         The inner pool has no mode and no timeout of its own: those of this pool are filled in.
         """
@@ -181,7 +183,7 @@ class LoopThread(PoolBase):
         return self._foreign_stream(answer) if isinstance(answer, AsyncIterator) else answer
 
     async def _foreign_stream(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """An async iterator of the pool's loop, read from the caller's loop."""
+        """Yield the items of an iterator of the pool's loop on the caller's loop."""
         try:
             while (item := await asyncio.wrap_future(self._schedule(_next(stream)))) is not _END:
                 yield item
@@ -207,26 +209,28 @@ class LoopThread(PoolBase):
     # --- nodes and the end ---
 
     def add_node(self, host: Any, port: int = DEFAULT_PORT, *, api_key: str | None = None) -> bool:
-        """Add a node (a host, or a URL), called with a bearer token if there is an `api_key`. False if it is in the
-        pool already."""
-        endpoint = self._take_node(host, port, api_key)
+        """Add a node by host or URL; return False if it is in the pool already.
+
+        `api_key` is sent to it as a bearer token.
+        """
+        endpoint = self._register_node(host, port, api_key)
         if endpoint is not None and self._engine is not None:
             self._post(self._engine.add, endpoint)
         return endpoint is not None
 
     def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
-        """Take a node out; what runs there moves to the others. False if it was not in the pool."""
-        key = self._drop_node(host, port)
+        """Remove a node; its requests move to the others. Return False if it was not in the pool."""
+        key = self._unregister_node(host, port)
         if key is not None and self._engine is not None:
             self._post(self._engine.remove, key)
         return key is not None
 
     def wait_ready(self) -> None:
-        """Wait until every node was asked once (up or not): what `nodes` says is then measured."""
+        """Wait for the first probe of every node, after which `nodes` has measured values."""
         self._on_loop(lambda inner: inner.wait_ready())
 
     def close(self) -> None:
-        """Cancel what runs, close every connection, end the thread. Under a second; more than once is fine."""
+        """Cancel all calls, close every connection, end the thread, in under a second. Idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -265,7 +269,7 @@ async def _close(stream: AsyncIterator[Any]) -> None:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop where it is installed: half the cost of a call."""
+    """Return a loop of uvloop if it is installed, which halves the cost of a call."""
     try:
         import uvloop
     except ImportError:

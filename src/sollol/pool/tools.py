@@ -1,6 +1,6 @@
-"""A Python function as a tool: its signature and docstring become the JSON schema that Ollama wants.
+"""Convert a Python function to a tool: its signature and docstring become the JSON schema of Ollama's API.
 
-As the official client does it: parameters from the annotations, descriptions from a Google-style `Args:` section.
+As in the official client: parameters from the annotations, descriptions from a Google-style `Args:` section.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 
 
 def as_tool(tool: Any) -> Any:
-    """A schema stays what it is; a function is described; pydantic objects are left to the encoder."""
+    """Return the schema of a function. Schemas and pydantic objects are returned unchanged."""
     if isinstance(tool, Mapping) or hasattr(tool, "model_dump") or not callable(tool):
         return tool
     doc = inspect.getdoc(tool) or ""

@@ -1,4 +1,4 @@
-"""What the messages of a batch mean to one who takes its vectors one by one."""
+"""Convert the messages of a batch to the items of `embed_stream`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from sollol.errors import BatchError
 
 
 def rows_of(message: Message, on_error: str) -> Iterator[tuple[int, Any]]:
-    """What a message means for `embed_stream`: (index, vector or error) pairs; an error to raise is raised."""
+    """Yield the (index, vector or error) pairs of a message.
+
+    Raises:
+        BatchError: An item failed, and `on_error` is "raise".
+        SollolError: The batch failed.
+    """
     if isinstance(message, VectorsDelivered):
         flat, dim = _rows(message)
         yield from (
@@ -27,7 +32,7 @@ def rows_of(message: Message, on_error: str) -> Iterator[tuple[int, Any]]:
 
 
 def _rows(message: VectorsDelivered) -> tuple[Any, int]:
-    """The rows as a numpy matrix (and 0), or without numpy the flat array and the width of a row."""
+    """Return the rows as a numpy matrix and 0, or the flat array and the row width."""
     try:
         import numpy as np
     except ImportError:
