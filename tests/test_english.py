@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sollol"
-ROOMS = ("core", "policies", "workload", "models", "observe", "discovery", "transport", "backends", "engine", "pool")
+ROOMS = (
+    *("core", "policies", "workload", "models", "observe", "discovery", "transport", "backends", "engine", "pool"),
+    *("compat",),
+)
 MODULES = ("answers.py", "duties.py", "errors.py", "files.py", "signals.py")
 FILES = sorted([*(SOURCE / name for name in MODULES), *(p for room in ROOMS for p in (SOURCE / room).rglob("*.py"))])
 WORDS_MOST = 20

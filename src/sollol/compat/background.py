@@ -1,4 +1,4 @@
-"""Run coroutines in one background thread, for callers without an event loop; check numbers."""
+"""Run coroutines in one background thread for callers without an event loop; validate numbers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sollol.errors import BadInput, SollolError
 
 T = TypeVar("T")
 _lock = threading.Lock()
-_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process: a child has no thread of its parent's
+_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process: threads do not exist in a forked child
 
 
 def background() -> asyncio.AbstractEventLoop:
-    """An event loop that runs in a daemon thread of its own; started by the first call."""
+    """Return an event loop in a daemon thread, started by the first call."""
     with _lock:
         loop = _loops.get(os.getpid())
         if loop is None:
@@ -27,12 +27,12 @@ def background() -> asyncio.AbstractEventLoop:
 
 
 def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Run a coroutine in the background; the result is a future of threads, for `asyncio.wrap_future` too."""
+    """Start a coroutine in the background; return its future, also for `asyncio.wrap_future`."""
     return asyncio.run_coroutine_threadsafe(work, background())
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in the background and wait for it; it is cancelled if the wait is interrupted."""
+    """Run a coroutine in the background and return its result. An interrupted wait cancels it."""
     if _is_running_here(background()):
         work.close()
         raise SollolError("a coroutine that SOLLOL runs in the background cannot wait for another one there")
@@ -52,7 +52,11 @@ def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def check_number(name: str, value: Any, least: float, most: float = float("inf")) -> float:
-    """A number within bounds. Raises BadInput."""
+    """Validate a number within bounds.
+
+    Raises:
+        BadInput: It is no number, or out of bounds.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         bounds = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
         raise BadInput(f"{name}={value!r}; expected a number {bounds}")

@@ -1,8 +1,8 @@
-"""Models on GPUs, and no illusions about them.
+"""GPU controller: find models on GPUs and CPUs, and bring them onto GPUs.
 
-A model that fell back to the CPU answers some twenty times slower and says nothing of it. The controller looks at what
-/api/ps of each node says, never at what should be, brings models onto GPUs, and tells where they ended up. Every call
-is bounded in time: a load that takes longer goes on, but nobody waits for it.
+A model that fell back to the CPU is some twenty times slower, without an error. The controller uses only the measured
+state in /api/ps of each node, loads models onto GPUs, and reports the result. Every call has a time limit: a load that
+takes longer continues in the background.
 
     controller = SOLLOLGPUController(pool=pool, priority_models=["llama3.2"])
     controller.print_cluster_status()
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sollol.compat.background import check_number, submit, wait_for
-from sollol.compat.gpu_placement import FOREVER, FRESH_S, Forced, Location, Placements, Seen, location_of
+from sollol.compat.gpu_placement import FOREVER, FRESH_S, ForceResult, Location, NodeModels, Placements, location_of
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import LoadedModel, canonical_model
 from sollol.duties import in_thread
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 KEEP_ALIVE = "1h"
 FORCE_S = 60.0
 CLUSTER_S = 180.0  # for all models together
-CALL_S = 20.0  # the most that a call waits for a GPU
-KNOWN_S = 0.5  # and then, until the pool has asked the node
+CALL_S = 20.0  # limit of a call's wait for a GPU
+POOL_WAIT_S = 0.5  # limit of the wait for the pool's probe after that
 MB = 1024 * 1024
 
 
@@ -47,10 +47,10 @@ class ModelPlacement(NamedTuple):
 
 
 class SOLLOLGPUController:
-    """The GPUs of a pool's nodes; or of a registry (anything with `nodes`), or of a list of nodes.
+    """The GPUs of a pool's nodes, of a registry (any object with `nodes`), or of a list of nodes.
 
-    With nodes and `priority_models` it begins at once, in a thread of its own, to bring each of these models onto a GPU
-    (`optimize_cluster`); `warm=False` leaves that to you. `close()` lets go of the connections.
+    With nodes and `priority_models` it starts to bring each of these models onto a GPU at once, in a thread
+    (`optimize_cluster`); `warm=False` disables that. `close()` closes the connections.
     """
 
     def __init__(
@@ -76,25 +76,32 @@ class SOLLOLGPUController:
             in_thread("sollol-gpu", self._warm)
 
     def set_registry(self, registry: Any) -> None:
-        """The nodes to look after from now on: a pool, something with `nodes`, or a list. Raises BadInput."""
+        """Set the nodes: a pool, an object with `nodes`, or a list.
+
+        Raises:
+            BadInput: It is none of these.
+        """
         _endpoints(registry)
         self._source = registry
 
     @property
     def pool(self) -> Any:
-        """The pool, if it was given one."""
+        """The pool, None if the nodes come from elsewhere."""
         return self._source if hasattr(self._source, "chat") else None
 
     @property
     def pins(self) -> list[tuple[str, str]]:
-        """(node, model) that were told to stay in memory for ever."""
+        """The pinned models as (node, model)."""
         return list(self._pins)
 
-    # --- looking ---
+    # --- status ---
 
     def get_model_status(self, node_url: Any) -> dict[str, Any]:
-        """What is loaded on a node: `models` (name, location, size_mb, vram_mb, expires_at) and how many of them are
-        where; or `error`. Takes 2 s at most."""
+        """Return the loaded models of a node, in 2 s at most.
+
+        Returns:
+            `models` (name, location, size_mb, vram_mb, expires_at) and their counts by location; or `error`.
+        """
         (seen,) = self._look([parse_endpoint(node_url)])
         status: dict[str, Any] = {"node_url": seen.endpoint.url}
         if seen.why:
@@ -104,7 +111,7 @@ class SOLLOLGPUController:
         return status | {"models": rows, **counts}
 
     def placements(self) -> list[ModelPlacement]:
-        """Every loaded model on every node that answers, asked now."""
+        """Return every loaded model on every reachable node, by a new probe."""
         return [
             ModelPlacement(seen.endpoint.url, name, location_of(model).value, model.size / MB, model.size_vram / MB)
             for seen in self._look(self._nodes())
@@ -112,8 +119,12 @@ class SOLLOLGPUController:
         ]
 
     def get_placement_stats(self) -> dict[str, Any]:
-        """`total_placements`, how many are on GPU, CPU, in part and unknown, `gpu_percentage`, `recent_placements`
-        (all of them) and `pins`."""
+        """Return the counts of loaded models by location.
+
+        Returns:
+            `total_placements`, counts on GPU, CPU, in part and unknown, `gpu_percentage`, `recent_placements` (all)
+            and `pins`.
+        """
         found = self.placements()
         counts = {location: sum(one.location == location for one in found) for location in Location}
         return {
@@ -125,7 +136,7 @@ class SOLLOLGPUController:
         }
 
     def verify_routing_decision(self, node_url: Any, model_name: str, expected_location: str = "GPU") -> bool:
-        """Whether the node says, now, that the model is there. Partly on the GPU is not on the GPU."""
+        """Check by a new probe that a model is at a location. Partly on the GPU is not on the GPU."""
         try:
             expected = {location.lower(): location for location in Location}[str(expected_location).lower()]
         except KeyError:
@@ -136,7 +147,7 @@ class SOLLOLGPUController:
         return name in seen.loaded and location_of(seen.loaded[name]) is expected
 
     def print_cluster_status(self) -> None:
-        """A table of nodes and their models on stdout."""
+        """Print a table of nodes and their models on stdout."""
         from rich.console import Console
         from rich.table import Table
 
@@ -151,7 +162,7 @@ class SOLLOLGPUController:
                 table.add_row(seen.endpoint.key, "-", seen.why or "nothing loaded", "", "")
         Console().print(table)
 
-    # --- acting ---
+    # --- placement ---
 
     def force_gpu_load(
         self,
@@ -162,25 +173,28 @@ class SOLLOLGPUController:
         timeout_s: float = FORCE_S,
         **old: Any,
     ) -> dict[str, Any]:
-        """Load a model on a node, anew if it is there on the CPU, and look where it is then.
+        """Load a model on a node, again if it is there on the CPU, and check its location.
 
-        Returns `success` (true only if /api/ps says it is on the GPU), `location`, `message`, `size_mb`, `vram_mb`.
-        A model that is not loaded, and for which the node has no GPU, is unloaded again."""
+        A model that was not loaded, and for which the node has no GPU, is unloaded again.
+
+        Returns:
+            `success` (true only if /api/ps reports the GPU), `location`, `message`, `size_mb`, `vram_mb`.
+        """
         accept_old("force_gpu_load", old, frozenset(["num_gpu_layers"]))
         bound_s = check_number("timeout_s", timeout_s, 0)
         node, name = parse_endpoint(node_url), check_model(model_name)
-        return _told(wait_for(self._force(node, name, keep_alive, bound_s)))
+        return _as_result(wait_for(self._force(node, name, keep_alive, bound_s)))
 
     def pin(self, node_url: Any, model_name: str, *, timeout_s: float = FORCE_S) -> dict[str, Any]:
-        """`force_gpu_load`, and keep it in memory until `unpin` (also after this program)."""
-        told = self.force_gpu_load(node_url, model_name, keep_alive=FOREVER, timeout_s=timeout_s)
-        if told["success"]:
+        """Run `force_gpu_load` and keep the model in memory until `unpin`, also after this program."""
+        result = self.force_gpu_load(node_url, model_name, keep_alive=FOREVER, timeout_s=timeout_s)
+        if result["success"]:
             node = parse_endpoint(node_url)
             self._pins[node.key, canonical_model(model_name)] = node
-        return told
+        return result
 
     def unpin(self, node_url: Any, model_name: str) -> bool:
-        """Give a pinned model Ollama's usual five minutes again. False if it was not pinned here."""
+        """Give a pinned model Ollama's usual five minutes; return False if it was not pinned here."""
         node = self._pins.pop((parse_endpoint(node_url).key, canonical_model(check_model(model_name))), None)
         if node is not None:
             wait_for(self._release(node, canonical_model(model_name)))
@@ -189,16 +203,16 @@ class SOLLOLGPUController:
     def ensure_on_gpu(
         self, model_name: str, *, keep_alive: float | str = KEEP_ALIVE, timeout_s: float = CALL_S
     ) -> str | None:
-        """The node that has the model on its GPU, as `host:port`; if none has, the best candidate is made to load it.
+        """Return the node with the model on its GPU, as `host:port`; load it on one if needed.
 
-        None: there is no GPU for it as far as is known, or not within `timeout_s`. Where forcing was in vain it is not
-        tried again for five minutes."""
+        None: no GPU for it is known, or not within `timeout_s`. A failed try is not repeated for five minutes.
+        """
         return wait_for(self._ensure(model_name, keep_alive, timeout_s))
 
     async def ensure_on_gpu_async(
         self, model_name: str, *, keep_alive: float | str = KEEP_ALIVE, timeout_s: float = CALL_S
     ) -> str | None:
-        """The same for any event loop, which it does not block."""
+        """Run `ensure_on_gpu` without blocking the caller's event loop."""
         return await asyncio.wrap_future(submit(self._ensure(model_name, keep_alive, timeout_s)))
 
     def pre_warm_gpu_nodes(
@@ -208,9 +222,11 @@ class SOLLOLGPUController:
         *,
         timeout_s: float = CLUSTER_S,
     ) -> dict[str, list[dict[str, Any]]]:
-        """Load models on every node that may have a GPU: the first `max_concurrent` of those it has on its disk.
+        """Load models on every node that may have a GPU: the first `max_concurrent` of those on its disk.
 
-        Returns for each node's URL a list of `{"model", "result"}`."""
+        Returns:
+            The URL of each node -> a list of `{"model", "result"}`.
+        """
         models = self._models(priority_models)
         check_count("max_concurrent", max_concurrent)
         bound_s = check_number("timeout_s", timeout_s, 0)
@@ -219,15 +235,17 @@ class SOLLOLGPUController:
     def optimize_cluster(
         self, gpu_priority_models: Sequence[str] | None = None, *, timeout_s: float = CLUSTER_S
     ) -> dict[str, Any]:
-        """Each model onto the GPU of one node at least, in the order given.
+        """Bring each model onto the GPU of at least one node, in the given order.
 
-        Returns `gpu_nodes`, `cpu_nodes`, `unknown_nodes` (URLs), and `assignments`: for each model its `node` (None if
-        it found none), `target` and `result`."""
+        Returns:
+            `gpu_nodes`, `cpu_nodes`, `unknown_nodes` (URLs), and `assignments`: for each model its `node` (or None),
+            `target` and `result`.
+        """
         models = self._models(gpu_priority_models)
         return wait_for(self._optimize(models, check_number("timeout_s", timeout_s, 0)))
 
     def close(self) -> None:
-        """Let go of the connections; loads that run are given up. More than once is fine."""
+        """Close the connections and cancel running loads. Idempotent."""
         self._closed = True
         placements = self._placements.pop(os.getpid(), None)
         if placements is not None:
@@ -239,7 +257,7 @@ class SOLLOLGPUController:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- inside ---
+    # --- internals ---
 
     def _warm(self) -> None:
         try:
@@ -259,19 +277,19 @@ class SOLLOLGPUController:
         if self._closed:
             raise SollolError("the GPU controller is closed; make a new one")
         mine = self._placements.get(os.getpid())
-        if mine is None:  # those of a parent process stay as they are: its event loop has no thread here
+        if mine is None:  # a parent's are left alone: its event loop has no thread here
             mine = self._placements[os.getpid()] = Placements(self._moved)
         return mine
 
     def _moved(self) -> None:
-        """The pool must not wait for its next look at the nodes: it predicts by what they have loaded."""
+        """Probe the pool's nodes, since its predictions depend on their loaded models."""
         engine = getattr(self._source, "_engine", None)
         if engine is not None:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
                 engine.refresh()
 
-    def _look(self, nodes: list[Endpoint]) -> list[Seen]:
-        async def look() -> list[Seen]:
+    def _look(self, nodes: list[Endpoint]) -> list[NodeModels]:
+        async def look() -> list[NodeModels]:
             return await self._on_loop().look(nodes)
 
         return wait_for(look())
@@ -281,26 +299,26 @@ class SOLLOLGPUController:
         forced = await self._on_loop().ensure(self._nodes(), check_model(model), keep_alive, bound_s, FRESH_S)
         if forced is None or not forced.success:
             return None
-        await self._until_known(forced.endpoint.key, canonical_model(model))
+        await self._wait_for_pool(forced.endpoint.key, canonical_model(model))
         return forced.endpoint.key
 
-    async def _until_known(self, key: str, name: str) -> None:
-        """A pool that is running predicts by what its nodes have loaded: it shall know of this one."""
+    async def _wait_for_pool(self, key: str, name: str) -> None:
+        """Wait until the pool's predictions include the loaded model."""
         if getattr(self._source, "_engine", None) is None:
             return
         loop = asyncio.get_running_loop()
-        until = loop.time() + KNOWN_S
-        told = False
+        until = loop.time() + POOL_WAIT_S
+        notified = False
         while loop.time() < until:
             node = next((node for node in self._source.nodes if node.key == key), None)
             if node is None or name in node.loaded_models:
                 return
-            if not told:
+            if not notified:
                 self._moved()
-                told = True
+                notified = True
             await asyncio.sleep(0.005)
 
-    async def _force(self, node: Endpoint, model: str, keep_alive: Any, timeout_s: float) -> Forced:
+    async def _force(self, node: Endpoint, model: str, keep_alive: Any, timeout_s: float) -> ForceResult:
         return await self._on_loop().force(node, model, keep_alive, timeout_s)
 
     async def _release(self, node: Endpoint, name: str) -> None:
@@ -312,14 +330,14 @@ class SOLLOLGPUController:
         placements = self._on_loop()
         ends_at = asyncio.get_running_loop().time() + timeout_s
 
-        async def one(seen: Seen) -> list[dict[str, Any]]:
+        async def one(seen: NodeModels) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = []
             for model in [model for model in models if canonical_model(model) in seen.models][:most]:
                 left_s = max(0.0, ends_at - asyncio.get_running_loop().time())
                 forced = await placements.force(seen.endpoint, model, KEEP_ALIVE, left_s)
-                rows.append({"model": model, "result": _told(forced)})
+                rows.append({"model": model, "result": _as_result(forced)})
                 if forced.location is Location.CPU:
-                    break  # the others would fare no better
+                    break  # the others would fail, too
             return rows
 
         seen = [s for s in await placements.look(self._nodes()) if not s.why and placements.kind(s) is not Location.CPU]
@@ -332,9 +350,9 @@ class SOLLOLGPUController:
         for model in models:
             left_s = max(0.0, ends_at - loop.time())
             forced = await placements.ensure(self._nodes(), model, KEEP_ALIVE, left_s, 0.0)
-            told = _told(forced) if forced else {"success": False, "message": f"no node has a GPU and {model}"}
+            result = _as_result(forced) if forced else {"success": False, "message": f"no node has a GPU and {model}"}
             node = forced.endpoint.url if forced else None
-            assignments.append({"node": node, "model": model, "target": "GPU", "result": told})
+            assignments.append({"node": node, "model": model, "target": "GPU", "result": result})
         seen = await placements.look(self._nodes(), FRESH_S)
         kinds = {f"{kind.lower()}_nodes": kind for kind in (Location.GPU, Location.CPU, Location.UNKNOWN)}
         urls = {name: [s.endpoint.url for s in seen if placements.kind(s) is kind] for name, kind in kinds.items()}
@@ -344,9 +362,10 @@ class SOLLOLGPUController:
 def integrate_with_router(
     router: IntelligentRouter, gpu_controller: SOLLOLGPUController, node_registry: Any = None, *, registry: Any = None
 ) -> None:
-    """From now on the router asks the controller before a call that requires a GPU, or of one of its priority models.
+    """Let the router call the controller before calls of priority models and calls that require a GPU.
 
-    A router without a pool uses the controller's. `registry` (or `node_registry`) names other nodes to look after."""
+    A router without a pool uses the controller's. `registry` (or `node_registry`) sets other nodes.
+    """
     if not isinstance(gpu_controller, SOLLOLGPUController):
         raise BadInput(f"gpu_controller={gpu_controller!r}; expected a SOLLOLGPUController")
     if not hasattr(router, "gpu_controller"):
@@ -358,7 +377,7 @@ def integrate_with_router(
 
 
 def _endpoints(source: Any) -> list[Endpoint]:
-    """The nodes of a pool, of a registry, or of a list."""
+    """Return the nodes of a pool, of a registry, or of a list."""
     if source is None:
         return []
     nodes = getattr(source, "nodes", source)
@@ -371,7 +390,7 @@ def _endpoints(source: Any) -> list[Endpoint]:
     return [parse_endpoint(node) for node in nodes]
 
 
-def _row(seen: Seen, name: str, model: LoadedModel) -> dict[str, Any]:
+def _row(seen: NodeModels, name: str, model: LoadedModel) -> dict[str, Any]:
     return {
         "name": name,
         "location": location_of(model).value,
@@ -385,7 +404,7 @@ def _count(rows: list[dict[str, Any]], location: Location) -> int:
     return sum(row["location"] == location for row in rows)
 
 
-def _told(forced: Forced) -> dict[str, Any]:
+def _as_result(forced: ForceResult) -> dict[str, Any]:
     return {
         "success": forced.success,
         "message": forced.message,

@@ -1,11 +1,11 @@
-"""The same request to more than one node: the first answer counts, the others are called off.
+"""Send one request to more than one node: the first answer wins, the others are cancelled.
 
-For calls of a pool, `AdaptiveHedging` is all there is to it: the pool knows what it predicted for a call, and sends a
-second copy when that call is late (`policies.hedge`). For requests of your own, `HedgingStrategy` races any function.
+For calls of a pool use `AdaptiveHedging`: the pool compares a call with its prediction, and sends a hedge when the call
+is late (`policies.hedging`). For other requests, `HedgingStrategy` races any function.
 
-Copies cost what they race with. So a second one is sent only after the p95 of what such requests took so far, and for
-5 % of them at most: a node that is slow once is what hedging is for, a cluster that is full gets no better by it (Dean
-and Barroso 2013, "The tail at scale"). A request that fails goes to the next node at once, and needs no budget.
+Hedges compete with other requests for nodes. So one is sent only after the p95 of earlier requests, and for 5 % of them
+at most: hedging helps against a node that is slow once, and not against a full cluster (Dean and Barroso 2013, "The
+tail at scale"). A failed request moves to the next node at once, and needs no budget.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ TIMEOUT_MS = 30_000.0
 
 
 class HedgeResult(NamedTuple):
-    """The first good answer. `latency_ms` is the time from the request to it, `cancelled_nodes` those whose answers
-    were not waited for, and `tried` has (node, why) for each that failed before."""
+    """The first good answer.
+
+    `latency_ms` is the time from the request to it, `cancelled_nodes` those whose answers were cancelled, and `tried`
+    has (node, reason) for each earlier failure.
+    """
 
     winner_node: Any
     response: Any
@@ -42,11 +45,11 @@ class HedgeResult(NamedTuple):
 
 
 class HedgingStrategy:
-    """A race of up to `num_hedges` requests at once. May be shared by threads and tasks; learns from all of them.
+    """A race of up to `num_hedges` requests at once. Can be shared by threads and tasks; learns from all of them.
 
-    `hedge_delay_ms`: how long to wait for an answer before the next request is sent. None: the p95 of those so far,
-    within the budget (and at once, while fewer than 20 are known). 0: at once, always. With a number there is no
-    budget: whoever names the delay has decided. `budget`: the share of requests that may be sent again.
+    `hedge_delay_ms`: time before the next request is sent. None: the p95 of the times so far, within the budget (and at
+    once with fewer than 20 times). 0: always at once. A number disables the budget. `budget`: the share of requests
+    with a hedge.
     """
 
     def __init__(
@@ -77,10 +80,13 @@ class HedgingStrategy:
     ) -> HedgeResult:
         """Call `request_fn(node, **request_args)` for the first of `nodes`, for others when it is late or fails.
 
-        A plain function runs in threads, which cannot be stopped: its late answers are thrown away, and if it has an
-        argument `cancelled`, it is given a threading.Event that is set when nobody waits any more. A coroutine
+        A plain function runs in threads, which cannot be stopped: its late answers are dropped, and if it has an
+        argument `cancelled`, it gets a threading.Event that is set when its answer is no longer needed. A coroutine
         function is cancelled. Blocks; inside an event loop use `hedge_request_async`.
-        Raises NoNodeAvailable if all nodes fail, DeadlineExceeded after `timeout_ms` (None: no bound).
+
+        Raises:
+            NoNodeAvailable: All nodes failed.
+            DeadlineExceeded: `timeout_ms` passed (None: no limit).
         """
         return wait_for(self.hedge_request_async(nodes, request_fn, request_args, timeout_ms))
 
@@ -91,7 +97,7 @@ class HedgingStrategy:
         request_args: Mapping[str, Any] | None = None,
         timeout_ms: float | None = TIMEOUT_MS,
     ) -> HedgeResult:
-        """The same on the running event loop; cancelling it cancels every request."""
+        """Run `hedge_request` on the running event loop; cancelling it cancels every request."""
         if isinstance(nodes, (str, bytes, Mapping)) or not isinstance(nodes, Sequence) or not nodes:
             raise BadInput(f"nodes={nodes!r}; expected a list of one node or more, such as ['http://10.0.0.5:11434']")
         if not callable(request_fn):
@@ -109,8 +115,11 @@ class HedgingStrategy:
                 self._sent += race.sent
 
     def get_stats(self) -> dict[str, Any]:
-        """`total_requests`, `total_hedge_requests` (sent in all), `total_wasted_requests`, `waste_percentage`,
-        `hedge_delay_ms` (as it is now; None while it is not known) and `num_hedges_per_request`."""
+        """Return counts of requests and hedges, and the present delay.
+
+        The keys are `total_requests`, `total_hedge_requests` (sent in all), `total_wasted_requests`,
+        `waste_percentage`, `hedge_delay_ms` (None while unknown) and `num_hedges_per_request`.
+        """
         with self._lock:
             requests, sent = self._requests, self._sent
             delay_s = self._delay_s() if len(self._times_s) >= LEAST or self.hedge_delay_ms is not None else None
@@ -130,12 +139,13 @@ class HedgingStrategy:
         return 0.0 if late_s is None else LATER * late_s
 
     def _begin(self) -> float:
-        """A request begins: the seconds after which another copy may be sent."""
+        """Count a request; return the seconds after which a hedge may be sent."""
         with self._lock:
             self._tokens = min(self._tokens + self.budget, max(RESERVE, 100 * self.budget))
             return self._delay_s()
 
     def _withdraw(self) -> bool:
+        """Take a hedge from the budget; return False if it is empty."""
         with self._lock:
             if self.hedge_delay_ms is not None:
                 return True
@@ -145,15 +155,16 @@ class HedgingStrategy:
             return True
 
     def _learn(self, elapsed_s: float) -> None:
+        """Record the seconds of an answer."""
         with self._lock:
             self._times_s.add(elapsed_s)
 
 
 class AdaptiveHedging:
-    """Hedging of a pool's calls. `num_hedges` 2: a call that is late gets a second copy; 1: none does.
+    """Hedging of a pool's calls. `num_hedges` 2: a late call gets a hedge; 1: no call does.
 
-    Or a HedgingStrategy: with a `hedge_delay_ms`, that is when the second copy is sent; without one, the pool knows
-    best (it has learned how late a call may be, and keeps the budget).
+    Or a HedgingStrategy: its `hedge_delay_ms` is the time before the hedge; without one, the pool decides by its
+    learned times and its budget.
     """
 
     def __init__(
@@ -176,8 +187,10 @@ class AdaptiveHedging:
         prompt: str | None = None,
         **more: Any,
     ) -> Any:
-        """`pool.chat(model, messages, hedge=...)`, or `pool.generate` with a `prompt`: its answer, or what to await
-        of an AsyncOllamaPool. Other keywords go to the pool."""
+        """Call `pool.chat(model, messages, hedge=...)`, or `pool.generate` with a `prompt`; return its answer.
+
+        An AsyncOllamaPool returns an awaitable. Other keywords go to the pool.
+        """
         pool = getattr(pool, "pool", pool)  # an IntelligentRouter has one
         if not callable(getattr(pool, "chat", None)) or not callable(getattr(pool, "generate", None)):
             raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
@@ -194,26 +207,34 @@ class AdaptiveHedging:
         if self.num_hedges == 1:
             return False
         delay_ms = self.strategy.hedge_delay_ms
-        return True if delay_ms is None else _After(round(delay_ms * 1000))
+        return True if delay_ms is None else _FixedDelay(round(delay_ms * 1000))
 
 
-class _After:
-    """A Hedger for which every call is late after the same time."""
+class _FixedDelay:
+    """A Hedger with the same delay for every call."""
 
     def __init__(self, delay_us: Micros) -> None:
         self._delay_us = delay_us
 
-    def deposit(self, task: Task) -> None: ...
-    def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None: ...
+    def deposit(self, task: Task) -> None:
+        """Ignore: there is no budget."""
+        ...
+
+    def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
+        """Ignore: the delay is fixed."""
+        ...
+
     def after(self, task: Task, decision: Decision) -> Micros | None:
+        """Return the delay in µs."""
         return self._delay_us
 
     def withdraw(self) -> bool:
+        """Permit every hedge."""
         return True
 
 
 class _Race:
-    """One request and its copies."""
+    """One request and its hedges."""
 
     def __init__(
         self, nodes: list[Any], call: Callable[[Any], Any], timeout_s: float | None, strategy: HedgingStrategy
@@ -240,18 +261,18 @@ class _Race:
                 until = min(ends_at, self._next_at) if room else ends_at
                 wait_s = None if until == float("inf") else max(0.0, until - now)
                 await asyncio.wait(self._running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                won = self._look()
+                won = self._winner()
                 if won is not None:
                     return self._result(*won, began)
                 now = self._loop.time()
                 if now >= ends_at:
                     raise DeadlineExceeded(f"no answer in {1000 * (now - began):.0f} ms from {self._names()}")
-                self._go_on(now, delay_s)
+                self._launch_next(now, delay_s)
             raise NoNodeAvailable(
                 f"all {len(self._tried)} nodes failed", [(str(node), why) for node, why in self._tried]
             )
         finally:
-            await self._call_off()
+            await self._cancel_all()
 
     def _launch(self, delay_s: float) -> None:
         node = self._nodes.pop()
@@ -260,8 +281,8 @@ class _Race:
         self.sent += 1
         self._next_at = now + delay_s
 
-    def _look(self) -> tuple[asyncio.Task[Any], Any, float] | None:
-        """The answer that was sent for first among those that came; failures are noted."""
+    def _winner(self) -> tuple[asyncio.Task[Any], Any, float] | None:
+        """Return the good answer that was sent first, None without one; record failures."""
         for task, (node, since) in list(self._running.items()):
             if not task.done():
                 continue
@@ -272,8 +293,8 @@ class _Race:
             self._tried.append((node, f"{type(error).__name__}: {error}"))
         return None
 
-    def _go_on(self, now: float, delay_s: float) -> None:
-        """Nothing won yet: the next node, if one has failed and none runs, or if those that run are late."""
+    def _launch_next(self, now: float, delay_s: float) -> None:
+        """Send to the next node if none runs after a failure, or if the running ones are late."""
         if not self._running and self._nodes:
             self._launch(delay_s)
         elif now >= self._next_at and self._nodes and len(self._running) < self._strategy.num_hedges:
@@ -286,18 +307,18 @@ class _Race:
         now = self._loop.time()
         self._strategy._learn(now - since)
         for _, other in self._running.values():
-            if other < since:  # it lasted longer than this, which must not be forgotten with it
+            if other < since:  # it took longer than the winner, which is a measurement, too
                 self._strategy._learn(now - other)
         latency_ms = 1000 * (now - began)
         left = [other for other, _ in self._running.values()]
         return HedgeResult(node, task.result(), latency_ms, self.sent, len(self._tried) + 1, left, self._tried)
 
-    async def _call_off(self) -> None:
+    async def _cancel_all(self) -> None:
         for task in self._running:
             task.cancel()
             task.add_done_callback(_forget)
         if self._running:
-            await asyncio.sleep(0)  # they hear of it now; how long they take to end is not waited for
+            await asyncio.sleep(0)  # they receive the cancellation now; their ends are not awaited
 
     def _names(self) -> str:
         return ", ".join(str(node) for node, _ in self._running.values()) or "any node"
@@ -305,11 +326,11 @@ class _Race:
 
 def _forget(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
-        task.exception()  # read, so that nobody is told of it
+        task.exception()  # read, so that asyncio logs no warning
 
 
 def _caller(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[Any], Any]:
-    """One coroutine for plain and for coroutine functions."""
+    """Return one coroutine function for plain and for coroutine functions."""
     if inspect.iscoroutinefunction(function):
 
         async def call(node: Any) -> Any:
@@ -325,7 +346,7 @@ def _caller(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable
 
 
 async def _in_thread(function: Callable[..., Any], node: Any, arguments: dict[str, Any]) -> Any:
-    """In a daemon thread: one that never answers keeps neither the loop nor the process."""
+    """Run a function in a daemon thread, which blocks neither the loop nor the exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     cancelled = threading.Event()
@@ -351,7 +372,7 @@ async def _in_thread(function: Callable[..., Any], node: Any, arguments: dict[st
             error = problem if usual else RuntimeError(f"{type(problem).__name__}: {problem}")
         try:
             loop.call_soon_threadsafe(settle, value, error)
-        except RuntimeError:  # the loop has ended: nobody waits
+        except RuntimeError:  # the loop has ended
             pass
 
     threading.Thread(target=work, name="sollol-hedge", daemon=True).start()

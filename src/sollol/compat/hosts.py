@@ -1,4 +1,4 @@
-"""A host as an application describes it, for `IntelligentRouter.select_optimal_node`."""
+"""Descriptions of hosts for `IntelligentRouter.select_optimal_node`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from sollol.compat.background import check_number
 from sollol.errors import BadInput
 
-CPU_TIMES = 20.0  # what a model takes longer on a CPU than on a GPU, roughly
-BUSY_MOST = 0.95  # of a processor
+CPU_TIMES = 20.0  # rough ratio of times on a CPU and on a GPU
+BUSY_MOST = 0.95  # limit of the processor load
 
 
 class Host(NamedTuple):
-    """What was said of a host. `gpu` None: nothing."""
+    """An application's description of a host. `gpu` None: unknown."""
 
     name: str
     available: bool = True
@@ -24,21 +24,26 @@ class Host(NamedTuple):
     gpu: bool | None = None
 
     def predict_ms(self, latency_ms: float, requires_gpu: bool) -> float:
-        """Its usual time, times those who are in front, and again for each try that fails."""
+        """Return the predicted ms: latency, times the requests in front, divided by the success rate squared."""
         busy = (1 + self.active) / (1 - min(self.load, BUSY_MOST))
         slow = CPU_TIMES if requires_gpu and self.gpu is False else 1.0
         return max(latency_ms, 0.001) * busy * slow / max(self.success_rate, 0.1) ** 2
 
     def why(self, requires_gpu: bool) -> str:
-        told = [f"latency {self.latency_ms:.0f} ms"] if self.latency_ms else ["latency not known"]
-        told += [f"{self.success_rate:.0%} good answers"] if self.success_rate < 1 else []
-        told += [f"{self.active:.0f} requests under way"] if self.active else []
-        told += [{True: "has a GPU", False: "has no GPU", None: "GPU not known"}[self.gpu]] if requires_gpu else []
-        return ", ".join(told)
+        """Return the reason of the prediction in words."""
+        parts = [f"latency {self.latency_ms:.0f} ms"] if self.latency_ms else ["latency not known"]
+        parts += [f"{self.success_rate:.0%} good answers"] if self.success_rate < 1 else []
+        parts += [f"{self.active:.0f} requests under way"] if self.active else []
+        parts += [{True: "has a GPU", False: "has no GPU", None: "GPU not known"}[self.gpu]] if requires_gpu else []
+        return ", ".join(parts)
 
 
 def read_host(given: Any) -> Host:
-    """From a name, a mapping, or a node of a pool. Raises BadInput."""
+    """Return a Host for a name, a mapping, or a node of a pool.
+
+    Raises:
+        BadInput: It is none of these.
+    """
     if isinstance(given, str) and given:
         return Host(given)
     if isinstance(given, Mapping):

@@ -1,10 +1,10 @@
-"""Routing with a word about the task: what it is about, how urgent it is, whether it needs a GPU.
+"""Route requests by a description of the task: type, priority, need of a GPU.
 
     router = IntelligentRouter(pool)
     answer = router.route_request("llama3.2", messages, TaskContext(operation="summarization", priority=8))
 
-The pool decides where a call goes, by predicted completion time; the task's type tells it how long the answer will
-probably be. `IntelligentRouter` translates a description of a task into the arguments of the pool.
+The pool routes by predicted completion time; the task type predicts the length of the answer. `IntelligentRouter`
+translates a description of a task into the arguments of the pool.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sollol.compat.gpu_controller import SOLLOLGPUController
 
 COMPLEXITIES = {"simple": 2, "medium": 5, "complex": 8}
-# What applications call their operations, by how the word begins.
+# Beginnings of applications' words for operations.
 _OPERATIONS = (
     ("code", TaskType.CODE),
     ("coding", TaskType.CODE),
@@ -46,17 +46,20 @@ _OPERATIONS = (
     ("generat", TaskType.CHAT),
     ("complet", TaskType.CHAT),
 )
-REMEMBERED = 100  # durations for each task type, model and host
+REMEMBERED = 100  # durations kept for each task type, model and host
 BYTES_PER_TOKEN = 4
 
 
 @dataclass
 class TaskContext:
-    """What is known of a task; everything may be left out. Raises BadInput.
+    """Description of a task; every field is optional.
 
-    `operation`: a free word ("code_generation", "research"), from which the type is told if it can be; `task_type`: one
-    of TaskType's, or an older word for it ("generation"). `complexity`: 1 to 10, or "simple" (2), "medium" (5),
+    `operation`: a free word ("code_generation", "research"), from which the type is derived if possible; `task_type`:
+    one of TaskType's, or an older word for it ("generation"). `complexity`: 1 to 10, or "simple" (2), "medium" (5),
     "complex" (8). `priority`: 0 to 10. `estimated_duration_ms` and `estimated_tokens` are for your own records.
+
+    Raises:
+        BadInput: A field has another type or range.
     """
 
     operation: str | None = None
@@ -76,7 +79,7 @@ class TaskContext:
             self.task_type = _type_of(self.task_type) or check_type(self.task_type)
         elif self.operation is not None:
             named = _type_of(self.operation)
-            self.task_type = None if named is TaskType.CHAT else named  # "generation" says nothing: look at the text
+            self.task_type = None if named is TaskType.CHAT else named  # "generation" is too general: classify the text
         if self.complexity is not None:
             self.complexity = _complexity(self.complexity)
         self.priority = check_priority(self.priority)
@@ -92,10 +95,10 @@ class TaskContext:
 
 
 class IntelligentRouter:
-    """Asks a pool with a TaskContext. A context manager; may be shared by threads.
+    """Calls of a pool by TaskContext. A context manager; can be shared by threads.
 
-    `pool`: an OllamaPool or an AsyncOllamaPool. Without one: the pool of the GPU controller it is integrated with, else
-    one that is made when it is first needed, of the nodes of the settings, or of those that discovery finds.
+    `pool`: an OllamaPool or an AsyncOllamaPool. Without one: the pool of its GPU controller, else a pool that is
+    constructed at first use, with the nodes of the settings or of discovery.
     """
 
     def __init__(self, pool: Any = None) -> None:
@@ -109,14 +112,14 @@ class IntelligentRouter:
 
     @property
     def pool(self) -> Any:
-        """The pool it asks; made now if there is none."""
+        """The pool of its calls; constructed at first use without one."""
         if self._pool is not None:
             return self._pool
         if self.gpu_controller is not None and self.gpu_controller.pool is not None:
             return self.gpu_controller.pool
         with self._lock:
             if self._own is None:
-                self._own = _made_pool()
+                self._own = _configured_pool()
             return self._own
 
     def route_request(
@@ -129,36 +132,39 @@ class IntelligentRouter:
         stream: bool = False,
         **more: Any,
     ) -> Any:
-        """The pool's answer to a chat, or to a `prompt`; of an AsyncOllamaPool, what to await. Other keywords go to it.
+        """Send a chat or a `prompt` to the pool; return its answer. An AsyncOllamaPool returns an awaitable.
 
-        `answer.routing` tells besides what the pool says: `operation`, `complexity`, and if a GPU is required,
-        `gpu_node` (the node that has the model on its GPU; None if there is none). With a GPU controller a call that
-        requires a GPU waits, for 20 s at most, until the model is on one.
-        Raises BadInput, and what `pool.chat` raises.
+        Other keywords go to the pool. `answer.routing` also has `operation`, `complexity`, and if a GPU is required
+        `gpu_node` (the node with the model on its GPU, or None). With a GPU controller, a call that requires a GPU
+        waits until the model is on one, for 20 s at most.
+
+        Raises:
+            BadInput: An argument cannot be used.
+            SollolError: The pool's call failed.
         """
         context = _context(task_context)
         if (messages is None) == (prompt is None):
             raise BadInput("route_request(): expected either messages or a prompt")
         name = check_model(model if model is not None else context.model_preference)
-        asked = {"messages": messages, **more} if prompt is None else {"prompt": prompt, **more}
-        type_ = check_type(context.task_type)  # None: the pool finds it out
+        request = {"messages": messages, **more} if prompt is None else {"prompt": prompt, **more}
+        type_ = check_type(context.task_type)  # None: the pool classifies it
         more = {"stream": stream, "priority": context.priority, "task_type": type_, **more}
         if context.requires_gpu:
             more["requires_gpu"] = True
         notes = {
             "operation": context.operation,
-            "complexity": context.complexity or classification.estimate_complexity(asked),
+            "complexity": context.complexity or classification.estimate_complexity(request),
         }
         pool, subject = self.pool, (prompt if messages is None else messages)
         call = pool.generate if messages is None else pool.chat
         if hasattr(pool, "aclose"):
-            return self._ask_async(call, name, subject, context, more, notes)
+            return self._route_async(call, name, subject, context, more, notes)
         controller = self._controller_for(name, context)
         if controller is not None:
             notes["gpu_node"] = controller.ensure_on_gpu(name)
-        return _noted(call(name, subject, **more), notes)
+        return _with_notes(call(name, subject, **more), notes)
 
-    async def _ask_async(
+    async def _route_async(
         self,
         call: Any,
         name: str,
@@ -171,25 +177,28 @@ class IntelligentRouter:
         if controller is not None:
             notes["gpu_node"] = await controller.ensure_on_gpu_async(name)
         answer: Awaitable[Any] = call(name, subject, **more)
-        return _noted(await answer, notes)
+        return _with_notes(await answer, notes)
 
     def _controller_for(self, model: str, context: TaskContext) -> SOLLOLGPUController | None:
-        """The controller, if this call is its concern."""
+        """Return the controller if it is responsible for this call."""
         controller = self.gpu_controller
         if controller is None:
             return None
         mine = {canonical_model(name) for name in controller.priority_models}
         return controller if context.requires_gpu or canonical_model(model) in mine else None
 
-    # --- analysing ---
+    # --- analysis ---
 
     def analyze_request(self, payload: Mapping[str, Any], priority: int = 5) -> TaskContext:
-        """A payload of Ollama's API as a TaskContext. `estimated_tokens` are those of the input; the duration is the
-        median of what was recorded for this type and model, if anything was."""
+        """Return the TaskContext of a payload of Ollama's API.
+
+        `estimated_tokens` are those of the input; the duration is the median of the recorded ones for this type and
+        model.
+        """
         if not isinstance(payload, Mapping):
             raise BadInput(f"payload is {type(payload).__name__}; expected a dict with messages, prompt or input")
         type_, model = classification.detect_task_type(payload), payload.get("model")
-        known = [ms for (kind, name, _), list_ in self._known() if (kind, name) == (type_, model) for ms in list_]
+        known = [ms for (kind, name, _), list_ in self._recorded() if (kind, name) == (type_, model) for ms in list_]
         return TaskContext(
             operation=type_.value,
             task_type=type_,
@@ -201,18 +210,20 @@ class IntelligentRouter:
         )
 
     def detect_task_type(self, payload: Any) -> TaskType:
-        """What a payload, a list of messages or a text is about."""
+        """Return the task type of a payload, a list of messages or a text."""
         return classification.detect_task_type(payload)
 
     def estimate_complexity(self, payload: Any) -> int:
-        """How demanding it is, 1 to 10."""
+        """Return the complexity of a payload, 1 to 10."""
         return classification.estimate_complexity(payload)
 
     def record_performance(
         self, task_type: TaskType | str, model: str, duration_ms: float, host: str = "", success: bool = True
     ) -> None:
-        """Remember what a request of your own took; `select_optimal_node` goes by it. One that failed counts as one
-        that took four times as long: a quick failure is not a quick host."""
+        """Record the duration of your own request in ms for `select_optimal_node`.
+
+        A failed request counts four times its duration: a quick failure is not a quick host.
+        """
         type_ = _type_of(task_type) or check_type(task_type)
         taken_ms = check_number("duration_ms", duration_ms, 0) * (1 if success else 4)
         with self._lock:
@@ -222,16 +233,19 @@ class IntelligentRouter:
     def select_optimal_node(
         self, context: TaskContext | Mapping[str, Any], available_hosts: Sequence[Any]
     ) -> tuple[str, dict[str, Any]]:
-        """The host where a task should end first, for requests that you send yourself: (host, decision).
+        """Return (host, decision): the host with the least predicted time for your own request.
 
-        Hosts are names, dicts (`host` or `url`; of `available`, `latency_ms`, `success_rate`, `cpu_load`,
-        `gpu_free_mem`, `active_requests` what is known), or nodes of a pool. The prediction is the recorded (else the
-        given) latency, times the requests under way, divided by the share of good answers squared; on a host without a
-        GPU a task that requires one takes 20 times as long. `decision` has `predicted_ms`, `score` (1000 divided by
-        it), `reasoning`, `fallbacks` (the other hosts, the best first), `task_type`, `complexity` and `priority`.
-        Raises BadInput without hosts, NoNodeAvailable if none of them is available.
+        Hosts are names, dicts (`host` or `url`; optional `available`, `latency_ms`, `success_rate`, `cpu_load`,
+        `gpu_free_mem`, `active_requests`), or nodes of a pool. The prediction is the recorded (else the given) latency,
+        times the requests in flight, divided by the success rate squared; on a host without a GPU a task that requires
+        one takes 20 times as long. `decision` has `predicted_ms`, `score` (1000 divided by it), `reasoning`,
+        `fallbacks` (the other hosts, best first), `task_type`, `complexity` and `priority`.
+
+        Raises:
+            BadInput: There are no hosts.
+            NoNodeAvailable: No host is available.
         """
-        wanted = _context(context)
+        described = _context(context)
         if isinstance(available_hosts, (str, Mapping)) or not isinstance(available_hosts, Sequence):
             raise BadInput(f"available_hosts={available_hosts!r}; expected a list of hosts")
         if not available_hosts:
@@ -242,37 +256,37 @@ class IntelligentRouter:
             raise NoNodeAvailable("No available hosts", [(host.name, "not available") for host in hosts])
         given = [host.latency_ms for host in usable if host.latency_ms]
         unknown_ms = median(given) if given else 1000.0
-        ranked = sorted((self._predict(host, wanted, unknown_ms), place) for place, host in enumerate(usable))
+        ranked = sorted((self._predict(host, described, unknown_ms), place) for place, host in enumerate(usable))
         predicted_ms, best = ranked[0]
         host = usable[best]
         return host.name, {
             "host": host.name,
             "predicted_ms": predicted_ms,
             "score": 1000 / predicted_ms,
-            "reasoning": f"should take {predicted_ms:.0f} ms there; {host.why(wanted.requires_gpu)}",
+            "reasoning": f"should take {predicted_ms:.0f} ms there; {host.why(described.requires_gpu)}",
             "fallbacks": [usable[place].name for _, place in ranked[1:]],
-            "task_type": wanted.task_type,
-            "complexity": wanted.complexity,
-            "priority": wanted.priority,
+            "task_type": described.task_type,
+            "complexity": described.complexity,
+            "priority": described.priority,
         }
 
     def _predict(self, host: Host, context: TaskContext, unknown_ms: float) -> float:
         own = [
             ms
-            for (kind, model, name), list_ in self._known()
+            for (kind, model, name), list_ in self._recorded()
             if name == host.name and context.task_type in (None, kind) and context.model_preference in (None, model)
             for ms in list_
         ]
         return host.predict_ms(median(own) if own else host.latency_ms or unknown_ms, context.requires_gpu)
 
-    def _known(self) -> list[tuple[tuple[str, str, str], list[float]]]:
+    def _recorded(self) -> list[tuple[tuple[str, str, str], list[float]]]:
         with self._lock:
             return [(key, list(found)) for key, found in self._durations.items()]
 
     # --- the end ---
 
     def close(self) -> None:
-        """Close the pool, if it was made here."""
+        """Close the pool if the router constructed it."""
         with self._lock:
             own, self._own = self._own, None
         if own is not None:
@@ -285,7 +299,7 @@ class IntelligentRouter:
         self.close()
 
 
-def _made_pool() -> Any:
+def _configured_pool() -> Any:
     from sollol.pool.sync import OllamaPool
 
     pool = OllamaPool.from_settings()
@@ -306,7 +320,7 @@ def _context(given: TaskContext | Mapping[str, Any] | None) -> TaskContext:
 
 
 def _type_of(word: Any) -> TaskType | None:
-    """What a word for an operation means; None for one that is not known."""
+    """Return the type for an operation's word, None for an unknown one."""
     if not isinstance(word, str):
         return None
     for part in word.lower().replace("-", "_").replace(" ", "_").split("_"):
@@ -325,15 +339,15 @@ def _complexity(value: Any) -> int:
 
 
 def _size(payload: Mapping[str, Any]) -> int:
-    """Characters of the texts in a payload."""
+    """Return the characters of the texts in a payload."""
     contents = [m.get("content") for m in payload.get("messages") or () if isinstance(m, Mapping)]
     inputs = payload.get("input")
     contents += [payload.get("prompt"), payload.get("system"), *([inputs] if isinstance(inputs, str) else inputs or ())]
     return sum(len(text) for text in contents if isinstance(text, str))
 
 
-def _noted(answer: Any, notes: dict[str, Any]) -> Any:
-    """The notes beside the pool's own words; an answer that comes in parts is left as it is."""
+def _with_notes(answer: Any, notes: dict[str, Any]) -> Any:
+    """Add the notes to the routing record; streamed answers have none."""
     if isinstance(answer, Answer):
         answer.routing.update(notes)
     return answer

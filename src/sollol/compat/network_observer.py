@@ -1,11 +1,11 @@
-"""What goes on between a pool and its nodes, as events: to be logged, counted, or listened to.
+"""Publish the traffic between a pool and its nodes as events, for logs, counters and listeners.
 
     observer = NetworkObserver(pool)
     stop = observer.subscribe(lambda event: print(event.backend, event.event_type, event.details))
 
-It reads along in the journal that every pool keeps, and costs nothing where it is not used. `sample_rate` is the share
-of the requests that is kept (`SOLLOL_OBSERVER_SAMPLING`): whole requests, not single events. Failures and changes of
-nodes are always kept; at 0 nothing is.
+It reads the journal of the pool, and costs nothing while unused. `sample_rate` is the share of requests that is kept
+(`SOLLOL_OBSERVER_SAMPLING`): whole requests, not single events. Failures and changes of nodes are always kept, except
+at a rate of 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SEVERITIES = list(_LEVELS)
 
 
 class EventType(StrEnum):
-    """What happened."""
+    """The kind of an event."""
 
     OLLAMA_REQUEST = "ollama_request"
     OLLAMA_RESPONSE = "ollama_response"
@@ -49,8 +49,11 @@ class EventType(StrEnum):
 
 
 class NetworkEvent(NamedTuple):
-    """`timestamp` is in seconds since the epoch, `backend` the node ("host:port"), `severity` "info", "warning",
-    "error" or "critical"."""
+    """One event.
+
+    `timestamp` is in seconds since the epoch, `backend` the node ("host:port"), `severity` "info", "warning", "error"
+    or "critical".
+    """
 
     event_type: EventType
     timestamp: float
@@ -59,14 +62,14 @@ class NetworkEvent(NamedTuple):
     severity: str = "info"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the event as plain values."""
         return {**self._asdict(), "event_type": self.event_type.value}
 
 
 class NetworkObserver:
-    """Keeps the last `max_events` events of the pools it is attached to, and of `log_event`. Thread-safe.
+    """The last `max_events` events of attached pools and of `log_event`. Thread-safe.
 
-    `sample_rate` None: as SOLLOL_OBSERVER_SAMPLING says. It may be changed at any time.
+    `sample_rate` None: the setting SOLLOL_OBSERVER_SAMPLING. It can be changed at any time.
     """
 
     def __init__(
@@ -95,11 +98,13 @@ class NetworkObserver:
     def sample_rate(self, rate: float) -> None:
         self._rate = float(check_number("sample_rate", rate, 0, 1))
 
-    # --- where events come from ---
+    # --- sources ---
 
     def attach(self, pool: Any) -> Callable[[], None]:
-        """Follow a pool from now on; the result ends that. Starts a pool that was not used yet; an AsyncOllamaPool
-        must be attached on its own loop."""
+        """Follow a pool; return the function that ends that.
+
+        It starts an unused pool. An AsyncOllamaPool must be attached on its own loop.
+        """
         if not callable(getattr(pool, "_running", None)):
             raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
         journal = pool._running().journal
@@ -109,7 +114,7 @@ class NetworkObserver:
         def detach() -> None:
             if detach in self._detach:
                 self._detach.remove(detach)
-                with contextlib.suppress(Exception):  # a pool that is closed has forgotten us
+                with contextlib.suppress(Exception):  # a closed pool has dropped the subscription
                     pool.read_state(stop)
 
         self._detach.append(detach)
@@ -118,19 +123,22 @@ class NetworkObserver:
     def log_event(
         self, event_type: EventType | str, backend: str, details: dict[str, Any] | None = None, severity: str = "info"
     ) -> None:
-        """An event of your own; those of severity "info" are sampled."""
+        """Add your own event; events of severity "info" are sampled."""
         try:
             kind = EventType(event_type)
         except ValueError:
             raise BadInput(f"event_type={event_type!r}; expected one of {', '.join(EventType)}") from None
         _check_severity(severity)
-        self._take(NetworkEvent(kind, _now(), backend, dict(details or {}), severity), self._draw())
+        self._keep(NetworkEvent(kind, _now(), backend, dict(details or {}), severity), self._draw())
 
-    # --- where they go ---
+    # --- listeners ---
 
     def subscribe(self, listener: Callable[[NetworkEvent], Any]) -> Callable[[], None]:
-        """Call `listener` with every event that is kept, in the thread where it happens (for a pool, that of its loop:
-        be quick). One that raises is told once and not called again. The result unsubscribes."""
+        """Call `listener` with every kept event; return the function that removes it.
+
+        It runs in the thread of the event (for a pool, that of its loop), so it should be quick. A listener that raises
+        is removed, and the exception is logged.
+        """
         if not callable(listener):
             raise BadInput(f"listener={listener!r}; expected a function of one event")
         self._listeners.append(listener)
@@ -148,7 +156,7 @@ class NetworkObserver:
         backend: str | None = None,
         min_severity: str = "info",
     ) -> list[dict[str, Any]]:
-        """The newest first, as plain values."""
+        """Return the events as plain values, newest first."""
         check_count("limit", limit)
         least = _check_severity(min_severity)
         found: list[dict[str, Any]] = []
@@ -164,7 +172,7 @@ class NetworkObserver:
         return found
 
     def get_stats(self) -> dict[str, Any]:
-        """How many events there were (`total_events`), were kept (`sampled_events`) and dropped, by type and node."""
+        """Return the numbers of events: `total_events`, `sampled_events` and dropped ones, by type and node."""
         with self._lock:
             return {
                 "total_events": self._counts["total"],
@@ -178,21 +186,21 @@ class NetworkObserver:
             }
 
     def close(self) -> None:
-        """Follow no pool any more."""
+        """Stop following all pools."""
         for detach in list(self._detach):
             detach()
 
-    # --- inside ---
+    # --- internals ---
 
     def _draw(self) -> bool:
-        """Whether the next request is kept: every fourth at a rate of 0.25."""
+        """Return True if the next request is kept: every fourth at a rate of 0.25."""
         with self._lock:
             self._credit += self._rate
             kept = self._credit >= 1
             self._credit -= kept
             return kept
 
-    def _take(self, event: NetworkEvent, kept: bool) -> None:
+    def _keep(self, event: NetworkEvent, kept: bool) -> None:
         kept = self._rate > 0 and (kept or event.severity != "info")
         with self._lock:
             self._counts["total"] += 1
@@ -214,7 +222,7 @@ class NetworkObserver:
 
 
 class _Follower:
-    """Reads one pool's journal, on the pool's loop."""
+    """Listener of one pool's journal, on the pool's loop."""
 
     def __init__(self, observer: NetworkObserver) -> None:
         self._observer = observer
@@ -234,10 +242,10 @@ class _Follower:
             case Finished():
                 self._finished(event, at)
             case NodeAdded():
-                self._tell(EventType.NODE_DISCOVERED, event.endpoint.key, {"url": event.endpoint.url})
+                self._publish(EventType.NODE_DISCOVERED, event.endpoint.key, {"url": event.endpoint.url})
             case NodeRemoved():
                 self._up.pop(event.node, None)
-                self._tell(EventType.NODE_REMOVED, event.node, {})
+                self._publish(EventType.NODE_REMOVED, event.node, {})
             case NodeSeen():
                 self._status(event.node, True, "")
             case NodeLost():
@@ -252,11 +260,11 @@ class _Follower:
                 case Complete():
                     self._tasks.pop(action.task, None)
                 case Load():
-                    self._tell(EventType.OLLAMA_MODEL_LOAD, action.node, {"model": action.model})
+                    self._publish(EventType.OLLAMA_MODEL_LOAD, action.node, {"model": action.model})
 
     def _started(self, start: Start, at: Micros) -> None:
         task, kept = self._tasks.get(start.task, (None, False))
-        if task is None:  # submitted before we listened
+        if task is None:  # submitted before the subscription
             return
         self._attempts[start.attempt] = (start.node, task, kept, at)
         details = _details(task) | {
@@ -266,7 +274,7 @@ class _Follower:
         }
         if start.items is not None:
             details["items"] = start.items.total()
-        self._tell(EventType.OLLAMA_REQUEST, start.node, details, kept)
+        self._publish(EventType.OLLAMA_REQUEST, start.node, details, kept)
 
     def _finished(self, event: Finished, at: Micros) -> None:
         node, task, kept, since = self._attempts.pop(event.attempt, ("", None, False, 0))
@@ -274,7 +282,7 @@ class _Follower:
             return
         details = _details(task) | {"latency_ms": (at - since) / 1000}
         if event.outcome.status is Status.OK:
-            self._tell(EventType.OLLAMA_RESPONSE, node, details, kept)
+            self._publish(EventType.OLLAMA_RESPONSE, node, details, kept)
             return
         details |= {"error": event.outcome.message, "outcome": event.outcome.status.value}
         severity = (
@@ -283,12 +291,12 @@ class _Follower:
             in (Status.BUSY, Status.REFUSED, Status.MISSING, Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.OURS)
             else "error"
         )
-        self._tell(EventType.OLLAMA_ERROR, node, details, kept, severity)
+        self._publish(EventType.OLLAMA_ERROR, node, details, kept, severity)
 
     def _aborted(self, attempt: int, at: Micros) -> None:
         node, task, kept, since = self._attempts.pop(attempt, ("", None, False, 0))
         if task is not None:
-            self._tell(EventType.OLLAMA_CANCELLED, node, _details(task) | {"latency_ms": (at - since) / 1000}, kept)
+            self._publish(EventType.OLLAMA_CANCELLED, node, _details(task) | {"latency_ms": (at - since) / 1000}, kept)
 
     def _status(self, node: str, up: bool, why: str) -> None:
         before = self._up.get(node)
@@ -297,12 +305,12 @@ class _Follower:
             names = {None: "unknown", True: "up", False: "down"}
             details = {"old_status": names[before], "new_status": names[up]}
             severity = "info" if up else "warning"
-            self._tell(EventType.NODE_STATUS_CHANGE, node, details | ({"why": why} if why else {}), True, severity)
+            self._publish(EventType.NODE_STATUS_CHANGE, node, details | ({"why": why} if why else {}), True, severity)
 
-    def _tell(
+    def _publish(
         self, kind: EventType, node: str, details: dict[str, Any], kept: bool = True, severity: str = "info"
     ) -> None:
-        self._observer._take(NetworkEvent(kind, _now(), node, details, severity), kept)
+        self._observer._keep(NetworkEvent(kind, _now(), node, details, severity), kept)
 
 
 def _now() -> float:
@@ -324,7 +332,7 @@ _making = threading.Lock()
 
 
 def get_observer() -> NetworkObserver:
-    """The observer of this process, which `log_ollama_request` and the like write to; made by the first call."""
+    """Return the observer of this process, used by `log_ollama_request` and similar; constructed by the first call."""
     with _making:
         if not _observers:
             _observers.append(NetworkObserver())
@@ -332,16 +340,16 @@ def get_observer() -> NetworkObserver:
 
 
 def log_ollama_request(backend: str, model: str, operation: str, **details: Any) -> None:
-    """A request of your own to a node."""
+    """Log your own request to a node."""
     get_observer().log_event(EventType.OLLAMA_REQUEST, backend, {"model": model, "operation": operation, **details})
 
 
 def log_ollama_response(backend: str, model: str, latency_ms: float, **details: Any) -> None:
-    """Its answer; `latency_ms` in milliseconds."""
+    """Log the answer to your own request; `latency_ms` in milliseconds."""
     get_observer().log_event(EventType.OLLAMA_RESPONSE, backend, {"model": model, "latency_ms": latency_ms, **details})
 
 
 def log_ollama_error(backend: str, model: str, error: str, **details: Any) -> None:
-    """It failed. Never dropped by sampling."""
+    """Log the failure of your own request. Never dropped by sampling."""
     details = {"model": model, "error": error, **details}
     get_observer().log_event(EventType.OLLAMA_ERROR, backend, details, "error")
