@@ -1,15 +1,13 @@
-"""Settings: what may be said once, outside the code.
+"""Settings from arguments, environment and file.
 
-The problem: the same program runs on a laptop, in a container and on a server, and only its surroundings
-differ. The answer is the usual order, from strong to weak: arguments, environment, file (`SOLLOL_CONFIG`,
-TOML), defaults. A setting is here only if something reads it; one that is read nowhere lies to its user.
+The same program runs on a laptop, in a container and on a server. The order is the usual one, from strong to weak:
+arguments, environment, file (`SOLLOL_CONFIG`, TOML), defaults. Only settings that are used exist.
 
-A value that cannot be used raises ConfigError, which names the file or variable, the field, the value and
-what was expected. An unknown key in the file is an error too: a misspelt setting that is silently ignored
-costs an afternoon.
+A value that cannot be used raises ConfigError with the file or variable, the field, the value and the expected values.
+An unknown key in the file is an error too: a misspelt setting that is silently ignored costs an afternoon.
 
-What it costs: importing this module takes a few milliseconds, because msgspec (30 ms) and tomllib are loaded
-only when there is a file to read. `docs/configuration.md` lists every setting; a test keeps it complete.
+Importing this module takes a few milliseconds, because msgspec (30 ms) and tomllib are loaded only with a file.
+`docs/configuration.md` lists every setting; a test keeps it complete.
 """
 
 from __future__ import annotations
@@ -31,19 +29,19 @@ _SEPARATORS = re.compile(r"[\s,;]+")
 
 
 class Settings(NamedTuple):
-    """Everything that can be set, resolved. Frozen; compare two with ==."""
+    """All settings. Frozen; compare two with ==."""
 
     ollama_host: Endpoint | None = None
-    """The node that Ollama's own variable names: one more place to look, not the whole list."""
+    """The node of Ollama's own variable: an additional node, not the whole list."""
     nodes: tuple[Endpoint, ...] = ()
     app_name: str | None = None
     observer_sampling: float = 1.0
-    """The share of requests that is observed, 0.0 (off) to 1.0."""
+    """The share of observed requests, 0.0 (off) to 1.0."""
     discovery_subnets: tuple[str, ...] | None = None
     """None: the private networks of this machine."""
     discovery_ports: tuple[int, ...] = (11434,)
     gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    """The file's tables for `sollol serve`, as they stand there: read by `sollol.gateway.settings`."""
+    """The file's tables for `sollol serve`, unchanged: parsed by `sollol.gateway.settings`."""
 
 
 def load_settings(
@@ -56,10 +54,13 @@ def load_settings(
     discovery_subnets: Iterable[str] | None = None,
     discovery_ports: Iterable[int] | None = None,
 ) -> Settings:
-    """Arguments over environment over file over defaults; None means "not given".
+    """Return the settings: arguments over environment over file over defaults. None means "not given".
 
-    `env` stands for `os.environ`; `config` is the path of a TOML file and stands for `SOLLOL_CONFIG`.
-    Raises ConfigError for the file and the environment, BadInput for an argument.
+    `env` replaces `os.environ`; `config` is the path of a TOML file and replaces `SOLLOL_CONFIG`.
+
+    Raises:
+        ConfigError: A value of the file or the environment cannot be used.
+        BadInput: An argument cannot be used.
     """
     variables = os.environ if env is None else env
     path = config if config is not None else variables.get("SOLLOL_CONFIG", "").strip() or None
@@ -78,8 +79,8 @@ def load_settings(
     return Settings(**found)
 
 
-# Each reader takes a raw value (text from the environment, or a typed one) and returns the setting, or
-# raises BadInput whose text says what was expected.
+# Each reader receives a raw value (text from the environment, or a typed one) and returns the setting, or
+# raises BadInput with the expected values.
 
 
 def _nodes(raw: Any) -> tuple[Endpoint, ...]:
@@ -88,7 +89,7 @@ def _nodes(raw: Any) -> tuple[Endpoint, ...]:
 
 
 def _ollama_host(raw: str) -> Endpoint:
-    return parse_endpoint(f"127.0.0.1{raw}" if re.match(r":\d", raw) else raw)  # Ollama reads ":8080" so
+    return parse_endpoint(f"127.0.0.1{raw}" if re.match(r":\d", raw) else raw)  # as Ollama reads ":8080"
 
 
 def _name(raw: Any) -> str:
@@ -152,16 +153,16 @@ VARIABLES = {
     "SOLLOL_DISCOVERY_SUBNETS": "discovery_subnets",
     "SOLLOL_DISCOVERY_PORTS": "discovery_ports",
 }
-"""Every environment variable that is read, and the setting it gives. `SOLLOL_CONFIG` names the file."""
+"""Environment variable -> setting. `SOLLOL_CONFIG` names the file."""
 
 
 def problems_of(env: Mapping[str, str] | None = None, *, config: str | None = None) -> list[str]:
-    """Return all that is wrong in the environment and the file, not only the first. The gateway's tables apart."""
+    """Return all problems of the environment and the file, except the gateway's tables."""
     problems = []
     variables = os.environ if env is None else env
     for variable, field in VARIABLES.items():
         if raw := variables.get(variable, "").strip():
-            problems += _wrong(f"environment variable {variable}", {field: raw})
+            problems += _problems_with(f"environment variable {variable}", {field: raw})
     if not config:
         return problems
     try:
@@ -174,13 +175,13 @@ def problems_of(env: Mapping[str, str] | None = None, *, config: str | None = No
         if not isinstance(table, dict)
     ]
     convert = _converter(content)
-    problems += each_problem(content, convert, lambda problem: explained(config, content, problem, _KNOWN))
+    problems += each_problem(content, convert, lambda problem: explained(config, content, problem, _SETTINGS))
     values = _flat(convert())
-    return problems + _wrong(f"configuration file {config}: {{}}", values)
+    return problems + _problems_with(f"configuration file {config}: {{}}", values)
 
 
 def gateway_tables(path: str) -> dict[str, Any]:
-    """Return the tables of `sollol serve` as they stand in a file; none where it cannot be read."""
+    """Return the tables of `sollol serve` of a file, none if it is unreadable."""
     try:
         tables = _contents_of(path)[1]
     except ConfigError:
@@ -188,7 +189,7 @@ def gateway_tables(path: str) -> dict[str, Any]:
     return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
 
-def _wrong(place: str, values: Mapping[str, Any]) -> list[str]:
+def _problems_with(place: str, values: Mapping[str, Any]) -> list[str]:
     found = []
     for field, raw in values.items():
         try:
@@ -199,7 +200,10 @@ def _wrong(place: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def each_problem(content: dict[str, Any], convert: Callable[[], Any], explain: Callable[[str], str]) -> list[str]:
-    """Return what is wrong, and take it out of `content`. `convert` raises msgspec's ValidationError for the first."""
+    """Return all problems of `content` and remove them from it.
+
+    `convert` raises msgspec's ValidationError for the first one.
+    """
     import msgspec
 
     found: list[str] = []
@@ -209,13 +213,13 @@ def each_problem(content: dict[str, Any], convert: Callable[[], Any], explain: C
         except msgspec.ValidationError as problem:
             text = str(problem)
             found.append(explain(text))
-            _take_out(content, text, convert)
+            _remove(content, text, convert)
         else:
             return found
 
 
-def _take_out(content: dict[str, Any], problem: str, convert: Callable[[], Any]) -> None:
-    """Remove the setting of which msgspec speaks: a key of a table, or of the file itself."""
+def _remove(content: dict[str, Any], problem: str, convert: Callable[[], Any]) -> None:
+    """Remove the setting of msgspec's message: a key of a table, or of the file itself."""
     import msgspec
 
     what, _, where = problem.partition(" - at `$")
@@ -229,7 +233,7 @@ def _take_out(content: dict[str, Any], problem: str, convert: Callable[[], Any])
     if steps[0] in table:
         del table[steps[0]]
         return
-    for name in list(table):  # a table of free names: which of them it is, the message does not say
+    for name in list(table):  # a table of free names: the message does not have the name
         value = table.pop(name)
         try:
             convert()
@@ -257,7 +261,7 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
     read: dict[str, Any] = {}
     for variable, field in VARIABLES.items():
         raw = env.get(variable, "").strip()
-        if raw:  # an empty variable is one that is not set
+        if raw:  # an empty variable counts as unset
             value = _read(ConfigError, f"environment variable {variable}", {field: raw})
             read.update(value)
     return read
@@ -274,7 +278,7 @@ def _from_file(path: str) -> dict[str, Any]:
 
 
 def _flat(checked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by their names here: those of [discovery] have it in front."""
+    """Return the settings by their names here: those of [discovery] have it as a prefix."""
     values = dict(checked)
     for key, value in dict(values.pop("discovery", {})).items():
         values[f"discovery_{key}"] = value
@@ -282,7 +286,11 @@ def _flat(checked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what stands in the file, and apart from it the gateway's tables. Raises ConfigError."""
+    """Return the content of the file, and separately the gateway's tables.
+
+    Raises:
+        ConfigError: The file is unreadable or not TOML.
+    """
     import tomllib
 
     try:
@@ -299,17 +307,21 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
-    """The file's content, with the right keys and types, or ConfigError."""
+    """Return the file's content with the right keys and types.
+
+    Raises:
+        ConfigError: A key is unknown, or a value has another type.
+    """
     import msgspec
 
     try:
         return _converter(content)()
     except msgspec.ValidationError as problem:
-        raise ConfigError(explained(path, content, str(problem), _KNOWN)) from None
+        raise ConfigError(explained(path, content, str(problem), _SETTINGS)) from None
 
 
 def _converter(content: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """What converts the file's content to the right types. It raises msgspec's ValidationError."""
+    """Return a function that converts the content to the right types, or raises msgspec's ValidationError."""
     import msgspec
 
     discovery = msgspec.defstruct(
@@ -337,7 +349,7 @@ def _converter(content: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     return convert
 
 
-_KNOWN = {
+_SETTINGS = {
     "": "nodes, app_name, observer_sampling and [discovery]; for `sollol serve` also "
     + ", ".join(f"[{name}]" for name in GATEWAY_TABLES),
     "discovery": "subnets and ports",
@@ -345,9 +357,10 @@ _KNOWN = {
 
 
 def explained(path: str, content: Mapping[str, Any], problem: str, known: Mapping[str, str]) -> str:
-    """msgspec says "Expected `int`, got `str` - at `$.discovery.ports[0]`"; the user wants the value too.
+    """Return msgspec's message as a sentence for the user, with the value.
 
-    `known`: what there is in each table."""
+    Its own is 'Expected `int`, got `str` - at `$.discovery.ports[0]`'. `known`: the settings of each table.
+    """
     what, _, where = problem.partition(" - at `$")
     field = where.rstrip("`").lstrip(".")
     unknown = re.match(r"Object contains unknown field `(.*)`", what)
@@ -367,17 +380,17 @@ def explained(path: str, content: Mapping[str, Any], problem: str, known: Mappin
 
 def _sentence(place: str, raw: Any, problem: str) -> str:
     shown = re.sub(r"(['\"]api_key['\"]: )(['\"]).*?\2", r"\1'***'", repr(raw))
-    shown = re.sub(r"//[^/@\s]*@", "//***@", shown)  # a password never reaches a log
+    shown = re.sub(r"//[^/@\s]*@", "//***@", shown)  # keep passwords out of logs
     return f"{place}: {shown} cannot be used; {problem}"
 
 
 def config_home() -> Path:
-    """$XDG_CONFIG_HOME/sollol, by default ~/.config/sollol."""
+    """Return $XDG_CONFIG_HOME/sollol, by default ~/.config/sollol."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sollol"
 
 
 def find_file(given: str | None = None) -> str | None:
-    """The configuration file of the commands: the one named, SOLLOL_CONFIG, ./sollol.toml, or the user's own."""
+    """Return the configuration file: the given one, SOLLOL_CONFIG, ./sollol.toml, or the user's own."""
     named = given or os.environ.get("SOLLOL_CONFIG", "").strip()
     if named:
         return named

@@ -37,7 +37,7 @@ def build(out: Path, passages: list[Passage], model: str = "m", *, force: bool =
     with Build(out, model, Cut(), force=force) as work:
         asked = list(work.inputs(passages))
         for index, text in enumerate(asked):
-            work.take(index, vector_of(text))
+            work.add(index, vector_of(text))
         assert not work.finish()
     return asked
 
@@ -137,8 +137,8 @@ def test_the_same_model_with_another_dimension_is_refused(tmp_path: Path) -> Non
     build(out, PASSAGES[:1])
     with Build(out, "m", Cut()) as work:
         list(work.inputs(PASSAGES))
-        with pytest.raises(BadInput, match="now answers 9 numbers"):
-            work.take(0, vector_of("x", 9))
+        with pytest.raises(BadInput, match="now returns vectors of 9 numbers"):
+            work.add(0, vector_of("x", 9))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_log_of_another_model_or_of_somebody_else_is_not_touched(tmp_path: Pat
         Partial(path, "n", Cut())
     assert path.read_bytes() == before
     path.write_text("my notes")
-    with pytest.raises(BadInput, match="not sollol's"):
+    with pytest.raises(BadInput, match="no log of `sollol embed`"):
         Partial(path, "m", Cut(), discard=True)
     assert path.read_text() == "my notes"
 

@@ -181,7 +181,7 @@ def test_position_and_eta_can_be_read() -> None:
                 started = asked_s + answer.routing.queue_ms / 1000
                 assert etas[answer.routing.id] == pytest.approx(started - asked_s, abs=0.6)
             assert stage.pool.explain(answers[0].routing.id)["state"] == "done"
-            with pytest.raises(BadInput, match="task_id=99999 is not known"):
+            with pytest.raises(BadInput, match="task_id=99999 is unknown"):
                 stage.pool.explain(99999)
 
     run(main())

@@ -190,7 +190,7 @@ def stream(
             elif isinstance(result, Exception):
                 raise result
             else:
-                build.take(index, result)
+                build.add(index, result)
             after(build)
             progress.tick()
     if first_error and not len(build.log):

@@ -1,13 +1,13 @@
-"""One run of `sollol embed` without network and screen: what is still to embed, what came back, what is written.
+"""One run of `sollol embed` without network and screen: the passages to embed, their vectors, the file.
 
-    build = Build(out, model, cut)                  refuses at once what cannot be written
+    build = Build(out, model, cut)                  raises at once if the file cannot be written
     for index, vector in embed(build.inputs(passages)):
-        build.take(index, vector)
-    build.finish()                                  the file is there, the log is gone
+        build.add(index, vector)
+    build.finish()                                  the file exists, the log is deleted
 
-Texts that have a vector already are not asked for again, wherever it comes from: this run (two equal passages),
-the log of an interrupted run, or the finished file of an earlier one. That file's vectors are copied into the log
-first, so that there is one place to look and the old file stays as it is until the new one replaces it.
+A text with a vector is not embedded again. The vector may come from this run (two equal passages), from the log of an
+interrupted run, or from the finished file of an earlier one. That file's vectors are copied into the log first, so that
+there is one place to look up, and the old file stays unchanged until the new one replaces it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from sollol.index.spool import Spool
 
 
 class Build:
-    """A context manager. Left without `finish()`, it keeps the log, and the old file is untouched."""
+    """One run. A context manager. Without `finish()` the log stays, and the old file is unchanged."""
 
     def __init__(self, out: Path, model: str, cut: Cut, *, force: bool = False) -> None:
         self.out = Path(os.path.realpath(out))
         self.model, self.force = model, force
-        self.reused = 0  # passages whose vector was there already
+        self.reused = 0  # passages with an earlier vector
         self.embedded = 0  # vectors that this run received
-        self.repeated = 0  # passages whose text occurred before in this run
+        self.repeated = 0  # passages with a text that occurred before in this run
         self.total = 0  # passages read so far
         self._reuse = _may_write(self.out, model, force)
         partial = self.out.with_name(self.out.name + ".partial")
@@ -48,7 +48,7 @@ class Build:
         except BaseException:
             self.log.close()
             raise
-        self._asked: dict[int, tuple[bytes, Passage]] = {}
+        self._requested: dict[int, tuple[bytes, Passage]] = {}
         self._pending: set[bytes] = set()
         self._fresh: set[bytes] = set()
         self._next = 0
@@ -62,7 +62,7 @@ class Build:
         self.log.close()
 
     def inputs(self, passages: Iterable[Passage]) -> Iterator[str]:
-        """The texts to embed, in order; the rest of each passage is put aside."""
+        """Yield the texts to embed, in order; keep the passages."""
         for passage in passages:
             key = digest(self.model, passage.text)
             self._spool.add(key, passage)
@@ -73,30 +73,35 @@ class Build:
                 self.reused += 1
             else:
                 self._pending.add(key)
-                self._asked[self._next] = (key, passage)
+                self._requested[self._next] = (key, passage)
                 self._next += 1
                 yield passage.text
 
-    def take(self, index: int, vector: Any) -> None:
-        """Keep the vector of the index-th input, safely on its way to the disk when this returns."""
-        key, _ = self._asked.pop(index)
+    def add(self, index: int, vector: Any) -> None:
+        """Keep the vector of the index-th input; it is passed to the operating system before this returns."""
+        key, _ = self._requested.pop(index)
         self.log.add(key, vector)
         self._pending.discard(key)
         self._fresh.add(key)
         self.embedded += 1
 
     def refuse(self, index: int) -> Passage:
-        """The index-th input will get no vector. Returns where it came from."""
-        key, passage = self._asked.pop(index)
+        """Mark the index-th input as failed; return its passage."""
+        key, passage = self._requested.pop(index)
         self._pending.discard(key)
         self._fresh.add(key)
         self._refused = True
         return passage
 
     def finish(self) -> list[Passage]:
-        """Write the file. Returns the passages that have no vector, and so are not in it."""
-        if self._asked:
-            raise SollolError(f"{len(self._asked):,} passages got no answer; the index was not written")
+        """Write the file; return the passages without a vector, which are not in it.
+
+        Raises:
+            SollolError: Some passages have no answer yet, or the file cannot be written.
+            BadInput: There is no passage.
+        """
+        if self._requested:
+            raise SollolError(f"{len(self._requested):,} passages got no answer; the index was not written")
         missing = self._spool.without_vector() if self._refused else []
         self._spool.count = self.total - len(missing)
         if not self._spool.count:
@@ -107,15 +112,17 @@ class Build:
 
     @property
     def done(self) -> int:
-        """Passages that wait for nothing any more."""
-        return self.total - len(self._asked)
+        """The number of finished passages."""
+        return self.total - len(self._requested)
 
     @property
     def count(self) -> int:
+        """The number of passages with a vector."""
         return self._spool.count
 
     @property
     def dim(self) -> int:
+        """The dimension of the vectors."""
         return self.log.dim
 
     def _copy_old(self) -> None:
@@ -127,8 +134,11 @@ class Build:
 
 
 def _may_write(out: Path, model: str, force: bool) -> bool:
-    """Whether there is an older index to reuse. Raises BadInput, with nothing touched, if `out` must not be
-    written."""
+    """Return True if there is an older index to reuse.
+
+    Raises:
+        BadInput: `out` must not be written. Nothing was changed.
+    """
     index_format.kind_of(out)
     if not out.parent.is_dir():
         raise BadInput(f"{out}: the folder {out.parent} does not exist")

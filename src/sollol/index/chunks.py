@@ -1,12 +1,12 @@
-"""Cut text into overlapping pieces at places where a reader would pause.
+"""Cut text into overlapping pieces at paragraphs, sentences and words.
 
-An embedding blurs when a piece holds several thoughts, and a fact that straddles a cut is found by
-neither half. So pieces end at the last paragraph, else sentence, else word boundary that fits, and each
-repeats the end of the one before it (`overlap`). A word is cut only when it alone is too long.
+An embedding loses precision when a piece holds several thoughts, and a fact across a cut is found by neither half. So
+pieces end at the last paragraph, else sentence, else word boundary that fits, and each repeats the end of the one
+before it (`overlap`). A word is cut only if it alone is too long.
 
-The text may arrive in slices, so that a file of any size needs memory for a few pieces only. A cut looks
-at most `size + 1` characters ahead, and is made only when those are there or the text has ended: that
-is why the pieces do not depend on how the text was sliced.
+The text may arrive in slices, so a file of any size needs memory for a few pieces only. A cut reads at most `size + 1`
+characters ahead, and is made only when those are there or the text has ended. Therefore the pieces do not depend on the
+slices.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ _NO_SPACE = re.compile(r"\S")
 
 
 class Cut(NamedTuple):
-    """How to cut, in characters. Consecutive pieces share at most `overlap`."""
+    """Sizes of pieces in characters. Consecutive pieces share at most `overlap`."""
 
     size: int = 1000
     overlap: int = 150
 
     def checked(self) -> Cut:
-        """Itself, or BadInput that says which number is wrong."""
+        """Return these sizes.
+
+        Raises:
+            BadInput: A size is out of range.
+        """
         if self.size < 1:
             raise BadInput(f"--chunk-size {self.size}: expected at least 1 character")
         if self.overlap < 0:
@@ -75,7 +79,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _end(text: str, start: int, cut: Cut) -> int:
-    """Where the piece that begins at `start` ends (exclusive)."""
+    """Return the end (exclusive) of the piece that begins at `start`."""
     limit = start + cut.size
     if len(text) <= limit:
         return len(text)
@@ -89,7 +93,7 @@ def _end(text: str, start: int, cut: Cut) -> int:
 
 
 def _last_boundary(boundary: re.Pattern[str], text: str, start: int, low: int, high: int) -> int:
-    """The end of the last match within [start, high] that ends at `low` or later, or 0."""
+    """Return the end of the last match within [start, high] that ends at `low` or later, or 0."""
     last = 0
     for match in boundary.finditer(text, max(low - 4, start), high):
         if match.end() >= low:
@@ -98,7 +102,7 @@ def _last_boundary(boundary: re.Pattern[str], text: str, start: int, low: int, h
 
 
 def _next_start(text: str, start: int, end: int, cut: Cut) -> int:
-    """Where the next piece begins: at most `overlap` before `end`, at a word's first letter if possible."""
+    """Return the start of the next piece: at most `overlap` before `end`, at the beginning of a word if possible."""
     earliest = max(end - cut.overlap, start + 1)
     if earliest >= end:
         return end

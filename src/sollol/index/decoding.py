@@ -1,9 +1,9 @@
-"""From bytes to text, for files that do not say how they are written.
+"""Decode text files of unknown encoding.
 
-UTF-8 is tried on the whole file first: text in another encoding practically never passes. Only then
-`charset-normalizer` guesses, among the encodings that real files have (given all it knows, it takes
-"Café" for two Chinese characters). A wrong guess costs a few letters; a binary file taken for text would put
-noise into an index, so bytes that no text has are refused.
+UTF-8 is tried on the whole file first: text in another encoding is practically never valid. Only then
+`charset-normalizer` guesses, among the encodings of real files (with all its encodings, it takes "Café" for two Chinese
+characters). A wrong guess costs a few letters; a binary file would put noise into an index, so bytes that do not occur
+in text are refused.
 """
 
 from __future__ import annotations
@@ -30,24 +30,28 @@ _LIKELY = [
     *("cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256"),
     *("cp932", "euc_jp", "gb18030", "big5", "euc_kr"),
 ]
-# Control characters that text has: tab, line feed, vertical tab, form feed, carriage return, escape.
+# Control characters of text: tab, line feed, vertical tab, form feed, carriage return, escape.
 _CONTROLS = bytes(set(range(32)) - {9, 10, 11, 12, 13, 27})
 
 
-# What a page declares, if it can be that: not what a codec of Python would make of it.
+# The encoding that a page declares; only encodings of pages are used, not all codecs of Python.
 _DECLARED = re.compile(
     rb"""<(?:meta\b[^>]{0,256}?\bcharset|\?xml\b[^>]{0,64}?\bencoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE
 )
 _OF_PAGES = ("utf-8", "iso8859-", "cp", "koi8", "mac", "shift_jis", "euc", "gb", "big5", "iso2022")
-_DECLARED_WITHIN = 4096  # bytes; browsers look into the first 1,024
+_DECLARED_WITHIN = 4096  # bytes searched; browsers search the first 1,024
 
 
 class Unreadable(Exception):
-    """A document that cannot be read; `str()` says why, to a person."""
+    """A document cannot be read; `str()` is the reason for the user."""
 
 
 def encoding_of(path: Path) -> str:
-    """The encoding of a text file. Raises Unreadable for what is empty or not text."""
+    """Return the encoding of a text file.
+
+    Raises:
+        Unreadable: The file is empty or not text.
+    """
     with path.open("rb") as file:
         sample = file.read(_SAMPLE_BYTES)
         if not sample:
@@ -65,7 +69,7 @@ def encoding_of(path: Path) -> str:
 
 
 def decode_page(data: bytes) -> str:
-    """Return the text of a page: as its byte order mark says, as it declares, as UTF-8, or as it seems to be."""
+    """Return the text of a page, by its byte order mark, its declaration, UTF-8, or a guess."""
     for bom, name in _BOMS:
         if data.startswith(bom):
             return data.decode(name, "replace")
@@ -80,7 +84,7 @@ def decode_page(data: bytes) -> str:
 
 
 def _utf16_without_bom(sample: bytes) -> str:
-    """Latin letters in UTF-16 have a zero in every second byte; other zeros mean binary data."""
+    """Return the byte order of UTF-16: Latin letters have a zero in every second byte, other zeros mean binary data."""
     half = len(sample) // 2
     for zeros_at, name in ((1, "utf-16-le"), (0, "utf-16-be")):
         zeros, others = sample[zeros_at::2].count(0), sample[1 - zeros_at :: 2].count(0)
@@ -111,19 +115,19 @@ def _guess(sample: bytes) -> str:
     def as_good(match: Any) -> bool:
         return bool(match.chaos <= best.chaos and match.coherence >= best.coherence)
 
-    # Where Western and Central European read equally well, Western is the better bet.
+    # If Western and Central European fit equally well, Western is likelier.
     western = any("cp1252" in match.could_be_from_charset and as_good(match) for match in matches)
     return "cp1252" if western else str(best.encoding)
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
-    """The file as text, line ends as they are."""
+    """Open a file as text, with unchanged line ends."""
     encoding = encoding_of(path)
     return path.open("r", encoding=encoding, errors="replace", newline="")
 
 
 def clean(text: str) -> str:
-    """Without what no index format can hold: zero characters and halves of surrogate pairs."""
+    """Replace characters that no index format can hold: zero characters and halves of surrogate pairs."""
     if "\0" in text:
         text = text.replace("\0", " ")
     try:
@@ -134,5 +138,6 @@ def clean(text: str) -> str:
 
 
 def slices(file: io.TextIOWrapper) -> Iterator[str]:
+    """Yield the text of a file in slices."""
     while piece := file.read(_SLICE_CHARS):
         yield clean(piece)

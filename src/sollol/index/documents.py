@@ -1,7 +1,7 @@
-"""From paths to passages, lazily: a folder of any size is read while its passages are being embedded.
+"""Read passages from paths, lazily: a folder of any size is read while its passages are embedded.
 
-What cannot be read is no reason to stop: it is collected in `skipped`, with the file's name and why, and told
-at the end. A path that does not exist is a mistake in the command, and is refused before anything is done.
+An unreadable file does not stop the run: `skipped` has its name and the reason, for a message at the end. A missing
+path is a mistake in the command, and raises before anything starts.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from sollol.printable import one_line
 from sollol.workload.cost import item_cost
 
 Skip = Callable[[Path, str], None]
-LOOK_AFTER = 300  # passages read before other files are looked into
+SAMPLE_AFTER = 300  # passages read before other files are sampled
 
 
 class Passage(NamedTuple):
-    """A piece of a document, and where it stands: `start` is the offset in characters within its page, row
-    or line (`unit` and `number`, from 1) or, where `unit` is "", within the file."""
+    """A piece of a document and its place.
+
+    `start` is the offset in characters within its page, row or line (`unit` and `number`, from 1) or, for a `unit` of
+    "", within the file.
+    """
 
     text: str
     source: str
@@ -39,12 +42,14 @@ class Passage(NamedTuple):
 
 
 class Skipped(NamedTuple):
+    """A file that was skipped, and the reason."""
+
     file: str
     why: str
 
 
 def place(passage: Passage) -> str:
-    """Where a passage stands, for a person: `a.pdf, page 3`."""
+    """Return the place of a passage for the user: `a.pdf, page 3`."""
     source = one_line(passage.source)
     if passage.unit:
         more = f", character {passage.start:,}" if passage.start and passage.unit != "page" else ""
@@ -60,7 +65,7 @@ class Documents:
         if missing:
             raise BadInput(f"no such file or folder: {', '.join(missing)}")
         self.skipped: list[Skipped] = []
-        self.others: Counter[str] = Counter()  # files of other kinds that were left out, by their ending
+        self.others: Counter[str] = Counter()  # files of other kinds, by suffix
         leave_out_real = {os.path.realpath(path) for path in leave_out}
         self.files = self._find(paths, leave_out_real)
         self._sizes = {path: _size(path) for path in self.files}
@@ -87,29 +92,29 @@ class Documents:
         return files
 
     def passages(self, cut: Cut) -> Iterator[Passage]:
-        """Every passage, in the order of the paths; within a folder by name."""
+        """Yield every passage, in the order of the paths; within a folder by name."""
         self.estimate = Estimate(self.files, self._sizes)
         estimate = self.estimate
         for file in self.files:
             before, problems = estimate.passages, len(self.skipped)
             for passage, within in self._of_file(file, cut, self._skip):
                 estimate.read(Step(item_cost(passage.text), within))
-                if estimate.passages == LOOK_AFTER:  # the nodes have work by then
-                    estimate.look_into(lambda other: self._steps(other, cut))
+                if estimate.passages == SAMPLE_AFTER:  # the nodes are busy by then
+                    estimate.sample(lambda other: self._steps(other, cut))
                 yield passage
             if estimate.passages == before and len(self.skipped) == problems:
                 self.skipped.append(Skipped(str(file), "holds no text"))
             estimate.finish()
 
     def check(self, cut: Cut) -> list[Skipped]:
-        """Read everything once and forget it: what would be skipped (for --strict)."""
+        """Read everything without embedding; return the files that would be skipped (for --strict)."""
         for _ in self.passages(cut):
             pass
         problems, self.skipped = self.skipped, [s for s in self.skipped if "another kind" in s.why]
         return problems
 
     def _of_file(self, file: Path, cut: Cut, skip: Skip) -> Iterator[tuple[Passage, float]]:
-        """The passages of a file, each with how many of its bytes were read by then."""
+        """Yield the passages of a file, each with the bytes read so far."""
         size = self._sizes[file]
         try:
             _refuse_unusual(file)
@@ -124,7 +129,7 @@ class Documents:
             skip(file, f"cannot be read ({error.strerror or error})")
 
     def _steps(self, file: Path, cut: Cut) -> Iterator[Step]:
-        """A file as the estimate looks into it. What is wrong with it is told when it is read."""
+        """Yield the steps of a file for the estimate. Its errors are reported when it is read."""
         for passage, within in self._of_file(file, cut, lambda file, why: None):
             yield Step(item_cost(passage.text), within)
 
@@ -133,25 +138,26 @@ class Documents:
 
     @property
     def other_kinds(self) -> int:
-        """Files of other kinds that were left out."""
+        """The number of files of other kinds."""
         return self.others.total()
 
     @property
     def files_with_text(self) -> int:
-        """Files that gave a passage, so far."""
+        """The number of files with a passage so far."""
         return self.estimate.useful
 
     @property
     def all_read(self) -> bool:
+        """True if all files were read."""
         return self.estimate.finished == len(self.files)
 
     def estimated_total(self) -> float:
-        """How many passages there will be, judged by what was read; exact once all is read. 0: unknown."""
+        """Return the estimated number of passages; exact after all files, 0 if unknown."""
         return self.estimate.total().passages
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder, by name, without hidden ones; links to folders are not followed."""
+    """Yield the files below a folder by name, without hidden ones. Links to folders are not followed."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -160,7 +166,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _has_name(path: Path) -> bool:
-    """Check that an index can hold the name: that it is UTF-8."""
+    """Check that an index can hold the name: it must be UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -176,13 +182,13 @@ def _size(path: Path) -> int:
 
 
 def _refuse_unusual(path: Path) -> None:
-    """A pipe or a device with a text file's name would block for ever."""
+    """Raise for a pipe or a device, which would block for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise Unreadable("is not a regular file")
 
 
 def check_extras(documents: Documents) -> None:
-    """Fail before anything is embedded if a reader's package is missing."""
+    """Raise before the run if a reader's package is missing."""
     kinds = {file.suffix.lower() for file in documents.files}
     need("charset_normalizer")
     if ".pdf" in kinds:

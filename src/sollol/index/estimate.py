@@ -1,9 +1,8 @@
-"""How many passages some files will give, and how much work: judged while they are read.
+"""Estimate the number of passages in files and their cost, while they are read.
 
-A kind of file that was not read yet cannot be judged by the kinds that were: a PDF has a hundredth of the passages per
-byte of a text. So soon after the start a few files of each kind are looked into, spread over their sizes, each at most
-for a moment. What is known of a file (it was read, or looked into) counts for it; the others of its kind count by
-their bytes, with one passage at least.
+Kinds of files differ: a PDF has a hundredth of the passages per byte of a text. So soon after the start a few files of
+each kind are sampled, spread over their sizes, each for a moment at most. A read or sampled file counts with its own
+amount; the others of its kind count by their bytes, with one passage at least.
 """
 
 from __future__ import annotations
@@ -16,54 +15,58 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple
 
-SAMPLES: Final = 6  # files of a kind that are looked into
-LOOK_S: Final = 1.5  # for all of them together
-FILE_S: Final = 0.15  # for one; then what is left of it is taken to be like what was read
-BEGUN: Final = 0.05  # share of the file being read from which it is judged by itself
+SAMPLES: Final = 6  # files sampled of each kind
+SAMPLE_S: Final = 1.5  # time limit in total
+FILE_S: Final = 0.15  # time limit per file; the rest is extrapolated
+BEGUN: Final = 0.05  # share of the current file after which its own rate is used
 
 
 class Amount(NamedTuple):
+    """A number of passages and their cost."""
+
     passages: float
     cost: float
 
 
 class Step(NamedTuple):
-    """A passage that was read: what embedding it costs, and how far into its file (in bytes) the reader was then."""
+    """A passage that was read: its cost, and the position in its file in bytes."""
 
     cost: int
     within: float
 
 
 class Estimate:
-    """What is known of some files. The reader reports what it does; `total` may be asked at any time."""
+    """Amounts of some files. The reader reports its progress; `total` can be called at any time."""
 
     def __init__(self, files: Sequence[Path], sizes: dict[Path, int]) -> None:
         self._files = files
         self._sizes = sizes
-        self.finished = 0  # files read
-        self.useful = 0  # of them, those that gave a passage
-        self._ends = array("Q")  # cost of all passages read so far, after each
-        self._first = 0  # passage of the file being read
+        self.finished = 0
+        self.useful = 0  # files read with a passage
+        self._ends = array("Q")  # total cost after each passage
+        self._first = 0  # number of the current file's first passage
         self._within = 0.0
-        self._known: dict[Path, Amount] = {}
-        self._rest: Amount | None = None  # of the files behind the one being read; None: to be summed anew
+        self._amounts: dict[Path, Amount] = {}
+        self._rest: Amount | None = None  # of the files after the current one; None: outdated
         self._summed_at = 0
 
-    # --- what the reader reports ---
+    # --- reports of the reader ---
 
     @property
     def passages(self) -> int:
+        """The number of passages read."""
         return len(self._ends)
 
     def read(self, step: Step) -> None:
+        """Record a passage."""
         self._ends.append(self.cost_of(len(self._ends)) + step.cost)
         self._within = step.within
 
     def finish(self) -> None:
-        """Note that the file being read has come to its end."""
+        """Record the end of the current file."""
         file = self._files[self.finished]
         count = len(self._ends) - self._first
-        self._known[file] = Amount(count, self.cost_of(len(self._ends)) - self.cost_of(self._first))
+        self._amounts[file] = Amount(count, self.cost_of(len(self._ends)) - self.cost_of(self._first))
         self.finished += 1
         self.useful += count > 0
         self._first = len(self._ends)
@@ -71,9 +74,9 @@ class Estimate:
         if self._rest is None or self.finished - self._summed_at > len(self._files) / 200:
             self._rest = None
 
-    def look_into(self, read: Callable[[Path], Iterator[Step]]) -> None:
+    def sample(self, read: Callable[[Path], Iterator[Step]]) -> None:
         """Read a part of a few files of each kind that are still to come."""
-        until = time.monotonic() + LOOK_S
+        until = time.monotonic() + SAMPLE_S
         kinds: dict[str, list[Path]] = {}
         for file in self._files[self.finished + 1 :]:
             kinds.setdefault(file.suffix.lower(), []).append(file)
@@ -81,17 +84,17 @@ class Estimate:
         for turn in range(SAMPLES):  # a file of each kind, then the next of each
             for files in picks:
                 if turn < len(files) and time.monotonic() < until:
-                    self._known.setdefault(files[turn], _looked(read(files[turn]), self._sizes[files[turn]]))
+                    self._amounts.setdefault(files[turn], _sampled(read(files[turn]), self._sizes[files[turn]]))
         self._rest = None
 
-    # --- what follows ---
+    # --- results ---
 
     def cost_of(self, passages: int) -> int:
-        """Return the cost of the first so many passages."""
+        """Return the cost of the first passages."""
         return self._ends[min(passages, len(self._ends)) - 1] if passages and self._ends else 0
 
     def total(self) -> Amount:
-        """Return what all files will give; exact once all are read, nothing where nothing was read."""
+        """Return the amount of all files; exact after all files, 0 before the first passage."""
         passages, cost = len(self._ends), self.cost_of(len(self._ends))
         if self.finished == len(self._files) or not passages:
             return Amount(passages, cost)
@@ -109,7 +112,7 @@ class Estimate:
     def _current(self, file: Path, passages: int, cost: int) -> Amount:
         size = self._sizes[file]
         share = min(1.0, self._within / size) if size else 1.0
-        guess = self._known.get(file) or self._guess(file)
+        guess = self._amounts.get(file) or self._guess(file)
         if share >= BEGUN:
             guess = Amount(passages / share, cost / share)
         return Amount(max(passages, guess.passages), max(cost, guess.cost))
@@ -118,7 +121,7 @@ class Estimate:
         rates = self._rates()
         passages = cost = 0.0
         for file in self._files[self.finished + 1 :]:
-            amount = self._known.get(file) or self._guess(file, rates)
+            amount = self._amounts.get(file) or self._guess(file, rates)
             passages += amount.passages
             cost += amount.cost
         return Amount(passages, cost)
@@ -132,12 +135,12 @@ class Estimate:
     def _rates(self) -> dict[str, Amount]:
         """Return passages and cost per byte, by kind of file, and for all kinds together as ""."""
         sums: dict[str, list[float]] = {"": [0.0, 0.0, 0.0]}
-        rows = list(self._known.items())
+        rows = list(self._amounts.items())
         if self._within:
             cost = self.cost_of(len(self._ends)) - self.cost_of(self._first)
             rows.append((self._files[self.finished], Amount(len(self._ends) - self._first, cost)))
         for file, amount in rows:
-            size = self._within if file not in self._known else self._sizes[file]
+            size = self._within if file not in self._amounts else self._sizes[file]
             for kind in ("", file.suffix.lower()):
                 row = sums.setdefault(kind, [0.0, 0.0, 0.0])
                 row[0] += amount.passages
@@ -146,8 +149,8 @@ class Estimate:
         return {kind: Amount(row[0] / max(row[2], 1.0), row[1] / max(row[2], 1.0)) for kind, row in sums.items()}
 
 
-def _looked(steps: Iterator[Step], size: int) -> Amount:
-    """Read a file for a moment, and take the rest of it to be alike."""
+def _sampled(steps: Iterator[Step], size: int) -> Amount:
+    """Read a file for a moment and extrapolate."""
     until = time.monotonic() + FILE_S
     passages = cost = 0
     within = 0.0
@@ -162,7 +165,7 @@ def _looked(steps: Iterator[Step], size: int) -> Amount:
 
 
 def _spread(files: Sequence[Path], sizes: dict[Path, int]) -> list[Path]:
-    """Choose files over which the bytes of a kind are spread evenly, and so mostly large ones: these matter most."""
+    """Choose files spread evenly over the bytes of a kind: mostly large ones, which matter most."""
     by_size = sorted(files, key=lambda file: (sizes[file], str(file)))
     sums = list(accumulate(sizes[file] for file in by_size))
     places = {bisect_left(sums, sums[-1] * (2 * turn + 1) / (2 * SAMPLES)) for turn in range(SAMPLES)}

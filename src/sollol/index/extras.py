@@ -1,6 +1,6 @@
-"""Optional packages: imported when a command needs them, and named with the remedy when they are missing.
+"""Import optional packages on demand; name the remedy for a missing one.
 
-The core install stays small, and `sollol --help` stays quick, because nothing here is imported before.
+So the core install is small, and `sollol --help` is fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ class MissingExtra(SollolError):
 
 
 def need(module: str) -> Any:
-    """The imported module, or MissingExtra with the command that installs it."""
+    """Import and return a module.
+
+    Raises:
+        MissingExtra: It is not installed. The message has the command to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

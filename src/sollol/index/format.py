@@ -1,6 +1,6 @@
-"""What an index file holds, whatever its kind, and how one comes to be: written beside, then renamed.
+"""Content of index files of every kind. Files are written beside their place, then renamed.
 
-A reader that opens the file at any moment sees the old one or the new one, never half of one.
+A reader that opens the file at any moment gets the old one or the new one, never a part.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NotAnIndex(BadInput):
 
 
 class About(NamedTuple):
-    """What the file as a whole says. `cut` is None where the kind of file does not record it."""
+    """Model, dimension and cut of a file. `cut` is None where the kind of file does not record it."""
 
     model: str
     dim: int
@@ -47,25 +47,36 @@ class Block(NamedTuple):
 
 
 class Content(Protocol):
-    """Everything that goes into a file. Iterating (again and again) gives its blocks in order; `passages()` gives
-    them without the vectors, which is quicker."""
+    """The content of a file.
+
+    Iterating (repeatedly) yields its blocks in order; `passages()` yields them without the vectors, which is faster.
+    """
 
     count: int
-    widths: tuple[int, int]  # the longest text and the longest source, in characters
+    widths: tuple[int, int]  # lengths of the longest text and source, in characters
 
     @property
-    def about(self) -> About: ...
+    def about(self) -> About:
+        """Model, dimension and cut."""
+        ...
+
     def __iter__(self) -> Iterator[Block]: ...
-    def passages(self) -> Iterator[list[Passage]]: ...
+    def passages(self) -> Iterator[list[Passage]]:
+        """Yield the passages without vectors."""
+        ...
 
 
 def digest(model: str, text: str) -> bytes:
-    """What identifies a vector: the same text under the same model has the same one."""
+    """Return the key of a vector: equal for the same text with the same model."""
     return hashlib.blake2b(f"{canonical_model(model)}\0{text}".encode(), digest_size=16).digest()
 
 
 def kind_of(path: Path) -> ModuleType:
-    """The module for the file's suffix, or BadInput."""
+    """Return the module for the file's suffix.
+
+    Raises:
+        BadInput: The suffix is none of SUFFIXES.
+    """
     suffix = path.suffix.lower()
     if suffix == ".npz":
         from sollol.index import npz
@@ -84,14 +95,19 @@ def kind_of(path: Path) -> ModuleType:
 
 
 def about(path: Path) -> About:
-    """The model and the dimension. Raises BadInput where there is no such file, or another one."""
-    with _told_reading(path):
+    """Return the model and the dimension of a file.
+
+    Raises:
+        BadInput: There is no such file, or it is no index.
+    """
+    with _named_errors(path):
         found: About = _existing(path).about(path)
         return found
 
 
 def blocks(path: Path) -> Iterator[Block]:
-    with _told_reading(path):
+    """Yield the blocks of a file."""
+    with _named_errors(path):
         yield from _existing(path).blocks(path)
 
 
@@ -103,19 +119,19 @@ def _existing(path: Path) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _told_reading(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SollolError:
         raise
     except OSError as error:
         raise SollolError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file can make its reader raise anything
+    except Exception as error:  # a reader may raise anything for a damaged file
         raise NotAnIndex(f"{path} is not an index that `sollol embed` wrote, or it is damaged ({error})") from error
 
 
 def write(path: Path, content: Content) -> None:
-    """Write the file beside its place, make sure it is on the disk, then rename it there."""
+    """Write the file beside its place, synchronise it to the disk, and rename it."""
     try:
         with replacing(path) as beside:
             kind_of(path).write(beside, content)
@@ -124,6 +140,7 @@ def write(path: Path, content: Content) -> None:
 
 
 def in_blocks(rows: Iterable[tuple[Passage, Vectors]]) -> Iterator[Block]:
+    """Yield rows as blocks of BLOCK_ROWS."""
     passages: list[Passage] = []
     vectors: list[Vectors] = []
     for passage, vector in rows:

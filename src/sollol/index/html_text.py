@@ -1,8 +1,8 @@
-"""The text that a browser shows of a page: a line per block, inline markup without a trace.
+"""Extract the text of a page that a browser shows: a line per block, without inline markup.
 
-A tree takes ten times the memory of its page, and time that grows with the square of its depth. This reads the page
-once, from left to right, with a stack of the names of open elements: each byte is looked at a bounded number of times,
-whatever is nested, left open, or never closed.
+A tree needs ten times the memory of its page, and time quadratic in its depth. This module reads the page once, from
+left to right, with a stack of the names of open elements: each byte is read a limited number of times, with any nesting
+and with unclosed elements.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCKS: Final = frozenset(
         *("ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "tr", "figure", "figcaption"),
     )
 )
-_LINES: Final = frozenset(("li", "tr", "dt", "dd"))  # of the blocks, those without an empty line before them
+_LINES: Final = frozenset(("li", "tr", "dt", "dd"))  # blocks without an empty line before them
 _CELLS: Final = frozenset(("td", "th"))
 _INVISIBLE: Final = frozenset(("script", "style", "noscript", "template", "svg"))
 _RAW: Final = {name: re.compile(f"</{name}[\\s/>]", re.IGNORECASE) for name in ("script", "style")}
@@ -27,7 +27,7 @@ _VOID: Final = frozenset(
 )
 _NAME: Final = re.compile(r"[a-zA-Z][^\s/>]{0,63}")
 _IN_TAG: Final = re.compile(r"=\s*[\"']|>")
-_LONG_NUMBER: Final = re.compile(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{8,});?")  # no character; int() refuses long ones
+_LONG_NUMBER: Final = re.compile(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{8,});?")  # not a character; int() refuses long ones
 
 
 def visible_text(page: str) -> str:
@@ -43,9 +43,9 @@ class _Page:
     def __init__(self, page: str) -> None:
         self._page = page
         self._open: list[str] = []
-        self._counts: dict[str, int] = {}  # of the open elements, by name
-        self._hidden = 0  # of the open elements, those that are not shown
-        self._node: list[str] = []  # text up to the next tag
+        self._counts: dict[str, int] = {}  # open elements by name
+        self._hidden = 0  # open elements that are hidden
+        self._node: list[str] = []  # text before the next tag
         self._last_quotes = {quote: page.rfind(quote) for quote in "\"'"}
         self.pieces: list[str] = []
 
@@ -60,7 +60,7 @@ class _Page:
             self._pop()
 
     def _markup(self, at: int) -> int:
-        """Read what begins with `<` here. Returns where it ends."""
+        """Parse the markup that begins with `<` here; return its end."""
         page = self._page
         if page.startswith("<!--", at):
             self._end_node()
@@ -87,19 +87,19 @@ class _Page:
         return end
 
     def _end_of_tag(self, at: int) -> int:
-        """Return where a tag ends; a `>` in the quotes of an attribute is none."""
+        """Return the end of a tag; a `>` in the quotes of an attribute does not end it."""
         page = self._page
         while (found := _IN_TAG.search(page, at)) is not None:
             quote = found[0][-1]
             if quote == ">":
                 return found.end()
             at = found.end()
-            if at <= self._last_quotes[quote]:  # else it is left open
+            if at <= self._last_quotes[quote]:  # else the quote is never closed
                 at = page.index(quote, at) + 1
         return len(page)
 
     def _begin(self, name: str, end: int, closed: bool) -> int:
-        """Open an element. Returns where to go on: after the text of one that is not read as HTML."""
+        """Open an element; return the next position, which is after the text of a raw element."""
         if name == "br":
             self._add("\n")
         if name in _BLOCKS:
@@ -150,6 +150,6 @@ class _Page:
 
 
 def _after(page: str, mark: str, at: int) -> int:
-    """Return the place after the next mark; the end where there is none."""
+    """Return the place after the next mark, or the end of the page."""
     found = page.find(mark, at)
     return len(page) if found < 0 else found + len(mark)

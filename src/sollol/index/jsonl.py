@@ -1,11 +1,11 @@
 """`.jsonl`: one object a line with `text`, `source`, `unit`, `number`, `start`, `model`, `vector`, `check`.
 
-For anything that reads JSON. Each line stands alone, so it carries the model. Numbers are written with nine
-digits: as many as a float32 needs to come back exactly, and half of what a float64 would take.
+For any reader of JSON. Each line is complete by itself, so it has the model. Numbers have nine digits: enough to
+restore a float32 exactly, and half of a float64's.
 
-`check` is how many lines follow, and a CRC-32 of the line before it, of that number, and of the `check` before: a line
-that was changed, lost, moved or repeated is noticed. A file without any `check` is read as it is: older ones have
-none, and who edits one by hand takes them out.
+`check` is the number of following lines, and a CRC-32 of the line, of that number, and of the `check` before: a
+changed, lost, moved or repeated line is detected. A file without any `check` is accepted: older ones have none, and
+users who edit a file remove them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def write(path: Path, content: Content) -> None:
+    """Write the content."""
     model, numbers = content.about.model, "[" + ", ".join(["%.9g"] * content.about.dim) + "]"
     check, left = "", content.count
     with path.open("wb") as file:
@@ -50,17 +51,19 @@ def write(path: Path, content: Content) -> None:
 
 
 def _check(line: bytes, left: int, before: str) -> str:
-    """Return the check of a line. `left`: how many lines follow. `before`: the check of the line before it."""
+    """Return the check of a line. `left`: number of following lines. `before`: check of the line before."""
     return f"{left}-{zlib.crc32(line, zlib.crc32(f'{left} {before}'.encode())):08x}"
 
 
 def about(path: Path) -> About:
+    """Return the model and the dimension."""
     for line in _lines(path):
         return About(line.model, len(line.vector))
     raise NotAnIndex(f"{path} is empty; it is not an index that `sollol embed` wrote")
 
 
 def blocks(path: Path) -> Iterator[Block]:
+    """Yield the blocks."""
     return in_blocks(_rows(path))
 
 
@@ -82,7 +85,7 @@ def _lines(path: Path) -> Iterator[_Line]:
             try:
                 line = decode(raw)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise NotAnIndex(f"{path}, line {number}: not what `sollol embed` writes ({error})") from error
+                raise NotAnIndex(f"{path}, line {number}: not in the format of `sollol embed` ({error})") from error
             checked = checked or (number == 1 and bool(line.check))
             if checked or line.check:
                 left = left - 1 if number > 1 else _count(line.check)
@@ -95,6 +98,6 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 
 def _count(check: str) -> int:
-    """Return how many lines follow, by the check of the first line; -1 where it does not tell."""
+    """Return the number of following lines by the check of the first line, -1 if it is malformed."""
     count = check.partition("-")[0]
     return int(count) if count.isascii() and count.isdecimal() and len(count) < 16 else -1

@@ -1,8 +1,8 @@
-"""`.npz`: opens with `numpy.load` alone: `vectors`, `texts`, `sources`, `units`, `numbers`, `starts`, `metadata`.
+"""`.npz`: readable by `numpy.load`: `vectors`, `texts`, `sources`, `units`, `numbers`, `starts`, `metadata`.
 
-`numpy.savez` wants every array in memory at once; here rows are streamed into the zip members, and out of them
-again. Texts are arrays of fixed width, which numpy can load without pickle, so they are compressed; vectors are
-noise to a compressor and are stored. Entries carry no time: the same content gives the same bytes.
+`numpy.savez` needs every array in memory at once; here rows are streamed into the zip members, and out of them again.
+Texts are arrays of fixed width, which numpy can load without pickle, so they are compressed; vectors cannot be
+compressed and are stored. Entries have no time: the same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from sollol.index.documents import Passage
 from sollol.index.format import BLOCK_ROWS, About, Block, Content, NotAnIndex
 
 _COLUMNS = ("vectors", "texts", "sources", "units", "numbers", "starts")
-_FASTEST = 1  # a text of fixed width is mostly zeros: more effort costs minutes and saves little
+_FASTEST = 1  # texts of fixed width are mostly zeros: more effort costs minutes and saves little
 
 
 def write(path: Path, content: Content) -> None:
+    """Write the content."""
     text_width, source_width = (max(width, 1) for width in content.widths)
     count, dim = content.count, content.about.dim
     columns: list[tuple[str, str, Callable[[Passage], Any]]] = [
@@ -50,7 +51,7 @@ def write(path: Path, content: Content) -> None:
 
 
 def _member(archive: zipfile.ZipFile, name: str, compression: int) -> IO[bytes]:
-    # Given by name, an entry takes the archive's compression, and 1980 as its time.
+    # An entry given by name has the archive's compression, and 1980 as its time.
     archive.compression, archive.compresslevel = compression, _FASTEST
     return archive.open(f"{name}.npy", "w", force_zip64=True)
 
@@ -74,16 +75,18 @@ def _metadata(about: About, count: int) -> str:
 
 
 def about(path: Path) -> About:
+    """Return the model, the dimension and the cut."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("metadata.npy") as member:
-            told = json.loads(str(npy.read_array(member, allow_pickle=False)))
-        cut = Cut(told["chunk_size"], told["overlap"])
-        return About(str(told["model"]), int(told["dim"]), cut if cut.size else None)
+            metadata = json.loads(str(npy.read_array(member, allow_pickle=False)))
+        cut = Cut(metadata["chunk_size"], metadata["overlap"])
+        return About(str(metadata["model"]), int(metadata["dim"]), cut if cut.size else None)
     except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError) as error:
         raise _not_an_index(path) from error
 
 
 def blocks(path: Path) -> Iterator[Block]:
+    """Yield the blocks."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [archive.open(f"{name}.npy") for name in _COLUMNS]
@@ -115,12 +118,12 @@ def _read_head(member: IO[bytes]) -> tuple[tuple[int, ...], Any]:
 
 
 def _rows(member: IO[bytes], rows: int, shape: tuple[int, ...], kind: Any) -> Any:
-    wanted = (rows, *shape[1:])
-    size = int(np.prod(wanted)) * kind.itemsize
+    block_shape = (rows, *shape[1:])
+    size = int(np.prod(block_shape)) * kind.itemsize
     data = member.read(size)
     if len(data) != size:
         raise EOFError("the file ends early")
-    return np.frombuffer(data, kind).reshape(wanted)
+    return np.frombuffer(data, kind).reshape(block_shape)
 
 
 def _not_an_index(path: Path) -> NotAnIndex:

@@ -1,12 +1,12 @@
-"""The log of finished vectors, `FILE.partial`: why an interrupted run continues and embeds nothing twice.
+"""Log of finished vectors, `FILE.partial`, with which an interrupted run continues and embeds nothing twice.
 
-One header line (JSON), then records of one size: 16 bytes that identify (model, text), the vector as little-endian
-float32, and a CRC-32 of both. Every record is handed to the operating system as soon as it exists, so a killed
-process loses none; every few seconds the disk is made to have it, so a power cut loses little. What a crash tore
-or garbled is found by its checksum: the log is cut off there.
+One header line (JSON), then records of one size: a 16-byte key of (model, text), the vector as little-endian float32,
+and a CRC-32 of both. Every record is passed to the operating system at once, so a killed process loses none; every few
+seconds it is synchronised to the disk, so a power cut loses little. The checksum finds records that a crash damaged:
+the log is cut there.
 
-A record is found by its text, not by its position: documents may have been added, changed or moved in between.
-Memory is about 180 bytes per vector, whatever its dimension.
+A record is found by its text, not by its position, since documents may be added, changed or moved in between. Memory is
+about 180 bytes per vector, for any dimension.
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ _WINDOWS = os.name == "nt"
 
 
 class Partial:
-    """Vectors by the digest of their text. The file is locked while it is open, and begins to exist with its
-    first record. A context manager."""
+    """Vectors by the digest of their text. A context manager.
+
+    The file is locked while it is open, and has no content before its first record.
+    """
 
     def __init__(self, path: Path, model: str, cut: Cut, *, discard: bool = False) -> None:
         self.path, self.model, self.cut = path, model, cut
         self.dim = 0
         self._records: dict[bytes, int] = {}
-        self._begin = self._size = 0  # of the first record; of one record
+        self._begin = self._size = 0  # offset of the first record; size of a record
         self._synced_at = time.monotonic()
-        with self._told():
+        with self._named_errors():
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close())
         try:
             _lock(self._file, path)
-            with self._told():
+            with self._named_errors():
                 self._load(discard)
         except BaseException:
             self._file.close()
@@ -69,37 +71,46 @@ class Partial:
         return key in self._records
 
     def add(self, key: bytes, vector: Any) -> None:
+        """Append the vector of a text."""
         row = np.asarray(vector, "<f4")
         if not self.dim:
             self._write_head(len(row))
         self.check_dim(len(row))
         if not np.isfinite(row).all():
-            raise SollolError(f"model {self.model} answered a vector with numbers that are not finite")
+            raise SollolError(
+                f"model {self.model} returned a vector with numbers that are not finite; expected finite ones"
+            )
         body = key + row.tobytes()
         self._append(body + zlib.crc32(body).to_bytes(_CHECK, "little"))
         self._records[key] = len(self._records)
 
     def check_dim(self, dim: int) -> None:
+        """Check that a dimension equals the one of the log.
+
+        Raises:
+            BadInput: It differs.
+        """
         if self.dim and dim != self.dim:
             raise BadInput(
-                f"model {self.model} now answers {dim} numbers, but what was kept has {self.dim}: it is another "
-                "model under the same name. Use --force to embed everything again"
+                f"model {self.model} now returns vectors of {dim} numbers, but the kept ones have {self.dim}: it is "
+                "another model with the same name. Use --force to embed everything again"
             )
 
     def vector(self, key: bytes) -> Vectors:
+        """Return the vector of a key."""
         self._file.seek(self._begin + self._records[key] * self._size + _DIGEST)
         return np.frombuffer(self._file.read(self.dim * 4), "<f4")
 
     def close(self, *, discard: bool = False) -> None:
-        """Close, and delete the file if told so or if nothing is in it."""
+        """Close the file; delete it if `discard` is set or it is empty."""
         if self._file.closed:
             return
         remove = discard or not self._records
-        with self._told():
+        with self._named_errors():
             try:
                 if not remove:
                     os.fsync(self._file.fileno())
-                if remove and not _WINDOWS:  # while it is locked, so that no other run's log is hit
+                if remove and not _WINDOWS:  # while locked, so that no log of another run is deleted
                     self.path.unlink(missing_ok=True)
             finally:
                 self._file.close()
@@ -107,23 +118,23 @@ class Partial:
                 self.path.unlink(missing_ok=True)
 
     def _append(self, data: bytes) -> None:
-        with self._told():
-            while data:  # an unbuffered write may take only a part
+        with self._named_errors():
+            while data:  # an unbuffered write may be partial
                 data = data[self._file.write(data) :]
             if time.monotonic() - self._synced_at > _SYNC_EVERY_S:
                 os.fsync(self._file.fileno())
                 self._synced_at = time.monotonic()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise SollolError(sentence(self.path, error)) from error
 
     def _write_head(self, dim: int) -> None:
-        told = {"model": self.model, "dim": dim, "chunk_size": self.cut.size, "overlap": self.cut.overlap}
-        head = _MAGIC + json.dumps(told).encode()[1:] + b"\n"
+        metadata = {"model": self.model, "dim": dim, "chunk_size": self.cut.size, "overlap": self.cut.overlap}
+        head = _MAGIC + json.dumps(metadata).encode()[1:] + b"\n"
         self._append(head)
         self._set_sizes(dim, len(head))
 
@@ -134,9 +145,9 @@ class Partial:
         self._file.seek(0)
         head = self._file.read(64 * 1024).partition(b"\n")
         if not head[0].startswith(_MAGIC[: len(head[0])]):
-            raise BadInput(f"{self.path} exists and is not sollol's; move it away")
+            raise BadInput(f"{self.path} exists and is no log of `sollol embed`; move it away")
         found = _about(head[0]) if head[1] else None
-        if discard or found is None:  # empty, or torn before the first line was whole
+        if discard or found is None:  # empty, or with an incomplete header
             self._file.truncate(0)
             return
         if canonical_model(found.model) != canonical_model(self.model):
@@ -149,7 +160,7 @@ class Partial:
         self._file.truncate(self._begin + len(self._records) * self._size)
 
     def _whole_records(self) -> Iterator[bytes]:
-        """The digests of the records up to the first that is torn or garbled."""
+        """Yield the digests of the records before the first damaged one."""
         self._file.seek(self._begin)
         rows = max(_READ_BYTES // self._size, 1)
         while data := _read(self._file, rows * self._size):
@@ -162,7 +173,7 @@ class Partial:
 
 
 def _read(file: Any, size: int) -> bytes:
-    """As many bytes as there are, up to `size`: an unbuffered read may give fewer."""
+    """Return up to `size` bytes; a single unbuffered read may return fewer."""
     pieces = []
     while size and (piece := file.read(size)):
         pieces.append(piece)
@@ -172,14 +183,14 @@ def _read(file: Any, size: int) -> bytes:
 
 def _about(head: bytes) -> About | None:
     try:
-        told = json.loads(head)
-        return About(told["model"], told["dim"], Cut(told["chunk_size"], told["overlap"]))
+        metadata = json.loads(head)
+        return About(metadata["model"], metadata["dim"], Cut(metadata["chunk_size"], metadata["overlap"]))
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _lock(file: Any, path: Path) -> None:
-    """Two runs that write the same file would each spoil the other's log."""
+    """Lock the file: two runs with the same file would damage each other's log."""
     if sys.platform == "win32":
         return
     import fcntl

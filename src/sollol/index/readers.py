@@ -1,8 +1,8 @@
-"""One reader per kind of file: from a path to its sections of text.
+"""Readers, one per kind of file: from a path to its sections of text.
 
-A section is what a person would name when pointing at a passage: a page of a PDF, a row of a table, a line
-of JSON, or simply the file. A reader yields sections lazily, raises Unreadable when the whole file cannot
-be read, and calls `note` for a part that cannot, so that one bad page does not cost the other fifty.
+A section is the natural place of a passage: a page of a PDF, a row of a table, a line of JSON, or the file. A reader
+yields sections lazily, raises Unreadable for a file that cannot be read, and calls `note` for a damaged part, so that
+one bad page does not cost the other fifty.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from sollol.index.html_text import visible_text
 
 Note = Callable[[str], None]
 
-HTML_LIMIT_BYTES = 64 * 1024 * 1024  # read as a whole
-LINE_LIMIT_CHARS = 16 * 1024 * 1024  # one JSON line or CSV cell; more is a broken file
+HTML_LIMIT_BYTES = 64 * 1024 * 1024  # limit, since pages are read at once
+LINE_LIMIT_CHARS = 16 * 1024 * 1024  # limit of a JSON line or CSV cell; a longer one means a broken file
 _TEXT_FIELDS = ("text", "content", "body", "passage", "chunk", "page_content")
 
 
 class Section(NamedTuple):
-    """`unit` is "page", "row", "line" or ""; `number` counts from 1 (0 for none); `done` is the share of the
-    file that has been read after this section, 0 to 1 (0 if unknown)."""
+    """A part of a file.
+
+    `unit` is "page", "row", "line" or ""; `number` counts from 1 (0 for none); `done` is the share of the file read
+    after this section, 0 to 1 (0 if unknown).
+    """
 
     unit: str
     number: int
@@ -40,11 +43,13 @@ Reader = Callable[[Path, Note], Iterator[Section]]
 
 
 def read_text(path: Path, note: Note) -> Iterator[Section]:
+    """Yield a text file as one section."""
     with open_text(path) as file:
         yield Section("", 0, slices(file))
 
 
 def read_html(path: Path, note: Note) -> Iterator[Section]:
+    """Yield the visible text of a page as one section."""
     data = path.read_bytes() if path.stat().st_size <= HTML_LIMIT_BYTES else None
     if data is None:
         raise Unreadable(f"is larger than {HTML_LIMIT_BYTES // 2**20} MB, too much for one page of HTML")
@@ -56,6 +61,7 @@ def read_html(path: Path, note: Note) -> Iterator[Section]:
 
 
 def read_jsonl(path: Path, note: Note) -> Iterator[Section]:
+    """Yield the text of each line."""
     size, read, bad = max(path.stat().st_size, 1), 0, _Counted("line", "not JSON with text", note)
     with open_text(path) as file:
         for number, line in enumerate(_bounded_lines(file), 1):
@@ -81,7 +87,7 @@ def _bounded_lines(file: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _text_of(value: Any) -> str:
-    """A line's text: the string itself, its field for text, or all its strings."""
+    """Return a line's text: the string itself, its field for text, or all its strings."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
@@ -93,6 +99,7 @@ def _text_of(value: Any) -> str:
 
 
 def read_csv(path: Path, note: Note) -> Iterator[Section]:
+    """Yield the text of each row."""
     csv.field_size_limit(LINE_LIMIT_CHARS)
     size, read = max(path.stat().st_size, 1), 0
     number, header = 0, None
@@ -119,7 +126,7 @@ def _delimiter(sample: str) -> str:
 
 
 def _is_header(row: list[str]) -> bool:
-    """Names of columns: all there, all different, none a number, none as long as a sentence."""
+    """Check for names of columns: complete, distinct, no numbers, none as long as a sentence."""
     names = [cell.strip() for cell in row]
     return (
         len(names) > 1
@@ -137,8 +144,9 @@ def _row_text(row: list[str], header: list[str] | None) -> str:
 
 
 def read_pdf(path: Path, note: Note) -> Iterator[Section]:
+    """Yield the text of each page."""
     pypdf = need("pypdf")
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what matters comes as an exception or an empty page
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # errors arrive as exceptions or empty pages
     if path.stat().st_size == 0:
         raise Unreadable("is empty")
     with path.open("rb") as file:
@@ -146,7 +154,7 @@ def read_pdf(path: Path, note: Note) -> Iterator[Section]:
             reader = pypdf.PdfReader(file)
             locked = reader.is_encrypted and not reader.decrypt("")
             count = 0 if locked else len(reader.pages)
-        except Exception as error:  # a damaged PDF can raise anything
+        except Exception as error:  # pypdf may raise anything for a damaged file
             raise Unreadable(f"is not a PDF that can be read ({_brief(error)})") from error
         if locked:
             raise Unreadable("is encrypted; decrypt it first (qpdf --decrypt --password=… IN.pdf OUT.pdf)")
@@ -165,7 +173,7 @@ def read_pdf(path: Path, note: Note) -> Iterator[Section]:
 
 
 class _Counted:
-    """Many bad parts of one file, told in one line."""
+    """Report many bad parts of one file in one line."""
 
     def __init__(self, unit: str, what: str, note: Note) -> None:
         self._unit, self._what, self._note = unit, what, note

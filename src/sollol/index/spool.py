@@ -1,7 +1,7 @@
-"""The passages of this run, in order, waiting on the disk for their vectors.
+"""Passages of this run, in order, on the disk until their vectors arrive.
 
-Vectors come back in any order and the file is written in the order of the documents; holding every text in memory
-until then would bound the collection by the memory. The spool has no name on POSIX: a killed run leaves nothing.
+Vectors arrive in any order and the file is written in the order of the documents; keeping every text in memory would
+limit the collection to the memory. The file has no name on POSIX, so a killed run leaves none.
 """
 
 from __future__ import annotations
@@ -22,44 +22,48 @@ from sollol.index.partial import Partial
 
 
 class Spool:
-    """Append with `add`; then it is the content of an index file, as far as `log` has vectors."""
+    """Append passages with `add`; then this is the content of an index file, for passages with a vector in `log`."""
 
     def __init__(self, folder: Path, log: Partial) -> None:
         self._folder = folder
-        with self._told():
+        with self._named_errors():
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".sollol-")  # noqa: SIM115 (closed by close())
         self._log = log
         self.total = 0
-        self.count = 0  # of those with a vector; whoever knows it sets it
+        self.count = 0  # passages with a vector; set by the caller
         self.widths = (0, 0)
 
     @property
     def about(self) -> About:
+        """Model, dimension and cut."""
         return About(self._log.model, self._log.dim, self._log.cut)
 
     def add(self, key: bytes, passage: Passage) -> None:
-        with self._told():
+        """Append a passage."""
+        with self._named_errors():
             self._file.write(msgspec.json.encode((key.hex(), *passage)) + b"\n")
         text, source = self.widths
         self.widths = (max(text, len(passage.text)), max(source, len(passage.source)))
         self.total += 1
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what is not on the disk yet is not needed any more
+        """Close and delete the file."""
+        with contextlib.suppress(OSError):  # unwritten data is no longer needed
             self._file.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise SollolError(sentence(self._folder / ".sollol-*", error)) from error
 
     def without_vector(self) -> list[Passage]:
-        """The passages that got no vector."""
+        """Return the passages without a vector."""
         return [passage for key, passage in self._rows() if key not in self._log]
 
     def passages(self) -> Iterator[list[Passage]]:
+        """Yield the passages with a vector."""
         rows = (passage for key, passage in self._rows() if key in self._log)
         while block := list(islice(rows, BLOCK_ROWS)):
             yield block
@@ -68,8 +72,8 @@ class Spool:
         return in_blocks((p, self._log.vector(key)) for key, p in self._rows() if key in self._log)
 
     def _rows(self) -> Iterator[tuple[bytes, Passage]]:
-        with self._told():
-            self._file.seek(0)  # writes what is still in memory
+        with self._named_errors():
+            self._file.seek(0)  # flushes the buffer
         decode = msgspec.json.Decoder(tuple[str, str, str, str, int, int]).decode
         for line in self._file:
             key, *fields = decode(line)
