@@ -17,9 +17,9 @@ from sollol.engine.batch_job import BatchJob, Message
 from sollol.engine.batch_report import BatchReport
 from sollol.engine.dispatcher import Dispatcher
 from sollol.engine.history import History
+from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.inputs import take_texts
 from sollol.engine.jobs import CallJob, StreamJob
-from sollol.engine.request import Request
 from sollol.engine.resumption import PartialResponse, ResumeSupport, is_plain
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
@@ -97,12 +97,14 @@ class Engine:
         """Probe every node now, after models were pulled, loaded or deleted. Callable from any thread."""
         self.dispatcher.feed_soon(Refresh())
 
-    def call(self, request: Request, done: Callable[[CallJob], None]) -> CallJob:
+    def call(self, request: InferenceRequest, done: Callable[[CallJob], None]) -> CallJob:
         """Submit a request with a whole answer; `done` is called at its end."""
         job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.recording(done))
         return self.submit(job)
 
-    def stream(self, request: Request, done: Callable[[CallJob], None], push: Callable[[bytes], bool]) -> StreamJob:
+    def stream(
+        self, request: InferenceRequest, done: Callable[[CallJob], None], push: Callable[[bytes], bool]
+    ) -> StreamJob:
         """Submit a streamed request; `push` receives its lines, `done` is called at its end."""
         said = PartialResponse(request.kind, request.fields) if is_plain(request.fields) else None
         job = StreamJob(
@@ -248,7 +250,7 @@ class Engine:
         """Return the task of a request with a new id."""
         return build_task(self.next_id(), work, call, self._hedge(call), self._app, self.dispatcher.now())
 
-    def _task(self, request: Request) -> Task:
+    def _task(self, request: InferenceRequest) -> Task:
         work = Work(
             request.kind,
             request.model,
@@ -288,7 +290,7 @@ class Engine:
         return max(0.0, end - begin) / max(1, until - since)
 
 
-def finish(job: CallJob, request: Request) -> Answer:
+def finish(job: CallJob, request: InferenceRequest) -> Answer:
     """Return the caller's answer with its routing record.
 
     Raises:
@@ -303,7 +305,7 @@ def finish(job: CallJob, request: Request) -> Answer:
     return answer
 
 
-def finish_stream(job: StreamJob, request: Request) -> Answer:
+def finish_stream(job: StreamJob, request: InferenceRequest) -> Answer:
     """Return the last part of a streamed answer with its routing record."""
     assert job.settled is not None
     answer = request.answer(_readable(job.last))

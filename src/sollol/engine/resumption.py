@@ -305,17 +305,17 @@ class PartialResponse:
         return encode({"model": self.model, **said, **ending})
 
 
-class _Message(msgspec.Struct, gc=False):
+class _StreamMessage(msgspec.Struct, gc=False):
     content: str | None = ""
     thinking: str | None = ""
     tool_calls: list[Any] | None = None
 
 
-class _Line(msgspec.Struct, gc=False):
+class _StreamLine(msgspec.Struct, gc=False):
     response: str | None = ""
-    message: _Message | None = None
+    message: _StreamMessage | None = None
     thinking: str | None = ""
     tool_calls: list[Any] | None = None
 
 
-_lines = json_lines(_Line)
+_lines = json_lines(_StreamLine)

@@ -24,9 +24,9 @@ from sollol.engine.batch_job import (
     VectorsDelivered,
 )
 from sollol.engine.engine import Engine, finish, finish_stream
+from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.inputs import as_sequence
 from sollol.engine.jobs import STREAM_AHEAD, CallJob
-from sollol.engine.request import Request
 from sollol.errors import SollolError
 from sollol.pool.async_models import AsyncModelCalls
 from sollol.pool.base import BatchCall, configured_nodes
@@ -264,7 +264,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, call, ollama))
         return answer
 
-    async def _perform(self, request: Request) -> Any:
+    async def _perform(self, request: InferenceRequest) -> Any:
         engine = self._running()
         if request.stream:
             return self._stream(request)
@@ -286,7 +286,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         self.count(True)
         return answer
 
-    async def _stream(self, request: Request) -> AsyncIterator[Answer]:
+    async def _stream(self, request: InferenceRequest) -> AsyncIterator[Answer]:
         engine = self._running()
         lines: deque[bytes] = deque()
         news = asyncio.Event()

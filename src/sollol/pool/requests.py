@@ -11,7 +11,7 @@ from typing import Any
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.backends.ollama import encode
 from sollol.core.types import Kind, TaskType, canonical_model
-from sollol.engine.request import Request
+from sollol.engine.inference_request import InferenceRequest
 from sollol.errors import BadInput
 from sollol.pool import keywords, payload
 from sollol.workload.call_options import CallOptions
@@ -54,7 +54,7 @@ def chat_request(
     stream: bool,
     call: CallOptions,
     extra: Mapping[str, Any],
-) -> Request:
+) -> InferenceRequest:
     """Build the request of a chat."""
     check_fields("chat", extra, CHAT_FIELDS)
     if messages is None or isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
@@ -67,7 +67,7 @@ def chat_request(
 
 def generate_request(
     model: str, prompt: str | None, stream: bool, call: CallOptions, extra: Mapping[str, Any]
-) -> Request:
+) -> InferenceRequest:
     """Build the request of a completion."""
     check_fields("generate", extra, GENERATE_FIELDS)
     if prompt is not None and not isinstance(prompt, str):
@@ -76,7 +76,9 @@ def generate_request(
     return _inference(Kind.GENERATE, "/api/generate", GenerateResponse, model, body, stream, call, extra)
 
 
-def embed_request(model: str, input: str | Sequence[str], call: CallOptions, extra: Mapping[str, Any]) -> Request:
+def embed_request(
+    model: str, input: str | Sequence[str], call: CallOptions, extra: Mapping[str, Any]
+) -> InferenceRequest:
     """Build the request of one `/api/embed` call."""
     check_fields("embed", extra, EMBED_FIELDS)
     texts = [input] if isinstance(input, str) else input
@@ -90,7 +92,7 @@ def embed_request(model: str, input: str | Sequence[str], call: CallOptions, ext
     return _request(Kind.EMBED, "/api/embed", EmbedResponse, model, body, cost, False, call)
 
 
-def old_embed_request(model: str, prompt: str, call: CallOptions, extra: Mapping[str, Any]) -> Request:
+def old_embed_request(model: str, prompt: str, call: CallOptions, extra: Mapping[str, Any]) -> InferenceRequest:
     """Build the request of the older `/api/embeddings`: one prompt, a vector without normalisation."""
     check_fields("embeddings", extra, EMBED_FIELDS)
     check_text("prompt", None, prompt)
@@ -108,7 +110,7 @@ def _inference(
     stream: bool,
     call: CallOptions,
     extra: Mapping[str, Any],
-) -> Request:
+) -> InferenceRequest:
     body = {"model": check_model(model), **body, **_present(extra), "stream": bool(stream)}
     if "tools" in body:
         body["tools"] = payload.tools(body["tools"])
@@ -130,7 +132,7 @@ def _request(
     cost: int | None,
     stream: bool,
     call: CallOptions,
-) -> Request:
+) -> InferenceRequest:
     options = body.get("options")
     if options is not None and not isinstance(options, Mapping):
         options = body["options"] = options.model_dump(exclude_none=True) if hasattr(options, "model_dump") else options
@@ -143,7 +145,7 @@ def _request(
         raise BadInput(f"{path}: cannot be sent as JSON: something in it is nested too deep") from None
     except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
         raise BadInput(f"{path}: cannot be sent as JSON: {error}") from None
-    return Request(
+    return InferenceRequest(
         kind,
         path,
         canonical_model(model),

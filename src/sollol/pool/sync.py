@@ -17,9 +17,9 @@ from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, TaskType
 from sollol.engine.batch_job import BatchEnded, ItemsRefused, Message, TextsRequested, VectorsDelivered
 from sollol.engine.engine import finish, finish_stream
+from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.inputs import as_sequence, take_texts
 from sollol.engine.jobs import STREAM_AHEAD, CallJob, StreamJob
-from sollol.engine.request import Request
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import (
@@ -211,7 +211,7 @@ class OllamaPool(ModelCalls):
         answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, call, ollama))
         return answer
 
-    def _perform(self, request: Request) -> Any:
+    def _perform(self, request: InferenceRequest) -> Any:
         engine = self._running()
         if request.stream:
             return self._stream(request)
@@ -246,7 +246,7 @@ class OllamaPool(ModelCalls):
         self.count(True)
         return answer
 
-    def _stream(self, request: Request) -> Iterator[Answer]:
+    def _stream(self, request: InferenceRequest) -> Iterator[Answer]:
         engine = self._running()
         lines: SimpleQueue[bytes | None] = SimpleQueue()
         jobs: list[StreamJob] = []

@@ -10,7 +10,7 @@ from sollol.core.types import Kind, TaskType
 from sollol.workload.call_options import CallOptions
 
 
-class Request(NamedTuple):
+class InferenceRequest(NamedTuple):
     """One call of the inference API, ready for scheduling."""
 
     kind: Kind
