@@ -28,19 +28,19 @@ def replacing(path: Path, mode: int = USUAL) -> Iterator[Path]:
         OSError: The file cannot be written. `path` is unchanged.
     """
     target = path.resolve() if path.is_symlink() else path
-    beside = target.with_name(f".{target.name}.new")
+    new = target.with_name(f".{target.name}.new")
     if mode == USUAL:
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(target.stat().st_mode)
     try:
-        beside.unlink(missing_ok=True)  # an attacker may have put a link there
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-        yield beside
-        _to_disk(beside)
-        os.replace(beside, target)
+        new.unlink(missing_ok=True)  # an attacker may have put a link there
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        yield new
+        _to_disk(new)
+        os.replace(new, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
         raise
     with contextlib.suppress(OSError):  # some systems cannot synchronise a folder
         _to_disk(target.parent)
@@ -52,8 +52,8 @@ def replace_file(path: Path, data: bytes, mode: int = USUAL) -> None:
     Raises:
         OSError: The file cannot be written. `path` is unchanged.
     """
-    with replacing(path, mode) as beside:
-        beside.write_bytes(data)
+    with replacing(path, mode) as new:
+        new.write_bytes(data)
 
 
 def sentence(path: Path, error: OSError) -> str:

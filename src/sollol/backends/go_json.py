@@ -89,11 +89,11 @@ def _folded(body: bytes) -> bytes:
         json.loads(body, object_pairs_hook=pairs, parse_constant=_refuse)
         fields: dict[str, Any] = {}
         for name, value in top:
-            known = fold(name)
-            if value is None and known in _TEXTS and known in fields:
+            key = fold(name)
+            if value is None and key in _TEXTS and key in fields:
                 continue
-            before = fields.get(known)
-            fields[known] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+            before = fields.get(key)
+            fields[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except RecursionError:
         raise msgspec.DecodeError("it is nested too deeply") from None

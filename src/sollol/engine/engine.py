@@ -106,7 +106,7 @@ class Engine:
         self, request: InferenceRequest, done: Callable[[CallJob], None], push: Callable[[bytes], bool]
     ) -> StreamJob:
         """Submit a streamed request; `push` receives its lines, `done` is called at its end."""
-        said = PartialResponse(request.kind, request.fields) if is_plain(request.fields) else None
+        partial = PartialResponse(request.kind, request.fields) if is_plain(request.fields) else None
         job = StreamJob(
             self._task(request),
             request.path,
@@ -114,7 +114,7 @@ class Engine:
             TIMEOUTS,
             self.recording(done),
             push,
-            said,
+            partial,
             self.resume_support,
             self.holders,
         )
@@ -271,8 +271,8 @@ class Engine:
         hedge = call.hedge
         if hedge is None or isinstance(hedge, bool):
             return hedge
-        for name, known in self._hedgers.items():
-            if known is hedge:
+        for name, found in self._hedgers.items():
+            if found is hedge:
                 return name
         if len(self._hedgers) >= HEDGERS_MAX:  # submitted tasks no longer look theirs up
             del self._hedgers[next(iter(self._hedgers))]

@@ -100,8 +100,8 @@ class FinishedRequest:
         """Return the record, with the failure of every node or the reason why it was not called."""
         record = self.attempt_log.record(self.attempt)
         summary: dict[str, Any] = {**record, "error": self.error, "status": self.http_status}
-        asked = {row["node"] for row in record["tried"]}
-        others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in asked]
+        called = {row["node"] for row in record["tried"]}
+        others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in called]
         return summary | {"tried": [*record["tried"], *others]}
 
     def lateness(self) -> float | None:

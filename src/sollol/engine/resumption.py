@@ -233,11 +233,11 @@ class PartialResponse:
         """
         texts = []
         for line in _lines(b"\n".join(pieces)):
-            said = line.message or line
-            if said.thinking or said.tool_calls:
+            fields = line.message or line
+            if fields.thinking or fields.tool_calls:
                 self._exact = False
-                self.thoughts.append(said.thinking or "")
-                self.tool_calls += said.tool_calls or ()
+                self.thoughts.append(fields.thinking or "")
+                self.tool_calls += fields.tool_calls or ()
             texts.append(line.response or (line.message.content if line.message else "") or "")
         return texts
 
@@ -278,9 +278,9 @@ class PartialResponse:
         text = str(found.pop("response", ""))
         found.pop("context", None)
         if self.kind is Kind.CHAT:
-            said: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+            fields: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
         else:
-            said = {"response": text}
+            fields = {"response": text}
         head = {name: found.pop(name) for name in ("model", "created_at") if name in found}
         if found.get("done"):
             # The received text was a part of the node's prompt.
@@ -288,13 +288,13 @@ class PartialResponse:
             found["eval_count"] = before + found.get("eval_count", 0)
             found["eval_duration"] = self.decode_us * 1000 + found.get("eval_duration", 0)
             found["total_duration"] = elapsed_us * 1000
-        return encode({**head, **said, **found})
+        return encode({**head, **fields, **found})
 
     def finished(self, elapsed_us: int) -> bytes:
         """Return the last line, for a node that died between the last token and that line."""
-        said: dict[str, Any] = {"response": ""}
+        fields: dict[str, Any] = {"response": ""}
         if self.kind is Kind.CHAT:
-            said = {"message": {"role": "assistant", "content": ""}}
+            fields = {"message": {"role": "assistant", "content": ""}}
         ending = {
             "done": True,
             "done_reason": "length",
@@ -302,7 +302,7 @@ class PartialResponse:
             "eval_count": self.tokens,
             "eval_duration": self.decode_us * 1000,
         }
-        return encode({"model": self.model, **said, **ending})
+        return encode({"model": self.model, **fields, **ending})
 
 
 class _StreamMessage(msgspec.Struct, gc=False):
