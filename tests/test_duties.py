@@ -247,7 +247,7 @@ def test_loading_ahead(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
 
 
 def test_whether_other_nodes_can_go_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(resumption.ResumeSupport, "learn", failing(1, resumption.ResumeSupport.learn))
+    monkeypatch.setattr(resumption.ResumeSupport, "render_prompt", failing(1, resumption.ResumeSupport.render_prompt))
     body = {"model": MODEL, "prompt": "a", "options": {"num_predict": 20}}
     specs = [talker(number, continues=True) for number in (1, 2)]
     with sim_cluster(specs) as nodes, gateway_over(nodes.urls) as stage, stage.client() as client:
@@ -308,18 +308,18 @@ def test_looking_a_name_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     assert tracebacks(caplog) == 1
 
 
-@pytest.mark.parametrize("place", ["_identify_target", "_fill"])
+@pytest.mark.parametrize("place", ["_identify", "_fill"])
 def test_a_search_for_nodes(place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from sollol.discovery import discover_ollama_nodes, search, sweep
 
-    room: Any = {"_identify_target": search._Search, "_fill": sweep.Sweep}[place]
+    room: Any = {"_identify": search._Search, "_fill": sweep.Sweep}[place]
     monkeypatch.setattr(room, place, failing(1, getattr(room, place)))
     monkeypatch.setattr(sweep, "PAUSE_S", 0.01)
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     with sim_cluster([talker(1), talker(2)]) as nodes:
         ports = [int(url.rpartition(":")[2]) for url in nodes.urls]
         found = discover_ollama_nodes(5.0, auto_resolve_docker=False, subnets=["127.0.0.1/32"], ports=ports)
-    assert len(found) == (1 if place == "_ask" else 2)
+    assert len(found) == (1 if place == "_identify" else 2)
     assert tracebacks(caplog) == 1
 
 

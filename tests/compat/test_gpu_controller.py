@@ -270,6 +270,6 @@ def test_zero_of_zero_is_not_taken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) ->
     with sim_cluster([node]) as nodes, SOLLOLGPUController(list(nodes)) as controller:
         told = controller.force_gpu_load(nodes[0], CHAT)
         assert (told["success"], told["location"]) == (False, "unknown")
-        assert "does not tell" in told["message"]
+        assert "does not report" in told["message"]
         assert not controller.verify_routing_decision(nodes[0], CHAT)
         assert nodes.do(lambda nodes: sum(nodes[0].loads.values())) <= 1  # it was left alone

@@ -258,7 +258,7 @@ def test_the_nearest_are_those_of_the_whole_matrix(tmp_path: Path, suffix: str) 
 
 def test_a_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
     build(tmp_path / "x.npz", PASSAGES)
-    with pytest.raises(BadInput, match="vectors of 8 numbers, and the model answered 9"):
+    with pytest.raises(BadInput, match="vectors of 8 numbers, and the model returned 9"):
         nearest(tmp_path / "x.npz", vector_of("x", 9), 1)
     assert len(nearest(tmp_path / "x.npz", vector_of("x"), 100)) == 3
 
