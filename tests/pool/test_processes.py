@@ -129,7 +129,7 @@ def test_an_answer_of_the_parent_is_not_waited_for_in_the_child(urls: list[str])
     with OllamaPool(urls) as pool:
         stream = pool.chat(CHAT, HELLO, stream=True, options={"num_predict": 200})
         next(stream)
-        assert "in the process that asked for it" in forked(lambda: list(stream))
+        assert "in the process that made the call" in forked(lambda: list(stream))
         begun_later = pool.chat(CHAT, HELLO, stream=True)
         assert forked(lambda: bool(list(begun_later))) == "True"
         assert list(stream)[-1].done

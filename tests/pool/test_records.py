@@ -145,14 +145,14 @@ def test_a_call_that_was_shown_can_be_asked_for_when_many_others_have_come(monke
             for task in seen:
                 assert u.pool.explain(task)["candidates"]
             for task in unseen:
-                with pytest.raises(BadInput, match="is not known"):
+                with pytest.raises(BadInput, match="is unknown"):
                     u.pool.explain(task)
             for _ in range(2):
                 u.pool.snapshot()
                 await calls(20)
             assert u.pool.explain(seen[0])["id"] == seen[0]
             u.pool.snapshot()
-            with pytest.raises(BadInput, match="is not known"):
+            with pytest.raises(BadInput, match="is unknown"):
                 u.pool.explain(seen[0])
 
     run(main())
@@ -187,7 +187,7 @@ def test_good_and_bad_calls_and_batches_are_forgotten_in_their_order(monkeypatch
                         assert record["candidates"][0]["node"] == record["node"]
                         terms = record["candidates"][0]["terms"]
                         assert sum(terms.values()) == pytest.approx(record["predicted_ms"], abs=0.01)
-            with pytest.raises(BadInput, match="is not known"):
+            with pytest.raises(BadInput, match="is unknown"):
                 u.pool.explain(0)
 
     run(main())
