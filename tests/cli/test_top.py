@@ -238,7 +238,7 @@ def _ask_in_vain(pool: OllamaPool) -> None:
 
 
 def test_what_cannot_be_explained(run: Run, url: str) -> None:
-    assert "task_id=99 is not known" in run("explain", 99, "--url", url, code=1).stderr
+    assert "task_id=99 is unknown" in run("explain", 99, "--url", url, code=1).stderr
     assert "run_unified_dashboard" in run("explain", 99, code=1).stderr
 
 
