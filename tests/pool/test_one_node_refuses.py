@@ -312,7 +312,19 @@ def test_a_batch_waits_as_well() -> None:
     on_stage(1, script, act)
 
 
-@pytest.mark.parametrize("text", ["-5", "soon", "", "1e9", "99999999999999999999", "Thu, 99 Jan 2026 00:00:20 GMT"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-5",
+        "soon",
+        "",
+        "1e9",
+        "99999999999999999999",
+        "86400",
+        "Sat, 01 Jan 9999 00:00:00 GMT",
+        "Thu, 99 Jan 2026 00:00:20 GMT",
+    ],
+)
 def test_a_retry_after_that_means_nothing(text: str) -> None:
     def script(key: str, call: Call, number: int) -> Told | None:
         return (503, error("later"), {"retry-after": text}) if number == 1 else None

@@ -22,7 +22,7 @@ from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, 
 from sollol.transport.base import Call, Fault, TransportFault
 from sollol.transport.call import UNBOUNDED
 
-RETRY_AFTER_MOST_S: Final = 86_400
+RETRY_AFTER_MOST_S: Final = 3_600  # a longer pause is implausible, and read as none
 LINE_MOST: Final = 16 * 2**20  # bytes of a line or event of a stream
 
 _FAULTS: Final = {
@@ -198,7 +198,8 @@ def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
     """Return the requested pause in microseconds (seconds or a date in the header), None without a readable one."""
     text = (headers or {}).get("retry-after", "").strip()
     if text.isdecimal() and text.isascii():
-        return min(int(text[:9]), RETRY_AFTER_MOST_S) * SECOND
+        seconds = int(text[:9])
+        return seconds * SECOND if seconds <= RETRY_AFTER_MOST_S else None
     if not text:
         return None
     try:
@@ -209,7 +210,7 @@ def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
         now = parsedate_to_datetime((headers or {}).get("date", "")).timestamp()
     except (ValueError, TypeError, OverflowError):
         now = time.time()
-    return round(min(max(until - now, 0), RETRY_AFTER_MOST_S) * SECOND)
+    return round(max(until - now, 0) * SECOND) if until - now <= RETRY_AFTER_MOST_S else None
 
 
 def _own_error(body: bytes) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from sollol.errors import BadInput, SollolError
+from sollol.workload.validation import short
 
 T = TypeVar("T")
 _lock = threading.Lock()
@@ -59,5 +60,5 @@ def check_number(name: str, value: Any, least: float, most: float = float("inf")
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         bounds = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
-        raise BadInput(f"{name}={value!r}; expected a number {bounds}")
+        raise BadInput(f"{name}={short(value)}; expected a number {bounds}")
     return value

@@ -23,7 +23,7 @@ from sollol.core.types import LoadedModel, canonical_model
 from sollol.duties import in_thread
 from sollol.errors import BadInput, SollolError
 from sollol.pool.keywords import accept_old
-from sollol.workload.validation import check_count, check_model
+from sollol.workload.validation import check_count, check_model, short
 
 if TYPE_CHECKING:
     from sollol.compat.intelligence import IntelligentRouter
@@ -64,7 +64,7 @@ class SOLLOLGPUController:
     ) -> None:
         pool = next((given for given in (pool, registry, node_registry) if given is not None), None)
         if isinstance(priority_models, str):
-            raise BadInput(f"priority_models={priority_models!r}; expected a list of names")
+            raise BadInput(f"priority_models={short(priority_models)}; expected a list of names")
         self.priority_models = [check_model(model) for model in priority_models]
         self._placements: dict[int, Placements] = {}  # by process
         self._pins: dict[tuple[str, str], Endpoint] = {}
@@ -141,7 +141,7 @@ class SOLLOLGPUController:
             expected = {location.lower(): location for location in Location}[str(expected_location).lower()]
         except KeyError:
             names = ", ".join(repr(location.value) for location in Location)
-            raise BadInput(f"expected_location={expected_location!r}; expected one of {names}") from None
+            raise BadInput(f"expected_location={short(expected_location)}; expected one of {names}") from None
         name = canonical_model(check_model(model_name))
         (seen,) = self._look([parse_endpoint(node_url)])
         return name in seen.loaded and location_of(seen.loaded[name]) is expected
@@ -267,7 +267,7 @@ class SOLLOLGPUController:
 
     def _models(self, given: Sequence[str] | None) -> list[str]:
         if isinstance(given, str):
-            raise BadInput(f"priority_models={given!r}; expected a list of names")
+            raise BadInput(f"priority_models={short(given)}; expected a list of names")
         return self.priority_models if given is None else [check_model(model) for model in given]
 
     def _nodes(self) -> list[Endpoint]:
@@ -367,9 +367,9 @@ def integrate_with_router(
     A router without a pool uses the controller's. `registry` (or `node_registry`) sets other nodes.
     """
     if not isinstance(gpu_controller, SOLLOLGPUController):
-        raise BadInput(f"gpu_controller={gpu_controller!r}; expected a SOLLOLGPUController")
+        raise BadInput(f"gpu_controller={short(gpu_controller)}; expected a SOLLOLGPUController")
     if not hasattr(router, "gpu_controller"):
-        raise BadInput(f"router={router!r}; expected an IntelligentRouter")
+        raise BadInput(f"router={short(router)}; expected an IntelligentRouter")
     nodes = registry if registry is not None else node_registry
     if nodes is not None:
         gpu_controller.set_registry(nodes)
@@ -386,7 +386,7 @@ def _endpoints(source: Any) -> list[Endpoint]:
     elif isinstance(nodes, (str, Mapping)):
         nodes = [nodes]
     if not isinstance(nodes, Iterable):
-        raise BadInput(f"pool={source!r}; expected a pool, something with nodes, or a list of nodes")
+        raise BadInput(f"pool={short(source)}; expected a pool, something with nodes, or a list of nodes")
     return [parse_endpoint(node) for node in nodes]
 
 

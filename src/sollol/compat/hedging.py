@@ -24,6 +24,7 @@ from sollol.core.types import Decision, Micros, Task
 from sollol.errors import BadInput, DeadlineExceeded, NoNodeAvailable
 from sollol.policies.hedging import BUDGET, LATER, LEAST, RESERVE, SHARE
 from sollol.pool.keywords import accept_old, warn_once
+from sollol.workload.validation import short
 
 TIMEOUT_MS = 30_000.0
 
@@ -61,7 +62,7 @@ class HedgingStrategy:
         **old: Any,
     ) -> None:
         if isinstance(num_hedges, bool) or not isinstance(num_hedges, int) or num_hedges < 1:
-            raise BadInput(f"num_hedges={num_hedges!r}; expected how many requests may run at once, 1 or more")
+            raise BadInput(f"num_hedges={short(num_hedges)}; expected how many requests may run at once, 1 or more")
         accept_old("HedgingStrategy", old, frozenset(["enable_cancellation"]))
         self.num_hedges = num_hedges
         self.hedge_delay_ms = None if hedge_delay_ms is None else check_number("hedge_delay_ms", hedge_delay_ms, 0)
@@ -99,11 +100,13 @@ class HedgingStrategy:
     ) -> HedgeResult:
         """Run `hedge_request` on the running event loop; cancelling it cancels every request."""
         if isinstance(nodes, (str, bytes, Mapping)) or not isinstance(nodes, Sequence) or not nodes:
-            raise BadInput(f"nodes={nodes!r}; expected a list of one node or more, such as ['http://10.0.0.5:11434']")
+            raise BadInput(
+                f"nodes={short(nodes)}; expected a list of one node or more, such as ['http://10.0.0.5:11434']"
+            )
         if not callable(request_fn):
-            raise BadInput(f"request_fn={request_fn!r}; expected a function that is called with a node")
+            raise BadInput(f"request_fn={short(request_fn)}; expected a function that is called with a node")
         if request_args is not None and not isinstance(request_args, Mapping):
-            raise BadInput(f"request_args={request_args!r}; expected a dict of keyword arguments, or None")
+            raise BadInput(f"request_args={short(request_args)}; expected a dict of keyword arguments, or None")
         timeout_s = None if timeout_ms is None else check_number("timeout_ms", timeout_ms, 1e-3) / 1000
         call = _caller(request_fn, dict(request_args or {}))
         race = _Race(list(nodes), call, timeout_s, self)
@@ -193,7 +196,7 @@ class AdaptiveHedging:
         """
         pool = getattr(pool, "pool", pool)  # an IntelligentRouter has one
         if not callable(getattr(pool, "chat", None)) or not callable(getattr(pool, "generate", None)):
-            raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
+            raise BadInput(f"pool={short(pool)}; expected an OllamaPool or an AsyncOllamaPool")
         if (messages is None) == (prompt is None):
             raise BadInput("request_with_hedging(): expected either messages or a prompt")
         more.setdefault("hedge", self._hedge())

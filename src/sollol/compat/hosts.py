@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sollol.compat.background import check_number
 from sollol.errors import BadInput
+from sollol.workload.validation import short
 
 CPU_TIMES = 20.0  # rough ratio of times on a CPU and on a GPU
 BUSY_MOST = 0.95  # limit of the processor load
@@ -51,7 +52,9 @@ def read_host(given: Any) -> Host:
     key, healthy = getattr(given, "key", None), getattr(given, "is_healthy", True)
     if isinstance(key, str):
         return Host(key, bool(healthy))
-    raise BadInput(f"available_hosts: {given!r}; expected a name, a dict with 'host' or 'url', or a node of a pool")
+    raise BadInput(
+        f"available_hosts: {short(given)}; expected a name, a dict with 'host' or 'url', or a node of a pool"
+    )
 
 
 def _from_mapping(given: Mapping[str, Any]) -> Host:

@@ -22,7 +22,7 @@ from sollol.compat.hosts import Host, read_host
 from sollol.core.types import TaskType, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.workload import classification
-from sollol.workload.validation import check_model, check_priority, check_type
+from sollol.workload.validation import check_model, check_priority, check_type, short
 
 if TYPE_CHECKING:
     from sollol.compat.gpu_controller import SOLLOLGPUController
@@ -103,7 +103,7 @@ class IntelligentRouter:
 
     def __init__(self, pool: Any = None) -> None:
         if pool is not None and not callable(getattr(pool, "chat", None)):
-            raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool, or None")
+            raise BadInput(f"pool={short(pool)}; expected an OllamaPool or an AsyncOllamaPool, or None")
         self.gpu_controller: SOLLOLGPUController | None = None
         self._pool = pool
         self._own: Any = None
@@ -247,7 +247,7 @@ class IntelligentRouter:
         """
         described = _context(context)
         if isinstance(available_hosts, (str, Mapping)) or not isinstance(available_hosts, Sequence):
-            raise BadInput(f"available_hosts={available_hosts!r}; expected a list of hosts")
+            raise BadInput(f"available_hosts={short(available_hosts)}; expected a list of hosts")
         if not available_hosts:
             raise BadInput("available_hosts=[]; No available hosts: expected one at least")
         hosts = [read_host(host) for host in available_hosts]
@@ -316,7 +316,7 @@ def _context(given: TaskContext | Mapping[str, Any] | None) -> TaskContext:
             return TaskContext(**given)
         except TypeError as error:
             raise BadInput(f"task_context={dict(given)!r}: {error}") from None
-    raise BadInput(f"task_context={given!r}; expected a TaskContext, a dict of its fields, or None")
+    raise BadInput(f"task_context={short(given)}; expected a TaskContext, a dict of its fields, or None")
 
 
 def _type_of(word: Any) -> TaskType | None:
@@ -334,7 +334,9 @@ def _complexity(value: Any) -> int:
     if isinstance(value, str) and value.lower() in COMPLEXITIES:
         return COMPLEXITIES[value.lower()]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10:
-        raise BadInput(f"complexity={value!r}; expected a whole number from 1 to 10, 'simple', 'medium' or 'complex'")
+        raise BadInput(
+            f"complexity={short(value)}; expected a whole number from 1 to 10, 'simple', 'medium' or 'complex'"
+        )
     return value
 
 

@@ -27,7 +27,7 @@ from sollol.core.types import Micros, Status, Task
 from sollol.errors import BadInput
 from sollol.observe.journal import Entry
 from sollol.pool.keywords import accept_old
-from sollol.workload.validation import check_count
+from sollol.workload.validation import check_count, short
 
 logger = logging.getLogger("sollol.network_observer")
 MAX_EVENTS = 10_000
@@ -106,7 +106,7 @@ class NetworkObserver:
         It starts an unused pool. An AsyncOllamaPool must be attached on its own loop.
         """
         if not callable(getattr(pool, "_running", None)):
-            raise BadInput(f"pool={pool!r}; expected an OllamaPool or an AsyncOllamaPool")
+            raise BadInput(f"pool={short(pool)}; expected an OllamaPool or an AsyncOllamaPool")
         journal = pool._running().journal
         follower = _Follower(self)
         stop: Callable[[], None] = pool.read_state(lambda: journal.subscribe(follower))
@@ -127,7 +127,7 @@ class NetworkObserver:
         try:
             kind = EventType(event_type)
         except ValueError:
-            raise BadInput(f"event_type={event_type!r}; expected one of {', '.join(EventType)}") from None
+            raise BadInput(f"event_type={short(event_type)}; expected one of {', '.join(EventType)}") from None
         _check_severity(severity)
         self._keep(NetworkEvent(kind, _now(), backend, dict(details or {}), severity), self._draw())
 
@@ -140,7 +140,7 @@ class NetworkObserver:
         is removed, and the exception is logged.
         """
         if not callable(listener):
-            raise BadInput(f"listener={listener!r}; expected a function of one event")
+            raise BadInput(f"listener={short(listener)}; expected a function of one event")
         self._listeners.append(listener)
 
         def unsubscribe() -> None:
@@ -323,7 +323,7 @@ def _details(task: Task) -> dict[str, Any]:
 
 def _check_severity(severity: str) -> int:
     if severity not in _LEVELS:
-        raise BadInput(f"severity={severity!r}; expected one of {', '.join(_LEVELS)}")
+        raise BadInput(f"severity={short(severity)}; expected one of {', '.join(_LEVELS)}")
     return _SEVERITIES.index(severity)
 
 

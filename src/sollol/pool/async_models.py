@@ -9,6 +9,8 @@ from sollol.answers import Answer
 from sollol.core.endpoint import Endpoint
 from sollol.models import operations
 from sollol.pool.base import PoolBase
+from sollol.pool.requests import encode_body
+from sollol.workload.validation import check_model
 
 
 class AsyncModelCalls(PoolBase):
@@ -17,7 +19,7 @@ class AsyncModelCalls(PoolBase):
     async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
         """Load a model on every node that has it, or on `node`; `nodes` has the results."""
         engine = self._running()
-        nodes = await operations.holders(engine.transport, self._find_node(node), model)
+        nodes = await operations.holders(engine.transport, self._find_node(node), check_model(model))
         body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
         return self._changed(await operations.load(engine.transport, nodes, body))
 
@@ -45,7 +47,7 @@ class AsyncModelCalls(PoolBase):
 
     async def show(self, model: str) -> Answer:
         """Return the details of a model from a node that has it."""
-        return await operations.show(self._running().transport, self._reachable(), model)
+        return await operations.show(self._running().transport, self._reachable(), check_model(model))
 
     @overload
     async def pull(
@@ -64,7 +66,7 @@ class AsyncModelCalls(PoolBase):
     ) -> Answer | AsyncIterator[Answer]:
         """Pull a model to every node, or to `node`. With `stream`, yield progress lines with their node."""
         answer: Answer | AsyncIterator[Answer] = await self._manage(
-            "/api/pull", {"model": model, **ollama}, stream, self._find_node(node)
+            "/api/pull", {"model": check_model(model), **ollama}, stream, self._find_node(node)
         )
         return answer
 
@@ -84,9 +86,9 @@ class AsyncModelCalls(PoolBase):
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
     ) -> Answer | AsyncIterator[Answer]:
         """Push a model from one node that has it (or from `node`)."""
-        holders = await operations.holders(self._running().transport, self._find_node(node), model)
+        holders = await operations.holders(self._running().transport, self._find_node(node), check_model(model))
         answer: Answer | AsyncIterator[Answer] = await self._manage(
-            "/api/push", {"model": model, **ollama}, stream, holders[:1]
+            "/api/push", {"model": check_model(model), **ollama}, stream, holders[:1]
         )
         return answer
 
@@ -109,26 +111,27 @@ class AsyncModelCalls(PoolBase):
         if "from_" in ollama:
             ollama["from"] = ollama.pop("from_")
         answer: Answer | AsyncIterator[Answer] = await self._manage(
-            "/api/create", {"model": model, **ollama}, stream, self._find_node(node)
+            "/api/create", {"model": check_model(model), **ollama}, stream, self._find_node(node)
         )
         return answer
 
     async def copy(self, source: str, destination: str) -> Answer:
         """Copy a model to another name, on every node that has it."""
         engine = self._running()
-        nodes = await operations.holders(engine.transport, self._find_node(None), source)
-        body = {"source": source, "destination": destination}
+        nodes = await operations.holders(engine.transport, self._find_node(None), check_model(source))
+        body = {"source": source, "destination": check_model(destination)}
         return self._changed(await operations.call_all(engine.transport, nodes, "POST", "/api/copy", body))
 
     async def delete(self, model: str, *, node: str | None = None) -> Answer:
         """Delete a model from every node that has it, or from `node`."""
         engine = self._running()
-        nodes = await operations.holders(engine.transport, self._find_node(node), model)
+        nodes = await operations.holders(engine.transport, self._find_node(node), check_model(model))
         return self._changed(
             await operations.call_all(engine.transport, nodes, "DELETE", "/api/delete", {"model": model})
         )
 
     async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
+        encode_body(path, body)  # refused here, before a node is asked
         engine = self._running()
         if stream:
             return operations.progress(engine.transport, nodes, path, body)

@@ -29,6 +29,7 @@ from sollol.workload.validation import (
     check_model,
     check_strategy,
     check_timeout,
+    short,
 )
 
 T = TypeVar("T")
@@ -228,7 +229,9 @@ class PoolBase:
             return list(self._endpoints.values())
         key = parse_endpoint(node).key
         if key not in self._endpoints:
-            raise BadInput(f"node={node!r} is not in the pool; expected one of {', '.join(self._endpoints) or 'none'}")
+            raise BadInput(
+                f"node={short(node)} is not in the pool; expected one of {', '.join(self._endpoints) or 'none'}"
+            )
         return [self._endpoints[key]]
 
     def count_unique_physical_hosts(self) -> int:
@@ -291,7 +294,7 @@ class PoolBase:
         check_fields(verb, extra, EMBED_FIELDS)
         payload.check_types(verb, extra)
         if on_error not in ("raise", "return"):
-            raise BadInput(f"on_error={on_error!r}; expected 'raise' or 'return'")
+            raise BadInput(f"on_error={short(on_error)}; expected 'raise' or 'return'")
         if max_workers is not None:
             check_count("max_workers", max_workers)
         elif not use_adaptive:
@@ -311,10 +314,10 @@ class PoolBase:
             BadInput: The id is unknown, or too old (the last 1,000 calls are kept).
         """
         engine = self._engine
-        found = self.read_state(lambda: explained(engine, task_id)) if engine else None
+        found = self.read_state(lambda: explained(engine, task_id)) if engine and isinstance(task_id, int) else None
         if found is None:
             raise BadInput(
-                f"task_id={task_id!r} is unknown; expected the id of one of the last 1,000 calls (r.routing.id)"
+                f"task_id={short(task_id)} is unknown; expected the id of one of the last 1,000 calls (r.routing.id)"
             )
         return found
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from sollol.errors import BadInput
+from sollol.workload.validation import short
 
 # Names of Ollama's `options`, to correct a caller who passes one beside them.
 OPTIONS: Final = frozenset(
@@ -141,7 +142,7 @@ def _advice(name: str, value: Any, has: frozenset[str], takes_options: bool) -> 
 
 
 def _in_options(option: str, value: Any) -> str:
-    text = repr(value)
+    text = short(value)
     return f"it is one of Ollama's options: options={{{option!r}: {text if len(text) <= 40 else '...'}}}"
 
 

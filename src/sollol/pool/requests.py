@@ -139,12 +139,7 @@ def _request(
         if not isinstance(options, Mapping):
             raise BadInput(f"options={short(options)}; expected a dict such as {{'num_ctx': 8192}}")
     predict = options.get("num_predict") if options else None
-    try:
-        encoded = encode(body)
-    except RecursionError:
-        raise BadInput(f"{path}: cannot be sent as JSON: something in it is nested too deep") from None
-    except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
-        raise BadInput(f"{path}: cannot be sent as JSON: {error}") from None
+    encoded = encode_body(path, body)
     return InferenceRequest(
         kind,
         path,
@@ -153,13 +148,23 @@ def _request(
         len(encoded) if cost is None else cost,
         stream,
         runner_key(options),
-        predict if isinstance(predict, int) else None,
+        predict if type(predict) is int else None,
         answer,
         call,
         TaskType.EMBED if kind is Kind.EMBED else call.type or detect_task_type(body),
         prefix_of(body["messages"]) if kind is Kind.CHAT else (),
         body,
     )
+
+
+def encode_body(path: str, body: Mapping[str, Any]) -> bytes:
+    """Return the body of a request as JSON. Raises BadInput for what has no such form."""
+    try:
+        return encode(body)
+    except RecursionError:
+        raise BadInput(f"{path}: cannot be sent as JSON: something in it is nested too deep") from None
+    except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
+        raise BadInput(f"{path}: cannot be sent as JSON: {error}") from None
 
 
 def _present(extra: Mapping[str, Any]) -> dict[str, Any]:

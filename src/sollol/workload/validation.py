@@ -11,6 +11,7 @@ from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, RoutingStrategy, TaskType
 from sollol.errors import BadInput
 
+TIMEOUT_MOST_S: Final = 10**9  # 31 years
 _DIGEST: Final = re.compile(r"(sha256:)?[0-9a-f]{7,64}")
 
 
@@ -29,11 +30,13 @@ def check_priority(priority: Any) -> int:
 
 
 def check_timeout(timeout: Any) -> float | None:
-    """Validate a time limit in seconds, None for no limit."""
+    """Return a time-out in seconds, or None for no bound."""
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise BadInput(f"timeout={short(timeout)}; expected seconds above 0, or None for no limit")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= TIMEOUT_MOST_S:
+        raise BadInput(
+            f"timeout={short(timeout)}; expected seconds above 0 and up to {TIMEOUT_MOST_S}, or None for no bound"
+        )
     return float(timeout)
 
 
@@ -135,5 +138,8 @@ def check_strategy(strategy: Any) -> RoutingStrategy:
 
 def short(value: Any) -> str:
     """Return the representation of a value, cut to 80 characters for messages."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # nested too deep, or a fault of its class
+        text = f"<a {type(value).__name__} that cannot be shown>"
     return text if len(text) <= 80 else text[:77] + "..."
