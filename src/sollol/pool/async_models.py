@@ -131,7 +131,7 @@ class AsyncModelCalls(PoolBase):
         )
 
     async def _manage(self, path: str, body: dict[str, Any], stream: bool, nodes: Sequence[Any]) -> Any:
-        encode_body(path, body)  # refused here, before a node is asked
+        encode_body(path, body)  # so that bad input is refused before anything is sent
         engine = self._running()
         if stream:
             return operations.progress(engine.transport, nodes, path, body)
