@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ ports = [11434, 11435]
 
 
 @pytest.fixture
-def file(tmp_path):
-    def write(text):
+def file(tmp_path: Path) -> Any:
+    def write(text: Any) -> Any:
         path = tmp_path / "sollol.toml"
         path.write_text(text)
         return str(path)
@@ -30,12 +31,12 @@ def file(tmp_path):
     return write
 
 
-def test_nothing_set_gives_the_defaults():
+def test_nothing_set_gives_the_defaults() -> None:
     assert load_settings({}) == Settings()
     assert Settings() == Settings(None, (), None, 1.0, None, (11434,))
 
 
-def test_a_file_sets_everything(file):
+def test_a_file_sets_everything(file: Any) -> None:
     settings = load_settings({"SOLLOL_CONFIG": file(FILE)})
     assert settings.nodes == (
         Endpoint("10.0.0.5"),
@@ -48,25 +49,25 @@ def test_a_file_sets_everything(file):
     assert settings.discovery_ports == (11434, 11435)
 
 
-def test_environment_over_file_and_arguments_over_both(file):
+def test_environment_over_file_and_arguments_over_both(file: Any) -> None:
     env = {"SOLLOL_CONFIG": file(FILE), "SOLLOL_APP_NAME": "from env", "SOLLOL_OBSERVER_SAMPLING": "0.2"}
     settings = load_settings(env, observer_sampling=False)
     assert (settings.app_name, settings.observer_sampling) == ("from env", 0.0)
     assert len(settings.nodes) == 3
 
 
-def test_the_config_argument_stands_for_the_variable(file):
+def test_the_config_argument_stands_for_the_variable(file: Any) -> None:
     path = file('app_name = "x"')
     assert load_settings({"SOLLOL_CONFIG": "/nowhere"}, config=path).app_name == "x"
 
 
-def test_an_empty_variable_is_one_that_is_not_set():
+def test_an_empty_variable_is_one_that_is_not_set() -> None:
     env = dict.fromkeys([*VARIABLES, "SOLLOL_CONFIG"], " ")
     assert load_settings(env) == Settings()
 
 
 @pytest.mark.parametrize("text", ["a:1,b:2", "a:1 b:2", " a:1 ,\n b:2;", "a:1,b:2,a:1"])
-def test_nodes_are_separated_by_commas_or_spaces_and_kept_once(text):
+def test_nodes_are_separated_by_commas_or_spaces_and_kept_once(text: Any) -> None:
     assert load_settings({"SOLLOL_NODES": text}).nodes == (Endpoint("a", 1), Endpoint("b", 2))
 
 
@@ -74,7 +75,7 @@ def test_nodes_are_separated_by_commas_or_spaces_and_kept_once(text):
     ("text", "host"),
     [("0.0.0.0", "127.0.0.1"), (":11434", "127.0.0.1"), ("[::]:11434", "::1"), ("box.lan", "box.lan"), ("::1", "::1")],
 )
-def test_ollama_host_is_read_as_a_client_reads_it(text, host):
+def test_ollama_host_is_read_as_a_client_reads_it(text: Any, host: Any) -> None:
     assert load_settings({"OLLAMA_HOST": text}).ollama_host == Endpoint(host, 11434)
 
 
@@ -82,12 +83,12 @@ def test_ollama_host_is_read_as_a_client_reads_it(text, host):
     ("text", "share"),
     [("true", 1.0), ("ON", 1.0), ("false", 0.0), ("off", 0.0), ("0", 0.0), ("1", 1.0), ("0.1", 0.1), (".25", 0.25)],
 )
-def test_sampling(text, share):
+def test_sampling(text: Any, share: Any) -> None:
     assert load_settings({"SOLLOL_OBSERVER_SAMPLING": text}).observer_sampling == share
 
 
 @pytest.mark.parametrize(("raw", "share"), [("true", 1.0), ("false", 0.0), ("0.1", 0.1), ("1", 1.0)])
-def test_sampling_in_a_file(file, raw, share):
+def test_sampling_in_a_file(file: Any, raw: Any, share: Any) -> None:
     assert load_settings({}, config=file(f"observer_sampling = {raw}")).observer_sampling == share
 
 
@@ -103,7 +104,7 @@ def test_sampling_in_a_file(file, raw, share):
         ("SOLLOL_DISCOVERY_PORTS", "0", "expected port numbers"),
     ],
 )
-def test_a_wrong_variable_is_named_with_its_value(variable, value, expected):
+def test_a_wrong_variable_is_named_with_its_value(variable: Any, value: Any, expected: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({variable: value})
     assert f"environment variable {variable}: {value!r} cannot be used" in str(caught.value)
@@ -129,7 +130,7 @@ def test_a_wrong_variable_is_named_with_its_value(variable, value, expected):
         ("nodes", "is not valid TOML"),
     ],
 )
-def test_a_wrong_file_names_field_value_and_what_was_expected(file, text, says):
+def test_a_wrong_file_names_field_value_and_what_was_expected(file: Any, text: Any, says: Any) -> None:
     path = file(text)
     with pytest.raises(ConfigError) as caught:
         load_settings({"SOLLOL_CONFIG": path})
@@ -137,33 +138,33 @@ def test_a_wrong_file_names_field_value_and_what_was_expected(file, text, says):
     assert says in str(caught.value)
 
 
-def test_a_missing_file_says_where_its_name_came_from(tmp_path):
+def test_a_missing_file_says_where_its_name_came_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file or directory; check SOLLOL_CONFIG"):
         load_settings({"SOLLOL_CONFIG": str(tmp_path / "none.toml")})
     with pytest.raises(ConfigError, match="Is a directory"):
         load_settings({"SOLLOL_CONFIG": str(tmp_path)})
 
 
-def test_bytes_that_are_no_text_are_a_config_error(tmp_path):
+def test_bytes_that_are_no_text_are_a_config_error(tmp_path: Path) -> None:
     path = tmp_path / "sollol.toml"
     path.write_bytes(b'app_name = "\xff"')
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_settings({}, config=path)
 
 
-def test_a_wrong_argument_is_the_callers_error():
+def test_a_wrong_argument_is_the_callers_error() -> None:
     with pytest.raises(BadInput, match=r"argument observer_sampling: 3 cannot be used") as caught:
         load_settings({}, observer_sampling=3)
     assert not isinstance(caught.value, ConfigError)
 
 
-def test_passwords_stay_out_of_messages():
+def test_passwords_stay_out_of_messages() -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({"SOLLOL_NODES": "http://me:secret@gate:99999"})
     assert "secret" not in str(caught.value)
 
 
-def test_every_setting_is_in_the_documentation():
+def test_every_setting_is_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
     for variable, field in VARIABLES.items():
         assert f"`{variable}`" in text
@@ -172,7 +173,7 @@ def test_every_setting_is_in_the_documentation():
     assert "`SOLLOL_CONFIG`" in text
 
 
-def test_importing_loads_neither_msgspec_nor_asyncio():
+def test_importing_loads_neither_msgspec_nor_asyncio() -> None:
     code = (
         "import sys, sollol.config; print([m for m in ('msgspec', 'tomllib', 'asyncio', 'socket') if m in sys.modules])"
     )

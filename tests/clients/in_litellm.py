@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from typing import Any
 
 import litellm
 
@@ -17,21 +18,21 @@ litellm.num_retries = 0
 litellm.suppress_debug_info = True
 
 
-def said(stream) -> str:
+def said(stream: Any) -> str:
     return "".join(part.choices[0].delta.content or "" for part in stream if part.choices)
 
 
-def usage(answer) -> list:
+def usage(answer: Any) -> list:
     return [answer.choices[0].message.content, answer.choices[0].finish_reason, answer.usage.completion_tokens]
 
 
-def tools(kind) -> list:
+def tools(kind: Any) -> list:
     answer = litellm.completion(**kind, messages=HELLO, tools=TOOLS)
     calls = answer.choices[0].message.tool_calls or []
     return [answer.choices[0].finish_reason, [[call.function.name, call.function.arguments] for call in calls]]
 
 
-def refusal(kind, **more) -> list:
+def refusal(kind: Any, **more: Any) -> list:
     try:
         litellm.completion(**{**kind, **more}, messages=HELLO)
     except Exception as error:
@@ -40,7 +41,7 @@ def refusal(kind, **more) -> list:
     raise SystemExit("no error came")
 
 
-async def asynchronous(kind) -> str:
+async def asynchronous(kind: Any) -> str:
     stream = await litellm.acompletion(**kind, messages=HELLO, stream=True)
     return "".join([part.choices[0].delta.content or "" async for part in stream if part.choices])
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from typing import Any
 
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
@@ -35,7 +36,7 @@ def openai(model: str) -> OpenAILike:
     return OpenAILike(model=model, api_base=f"{URL}/v1", api_key="none", **more)
 
 
-def refusal(llm) -> list:
+def refusal(llm: Any) -> list:
     try:
         llm.chat(HELLO)
     except Exception as error:
@@ -43,7 +44,7 @@ def refusal(llm) -> list:
     raise SystemExit("no error came")
 
 
-async def asynchronous(llm) -> str:
+async def asynchronous(llm: Any) -> str:
     return "".join([part.delta or "" async for part in await llm.astream_chat(HELLO)])
 
 

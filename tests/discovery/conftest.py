@@ -4,20 +4,21 @@ import asyncio
 import os
 import socket
 import threading
+from typing import Any
 
 import pytest
 from bench.fake_ollama import start
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch):
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name == "OLLAMA_HOST" or name.startswith("SOLLOL_"):
             monkeypatch.delenv(name)
 
 
 @pytest.fixture
-def port():
+def port() -> Any:
     """A port that is free on every loopback address."""
     with socket.socket() as probe:
         probe.bind(("0.0.0.0", 0))
@@ -25,19 +26,19 @@ def port():
 
 
 @pytest.fixture
-def serve():
+def serve() -> Any:
     """serve("127.0.0.2:4000=ollama:red", ...) starts servers in a thread; they end with the test."""
     loop = asyncio.new_event_loop()
     servers = []
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    def go(*specs):
+    def go(*specs: Any) -> None:
         servers.extend(asyncio.run_coroutine_threadsafe(start(spec), loop).result(5) for spec in specs)
 
     yield go
 
-    async def stop():
+    async def stop() -> None:
         for server in servers:
             server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}

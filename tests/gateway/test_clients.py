@@ -37,7 +37,7 @@ def spec(seed: int) -> NodeSpec:
 
 
 @pytest.fixture(scope="module")
-def stage():
+def stage() -> Any:
     with sim_cluster([spec(1), spec(2)]) as nodes, gateway_over(nodes.urls) as found:
         found.nodes = nodes
         yield found

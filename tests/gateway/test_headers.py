@@ -18,7 +18,7 @@ BODY["options"] = {"num_predict": 3}
 
 
 @pytest.fixture(scope="module")
-def stage():
+def stage() -> Any:
     with sim_cluster([talker(1, 400.0), talker(2, 100.0)]) as nodes, gateway_over(nodes.urls) as found:
         found.nodes = nodes
         yield found

@@ -23,7 +23,7 @@ REGISTRY = (ModelSpec("gemma3:1b", size_bytes=800), ModelSpec("qwen3:4b", size_b
 
 
 @pytest.fixture(scope="module")
-def stage():
+def stage() -> Any:
     specs = [
         NodeSpec(seed=1, registry=REGISTRY),
         NodeSpec(seed=2, models=(*DEFAULT_MODELS, OTHER), version="0.32.1", registry=REGISTRY),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ HOST = b"Host: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
-def stage():
+def stage() -> Any:
     settings = msgspec.structs.replace(GatewaySettings(), limits=LIMITS)
     with sim_cluster([NodeSpec()]) as nodes, gateway_over(nodes.urls, settings) as found:
         yield found

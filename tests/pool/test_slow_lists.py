@@ -52,7 +52,7 @@ class SlowLists:
 
 
 @asynccontextmanager
-async def slow_lists(nodes: int, seconds: dict[str, float]):
+async def slow_lists(nodes: int, seconds: dict[str, float]) -> Any:
     world = World([talker(i) for i in range(1, nodes + 1)])
     transport = SlowLists(world, seconds)
     async with AsyncOllamaPool(world.endpoints, transport=transport, seed=1) as pool:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
 
 
 @on_both_loops
-def test_a_dead_ipv6_address_beside_a_good_ipv4_one(new_loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_ipv6_address_beside_a_good_ipv4_one(new_loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch, "::1", "127.0.0.1")
 
     async def main() -> None:
@@ -71,7 +72,7 @@ def test_a_dead_ipv6_address_beside_a_good_ipv4_one(new_loop, monkeypatch: pytes
 
 
 @on_both_loops
-def test_a_refusal_is_not_waited_for(new_loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_not_waited_for(new_loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch, "::1", "127.0.0.2", "127.0.0.1")
     monkeypatch.setattr(dialing, "STAGGER_S", 30.0)
 
@@ -86,7 +87,7 @@ def test_a_refusal_is_not_waited_for(new_loop, monkeypatch: pytest.MonkeyPatch) 
 
 
 @on_both_loops
-def test_all_addresses_dead_is_one_fault_within_the_time(new_loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_addresses_dead_is_one_fault_within_the_time(new_loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = resolving(monkeypatch, "::1", "127.0.0.1")
 
     async def main() -> None:

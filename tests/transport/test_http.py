@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_it_is_a_transport_and_its_replies_are_replies() -> None:
 
 
 @on_both_loops
-def test_calls_one_after_another_share_a_connection(new_loop) -> None:
+def test_calls_one_after_another_share_a_connection(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             for number in range(20):
@@ -50,7 +51,7 @@ def test_calls_one_after_another_share_a_connection(new_loop) -> None:
 
 
 @on_both_loops
-def test_calls_at_the_same_time_have_connections_of_their_own_and_the_surplus_closes(new_loop) -> None:
+def test_calls_at_the_same_time_have_connections_of_their_own_and_the_surplus_closes(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK), max_idle_per_node=3) as (server, http):
             await asyncio.gather(*(http.send(server.node, POST) for _ in range(8)))
@@ -63,7 +64,7 @@ def test_calls_at_the_same_time_have_connections_of_their_own_and_the_surplus_cl
 
 
 @on_both_loops
-def test_the_connection_used_last_is_taken_first_and_the_others_age_out(new_loop) -> None:
+def test_the_connection_used_last_is_taken_first_and_the_others_age_out(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK), max_idle_s=0.12) as (server, http):
             await asyncio.gather(*(http.send(server.node, POST) for _ in range(4)))
@@ -79,7 +80,7 @@ def test_the_connection_used_last_is_taken_first_and_the_others_age_out(new_loop
 
 
 @on_both_loops
-def test_a_connection_that_the_node_closed_while_idle_is_not_used(new_loop) -> None:
+def test_a_connection_that_the_node_closed_while_idle_is_not_used(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying_once(OK)) as (server, http):
             for _ in range(3):
@@ -90,7 +91,7 @@ def test_a_connection_that_the_node_closed_while_idle_is_not_used(new_loop) -> N
     run(new_loop, main())
 
 
-def closing_at_second(how: str):
+def closing_at_second(how: str) -> Any:
     """Answer one call; close when the next one has been heard."""
 
     async def script(peer: Peer) -> None:
@@ -105,7 +106,7 @@ def closing_at_second(how: str):
 @on_both_loops
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_call_on_a_stale_connection_is_sent_again_on_a_fresh_one(new_loop, how: str, stream: bool) -> None:
+def test_a_call_on_a_stale_connection_is_sent_again_on_a_fresh_one(new_loop: Any, how: str, stream: bool) -> None:
     async def main() -> None:
         async with serving(closing_at_second(how)) as (server, http):
             for number in range(4):
@@ -118,7 +119,7 @@ def test_a_call_on_a_stale_connection_is_sent_again_on_a_fresh_one(new_loop, how
 
 
 @on_both_loops
-def test_it_is_sent_again_once_only_and_never_when_an_answer_had_begun(new_loop) -> None:
+def test_it_is_sent_again_once_only_and_never_when_an_answer_had_begun(new_loop: Any) -> None:
     async def once_then_nothing(peer: Peer) -> None:
         await peer.hear()
         if len(peer.server.peers) == 1:
@@ -142,7 +143,7 @@ def test_it_is_sent_again_once_only_and_never_when_an_answer_had_begun(new_loop)
 
 
 @on_both_loops
-def test_connection_close_is_obeyed(new_loop) -> None:
+def test_connection_close_is_obeyed(new_loop: Any) -> None:
     closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
     old = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"
     old_kept = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"
@@ -158,7 +159,7 @@ def test_connection_close_is_obeyed(new_loop) -> None:
 
 
 @on_both_loops
-def test_bytes_after_the_answer_or_between_calls_spoil_the_connection(new_loop) -> None:
+def test_bytes_after_the_answer_or_between_calls_spoil_the_connection(new_loop: Any) -> None:
     async def late(peer: Peer) -> None:
         await peer.hear()
         await peer.say(OK)
@@ -180,7 +181,7 @@ def test_bytes_after_the_answer_or_between_calls_spoil_the_connection(new_loop) 
 
 
 @on_both_loops
-def test_aclose_closes_everything_and_refuses_what_comes_later(new_loop) -> None:
+def test_aclose_closes_everything_and_refuses_what_comes_later(new_loop: Any) -> None:
     async def slow(peer: Peer) -> None:
         await peer.hear()
         await peer.client_left()
@@ -210,7 +211,7 @@ def test_another_event_loop_begins_with_an_empty_pool() -> None:
             await http.send(server.node, POST)
             await asyncio.gather(*(connection.lost.wait() for connection in close_all(http)))
 
-    def close_all(transport: HttpTransport):
+    def close_all(transport: HttpTransport) -> Any:
         connections = [c for host in transport._hosts.values() for c in host.connections]
         for connection in connections:
             connection.abort()
@@ -242,7 +243,7 @@ def test_only_nodes_in_use_are_remembered_beyond_the_bound(monkeypatch: pytest.M
 
 
 @on_both_loops
-def test_a_node_that_refuses(new_loop) -> None:
+def test_a_node_that_refuses(new_loop: Any) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -258,7 +259,7 @@ def test_a_node_that_refuses(new_loop) -> None:
 
 
 @on_both_loops
-def test_a_node_that_does_not_accept_in_time(new_loop) -> None:
+def test_a_node_that_does_not_accept_in_time(new_loop: Any) -> None:
     async def main(port: int) -> None:
         started = asyncio.get_running_loop().time()
         with pytest.raises(TransportFault, match=r"did not accept a connection within 0.1 s") as caught:
@@ -276,7 +277,7 @@ def test_a_node_that_does_not_accept_in_time(new_loop) -> None:
 
 
 @on_both_loops
-def test_a_name_that_cannot_be(new_loop) -> None:
+def test_a_name_that_cannot_be(new_loop: Any) -> None:
     async def main() -> None:
         with pytest.raises(TransportFault, match="has a name that cannot be resolved") as caught:
             await HttpTransport().send(Endpoint("a" * 64 + ".example"), POST)
@@ -287,7 +288,7 @@ def test_a_name_that_cannot_be(new_loop) -> None:
 
 
 @on_both_loops
-def test_ipv6(new_loop) -> None:
+def test_ipv6(new_loop: Any) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ MIB = 1 << 20
 
 
 @on_both_loops
-def test_a_slow_reader_holds_the_node_back(new_loop) -> None:
+def test_a_slow_reader_holds_the_node_back(new_loop: Any) -> None:
     total, piece, sent = 50 * MIB, b"x" * MIB, 0
 
     async def script(peer: Peer) -> None:
@@ -47,7 +48,7 @@ def test_a_slow_reader_holds_the_node_back(new_loop) -> None:
 
 
 @on_both_loops
-def test_a_slow_node_holds_an_upload_back(new_loop) -> None:
+def test_a_slow_node_holds_an_upload_back(new_loop: Any) -> None:
     made = 0
     go_on = asyncio.Event()
 
@@ -77,7 +78,7 @@ def test_a_slow_node_holds_an_upload_back(new_loop) -> None:
 
 @on_both_loops
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
-def test_a_node_that_takes_nothing_is_given_up(new_loop, kind: str) -> None:
+def test_a_node_that_takes_nothing_is_given_up(new_loop: Any, kind: str) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b"x" * MIB
@@ -96,7 +97,7 @@ def test_a_node_that_takes_nothing_is_given_up(new_loop, kind: str) -> None:
 
 
 @on_both_loops
-def test_a_node_that_takes_bytes_slowly_is_not_given_up(new_loop) -> None:
+def test_a_node_that_takes_bytes_slowly_is_not_given_up(new_loop: Any) -> None:
     async def script(peer: Peer) -> None:
         read = 0
         while read < 8 * MIB:

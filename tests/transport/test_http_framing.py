@@ -239,7 +239,7 @@ def test_what_is_not_http(data: bytes, stream: bool) -> None:
 
 @on_both_loops
 @pytest.mark.parametrize("stream", [False, True])
-def test_head_has_no_body_whatever_its_headers_say(new_loop, stream: bool) -> None:
+def test_head_has_no_body_whatever_its_headers_say(new_loop: Any, stream: bool) -> None:
     counted = b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n"
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -262,7 +262,7 @@ def test_head_has_no_body_whatever_its_headers_say(new_loop, stream: bool) -> No
 @on_both_loops
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_every_framing_over_a_socket(new_loop, name: str, stream: bool) -> None:
+def test_every_framing_over_a_socket(new_loop: Any, name: str, stream: bool) -> None:
     data, status, body = ANSWERS[name]
 
     async def main() -> None:
@@ -279,7 +279,7 @@ def test_every_framing_over_a_socket(new_loop, name: str, stream: bool) -> None:
 @on_both_loops
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_cut_over_a_socket(new_loop, stream: bool, how: str) -> None:
+def test_a_cut_over_a_socket(new_loop: Any, stream: bool, how: str) -> None:
     async def script(peer: Any) -> None:
         await peer.hear()
         await peer.say(CHUNKED[:-30])
@@ -327,7 +327,7 @@ def test_a_head_without_end(data: bytes, stream: bool) -> None:
 
 @on_both_loops
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_body_over_the_bound(new_loop, stream: bool) -> None:
+def test_a_body_over_the_bound(new_loop: Any, stream: bool) -> None:
     counted = b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n" + b"x" * 1001
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"64\r\n%b\r\n" % (b"x" * 100) * 11
     just = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000

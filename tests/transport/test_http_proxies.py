@@ -20,7 +20,7 @@ GET = Call("GET", "/api/tags")
 
 
 @on_both_loops
-def test_a_key_is_sent_as_a_bearer_token(new_loop) -> None:
+def test_a_key_is_sent_as_a_bearer_token(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             node = parse_endpoint({"host": server.node.host, "port": server.node.port, "api_key": "s3cret-t0ken"})
@@ -63,7 +63,7 @@ def test_a_key_reaches_no_message(tmp_path: Path) -> None:
 
 @on_both_loops
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_was_compressed_unasked_is_refused_in_words(new_loop, stream: bool) -> None:
+def test_an_answer_that_was_compressed_unasked_is_refused_in_words(new_loop: Any, stream: bool) -> None:
     body = gzip.compress(b'{"models":[]}')
     answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
@@ -78,7 +78,7 @@ def test_an_answer_that_was_compressed_unasked_is_refused_in_words(new_loop, str
 
 
 @on_both_loops
-def test_identity_is_no_coding(new_loop) -> None:
+def test_identity_is_no_coding(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK.replace(b"\r\n\r\n", b"\r\nContent-Encoding: identity\r\n\r\n"))) as (
             server,

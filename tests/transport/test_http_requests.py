@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ POST = Call("POST", "/api/chat", b'{"model":"m"}')
 
 
 @on_both_loops
-def test_a_request_with_a_body(new_loop) -> None:
+def test_a_request_with_a_body(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             node = server.node._replace(prefix="/team-a", auth="ann:s3cret")
@@ -44,7 +45,7 @@ def test_a_request_with_a_body(new_loop) -> None:
 
 @on_both_loops
 @pytest.mark.parametrize("size", [1, 65_536, 65_537, 5_000_000])
-def test_bodies_of_every_size_arrive(new_loop, size: int) -> None:
+def test_bodies_of_every_size_arrive(new_loop: Any, size: int) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             await http.send(server.node, replaced(POST, body=b"x" * size))
@@ -134,7 +135,7 @@ async def pieces_of(*pieces: bytes, pause_s: float = 0.0) -> AsyncIterator[bytes
 
 
 @on_both_loops
-def test_an_iterator_is_sent_in_chunks_always_on_a_fresh_connection(new_loop) -> None:
+def test_an_iterator_is_sent_in_chunks_always_on_a_fresh_connection(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             await http.send(server.node, POST)
@@ -148,7 +149,7 @@ def test_an_iterator_is_sent_in_chunks_always_on_a_fresh_connection(new_loop) ->
 
 
 @on_both_loops
-def test_an_iterator_that_fails_gives_its_own_error_and_closes(new_loop) -> None:
+def test_an_iterator_that_fails_gives_its_own_error_and_closes(new_loop: Any) -> None:
     async def failing() -> AsyncIterator[bytes]:
         yield b"one"
         raise KeyError("mine")
@@ -164,7 +165,7 @@ def test_an_iterator_that_fails_gives_its_own_error_and_closes(new_loop) -> None
 
 
 @on_both_loops
-def test_an_answer_before_the_end_of_the_request_stops_the_upload(new_loop) -> None:
+def test_an_answer_before_the_end_of_the_request_stops_the_upload(new_loop: Any) -> None:
     closed = []
 
     async def endless() -> AsyncIterator[bytes]:

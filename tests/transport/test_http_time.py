@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def saying_slowly(*pieces: bytes, pause_s: float):
+def saying_slowly(*pieces: bytes, pause_s: float) -> Any:
     async def script(peer: Peer) -> None:
         while True:
             await peer.hear()
@@ -59,7 +60,9 @@ async def begins_and_stops(peer: Peer) -> None:
         (begins_and_stops, Timeouts(9, 9, 0.08), Fault.IDLE_TIMEOUT, r"sent nothing within 0\.08 s inside its answer"),
     ],
 )
-def test_each_silence_has_its_own_fault(new_loop, script, timeouts, fault, words, stream: bool) -> None:
+def test_each_silence_has_its_own_fault(
+    new_loop: Any, script: Any, timeouts: Any, fault: Any, words: Any, stream: bool
+) -> None:
     async def main() -> None:
         async with serving(script) as (server, http):
             started = now()
@@ -74,7 +77,7 @@ def test_each_silence_has_its_own_fault(new_loop, script, timeouts, fault, words
 
 
 @on_both_loops
-def test_many_short_silences_are_no_long_one(new_loop) -> None:
+def test_many_short_silences_are_no_long_one(new_loop: Any) -> None:
     async def main() -> None:
         script = saying_slowly(OK[:10], OK[10:20], OK[20:-1], OK[-1:], pause_s=0.04)
         async with serving(script) as (server, http):
@@ -87,7 +90,7 @@ def test_many_short_silences_are_no_long_one(new_loop) -> None:
 
 
 @on_both_loops
-def test_a_provisional_answer_is_not_the_first_byte(new_loop) -> None:
+def test_a_provisional_answer_is_not_the_first_byte(new_loop: Any) -> None:
     async def main() -> None:
         script = saying_slowly(b"HTTP/1.1 102 Processing\r\n\r\n", b"", b"", OK, pause_s=0.04)
         async with serving(script) as (server, http):
@@ -98,7 +101,7 @@ def test_a_provisional_answer_is_not_the_first_byte(new_loop) -> None:
 
 
 @on_both_loops
-def test_none_is_no_bound_and_a_later_call_may_have_a_shorter_one(new_loop) -> None:
+def test_none_is_no_bound_and_a_later_call_may_have_a_shorter_one(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying(OK), max_idle_s=50) as (server, http):
             await http.send(server.node, replaced(POST, timeouts=Timeouts(None, None, None)))
@@ -112,7 +115,7 @@ def test_none_is_no_bound_and_a_later_call_may_have_a_shorter_one(new_loop) -> N
 
 
 @on_both_loops
-def test_a_stall_of_our_own_loop_is_not_the_nodes_silence(new_loop) -> None:
+def test_a_stall_of_our_own_loop_is_not_the_nodes_silence(new_loop: Any) -> None:
     def answer_soon(listener: socket.socket) -> None:
         client, _ = listener.accept()
         with client:
@@ -140,7 +143,7 @@ def test_a_stall_of_our_own_loop_is_not_the_nodes_silence(new_loop) -> None:
 
 
 @on_both_loops
-def test_calls_do_not_leave_timers_behind(new_loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_do_not_leave_timers_behind(new_loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with serving(saying(OK)) as (server, http):
             await http.send(server.node, POST)
@@ -159,7 +162,7 @@ def test_calls_do_not_leave_timers_behind(new_loop, monkeypatch: pytest.MonkeyPa
 
 @on_both_loops
 @pytest.mark.parametrize("stream", [False, True])
-def test_cancelling_send_closes_at_once(new_loop, stream: bool) -> None:
+def test_cancelling_send_closes_at_once(new_loop: Any, stream: bool) -> None:
     async def main() -> None:
         script, left = noting_when_the_client_leaves(b"" if stream else CHUNKS + b"2\r\nhi\r\n")
         async with serving(script) as (server, http):
@@ -179,7 +182,7 @@ def test_cancelling_send_closes_at_once(new_loop, stream: bool) -> None:
 
 @on_both_loops
 @pytest.mark.parametrize("way", ["aclose", "forget", "break"])
-def test_leaving_a_streamed_reply_closes_at_once(new_loop, way: str) -> None:
+def test_leaving_a_streamed_reply_closes_at_once(new_loop: Any, way: str) -> None:
     async def main() -> None:
         script, left = noting_when_the_client_leaves(CHUNKS + b"2\r\nhi\r\n")
         async with serving(script) as (server, http):
@@ -205,7 +208,7 @@ def test_leaving_a_streamed_reply_closes_at_once(new_loop, way: str) -> None:
 
 
 @on_both_loops
-def test_a_cancel_that_comes_with_the_answer_harms_nobody_else(new_loop) -> None:
+def test_a_cancel_that_comes_with_the_answer_harms_nobody_else(new_loop: Any) -> None:
     """The connection is back in the pool, or with another call, when the cancelled task gets its turn."""
 
     async def main() -> None:
@@ -229,7 +232,7 @@ def test_a_cancel_that_comes_with_the_answer_harms_nobody_else(new_loop) -> None
 
 
 @on_both_loops
-def test_cancelling_the_wait_for_a_piece_keeps_the_reply(new_loop) -> None:
+def test_cancelling_the_wait_for_a_piece_keeps_the_reply(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(saying_slowly(CHUNKS, b"2\r\nhi\r\n0\r\n\r\n", pause_s=0.06)) as (server, http):
             reply = await http.send(server.node, replaced(POST, stream=True))
@@ -242,7 +245,7 @@ def test_cancelling_the_wait_for_a_piece_keeps_the_reply(new_loop) -> None:
 
 
 @on_both_loops
-def test_two_readers_of_one_reply_are_an_error(new_loop) -> None:
+def test_two_readers_of_one_reply_are_an_error(new_loop: Any) -> None:
     async def main() -> None:
         async with serving(begins_and_stops) as (server, http):
             reply = await http.send(server.node, replaced(POST, stream=True))
@@ -259,7 +262,7 @@ def test_two_readers_of_one_reply_are_an_error(new_loop) -> None:
 
 
 @on_both_loops
-def test_cancelling_an_upload_closes_the_iterator_and_the_connection(new_loop) -> None:
+def test_cancelling_an_upload_closes_the_iterator_and_the_connection(new_loop: Any) -> None:
     closed = []
 
     async def endless() -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import Any
 
 import pytest
 import trustme
@@ -34,7 +35,7 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @on_both_loops
-def test_https(new_loop, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
+def test_https(new_loop: Any, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     names: list[str | None] = []
@@ -58,7 +59,7 @@ def test_https(new_loop, authority: trustme.CA, server_tls: ssl.SSLContext) -> N
 
 
 @on_both_loops
-def test_leaving_over_tls_closes_at_once(new_loop, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
+def test_leaving_over_tls_closes_at_once(new_loop: Any, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
 
@@ -75,7 +76,7 @@ def test_leaving_over_tls_closes_at_once(new_loop, authority: trustme.CA, server
 
 
 @on_both_loops
-def test_tls_that_fails_is_a_failed_connect(new_loop, server_tls: ssl.SSLContext) -> None:
+def test_tls_that_fails_is_a_failed_connect(new_loop: Any, server_tls: ssl.SSLContext) -> None:
     async def no_tls_here(peer: Peer) -> None:
         await peer.reader.read(10)
         await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")

@@ -58,7 +58,7 @@ async def until(true: Callable[[], Any]) -> None:
 
 
 @on_both_loops
-def test_names_that_hang_do_not_hold_up_another(new_loop, system: System) -> None:
+def test_names_that_hang_do_not_hold_up_another(new_loop: Any, system: System) -> None:
     hangs = threading.Event()
 
     async def main() -> None:
@@ -78,7 +78,9 @@ def test_names_that_hang_do_not_hold_up_another(new_loop, system: System) -> Non
 
 
 @on_both_loops
-def test_names_that_were_slow_leave_threads_for_others(new_loop, system: System, monkeypatch) -> None:
+def test_names_that_were_slow_leave_threads_for_others(
+    new_loop: Any, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LOOKUPS", 4)
     monkeypatch.setattr(module, "SLOW_LOOKUPS", 2)
     monkeypatch.setattr(module, "SLOW_S", -1.0)  # every look-up was slow
@@ -105,7 +107,9 @@ def test_names_that_were_slow_leave_threads_for_others(new_loop, system: System,
 
 
 @on_both_loops
-def test_what_was_found_serves_while_a_look_up_hangs(new_loop, system: System, monkeypatch) -> None:
+def test_what_was_found_serves_while_a_look_up_hangs(
+    new_loop: Any, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "FRESH_S", 0.0)
     hangs = threading.Event()
 
@@ -126,7 +130,9 @@ def test_what_was_found_serves_while_a_look_up_hangs(new_loop, system: System, m
 
 
 @on_both_loops
-def test_a_failure_is_kept_for_a_moment_and_then_tried_again(new_loop, system: System, monkeypatch) -> None:
+def test_a_failure_is_kept_for_a_moment_and_then_tried_again(
+    new_loop: Any, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         names = Resolver()
         system.answers["n"] = failing(socket.EAI_AGAIN)
@@ -143,7 +149,7 @@ def test_a_failure_is_kept_for_a_moment_and_then_tried_again(new_loop, system: S
 
 @on_both_loops
 def test_a_name_server_in_trouble_takes_no_address_away_and_a_denial_does(
-    new_loop, system: System, monkeypatch
+    new_loop: Any, system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FRESH_S", 0.0)
     monkeypatch.setattr(module, "RETRY_S", 0.0)
@@ -165,7 +171,7 @@ def test_a_name_server_in_trouble_takes_no_address_away_and_a_denial_does(
 
 
 @on_both_loops
-def test_a_look_up_goes_on_when_its_caller_gives_up(new_loop, system: System) -> None:
+def test_a_look_up_goes_on_when_its_caller_gives_up(new_loop: Any, system: System) -> None:
     goes_on = threading.Event()
 
     async def main() -> None:
