@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from sollol.backends.ollama import BLANKS_BEFORE, BLANKS_BETWEEN
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.dialects import anthropic, openai, responses
@@ -123,6 +124,61 @@ def test_comments_and_blank_lines_go_through(case: str) -> None:
     for between in (b": still here\n\n", b"\n\n"):
         assert reader.feed(part + between + part) == part + between + part
     assert reader.count == 4
+
+
+IDLES = [b"\n", b"\r\n", b" \n", b" ", b"\t\r\n"]
+COMMENTS = [b": ping\n\n", b":\n\n", b": a\n: b\n\n", b"\n\n"]
+
+
+def idles_of(case: str) -> list[bytes]:
+    return IDLES + COMMENTS if case in EVENTS else IDLES
+
+
+@pytest.mark.parametrize("case", READERS)
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_blanks_and_comments_before_the_first_part_are_bounded(case: str, shift: int) -> None:
+    for idle in idles_of(case):
+        flood = (idle * 200_000)[shift if not idle.startswith(b":") else 0 :]
+        reader, came = READERS[case](), 0
+        for at in range(0, len(flood), 10_007):  # pieces end anywhere
+            if reader.ended is not None:
+                break
+            assert reader.feed(flood[at : at + 10_007]) == b""
+            came += 10_007
+        assert reader.ended is not None, idle
+        assert reader.ended.status is Status.FAILED
+        assert came <= BLANKS_BEFORE + 2 * 10_007, idle
+
+
+@pytest.mark.parametrize("case", READERS)
+def test_blanks_and_comments_between_parts_are_bounded(case: str) -> None:
+    part = part_of(case)
+    for idle in idles_of(case):
+        reader = READERS[case]()
+        flood = idle * (BLANKS_BETWEEN // len(idle) // 4)
+        for _ in range(6):  # in a row, not altogether
+            reader.feed(part)
+            for at in range(0, len(flood), 10_007):
+                reader.feed(flood[at : at + 10_007])
+            assert reader.ended is None, idle
+        for _ in range(5):
+            reader.feed(flood)
+        assert reader.ended is not None, idle
+        assert reader.ended.status is Status.FAILED
+
+
+@pytest.mark.parametrize("case", READERS)
+def test_parts_among_blanks_and_comments_are_all_read(case: str) -> None:
+    part = part_of(case)
+    for idle in idles_of(case):
+        whole = idle * 3 + part + idle * 5 + part + part + idle + part
+        if idle.endswith(b" ") and case in EVENTS:  # spaces before the name of a field make another field
+            continue
+        for size in (1, 7, len(whole)):
+            reader = READERS[case]()
+            passed = b"".join(reader.feed(whole[at : at + size]) for at in range(0, len(whole), size))
+            assert reader.count == 4, (idle, size)
+            assert passed.count(part.strip()) == 4
 
 
 def test_a_block_may_follow_a_block() -> None:

@@ -30,12 +30,12 @@ GROWTH_KB = 150 * 1024  # of the whole process, in which the node runs, too
 ROUTES = ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"]
 
 
-def endless(node: Node, head: bytes, total: int) -> None:
-    """Send `head`, and pieces without an end of line, until the other side has left or `total` is reached."""
+def endless(node: Node, head: bytes, total: int, piece: bytes = PIECE) -> None:
+    """Send `head`, and pieces (by default without an end of line), until the other side leaves or `total` came."""
     node.wfile.write(head)
     while type(node).sent < total:
-        node.wfile.write(PIECE)
-        type(node).sent += len(PIECE)
+        node.wfile.write(piece)
+        type(node).sent += len(piece)
 
 
 def cut(node: Node, data: bytes) -> None:
@@ -50,6 +50,21 @@ KINDS: dict[str, tuple[Callable[[Any], None], int]] = {
     "a refusal of 3 GB": (lambda node: endless(node, HEAD % (b"400 No", b"application/json"), 3_000 * MB), MB),
     "a line of 300 MB": (lambda node: endless(node, HEAD % (b"200 OK", LINES) + b'{"a":"', 300 * MB), 17 * MB),
     "an event of 300 MB": (lambda node: endless(node, HEAD % (b"200 OK", EVENTS) + b'data: {"a":"', 300 * MB), 17 * MB),
+    **{
+        f"endless {name}": (
+            lambda node, piece=piece, form=form: endless(node, HEAD % (b"200 OK", form), 3_000 * MB, piece),
+            MB,
+        )
+        for name, form, piece in (
+            ("blank lines", LINES, b"\n" * 10_000),
+            ("lines of CRLF", EVENTS, b"\r\n" * 5_000),
+            ("spaces", LINES, b" " * 10_000),
+        )
+    },
+    "300 MB of events that are comments": (
+        lambda node: endless(node, HEAD % (b"200 OK", EVENTS), 300 * MB, b": ping\n\n" * 1_400),
+        MB,
+    ),
     "a blank line and a cut": (lambda node: cut(node, HEAD % (b"200 OK", LINES) + b"\n"), MB),
     "blank events and a cut": (lambda node: cut(node, HEAD % (b"200 OK", EVENTS) + b"\n\n: c\n\n"), MB),
     "status 199": (lambda node: cut(node, HEAD % (b"199 What", LINES) + b'{"done":true}\n'), MB),

@@ -7,6 +7,7 @@ This module has the paths, the shapes and the forms of a failure: a status, a te
 from __future__ import annotations
 
 import json
+import re
 import time
 from array import array
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,10 @@ from sollol.transport.call import UNBOUNDED
 
 RETRY_AFTER_MOST_S: Final = 3_600  # a longer pause is implausible, and read as none
 LINE_MOST: Final = 16 * 2**20  # bytes of a line or event of a stream
+# Blank lines and comments in a row: a node that sends nothing else is not answering.
+BLANKS_BEFORE: Final = 64 * 1024  # bytes before the first part
+BLANKS_BETWEEN: Final = 2**20  # bytes between two parts
+_BLANKS: Final = re.compile(rb"\n[ \t\r\n]+")
 
 _FAULTS: Final = {
     Fault.CONNECT: Status.UNREACHABLE,
@@ -296,12 +301,24 @@ def outcome_of(fault: TransportFault) -> Outcome:
     return Outcome(_FAULTS.get(fault.fault, Status.FAILED), str(fault))
 
 
+def without_blanks(piece: bytes) -> bytes:
+    """Return lines without blank ones among them, in one step however many there are."""
+    return _BLANKS.sub(b"\n", piece)
+
+
+def are_too_many(blanks: int, parts: int) -> bool:
+    """Check the bytes of blank lines and comments in a row, after so many parts of an answer."""
+    return blanks > (BLANKS_BETWEEN if parts else BLANKS_BEFORE)
+
+
 class Lines:
     """Split NDJSON pieces of any size into lines."""
 
-    __slots__ = ("_rest", "_size")
+    __slots__ = ("_blanks", "_count", "_rest", "_size")
 
     def __init__(self) -> None:
+        self._blanks = 0  # bytes of blank lines since the last line
+        self._count = 0
         self._rest: list[bytes] = []  # pieces of an incomplete line: joined once, in linear time
         self._size = 0
 
@@ -309,17 +326,27 @@ class Lines:
         """Return the lines that are complete with this piece.
 
         Raises:
-            msgspec.DecodeError: A line is longer than LINE_MOST.
+            msgspec.DecodeError: A line is longer than LINE_MOST, or too many blank ones came.
         """
+        if not self._size:
+            size = len(piece)
+            piece = piece.lstrip()
+            self._blanks += size - len(piece)
+            if are_too_many(self._blanks, self._count):
+                raise msgspec.DecodeError(f"{self._blanks} bytes of blank lines came in a row")
+            if not piece:
+                return []
         if b"\n" not in piece:
             self._keep(piece)
             return []
         whole = b"".join([*self._rest, piece]) if self._rest else piece
         self._rest, self._size = [], 0
-        lines = whole.split(b"\n")
+        lines = without_blanks(whole).split(b"\n")
         last = lines.pop()
         if last:
             self._keep(last)
+        self._blanks = 0
+        self._count += len(lines)
         return [line for line in lines if line.strip()]
 
     def _keep(self, piece: bytes) -> None:

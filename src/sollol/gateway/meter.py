@@ -81,7 +81,7 @@ class Charge:
         self._prompt = prompt
         self._learns = tokens_out is None
         self.is_settled = False
-        expected = prompt + (account.expected() if tokens_out is None else tokens_out)
+        expected = prompt + (account.expected() if tokens_out is None else max(0, tokens_out))
         self._bucket = _bucket(buckets, key.hash, key.tokens_per_minute, now_s)
         self.reserved = min(expected, self._bucket.size) if self._bucket is not None else 0
         if self._bucket is not None:

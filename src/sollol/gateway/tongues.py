@@ -97,11 +97,10 @@ _NOW: Final = (0, "0", "0s", "0m", "0h")
 def _peek_ollama(body: bytes) -> Asked:
     found = read_chat(body)
     options, messages, prompt, keep_alive = found.options, found.messages, found.prompt, found.keep_alive
-    predict = options.get("num_predict") if options else None
     return Asked(
         found.model,
         found.stream is not False,
-        predict if isinstance(predict, int) and predict > 0 else None,
+        bound_of(options.get("num_predict")) if options else None,
         runner_key(options) if options else "",
         type_of(messages, prompt, found.system, found.format, bool(found.suffix)),
         prefix_of(messages) if messages else (),
@@ -109,7 +108,13 @@ def _peek_ollama(body: bytes) -> Asked:
     )
 
 
-def _peek_openai(body: bytes) -> Asked:
+def bound_of(value: Any) -> int | None:
+    """Return the bound of an answer in tokens; None for a value that a node takes for no bound, or refuses."""
+    return value if type(value) is int and value > 0 else None
+
+
+def _peek_v1(bound: str, body: bytes) -> Asked:
+    """`bound`: the only field in which a node reads the bound of the answer on this route."""
     found = read_openai(body)
     messages = found.messages
     if found.input is not None:
@@ -118,7 +123,7 @@ def _peek_openai(body: bytes) -> Asked:
     return Asked(
         found.model,
         bool(found.stream),
-        found.max_tokens or found.max_completion_tokens or found.max_output_tokens,
+        bound_of(found.max_tokens if bound == "max_tokens" else found.max_output_tokens),
         "",
         type_of(messages, found.prompt, system, None, False),
         prefix_of(messages),
@@ -189,7 +194,7 @@ TONGUES = [
         Tongue(
             path,
             kind,
-            _peek_openai,
+            partial(_peek_v1, "max_tokens"),
             openai.judge_whole,
             openai.reader,
             partial(openai.said, kind),
@@ -199,8 +204,20 @@ TONGUES = [
         for path, kind in (("/v1/chat/completions", Kind.CHAT), ("/v1/completions", Kind.GENERATE))
     ),
     *(
-        Tongue(path, Kind.CHAT, _peek_openai, room.judge_whole, room.reader, room.said, _error_event, _UNCACHED_SSE)
-        for path, room in (("/v1/messages", anthropic), ("/v1/responses", responses))
+        Tongue(
+            path,
+            Kind.CHAT,
+            partial(_peek_v1, bound),
+            room.judge_whole,
+            room.reader,
+            room.said,
+            _error_event,
+            _UNCACHED_SSE,
+        )
+        for path, room, bound in (
+            ("/v1/messages", anthropic, "max_tokens"),
+            ("/v1/responses", responses, "max_output_tokens"),
+        )
     ),
 ]
 

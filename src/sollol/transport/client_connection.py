@@ -32,6 +32,10 @@ ONE_WRITE_BYTES: Final = (
 )
 
 
+TURN_BYTES: Final = 65_536  # after an arrival of so many bytes, reading pauses for a turn: uvloop would read on at once
+BLANKS_MOST: Final = 65_536  # bytes of white space in a row in a complete answer; memory for nothing
+
+
 class ConnectionLimits(NamedTuple):
     """Limits of a connection; the reasons are beside the defaults in `http.py`."""
 
@@ -58,10 +62,11 @@ class Connection(Writer, asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_blocked", "_body_most", "_busy", "_cached_head", "_cached_headers", "_complete", "_dirty", "_drain",
-        "_exchange", "_head_delivered", "_head_only", "_head_size", "_inbox", "_keep", "_limits", "_overhead",
-        "_parser", "_paused", "_pieces", "_pool", "_raw", "_refusal", "_size", "_status", "_stream", "_timeouts",
-        "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost", "max_body_bytes", "silent", "turn", "url",
+        "_blanks", "_blocked", "_body_most", "_busy", "_cached_head", "_cached_headers", "_complete", "_dirty",
+        "_drain", "_exchange", "_head_delivered", "_head_only", "_head_size", "_inbox", "_keep", "_limits",
+        "_overhead", "_parser", "_paused", "_pieces", "_pool", "_raw", "_refusal", "_rests", "_size", "_status",
+        "_stream", "_timeouts", "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost", "max_body_bytes",
+        "silent", "turn", "url",
     )
     # fmt: on
 
@@ -81,6 +86,7 @@ class Connection(Writer, asyncio.Protocol):
         self._busy = False  # a call is in flight
         self._blocked = False  # the write buffer is full
         self._paused = False  # reading is paused because the reader is behind
+        self._rests = False  # reading is paused until the next turn of the loop
         self._unsent = 0
         self._upload: asyncio.Task[None] | None = None
         self._drain: asyncio.Future[None] | None = None
@@ -143,7 +149,7 @@ class Connection(Writer, asyncio.Protocol):
         self._head_only = call.method == "HEAD"
         self._body_most = min(call.most, self.max_body_bytes) if call.most else self.max_body_bytes
         self._timeouts: Timeouts = call.timeouts
-        self._status = self._size = self._head_size = 0
+        self._status = self._size = self._head_size = self._blanks = 0
         self._overhead = 0  # bytes received since the last body byte: head, trailers, chunk sizes
         self._raw: RawHeaders = []
         self._pieces: list[bytes] = []
@@ -194,7 +200,8 @@ class Connection(Writer, asyncio.Protocol):
         reusable = self._keep and not (self._dirty or self._blocked or self._upload is not None)
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            if not self._rests:
+                self._transport.resume_reading()
         exchange = self._exchange
         if exchange is None:
             self._end(None)
@@ -343,6 +350,16 @@ class Connection(Writer, asyncio.Protocol):
         else:
             self._overhead = 0 if self._size > size else self._overhead + len(data)
             self._continue()
+            if len(data) >= TURN_BYTES and self._busy and not self._paused and not self._rests:
+                self._rests = True
+                self._transport.pause_reading()
+                self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Continue reading in the next turn of the loop."""
+        self._rests = False
+        if not (self.closed or self._paused) and self._transport is not None:
+            self._transport.resume_reading()
 
     def _deliver_cached(self, body: bytes) -> None:
         """Deliver a whole answer whose head equals a parsed one."""
@@ -403,14 +420,16 @@ class Connection(Writer, asyncio.Protocol):
         """Pause reading from the node, because the reader is behind."""
         if not self._paused and self._busy:
             self._paused = True
-            self._transport.pause_reading()
+            if not self._rests:
+                self._transport.pause_reading()
             self.expect(None)
 
     def resume(self) -> None:
         """Continue reading from the node."""
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            if not self._rests:
+                self._transport.resume_reading()
             self._expect_answer()
 
     # -- callbacks of the parser ---------------------------------------------------------------------------------------
@@ -463,6 +482,10 @@ class Connection(Writer, asyncio.Protocol):
         elif not self._stream and size > (most := self._most()):
             self._refuse(faults.body_too_large(self.url, most))
         else:
+            if not self._stream:
+                self._blanks = self._blanks + len(data) if data.isspace() else 0
+                if self._blanks > BLANKS_MOST:
+                    self._refuse(faults.too_blank(self.url, BLANKS_MOST))
             self._pieces.append(data)
 
     def _most(self) -> int:

@@ -85,6 +85,11 @@ def body_too_large(url: str, bound: int) -> TransportFault:
     return TransportFault(Fault.TOO_LARGE, f"{url} sent a body of over {bound} bytes")
 
 
+def too_blank(url: str, bound: int) -> TransportFault:
+    """Return the fault of a complete answer with more white space in a row than the limit in bytes."""
+    return TransportFault(Fault.PROTOCOL, f"{url} sent over {bound} bytes of white space in a row")
+
+
 def handler_failed(url: str, error: Exception) -> TransportFault:
     """Return the fault of an exception in the receiver of an answer."""
     return TransportFault(Fault.PROTOCOL, f"processing the answer of {url} failed ({type(error).__name__})")

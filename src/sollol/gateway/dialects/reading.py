@@ -11,16 +11,19 @@ quotes or line ends, which are escaped inside of JSON: no text can look like the
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
 
-from sollol.backends.ollama import judge_line
+from sollol.backends.ollama import are_too_many, judge_line, without_blanks
 from sollol.core.types import OK, Outcome, Status, Timing
 
 CUT: Final = Outcome(Status.FAILED, "the answer ended before it was complete")
 GOES_ON: Final = b'"done":false}\n'
+_PART: Final = re.compile(rb"^[ \t\r]*+[^:\s]", re.MULTILINE)  # the beginning of a line that is no comment
+_IDLE: Final = re.compile(rb"\n\n(?=[:\s])")  # the end of an event before a comment or a blank line
 HELD_BYTES: Final = 1 << 24  # of one event, and of all that is held back
 
 
@@ -59,20 +62,30 @@ class Cutter:
         self._rest: list[bytes] = []  # joined once an end is there: a long event costs its length, however it is cut
         self.size = 0  # bytes of the event that is not whole
 
-    def cut(self, piece: bytes) -> list[bytes]:
+    def gather(self, piece: bytes) -> bytes:
+        """Return what was kept with this piece, once an end is in it; b"" before."""
         end, rest = self._end, self._rest
         if rest:
             # An end of two bytes may itself have been cut through.
             if end not in piece and end not in rest[-1][-1:] + piece[:1]:
-                rest.append(piece)
-                self.size += len(piece)
-                return []
+                self.keep(piece)
+                return b""
             piece = b"".join(rest) + piece
-        events = piece.split(end)
-        last = events.pop()
-        self._rest = [last] if last else []
-        self.size = len(last)
-        return [event + end for event in events]
+            self._rest = []
+            self.size = 0
+        return piece
+
+    def keep(self, piece: bytes) -> None:
+        """Keep the beginning of an event."""
+        if piece:
+            self._rest.append(piece)
+            self.size += len(piece)
+
+    def cut(self, piece: bytes) -> list[bytes]:
+        """Return the events that are whole with this piece."""
+        events = self.gather(piece).split(self._end)
+        self.keep(events.pop())
+        return [event + self._end for event in events]
 
     def rest(self) -> bytes:
         return b"".join(self._rest)
@@ -83,9 +96,10 @@ class LineReader:
 
     Where no line says whether it is the last, which Ollama's always do, a clean end is the end."""
 
-    __slots__ = ("_clear", "_cutter", "_marked", "count", "ended", "tail")
+    __slots__ = ("_blanks", "_clear", "_cutter", "_marked", "count", "ended", "tail")
 
     def __init__(self) -> None:
+        self._blanks = 0  # bytes of blank lines since the last part
         self._cutter = Cutter(b"\n")
         self._clear = True  # nothing is left over: the next piece may be lines of its own
         self._marked = False  # a line has said that it is not the last
@@ -99,21 +113,29 @@ class LineReader:
             if lines == 1 or piece.count(GOES_ON) == lines:
                 self.count += lines
                 self._marked = True
+                self._blanks = 0
                 return piece
         if self.ended is not None:
             return b""
         passed: list[bytes] = []
-        for line in self._cutter.cut(piece):
-            if line.strip():
-                ended = judge_line(line)
-                if ended is not None:
-                    self.ended = ended
-                    self.tail = line
-                    break
-                self.count += 1
-                self._marked = self._marked or b'"done"' in line
-            elif not self.count:  # an empty line is no beginning of an answer
+        if not self._cutter.size:
+            size = len(piece)
+            piece = piece.lstrip()
+            self._blanks += size - len(piece)
+            if are_too_many(self._blanks, self.count):
+                self.ended = _too_blank(self._blanks)
+                return b""
+        for line in self._cutter.cut(without_blanks(piece)):
+            if not line.strip():
                 continue
+            self._blanks = 0
+            ended = judge_line(line)
+            if ended is not None:
+                self.ended = ended
+                self.tail = line
+                break
+            self.count += 1
+            self._marked = self._marked or b'"done"' in line
             passed.append(line)
         if self.ended is None and self._cutter.size > HELD_BYTES:
             self.ended = _too_long()
@@ -130,6 +152,10 @@ class LineReader:
             self.ended = ended = Outcome(OK, "", 200, Timing(tokens=self.count))
         self._clear = False
         return ended or CUT
+
+
+def _too_blank(size: int) -> Outcome:
+    return Outcome(Status.FAILED, f"{size} bytes of blank lines and comments came in a row", 200)
 
 
 def _too_long() -> Outcome:
@@ -158,6 +184,7 @@ class EventReader:
         "_head",
         "_held",
         "_held_size",
+        "_idle",
         "_judge",
         "_like",
         "_like_end",
@@ -190,6 +217,7 @@ class EventReader:
         self._clear = True  # nothing is left over or held back: the next piece may be events of its own
         self._held: list[bytes] = []
         self._held_size = 0
+        self._idle = 0  # bytes of comments and blank lines since the last event
         self._sign = Sign.GOES_ON
         self._told: Timing | None = None
         self._spoke = False  # an event has come that is more than a comment
@@ -203,15 +231,31 @@ class EventReader:
     def feed(self, piece: bytes) -> bytes:
         if self._clear and self._is_ordinary(piece):
             self.count += 1
+            self._idle = 0
             return piece
         if self.ended is not None:
             return b""
         passed: list[bytes] = []
         over = False
-        for event in self._cutter.cut(piece):
-            over = self._hear(event, passed)
-            if over:
+        data = self._cutter.gather(piece)
+        at = 0
+        while at < len(data) and not over:
+            at = self._pass_idle(data, at, passed)
+            if are_too_many(self._idle, self.count + self._spoke):
+                self.ended = _too_blank(self._idle)
+                over = True
                 break
+            found = _IDLE.search(data, at)
+            end = found.end() if found is not None else data.rfind(b"\n\n", at) + 2
+            if end < at + 2:  # no event is whole
+                self._cutter.keep(data[at:])
+                break
+            for event in data[at : end - 2].split(b"\n\n"):
+                self._idle = 0
+                over = self._hear(event + b"\n\n", passed)
+                if over:
+                    break
+            at = end
         if not over and self._cutter.size + self._held_size > HELD_BYTES:
             self.ended = _too_long()
             over = True
@@ -242,13 +286,29 @@ class EventReader:
                 self._varies = self._like = b""
         return ordinary
 
+    def _pass_idle(self, data: bytes, at: int, passed: list[bytes]) -> int:
+        """Pass on the comments and blank lines at `at`, in one step; return where they end."""
+        found = _PART.search(data, at)
+        if found is not None:
+            end = found.start()
+        else:
+            end = max(at, data.rfind(b"\n") + 1)
+            if not data[end:].strip():
+                end = len(data)
+        if end == at:
+            return at
+        self._idle += end - at
+        if self._held:
+            self._held.append(data[at:end])
+            self._held_size += end - at
+        elif self._spoke or self.count:  # else they are no beginning of an answer
+            passed.append(data[at:end])
+        return end
+
     def _hear(self, event: bytes, passed: list[bytes]) -> bool:
         """Pass it on, or hold it back; True if the answer has ended."""
         sign: Sign = Sign.GOES_ON
-        if not (self._spoke or self.count):
-            if _is_comment(event):  # no beginning of an answer
-                return False
-            self._spoke = True
+        self._spoke = True
         if not self._is_ordinary(event):
             sign, failure = self._asked(event)
             if failure is not None:
