@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from sollol.cli.nodes import gpu_share
 from sollol.core import batch_scheduler
 from sollol.core.types import SECOND, LoadedModel
 from sollol.index.chunks import Cut
@@ -53,14 +52,14 @@ def test_nodes_shows_who_is_up_and_what_they_have(run: Run, cluster: Cluster) ->
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (LoadedModel(100, 100), "GPU"),
-        (LoadedModel(100, 40), "40% GPU, rest on CPU"),
-        (LoadedModel(100, 0), "CPU"),
+        (LoadedModel(100, 100), "100% GPU"),
+        (LoadedModel(100, 40), "60%/40% CPU/GPU"),
+        (LoadedModel(100, 0), "100% CPU"),
         (LoadedModel(0, 0), "unknown"),
     ],
 )
 def test_the_silent_fallback_to_the_cpu_is_said(model: LoadedModel, says: str) -> None:
-    assert gpu_share(model) == says
+    assert model.processor == says
 
 
 class Asked:

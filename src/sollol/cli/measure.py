@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sollol.cli import fleet
-from sollol.cli.nodes import gpu_share
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, canonical_model
 
@@ -109,8 +108,8 @@ def call_cost(endpoint: Endpoint, model: str) -> CallCost:
     import asyncio
 
     from sollol.backends.ollama import encode
-    from sollol.sim.serve import new_loop
     from sollol.transport.base import Call
+    from sollol.transport.event_loop import new_loop
     from sollol.transport.http import HttpTransport
 
     call = Call("POST", "/api/embed", encode({"model": model, "input": []}))
@@ -164,7 +163,7 @@ def _batch(pool: Any, model: str, count: int, plan: Plan) -> BatchReport:
 def _runs_on(pool: Any, model: str) -> str:
     for row in pool.ps()["models"]:
         if canonical_model(str(row["model"])) == canonical_model(model):
-            return gpu_share(LoadedModel(row.get("size") or 0, row.get("size_vram") or 0))
+            return LoadedModel(row.get("size") or 0, row.get("size_vram") or 0).processor
     return "unknown"
 
 

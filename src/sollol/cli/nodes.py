@@ -14,7 +14,7 @@ from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.core.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from sollol.core.types import LoadedModel, NodeFacts
+    from sollol.core.types import NodeFacts
     from sollol.transport.base import Transport
 
 EPILOG = """\
@@ -87,23 +87,14 @@ def _cells(state: NodeState) -> tuple[str, str, str, str]:
     facts = state.facts
     if facts is None:
         return "down", "-", state.why, ""
-    loaded = [f"{name} ({gpu_share(model)})" for name, model in facts.loaded.items()]
+    loaded = [f"{name} ({model.processor})" for name, model in facts.loaded.items()]
     return "up", facts.version, "\n".join(loaded) or "-", "\n".join(facts.models) or "-"
-
-
-def gpu_share(model: LoadedModel) -> str:
-    """Where a loaded model runs; 0 of 0 bytes is unknown, not CPU."""
-    if not model.size:
-        return "unknown"
-    if model.size_vram >= model.size:
-        return "GPU"
-    return f"{model.size_vram / model.size:.0%} GPU, rest on CPU" if model.size_vram else "CPU"
 
 
 def _as_json(state: NodeState) -> dict[str, Any]:
     facts = state.facts
     if facts is None:
         return {"node": state.endpoint.key, "up": False, "why": state.why}
-    loaded = [{"model": name, "runs_on": gpu_share(model), **model._asdict()} for name, model in facts.loaded.items()]
+    loaded = [{"model": name, "runs_on": model.processor, **model._asdict()} for name, model in facts.loaded.items()]
     disk = [{"model": name, "bytes": size} for name, size in facts.models.items()]
     return {"node": state.endpoint.key, "up": True, "version": facts.version, "loaded": loaded, "models": disk}

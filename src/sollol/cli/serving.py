@@ -30,7 +30,9 @@ def run(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple
     """Serve until a signal ends it."""
     gc.set_threshold(*GC_THRESHOLDS)
     _allow_open_files()
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    from sollol.transport.event_loop import new_loop
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_serve(read, settings, keyring, nodes))
 
 
@@ -53,15 +55,6 @@ def _allow_open_files() -> None:
     elif hard != soft:
         allowed = f"{hard:,}" if hard >= 0 else "without limit"
         note(f"Open files: {allowed} (the limit was {soft:,}).")
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where there is one: it halves the cost of a request."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple[Endpoint, ...]) -> None:

@@ -39,11 +39,10 @@ class Location(enum.StrEnum):
 
 def location_of(model: LoadedModel) -> Location:
     """Return the place of a model, by its bytes in /api/ps."""
-    if model.size <= 0:
+    share = model.gpu_share
+    if share is None:
         return Location.UNKNOWN
-    if model.size_vram <= 0:
-        return Location.CPU
-    return Location.GPU if model.size_vram >= model.size else Location.PARTIAL
+    return Location.GPU if share == 1.0 else Location.PARTIAL if share else Location.CPU
 
 
 class NodeModels(NamedTuple):

@@ -412,6 +412,21 @@ class LoadedModel(NamedTuple):
     expires_at: str = ""
     context_length: int = 0
 
+    @property
+    def gpu_share(self) -> float | None:
+        """Return the share of its bytes in GPU memory, 0.0 to 1.0, or None if its size is unknown."""
+        return None if self.size <= 0 else max(0.0, min(1.0, self.size_vram / self.size))
+
+    @property
+    def processor(self) -> str:
+        """Return its place in the words of `ollama ps`, such as "100% GPU"; "unknown" for an unknown size."""
+        share = self.gpu_share
+        if share is None:
+            return "unknown"
+        if share in (0.0, 1.0):
+            return "100% GPU" if share else "100% CPU"
+        return f"{100 - round(100 * share)}%/{round(100 * share)}% CPU/GPU"
+
 
 class NodeFacts(NamedTuple):
     """Hold the lists of a node: models on disk (name -> bytes), models in memory, digests.

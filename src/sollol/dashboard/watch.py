@@ -14,7 +14,6 @@ from sollol.backends.probe import PROBE_TIMEOUTS, ProbeFailed, probe
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
 from sollol.duties import log_fault
-from sollol.engine.snapshot import processor_of
 from sollol.errors import BadInput
 from sollol.transport.base import Call, Transport, TransportFault
 from sollol.version import __version__
@@ -68,7 +67,7 @@ class Watched:
             "unable": [],
             "models": sorted(facts.models) if facts else [],
             "loaded": [
-                {"model": name, **model._asdict(), "processor": processor_of(model)}
+                {"model": name, **model._asdict(), "processor": model.processor}
                 for name, model in sorted(loaded.items())
             ],
         }

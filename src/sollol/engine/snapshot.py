@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.state.node import Node
-from sollol.core.types import SECOND, LoadedModel, Micros, Task
+from sollol.core.types import SECOND, Micros, Task
 from sollol.engine.jobs import shown_candidates
 
 if TYPE_CHECKING:
@@ -124,16 +124,6 @@ def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict
     }
 
 
-def processor_of(model: LoadedModel) -> str:
-    """Return the processor of a loaded model as in `ollama ps`, "unknown" for a size of 0."""
-    if model.size <= 0:
-        return "unknown"
-    on_gpu = min(1.0, model.size_vram / model.size)
-    if on_gpu in (0.0, 1.0):
-        return "100% GPU" if on_gpu else "100% CPU"
-    return f"{100 - round(100 * on_gpu)}%/{round(100 * on_gpu)}% CPU/GPU"
-
-
 def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
     """Return the state of the pool for displays, as plain values."""
     scheduler = engine.scheduler if engine else None
@@ -144,7 +134,7 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
         view = NodeView(endpoint, state)
         loaded = (
             [
-                {"model": name, **model._asdict(), "processor": processor_of(model)}
+                {"model": name, **model._asdict(), "processor": model.processor}
                 for name, model in sorted(state.loaded.items())
             ]
             if state

@@ -20,6 +20,7 @@ from sollol.engine.jobs import CallJob
 from sollol.errors import SollolError
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.pool.base import PoolBase
+from sollol.transport.event_loop import new_loop
 
 T = TypeVar("T")
 CLOSE_S = 0.8
@@ -61,7 +62,7 @@ class LoopThread(PoolBase):
 
     def _start(self) -> None:
         ready = threading.Event()
-        self._loop = loop = _new_loop()
+        self._loop = loop = new_loop()
         failed: list[BaseException] = []
 
         def begin() -> None:
@@ -266,13 +267,3 @@ async def _close(stream: AsyncIterator[Any]) -> None:
     close = getattr(stream, "aclose", None)
     if close is not None:
         await close()
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """Return a loop of uvloop if it is installed, which halves the cost of a call."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop

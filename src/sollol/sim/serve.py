@@ -24,6 +24,7 @@ from sollol.sim.models import NodeSpec
 from sollol.sim.node import SimNode
 from sollol.sim.reply import SimReply
 from sollol.transport.base import Call, TransportFault
+from sollol.transport.event_loop import new_loop as new_loop
 
 T = TypeVar("T")
 _MAX_BODY_BYTES = 1 << 30
@@ -241,15 +242,6 @@ class Cluster(Sequence[str]):
             return found
 
         return asyncio.run_coroutine_threadsafe(act(), self._loop).result(_START_WAIT_S)
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 @contextmanager

@@ -205,9 +205,8 @@ class Replica:
     def slowness(self) -> float:
         """Return how many times slower it must be expected to be: it may run on the CPU."""
         loaded = self.node.loaded.get(self.model)
-        if loaded is None or loaded.size <= 0:
-            return 1.0
-        return 1.0 + (CPU_SLOWER - 1.0) * (1.0 - min(1.0, loaded.size_vram / loaded.size))
+        share = loaded.gpu_share if loaded is not None else None
+        return 1.0 if share is None else 1.0 + (CPU_SLOWER - 1.0) * (1.0 - share)
 
     def suits(self, task: Task) -> bool:
         """Check the caller's `only` and `gpu` constraints."""
