@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sollol.files import PRIVATE, replace_file, replacing
+from sollol.config import load_settings
+from sollol.errors import ConfigError
+from sollol.files import PRIVATE, read_bounded, replace_file, replacing
+from sollol.gateway.keys import NotOpened, read_keys
 
 
 def mode_of(path: Path) -> int:
@@ -59,3 +62,24 @@ def test_modes(tmp_path: Path) -> None:
     shared.chmod(0o640)
     replace_file(shared, b"new")
     assert mode_of(shared) == 0o640
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_bounded(path, 4)
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")  # nobody writes: opening it would wait for ever
+    for name in ("zero", "pipe"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_bounded(tmp_path / name)
+
+
+def test_settings_and_keys_that_are_no_files_are_errors(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotOpened, match="not a regular file"):
+        read_keys(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load_settings(config=str(tmp_path / "pipe"))

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, ConfigError
+from sollol.files import read_bounded
 
 SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
@@ -294,8 +295,7 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     import tomllib
 
     try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
+        content = tomllib.loads(read_bounded(path).decode())
     except OSError as problem:
         why = problem.strerror or str(problem)
         raise ConfigError(f"configuration file {path}: {why}; check SOLLOL_CONFIG or --config") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 PRIVATE = 0o600
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 USUAL = 0o666  # the umask applies
+SETTINGS_MOST = 8 * 1024 * 1024  # bytes of a file of settings or keys
 
 
 @contextlib.contextmanager
@@ -54,6 +55,25 @@ def replace_file(path: Path, data: bytes, mode: int = USUAL) -> None:
     """
     with replacing(path, mode) as new:
         new.write_bytes(data)
+
+
+def read_bounded(path: Path | str, most: int = SETTINGS_MOST) -> bytes:
+    """Return the content of a regular file of at most `most` bytes, without waiting for a pipe or a device.
+
+    Raises:
+        OSError: The file cannot be read, is another kind of file, or is too large.
+        ValueError: The path has a NUL.
+    """
+    # Windows has no pipes and devices among its files, and must be kept from converting line ends.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
+    return data
 
 
 def sentence(path: Path, error: OSError) -> str:

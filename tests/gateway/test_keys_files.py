@@ -56,7 +56,7 @@ def test_a_revoked_key_ends_as_soon_as_the_file_can_be_read_again(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "read_bytes", no_descriptor)
+        broken.setattr("sollol.gateway.keys.read_bounded", no_descriptor)
         for _ in range(2):
             with pytest.raises(ConfigError):
                 ring.reload()

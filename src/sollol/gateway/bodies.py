@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Final
 
@@ -9,6 +10,7 @@ import msgspec
 
 from sollol.backends.decoding import fits_decoded
 from sollol.backends.go_json import normalised
+from sollol.backends.ollama import decode
 from sollol.errors import BadInput, ResponseError
 from sollol.http_server.request import Request
 
@@ -28,6 +30,14 @@ def settle_body(request: Request) -> None:
     request.body = read_json(request.body)
 
 
+# A number that may be out of range, if it is one: many digits, or an exponent of three.
+_LONG_NUMBER: Final = re.compile(rb"[0-9.]{200}|[0-9.][eE]\+?0*[0-9]{3}")
+
+
+class UnreadableValue(BadInput):
+    """A body is JSON, and has a value that nobody here can read."""
+
+
 def read_json(body: bytes) -> bytes:
     """Return the JSON object that a node reads in `body`. Raises BadInput, or ResponseError for too many values."""
     if len(body) > ON_THE_LOOP and not fits_decoded(body):
@@ -35,11 +45,17 @@ def read_json(body: bytes) -> bytes:
             f"the request has too many values for its {len(body)} bytes; send fewer, or longer, messages or texts", 413
         )
     try:
-        return normalised(body)
+        found = normalised(body)
     except msgspec.ValidationError as error:
         raise BadInput(f"the request cannot be read: {error}") from None
     except msgspec.DecodeError as error:
         raise BadInput(f"the request is not JSON: {error}" if body else "missing request body") from None
+    if _LONG_NUMBER.search(found):
+        try:
+            decode(found)  # all that is read of it later
+        except (msgspec.DecodeError, ValueError) as error:
+            raise UnreadableValue(f"the request cannot be read: {error}"[:300]) from None
+    return found
 
 
 def _unpack(request: Request) -> None:

@@ -24,6 +24,7 @@ from sollol.gateway.access import check_allowed, words
 from sollol.gateway.charging import prompt_tokens, used
 from sollol.gateway.refusals import status_of, unknown_model
 from sollol.gateway.relay import StreamRelay, WholeRelay
+from sollol.gateway.targets import names_in
 from sollol.gateway.tongues import Asked, Tongue, peeked
 from sollol.http_server.request import Request, has_ours
 from sollol.workload.call_options import CallOptions
@@ -86,7 +87,7 @@ def goes_to_cloud(gateway: Gateway, request: Request, name: str) -> bool:
         return False
     check_allowed(request, model, name)
     if model != name:
-        request.body = encode({**decode(request.body), "model": model})
+        request.body = _renamed(request.body, model)
     gateway.in_task(gateway.cloud, request, ())
     return True
 
@@ -233,6 +234,8 @@ class Inference:
                 self.submit(self._fallbacks.pop(0))
             except ResponseError:  # this key may not use it
                 continue
+            except BadInput as error:
+                self._gateway.refuse(self._request, error)
             return True
         return False
 
@@ -318,7 +321,7 @@ def _known_nodes(request: Request, gateway: Gateway) -> tuple[str, ...] | None:
     text = request.header(b"x-sollol-node")
     if not text:
         return None
-    only = check_only(text.split(","))
+    only = check_only(names_in("X-Sollol-Node", text))
     known = gateway.engine.scheduler.view().nodes
     for node in only or ():
         if node not in known:

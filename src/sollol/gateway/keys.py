@@ -24,7 +24,7 @@ import msgspec
 from sollol.backends.decoding import json_reader
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ConfigError
-from sollol.files import PRIVATE, replace_file
+from sollol.files import PRIVATE, read_bounded, replace_file
 
 PREFIX: Final = "sk-sollol-"
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -142,7 +142,7 @@ def _version(path: Path | None) -> Version:
 def read_keys(path: Path) -> list[Key]:
     """The keys of a file, none if there is no file. Raises ConfigError."""
     try:
-        keys = _read_file(path.read_bytes()).keys
+        keys = _read_file(read_bounded(path)).keys
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

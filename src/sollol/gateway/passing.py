@@ -18,7 +18,7 @@ from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, Started
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway import access
-from sollol.gateway.bodies import is_large, read_json
+from sollol.gateway.bodies import UnreadableValue, is_large, read_json
 from sollol.gateway.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt_tokens, under_way
 from sollol.gateway.fanout import up_nodes
 from sollol.gateway.forms import is_form, read_form, text_of, write_form
@@ -85,6 +85,8 @@ def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
     elif body:
         try:
             body = read_json(body)
+        except UnreadableValue:
+            raise
         except BadInput:  # it is something else, and names no model that we could read
             pass
         else:

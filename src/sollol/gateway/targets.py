@@ -21,6 +21,16 @@ _PARAMETERS: Final = re.compile(r"(\d+(?:\.\d+)?)([bm])\b")
 BYTES_PER_PARAMETER: Final = 0.6  # of the usual quantisation to four bits, with what goes with it
 
 
+NAMES_MOST: Final = 100  # nodes that one request may name
+
+
+def names_in(where: str, text: str) -> list[str]:
+    """Return the names of a list from a header or a query. Raises BadInput for too many."""
+    if text.count(",") >= NAMES_MOST:
+        raise BadInput(f"{where}: {text.count(',') + 1} names of nodes; expected at most {NAMES_MOST}")
+    return text.split(",")
+
+
 class Targets(NamedTuple):
     """The nodes a change goes to, and those that it should reach and cannot: key -> why."""
 
@@ -46,7 +56,7 @@ def chosen(gateway: Gateway, request: Request) -> Targets | None:
     if names == "all":
         return of(_some(list(nodes.values())))
     found: dict[str, Endpoint] = {}
-    for name in names.split(","):
+    for name in names_in("node", names):
         key = name if name in nodes else parse_endpoint(name).key
         if key not in nodes:
             raise BadInput(f"node={name!r} is not a node here; expected one of {', '.join(nodes)}, or nodes=all")
