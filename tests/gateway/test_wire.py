@@ -72,6 +72,12 @@ REFUSED = {
     "a bare CR": (400, b"GET / HTTP/1.1\r\nHost: local\rhost\r\n\r\n"),
     "a NUL": (400, b"GET / HTTP/1.1\r\n" + HOST + b"X: a\x00b\r\n\r\n"),
     "two hosts": (400, b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n"),
+    "two spaces before the address": (400, b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "two spaces before the address of a body": (
+        400,
+        b"POST  /api/chat HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n{}",
+    ),
+    "two spaces behind the address": (400, b"GET /  HTTP/1.1\r\n" + HOST + b"\r\n"),
     "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),
     "two keys": (400, b"GET / HTTP/1.1\r\n" + HOST + b"Authorization: a\r\nAuthorization: b\r\n\r\n"),
     "a bad chunk size": (

@@ -20,6 +20,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
+_REPLACEMENT: Final = b"\\ufffd"  # as long as what it replaces
 _TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
 # Unicode folds these two letters to ASCII, and so does Go.
 _FOLDED: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
@@ -68,7 +69,11 @@ def valid_text(body: bytes) -> bytes:
         except UnicodeDecodeError:
             body = body.decode("utf-8", "replace").encode()
     if b"\\u" in body and _SURROGATE.search(body):
-        body = _ESCAPE.sub(lambda found: b"\\ufffd" if found[1] else found[0], body)
+        valid = bytearray(body)  # in place: `sub` would hold an object for each escape
+        for found in _ESCAPE.finditer(body):
+            if found[1]:
+                valid[found.start() : found.end()] = _REPLACEMENT
+        body = bytes(valid)
     return body
 
 

@@ -16,6 +16,7 @@ from sollol.errors import (
     ResponseError,
     SollolError,
 )
+from sollol.printable import printable_json
 
 _TYPES = {
     400: "invalid_request_error",
@@ -52,7 +53,7 @@ def error_body(path: str, status: int, message: str) -> bytes:
         told = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     else:
         told = {"error": message}
-    return msgspec.json.encode(told)
+    return printable_json(msgspec.json.encode(told).decode()).encode()
 
 
 def status_of(error: SollolError) -> tuple[int, tuple[tuple[str, str], ...]]:

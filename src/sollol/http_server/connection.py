@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Final
 import httptools
 
 from sollol.http_server import bare_heads as bare
-from sollol.http_server.heads import HEADERS, TARGET_BYTES, Broken, body_length, read_headers, without_upgrade
+from sollol.http_server.heads import (
+    HEADERS,
+    TARGET_BYTES,
+    Broken,
+    body_length,
+    check_request_line,
+    read_headers,
+    without_upgrade,
+)
 from sollol.http_server.intake import SMALL_COST, Body
 from sollol.http_server.known_request import KnownRequest
 from sollol.http_server.request import Request
@@ -168,6 +176,8 @@ class ClientConnection(Writer, asyncio.Protocol):
                 piece = data if stop - place == size else data[place:stop]
                 body = self._body
                 before = body.pieces if body is not None else 0
+                if not self._in_message:
+                    check_request_line(piece)
                 rest = self._feed(piece)
                 if rest:
                     data, place = rest + data[stop:], 0

@@ -5,10 +5,12 @@ What two readers could take for different requests is refused.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 TARGET_BYTES: Final = 16 * 1024
 HEADERS: Final = 128
+_TWO_SPACES: Final = re.compile(rb"[\r\n]*[^ \r\n]+ (?: |[^ \r\n]* {2})")  # which llhttp would take
 # A second one of these would be a second opinion about who asks, or of whom.
 _ONCE: Final = frozenset(
     (b"host", b"authorization", b"content-type", b"origin", b"expect", b"x-api-key", b"transfer-encoding")
@@ -22,6 +24,12 @@ class Broken(Exception):
     def __init__(self, status: int, message: str) -> None:
         self.status = status
         super().__init__(message)
+
+
+def check_request_line(data: bytes) -> None:
+    """Check the beginning of a request. Raises Broken."""
+    if _TWO_SPACES.match(data):
+        raise Broken(400, "two spaces in the request line; expected one between its three parts")
 
 
 def read_headers(raw: list[tuple[bytes, bytes]], version: str, bound: int) -> dict[bytes, bytes]:

@@ -1,0 +1,21 @@
+"""No error answer carries characters that command a terminal, though JSON permits them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sollol.gateway.refusals import error_body
+
+COMMANDS = [chr(code) for code in (*range(1, 32), *range(127, 160), 0x061C, *range(0x202A, 0x202F), 0x2066, 0x2069)]
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_commands_are_escaped_and_read_back(path: str) -> None:
+    for command in COMMANDS:
+        message = f"a{command}b"
+        body = error_body(path, 502, message)
+        assert command not in body.decode()
+        told = json.loads(body)["error"]
+        assert (told["message"] if isinstance(told, dict) else told) == message
