@@ -137,7 +137,7 @@ class Pool:
 
 
 def test_a_pool_that_hangs_costs_a_frame_and_not_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LISTS_WAIT_S", 0.05)
+    monkeypatch.setattr(sources, "PATIENCE_S", 0.05)
     monkeypatch.setattr(sources, "READERS", 2)
     hangs = threading.Event()
 

@@ -1,6 +1,6 @@
-"""The dashboard: one live page of nodes, queue and requests.
+"""Show a live page of nodes, queue and requests.
 
-It reads `pool.snapshot()` once a second while somebody looks, and changes nothing.
+The page reads `pool.snapshot()` once a second while a browser has it open, and changes nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One reader for all listeners: a snapshot is taken once a second, and only while somebody listens.
+"""Send one snapshot a second to all listeners.
 
-Each listener gets the newest frame when it can take one: a slow one skips frames, and holds up nobody.
+Snapshots are taken only while there is a listener. A slow listener skips frames and does not delay the others.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from sollol.duties import Duties
 from sollol.errors import SollolError
 
 EVERY_S = 1.0
-LISTENERS = 32  # a frame may be 100 kB, and a browser opens one for each tab
+LISTENERS = 32  # a frame may be 100 kB, and a browser opens one stream for each tab
 
 
 def encode(value: Any) -> bytes:
-    """JSON as browsers read it: a number that is none becomes null."""
+    """Return a value as JSON for browsers, with null for NaN and infinity."""
     return msgspec.json.encode(value)
 
 
 class Feed:
-    """`read` gives a snapshot. What it raises is told to the listeners; the next second it is asked again."""
+    """Read a snapshot once a second and send it to all listeners.
+
+    An error of `read` is sent to the listeners as an event `trouble`, and the next second `read` is called again.
+    """
 
     def __init__(self, read: Callable[[], Awaitable[dict[str, Any]]], every_s: float = EVERY_S) -> None:
         self._read = read
@@ -34,15 +37,16 @@ class Feed:
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._closed = False
-        self._trouble = ""  # that was told last
+        self._trouble = ""  # the error of the last turn, so that each is logged once
         self._duties = Duties()
 
     @property
     def listening(self) -> int:
+        """Return the number of listeners."""
         return self._listening
 
     def take_place(self) -> bool:
-        """Room for one more listener? Then it must `leave` at the end."""
+        """Add a listener, which must call `leave` at its end; return False where there is no room."""
         if self._listening >= LISTENERS or self._closed:
             return False
         self._listening += 1
@@ -51,13 +55,14 @@ class Feed:
         return True
 
     def leave(self) -> None:
+        """Remove a listener; the last one ends the reading."""
         self._listening -= 1
         if not self._listening and self._reading is not None:
             self._reading.cancel()
             self._reading, self._frame = None, b""
 
     async def frames(self) -> AsyncIterator[bytes]:
-        """Server-sent events, from the newest on, until the feed is closed."""
+        """Yield server-sent events, from the newest on, until the feed is closed."""
         yield b"retry: 2000\n\n"
         if self._frame:
             yield self._frame
@@ -77,7 +82,7 @@ class Feed:
         trouble = ""
         try:
             event = b"snapshot", encode(await self._read())
-        except Exception as error:  # whatever it is, the page must not stand still without a word
+        except Exception as error:  # the page shows any error instead of old numbers
             trouble = str(error) or type(error).__name__
             event = b"trouble", encode({"error": trouble})
             if trouble != self._trouble and not isinstance(error, SollolError):

@@ -1,8 +1,8 @@
-"""Who may read the page: a browser that was really sent here.
+"""Refuse pages of other sites that reach the dashboard through a browser.
 
-The dashboard has no password, so on loopback the browser is the door: a page of another site can let its own name
-point at 127.0.0.1 (DNS rebinding) and then read as if it were the same site. Its name stays in the Host header, so
-only names that cannot be rebound are let in. Everything else that a browser could be talked into is closed by headers.
+The dashboard has no password. A page of another site can let its own name point at 127.0.0.1 (DNS rebinding) and then
+read the dashboard as if it were the same site. The Host header still holds that name, so only names that cannot be
+rebound are accepted. Response headers forbid frames, foreign scripts and caching.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WILDCARDS = ("", "0.0.0.0", "::")
 
 
 def name_in(host: str) -> str:
-    """The name of a Host header, without port and brackets, in lower case."""
+    """Return the name of a Host header in lower case, without port and brackets."""
     text = host.strip().lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]
@@ -22,6 +22,7 @@ def name_in(host: str) -> str:
 
 
 def is_loopback(name: str) -> bool:
+    """Check whether a name is `localhost` or a loopback address."""
     address = _address(name)
     return address.is_loopback if address else name == "localhost" or name.endswith(".localhost")
 
@@ -34,8 +35,11 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Hosts:
-    """The Host headers that are answered: loopback, and the address that is listened on. A server that listens on
-    every address is reached by any literal address (which cannot be rebound), or by this machine's own name."""
+    """Accept Host headers of loopback and of the address that the server listens on.
+
+    A server that listens on every address also accepts any literal address, which cannot be rebound, and this
+    machine's own name.
+    """
 
     def __init__(self, bound: str) -> None:
         self._bound = name_in(f"[{bound}]" if ":" in bound else bound)
@@ -43,6 +47,7 @@ class Hosts:
         self._own = socket.gethostname().lower()
 
     def allow(self, host: str) -> bool:
+        """Check whether requests with this Host header are answered."""
         name = name_in(host)
         if not name:
             return False
@@ -52,7 +57,7 @@ class Hosts:
 
 
 def security_headers(policy: str) -> list[tuple[str, str]]:
-    """What a browser is told: run only what is in the page, show it in no frame, keep nothing."""
+    """Return headers by which a browser runs only the page's own script, shows no frame and caches nothing."""
     return [
         ("Content-Security-Policy", policy),
         ("X-Content-Type-Options", "nosniff"),

@@ -1,6 +1,7 @@
-"""The page as one document: style and script stand in it, and the policy names their digests.
+"""Build the page as one document that contains its style and script.
 
-So it is whole after one request, works without a network, and runs nothing that is not in this package.
+The page is complete after one request and works without the internet. The Content-Security-Policy lists the digests
+of style and script, so a browser runs nothing else.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import NamedTuple
 
 
 class Page(NamedTuple):
+    """Hold the document and its Content-Security-Policy."""
+
     html: bytes
     policy: str
 
 
 @cache
 def page() -> Page:
-    """The document, and the Content-Security-Policy that goes with it."""
-    room = files("sollol.dashboard").joinpath("page")
-    style, script = (room.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    html = room.joinpath("page.html").read_text("utf-8")
+    """Return the document and its Content-Security-Policy."""
+    folder = files("sollol.dashboard").joinpath("page")
+    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    html = folder.joinpath("page.html").read_text("utf-8")
     html = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script)
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; connect-src 'self'; "

@@ -1,7 +1,7 @@
-"""Starting and stopping: a thread of its own with its own loop, beside whatever the program does.
+"""Start and stop a dashboard in a thread and an event loop of its own.
 
-The port is taken in the caller's thread, so that one that is in use is told at once. No signal handler is installed
-and no logger is set up: those are the program's.
+The port is bound in the caller's thread, so that a port in use raises there at once. The dashboard installs no signal
+handler and sets up no logger: those belong to the program.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ _log = logging.getLogger("sollol.dashboard")
 
 
 class CannotListen(SollolError):
-    """The address is taken, not this machine's, or not allowed."""
+    """Report an address that is in use, not this machine's, or not permitted."""
 
 
 class UnifiedDashboard:
-    """A live page of a pool. `run()` blocks, `start()` does not; a context manager.
+    """Serve a live page of a pool. `run()` blocks, `start()` does not; it is a context manager.
 
-    with UnifiedDashboard(pool, 8080) as dashboard:
-        print(dashboard.url)
+        with UnifiedDashboard(pool, 8080) as dashboard:
+            print(dashboard.url)
 
-    `pool`: an OllamaPool, an AsyncOllamaPool, a router with a `.pool`, or None: the nodes of the settings, watched
-    without a pool. Port 0 picks a free one. Keywords of older versions have no effect.
+    Args:
+        pool: An OllamaPool, an AsyncOllamaPool, or a router with a `.pool`. None watches the nodes of the settings
+            without a pool.
+        port: The TCP port; 0 picks a free one.
+        host: The address to listen on.
+        old: Keywords of older versions, which have no effect.
     """
 
     def __init__(self, pool: Any = None, port: int = DEFAULT_PORT, *, host: str = "127.0.0.1", **old: Any) -> None:
@@ -54,16 +58,21 @@ class UnifiedDashboard:
 
     @property
     def url(self) -> str:
-        """Where a browser on this machine finds it; with port 0, from the start on."""
+        """Return the page's URL for a browser on this machine; port 0 is replaced at the start."""
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     @property
     def running(self) -> bool:
+        """Check whether the dashboard is being served."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> str:
-        """Serve in the background; the URL. Raises CannotListen."""
+        """Serve in the background and return the URL.
+
+        Raises:
+            CannotListen: The address cannot be bound.
+        """
         if self.running:
             return self.url
         source = source_of(self._pool)
@@ -84,12 +93,12 @@ class UnifiedDashboard:
             self.stop()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for its end."""
+        """Wait until the dashboard has ended, at most for `timeout_s` seconds."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def stop(self) -> None:
-        """End every stream and give the port back. Under a second; more than once is fine."""
+        """End every stream and release the port, within a second. It may be called more than once."""
         if self._running is not None:
             self._running.stop()
         if self._thread is not threading.current_thread():
@@ -106,10 +115,11 @@ class UnifiedDashboard:
 def run_unified_dashboard(
     router: Any = None, dashboard_port: int = DEFAULT_PORT, *, host: str = "127.0.0.1", **old: Any
 ) -> dict[str, Any]:
-    """Serve a dashboard until it is interrupted; made for a daemon thread, or a program of its own.
+    """Serve a dashboard until it is interrupted, in a daemon thread or as a program of its own.
 
-    Returns `{"started": True, "url"}` at the end, or at once `{"started": False, "url", "reason"}` if the port cannot
-    be had: the program that wanted to show itself goes on.
+    Returns:
+        `{"started": True, "url"}` at the end, or at once `{"started": False, "url", "reason"}` if the port cannot be
+        bound. It does not raise, because the calling program works without a dashboard.
     """
     accept_old("run_unified_dashboard", old, frozenset(old))
     dashboard = UnifiedDashboard(router, dashboard_port, host=host)
@@ -124,7 +134,7 @@ def run_unified_dashboard(
 
 
 class Running:
-    """A dashboard that is being served, in a thread and an event loop of its own."""
+    """Serve one dashboard in an event loop of its own."""
 
     def __init__(self, source: Source, hosts: Hosts, listening: socket.socket) -> None:
         self.feed = Feed(source.snapshot)
@@ -135,15 +145,15 @@ class Running:
         self._end = asyncio.Event()
 
     def serve(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop` is called."""
         try:
             self._loop.run_until_complete(self._serve())
         finally:
             self._loop.close()
 
     def stop(self) -> None:
-        """End the thread; from any thread, more than once."""
-        with contextlib.suppress(RuntimeError):  # it has ended
+        """End the serving, from any thread. It may be called more than once."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._end.set)
 
     async def _serve(self) -> None:
@@ -167,16 +177,16 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family)
     except (OSError, StopIteration) as error:
         hint = "choose another port (0: any free one)" if host in ("127.0.0.1", *WILDCARDS) else "check host and port"
-        raise CannotListen(f"cannot listen on {host or '0.0.0.0'}, port {port}: {_why(error)}; {hint}") from error
+        raise CannotListen(f"cannot listen on {host or '0.0.0.0'}, port {port}: {_reason(error)}; {hint}") from error
 
 
-def _why(error: OSError | StopIteration) -> str:
+def _reason(error: OSError | StopIteration) -> str:
     if isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno:
-        return os.strerror(error.errno)  # `create_server` says in its own text the address again
+        return os.strerror(error.errno)  # the text of `create_server` repeats the address
     return getattr(error, "strerror", None) or "no such address"
 
 
 def _usable(found: Iterable[Any]) -> Any:
-    """The addresses of a name, IPv4 first: `localhost` is reached by more clients so."""
+    """Return the addresses of a name, IPv4 first, because more clients reach `localhost` by IPv4."""
     internet = [row for row in found if row[0] in (socket.AF_INET, socket.AF_INET6)]
     return iter(sorted(internet, key=lambda row: row[0] != socket.AF_INET))

@@ -1,4 +1,4 @@
-"""The dashboard's routes, on the HTTP server that the gateway uses, too."""
+"""Serve the dashboard's routes on the HTTP server that the gateway uses, too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Handler = Callable[[Request], Awaitable[None]]
 
 
 class Site(HttpServer):
-    """Serve the page, snapshots, events and explanations of a source. Nothing can be changed through it."""
+    """Serve the page, snapshots, events and explanations of a source; all routes only read."""
 
     def __init__(self, source: Source, feed: Feed, hosts: Hosts) -> None:
         super().__init__(LIMITS)
@@ -62,7 +62,7 @@ class Site(HttpServer):
             request.route = handler
 
     def handle(self, request: Request) -> None:
-        """Answer in a task, which ends when the client leaves."""
+        """Answer in a task that is cancelled when the client leaves."""
         request.on_gone = self.spawn(self._answer(request)).cancel
 
     async def _answer(self, request: Request) -> None:
@@ -77,7 +77,7 @@ class Site(HttpServer):
             if request.has_begun:
                 request.cut()
             else:
-                request.refuse(500, "the dashboard failed at this request; its log tells more")
+                request.refuse(500, "the dashboard failed at this request; see its log")
 
     async def _index(self, request: Request) -> None:
         request.answer(200, page().html, HTML)
@@ -96,7 +96,7 @@ class Site(HttpServer):
 
 
 async def send_events(feed: Feed, request: Request, headers: Any = ()) -> None:
-    """Stream a feed to a client until it leaves or the feed is closed; 503 where too many listen."""
+    """Stream a feed to a client until either ends; answer 503 where too many listen."""
     if not feed.take_place():
         request.refuse(503, "too many listeners; close other tabs", [("Retry-After", "5")])
         return

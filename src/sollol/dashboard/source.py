@@ -1,7 +1,7 @@
-"""What a dashboard shows: a pool, the pool of a router, or nodes alone.
+"""Read the snapshots that a dashboard shows: of a pool, of a router's pool, or of nodes alone.
 
-A pool lives on another thread's loop and may be busy there, so it is read from a thread of its own that the process
-does not wait for at its end. A pool that does not answer costs the page a frame, never the server.
+A pool runs on another thread's loop and may be busy there, so each read has a daemon thread. A pool that does not
+answer costs the page a frame and does not stop the server.
 """
 
 from __future__ import annotations
@@ -17,19 +17,31 @@ from sollol.duties import in_thread
 from sollol.errors import BadInput, SollolError
 
 PATIENCE_S = 5.0
-READERS = 8  # threads that wait for the pool at once; more would only wait as well
+READERS = 8  # threads that may wait for the pool at once
 
 
 class Source(Protocol):
-    """Lives on the dashboard's loop."""
+    """Give a dashboard its snapshots and explanations, on the dashboard's loop."""
 
-    async def snapshot(self) -> dict[str, Any]: ...
-    async def explain(self, task_id: int) -> dict[str, Any]: ...
-    async def aclose(self) -> None: ...
+    async def snapshot(self) -> dict[str, Any]:
+        """Return the present state in the shape of `pool.snapshot()`."""
+        ...
+
+    async def explain(self, task_id: int) -> dict[str, Any]:
+        """Return why a request was sent to its node."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release the source."""
+        ...
 
 
 def source_of(router: Any) -> Source:
-    """The source behind what a user passed. None: the nodes of the settings, asked directly."""
+    """Return the source of a pool, or of a router with a pool; None probes the nodes of the settings.
+
+    Raises:
+        BadInput: The router has neither a snapshot nor a pool.
+    """
     if router is not None and not hasattr(router, "snapshot"):
         if not hasattr(router, "pool"):
             raise BadInput(f"{router!r} cannot be shown; expected a pool, a router with a .pool, or None")
@@ -44,31 +56,33 @@ def source_of(router: Any) -> Source:
 
 
 class PoolSource:
-    """A pool, read from outside its thread."""
+    """Read a pool from outside its thread."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._readers = 0
-        self._asked = False
+        self._woken = False
 
     async def snapshot(self) -> dict[str, Any]:
+        """Return the pool's snapshot."""
         self._wake()
         found: dict[str, Any] = await self._apart(self._pool.snapshot)
         return found
 
     async def explain(self, task_id: int) -> dict[str, Any]:
+        """Return the pool's explanation of a request."""
         found: dict[str, Any] = await self._apart(lambda: self._pool.explain(task_id))
         return found
 
     async def aclose(self) -> None:
-        """The pool belongs to its user."""
+        """Leave the pool open, because it belongs to its user."""
 
     def _wake(self) -> None:
-        """A pool that was never used has asked no node yet, and would show none as up."""
+        """Start the probes of a pool that was never used, so that its nodes do not all show as unknown."""
         ready = getattr(self._pool, "wait_ready", None)
-        if not self._asked and ready is not None and not inspect.iscoroutinefunction(ready):
+        if not self._woken and ready is not None and not inspect.iscoroutinefunction(ready):
             in_thread("sollol-dashboard-wake", lambda: _quietly(ready))
-        self._asked = True
+        self._woken = True
 
     async def _apart(self, call: Callable[[], Any]) -> Any:
         if self._readers >= READERS:
@@ -107,5 +121,5 @@ class PoolSource:
 def _quietly(ready: Callable[[], None]) -> None:
     try:
         ready()
-    except SollolError:  # closed meanwhile: there is nothing to wake
+    except SollolError:  # the pool was closed meanwhile
         pass

@@ -1,7 +1,7 @@
-"""Nodes without a pool: asked directly, in the shape of `pool.snapshot()`.
+"""Probe nodes without a pool, and show them in the shape of `pool.snapshot()`.
 
-What other programs ask of these nodes is not seen: there is no queue and there are no requests here, and the key
-`watching` says so. A silent node delays no frame: what it answers late is shown in a later one.
+Requests of other programs to these nodes are not visible, so queue and requests are empty and `watching` is true. A
+silent node does not delay a frame: its late answer is shown in a later one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ PATIENCE_S = 0.7
 
 
 class Watched:
-    """A node, and what was last heard of it."""
+    """Hold a node and the result of its last probe."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.facts: NodeFacts | None = None
         self.why = ""
         self.latency_ms = 0.0
-        self.asking: asyncio.Task[None] | None = None
+        self.probing: asyncio.Task[None] | None = None
 
-    async def ask(self, transport: Transport) -> None:
+    async def probe(self, transport: Transport) -> None:
+        """Probe the node and record the result."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -42,11 +43,12 @@ class Watched:
             self.latency_ms = latency_ms
         except (ProbeFailed, TransportFault) as error:
             self.facts, self.why = None, str(error)
-        except Exception as error:  # the others are shown all the same
+        except Exception as error:  # the other nodes are shown all the same
             self.facts, self.why = None, f"{type(error).__name__}: {error}"
-            log_fault(f"asking {self.endpoint.key} how it is", error)
+            log_fault(f"probing {self.endpoint.key}", error)
 
     def row(self) -> dict[str, Any]:
+        """Return the node's row of a snapshot."""
         facts = self.facts
         state = "up" if facts else "down" if self.why else "unknown"
         loaded = facts.loaded if facts else {}
@@ -74,7 +76,7 @@ class Watched:
 
 
 class Watch:
-    """Lives on one running loop. `snapshot(None)` waits for every node, else for `patience_s`."""
+    """Probe nodes on one running loop and return their snapshots."""
 
     def __init__(self, nodes: Iterable[Any]) -> None:
         endpoints = dict.fromkeys(parse_endpoint(node) for node in nodes)
@@ -82,16 +84,17 @@ class Watch:
         self._transport: Transport | None = None
 
     async def snapshot(self, patience_s: float | None = PATIENCE_S) -> dict[str, Any]:
+        """Return the state of all nodes, after at most `patience_s` seconds; None waits for every node."""
         if self._transport is None:
             from sollol.transport.http import HttpTransport
 
             self._transport = HttpTransport()
         for node in self._nodes:
-            if node.asking is None or node.asking.done():
-                node.asking = asyncio.create_task(node.ask(self._transport))
-        asked = [node.asking for node in self._nodes if node.asking is not None]
-        if asked:
-            await asyncio.wait(asked, timeout=patience_s)
+            if node.probing is None or node.probing.done():
+                node.probing = asyncio.create_task(node.probe(self._transport))
+        probes = [node.probing for node in self._nodes if node.probing is not None]
+        if probes:
+            await asyncio.wait(probes, timeout=patience_s)
         return {
             "app_name": "",
             "version": __version__,
@@ -109,12 +112,14 @@ class Watch:
         }
 
     async def explain(self, task_id: int) -> dict[str, Any]:
-        raise BadInput(f"task_id={task_id} is not known: the nodes alone are watched here, and no requests are seen")
+        """Raise BadInput, because there are no requests to explain."""
+        raise BadInput(f"task_id={task_id}: the nodes are watched without a pool, so no requests are seen; pass a pool")
 
     async def aclose(self) -> None:
+        """Cancel the probes and close the connections."""
         for node in self._nodes:
-            if node.asking is not None:
-                node.asking.cancel()
-        await asyncio.gather(*(node.asking for node in self._nodes if node.asking), return_exceptions=True)
+            if node.probing is not None:
+                node.probing.cancel()
+        await asyncio.gather(*(node.probing for node in self._nodes if node.probing), return_exceptions=True)
         if self._transport is not None:
             await self._transport.aclose()

@@ -1,1 +1,1 @@
-"""An HTTP server with bounds, shared by the gateway and the dashboard."""
+"""Serve HTTP within bounds, for the gateway and the dashboard."""

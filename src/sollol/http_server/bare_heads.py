@@ -1,7 +1,7 @@
-"""Health checks whose lines end without a carriage return: read on three plain routes, as a node reads them.
+"""Accept health checks whose lines end without a carriage return, on three routes.
 
-Everywhere else such lines are refused, because two servers may read them differently. These requests have no body, and
-what they ask is open to everybody who may ask it.
+A node accepts such lines, too. On all other routes they are refused, because two servers may parse them differently.
+These requests have no body and change nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ _FRAMED: Final = re.compile(rb"^(?:content-length|transfer-encoding|upgrade|expe
 
 
 def collect(before: bytes, data: bytes) -> tuple[bytes, bytes | None]:
-    """Return what to keep until more comes, and what is to be parsed; None while a head is not whole.
+    """Return the bytes to keep until more arrive, and the bytes to parse.
 
-    `before`: what was kept.
+    Args:
+        before: The bytes kept by the last call.
+        data: The bytes that arrived.
+
+    Returns:
+        The second is None while a head is incomplete.
     """
     if not before and not _START.match(data):
         return b"", data

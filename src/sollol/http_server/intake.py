@@ -1,12 +1,13 @@
-"""Bodies of requests, while they arrive and while they are held: how much memory they have, and who may send.
+"""Bound the memory of request bodies, and choose the connections that may send theirs.
 
-A body is counted while it arrives, over all connections together. When there is no room for more, the largest of those
-that wait is refused, so that no small one is ever kept out by large ones. Those that are being read may take as much
-as one body may, if others take little. A whole body is counted until its request is answered.
+The bytes of arriving bodies are counted over all connections. Above the limit, the largest body that waits is refused,
+so large bodies do not keep small ones out. Bodies that are being read may fill the size of one whole body while the
+others use little. A complete body is counted until its request is answered.
 
-Bodies that are large, or costly to parse (cut into small chunks), arrive a few at a time: each connection reads up to
-256 KiB in a turn of the loop, and two hundred of these would stop everybody else. The others wait unread in the kernel,
-where flow control holds their senders. Who has had a turn for a second, or for 32 MiB, goes to the end of the line.
+Bodies that are large, or costly to parse (cut into small chunks), are read a few at a time: each connection reads up
+to 256 KiB in a turn of the loop, and two hundred such reads would delay all other requests. The others wait unread in
+the kernel, where flow control stops their senders. A connection that has read for a second, or 32 MiB, goes to the end
+of the line.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ if TYPE_CHECKING:
     from sollol.http_server.limits import ServerLimits
 
 MB: Final = 1024 * 1024
-SMALL_COST: Final = 64 * 1024  # of a body that arrives without standing in line
-SMALL_PIECE: Final = 16 * 1024  # below which a piece is put together with others
-PIECE_COST: Final = 256  # of each piece, besides its bytes: a call of the parser
-READERS: Final = 2  # large bodies that arrive, or are decoded, at the same time
+SMALL_COST: Final = 64 * 1024  # a body up to this cost is read without waiting in line
+SMALL_PIECE: Final = 16 * 1024  # smaller pieces are joined with others
+PIECE_COST: Final = 256  # added for each piece, for the call of the parser
+READERS: Final = 2  # large bodies that are read or decoded at the same time
 TURN_COST: Final = 32 * 1024 * 1024
 TURN_S: Final = 1.0
-ALONE: Final = 8  # those who read are alone if the others have at most an eighth of the room
+ALONE: Final = 8  # readers may exceed the limit if the others hold at most an eighth of it
 
 
 class Body:
-    """The body of one request on its way: its pieces, the small ones put together, joined once when it is whole.
+    """Collect the pieces of an arriving body.
 
-    One buffer that grows would be copied again and again.
+    The pieces are joined once at the end, because one growing buffer would be copied many times.
     """
 
     __slots__ = ("_pieces", "_small", "began", "counted", "left", "paused_at", "pieces", "size", "wire")
 
     def __init__(self, began: float, left: int) -> None:
         self.began = began
-        self.left = left  # of a body whose length is known; 0 for chunks
+        self.left = left  # bytes to come, of a body of known length; 0 for chunks
         self.size = 0
-        self.pieces = 0  # that came
-        self.wire = 0  # bytes that came for it, with the framing of its chunks
-        self.counted = 0  # bytes that the intake knows of
-        self.paused_at = 0.0  # since when it has not been read; 0: it is read
+        self.pieces = 0  # that arrived
+        self.wire = 0  # bytes that arrived, with the framing of chunks
+        self.counted = 0  # bytes that the intake has counted
+        self.paused_at = 0.0  # time at which reading was paused; 0 while it is read
         self._pieces: list[bytes] = []
         self._small = bytearray()
 
     def add(self, piece: bytes) -> None:
-        """Keep a piece."""
+        """Append a piece."""
         if len(piece) < SMALL_PIECE and self._pieces:
             self._small += piece
             if len(self._small) < SMALL_PIECE:
@@ -61,10 +62,11 @@ class Body:
 
     @property
     def cost(self) -> int:
+        """Return the cost of reading so far, in bytes."""
         return self.size + PIECE_COST * self.pieces
 
     def whole(self) -> bytes:
-        """Return the body, which can be done once."""
+        """Return the complete body and clear the pieces."""
         pieces, self._pieces = self._pieces, []
         if self._small:
             pieces.append(bytes(self._small))
@@ -72,28 +74,30 @@ class Body:
 
 
 class Intake:
-    """All bodies of one gateway."""
+    """Count the bodies of one server, and give connections their turns to read."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self.apply(limits)
         self.arriving = 0
-        self.held = 0  # of whole requests that are not answered yet
+        self.held = 0  # bytes of complete bodies whose requests are not answered yet
         self._bodies: dict[ClientConnection, int] = {}
-        self._turns: dict[ClientConnection, tuple[float, int]] = {}  # who reads: since when, and the cost at that time
+        self._turns: dict[ClientConnection, tuple[float, int]] = {}  # time and cost at the start of each turn
         self._line: dict[ClientConnection, None] = {}
-        self._decoding = 0  # whole, and being decoded or waiting for that
+        self._decoding = 0  # complete bodies that are decoded or wait for it
 
     def apply(self, limits: ServerLimits) -> None:
+        """Use these limits from now on."""
         self.arriving_bytes = limits.max_arriving_mb * MB
         self.body_bytes = limits.max_body_mb * MB
-        self.held_bytes = max(limits.max_held_mb, limits.max_body_mb) * MB  # a body of any size has room
+        self.held_bytes = max(limits.max_held_mb, limits.max_body_mb) * MB  # the largest body always has room
 
     @property
     def readers(self) -> int:
+        """Return the number of connections that have a turn."""
         return len(self._turns)
 
     def grown(self, connection: ClientConnection, size: int) -> None:
-        """The body that arrives on `connection` has this size now. The largest of all may have to give way."""
+        """Record the size in bytes of the body arriving on `connection`; refuse the largest above the limit."""
         self.arriving += size - self._bodies.get(connection, 0)
         self._bodies[connection] = size
         while self.arriving > self.arriving_bytes:
@@ -107,18 +111,23 @@ class Intake:
             largest.no_room()
 
     def forget(self, connection: ClientConnection, is_whole: bool = False) -> None:
-        """Nothing arrives on `connection` any more. `is_whole`: others wait until it is known what becomes of it."""
+        """Remove a connection whose body has ended, and give its turn to the next.
+
+        Args:
+            connection: The connection.
+            is_whole: The body is complete; the next turn then waits until its decoding is counted.
+        """
         self.arriving -= self._bodies.pop(connection, 0)
         self._line.pop(connection, None)
         if self._turns.pop(connection, None) is None:
             return
-        if is_whole:  # it will count as being decoded in the next turn of the loop
+        if is_whole:  # `decodes` is called in the next turn of the loop
             connection.loop.call_soon(connection.loop.call_soon, self._next)
         else:
             self._next()
 
     def may_read(self, connection: ClientConnection, cost: int, now: float) -> bool:
-        """Check whose turn it is. False: `connection` stands in line; its `go_on` is called when its turn comes."""
+        """Check whether `connection` may read; if not, put it in line and call its `go_on` later."""
         turn = self._turns.get(connection)
         if turn is not None:
             if not self._line or (now - turn[0] < TURN_S and cost - turn[1] < TURN_COST):
@@ -141,7 +150,7 @@ class Intake:
             connection.loop.call_soon(connection.go_on)
 
     def tick(self, now: float) -> None:
-        """End the turns of those that let others wait and send nothing."""
+        """End the turns of connections that send nothing while others wait."""
         if self._line:
             for connection, (since, _) in list(self._turns.items()):
                 if now - since >= TURN_S and connection in self._turns:
@@ -151,19 +160,21 @@ class Intake:
             self._next()
 
     def decodes(self) -> None:
-        """A large body is whole, and keeps its turn until it is decoded."""
+        """Keep the turn of a complete large body until it is decoded."""
         self._decoding += 1
 
     def decoded(self) -> None:
+        """End the turn of a decoded body."""
         self._decoding -= 1
         self._next()
 
     def hold(self, size: int) -> bool:
-        """Count a whole body until `release`. False: there is no room for it."""
+        """Count `size` bytes of a complete body until `release`; return False where there is no room."""
         if self.held + size > self.held_bytes:
             return False
         self.held += size
         return True
 
     def release(self, size: int) -> None:
+        """Subtract `size` bytes of an answered request."""
         self.held -= size

@@ -1,4 +1,4 @@
-"""A request whose head has come before, on the same connection: what followed from the head need not be found anew."""
+"""Keep the results of parsing a head, for later requests with the same head on a connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class KnownRequest:
-    """A request of which only the body changes from one to the next, and the bounds under which it was taken."""
+    """Hold the parsed head of a request, its route, and the limits under which it was accepted."""
 
     __slots__ = ("head", "headers", "limits", "max_body_bytes", "method", "plain", "route", "target", "version")
 

@@ -1,4 +1,4 @@
-"""Bounds of an HTTP server. A server without them can be filled by anybody who reaches it."""
+"""Define the bounds of an HTTP server, without which any client could exhaust its memory or connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
 class ServerLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of heads, bodies, times and connections."""
+    """Limit heads, bodies, times and connections."""
 
     max_body_mb: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 100
     max_head_kb: Annotated[int, msgspec.Meta(ge=1, le=1_024)] = 64
@@ -25,13 +25,15 @@ class ServerLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def max_body_bytes(self) -> int:
+        """Return the largest body in bytes."""
         return self.max_body_mb * 1024 * 1024
 
     @property
     def min_body_rate(self) -> float:
-        """Return bytes per second."""
+        """Return the slowest rate of a body in bytes per second."""
         return self.min_body_kb_per_s * 1024
 
     @property
     def max_head_bytes(self) -> int:
+        """Return the largest head in bytes."""
         return self.max_head_kb * 1024

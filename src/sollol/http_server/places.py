@@ -1,9 +1,9 @@
-"""Connections of clients: how many there may be, and which one goes when a new one finds no place.
+"""Limit the connections of clients, and choose the one to close for a new one.
 
 Each stream needs a descriptor for its client and one for its node, so clients get half of those that this process may
-open. A connection is a stranger's until a request of its own was accepted: with a key where keys are asked for, whole
-where they are not. A stranger that has had time to send a request goes before anybody else. Strangers may have half of
-all places; for these, a connection that is idle goes, too. One whose request is being answered never goes.
+open. A connection is a stranger until one of its requests is accepted: with a key where keys are required, complete
+where they are not. A stranger that has had time to send a request is closed first. Strangers may hold half of all
+places; up to that, idle connections are closed for them. A connection whose request is being answered stays open.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from sollol.http_server.connection import ClientConnection
 
-LEAVING: Final = 64  # connections that have no place, and are still read so that their refusal arrives
-OTHER_FILES: Final = LEAVING + 64  # descriptors, these for the log, the keys, the loop and listening
-GRACE_S: Final = 0.1  # in which a new connection can send its first request
+LEAVING: Final = 64  # connections without a place that are read further, so that their refusal arrives
+OTHER_FILES: Final = LEAVING + 64  # descriptors; 64 for the log, the keys, the loop and listening
+GRACE_S: Final = 0.1  # time of a new connection to send its first request
 A_TURN: Final = 4  # connections in line that are served in a turn of the loop
 BACKLOG: Final = 4096  # connections that wait to be accepted
 
 
 def descriptors() -> int:
-    """Return how many files this process may open at a time; a large number where there is no bound."""
+    """Return the number of files this process may have open; `sys.maxsize` where there is no bound."""
     if sys.platform == "win32":
         return sys.maxsize
     import resource
@@ -34,20 +34,20 @@ def descriptors() -> int:
 
 
 def places_within(descriptors: int) -> int:
-    """Return how many clients so many descriptors are enough for, with one each for their nodes."""
+    """Return the number of clients that these descriptors allow, with one each for their nodes."""
     return max(1, (descriptors - OTHER_FILES) // 2)
 
 
 def backlog_within(descriptors: int) -> int:
-    """Return how many connections may be accepted in one turn of the loop, before any of them can be refused."""
+    """Return the number of connections to accept in one turn of the loop, before any can be refused."""
     return max(16, min(BACKLOG, places_within(descriptors) // 2))
 
 
 class Line:
-    """Connections with something to parse or to answer that has to wait: a few in each turn of the loop.
+    """Serve a few waiting connections in each turn of the loop.
 
-    First requests of connections, and requests that were sent before the answers to earlier ones: hundreds may come at
-    once, and those who ask one after the other are answered between them.
+    First requests of connections and pipelined requests wait here. Hundreds may arrive at once, and clients that send
+    one request after the other are answered between them.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -57,7 +57,7 @@ class Line:
         self._is_due = False
 
     def admit(self, connection: ClientConnection) -> bool:
-        """Check whether `connection` may go on at once. False: it stands in line."""
+        """Check whether `connection` may go on at once; if not, put it in line."""
         if self._left and not self._waiting:
             self._left -= 1
             self._call()
@@ -86,11 +86,11 @@ class Line:
 
 
 class Places:
-    """The open connections, strangers apart."""
+    """Hold the open connections, strangers apart."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._strangers: dict[ClientConnection, float] = {}  # since when, the oldest first
+        self._strangers: dict[ClientConnection, float] = {}  # time of their start, the oldest first
         self._proven: set[ClientConnection] = set()
         self._leaving: set[ClientConnection] = set()
 
@@ -98,24 +98,26 @@ class Places:
         return len(self._strangers) + len(self._proven)
 
     def all(self) -> list[ClientConnection]:
+        """Return all connections, with those that have no place and are still read."""
         return [*self._strangers, *self._proven, *self._leaving]
 
     @property
     def strangers(self) -> int:
+        """Return the number of strangers."""
         return len(self._strangers)
 
     def take(self, connection: ClientConnection, now: float) -> bool:
-        """Give a new connection a place. False: there is none."""
+        """Give a new connection a place; return False where there is none."""
         if len(self) >= self.limit:
-            goes = self._to_go(now)
-            if goes is None:
+            closing = self._to_close(now)
+            if closing is None:
                 return False
-            self.leave(goes)
-            goes.give_way()  # which may make it one that leaves
+            self.leave(closing)
+            closing.give_way()  # which may call `may_linger`
         self._strangers[connection] = now
         return True
 
-    def _to_go(self, now: float) -> ClientConnection | None:
+    def _to_close(self, now: float) -> ClientConnection | None:
         for stranger, since in self._strangers.items():
             if now - since < GRACE_S:
                 break
@@ -127,18 +129,19 @@ class Places:
         return None
 
     def prove(self, connection: ClientConnection) -> None:
-        """A request of this connection was accepted."""
+        """Record that a request of this connection was accepted."""
         if self._strangers.pop(connection, None) is not None:
             self._proven.add(connection)
 
     def may_linger(self, connection: ClientConnection) -> bool:
-        """Check whether a connection that has no place may be read a little longer."""
+        """Check whether a connection without a place may be read further, so that its refusal arrives."""
         if len(self._leaving) >= LEAVING:
             return False
         self._leaving.add(connection)
         return True
 
     def leave(self, connection: ClientConnection) -> None:
+        """Remove a connection."""
         self._strangers.pop(connection, None)
         self._proven.discard(connection)
         self._leaving.discard(connection)

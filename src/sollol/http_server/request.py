@@ -1,7 +1,7 @@
-"""One request of a client, and the ways to answer it.
+"""Hold one request of a client, and send its answer.
 
-A request is answered once: whole (`answer`, `refuse`), or as a stream (`begin`, `write`, `end`). What is written after
-the client has left goes nowhere and is no error: its handler is told by `on_gone`, or cancelled.
+A request is answered once: whole (`answer`, `refuse`), or as a stream (`begin`, `write`, `end`). Writes after the
+client has left are dropped and are no error: `on_gone` is called, which may cancel the handler.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ SSE: Final = "text/event-stream"
 TEXT: Final = "text/plain; charset=utf-8"
 
 _LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_UNBUFFERED: Final = b"X-Accel-Buffering: no\r\n"  # else nginx before us holds a stream back
+_UNBUFFERED: Final = b"X-Accel-Buffering: no\r\n"  # without it, nginx as a proxy buffers a stream
 _V1_JSON: Final = "application/json"
 _TYPES: Final = {t: f"Content-Type: {t}\r\n".encode() for t in (JSON, NDJSON, SSE, TEXT, _V1_JSON)}
-SMALL: Final = 1024  # bytes of a piece of a stream; most have 200, and the formatting costs more than the copying
+SMALL: Final = 1024  # bytes; most pieces of a stream have 200, and a table is faster than formatting their size
 _SIZES: Final = [b"%x\r\n" % size for size in range(SMALL)]
 Headers = Iterable[tuple[str, str]]
 
 
 class Request:
+    """Hold the head and body of a request, and send its answer to the client."""
+
     __slots__ = (
         "_begun",
         "_connection",
@@ -71,55 +73,56 @@ class Request:
     ) -> None:
         self._connection: ClientConnection | None = connection
         self.method = method
-        self.target = target  # path and query, as they came
+        self.target = target  # path and query, not decoded
         path = target.partition("?")[0] if "?" in target else target
-        self.path = unquote(path) if "%" in path else path  # as a node reads it: /api%2Fchat is /api/chat
+        self.path = unquote(path) if "%" in path else path  # decoded as a node does: /api%2Fchat is /api/chat
         self.version = version
         self.headers = headers  # names in lower case
         self.body = b""
         self.keep_alive = False
-        self.key: Any = None  # of the client, where the server asks for keys
-        self.charge: Any = None  # what the key has reserved for this request
-        self.task = 0  # that it became, for an inference
-        self.plain = False  # it is known to have none of our own headers
+        self.key: Any = None  # of the client, where the server requires keys
+        self.charge: Any = None  # the key's reservation for this request
+        self.task = 0  # id of the task of an inference
+        self.plain = False  # it has no header `X-Sollol-*`
         self.origin = b""  # of a browser's page that may read the answer
-        self.route: Any = None  # what answers it, as the server has it; None until the head is accepted
-        self.uploads_body = False  # its body is taken in pieces, and may be larger than memory
+        self.route: Any = None  # the server's handler; None until the head is accepted
+        self.uploads_body = False  # its body is read in pieces, and may be larger than memory
         self.parts: tuple[str, ...] = ()  # of its path
-        self.takes_body = True  # else what comes of a body is passed over
-        self.asked: Any = None  # what was read of a large body in a thread: what decides of an inference,
-        self.fields: dict[str, Any] | None = None  # all of it,
-        self.said: Any = None  # what is needed to go on with its stream elsewhere
+        self.takes_body = True  # if not, its body is discarded
+        # Results of parsing a large body in a thread: the fields of an inference, all fields, the state of its stream.
+        self.asked: Any = None
+        self.fields: dict[str, Any] | None = None
+        self.said: Any = None
         self.held = 0  # bytes of its body that the intake counts
         self.on_gone: Callable[[], object] | None = None
-        self.on_drained: Callable[[], object] | None = None  # the client has caught up after a `write` gave False
+        self.on_drained: Callable[[], object] | None = None  # called when the client has caught up
         self._begun = False
         self._ended = False
-        self._early: tuple[int, bytes, bytes, bytes] | None = None  # an answer that was given before its turn
+        self._early: tuple[int, bytes, bytes, bytes] | None = None  # an answer given before its turn
         self._drain: asyncio.Future[None] | None = None
         self._upload: asyncio.Queue[bytes] | None = None
 
-    # --- what was asked ---
+    # --- the request ---
 
     def header(self, name: bytes) -> str:
-        """A header by its name in lower case; "" if absent."""
+        """Return a header by its name in lower case, or "" if absent."""
         value = self.headers.get(name)
         return value.decode("latin-1").strip() if value is not None else ""
 
     @property
     def query(self) -> dict[str, str]:
-        """The query; a name that came more than once has its values joined by commas."""
+        """Return the query; the values of a repeated name are joined by commas."""
         found: dict[str, str] = {}
         for name, value in parse_qsl(self.target.partition("?")[2], keep_blank_values=True):
             found[name] = f"{found[name]},{value}" if name in found else value
         return found
 
     def pieces(self) -> AsyncIterator[bytes]:
-        """The body of an upload as it comes, in any cutting. Waits for the client; ends with the body."""
+        """Return an iterator of the pieces of an upload as they arrive."""
         return Upload(self)
 
     async def next_piece(self) -> bytes:
-        """The next piece of an upload; b"" is its end."""
+        """Return the next piece of an upload, b"" at its end."""
         assert self._upload is not None
         piece = await self._upload.get()
         if self._connection is not None:
@@ -128,26 +131,26 @@ class Request:
 
     @property
     def is_gone(self) -> bool:
-        """The client has left."""
+        """Check whether the client has left before the answer's end."""
         return self._connection is None and not self._ended
 
     # --- answers ---
 
     @property
     def json_line(self) -> bytes:
-        """The header line of a JSON answer, as a node's route has it."""
+        """Return the Content-Type line that a node sends with JSON on this path."""
         return _TYPES[_V1_JSON if self.path.startswith("/v1/") else JSON]
 
     def answer(self, status: int, body: bytes, content_type: str = "", headers: Headers = ()) -> None:
-        """The whole answer. JSON, if no type is given."""
+        """Send a whole answer, as JSON if no type is given."""
         self.answer_with(status, body, type_line(content_type) if content_type else self.json_line, _lines(headers))
 
     def answer_with(self, status: int, body: bytes, type_line: bytes, extra: bytes) -> None:
-        """The same with header lines at hand."""
+        """Send a whole answer with encoded header lines."""
         connection = self._connection
         if connection is None or self._begun:
             return
-        if connection.current is not self:  # it is refused by its head, while others before it are being answered
+        if connection.current is not self:  # refused by its head, before the answers to earlier requests
             self._early = (status, body, type_line, extra)
             return
         self._begun = True
@@ -162,27 +165,27 @@ class Request:
 
     @property
     def is_refused(self) -> bool:
-        """It is answered already, but for its turn."""
+        """Check whether an answer waits for its turn."""
         return self._early is not None
 
     def answer_early(self) -> None:
-        """Give the answer that was found before its turn."""
+        """Send the answer that was given before its turn."""
         assert self._early is not None
         status, body, type_line, extra = self._early
         self.answer_with(status, body, type_line, extra)
 
     def begin(self, status: int = 200, content_type: str = NDJSON, headers: Headers = ()) -> None:
-        """A streamed answer begins: `write` its pieces, then `end`."""
+        """Begin a streamed answer: `write` its pieces, then `end`."""
         self.begin_with(status, type_line(content_type), _lines(headers))
 
     def begin_with(self, status: int, type_line: bytes, extra: bytes, first: bytes = b"") -> None:
-        """The same with header lines, and perhaps a first piece, at hand: one write."""
+        """Begin a streamed answer with encoded header lines and its first piece, in one write."""
         connection = self._connection
         if connection is None or self._begun:
             return
         self._begun = True
         framing = b"Transfer-Encoding: chunked\r\n"
-        if self.version == "1.0":  # the end of the connection is the end of the answer
+        if self.version == "1.0":  # the connection's end marks the answer's end
             self.keep_alive = False
             framing = b""
         head = self._head(connection, status, type_line, extra, _UNBUFFERED + framing)
@@ -196,7 +199,7 @@ class Request:
         elif self.version == "1.0":
             more += b"Connection: keep-alive\r\n"
         common = connection.server.common
-        line = _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status  # a node may say any
+        line = _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status  # a node may send any status
         return b"%b%b%b%b%b%b\r\n" % (line, type_line, common, extra, more, framing)
 
     def _chunk(self, piece: bytes) -> bytes:
@@ -206,7 +209,7 @@ class Request:
         return _SIZES[size] + piece + b"\r\n" if size < SMALL else b"%x\r\n%b\r\n" % (size, piece)
 
     def write(self, piece: bytes) -> bool:
-        """A piece of a streamed answer. False: the client is behind; wait for `drained` or `on_drained`."""
+        """Send a piece of a streamed answer; after False, wait for `drained` or `on_drained`."""
         connection = self._connection
         if connection is None:
             return True
@@ -215,7 +218,7 @@ class Request:
         return not connection.blocked
 
     def end(self, last: bytes = b"") -> None:
-        """The streamed answer is complete, with `last`."""
+        """End a streamed answer with the piece `last`."""
         connection = self._connection
         if connection is None or self._ended:
             return
@@ -228,7 +231,7 @@ class Request:
         self._finish(connection)
 
     def cut(self) -> None:
-        """Break a streamed answer off, so that the client sees that it is not whole."""
+        """Abort a streamed answer, so that the client detects that it is incomplete."""
         if self._connection is not None:
             self._connection.abort()
 
@@ -240,17 +243,19 @@ class Request:
             await self._drain
 
     def refuse(self, status: int, message: str, headers: Headers = ()) -> None:
-        """An error in the words of the API that was called."""
+        """Send an error in the form of the API that was called."""
         if self._connection is not None:
             kind = TEXT if status in (404, 405) and not message else ""
             self.answer(status, self._connection.server.error_body(self.path, status, message), kind, headers)
 
     @property
     def is_answered(self) -> bool:
+        """Check whether the answer is complete."""
         return self._ended
 
     @property
     def has_begun(self) -> bool:
+        """Check whether the head of the answer has been sent."""
         return self._begun
 
     def _finish(self, connection: ClientConnection) -> None:
@@ -265,10 +270,10 @@ class Request:
             connection.server.intake.release(self.held)
             self.held = 0
 
-    # --- what the connection tells ---
+    # --- notices of the connection ---
 
     def gone(self) -> None:
-        """The client has left."""
+        """Record that the client has left, and call `on_gone`."""
         if self._connection is not None:
             self._release(self._connection)
         self._connection = None
@@ -280,6 +285,7 @@ class Request:
             on_gone()
 
     def caught_up(self) -> None:
+        """Wake the writers that wait for the client."""
         if self._drain is not None and not self._drain.done():
             self._drain.set_result(None)
         self._drain = None
@@ -287,11 +293,11 @@ class Request:
             self.on_drained()
 
     def uploads(self) -> None:
-        """The body will come in pieces."""
+        """Expect the body in pieces."""
         self._upload = asyncio.Queue()
 
     def uploaded(self, piece: bytes) -> None:
-        """A piece of the body; b"" is its end."""
+        """Receive a piece of the body, b"" at its end."""
         assert self._upload is not None
         self._upload.put_nowait(piece)
 
@@ -300,7 +306,7 @@ class Request:
 
 
 class Upload:
-    """The pieces of a body that is too large to be held."""
+    """Iterate over the pieces of a body that is too large for memory."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -316,7 +322,7 @@ class Upload:
 
 
 def has_ours(headers: Iterable[bytes]) -> bool:
-    """Is there a header of our own among these names?"""
+    """Check whether one of these names is a header `X-Sollol-*`."""
     return any(name.startswith(b"x-sollol-") for name in headers)
 
 
@@ -325,6 +331,7 @@ def _lines(headers: Headers) -> bytes:
 
 
 def type_line(content_type: str) -> bytes:
+    """Return the encoded Content-Type line."""
     return _TYPES.get(content_type) or f"Content-Type: {content_type}\r\n".encode("latin-1")
 
 

@@ -1,7 +1,7 @@
-"""An HTTP server: its connections, bounds and life. A subclass decides who may ask, and answers.
+"""Accept connections, apply the bounds, and close them at the end; a subclass answers the requests.
 
-It is shared by the gateway and the dashboard. Requests arrive as `Request` objects: `decide` is called when a head is
-complete and its body unread, `handle` when the request is whole or, for an upload, as its body comes.
+Gateway and dashboard share this server. Requests arrive as `Request` objects: `decide` is called when a head is
+complete and its body unread; `handle` when the body is complete or, for an upload, with the first piece.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DISCARD_BYTES: Final = 8 * 1024 * 1024  # of refused requests, in a second
 
 
 class HttpServer:
-    """Accept connections on one address. Belongs to the event loop that starts it."""
+    """Accept connections on one address, in the event loop that starts it."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
@@ -48,19 +48,19 @@ class HttpServer:
         raise NotImplementedError
 
     def handle(self, request: Request) -> None:
-        """Answer a request that was accepted, now or later. Raises nothing."""
+        """Answer an accepted request, now or later; it must not raise."""
         raise NotImplementedError
 
     def admit(self, request: Request) -> None:
-        """Answer a request whose head is one that `settled` accepted. Raises nothing."""
+        """Answer a request whose head `settled` has accepted before; it must not raise."""
         self.handle(request)
 
     def settled(self, request: Request) -> Any:
-        """Return the route of a request, if the same head may be accepted without `decide`; else None."""
+        """Return the route of a request, or None if the same head needs `decide` again."""
         return None
 
     def proves(self, request: Request) -> bool:
-        """Check whether a whole request shows that its connection is not a stranger's."""
+        """Check whether a complete request shows that its connection is no stranger."""
         return True
 
     def error_body(self, path: str, status: int, message: str) -> bytes:
@@ -68,12 +68,12 @@ class HttpServer:
         return msgspec.json.encode({"error": message})
 
     def header_lines(self) -> bytes:
-        """Return the header lines of every answer, besides its date."""
+        """Return the header lines of every answer, without the date."""
         return b""
 
     @property
     def is_crowded(self) -> bool:
-        """Check whether answers that end together are better written together."""
+        """Check whether answers are to be written together at the end of the loop's turn."""
         return False
 
     # --- life ---
@@ -81,7 +81,12 @@ class HttpServer:
     async def listen(
         self, duties: Duties, outbox: Outbox, host: str | None = None, port: int = 0, sock: socket.socket | None = None
     ) -> int:
-        """Listen at an address, or on a socket that is bound; the port. Raises OSError, UnicodeError."""
+        """Listen at an address, or on a bound socket, and return the port.
+
+        Raises:
+            OSError: The address cannot be bound.
+            UnicodeError: The host is no valid name.
+        """
         loop = asyncio.get_running_loop()
         self.outbox = outbox
         self.line = Line(loop)
@@ -93,12 +98,12 @@ class HttpServer:
             self._server = await loop.create_server(lambda: ClientConnection(self, loop), host, port, backlog=backlog)
         else:
             self._server = await loop.create_server(lambda: ClientConnection(self, loop), sock=sock, backlog=backlog)
-        server: Any = self._server  # whose sockets are a tuple, or with uvloop a list
+        server: Any = self._server  # its sockets are a tuple, or a list with uvloop
         found: int = server.sockets[0].getsockname()[1]
         return found
 
     def bound(self, limits: ServerLimits) -> None:
-        """Use other limits from the next request on."""
+        """Use these limits from the next request on."""
         self.limits = limits
         self.places.limit = min(limits.max_connections, places_within(descriptors()))
         self.intake.apply(limits)
@@ -113,7 +118,7 @@ class HttpServer:
         self.common = b"Date: %b\r\n%b" % (formatdate(usegmt=True).encode(), self.header_lines())
 
     async def close(self, drain_s: float) -> int:
-        """Stop listening; let requests end for `drain_s` seconds, then cut them off; how many were cut off."""
+        """Stop listening, wait up to `drain_s` seconds for requests, and return the number cut off."""
         self.draining = True
         if self._server is not None:
             self._server.close()
@@ -121,7 +126,7 @@ class HttpServer:
             connection.drain()
         try:
             async with asyncio.timeout(drain_s):
-                while self.places.all():  # noqa: ASYNC110 - they end one by one, seldom
+                while self.places.all():  # noqa: ASYNC110 - they end one by one
                     await asyncio.sleep(0.02)
         except TimeoutError:
             pass
@@ -141,13 +146,13 @@ class HttpServer:
         return left
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run the answer of one request as a task, which ends with the server at the latest."""
+        """Run the answer of one request as a task, and cancel it when the server closes."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def may_discard(self, size: int) -> bool:
-        """Check whether so many more bytes of refused requests may be read, so that their answers can be, too."""
+        """Check whether `size` more bytes of refused requests may be read in this second."""
         self._discards -= size
         return self._discards > 0
