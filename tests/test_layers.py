@@ -25,7 +25,7 @@ LAW: dict[str, set[str]] = {
     "signals": set(),
     "files": set(),
     "duties": set(),
-    "config": WORDS,
+    "config": WORDS | {"files"},  # which imports nothing, and reads without waiting for pipes
     "core": {"errors"},
     "policies": {"errors", "core"},
     "workload": {"errors", "core"},
