@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 ROOMS = (
     *("core", "policies", "workload", "models", "observe", "discovery", "transport", "backends", "engine", "pool"),
-    *("compat", "index", "dashboard"),
+    *("compat", "index", "dashboard", "cli"),
 )
 MODULES = ("answers.py", "config.py", "duties.py", "errors.py", "files.py", "printable.py", "signals.py")
 FILES = sorted([*(SOURCE / name for name in MODULES), *(p for room in ROOMS for p in (SOURCE / room).rglob("*.py"))])

@@ -1,10 +1,13 @@
-"""The command line, a file per command. `main` is the entry point of `sollol` and of `python -m sollol`."""
+"""Run the command line, of one file for each command.
+
+`main` is the entry point of `sollol` and of `python -m sollol`.
+"""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command in `sys.argv`; ends with SystemExit."""
+    """Run the command in `sys.argv`, and end with SystemExit."""
     from sollol.cli.app import app
     from sollol.cli.console import tell_warnings
 

@@ -1,7 +1,7 @@
-"""The `sollol` command: one typer application, a file for each command.
+"""Define the `sollol` command as one typer application, with a file for each command.
 
-Commands import what they need when they run, so `sollol --help` costs typer and rich only. Every error that
-this library raises on purpose ends as one message on stderr and an exit code; a traceback means a fault of ours.
+Commands import their parts when they run, so `sollol --help` imports typer and rich only. Every error that this
+library raises on purpose ends as one message on stderr and an exit code; a traceback means a defect of SOLLOL.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EPILOG = """\
 [bold]A first run[/bold]
 
   sollol demo        see it work, without Ollama if need be
-  sollol discover    which nodes are there?
+  sollol discover    list the nodes that are found
   sollol embed ~/notes --model nomic-embed-text --out notes.npz
   sollol search notes.npz "what did we decide about backups?"
   sollol chat "Name a colour." --model llama3.2
@@ -60,7 +60,7 @@ EPILOG = """\
 [bold]Exit codes[/bold]
 
   0    done
-  1    it failed; the message says why
+  1    it failed; the message gives the reason
   2    the command, a setting or a file cannot be used as given
   130  interrupted with Ctrl-C
 """
@@ -68,7 +68,7 @@ EPILOG = """\
 
 @contextlib.contextmanager
 def _file_beside() -> Iterator[None]:
-    """Let ./sollol.toml, or the user's own, count for every command where SOLLOL_CONFIG names no other."""
+    """Set SOLLOL_CONFIG to ./sollol.toml or the user's own file, unless it names another."""
     before = os.environ.pop("SOLLOL_CONFIG", None)
     found = before or find_file()
     if found is not None:
@@ -82,12 +82,12 @@ def _file_beside() -> Iterator[None]:
 
 
 class _Group(TyperGroup):
-    """Turns the library's errors into a message and an exit code, for every command alike."""
+    """Turn the library's errors into a message and an exit code, for every command."""
 
     def main(self, *given: Any, **named: Any) -> Any:
         try:
             return super().main(*given, **named)
-        except OSError as error:  # what the system refused; --help, too, may be printed onto a full disk
+        except OSError as error:  # even --help may be written to a full disk
             console.tell_failure(error)
             sys.exit(console.EXIT_FAILED)
 
@@ -95,7 +95,7 @@ class _Group(TyperGroup):
         try:
             with _file_beside():
                 found = super().invoke(ctx)
-                sys.stdout.flush()  # what is lost there is a failure, too
+                sys.stdout.flush()  # a failed write is an error, too
                 return found
         except (SollolError, KeyboardInterrupt) as error:
             console.tell_error(error)
@@ -105,7 +105,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     name="sollol",
-    help="Every Ollama you own becomes one pool: find the nodes, ask them, embed documents on all of them, search.",
+    help="Use all your Ollama servers as one pool: find nodes, chat, embed documents on all of them, search.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -126,7 +126,7 @@ def _print_version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Reading a dashboard, or a gateway, that runs already: what `top` and `explain` have in common."""
+"""Read snapshots and explanations from a running dashboard or gateway, for `top` and `explain`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KeyOption = Annotated[
         "--api-key",
         envvar="SOLLOL_API_KEY",
         metavar="KEY",
-        help="A gateway's key, where it asks for one. In the environment, others cannot see it.",
+        help="A gateway's key, where it requires one. In SOLLOL_API_KEY, other users cannot see it.",
         show_default=False,
     ),
 ]
@@ -40,47 +40,57 @@ HOW_TO_START = "A program shows its pool with `run_unified_dashboard(pool, 8080)
 
 
 class NoAnswer(SollolError):
-    """Nothing that answers as a dashboard does, or it refused."""
+    """Report an address at which no dashboard or gateway answers."""
 
 
 class Refused(NoAnswer):
-    """It wants a key, or another one."""
+    """Report a gateway that requires a key, or another key."""
 
 
 class Remote:
-    """A dashboard's or a gateway's JSON, read over HTTP. `key` is sent to nothing but a gateway's own routes."""
+    """Read the JSON of a dashboard or a gateway over HTTP.
+
+    The key is sent only to a gateway's own routes.
+    """
 
     def __init__(self, transport: Transport, endpoint: Endpoint, prefix: str, key: str | None = None) -> None:
         self._transport, self._endpoint, self._prefix, self._key = transport, endpoint, prefix, key
 
     @property
     def url(self) -> str:
+        """Return the address."""
         return self._endpoint.url
 
     async def greet(self) -> None:
-        """Raises NoAnswer if it is not there. A gateway tells without a key that it is one."""
+        """Check that a dashboard or gateway answers; a gateway does so without a key.
+
+        Raises:
+            NoAnswer: Nothing answers there as expected.
+        """
         if self._prefix == DASHBOARD:
             await self.snapshot()
         elif (await self._get("health", keyless=True)).get("status") != "ok":
             raise NoAnswer(f"{self.url} does not answer as a SOLLOL gateway")
 
     async def snapshot(self) -> dict[str, Any]:
+        """Return the present snapshot."""
         found = await self._get("snapshot")
         if not found.keys() >= _NEEDED:
             raise NoAnswer(f"{self.url} does not answer as a SOLLOL dashboard")
         return found
 
     async def explain(self, task_id: int) -> dict[str, Any]:
+        """Return why a request was sent to its node."""
         return await self._get(f"explain/{task_id}")
 
-    async def _get(self, what: str, *, keyless: bool = False) -> dict[str, Any]:
+    async def _get(self, route: str, *, keyless: bool = False) -> dict[str, Any]:
         import msgspec
 
         from sollol.transport.base import Call, Timeouts, TransportFault
 
-        path = f"{self._prefix}/{what}"
+        path = f"{self._prefix}/{route}"
         with_key = self._key is not None and self._prefix == GATEWAY and not keyless
-        # Not as Authorization, which a URL with a user and a password has already.
+        # A URL with a user and a password already uses the header Authorization.
         headers = (("X-Api-Key", self._key or ""),) if with_key else ()
         call = Call("GET", path, headers=headers, timeouts=Timeouts(1.5, 6.0, 6.0))
         try:
@@ -98,7 +108,7 @@ class Remote:
             raise NoAnswer(str(found.get("error") or f"{self.url}{path} answers {reply.status}"))
         return found
 
-    def _refusal(self, status: int, told: str, with_key: bool) -> str:
+    def _refusal(self, status: int, message: str, with_key: bool) -> str:
         if status == 401 and with_key:
             return (
                 f"{self.url} does not know this key, or it was revoked. Check --api-key or SOLLOL_API_KEY; "
@@ -109,8 +119,8 @@ class Remote:
                 f"{self.url} asks for a key. Give it in SOLLOL_API_KEY, or with --api-key; "
                 "`sollol keys add NAME --admin` where the gateway runs makes one."
             )
-        if told and "allowed_hosts" not in told:
-            return f"{self.url}: {told}. Give it in SOLLOL_API_KEY, or with --api-key."
+        if message and "allowed_hosts" not in message:
+            return f"{self.url}: {message}. Give it in SOLLOL_API_KEY, or with --api-key."
         return (
             f"{self.url} does not answer to this name (403). What listens on one machine only answers to 127.0.0.1; "
             f"from another one take a tunnel: ssh -L {self._endpoint.port}:127.0.0.1:{self._endpoint.port} HOST"
@@ -125,7 +135,11 @@ def _configured() -> tuple[str, ...]:
 
 
 def checked(key: str | None) -> str | None:
-    """A key that can be sent, None for none. Raises BadInput, which does not repeat it."""
+    """Return a key that can be sent in a header, or None if it is empty.
+
+    Raises:
+        BadInput: It holds other characters; the message does not repeat the key.
+    """
     key = (key or "").strip()
     if not all("!" <= letter <= "~" for letter in key):
         raise BadInput("--api-key or SOLLOL_API_KEY is not a key; expected what `sollol keys add` printed")
@@ -133,8 +147,15 @@ def checked(key: str | None) -> str | None:
 
 
 async def attach(transport: Transport, url: str | None, key: str | None = None) -> Remote | None:
-    """The dashboard or gateway at `url`, which must be one; without a URL, the first on this machine, or None."""
-    key, why = checked(key), ""
+    """Return the dashboard or gateway at `url`, or the first one on this machine.
+
+    Returns:
+        None if there is no URL and none runs on this machine.
+
+    Raises:
+        NoAnswer: There is none at `url`.
+    """
+    key, reason = checked(key), ""
     for address in [url] if url is not None else (*_configured(), *LOCAL):
         endpoint = parse_endpoint(address, default_port=_DASHBOARD_PORT)
         for prefix in (DASHBOARD, GATEWAY):
@@ -142,9 +163,9 @@ async def attach(transport: Transport, url: str | None, key: str | None = None) 
             try:
                 await remote.greet()
             except NoAnswer as error:
-                why = why or str(error)
+                reason = reason or str(error)
             else:
                 return remote
     if url is not None:
-        raise NoAnswer(f"no dashboard there: {why}")
+        raise NoAnswer(f"no dashboard there: {reason}")
     return None

@@ -1,7 +1,7 @@
-"""`sollol bench`: how fast is each of my nodes, alone and all together?
+"""Implement `sollol bench`, which measures each node alone and all nodes together.
 
-Every node embeds alone, then all together do; together ÷ the sum of alone is the efficiency, and nothing beats 100 %.
-A node that fails is told of with its reason, and the others are measured all the same.
+Every node embeds alone, then all together. The efficiency is the rate together divided by the sum of the rates alone;
+100 % is the bound. A node that fails is listed with its reason, and the others are still measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ EPILOG = """\
 
   As everywhere (--nodes, SOLLOL_NODES, ..., discovery). If no Ollama is found
   at all, and with --simulated, four simulated nodes of given, unequal speeds
-  are started as processes: that shows SOLLOL, and says nothing of yours.
+  are started as processes. Their numbers do not describe your nodes.
 
 [bold]Exit codes[/bold]
 
@@ -150,7 +150,7 @@ def _place(nodes: str | None, simulated: bool, model: str | None, chat_model: st
             decode_tokens_per_s=tokens,
             prefill_tokens_per_s=10 * tokens,
             load_bytes_per_s=1e9,
-            vectors="cheap",  # nobody reads them, and making them is no part of the given speed
+            vectors="cheap",  # the vectors are not read, and their cost is not part of the given speed
         )
         for speed, tokens in zip(speeds, unequal(_SIMULATED_TOKENS_PER_S), strict=True)
     ]
@@ -185,7 +185,11 @@ def _measure(place: Place, plan: Plan, model: str | None, chat_model: str | None
 
 
 def _model(option: str, wanted: str | None, disks: Disks, ability: str) -> str | None:
-    """The model that was named, once it is certain that it can be used. Raises BadInput."""
+    """Return the canonical name of a model after checking that a node can use it.
+
+    Raises:
+        BadInput: No node has the model, or it lacks the ability.
+    """
     import asyncio
 
     from sollol.cli.models import abilities
@@ -205,7 +209,7 @@ def _model(option: str, wanted: str | None, disks: Disks, ability: str) -> str |
 
 
 def _embed(found: Findings, disks: Disks, steps: Steps) -> None:
-    """Each alone, all together, and the cost of a call on the fastest."""
+    """Measure embedding on each node, on all together, and the cost of a call on the fastest."""
     from sollol.cli import measure
 
     model, rows = found.model, found.rows
@@ -233,7 +237,7 @@ def _embed(found: Findings, disks: Disks, steps: Steps) -> None:
 
 
 def _chat(found: Findings, disks: Disks, steps: Steps) -> None:
-    """Last, because loading a chat model may push the embedding model out of memory."""
+    """Measure the chat model last, because loading it may unload the embedding model."""
     from sollol.cli import measure
 
     model, rows = found.chat_model, found.rows
@@ -244,11 +248,11 @@ def _chat(found: Findings, disks: Disks, steps: Steps) -> None:
 
 
 def _try(problems: list[str], what: str, measure: Callable[..., T], *args: Any) -> T | None:
-    """What was measured, or None: the reason is then among the problems."""
+    """Return a measurement, or None after appending the reason to `problems`."""
     try:
         return measure(*args)
     except SollolError as error:
         tried = error.tried if isinstance(error, NoNodeAvailable) else ()
-        # Of a single node the reason is enough; the rest of the message only names that node.
+        # For a single node, the rest of the message only repeats its name.
         problems.append(what + (tried[0][1] if len(tried) == 1 else str(error)))
         return None

@@ -1,4 +1,4 @@
-"""`sollol chat`: a question, or a conversation, on the node that would answer first."""
+"""Implement `sollol chat`: one answer or a conversation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EPILOG = """\
 
 [bold]A conversation[/bold]
 
-  Without PROMPT, in a terminal: each line is a message, and the model
-  remembers those before. /clear forgets them, /bye or Ctrl-D ends it,
+  Without PROMPT, in a terminal: each line is a message, and the earlier
+  ones are sent with it. /clear removes them, /bye or Ctrl-D ends it,
   Ctrl-C stops an answer. Text that is piped in stands before PROMPT.
 
 [bold]Exit codes[/bold]
@@ -36,13 +36,13 @@ EPILOG = """\
   130  interrupted
 """
 _PATIENCE_S = 0.5
-_HELP = "/clear forgets what was said, /bye ends. Ctrl-C stops an answer."
+_HELP = "/clear removes the messages so far, /bye ends. Ctrl-C stops an answer."
 
 
 def chat(
     model: Annotated[str, typer.Option("--model", "-m", help="The chat model.", show_default=False)],
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="What to say.", show_default=False)] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The message.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
     nodes: NodesOption = None,
     mode: Annotated[
         str | None, typer.Option(metavar="MODE", help="fast, reliable or async; else the soonest completion.")
@@ -50,24 +50,24 @@ def chat(
     priority: Annotated[int, typer.Option(min=0, max=10, help="0 (can wait) to 10 (urgent).")] = 5,
     num_ctx: Annotated[int | None, typer.Option("--num-ctx", metavar="N", min=1, help="Context in tokens.")] = None,
     show_routing: Annotated[
-        bool, typer.Option("--show-routing", help="Say which node answered, and its predicted and actual time.")
+        bool, typer.Option("--show-routing", help="Print which node answered, and its predicted and actual time.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a chat model, on the node that would finish first. The answer is printed as it comes."""
-    asks: dict[str, Any] = {"mode": mode, "priority": priority}
+    """Send a prompt to a chat model, on the node that would finish first, and print its answer."""
+    options: dict[str, Any] = {"mode": mode, "priority": priority}
     if num_ctx is not None:
-        asks["options"] = {"num_ctx": num_ctx}
-    said = _piped()
-    text = "\n\n".join(part for part in (said, prompt) if part and part.strip())
-    talking = said is None and prompt is None
+        options["options"] = {"num_ctx": num_ctx}
+    piped = _piped()
+    text = "\n\n".join(part for part in (piped, prompt) if part and part.strip())
+    talking = piped is None and prompt is None
     if not talking and not text:
         raise BadInput("there is no prompt; expected PROMPT, or text on standard input")
     if talking and as_json:
         raise BadInput("--json needs a prompt; expected PROMPT, or text on standard input")
     with fleet.open_pool(fleet.choose(nodes).endpoints) as pool:
-        _know_the_nodes(pool)
-        talk = Conversation(pool, model, system, asks, show_routing)
+        _probe_nodes(pool)
+        talk = Conversation(pool, model, system, options, show_routing)
         if talking:
             converse(talk, _lines())
         elif as_json:
@@ -76,42 +76,44 @@ def chat(
             talk.answer(text)
 
 
-def _know_the_nodes(pool: Any) -> None:
-    """Else the first question would go to whichever node answers its first probe: this machine, not the GPU."""
-    pool.warm_models([])  # loads nothing: it wakes the pool, which then asks its nodes how they are
+def _probe_nodes(pool: Any) -> None:
+    """Wait briefly for all probes, so that the prompt does not go to the first node that answers one."""
+    pool.warm_models([])  # loads nothing, and starts the probes
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end and any(node.state == "unknown" for node in pool.nodes):
         time.sleep(0.005)
 
 
 class Conversation:
-    """A pool, a model, and what was said so far."""
+    """Hold a pool, a model and the messages so far."""
 
-    def __init__(self, pool: Any, model: str, system: str | None, asks: dict[str, Any], show_routing: bool) -> None:
-        self._pool, self._model, self._asks, self._show_routing = pool, model, asks, show_routing
+    def __init__(self, pool: Any, model: str, system: str | None, options: dict[str, Any], show_routing: bool) -> None:
+        self._pool, self._model, self._options, self._show_routing = pool, model, options, show_routing
         self._start: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._start)
 
     def clear(self) -> None:
+        """Remove all messages but the system prompt."""
         self.messages = list(self._start)
 
     def answer(self, text: str) -> None:
-        """Ask, and print the answer as it comes. What was said before an interruption stays said."""
+        """Send a message and print the answer as it arrives; keep the part before an interruption."""
         self.messages.append({"role": "user", "content": text})
-        heard: list[str] = []
+        received: list[str] = []
         try:
-            self._print(self._pool.chat(self._model, self.messages, stream=True, **self._asks), heard)
+            self._print(self._pool.chat(self._model, self.messages, stream=True, **self._options), received)
         finally:
-            if heard:
-                self.messages.append({"role": "assistant", "content": "".join(heard)})
+            if received:
+                self.messages.append({"role": "assistant", "content": "".join(received)})
             else:
                 self.messages.pop()
 
     def answer_whole(self, text: str) -> dict[str, Any]:
-        answer = self._pool.chat(self._model, [*self.messages, {"role": "user", "content": text}], **self._asks)
+        """Send a message and return the whole answer with its routing record."""
+        answer = self._pool.chat(self._model, [*self.messages, {"role": "user", "content": text}], **self._options)
         return {**answer.model_dump(), "routing": answer.routing}
 
-    def _print(self, stream: Iterator[Any], heard: list[str]) -> None:
+    def _print(self, stream: Iterator[Any], received: list[str]) -> None:
         routing: Any = None
         thinking = False
         try:
@@ -120,9 +122,9 @@ class Conversation:
                     thinking = True
                     stderr().print(printable(part.message.thinking), end="", soft_wrap=True, style="dim")
                 if part.message.content:
-                    if thinking and not heard:
+                    if thinking and not received:
                         note("")
-                    heard.append(part.message.content)
+                    received.append(part.message.content)
                     _write(part.message.content)
                 routing = part.routing or routing
         finally:
@@ -132,7 +134,7 @@ class Conversation:
 
 
 def in_words(routing: Any) -> str:
-    """The routing record in a line."""
+    """Return the routing record as one line."""
     tried = f", after {', '.join(row['node'] for row in routing.tried)}" if routing.tried else ""
     return printable(
         f"[{routing.node} ({'; '.join(routing.reasons)}); predicted {millis(routing.predicted_ms)}, "
@@ -141,7 +143,7 @@ def in_words(routing: Any) -> str:
 
 
 def converse(talk: Conversation, lines: Iterator[str]) -> None:
-    """Line by line until there are no more. An error or Ctrl-C ends an answer, not the conversation."""
+    """Answer each line until there are no more; an error or Ctrl-C ends only the answer."""
     note(_HELP)
     for line in lines:
         match line.strip():
@@ -164,24 +166,24 @@ def converse(talk: Conversation, lines: Iterator[str]) -> None:
 def _lines() -> Iterator[str]:
     try:
         import readline  # noqa: F401 - editing and history for input()
-    except ImportError:  # Windows has its own
+    except ImportError:  # Windows has no readline and does not need it
         pass
-    ask: Callable[[str], str] = input
+    read_line: Callable[[str], str] = input
     while True:
         try:
-            yield ask(">>> ")
+            yield read_line(">>> ")
         except EOFError:
             print()
             return
 
 
 def _piped() -> str | None:
-    """What was piped in; None from a terminal."""
+    """Return the text of standard input, or None where it is a terminal."""
     if sys.stdin is None or sys.stdin.isatty():
         return None
     return sys.stdin.read()
 
 
 def _write(text: str) -> None:
-    """A piece of the answer, at once. To a file it goes as it came; to a terminal without what would command it."""
+    """Print a piece of the answer at once; on a terminal, with control characters escaped."""
     print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)

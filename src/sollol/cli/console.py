@@ -1,7 +1,7 @@
-"""What every command says, and where: results on stdout, everything else on stderr.
+"""Print results on stdout and everything else on stderr, for all commands.
 
-So `sollol embed … --json | jq` works while a progress bar runs. Text that came from files, nodes or users is
-printed as it is, never read as markup.
+Thus `sollol embed … --json | jq` works while a progress bar runs. Text from files, nodes or users is never parsed as
+markup.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from sollol.printable import printable_json
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_BUSY = 75  # EX_TEMPFAIL of sysexits.h: the address is taken, which may pass
+EXIT_BUSY = 75  # EX_TEMPFAIL of sysexits.h: the address is in use, perhaps for a short time
 EXIT_INTERRUPTED = 130
-_PIPE_WIDTH = 160  # a pipe has no width; narrower, and rich would cut long names
+_PIPE_WIDTH = 160  # a pipe has no width, and rich would cut long names at 80
 
 
 class Stopped(SollolError):
-    """The user pressed Ctrl-C; the message says how to continue."""
+    """Report that the user pressed Ctrl-C; the message describes how to continue."""
 
 
 class Shown(Console):
-    """A console on which text of others commands nothing, wherever it stands: in a line, a table or a live display."""
+    """Escape terminal commands in all text of a console, also in tables and live displays."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of a renderable with their text escaped."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -47,10 +48,12 @@ class Shown(Console):
 
 
 def stdout() -> Console:
+    """Return the console of standard output."""
     return _console(stderr=False)
 
 
 def stderr() -> Console:
+    """Return the console of standard error."""
     return _console(stderr=True)
 
 
@@ -58,7 +61,7 @@ _consoles: dict[bool, tuple[object, Console]] = {}
 
 
 def _console(*, stderr: bool) -> Console:
-    """One for each stream: a line that is printed on a live display's own console appears above it."""
+    """Return the one console of a stream, so that lines appear above a live display of it."""
     stream = sys.stderr if stderr else sys.stdout
     stream = getattr(stream, "rich_proxied_file", stream)
     known, console = _consoles.get(stderr, (None, None))
@@ -70,21 +73,22 @@ def _console(*, stderr: bool) -> Console:
 
 
 def say(line: str = "") -> None:
-    """A line of the result."""
+    """Print a line of the result."""
     stdout().print(line, soft_wrap=True)
 
 
 def note(line: str) -> None:
-    """A line about the work, on stderr."""
+    """Print a line about the work on stderr."""
     stderr().print(line, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
     print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the one look that all commands share; `right` names the columns of numbers."""
+    """Return an empty table in the style of all commands; `right` names the columns of numbers."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
@@ -92,6 +96,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def exit_code(error: BaseException) -> int:
+    """Return the exit code for an error."""
     if isinstance(error, (Stopped, KeyboardInterrupt)):
         return EXIT_INTERRUPTED
     if isinstance(error, AddressUnavailable) and error.is_passing:
@@ -100,7 +105,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def tell_error(error: BaseException) -> None:
-    """One clear message on stderr, with the notes that were added on the way up."""
+    """Print an error and its notes on stderr."""
     if isinstance(error, KeyboardInterrupt):
         note("Interrupted.")
         return
@@ -110,19 +115,19 @@ def tell_error(error: BaseException) -> None:
 
 
 def tell_failure(error: OSError) -> None:
-    """One sentence on stderr for what the system refused: a full disk, a file that cannot be read."""
+    """Print an error of the operating system on stderr, such as a full disk or an unreadable file."""
     where = f"{error.filename}: " if error.filename is not None else ""
     with contextlib.suppress(OSError):  # stderr may be on the same disk
         note(f"Error: {where}{error.strerror or error}")
     try:
         sys.stdout.flush()
-    except OSError:  # what it still holds would be written at the end, and fail there once more
+    except OSError:  # the rest of its buffer would fail again at the exit
         with contextlib.suppress(OSError):
             sys.stdout.close()
 
 
 def tell_warnings() -> None:
-    """Show warnings as a line for a user, not as a place in the source."""
+    """Print warnings as one line for a user, without a place in the source."""
 
     def show(
         message: Warning | str,
@@ -135,43 +140,44 @@ def tell_warnings() -> None:
         warn(str(message))
 
     warnings.showwarning = show
-    if logging.lastResort is not None:  # what is logged goes to stderr where nobody has set it up otherwise
+    if logging.lastResort is not None:  # prints log records on stderr if no handler is installed
         logging.lastResort.setFormatter(ShownFormatter("%(message)s"))
 
 
 class ShownFormatter(logging.Formatter):
-    """Writes log lines in which text of others commands nothing."""
+    """Escape terminal commands in log lines."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the escaped line of a record."""
         return printable(super().format(record))
 
 
 def warn(message: str) -> None:
-    """A line on stderr about what may make the result worth less."""
+    """Print a warning on stderr."""
     stderr().print(Text.assemble(("Warning: ", "bold yellow"), message), soft_wrap=True)
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 file`, `2 files`, `1,234 passages`."""
+    """Return a count with its noun: `1 file`, `2 files`, `1,234 passages`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def millis(value: float | None) -> str:
-    """Milliseconds at a glance: `812 ms`, `3.4 s`, `2 min 05 s`; `-` for none."""
+    """Return milliseconds as text: `812 ms`, `3.4 s`, `2 min 05 s`; `-` for None."""
     if value is None:
         return "-"
     return f"{value:.0f} ms" if value < 999.5 else seconds(value / 1000)
 
 
 def size(count: int) -> str:
-    """Bytes as Ollama shows them: `274 MB`, `2.0 GB`; `-` for none."""
+    """Return bytes as Ollama prints them: `274 MB`, `2.0 GB`; `-` for zero."""
     if count <= 0:
         return "-"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def seconds(value: float) -> str:
-    """A duration at a glance: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Return a duration as text: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
     if value < 9.95:
         return f"{value:.1f} s"
     whole = round(value)

@@ -1,4 +1,4 @@
-"""`sollol dashboard`: the live page for nodes that no program of yours shows yet."""
+"""Implement `sollol dashboard`, which serves the live page of nodes without a pool."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EPILOG = """\
 
 [bold]What it shows[/bold]
 
-  The nodes and the models in their memory, asked directly. Queue and
-  requests are in the program that has the pool: it shows them with
+  The nodes and the models in their memory, read from them directly. Queue
+  and requests are in the program that has the pool: it shows them with
   run_unified_dashboard(pool, 8080).
 
 [bold]Exit codes[/bold]
@@ -48,8 +48,8 @@ def dashboard(
         say(url)
     note(f"{plural(len(chosen.endpoints), 'node')} (from {chosen.how}). Ctrl-C ends it.")
     if not is_loopback(host):
-        note("There is no password: whoever reaches this address sees the names of nodes and models.")
+        note("There is no password: everybody who reaches this address sees the names of nodes and models.")
     try:
         page.run()
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the normal end
         note("")

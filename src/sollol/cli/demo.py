@@ -1,9 +1,8 @@
-"""`sollol demo`: the whole promise in a quarter of a minute, measured and checked while one watches.
+"""Implement `sollol demo`, which embeds documents on unequal nodes and kills one midway.
 
-Documents are embedded on unequal nodes, one of which is killed midway. Then the claims are held against the facts:
-every passage is in the index, a sample of vectors equals what a node answers when asked directly, and the time
-stands beside the fluid bound, which no scheduler can beat. Every number comes from the run that prints it; the
-speeds of simulated nodes are the ones they were given.
+The result is then checked: every passage is in the index, a sample of vectors equals a node's direct answers, and the
+time is compared with the fluid bound, the least time of any scheduler. Every number is measured in the run that prints
+it, but for the given speeds of simulated nodes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from sollol.index.chunks import Cut
     from sollol.index.nearest import Hit
 
-_SIZE, _OVERLAP = 160, 30  # small passages: a demo needs some hundred of them
-_LEAST_CHARS = 10_000  # of a checkout's own documents, to be worth showing
+_SIZE, _OVERLAP = 160, 30  # small passages, because a demo needs some hundred of them
+_LEAST_CHARS = 10_000  # least size of a checkout's documents; smaller ones are replaced by the package's texts
 _SAMPLE = 12
 _SAME_DIRECTION = 0.999  # a GPU and a CPU round differently
 _QUESTION = "What happens to the work when a node dies?"
@@ -61,7 +60,7 @@ EPILOG = """\
 
 
 class Report(NamedTuple):
-    """All that a run showed. `bound_s` is the least time that these nodes could have needed."""
+    """Hold the results of a run; `bound_s` is the least time in seconds that these nodes need."""
 
     stage: Stage
     files: int
@@ -77,6 +76,7 @@ class Report(NamedTuple):
 
     @property
     def efficiency(self) -> float:
+        """Return the bound divided by the measured time, 0 to 1."""
         return self.bound_s / self.outcome.seconds if self.outcome.seconds else 0.0
 
 
@@ -85,12 +85,12 @@ def demo(
         Path | None, typer.Argument(metavar="FOLDER", help="Documents to use instead of SOLLOL's own.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="The embedding model.", show_default=False)] = None,
-    ask: Annotated[str | None, typer.Option(help="The question to ask at the end.", show_default=False)] = None,
+    ask: Annotated[str | None, typer.Option(help="The question to search for at the end.", show_default=False)] = None,
     nodes: NodesOption = None,
     discover: Annotated[bool, typer.Option("--discover", help="Look for nodes in the private networks too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """See it work: embed documents on unequal nodes, lose one midway, lose nothing else, and ask a question."""
+    """Embed documents on unequal nodes, kill one midway, check that no passage is lost, and search for a question."""
     need("numpy")
     from sollol.cli.demo_nodes import stage
     from sollol.index.chunks import Cut
@@ -116,7 +116,7 @@ def demo(
 
 
 def own_documents() -> list[Path]:
-    """The README and docs of a checkout; from a wheel, the texts in the package."""
+    """Return the README and docs of a checkout; from a wheel, the texts in the package."""
     here = Path(__file__).resolve()
     root = here.parents[3]
     if (root / "pyproject.toml").is_file():
@@ -128,12 +128,12 @@ def own_documents() -> list[Path]:
 
 
 def _short(path: Path) -> Path:
-    """As seen from the current folder, if it is below it."""
+    """Return a path relative to the current folder, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _a_sentence(passages: list[Passage]) -> str:
-    """Some words from the middle of somebody's documents: a question that surely has an answer."""
+    """Return words from the middle of the documents, as a question that has an answer."""
     return " ".join(passages[len(passages) // 2].text.split()[:12])
 
 
@@ -169,7 +169,7 @@ def _perform(place: Stage, documents: Documents, expected: list[Passage], cut: C
 
 
 class _Killer:
-    """Called after each result; kills the victim once half of the passages are done."""
+    """Kill the victim once half of the passages are done; called after each result."""
 
     def __init__(self, place: Stage, passages: int) -> None:
         self._place, self._half = place, passages / 2
@@ -185,32 +185,32 @@ class _Killer:
 
 
 def _missing(out: Path, expected: list[Passage]) -> tuple[int, list[tuple[Passage, Any]]]:
-    """How many passages are not in the index, and a sample of those that are, with their vectors."""
+    """Return the number of passages missing from the index, and a sample of the others with their vectors."""
     from collections import Counter
 
     from sollol.index import format as index_format
 
-    wanted = Counter(expected)
+    left = Counter(expected)
     every = -(-len(expected) // _SAMPLE)
     sample = []
     position = 0
     for block in index_format.blocks(out):
         for passage, vector in zip(block.passages, block.vectors, strict=True):
-            wanted[passage] -= 1
+            left[passage] -= 1
             if position % every == 0:
                 sample.append((passage, vector))
             position += 1
-    return sum(abs(count) for count in wanted.values()), sample
+    return sum(abs(count) for count in left.values()), sample
 
 
 def _fastest(place: Stage, outcome: EmbedOutcome) -> Endpoint:
-    """Of the nodes that are up, the one that did most."""
+    """Return the node that embedded most items, among those that are up."""
     done = {row.node: row.items for row in outcome.nodes if row.state != "down" and row.node != place.victim_key}
     return max(place.endpoints, key=lambda endpoint: done.get(endpoint.key, -1))
 
 
 def _compare(node: Endpoint, model: str, sample: list[tuple[Passage, Any]]) -> tuple[int, int]:
-    """Ask a node for the sample, past the pool: how many were compared, and how many differ."""
+    """Embed the sample on one node without the pool, and return the vectors compared and those that differ."""
     import asyncio
 
     import numpy as np
@@ -220,7 +220,7 @@ def _compare(node: Endpoint, model: str, sample: list[tuple[Passage, Any]]) -> t
     body = {"model": model, "input": [passage.text for passage, _ in sample]}
     answer = asyncio.run(post(node, "/api/embed", body))
     if answer is None:
-        raise SollolError(f"{node.key} did not answer when it was asked directly, so nothing was compared")
+        raise SollolError(f"{node.key} did not answer a direct request, so nothing was compared; run `sollol nodes`")
     direct = np.asarray(answer["embeddings"], np.float32)
     ours = np.stack([vector for _, vector in sample])
     norms = np.linalg.norm(direct, axis=1) * np.linalg.norm(ours, axis=1)
@@ -229,7 +229,7 @@ def _compare(node: Endpoint, model: str, sample: list[tuple[Passage, Any]]) -> t
 
 
 def _bound(place: Stage, outcome: EmbedOutcome, items: int, killed_at_s: float | None) -> float:
-    """The least seconds: from the given speeds of simulated nodes, else from the rates that were measured."""
+    """Return the least seconds, from the given speeds of simulated nodes or else the measured rates."""
     from sollol.sim import fluid_bound
 
     rates = place.rates or {row.node: row.items_per_s for row in outcome.nodes}
@@ -272,7 +272,7 @@ def _tell(report: Report) -> None:
     whole = "nothing was lost" if not report.lost else f"{report.lost} WERE LOST"
     say(f"{report.passages - report.lost:,} of {plural(report.passages, 'passage')} are in the index: {whole}.")
     same = report.compared - report.different
-    say(f"{same} of {report.compared} vectors equal what a node answers when asked directly.")
+    say(f"{same} of {report.compared} vectors equal a node's answer to a direct request.")
     say(
         f"It took {seconds(report.outcome.seconds)}. No scheduler could have needed less than "
         f"{seconds(report.bound_s)} (the fluid bound): efficiency {report.efficiency:.0%}."

@@ -1,7 +1,7 @@
-"""The nodes of the demo: real ones that somebody named or that run here, else four simulated processes.
+"""Choose the nodes of the demo: named ones, this machine's own, or else four simulated processes.
 
-Looking for real nodes must not surprise anybody: without `--discover` only what is named and this machine's own
-Ollama are asked, and no network is searched. Only simulated nodes are ever killed.
+Without `--discover`, only named nodes and this machine's own Ollama are probed, and no network is searched. Only
+simulated nodes are killed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sollol.core.types import canonical_model
 from sollol.errors import BadInput
 
 SIMULATED_MODEL = "nomic-embed-text"
-VICTIM = 1  # the second fastest: a loss that hurts
-AIM_S = 7.0  # without the death, at the sum of all speeds
+VICTIM = 1  # the second fastest, whose loss matters
+AIM_S = 7.0  # duration without the loss, at the sum of all speeds
 _ITEMS_PER_S = (16.0, 1500.0)  # the least and the most of all simulated nodes together
 
 
 class Stage(NamedTuple):
-    """Where the demo plays. `rates` (items/s by node) are known of simulated nodes only; so is `victim`."""
+    """Hold the nodes of the demo; `rates` (items/s by node) and `victim` are set for simulated nodes only."""
 
     endpoints: tuple[Endpoint, ...]
     model: str
@@ -36,16 +36,18 @@ class Stage(NamedTuple):
 
     @property
     def simulated(self) -> bool:
+        """Check whether the nodes are simulated."""
         return bool(self.rates)
 
     @property
     def victim_key(self) -> str:
+        """Return the address of the node to kill, "" for none."""
         return self.endpoints[VICTIM].key if self.victim else ""
 
 
 @contextlib.contextmanager
 def stage(nodes: str | None, discover: bool, model: str | None, passages: int) -> Iterator[Stage]:
-    """Real nodes if there are any with an embedding model, else simulated ones, sized for so many passages."""
+    """Yield the real nodes with an embedding model, or else simulated nodes with speeds for `passages`."""
     found = asyncio.run(_real(*_places(nodes, discover), model))
     if found is not None:
         yield found

@@ -1,4 +1,4 @@
-"""`sollol discover`: which Ollama nodes are there?"""
+"""Implement `sollol discover`, which lists the Ollama nodes of the private networks."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def discover(
     port: Annotated[
         list[int] | None, typer.Option(metavar="N", help="Instead of 11434. Repeatable.", show_default=False)
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Bounds everything, in seconds.")] = 2.0,
+    timeout: Annotated[float, typer.Option(metavar="S", help="The time of the whole search, in seconds.")] = 2.0,
     everything: Annotated[
         bool, typer.Option("--all", help="Search the whole of a large network, up to a /16.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find Ollama nodes: each machine and port once, whatever the number of its addresses."""
-    asked: dict[str, Any] = {"discover_all_nodes": everything, "subnets": subnet or None}
+    options: dict[str, Any] = {"discover_all_nodes": everything, "subnets": subnet or None}
     if port:
-        asked["ports"] = port
-    found = fleet.search_networks(timeout, **asked)
+        options["ports"] = port
+    found = fleet.search_networks(timeout, **options)
     if as_json:
         print_json({"nodes": [_as_json(node) for node in found]})
         return

@@ -1,7 +1,7 @@
-"""`sollol embed`: documents in, one index file out, every node at work.
+"""Implement `sollol embed`, which embeds documents on all nodes and writes one index file.
 
-Documents are read in this thread while the pool embeds in its own; what comes back goes to the log at once. So
-memory does not grow with the collection, and the moment of an interruption does not matter.
+Documents are read in this thread while the pool embeds in its own, and each result is written to the log at once.
+Memory does not grow with the collection, and a run can be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sollol.index.build import Build
 
 _SHOWN = 20  # problems that are listed one by one
-_QUICKLY_WRITTEN = 20_000  # passages; more take seconds to write, in which nothing else would be said
-_SAYS_MODEL = (404, 501)  # the model is missing or cannot embed: every other passage would be refused as well
+_QUICKLY_WRITTEN = 20_000  # passages; writing more takes seconds and is announced
+_MODEL_FAULTS = (404, 501)  # the model is missing or cannot embed, so every passage would be refused
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -54,11 +54,11 @@ EPILOG = """\
 
 
 class Failed(SollolError):
-    """The run cannot go on, or not all of it was done."""
+    """Report a run that cannot continue, or that left passages out."""
 
 
 class EmbedOutcome(NamedTuple):
-    """What a run did, measured."""
+    """Hold the measured results of a run."""
 
     seconds: float
     nodes: list[NodeRow]
@@ -76,7 +76,9 @@ def embed(
         typer.Option("--out", "-o", help="The index to write: .npz, .jsonl or .parquet.", show_default=False),
     ],
     chunk_size: Annotated[int, typer.Option(metavar="CHARS", help="The longest passage.")] = 1000,
-    overlap: Annotated[int, typer.Option(metavar="CHARS", help="What a passage repeats of the one before.")] = 150,
+    overlap: Annotated[
+        int, typer.Option(metavar="CHARS", help="The characters that a passage repeats of the one before.")
+    ] = 150,
     nodes: NodesOption = None,
     priority: Annotated[int, typer.Option(min=0, max=10, help="0 (can wait) to 10 (urgent).")] = 5,
     strict: Annotated[
@@ -128,7 +130,7 @@ def _refuse_problems(problems: list[Skipped]) -> None:
 
 
 def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -> tuple[EmbedOutcome, int]:
-    """Embed and write. Returns what happened, and how many passages the model refused."""
+    """Embed and write; return the outcome and the number of passages that the model refused."""
     try:
         outcome = _embed_new(build, documents, nodes, priority)
         if build.total > _QUICKLY_WRITTEN:
@@ -136,7 +138,7 @@ def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -
         return outcome, len(build.finish())
     except KeyboardInterrupt:
         raise Stopped(_how_to_continue(build)) from None
-    except ResponseError as error:  # not one passage's fault, or it would have been listed
+    except ResponseError as error:  # the fault of one passage would be listed instead
         raise Failed(f"the model {build.model} cannot embed: {error}") from error
     except SollolError as error:
         if len(build.log):
@@ -145,7 +147,7 @@ def _run(build: Build, documents: Documents, nodes: str | None, priority: int) -
 
 
 def _embed_new(build: Build, documents: Documents, nodes: str | None, priority: int) -> EmbedOutcome:
-    """Embed what has no vector yet. Without any such passage no node is needed, or asked for."""
+    """Embed the passages without a vector; if there is none, use no node."""
     inputs = build.inputs(documents.passages(build.log.cut))
     first = next(inputs, None)
     if first is None:
@@ -168,8 +170,16 @@ def stream(
     priority: int = 5,
     after: Callable[[Build], None] = lambda build: None,
 ) -> EmbedOutcome:
-    """Feed the pool and keep what comes back, calling `after` each time. `pool` is an OllamaPool, or has its
-    `embed_stream` and `get_stats`."""
+    """Embed the inputs on a pool and add the results to the build.
+
+    Args:
+        build: The index to extend.
+        documents: The documents that the inputs come from.
+        pool: An OllamaPool, or an object with its `embed_stream` and `get_stats`.
+        inputs: The texts of the passages.
+        priority: The priority of the batch, 0 to 10.
+        after: Called after each result.
+    """
     refused: list[str] = []
     first_error: ResponseError | None = None
 
@@ -183,7 +193,7 @@ def stream(
     with Progress(count, pool.get_stats) as progress:
         for index, result in results:
             if isinstance(result, ResponseError):
-                if result.status_code in _SAYS_MODEL:
+                if result.status_code in _MODEL_FAULTS:
                     raise result
                 first_error = first_error or result
                 refused.append(f"{place(build.refuse(index))}: {result}")
@@ -251,7 +261,7 @@ def _as_json(build: Build, documents: Documents, outcome: EmbedOutcome) -> dict[
 
 
 def _kinds(others: Counter[str]) -> str:
-    """The endings of files that were left out, the most frequent first."""
+    """Return the endings of files that were left out, the most frequent first."""
     named = [f"{count:,} {kind or 'without an ending'}" for kind, count in others.most_common(_SHOWN)]
     more = len(others) - len(named)
     return ", ".join(named) + (f" and {more:,} more kinds" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""`sollol explain`: why a request went where it went, told by the dashboard of the program that sent it."""
+"""Implement `sollol explain`, which prints why a request was sent to its node."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EPILOG = """\
 [bold]Where the number is[/bold]
 
   In the dashboard, in `sollol top`, and in a program as answer.routing.id.
-  A pool remembers its last 1,000 calls. A gateway with keys explains to
-  each what was asked with it (SOLLOL_API_KEY), to an admin key everything.
+  A pool keeps its last 1,000 calls. A gateway with keys explains the calls
+  made with your key (SOLLOL_API_KEY), and all calls to an admin key.
 
 [bold]Exit codes[/bold]
 
   0    explained
-  1    no dashboard answers, it does not know this number, or wants a key
+  1    no dashboard answers, it has no such number, or it requires a key
 """
 
 
@@ -37,70 +37,78 @@ def explain(
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell why a request went where it went: the nodes it could have gone to, with the terms of each prediction."""
+    """Explain why a request was sent to its node: the candidates, with the terms of each prediction."""
     import asyncio
 
-    told = asyncio.run(_ask(number, url, api_key))
+    record = asyncio.run(_read(number, url, api_key))
     if as_json:
-        print_json(told)
+        print_json(record)
         return
-    _say(told)
+    _say(record)
 
 
-async def _ask(number: int, url: str | None, key: str | None) -> dict[str, Any]:
+async def _read(number: int, url: str | None, key: str | None) -> dict[str, Any]:
     from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     try:
         remote = await attach(transport, url, key)
         if remote is None:
-            raise NoAnswer(f"no dashboard runs on this machine (ports 11435 and 8080 were asked). {HOW_TO_START}")
+            raise NoAnswer(f"no dashboard runs on this machine (ports 11435 and 8080 were tried). {HOW_TO_START}")
         return await remote.explain(number)
     finally:
         await transport.aclose()
 
 
-def _say(told: Mapping[str, Any]) -> None:
-    state = told.get("outcome") if told.get("state") == "done" else told.get("state")
-    stdout().print(Text(printable(f"Call {told['id']}: {told['kind']} with {told['model']}, {state}"), style="bold"))
-    for name, value in _facts(told):
+def _say(record: Mapping[str, Any]) -> None:
+    state = record.get("outcome") if record.get("state") == "done" else record.get("state")
+    stdout().print(
+        Text(printable(f"Call {record['id']}: {record['kind']} with {record['model']}, {state}"), style="bold")
+    )
+    for name, value in _facts(record):
         say(f"{name:<10} {printable(value)}")
-    for attempt in told.get("running", ()):
+    for attempt in record.get("running", ()):
         say()
         say(printable(f"Running on {attempt['node']} ({attempt['reason']})"))
         say(f"{millis(attempt['elapsed_ms'])} of {millis(attempt['predicted_ms'])} predicted")
         _say_candidates(attempt["candidates"], attempt["node"])
-    _say_candidates(told.get("candidates", ()), told.get("node", ""))
-    if told.get("tried"):
-        say("\nTried before" if told.get("outcome") == "ok" or told.get("state") != "done" else "\nWhat each node said")
-        for row in told["tried"]:
+    _say_candidates(record.get("candidates", ()), record.get("node", ""))
+    if record.get("tried"):
+        say(
+            "\nTried before"
+            if record.get("outcome") == "ok" or record.get("state") != "done"
+            else "\nWhat each node said"
+        )
+        for row in record["tried"]:
             parts = [row["node"], row.get("outcome", ""), row["why"], millis(row["ms"]) if "ms" in row else ""]
             say("  " + printable(": ".join(part for part in parts if part)))
-    for seam in told.get("seams", ()):
+    for seam in record.get("seams", ()):
         say(printable(f"{seam['node']} went on after {seam['characters']:,} characters ({seam['tokens']:,} tokens)"))
-    for item, error in told.get("item_errors", {}).items():
+    for item, error in record.get("item_errors", {}).items():
         say(printable(f"item {item}: {error}"))
 
 
-def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What there is to say in a line each; times only where there is one."""
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names and values to print, without those that are missing."""
     actual = ""
-    if told.get("actual_ms"):
-        share = f" ({told['actual_ms'] / told['predicted_ms']:.2f} of predicted)" if told.get("predicted_ms") else ""
-        actual = millis(told["actual_ms"]) + share
-    waits = f"{told['position']}, starts in {millis(told['eta_ms'])}" if "position" in told else ""
+    if record.get("actual_ms"):
+        share = (
+            f" ({record['actual_ms'] / record['predicted_ms']:.2f} of predicted)" if record.get("predicted_ms") else ""
+        )
+        actual = millis(record["actual_ms"]) + share
+    waits = f"{record['position']}, starts in {millis(record['eta_ms'])}" if "position" in record else ""
     facts = [
-        ("error", told.get("error")),
-        ("node", told.get("node")),
-        ("why there", told.get("reason")),
-        ("predicted", millis(told["predicted_ms"]) if told.get("predicted_ms") else ""),
+        ("error", record.get("error")),
+        ("node", record.get("node")),
+        ("why there", record.get("reason")),
+        ("predicted", millis(record["predicted_ms"]) if record.get("predicted_ms") else ""),
         ("actual", actual),
-        ("waited", millis(told["queue_ms"]) if "queue_ms" in told else ""),
+        ("waited", millis(record["queue_ms"]) if "queue_ms" in record else ""),
         ("position", waits),
-        ("attempts", told.get("attempts")),
-        ("task", told.get("task_type")),
-        ("mode", told.get("mode")),
-        ("app", told.get("app")),
+        ("attempts", record.get("attempts")),
+        ("task", record.get("task_type")),
+        ("mode", record.get("mode")),
+        ("app", record.get("app")),
     ]
     return [(name, str(value)) for name, value in facts if value]
 

@@ -1,4 +1,4 @@
-"""What `sollol bench` has found, and how it is told: a table for people, JSON for programs, and what to beware of."""
+"""Hold the results of `sollol bench`, and print them as a table, as JSON, and as warnings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from sollol.cli.measure import Alone, CallCost, Plan, Talk
     from sollol.engine.batch_report import BatchReport
 
-_TOO_SHORT = 0.5  # of the time asked for: a rate from less is rough
+_TOO_SHORT = 0.5  # share of `--seconds`; a rate from a shorter time is rough
 
 
 class Place(NamedTuple):
-    """The nodes to measure. `given`: the speeds of simulated ones in items/s, by node."""
+    """Hold the nodes to measure; `given` has the speeds of simulated ones in items/s."""
 
     endpoints: tuple[Endpoint, ...]
     how: str
@@ -26,12 +26,13 @@ class Place(NamedTuple):
 
     @property
     def simulated(self) -> bool:
+        """Check whether the nodes are simulated."""
         return bool(self.given)
 
 
 @dataclass
 class Row:
-    """What is known of one node; None was not, or could not be measured."""
+    """Hold the measurements of one node; None if not measured."""
 
     endpoint: Endpoint
     alone: Alone | None = None
@@ -41,16 +42,18 @@ class Row:
 
     @property
     def node(self) -> str:
+        """Return the node's address."""
         return self.endpoint.key
 
     @property
     def rate(self) -> float:
+        """Return the rate alone in items/s, 0 if not measured."""
         return self.alone.report.items_per_s if self.alone else 0.0
 
 
 @dataclass
 class Findings:
-    """All that was measured."""
+    """Hold all measurements of a run."""
 
     plan: Plan
     place: Place
@@ -59,37 +62,40 @@ class Findings:
     chat_model: str | None = None
     together: BatchReport | None = None
     call: CallCost | None = None
-    problems: list[str] = field(default_factory=list)  # of no single node
+    problems: list[str] = field(default_factory=list)  # that concern no single node
 
     @property
     def sum_alone(self) -> float:
+        """Return the sum of the rates alone, in items/s."""
         return sum(row.rate for row in self.rows)
 
     @property
     def efficiency(self) -> float | None:
+        """Return the rate together divided by the sum of the rates alone, or None."""
         return self.together.items_per_s / self.sum_alone if self.together and self.sum_alone else None
 
 
 def warnings_of(found: Findings) -> list[str]:
-    """What a reader of the numbers has to know."""
-    told = list(found.problems)
+    """Return the warnings about the results."""
+    warnings = list(found.problems)
     for row in found.rows:
-        told += [f"{row.node}: {error}" for error in row.errors]
+        warnings += [f"{row.node}: {error}" for error in row.errors]
         if row.alone and "CPU" in row.alone.runs_on:
-            told.append(
+            warnings.append(
                 f"{row.node}: {found.model} runs on {row.alone.runs_on}. If it has a GPU, the model did not fit into "
                 "its memory, and could be up to 20 times faster there."
             )
         if row.alone and row.alone.report.seconds < _TOO_SHORT * found.plan.seconds:
             took = millis(row.alone.report.seconds * 1000)
-            told.append(f"{row.node}: --items {found.plan.items:,} took only {took}; its rates are rough.")
+            warnings.append(f"{row.node}: --items {found.plan.items:,} took only {took}; its rates are rough.")
     for node, share in found.together.nodes.items() if found.together else ():
         if share.failed:
-            told.append(f"{node}: {plural(share.failed, 'request')} failed while all nodes embedded together.")
-    return told
+            warnings.append(f"{node}: {plural(share.failed, 'request')} failed while all nodes embedded together.")
+    return warnings
 
 
 def tell(found: Findings) -> None:
+    """Print the results."""
     source = "simulated" if found.place.simulated else f"from {found.place.how}"
     models = [f"embedding with {found.model}"] * bool(found.model) + [f"chat with {found.chat_model}"] * bool(
         found.chat_model
@@ -138,6 +144,7 @@ def _embed_cells(found: Findings, row: Row) -> tuple[str, ...]:
 
 
 def as_json(found: Findings) -> dict[str, Any]:
+    """Return the results as a JSON value."""
     from sollol.cli.measure import PASSAGE_WORDS
 
     together, call = found.together, found.call

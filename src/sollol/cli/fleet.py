@@ -1,8 +1,7 @@
-"""Which nodes a command uses: `--nodes`, else what the environment or the file names, else what discovery finds.
+"""Choose the nodes of a command: `--nodes`, else the environment or the file, else discovery.
 
-Naming nodes means these and no others: a person who lists two of his five machines has a reason. `OLLAMA_HOST` counts
-as a list of one, except where it only says what Ollama's default is anyway: every machine that serves Ollama has
-`OLLAMA_HOST=0.0.0.0`, and that is no wish to leave the others out.
+Named nodes are used alone. `OLLAMA_HOST` counts as a list of one node, unless it equals Ollama's default address:
+machines that serve Ollama have `OLLAMA_HOST=0.0.0.0`, which is not meant to exclude other nodes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NodesOption = Annotated[
         "--nodes",
         metavar="HOST:PORT,…",
         help="The nodes to use, and no others. Without it: SOLLOL_NODES, the configuration file, OLLAMA_HOST, "
-        "and else whatever discovery finds.",
+        "and else the nodes that discovery finds.",
         show_default=False,
     ),
 ]
@@ -38,12 +37,14 @@ HOW_TO_ADD = (
 
 
 class Chosen(NamedTuple):
+    """Hold the nodes to use, and where they were named."""
+
     endpoints: tuple[Endpoint, ...]
-    how: str  # where they were named, for a message
+    how: str  # the place for a message, such as "--nodes"
 
 
 def named(option: str | None) -> Chosen | None:
-    """The nodes that somebody named, or None."""
+    """Return the nodes of the option, the settings or OLLAMA_HOST, or None."""
     from sollol.config import load_settings
 
     if option is not None:
@@ -61,7 +62,11 @@ def named(option: str | None) -> Chosen | None:
 
 
 def choose(option: str | None) -> Chosen:
-    """The nodes to use. Raises NoNodeAvailable with what was tried and how to add one."""
+    """Return the nodes to use.
+
+    Raises:
+        NoNodeAvailable: None was named or found; the message lists the places tried and how to add a node.
+    """
     if found := named(option):
         return found
     endpoints = tuple(node.endpoint for node in search_networks(_DISCOVERY_TIMEOUT_S))
@@ -73,16 +78,16 @@ def choose(option: str | None) -> Chosen:
     return Chosen(endpoints, "discovery")
 
 
-def search_networks(timeout: float, **asked: Any) -> list[Any]:
-    """Run discovery to its end: a list of `sollol.discovery.Found`."""
+def search_networks(timeout: float, **options: Any) -> list[Any]:
+    """Run discovery to its end and return a list of `sollol.discovery.Found`."""
     from sollol.discovery import discover
     from sollol.discovery.search import run_apart
 
-    return run_apart(lambda: discover(timeout, **asked))
+    return run_apart(lambda: discover(timeout, **options))
 
 
 def open_pool(endpoints: tuple[Endpoint, ...]) -> Any:
-    """A synchronous pool over these nodes. A function of its own, so that a test can put another in its place."""
+    """Return a synchronous pool over these nodes; tests replace this function."""
     from sollol.pool.sync import OllamaPool
 
     return OllamaPool(list(endpoints))

@@ -1,4 +1,4 @@
-"""`sollol init`: a configuration file with every setting in it, commented out, to be edited."""
+"""Implement `sollol init`, which writes a configuration file with every setting commented out."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ EPILOG = """\
 MEANINGS = {
     "host": "The address to listen on. Anything but this machine needs keys.",
     "port": "11434 takes the place of a local Ollama.",
-    "insecure": "Let everybody in, without keys, wherever it listens.",
-    "require_keys": "Ask for a key even on this machine.",
+    "insecure": "Accept all requests without keys, on any address.",
+    "require_keys": "Require a key even on this machine.",
     "keys_file": "Where `sollol keys` keeps the hashes. By default ~/.config/sollol/keys.json.",
     "allowed_hosts": 'Names by which a proxy on this machine calls it: ["llm.example.org", "*.example.net"].',
     "cors_origins": 'Pages that may use the gateway besides local ones: ["https://chat.example.org"].',
-    "drain_s": "When it is told to end: how long running answers may still take.",
+    "drain_s": "The time for running answers when the gateway ends.",
     "max_body_mb": "The largest request, in megabytes; images and long lists of texts are large.",
     "max_head_kb": "The largest head of a request, in kilobytes.",
-    "header_timeout_s": "A head that takes longer is cut off.",
-    "body_timeout_s": "So is a body of which nothing came for so long.",
-    "body_total_s": "So is one that takes longer altogether; uploads of model files have no such bound.",
-    "min_body_kb_per_s": "So is one that comes slower than this, in kilobytes a second.",
-    "max_arriving_mb": "All bodies that arrive, together; beyond it the largest of those that wait is refused.",
+    "header_timeout_s": "The longest time for a head; then the connection is closed.",
+    "body_timeout_s": "The longest pause within a body.",
+    "body_total_s": "The longest time for a whole body; uploads of model files have no such bound.",
+    "min_body_kb_per_s": "The slowest rate of a body, in kilobytes a second.",
+    "max_arriving_mb": "All bodies that arrive, together; above it the largest that waits is refused.",
     "max_held_mb": "All bodies of requests that are not answered yet, together.",
     "idle_timeout_s": "A connection without a request is closed after this.",
-    "max_connections": "More clients at once are told to come back later. Half of the allowed open files is the most.",
-    "queue": "Requests that may wait for a node; more are told when to come back.",
+    "max_connections": "Clients at once; more are refused with 503. At most half of the allowed open files.",
+    "queue": "Requests that may wait for a node; more are refused with a time to retry.",
     "request_timeout_s": "For requests without X-Sollol-Deadline-Ms, waiting included. None by default.",
     "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode. None by default.',
     "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
-    "hedge": "A second copy of late requests: true or false. By default as the mode says.",
+    "hedge": "A second copy of late requests: true or false. The default depends on the mode.",
     "on_mixed_digests": "Nodes have different versions of a model: chats use all; 'one': only one, as embeddings do.",
 }
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
-# `sollol serve --config {name} --check` tells whether it can be used. A running gateway takes up changes by itself,
+# `sollol serve --config {name} --check` checks it. A running gateway applies changes by itself,
 # all but host and port.
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
@@ -96,7 +96,7 @@ def init(
 
 
 def text_of(name: str = "sollol.toml") -> str:
-    """The file: parses, and means the defaults."""
+    """Return the text of a file that parses and sets only defaults."""
     from sollol.gateway.settings import template
 
     tables = []

@@ -1,4 +1,7 @@
-"""`sollol keys`: who may use the gateway. The key itself goes to stdout, alone, once; all words go to stderr."""
+"""Implement `sollol keys`, which adds, lists and revokes the keys of a gateway.
+
+Only the key itself is printed on stdout, once; messages go to stderr.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ EPILOG = """\
 
 [bold]What a key is for[/bold]
 
-  A gateway that listens on more than this machine asks for one. Pulling and
-  deleting models needs one with --admin. A running gateway takes up a change
+  A gateway that listens on more than this machine requires one. Pulling and
+  deleting models needs one with --admin. A running gateway applies a change
   within two seconds.
 """
 
@@ -47,7 +50,7 @@ def _path(config: str | None) -> Path:
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="What to call it: letters, digits, '.', '_', '@' and '-'.")],
+    name: Annotated[str, typer.Argument(help="The key's name: letters, digits, '.', '_', '@' and '-'.")],
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,7 +62,7 @@ def add(
         int | None, typer.Option(min=1, metavar="N", help="Read and written. Default: no bound.")
     ] = None,
     priority_max: Annotated[
-        int, typer.Option(min=0, max=10, metavar="N", help="The highest priority it may ask for.")
+        int, typer.Option(min=0, max=10, metavar="N", help="The highest priority it may set.")
     ] = 10,
     app_name: Annotated[
         str, typer.Option("--app", metavar="NAME", help="Its name in fairness and displays. Default: NAME.")
@@ -124,7 +127,7 @@ def revoke(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key useless, for good."""
+    """Revoke a key for good."""
     from sollol.gateway.keys import revoke_key
 
     path = _path(config)

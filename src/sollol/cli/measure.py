@@ -1,8 +1,8 @@
-"""The measurements of `sollol bench`, each through the pool that users have, on one node or on all.
+"""Take the measurements of `sollol bench` through a pool, on one node or on all.
 
-A rate is that of one batch as long as was asked for. How many items that takes is found by batches that grow until one
-is long enough; the pool has then learned how fast the node is, and the model is warm. All passages are equally
-long, because the few of a slow node and the many of a fast one have to mean the same.
+A rate is that of one batch of the wanted duration. Its items are found by batches that grow until one is long enough;
+the pool has then measured the node's speed, and the model is loaded. All passages are equally long, so that the rates
+of slow and fast nodes are comparable.
 """
 
 from __future__ import annotations
@@ -23,31 +23,35 @@ if TYPE_CHECKING:
 PASSAGE_WORDS = 120
 _STEP = 7  # words from one passage to the next
 _GROWTH = 8  # at most, from one batch to the next
-_LONG_ENOUGH = 0.7  # of the time asked for
-_WARM_UP = 0.15  # of it, before all nodes together are measured
-_PATIENCE_S = 60.0  # for a batch, or ten times what it should take
+_LONG_ENOUGH = 0.7  # share of the wanted duration
+_WARM_UP = 0.15  # share of it, before all nodes together are measured
+_PATIENCE_S = 60.0  # least timeout of a batch; else ten times the wanted duration
 _CALLS, _CALLS_LEAST, _CALLS_S = 200, 5, 1.0
 _TOKENS = 128
 _TASK = "Summarise this in three sentences:"
 
 
 class Plan(NamedTuple):
-    """How much: seconds for each measurement, and a bound of the items in it."""
+    """Hold the seconds of each measurement, and the most items in it."""
 
     seconds: float
     items: int
 
     @property
     def patience_s(self) -> float:
+        """Return the timeout of a batch in seconds."""
         return max(_PATIENCE_S, 10 * self.seconds)
 
     def count(self, rate: float, least: int = 1) -> int:
-        """Items that take `seconds` at a rate in items/s."""
+        """Return the number of items that take `seconds` at a rate in items/s."""
         return min(self.items, max(least, round(rate * self.seconds)))
 
 
 class Alone(NamedTuple):
-    """`load_s`: until the model was in memory. `runs_on`: "GPU", "CPU", parts of both, or "unknown"."""
+    """Hold the results of one node alone.
+
+    `load_s`: seconds until the model was in memory. `runs_on`: "GPU", "CPU", parts of both, or "unknown".
+    """
 
     load_s: float
     report: BatchReport
@@ -55,7 +59,7 @@ class Alone(NamedTuple):
 
 
 class Talk(NamedTuple):
-    """A streamed answer; what is None did not happen."""
+    """Hold the times of a streamed answer; None if not measured."""
 
     load_s: float
     first_token_s: float | None
@@ -63,7 +67,7 @@ class Talk(NamedTuple):
 
 
 class CallCost(NamedTuple):
-    """Medians in seconds of the same call, through the pool and without it."""
+    """Hold the medians in seconds of the same call, through the pool and without it."""
 
     pool_s: float
     raw_s: float
@@ -71,7 +75,7 @@ class CallCost(NamedTuple):
 
 
 def passages(count: int) -> list[str]:
-    """The same every time: windows of PASSAGE_WORDS words over the texts of the demo."""
+    """Return `count` passages, always the same: windows of PASSAGE_WORDS words over the demo's texts."""
     files = sorted((Path(__file__).parent / "demo_texts").glob("*.md"))
     words = [word for file in files for word in file.read_text(encoding="utf-8").split()]
     last = len(words) - PASSAGE_WORDS
@@ -80,14 +84,22 @@ def passages(count: int) -> list[str]:
 
 
 def alone(endpoint: Endpoint, model: str, plan: Plan) -> Alone:
-    """One node by itself. Raises SollolError."""
+    """Measure one node alone.
+
+    Raises:
+        SollolError: The node failed.
+    """
     with fleet.open_pool((endpoint,)) as pool:
         load_s = _load(pool, model)
         return Alone(load_s, _long_batch(pool, model, plan), _runs_on(pool, model))
 
 
 def together(endpoints: tuple[Endpoint, ...], model: str, rate: float, plan: Plan) -> BatchReport:
-    """One batch over all; `rate` is what is expected, in items/s. Raises SollolError."""
+    """Measure one batch over all nodes; `rate` is the expected rate in items/s.
+
+    Raises:
+        SollolError: The batch failed.
+    """
     with fleet.open_pool(endpoints) as pool:
         pool.wait_ready()
         each_twice = 2 * len(endpoints)
@@ -96,15 +108,19 @@ def together(endpoints: tuple[Endpoint, ...], model: str, rate: float, plan: Pla
 
 
 def talk(endpoint: Endpoint, model: str, plan: Plan) -> Talk:
-    """A streamed answer to a question about a passage; left after the time asked for. Raises SollolError."""
+    """Measure a streamed answer to a question about a passage, and stop it after the wanted duration.
+
+    Raises:
+        SollolError: The node failed.
+    """
     with fleet.open_pool((endpoint,)) as pool:
         load_s = _load(pool, model)
-        pool.generate(model, "Hello", options={"num_predict": 1}, timeout=plan.patience_s)  # the first one is slower
+        pool.generate(model, "Hello", options={"num_predict": 1}, timeout=plan.patience_s)  # the first answer is slower
         return Talk(load_s, *_listen(pool, model, plan))
 
 
 def call_cost(endpoint: Endpoint, model: str) -> CallCost:
-    """A call that gives the model nothing to do, by turns through the pool and straight to the node."""
+    """Measure a call without inputs, by turns through the pool and directly to the node."""
     import asyncio
 
     from sollol.backends.ollama import encode
@@ -139,7 +155,7 @@ def call_cost(endpoint: Endpoint, model: str) -> CallCost:
 
 
 def _load(pool: Any, model: str) -> float:
-    """Seconds until the model is in the memory of every node of the pool."""
+    """Load the model on every node of the pool, and return the seconds."""
     began = time.monotonic()
     pool.warm_model(model)
     return time.monotonic() - began
@@ -168,8 +184,8 @@ def _runs_on(pool: Any, model: str) -> str:
 
 
 def _listen(pool: Any, model: str, plan: Plan) -> tuple[float | None, float | None]:
-    """Seconds to the first token, and tokens/s from there on."""
-    # A beginning that is new, or the node would find the question in its cache and not read it.
+    """Return the seconds to the first token, and the tokens/s after it."""
+    # The number at the start is new, so that the node's prompt cache does not hold the question.
     messages = [{"role": "user", "content": f"{time.time_ns()} {_TASK} {passages(1)[0]}"}]
     began = time.monotonic()
     first = last = None
@@ -178,7 +194,7 @@ def _listen(pool: Any, model: str, plan: Plan) -> tuple[float | None, float | No
     with contextlib.closing(stream):
         for part in stream:
             now = time.monotonic()
-            if part.eval_count and part.eval_duration:  # the last part; the node has counted better than we can
+            if part.eval_count and part.eval_duration:  # the last part has the node's exact counts
                 return (first or now) - began, part.eval_count / (part.eval_duration / 1e9)
             if part.message.content or part.message.thinking:
                 first, last, parts = first or now, now, parts + 1

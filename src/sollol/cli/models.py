@@ -1,4 +1,4 @@
-"""Which model a command uses where none is named: what nodes have on disk, and what they say a model can do."""
+"""Choose the model of a command where none is named, by the nodes' lists and capabilities."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from sollol.core.endpoint import Endpoint
 from sollol.transport.base import Call, TransportFault
 
-EMBED, CHAT = "embedding", "completion"  # what Ollama calls these abilities
+EMBED, CHAT = "embedding", "completion"  # Ollama's names of these abilities
 _ASKED_MODELS = 50
 
-Disks = Mapping[Endpoint, Mapping[str, int]]  # of nodes that answer: the names of their models, and bytes
+Disks = Mapping[Endpoint, Mapping[str, int]]  # by node that answers: its models and their bytes
 
 
 async def embedding_model(disks: Disks) -> str | None:
-    """The embedding model that most nodes have; by name among equals."""
+    """Return the embedding model that most nodes have, by name among equals."""
     holders = _holders(disks)
     return await _first(holders, EMBED, lambda name: (-len(holders[name]), name))
 
 
 async def chat_model(disks: Disks) -> str | None:
-    """The smallest chat model that several nodes have; where nothing is on several, the smallest there is."""
+    """Return the smallest chat model that several nodes have, or else the smallest of all."""
     holders = _holders(disks)
     return await _first(holders, CHAT, lambda name: (len(holders[name]) < 2, disks[holders[name][0]][name], name))
 
@@ -36,15 +36,15 @@ def _holders(disks: Disks) -> dict[str, list[Endpoint]]:
 
 async def _first(holders: Mapping[str, list[Endpoint]], ability: str, order: Callable[[str], Any]) -> str | None:
     for name in sorted(holders, key=order)[:_ASKED_MODELS]:
-        told = await _shown(holders[name][0], name)
-        # A model in the cloud is not on the node, whatever its list says.
-        if ability in (told.get("capabilities") or ()) and not told.get("remote_host"):
+        details = await _shown(holders[name][0], name)
+        # The lists of nodes contain models in the cloud, too, which do not run there.
+        if ability in (details.get("capabilities") or ()) and not details.get("remote_host"):
             return name
     return None
 
 
 async def abilities(endpoint: Endpoint, model: str) -> frozenset[str]:
-    """What the node says the model can do; empty if it does not say."""
+    """Return the capabilities of a model as its node reports them; empty if it does not."""
     return frozenset((await _shown(endpoint, model)).get("capabilities") or ())
 
 
@@ -53,7 +53,7 @@ async def _shown(endpoint: Endpoint, model: str) -> dict[str, Any]:
 
 
 async def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-    """Ask one node directly, past the pool. None if it does not answer, or refuses."""
+    """Send a request to one node without a pool; return None if it does not answer or refuses."""
     from sollol.backends.ollama import decode, encode
     from sollol.transport.http import HttpTransport
 

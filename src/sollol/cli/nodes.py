@@ -1,7 +1,7 @@
-"""`sollol nodes`: how are the nodes, and where do their models run?
+"""Implement `sollol nodes`, which shows the state of the nodes and where their models run.
 
-The question behind it is usually "why is this one slow?". Ollama moves a model, or a part of it, to the CPU without
-a word when it does not fit; `/api/ps` shows it only as `size_vram` below `size`, so it is said here in words.
+A model, or a part of it, that does not fit into GPU memory runs on the CPU, and Ollama reports this only as
+`size_vram` below `size`. The table prints it in words, because it is the usual reason of a slow node.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EPILOG = """\
 
 
 class NodeState(NamedTuple):
-    """What a node said, or why it said nothing."""
+    """Hold the facts that a node reported, or the reason why there are none."""
 
     endpoint: Endpoint
     facts: NodeFacts | None
@@ -62,7 +62,7 @@ def nodes(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
 
 
 async def look(endpoints: tuple[Endpoint, ...]) -> list[NodeState]:
-    """Ask every node at once."""
+    """Probe all nodes at the same time."""
     import asyncio
 
     from sollol.transport.http import HttpTransport

@@ -1,7 +1,7 @@
-"""How a run of `embed` shows itself: a live table on a terminal, a plain line now and then elsewhere.
+"""Show the progress of `sollol embed`: a live table on a terminal, else a line every few seconds.
 
-The total is not known before everything is read, and everything is read while it is being embedded. So the bar
-runs against an estimate, which is marked with "about" until it is exact. Both faces read the same snapshot.
+Documents are read while others are embedded, so the total is an estimate until all are read. It is marked with "about"
+until then. Table and lines use the same snapshot.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from rich.text import Text
 
 from sollol.cli.console import note, plural, seconds, stderr, table
 
-_WINDOW_S = 10.0  # the rate is that of the last seconds, so that it follows nodes that come and go
+_WINDOW_S = 10.0  # the rate is that of the last seconds, so that it follows changes of the nodes
 _PLAIN_EVERY_S = 5.0
 _LIVE_HZ = 5.0
-LOOKS = 50  # that tell how long passages are of late: ten seconds of a live table
+LOOKS = 50  # samples of the recent length of passages: ten seconds of a live table
 
 
 class Count(NamedTuple):
-    """Where a run stands: passages done and in total (an estimate unless `exact`), and vectors received."""
+    """Hold the passages done and in total (an estimate unless `exact`), and the vectors received."""
 
     done: int
     total: float
     exact: bool
     embedded: int
-    done_cost: float = 0.0  # in cost units, which time follows: short passages are quick, but not that quick
+    done_cost: float = 0.0  # in cost units, to which time is proportional
     total_cost: float = 0.0  # an estimate as well; 0: unknown
 
 
 class NodeRow(NamedTuple):
+    """Hold the row of a node in a table of progress."""
+
     node: str
     items: int
     share: float  # of all items, 0 to 1
@@ -46,7 +48,7 @@ class NodeRow(NamedTuple):
 
 
 def node_rows(stats: Mapping[str, Any]) -> list[NodeRow]:
-    """From `pool.get_stats()`, the busiest first."""
+    """Return the rows of `pool.get_stats()`, the busiest node first."""
     nodes: Mapping[str, Mapping[str, Any]] = stats.get("node_performance", {})
     whole = sum(int(node.get("items", 0)) for node in nodes.values()) or 1
     rows = [
@@ -69,6 +71,7 @@ def _state(node: Mapping[str, Any]) -> str:
 
 
 def node_table(rows: list[NodeRow]) -> Table:
+    """Return the rows as a table."""
     made = table("node", "items", "share", "items/s", "state", right=("items", "share", "items/s"))
     for row in rows:
         rate = f"{row.items_per_s:,.1f}" if row.items_per_s else "-"
@@ -78,7 +81,7 @@ def node_table(rows: list[NodeRow]) -> Table:
 
 
 class Progress:
-    """A context manager around a run; call `tick()` after each result."""
+    """Show the progress of a run, as a context manager; call `tick()` after each result."""
 
     def __init__(self, count: Callable[[], Count], stats: Callable[[], Mapping[str, Any]]) -> None:
         self._count, self._stats = count, stats
@@ -87,7 +90,7 @@ class Progress:
         self._lengths: deque[tuple[int, float]] = deque()  # passages and cost done, of the last looks
         self._share = 0.0
         self._share_done = 0
-        self._said_at = self._started
+        self._noted_at = self._started
         console = stderr()
         self._live = (
             Live(console=console, get_renderable=self._picture, refresh_per_second=_LIVE_HZ, transient=True)
@@ -108,12 +111,14 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
+        """Return the seconds since the start."""
         return time.monotonic() - self._started
 
     def tick(self) -> None:
+        """Print a line if there is no live table and the last line is old enough."""
         now = time.monotonic()
-        if self._live is None and now - self._said_at >= _PLAIN_EVERY_S:
-            self._said_at = now
+        if self._live is None and now - self._noted_at >= _PLAIN_EVERY_S:
+            self._noted_at = now
             rows = node_rows(self._stats())
             nodes = ", ".join(f"{r.node} {r.share:.0%} ({r.state})" for r in rows)
             note(f"{self._sentence(self._count())}; {nodes}")
@@ -127,8 +132,10 @@ class Progress:
         return (embedded - before) / span if span > 0 and then < now else 0.0
 
     def _shown_share(self, count: Count) -> float:
-        """Return the share that is done, 0 to 1. Never less than before: where the estimate has grown, what is left
-        of the bar is spread over what is left of the work."""
+        """Return the share that is done, 0 to 1, never less than before.
+
+        After the estimate has grown, the rest of the bar covers the rest of the work.
+        """
         raw = count.done / count.total
         left_before = count.total - self._share_done
         if raw < self._share and left_before > 0:
@@ -139,7 +146,7 @@ class Progress:
         return self._share
 
     def _left_s(self, count: Count, rate: float) -> float:
-        """Return the seconds that are left. Passages differ in length by kind of file, and time follows the length."""
+        """Return the seconds that are left, by the recent length of passages."""
         left = max(0.0, count.total - count.done)
         self._lengths.append((count.done, count.done_cost))
         if len(self._lengths) > LOOKS:
@@ -172,8 +179,10 @@ def _percent(share: float) -> str:
 
 
 class Steps:
-    """A context manager around a run of few long steps: what is being done, in a line that changes on a terminal, and
-    elsewhere in a line each."""
+    """Show the present step of a run, as a context manager.
+
+    On a terminal one line changes; elsewhere each step is a line.
+    """
 
     def __init__(self) -> None:
         console = stderr()
@@ -190,8 +199,9 @@ class Steps:
         if self._status:
             self._status.stop()
 
-    def say(self, what: str) -> None:
+    def say(self, step: str) -> None:
+        """Show a step."""
         if self._status:
-            self._status.update(Text(what))
+            self._status.update(Text(step))
         else:
-            note(what)
+            note(step)

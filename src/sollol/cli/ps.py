@@ -1,4 +1,4 @@
-"""`sollol ps`: the models in memory over all nodes, as `ollama ps` shows those of one."""
+"""Implement `sollol ps`, which lists the models in memory over all nodes, as `ollama ps` does for one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPILOG = """\
 [bold]Processor[/bold]
 
   "!" marks a model of which a part runs on the CPU because it did not fit
-  into GPU memory. Ollama does this without a word, and it can be 20 times
+  into GPU memory. Ollama does this without a message, and it can be 20 times
   slower. Fewer models in memory, a smaller context (num_ctx) or a smaller
   quantisation help. A node without GPU has all its models there.
 
@@ -71,7 +71,7 @@ async def _look(endpoints: Any) -> dict[str, Any]:
 
 
 def _rows(node: str, models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of one node. Where all models are on the CPU, there is no GPU to fall back from."""
+    """Return the rows of one node; where all models are on the CPU, none counts as fallen back."""
     has_gpu = any("GPU" in model["processor"] for model in models)
     found = []
     for model in models:

@@ -1,4 +1,4 @@
-"""How `sollol top` draws a snapshot: nodes, queue and requests as tables that fit the height of the terminal."""
+"""Draw a snapshot for `sollol top`, as tables of nodes, queue and requests that fit the terminal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sollol.cli.console import millis, printable, table
 
 Row = Mapping[str, Any]
 _HEAD = 3  # lines: the headline, which may need two, and one for trouble
-_NODES_PART = 3  # at most a third of the height
-_LINES_APART = 3  # between sections: an empty line, the names of the columns, what is left out
+_NODES_PART = 3  # nodes get at most a third of the height
+_LINES_APART = 3  # between sections: an empty line, the names of the columns, the count of omitted rows
 _LEAST = 1
 _SHOWN = 20  # rows of a section where the height sets no bound
 _WIDEST = 500
 
 
 class Uncut:
-    """Tables as wide as their content, cut at the right edge of a terminal: what matters stands on the left."""
+    """Draw tables as wide as their content, cut at the right edge of a terminal."""
 
     def __init__(self, content: RenderableType) -> None:
         self._content = content
@@ -36,7 +36,7 @@ class Uncut:
 
 
 def draw(frame: Row, height: int | None = None, trouble: str = "") -> RenderableType:
-    """`height`: the lines there are, or None for as many as are worth reading."""
+    """Return a snapshot as tables, for a terminal of `height` lines or, with None, for a file."""
     watching = bool(frame.get("watching"))
     nodes = _watched(frame, height) if watching else _nodes(frame, height)
     parts: list[RenderableType] = [Text(trouble, style="red"), nodes]
@@ -49,7 +49,7 @@ def draw(frame: Row, height: int | None = None, trouble: str = "") -> Renderable
 
 
 def _shares(frame: Row, left: int | None) -> list[int]:
-    """Lines for running, waiting and recent. What one does not need, the later ones get."""
+    """Return the lines for running, waiting and recent; unused lines go to the later ones."""
     if left is None:
         return [_SHOWN] * 3
     shares: list[int] = []
@@ -83,7 +83,7 @@ def _nodes(frame: Row, height: int | None) -> RenderableType:
     made = _one_line(table(*columns, right=("running", "latency", "items/s", "requests", "success")))
     rows = _shown(frame, height)
     for node in rows:
-        asked = bool(node["total_requests"])
+        has_requests = bool(node["total_requests"])
         made.add_row(
             printable(node["host"]),
             _state(node),
@@ -91,14 +91,14 @@ def _nodes(frame: Row, height: int | None) -> RenderableType:
             millis(node["latency_ms"]) if node["latency_ms"] else "-",
             f"{node['batch_throughput']:,.1f}" if node["batch_throughput"] else "-",
             f"{node['total_requests']:,}",
-            f"{node['success_rate']:.1%}" if asked else "-",
+            f"{node['success_rate']:.1%}" if has_requests else "-",
             _memories(node),
         )
     return _with_rest(made, len(frame["nodes"]) - len(rows))
 
 
 def _watched(frame: Row, height: int | None) -> RenderableType:
-    """Nodes of which only is known what they say themselves."""
+    """Return the table of nodes that are watched without a pool."""
     made = _one_line(table("node", "state", "latency", "models in memory", right=("latency",)))
     rows = _shown(frame, height)
     for node in rows:
@@ -121,13 +121,13 @@ def _state(node: Row) -> Text:
 def _memories(node: Row) -> Text:
     if node["state"] == "down":
         return Text(printable(node["why"]), style="red")
-    told = [memory(model) for model in node["loaded"]]
-    told += [Text(printable(words), style="yellow") for words in node.get("unable") or ()]
-    return Text(", ").join(told)
+    parts = [memory(model) for model in node["loaded"]]
+    parts += [Text(printable(words), style="yellow") for words in node.get("unable") or ()]
+    return Text(", ").join(parts)
 
 
 def memory(model: Row) -> Text:
-    """A loaded model in a word or two; that a part of it is on the CPU is never left out."""
+    """Return a loaded model's name, with its processor if a part of it is on the CPU."""
     name, where = printable(model["model"]), printable(model["processor"])
     return Text.assemble(name, (f" ! {where}", "yellow")) if "CPU" in where else Text(name)
 
@@ -186,7 +186,7 @@ def _section(
 
 
 def _one_line(made: Table) -> Table:
-    """A row is a line, so that the height is known."""
+    """Keep each row of a table on one line, so that its height is known."""
     for column in made.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
     return made

@@ -1,4 +1,4 @@
-"""`sollol search`: the passages of an index that are nearest in meaning to a question."""
+"""Implement `sollol search`, which prints the passages of an index nearest in meaning to a question."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EPILOG = """\
 
 
 def search(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sollol embed` wrote.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An index of `sollol embed`.", show_default=False)],
     query: Annotated[str, typer.Argument(metavar="QUERY", help="The question, in words.", show_default=False)],
     count: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many passages.")] = 5,
     nodes: NodesOption = None,
@@ -64,6 +64,7 @@ def search(
 
 
 def show(hits: list[Hit]) -> None:
+    """Print the hits with their scores and places."""
     for number, (score, passage) in enumerate(hits, 1):
         stdout().print(Text.assemble((f"{number}. {score:.3f}  ", "bold"), place(passage)), soft_wrap=True)
         say(f"   {_beginning(passage.text)}")

@@ -1,4 +1,7 @@
-"""`sollol serve`: what is asked for, what is read, and whether it would work. The process itself: `serving.py`."""
+"""Implement `sollol serve`: read the options, settings and keys, and check them.
+
+The module `serving` runs the process.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ EPILOG = """\
 [bold]Signals[/bold]
 
   HUP    read the configuration and the keys again
-  TERM   take no new requests, end the running ones, leave
+  TERM   take no new requests, end the running ones, exit
 
 [bold]Exit codes[/bold]
 
@@ -72,10 +75,10 @@ def serve(
         ),
     ] = None,
     nodes: NodesOption = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no keys, wherever it listens.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only tell whether it would work.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Require no keys, on any address.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the settings, keys and nodes.")] = False,
 ) -> None:
-    """One address for the whole cluster: Ollama's, OpenAI's and Anthropic's API."""
+    """Serve the whole cluster at one address: Ollama's, OpenAI's and Anthropic's API."""
     from sollol.cli.serving import run
     from sollol.gateway.settings import check_keys
 
@@ -90,7 +93,7 @@ def serve(
 
 
 class Reading:
-    """Where settings and keys are read from, now and again."""
+    """Read settings and keys, at the start and after each change."""
 
     def __init__(
         self, config: str | None, nodes: str | None, host: str | None, port: int | None, insecure: bool
@@ -99,13 +102,19 @@ class Reading:
 
         self.file = find_file(config)
         if self.file is not None:
-            os.environ["SOLLOL_CONFIG"] = self.file  # also for who looks for nodes; the command ends with the process
+            os.environ["SOLLOL_CONFIG"] = self.file  # discovery reads it, too; the process ends with the command
         named = fleet.named(nodes) if nodes is not None else None
-        self._nodes = named.endpoints if named else None  # of the command line: over those of the file, also later
+        self._nodes = (
+            named.endpoints if named else None
+        )  # the command line takes precedence over the file, also after changes
         self._given = (host, port, insecure)
 
     def settings(self) -> GatewaySettings:
-        """Raises ConfigError, which names everything that is wrong."""
+        """Read the settings.
+
+        Raises:
+            ConfigError: Settings cannot be used; the message lists all of them.
+        """
         from sollol.config import load_settings
         from sollol.gateway.settings import gateway_settings
 
@@ -128,13 +137,14 @@ class Reading:
         return found + problems_of_gateway(Settings(gateway=tables), self.file or "")
 
     def keyring(self, settings: GatewaySettings) -> Keyring:
+        """Read the keys of the file and of the environment."""
         from sollol.gateway.keys import Keyring, keys_of_environment
 
         fixed = keys_of_environment(os.environ.get("SOLLOL_API_KEYS", ""))
         return Keyring(fixed, settings.keys_path, required=settings.needs_keys)
 
     def version(self) -> int:
-        """Changes when the file does."""
+        """Return a number that changes with the file."""
         try:
             return os.stat(self.file).st_mtime_ns if self.file else 0
         except OSError:
@@ -142,7 +152,7 @@ class Reading:
 
 
 def _nodes(settings: GatewaySettings) -> tuple[Endpoint, ...]:
-    """Those of --nodes, SOLLOL_NODES, the file or OLLAMA_HOST; else what discovery finds."""
+    """Return the nodes of --nodes, SOLLOL_NODES, the file or OLLAMA_HOST, or else of discovery."""
     return settings.nodes or fleet.choose(None).endpoints
 
 
@@ -154,7 +164,7 @@ def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
     try:
         nodes = _nodes(settings)
     except NoNodeAvailable:
-        nodes = ()  # one finding among the others
+        nodes = ()  # reported as one of the findings
     made = table("what", "", "")
     findings = asyncio.run(check(settings, nodes, keys, read.file))
     for finding in findings:

@@ -1,4 +1,4 @@
-"""The gateway as a process: signals, reload and drain."""
+"""Run the gateway as a process, with signals, reload and drain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FEW_FILES = 4096  # below it a busy gateway may run out
 WATCH = "the watch over settings and keys"
-WATCH_S = 2.0  # how often the files are looked at
-# Most objects of a request die with it; the default thresholds would look through the living ones every few requests.
+WATCH_S = 2.0  # between checks of the files
+# Most objects of a request are freed with it; the default thresholds would scan the others every few requests.
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -37,7 +37,7 @@ def run(read: Reading, settings: GatewaySettings, keyring: Keyring, nodes: tuple
 
 
 def _allow_open_files() -> None:
-    """As many as may be: a stream needs two, and the usual 1,024 are for programs that use select()."""
+    """Raise the limit of open files to the hard limit, because each stream needs two."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -45,7 +45,7 @@ def _allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):  # macOS allows less than it says
+    except (ValueError, OSError):  # macOS permits fewer than its hard limit
         hard = soft
     if 0 <= hard < FEW_FILES:
         warn(
@@ -84,59 +84,60 @@ def _greet(gateway: Gateway, port: int) -> None:
     keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
     note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
     if listen.insecure:
-        warn("whoever reaches this address can use the nodes, and delete their models")
+        warn("everybody who reaches this address can use the nodes and delete their models")
 
 
 class Watch:
-    """Takes up changes of the settings and the keys, on SIGHUP and by itself. What cannot be used changes nothing.
+    """Apply changes of the settings and the keys, on SIGHUP and when the files change.
 
-    A key that was revoked must not stay good because something else went wrong: what failed is tried again each time,
-    and shown when it changes."""
+    Invalid settings change nothing. Each check tries failed ones again and shows an error when it changes. The keys are
+    read even if the settings fail, so that a revoked key becomes invalid in any case.
+    """
 
     def __init__(self, read: Reading, gateway: Gateway, again: asyncio.Event) -> None:
         self._read = read
         self._gateway = gateway
         self._again = again
         self._seen = read.version()
-        self._told = ""
+        self._shown = ""
 
     async def look(self) -> None:
-        """Wait for the next time, and look once."""
+        """Wait for SIGHUP or the next check, and check once."""
         try:
             async with asyncio.timeout(WATCH_S):
                 await self._again.wait()
         except TimeoutError:
             pass
-        asked = self._again.is_set()
+        requested = self._again.is_set()
         self._again.clear()
         problems: list[Exception] = []
         try:
-            self._settings(asked)
+            self._settings(requested)
         except Exception as problem:
             problems.append(problem)
-        try:  # whatever became of the settings
+        try:  # even if the settings failed
             self._keys()
         except Exception as problem:
             problems.append(problem)
         now = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-        if now and (asked or now != self._told):
+        if now and (requested or now != self._shown):
             warn(f"{now}; everything stays as it was")
             for failed in problems:
-                if not isinstance(failed, (SollolError, OSError)):  # a fault of ours
+                if not isinstance(failed, (SollolError, OSError)):  # a defect of SOLLOL
                     self._gateway.duties.failed(WATCH, failed)
-        self._told = now
+        self._shown = now
 
-    def _settings(self, asked: bool) -> None:
+    def _settings(self, requested: bool) -> None:
         version = self._read.version()
-        if not asked and version == self._seen:
+        if not requested and version == self._seen:
             return
         gateway, settings = self._gateway, self._read.settings()
         left = gateway.apply(settings)
         gateway.keyring.follow(settings.keys_path, required=gateway.settings.needs_keys)
         self._seen = version
         note("Settings read again.")
-        for what in left:
-            warn(f"{what} until `sollol serve` is started again")
+        for setting in left:
+            warn(f"{setting} until `sollol serve` is started again")
 
     def _keys(self) -> None:
         if self._gateway.keyring.reload():

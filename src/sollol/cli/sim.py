@@ -1,4 +1,7 @@
-"""`sollol sim`: simulated nodes on loopback ports. `python -m sollol.sim` runs the same command."""
+"""Implement `sollol sim`, which starts simulated nodes on loopback ports.
+
+`python -m sollol.sim` runs the same command.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,12 @@ def _speeds(given: str | None) -> list[float]:
 def node_specs(
     nodes: int | None, speeds: list[float], host: str, given: list[str], rates: dict[str, float | None]
 ) -> list[NodeSpec]:
-    """Return a spec for each node. Raises ValueError, TypeError."""
+    """Return a spec for each node.
+
+    Raises:
+        ValueError: The options contradict each other, or one is invalid.
+        TypeError: A spec has a field of the wrong type.
+    """
     from sollol.sim.models import NodeSpec
 
     listed = [
@@ -138,7 +146,7 @@ def node_specs(
 
 
 class _Shown:
-    """Print nodes for a person, and after the last one how to use them."""
+    """Print the nodes on a terminal, and the line that sets SOLLOL_NODES after the last one."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -1,4 +1,4 @@
-"""Simulated nodes as processes of their own, for commands that have something to show where there is no Ollama."""
+"""Start simulated nodes as processes, for commands that run without an Ollama."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sollol.core.endpoint import Endpoint, parse_endpoint
 if TYPE_CHECKING:
     from sollol.sim import NodeSpec, SpawnedNode
 
-SPEEDS = (8, 4, 2, 1)  # as unequal as the machines of one owner
+SPEEDS = (8, 4, 2, 1)  # shares, as unequal as typical machines of one owner
 
 
 def unequal(whole: float) -> list[float]:
-    """Speeds of four nodes that are `whole` together."""
+    """Return the speeds of four nodes whose sum is `whole`."""
     return [whole * share / sum(SPEEDS) for share in SPEEDS]
 
 
 @contextlib.contextmanager
 def running(specs: Sequence[NodeSpec]) -> Iterator[dict[Endpoint, SpawnedNode]]:
-    """A process for each, by its address, in their order; killed at the end of the block."""
+    """Start a process for each spec, yield them by address in order, and kill them at the end."""
     from sollol.sim import spawn_many
 
     with contextlib.ExitStack() as stack:

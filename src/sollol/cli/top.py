@@ -1,7 +1,7 @@
-"""`sollol top`: the cluster at this moment, in a terminal.
+"""Implement `sollol top`, which shows the cluster live in a terminal.
 
-Requests and queue live in the program that has the pool; its dashboard, or a gateway, tells them. Where none runs,
-the nodes are asked directly: how they are is seen then, what they are asked is not.
+Requests and queue are in the program that has the pool, and are read from its dashboard or from a gateway. Where none
+runs, the nodes are probed directly, and only their state is shown.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ EPILOG = """\
 
   --url, else a gateway (port 11435) or a dashboard (port 8080) on this
   machine, else the nodes themselves. --nodes means the nodes themselves.
-  A gateway with keys wants one that is --admin, in SOLLOL_API_KEY.
+  A gateway with keys requires one with --admin, in SOLLOL_API_KEY.
   Ctrl-C ends it. Without a terminal it prints one frame, as with --once.
 
 [bold]Exit codes[/bold]
 
   0    done
-  1    there is no dashboard at --url, it wants a key, or no node is known
+  1    there is no dashboard at --url, it requires a key, or no node is known
 """
 
 
@@ -61,7 +61,9 @@ def top(
     from sollol.transport.http import HttpTransport
 
     if url is not None and nodes is not None:
-        raise BadInput("--url and --nodes exclude each other: a dashboard tells its own nodes")
+        raise BadInput(
+            "--url and --nodes exclude each other, because a dashboard shows its own nodes; pass one of them"
+        )
     with asyncio.Runner() as runner:
         transport = HttpTransport()
         try:
@@ -75,13 +77,16 @@ def top(
 
 
 async def _attach(transport: Transport, url: str | None, key: str | None) -> Remote | None:
-    """What was not asked for by name and wants a key is told of, and the nodes are still to be seen."""
+    """Return the dashboard or gateway to watch, or None where only the nodes can be shown.
+
+    A gateway found on this machine that requires another key is reported on stderr and not used.
+    """
     remote = await attach(transport, url, key)
     if remote is not None and url is None:
         try:
             await remote.snapshot()
         except Refused as error:
-            note(f"{error}\nWithout it, the nodes themselves are asked.")
+            note(f"{error}\nWithout it, the nodes themselves are shown.")
             return None
     return remote
 
@@ -97,7 +102,7 @@ def _watch_nodes(runner: asyncio.Runner, nodes: str | None, interval: float, onc
 
 
 def _watch(runner: asyncio.Runner, read: Read, read_whole: Read, interval: float, once: bool, as_json: bool) -> None:
-    """`read_whole` waits for what `read` would leave to a later frame."""
+    """Print or draw snapshots; `read_whole` waits for all nodes, `read` leaves late ones to a later frame."""
     import asyncio
 
     from sollol.cli.screen import draw
@@ -109,7 +114,7 @@ def _watch(runner: asyncio.Runner, read: Read, read_whole: Read, interval: float
     else:
         try:
             _live(runner, read, interval)
-        except (KeyboardInterrupt, asyncio.CancelledError):  # the way to end it, also in the midst of a timeout
+        except (KeyboardInterrupt, asyncio.CancelledError):  # the normal end, also during a timeout
             note("")
 
 
