@@ -114,7 +114,7 @@ def test_a_gateway_of_this_machine_that_wants_a_key_is_told_of_and_the_nodes_are
     told = run("top", "--json")
     assert json.loads(told.stdout)["watching"]
     assert "asks for a key" in told.stderr
-    assert "the nodes themselves are asked" in told.stderr
+    assert "the nodes themselves are shown" in told.stderr
     assert "asks for a key" in run("explain", 1, code=1).stderr
     assert "watching" not in json.loads(run("top", "--json", "--api-key", ADMIN).stdout)
 

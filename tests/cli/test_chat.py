@@ -145,7 +145,7 @@ def test_it_remembers_forgets_and_ends(talker: Talker, capsys: pytest.CaptureFix
     ]
     out, err = capsys.readouterr()
     assert "You said three." in out
-    assert "/clear forgets" in err
+    assert "/clear removes" in err
 
 
 def test_an_interrupted_answer_keeps_what_was_heard(talker: Talker, capsys: pytest.CaptureFixture[str]) -> None:
