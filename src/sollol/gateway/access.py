@@ -1,8 +1,8 @@
-"""What a key may see and do besides asking models. Where none is asked for and none was sent, everything is open.
+"""Check what a key may see and change. Without required keys, everything is open.
 
-A key without admin rights sees its own application's requests and no others: that another one exists is told by no
-status and no word, so what it may not see is answered as what is not there. Models that it may not use are on no list;
-who names one is refused with the same words whether or not a node has it.
+A key without admin rights sees only its own application's requests; others are answered as if they did not exist.
+Models that it may not use are on no list, and their use is refused with the same message whether or not a node has
+them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Final
 from sollol.errors import ResponseError, SollolError
 from sollol.http_server.request import Request
 
-_OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # of a node that lacks the one that was asked for
+_OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # in the error of a node that lacks the requested model
 
 
 def password(scheme: str, credentials: str) -> str:
-    """The key in a URL (`http://any:KEY@host`), which clients send as Basic authentication; "" if there is none."""
+    """Return the password of Basic authentication, or ""; clients send the key of `http://any:KEY@host` so."""
     if scheme.lower() != "basic":
         return ""
     try:
@@ -29,7 +29,11 @@ def password(scheme: str, credentials: str) -> str:
 
 
 def admin(request: Request, what: str = "change models or nodes") -> None:
-    """Raises ResponseError (403) for a key that may not."""
+    """Check that the caller's key has admin rights.
+
+    Raises:
+        ResponseError: 403, if it has not.
+    """
     if request.key is not None and not request.key.admin:
         raise ResponseError(
             f"the key {request.key.name!r} may not {what}; an admin key may (sollol keys add NAME --admin)", 403
@@ -37,24 +41,28 @@ def admin(request: Request, what: str = "change models or nodes") -> None:
 
 
 def sees_all(request: Request) -> bool:
-    """May it be told of requests that others made?"""
+    """Check whether the caller may see requests of other keys."""
     return request.key is None or request.key.admin
 
 
 def sees(request: Request, app: str) -> bool:
-    """May it be told of a request of this application?"""
+    """Check whether the caller may see requests of this application."""
     return request.key is None or request.key.admin or request.key.app == app
 
 
 def check_allowed(request: Request, model: str, name: str) -> None:
-    """Raises ResponseError (403) if the caller's key may not use the model, which was asked for as `name`."""
+    """Check that the caller's key may use the model, requested as `name`.
+
+    Raises:
+        ResponseError: 403, if it may not.
+    """
     key = request.key
     if key is not None and not key.allows(model):
         raise ResponseError(f"this key may not use the model '{name}'; it may use {', '.join(key.models)}", 403)
 
 
 def visible(request: Request, rows: Iterable[dict[str, Any]], name: str = "model") -> list[dict[str, Any]]:
-    """Rows about models, those that the key may use. `name`: the field with the model."""
+    """Return the rows about models that the key may use; `name` is the field with the model."""
     key = request.key
     if key is None or not key.models:
         return list(rows)
@@ -62,7 +70,7 @@ def visible(request: Request, rows: Iterable[dict[str, Any]], name: str = "model
 
 
 def without_parent(request: Request, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a node says of a model, without the name of the one it was made of, if the key may not use that."""
+    """Return a model's row without the name of its parent model, if the key may not use the parent."""
     key, details = request.key, row.get("details")
     parent = details.get("parent_model") if isinstance(details, dict) else None
     if key is None or not parent or key.allows(str(parent)):
@@ -71,7 +79,7 @@ def without_parent(request: Request, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_others(request: Request, value: Any) -> Any:
-    """Return a value without what its texts tell of the models that nodes have besides, if the key is for some only."""
+    """Return a value without the names of a node's other models, if the key is limited to some models."""
     if request.key is None or not request.key.models:
         return value
     if isinstance(value, str):
@@ -82,6 +90,6 @@ def without_others(request: Request, value: Any) -> Any:
 
 
 def words(request: Request, error: SollolError) -> str:
-    """What is told of an error. Where a model is missing, errors name those that a node has."""
+    """Return the message of an error, without the models that the key may not use."""
     text: str = without_others(request, error.error if isinstance(error, ResponseError) else str(error))
     return text

@@ -1,4 +1,4 @@
-"""Answer small questions of the life of the gateway: may its address become free, what of new settings is taken up."""
+"""Classify errors of listening, and compare new settings with those in use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from sollol.gateway.settings import GatewaySettings, Listen
 
 
 def may_pass(error: Exception) -> bool:
-    """Check whether somebody else only holds the address, or the network is not up yet."""
+    """Check whether an error of listening may end by itself: an address in use, or a network that is down."""
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
     return isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 
 def not_taken(new: GatewaySettings, old: GatewaySettings) -> list[str]:
+    """Return a message for each new setting that a running gateway cannot apply."""
     found = [
         f"{name} is {getattr(new.listen, name)!r} now, and {getattr(old.listen, name)!r} stays in use"
         for name in ("host", "port")
@@ -29,4 +30,5 @@ def not_taken(new: GatewaySettings, old: GatewaySettings) -> list[str]:
 
 
 def listening_as(new: Listen, old: Listen) -> Listen:
+    """Return the new settings with the old host and port."""
     return msgspec.structs.replace(new, host=old.host, port=old.port)

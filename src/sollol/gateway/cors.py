@@ -1,7 +1,7 @@
-"""Pages of which sites may read our answers. As Ollama: those on this machine and desktop programs; others by setting.
+"""Permit pages on this machine, desktop programs and configured sites to read answers, as Ollama does.
 
-A request that names a foreign origin is refused, not only left without permission: a page can send a POST that it may
-not read, and a POST makes a node work.
+A request of another origin is refused: a page can send a POST without permission to read its answer, and a POST makes
+a node work.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ _MAX_AGE_S: Final = "43200"
 
 
 class Cors:
+    """Check the Origin of requests."""
+
     def __init__(self, origins: Iterable[str]) -> None:
-        """`origins`: further ones, with `*` for anything, as in "https://*.example.org"."""
+        """Add further origins, with `*` for any text, as in "https://*.example.org"."""
         self._own = [re.compile(".*".join(map(re.escape, origin.split("*")))) for origin in origins]
 
     def allows(self, origin: str) -> bool:
+        """Check whether pages of an origin may read answers."""
         return bool(_LOCAL.fullmatch(origin)) or any(own.fullmatch(origin) for own in self._own)
 
     def admit(self, request: Request) -> bool:
-        """True: go on. Otherwise it is answered: a preflight, or one from a site that is not allowed."""
+        """Check whether to handle a request; if not, it is answered as a preflight or refused."""
         origin = request.header(b"origin")
         if not self.allows(origin):
             host = request.header(b"host")

@@ -1,4 +1,4 @@
-"""Which Host a request may name, and where a path leads that is written another way. No I/O."""
+"""Check the Host of requests, and redirect paths that are not in normal form."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from urllib.parse import quote
 from sollol.http_server.request import Request, type_line
 
 _OWN_SUFFIXES: Final = (".localhost", ".local", ".internal")
-_IN_PATHS: Final = "/:@!$&'()*+,;=-._~"  # what stays as it is
+_IN_PATHS: Final = "/:@!$&'()*+,;=-._~"  # characters that are not encoded
 
 
 def is_own_host(host: bytes, allowed: Iterable[str] = ()) -> bool:
-    """Check for an address, localhost, a name that only means something here, or one of those allowed.
+    """Check that a Host is an address, localhost, a local name, or one of those allowed.
 
-    The name of some other site means that a page of it was led here by DNS."""
+    The name of another site shows that its page reached this server through DNS rebinding.
+    """
     name = host.rsplit(b":", 1)[0] if host[-1:] != b"]" else host
     if name in (b"localhost", b"127.0.0.1"):
         return True
@@ -35,7 +36,7 @@ def is_own_host(host: bytes, allowed: Iterable[str] = ()) -> bool:
 
 
 def refuse_host(request: Request) -> None:
-    """Answer a request that means another host."""
+    """Refuse a request for another host."""
     host = request.header(b"host")[:200]
     request.refuse(
         403,
@@ -51,7 +52,7 @@ def clean(path: str) -> str:
 
 
 def redirect(request: Request, status: int, path: str) -> None:
-    """Send the client to the right path of this server, in the words of a node."""
+    """Redirect the client to another path of this server, in a node's wording."""
     query = request.target.partition("?")[2]
     where = quote(path, safe=_IN_PATHS) + (f"?{query}" if query else "")
     page, kind = b"", b""
@@ -64,5 +65,5 @@ def redirect(request: Request, status: int, path: str) -> None:
 
 
 def quoted(path: str) -> str:
-    """Return a path as it is sent."""
+    """Return a path in its encoded form."""
     return quote(path, safe=_IN_PATHS)

@@ -1,4 +1,4 @@
-"""Errors in the words of the API that was called: Ollama's, OpenAI's or Anthropic's."""
+"""Build errors in the form of the API that was called: Ollama's, OpenAI's or Anthropic's."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ _OPENAI = {400, 404, 401, 403, 429}  # others are its "api_error"
 
 
 def unknown_model(path: str, name: str) -> str:
-    """The words of a node's route for a model that it has not."""
+    """Return the message of a node's route for a model that it does not have."""
     if path in ("/api/embed", "/api/embeddings", "/v1/embeddings"):
         return f'model "{name}" not found, try pulling it first'
     return f"model '{name}' not found"
 
 
 def error_body(path: str, status: int, message: str) -> bytes:
-    """The body of an error answer for a request to `path`."""
+    """Return the body of an error answer for a request to `path`."""
     if status in (404, 405) and not message:
         return b"404 page not found" if status == 404 else b"405 method not allowed"
     if path.startswith("/v1/messages"):
         kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-        told: dict[str, Any] = {
+        body: dict[str, Any] = {
             "type": "error",
             "error": {"type": kind, "message": message},
             "request_id": f"req_{secrets.token_hex(12)}",
         }
     elif path.startswith("/v1/"):
         kind = _TYPES[status] if status in _OPENAI else "api_error" if status >= 500 else "invalid_request_error"
-        told = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+        body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     else:
-        told = {"error": message}
-    return printable_json(msgspec.json.encode(told).decode()).encode()
+        body = {"error": message}
+    return printable_json(msgspec.json.encode(body).decode()).encode()
 
 
 def status_of(error: SollolError) -> tuple[int, tuple[tuple[str, str], ...]]:
-    """The status of an error of ours, and the headers that go with it."""
+    """Return the HTTP status of an error and its headers."""
     match error:
         case ResponseError():
             return error.status_code if 400 <= error.status_code < 600 else 502, ()
