@@ -19,7 +19,15 @@ ROOMS = (
     *("core", "policies", "workload", "models", "observe", "discovery", "transport", "backends", "engine", "pool"),
     *("compat", "index", "dashboard", "cli"),
 )
-MODULES = ("answers.py", "config.py", "duties.py", "errors.py", "files.py", "printable.py", "signals.py")
+MODULES: tuple[str, ...] = (
+    "answers.py",
+    "config.py",
+    "duties.py",
+    "errors.py",
+    "files.py",
+    "printable.py",
+    "signals.py",
+)
 MODULES += tuple(f"gateway/{name}.py" for name in ("access", "changes", "cors", "hosts", "refusals"))
 FILES = sorted([*(SOURCE / name for name in MODULES), *(p for room in ROOMS for p in (SOURCE / room).rglob("*.py"))])
 WORDS_MOST = 20
