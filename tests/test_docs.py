@@ -43,14 +43,19 @@ def text_of(*names: str) -> str:
     return "\n".join((DOCS / name).read_text() for name in names)
 
 
-def tool_of(name: str) -> Any:
-    """Return a script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+def module_at(path: Path) -> Any:
+    """Return a script outside the packages as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def tool_of(name: str) -> Any:
+    """Return a script of tools/ as a module."""
+    return module_at(ROOT / "tools" / f"{name}.py")
 
 
 # --- examples ---

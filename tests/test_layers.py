@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.test_docs import module_at
 
 SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 
@@ -243,11 +244,7 @@ def test_core_and_policies_are_pure(path: Path) -> None:
 
 def test_nothing_that_is_compiled_awaits_in_a_finally() -> None:
     """docs/decisions/compiled.md says why."""
-    spec = importlib.util.spec_from_file_location("hatch_build", SOURCE.parents[1] / "hatch_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    build = module_at(SOURCE.parents[1] / "hatch_build.py")
     for module in build.modules():
         for item in ast.walk(ast.parse((SOURCE.parent / module).read_text())):
             last = ast.Module(item.finalbody if isinstance(item, ast.Try) else [], [])

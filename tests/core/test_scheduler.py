@@ -13,32 +13,17 @@ from sollol.core.types import (
     MILLISECOND,
     SECOND,
     Cause,
-    Decision,
     Kind,
     Outcome,
     RoutingStrategy,
     Status,
-    Task,
 )
 from sollol.engine.engine import default_policies
 from sollol.policies.concurrency import LearnedLimit
-from tests.core.virtual import MODEL, Aborted, Completed, Started, VirtualCluster
+from tests.core.virtual import MODEL, Aborted, Completed, HedgeSoon, Started, VirtualCluster
 
 FAST, SLOW = SECOND // 10, 2 * SECOND
 FAILED = Outcome(Status.FAILED, "out of memory", 500)
-
-
-class HedgeSoon:
-    """Wants a second attempt of everything after 50 ms."""
-
-    def deposit(self, task: Task) -> None: ...
-    def learn(self, task: Task, decision: Decision, elapsed_us: int) -> None: ...
-
-    def after(self, task: Task, decision: Decision) -> int | None:
-        return 50 * MILLISECOND
-
-    def withdraw(self) -> bool:
-        return True
 
 
 def embed(cluster: VirtualCluster, costs: list[int], **fields: Any) -> tuple[int, list[Any]]:

@@ -23,9 +23,9 @@ from sollol.core.events import (
     NodeSeen,
     Submitted,
 )
-from sollol.core.types import MILLISECOND, SECOND, Decision, Kind, NodeFacts, Outcome, Status, Task, Timing
+from sollol.core.types import MILLISECOND, SECOND, Kind, NodeFacts, Outcome, Status, Task, Timing
 from sollol.engine.engine import default_policies
-from tests.core.virtual import VirtualCluster
+from tests.core.virtual import HedgeSoon, VirtualCluster
 
 MODELS = ("chat:latest", "embed:latest")
 ENDS = [Status.OK] * 6 + [
@@ -38,24 +38,11 @@ ENDS = [Status.OK] * 6 + [
 ]
 
 
-class Eager:
-    """Wants a second copy of everything that is not answered at once."""
-
-    def deposit(self, task: Task) -> None: ...
-    def learn(self, task: Task, decision: Decision, elapsed_us: int) -> None: ...
-
-    def after(self, task: Task, decision: Decision) -> int | None:
-        return 50 * MILLISECOND
-
-    def withdraw(self) -> bool:
-        return True
-
-
 class World(VirtualCluster):
     """Feed random events, and count what becomes of each item."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(default_policies()._replace(hedger=Eager()), queue_bound=12)
+        super().__init__(default_policies()._replace(hedger=HedgeSoon()), queue_bound=12)
         self.rng = random.Random(seed)
         self.accepted: dict[int, list[int]] = {}  # of a batch: how often each item was accepted or refused
         self.open_batches: dict[int, int] = {}  # task -> items still to be added

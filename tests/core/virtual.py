@@ -28,7 +28,20 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.events import Event, Finished, FirstToken, ItemsAdded, NodeAdded, NodeSeen, Submitted, Tick
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import SECOND, Cause, Kind, LoadedModel, Micros, NodeFacts, Outcome, Status, Task, Timing
+from sollol.core.types import (
+    MILLISECOND,
+    SECOND,
+    Cause,
+    Decision,
+    Kind,
+    LoadedModel,
+    Micros,
+    NodeFacts,
+    Outcome,
+    Status,
+    Task,
+    Timing,
+)
 from sollol.engine.engine import default_policies
 
 MODEL = "llama3.2:latest"
@@ -49,6 +62,19 @@ class Aborted(NamedTuple):
 class Completed(NamedTuple):
     task: int
     status: Status = Status.OK
+
+
+class HedgeSoon:
+    """Wants a second attempt of everything after 50 ms."""
+
+    def deposit(self, task: Task) -> None: ...
+    def learn(self, task: Task, decision: Decision, elapsed_us: int) -> None: ...
+
+    def after(self, task: Task, decision: Decision) -> int | None:
+        return 50 * MILLISECOND
+
+    def withdraw(self) -> bool:
+        return True
 
 
 class VirtualCluster:

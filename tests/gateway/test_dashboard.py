@@ -40,8 +40,8 @@ def test_the_page_shows_the_gateways_own_pool() -> None:
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert page.headers["x-frame-options"] == "DENY"
-        body = {"model": MODEL, "stream": False, "messages": [], "options": {"num_predict": 3}}
-        body["messages"] = [{"role": "user", "content": "Hello"}]
+        body = {"model": MODEL, "stream": False, "messages": [{"role": "user", "content": "Hello"}]}
+        body["options"] = {"num_predict": 3}
         number = int(httpx.post(f"{stage.url}/api/chat", json=body, trust_env=False).headers["x-sollol-request-id"])
         first, second = events(stage, 2)
         assert len(first["nodes"]) == 2

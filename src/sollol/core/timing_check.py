@@ -20,6 +20,11 @@ TOKENS_MORE: Final = 64
 NOTHING: Final = Timing()
 
 
+def most_prompt_tokens(cost: float) -> float:
+    """Return the most tokens that a request of about so many bytes can have."""
+    return PROMPT_TIMES * cost + PROMPT_MORE
+
+
 def believed(timing: Timing, elapsed_us: Micros, cost: float) -> Timing:
     """Return the timing of an answer, or an empty one if it cannot be true.
 
@@ -36,7 +41,7 @@ def believed(timing: Timing, elapsed_us: Micros, cost: float) -> Timing:
         most = min(most, float(timing.received + TOKENS_MORE))
     if not 0 <= timing.tokens <= most:
         return NOTHING
-    if not 0 <= timing.prompt_tokens <= PROMPT_TIMES * cost + PROMPT_MORE:
+    if not 0 <= timing.prompt_tokens <= most_prompt_tokens(cost):
         return NOTHING
     return timing
 

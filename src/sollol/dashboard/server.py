@@ -17,7 +17,7 @@ from typing import Any
 
 from sollol.dashboard.feed import Feed
 from sollol.dashboard.guard import WILDCARDS, Hosts
-from sollol.dashboard.site import LIMITS, Site
+from sollol.dashboard.site import Site
 from sollol.dashboard.source import Source, source_of
 from sollol.duties import Duties
 from sollol.errors import BadInput, SollolError
@@ -161,7 +161,6 @@ class Running:
         duties = Duties()
         try:
             await site.listen(duties, Outbox(self._loop), sock=self._listening)
-            site.bound(LIMITS)
             await self._end.wait()
         finally:
             self.feed.close()

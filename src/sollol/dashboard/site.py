@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 from sollol.dashboard.feed import Feed, encode
 from sollol.dashboard.guard import Hosts, security_headers
@@ -95,13 +95,13 @@ class Site(HttpServer):
         await send_events(self.feed, request)
 
 
-async def send_events(feed: Feed, request: Request, headers: Any = ()) -> None:
+async def send_events(feed: Feed, request: Request) -> None:
     """Stream a feed to a client until either ends; answer 503 where too many listen."""
     if not feed.take_place():
         request.refuse(503, "too many listeners; close other tabs", [("Retry-After", "5")])
         return
     try:
-        request.begin(200, SSE, headers)
+        request.begin(200, SSE)
         async for frame in feed.frames():
             if not request.write(frame):
                 await request.drained()

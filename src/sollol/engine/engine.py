@@ -262,7 +262,7 @@ class Engine:
             request.prefix,
             request.stream,
             request.kind is not Kind.EMBED and request.path in OBSERVABLE,
-            unloads(request.fields.get("keep_alive")),
+            not unloads(request.fields.get("keep_alive")),
         )
         return self.task(work, request.call)
 

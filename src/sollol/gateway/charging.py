@@ -1,7 +1,7 @@
 """The tokens that a call of a key is charged.
 
-What the node reports counts, as far as it can be true (`core.belief`). Where no count is reported, one rule holds for
-all routes and all ends of a call:
+What the node reports counts, as far as it can be true (`core.timing_check`). Where no count is reported, one rule holds
+for all routes and all ends of a call:
 
 - a token for each BYTES_A_TOKEN bytes of the request, at most PROMPT_MOST of them;
 - a token for each part of the answer that came, and for each BYTES_A_TOKEN bytes that a part has beyond ENVELOPE;
@@ -30,9 +30,14 @@ _LOADED: Final = b'"done_reason":"load"'
 GIVEN_UP: Final = (Status.LEFT, Status.DEADLINE)
 
 
+def text_tokens(size: int) -> int:
+    """Estimate the tokens of a text of so many bytes."""
+    return -(-size // BYTES_A_TOKEN)
+
+
 def prompt_tokens(size: int) -> int:
     """Estimate the tokens of a request of so many bytes."""
-    return -(-min(size, PROMPT_MOST) // BYTES_A_TOKEN)
+    return text_tokens(min(size, PROMPT_MOST))
 
 
 def answer_tokens(parts: int, size: int) -> int:
@@ -70,7 +75,8 @@ def used(job: CallJob, engine: Engine, prompt: int, parts: int, size: int, last:
     if parts:
         return prompt + answer_tokens(parts, size)
     if outcome.status in GIVEN_UP:
-        return prompt + max(_written(engine, job.task, *entry) for entry in under_way(job)) if under_way(job) else 0
+        left = under_way(job)
+        return prompt + max(_written(engine, job.task, *entry) for entry in left) if left else 0
     return 0
 
 

@@ -17,13 +17,13 @@ from sollol.backends.decoding import json_reader
 from sollol.backends.ollama import encode, read_vectors
 from sollol.core.actions import Accept, Refuse, Start
 from sollol.core.state.ranges import Ranges
-from sollol.core.timing_check import PROMPT_MORE, PROMPT_TIMES
+from sollol.core.timing_check import most_prompt_tokens
 from sollol.core.types import Micros, Outcome, Status, Timing, canonical_model
 from sollol.engine.batch_job import BatchEnded, BatchJob, ItemsRefused, Message
 from sollol.engine.batch_report import BatchReport
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.access import check_allowed
-from sollol.gateway.charging import BYTES_A_TOKEN, prompt_tokens, size_of
+from sollol.gateway.charging import prompt_tokens, size_of, text_tokens
 from sollol.gateway.fields import Embedding
 from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.gateway.refusals import unknown_model
@@ -82,8 +82,8 @@ class RawBatch(BatchJob):
         for item in fresh:
             self.rows[item] = row[item]
         told, size = found.prompt_eval_count, size_of(self.texts[item] for item in items)
-        if not 0 < told <= PROMPT_TIMES * size + PROMPT_MORE:
-            told = -(-size // BYTES_A_TOKEN)
+        if not 0 < told <= most_prompt_tokens(size):
+            told = text_tokens(size)
         self.tokens += told * len(fresh) / max(1, len(items))
         self.load_ns = max(self.load_ns, found.load_duration)
         self.count_items(start.node, len(fresh))
@@ -96,7 +96,7 @@ class RawBatch(BatchJob):
     def used(self) -> int:
         """Return the tokens of the texts that were embedded, or were being embedded when the call was given up."""
         left = [self.texts[item] for item in self._left if item not in self.rows]
-        return round(self.tokens) + -(-size_of(left) // BYTES_A_TOKEN)
+        return round(self.tokens) + text_tokens(size_of(left))
 
     def refuse(self, action: Refuse) -> None:
         self.count_refused(action)

@@ -31,12 +31,11 @@ class HttpServer:
     """Accept connections on one address, in the event loop that starts it."""
 
     def __init__(self, limits: ServerLimits) -> None:
-        self.limits = limits
-        self.idle_s = 0.0
         self.draining = False
         self.common = b""  # header lines of every answer
         self.places = Places(limits.max_connections)
         self.intake = Intake(limits)
+        self.bound(limits)
         self._discards = DISCARD_BYTES
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None

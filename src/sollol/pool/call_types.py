@@ -14,8 +14,6 @@ from sollol.core.types import RoutingMode, TaskType
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-else:
-    BaseModel = Any
 
 Think = bool | Literal["low", "medium", "high", "max"]
 Format = Literal["", "json"] | Mapping[str, Any] | type["BaseModel"]

@@ -21,8 +21,7 @@ class Work(NamedTuple):
     prefix: tuple[tuple[int, int], ...] = ()
     stream: bool = False
     observable: bool = False  # its job reports the first byte of an answer
-    unloads: bool = False  # the node unloads the model at its end
-    repeatable: bool = True  # a hedge does no harm
+    repeatable: bool = True  # a hedge does no harm: one that unloads the model would do so on two nodes
     batch: bool = False
     width: int | None = None  # requests in flight of a batch
 
@@ -53,8 +52,7 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
         width=work.width,
         type=work.type,
         mode=call.mode,
-        # A hedge of a call that unloads its model would unload it on two nodes.
-        hedge=False if work.unloads or not work.repeatable else hedge,
+        hedge=hedge if work.repeatable else False,
         stream=work.stream,
         prefix=work.prefix,
         only=call.only,
