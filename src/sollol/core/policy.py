@@ -328,6 +328,21 @@ class SuspicionPolicy(Protocol):
         ...
 
 
+class EvictionPolicy(Protocol):
+    """Price what a load costs the users of the models that it evicts."""
+
+    def loads(self, idle_us: Micros, alone: bool, replaceable: bool, waiting: int) -> float:
+        """Return the loads that the users of an evicted model pay.
+
+        Args:
+            idle_us: Time since the evicted model was used; 0 while it is at work.
+            alone: No other node has the evicted model in memory.
+            replaceable: Another node has the model that is to be loaded.
+            waiting: Requests that run on the evicted replica, or wait for its model.
+        """
+        ...
+
+
 class Preloader(Protocol):
     """Decide when a model is loaded on an idle node in advance."""
 

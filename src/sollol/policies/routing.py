@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sollol.core.eviction import displacement_us
+from sollol.core.policy import EvictionPolicy
 from sollol.core.prefix_cache import NOT_READ, PROMPTS_WARM, warm_cost
 from sollol.core.state.model_replicas import TypicalRates
 from sollol.core.state.replica import Replica
@@ -36,6 +37,7 @@ from sollol.core.types import (
     RoutingStrategy,
     Task,
 )
+from sollol.policies.eviction import EvictionByUse
 
 # Finishing within one per cent is the same; the dice keep several clients from choosing the same node.
 ALIKE: Final = 1.01
@@ -62,9 +64,10 @@ class CompletionRouter:
         eager: Speed assumed of an untried node, as a factor of the best.
         stale_us: Age of the last answer after which a node is tried again.
         stale_priority: Only requests up to this priority are used for that.
+        eviction: The price of a load for the users of other models.
     """
 
-    __slots__ = ("alike", "eager", "stale_priority", "stale_us")
+    __slots__ = ("alike", "eager", "eviction", "stale_priority", "stale_us")
     wide = False
     by_finish = True
 
@@ -75,11 +78,13 @@ class CompletionRouter:
         eager: float = EAGER,
         stale_us: Micros = STALE,
         stale_priority: int = STALE_PRIORITY,
+        eviction: EvictionPolicy | None = None,
     ) -> None:
         self.alike = alike
         self.eager = eager
         self.stale_us = stale_us
         self.stale_priority = stale_priority
+        self.eviction: EvictionPolicy = eviction or EvictionByUse()
 
     def choose(
         self,
@@ -196,6 +201,7 @@ class _TermsPredictor:
 
     __slots__ = (
         "_eager",
+        "_eviction",
         "_known",
         "_now",
         "_stale_priority",
@@ -216,6 +222,7 @@ class _TermsPredictor:
         known: list[tuple[PrefixHash, int]],
     ) -> None:
         self._eager = router.eager
+        self._eviction = router.eviction
         self._stale_us = router.stale_us
         self._stale_priority = router.stale_priority
         self._task = task
@@ -231,7 +238,7 @@ class _TermsPredictor:
         if not replica.loaded_by_us or replica.options != task.options:
             load = float(replica.startup_us(task.options))
             if load:
-                displaces = float(displacement_us(replica, task.options, now))
+                displaces = float(displacement_us(replica, task.options, self._eviction, now))
         prefill = decode = embed = penalty = 0.0
         if task.kind is EMBED:
             embed = task.cost / self._work(replica)
