@@ -1,8 +1,6 @@
-"""Decide when to probe a node, and when it is up or down. Recovery is noticed without traffic.
+"""Probe nodes, and record whether they are up. Recovery is noticed without traffic.
 
-While there is work, a node is probed every EVERY; without a task for a while, every EVERY_IDLE; a node that is down,
-after RETRY, then twice as long each time. A refused connection is certain. Silence is not: a machine under load answers
-late, so it takes SILENCES in a row.
+`policies.probing` sets the intervals and how many silent probes make a node down.
 """
 
 from __future__ import annotations
@@ -10,30 +8,22 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sollol.core.actions import Action, Probe
+from sollol.core.policy import LatenessPolicy, ProbePolicy
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.cluster import ClusterState
 from sollol.core.state.node import Node
-from sollol.core.types import EMBED, MILLISECOND, NEVER, SECOND, Micros, NodeFacts
+from sollol.core.types import EMBED, NEVER, SECOND, Micros, NodeFacts
 
-EVERY: Final[Micros] = 5 * SECOND
-EVERY_IDLE: Final[Micros] = 60 * SECOND
-IDLE_AFTER: Final[Micros] = 30 * SECOND
-RETRY: Final[Micros] = 500 * MILLISECOND
-RETRY_MAX: Final[Micros] = 5 * SECOND
-SILENCES: Final = 2
-TOUCH: Final[Micros] = SECOND  # to a second, it is known when the last task came
-# The first call waits so long for all nodes to be known, not only the nearest.
-NEWCOMERS: Final[Micros] = 250 * MILLISECOND
-# A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
-OVERDUE_TIMES: Final = 8
-OVERDUE_LEAST: Final[Micros] = 20 * SECOND
+TOUCH: Final[Micros] = SECOND  # the arrival of the last task is recorded to a second
 
 
 class HealthChecks:
     """Plan probes and record their results."""
 
-    def __init__(self, cluster: ClusterState) -> None:
+    def __init__(self, cluster: ClusterState, probing: ProbePolicy, lateness: LatenessPolicy) -> None:
         self._cluster = cluster
+        self._probing = probing
+        self._lateness = lateness
         self._last_submit: Micros = 0
         self.touch_at: Micros = 0  # from then on the next task is of interest here
         self.next_at: Micros = NEVER
@@ -41,11 +31,12 @@ class HealthChecks:
 
     def touched(self, now: Micros, out: list[Action]) -> None:
         """Probe all nodes when a task comes after a long idle time."""
-        if now - self._last_submit > IDLE_AFTER:
+        if self._idle(now):
+            every_us = self._probing.every_us(False)
             for node in self._cluster.nodes.values():
-                if now - node.asked_us > EVERY:
+                if now - node.asked_us > every_us:
                     self.ask(node, now, out)
-                self._plan(node, min(node.next_probe_us, now + EVERY))
+                self._plan(node, min(node.next_probe_us, now + every_us))
         self._last_submit = now
         self.touch_at = now + TOUCH
 
@@ -58,7 +49,7 @@ class HealthChecks:
 
     def added(self, node: Node, now: Micros, out: list[Action]) -> None:
         """Probe a new node at once."""
-        self.newcomers_until = now + NEWCOMERS
+        self.newcomers_until = now + self._probing.newcomers_us
         self.ask(node, now, out)
 
     def ask(self, node: Node, now: Micros, out: list[Action]) -> None:
@@ -79,7 +70,7 @@ class HealthChecks:
                 replica.loaded_by_us = False
         if not node.up:
             node.up_since = now
-        node.up, node.probing, node.stream_watch = True, False, 0
+        node.up, node.probing, node.silences = True, False, 0
         node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
         node.digests = facts.digests
         for held in facts.loaded.values():
@@ -93,16 +84,16 @@ class HealthChecks:
         node.remember(now)
         node.loaded_after()  # the list may still hold what they evicted
         node.probe_backoff_us = 0
-        self._plan(node, now + self._every(now))
+        self._plan(node, now + self._probing.every_us(self._idle(now)))
         return changed
 
     def lost(self, node: Node, why: str, certain: bool, now: Micros) -> bool:
         """Record a failed probe. Return True if the node is down now."""
         node.probing = False
         node.lost_why = why
-        node.stream_watch += 1
-        if not certain and node.up and node.stream_watch < SILENCES:
-            self._plan(node, now + RETRY)
+        node.silences += 1
+        if not certain and node.up and not self._probing.is_down(node.silences):
+            self._plan(node, now + self._probing.retry_us)
             return False
         if node.up is not False:
             return True
@@ -119,14 +110,11 @@ class HealthChecks:
         self._back_off(node, now)
 
     def _back_off(self, node: Node, now: Micros) -> None:
-        node.probe_backoff_us = min(max(RETRY, 2 * node.probe_backoff_us), RETRY_MAX)
-        self._plan(node, now + max(node.probe_backoff_us, self._every(now) if self._idle(now) else 0))
+        node.probe_backoff_us = self._probing.pause_us(node.probe_backoff_us)
+        self._plan(node, now + max(node.probe_backoff_us, self._probing.every_us(True) if self._idle(now) else 0))
 
     def _idle(self, now: Micros) -> bool:
-        return now - self._last_submit > IDLE_AFTER
-
-    def _every(self, now: Micros) -> Micros:
-        return EVERY_IDLE if self._idle(now) else EVERY
+        return now - self._last_submit > self._probing.idle_after_us
 
     def _plan(self, node: Node, when: Micros) -> None:
         node.next_probe_us = when
@@ -143,21 +131,26 @@ class HealthChecks:
         for node in self._cluster.nodes.values():
             if node.next_probe_us <= now:
                 self.ask(node, now, out)
-                node.next_probe_us = now + EVERY
-                overdue += [a for replica in node.replicas.values() for a in replica.attempts.values() if _late(a, now)]
+                node.next_probe_us = now + self._probing.every_us(False)
+                overdue += self._overdue(node, now)
             upcoming = min(upcoming, node.next_probe_us)
         self.next_at = upcoming
         return overdue
+
+    def _overdue(self, node: Node, now: Micros) -> list[Attempt]:
+        """Return the chunks of a node that have taken far longer than predicted."""
+        return [
+            attempt
+            for replica in node.replicas.values()
+            if replica.work.known
+            for attempt in replica.attempts.values()
+            if attempt.task.kind is EMBED
+            and attempt.items
+            and self._lateness.is_given_up(now - attempt.started_us, attempt.due_us - attempt.started_us)
+        ]
 
 
 def _known(node: Node) -> tuple[tuple[str, str, Any], ...]:
     """Return what is recorded of a node: the path of each list, its name in NodeFacts, and the value."""
     tags, ps = "/api/tags", "/api/ps"
     return ((tags, "models", node.models), (tags, "digests", node.digests), (ps, "loaded", node.loaded))
-
-
-def _late(attempt: Attempt, now: Micros) -> bool:
-    if attempt.task.kind is not EMBED or not attempt.items or not attempt.replica.work.known:
-        return False
-    predicted = attempt.due_us - attempt.started_us
-    return now - attempt.started_us > max(OVERDUE_LEAST, OVERDUE_TIMES * predicted)

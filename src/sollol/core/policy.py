@@ -293,6 +293,36 @@ class LatenessPolicy(Protocol):
         """Check that a caller who left had waited long enough to count it against the node."""
         ...
 
+    def is_given_up(self, waited_us: Micros, predicted_us: Micros) -> bool:
+        """Check that a chunk of a batch has taken so long that it is closed and sent again."""
+        ...
+
+
+class ProbePolicy(Protocol):
+    """Decide when nodes are probed, and when silence makes a node down.
+
+    Attributes:
+        idle_after_us: Time without a task after which there is no work.
+        newcomers_us: Time that the first task waits for the answers of new nodes.
+        retry_us: Pause after a silent probe of a node that is up.
+    """
+
+    idle_after_us: Micros
+    newcomers_us: Micros
+    retry_us: Micros
+
+    def every_us(self, idle: bool) -> Micros:
+        """Return the µs between two probes of a node that is up."""
+        ...
+
+    def is_down(self, silences: int) -> bool:
+        """Check that so many probes in a row without an answer make a node down."""
+        ...
+
+    def pause_us(self, before_us: Micros) -> Micros:
+        """Return the µs until a node that is down is probed again; `before_us`: the last pause, or 0."""
+        ...
+
 
 class StallPolicy(Protocol):
     """Decide after how much silence a stream moves to another node."""
@@ -396,6 +426,7 @@ class Policies(NamedTuple):
     breaker: Callable[[], Breaker]
     hedge_benefit: HedgeBenefit
     lateness: LatenessPolicy
+    probing: ProbePolicy
     stalls: StallPolicy
     suspicion: SuspicionPolicy
     preloader: Preloader

@@ -21,17 +21,17 @@ class StallDetection:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
 
-    def judge(self, stream_watch: tuple[Silence, ...], now: Micros) -> list[tuple[Attempt, str]]:
+    def judge(self, silences: tuple[Silence, ...], now: Micros) -> list[tuple[Attempt, str]]:
         """Return the attempts to move, each with the reason.
 
         Args:
-            stream_watch: All streams without a part for a while.
+            silences: All streams without a part for a while.
         """
         state, stalls = self._state, self._state.policies.stalls
-        silent = {each.attempt for each in stream_watch}
+        silent = {each.attempt for each in silences}
         moved: list[tuple[Attempt, str]] = []
         hanging: dict[str, Replica] = {}
-        for each in stream_watch:
+        for each in silences:
             attempt = state.attempts.get(each.attempt)
             if attempt is None or not attempt.delivering or not each.plain:
                 continue

@@ -31,6 +31,7 @@ from sollol.policies.hedging import LearnedHedgeBenefit, QuantileHedger
 from sollol.policies.lateness import LatenessByPrediction, StallByGap
 from sollol.policies.model_concurrency import ModelConcurrency
 from sollol.policies.preloading import SkiRentalPreloader
+from sollol.policies.probing import ProbeSchedule
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.policies.suspicion import ItemSuspicion
@@ -58,6 +59,7 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
         breaker=ConsecutiveBreaker,
         hedge_benefit=LearnedHedgeBenefit(),
         lateness=LatenessByPrediction(),
+        probing=ProbeSchedule(),
         stalls=StallByGap(),
         suspicion=ItemSuspicion(),
         preloader=SkiRentalPreloader(),

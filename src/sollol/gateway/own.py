@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from sollol.backends.ollama import encode
-from sollol.core.health_checks import EVERY
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway import access
 from sollol.gateway.fanout import states
 from sollol.gateway.openapi import document
 from sollol.http_server.request import Request
+from sollol.policies.probing import EVERY
 from sollol.version import __version__
 
 if TYPE_CHECKING:

@@ -19,6 +19,10 @@ SUSPECT_TIMES: Final = 5
 SUSPECT_TIMES_WHOLE: Final = 10
 SUSPECT_LEAST: Final[Micros] = 5 * SECOND
 
+# A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
+OVERDUE_TIMES: Final = 8
+OVERDUE_LEAST: Final[Micros] = 20 * SECOND
+
 # Silence alone proves nothing: a tool call is composed, a machine swaps.
 STALL_TIMES: Final = 50
 STALL_LEAST: Final[Micros] = 8 * SECOND
@@ -32,6 +36,8 @@ class LatenessByPrediction:
         "_hung_least_us",
         "_hung_times",
         "_late_least_us",
+        "_overdue_least_us",
+        "_overdue_times",
         "_resumed_least_us",
         "_suspect_least_us",
         "_suspect_times",
@@ -48,6 +54,8 @@ class LatenessByPrediction:
         suspect_times: float = SUSPECT_TIMES,
         suspect_times_whole: float = SUSPECT_TIMES_WHOLE,
         suspect_least_us: Micros = SUSPECT_LEAST,
+        overdue_times: float = OVERDUE_TIMES,
+        overdue_least_us: Micros = OVERDUE_LEAST,
     ) -> None:
         self._late_least_us = late_least_us
         self._hung_times = hung_times
@@ -56,6 +64,8 @@ class LatenessByPrediction:
         self._suspect_times = suspect_times
         self._suspect_times_whole = suspect_times_whole
         self._suspect_least_us = suspect_least_us
+        self._overdue_times = overdue_times
+        self._overdue_least_us = overdue_least_us
 
     def probes(self, overdue_us: Micros, predicted_us: Micros, quiet_us: Micros) -> bool:
         """Check that the node of an overdue attempt should be probed. `quiet_us`: since its last probe."""
@@ -74,6 +84,10 @@ class LatenessByPrediction:
         """Check that a caller who left had waited long enough to count it against the node."""
         times = self._suspect_times if stream else self._suspect_times_whole
         return waited_us > self._suspect_least_us and waited_us > times * first_response_us
+
+    def is_given_up(self, waited_us: Micros, predicted_us: Micros) -> bool:
+        """Check that a chunk of a batch has taken so long that it is closed and sent again."""
+        return waited_us > max(self._overdue_least_us, self._overdue_times * predicted_us)
 
 
 class StallByGap:

@@ -44,8 +44,8 @@ class Node:
         "reads_on",
         "replicas",
         "running",
+        "silences",
         "speed",
-        "stream_watch",
         "succeeded",
         "up",
         "up_since",
@@ -75,7 +75,7 @@ class Node:
         self.probe_backoff_us: Micros = 0
         self.probing = False
         self.asked_us: Micros = -1
-        self.stream_watch = 0
+        self.silences = 0
         self.load_time = LoadTimeEstimator()
         self.memory = MemoryFit()
         self.denied: set[str] = set()  # models that are in its last list and that it answered 404 for

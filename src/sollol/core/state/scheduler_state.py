@@ -43,7 +43,7 @@ class SchedulerState:
         self.use(policies)
         self.rng = rng
         self.cluster = ClusterState()
-        self.health = HealthChecks(self.cluster)
+        self.health = HealthChecks(self.cluster, policies.probing, policies.lateness)
         self.tasks: dict[Key, PendingTask] = {}
         self.attempts: dict[Key, Attempt] = {}
         self.queues: dict[str, WaitQueue] = {}
