@@ -1,37 +1,26 @@
-"""Predict how long a slot stays taken after its caller left while the node read the prompt.
-
-Older nodes read the prompt to its end. Newer ones stop at the next batch of PREFILL_BATCH tokens (measured on a real
-node: 1.3 s instead of 6). No API reports which, so a node is tried once: where much can be gained, the slot counts as
-free after a batch, and the first token of the next request shows whether it was.
-"""
+"""Learn whether a node reads a prompt to its end after its caller left. `policies.prefill` decides when to test it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from sollol.core.types import SECOND, Micros
+from sollol.core.policy import PrefillPolicy
+from sollol.core.types import Micros
 
 if TYPE_CHECKING:
     from sollol.core.state.attempt import Attempt
     from sollol.core.state.replica import Replica
 
-PREFILL_BATCH: Final = 512  # tokens after which a newer node notices that the caller left
-PROBE_LEAST: Final[Micros] = 5 * SECOND  # to be gained, for a call to find out whether a node does
 
-
-def taken_until(replica: Replica, attempt: Attempt, now: Micros) -> Micros:
+def taken_until(replica: Replica, attempt: Attempt, policy: PrefillPolicy, now: Micros) -> Micros:
     """Return the moment until which the slot of an attempt aborted in prefill stays taken."""
-    node = replica.node
-    whole_us = attempt.started_us + attempt.decision.first_us
-    if node.reads_on is True:
-        return whole_us
-    reads = replica.prefill.value or replica.group.typical().prefill
-    soon_us = min(whole_us, now + round(PREFILL_BATCH / reads))
-    if node.reads_on is None:
-        if whole_us - soon_us < PROBE_LEAST:
-            return whole_us
-        replica.left_until = max(replica.left_until, whole_us)
-    return soon_us
+    reads_on = replica.node.reads_on
+    whole_until = attempt.started_us + attempt.decision.first_us
+    rate = replica.prefill.value or replica.group.typical().prefill
+    until = now + policy.taken_us(whole_until - now, rate, reads_on)
+    if reads_on is None and until < whole_until:
+        replica.left_until = max(replica.left_until, whole_until)
+    return until
 
 
 def learn(replica: Replica, attempt: Attempt, now: Micros) -> None:

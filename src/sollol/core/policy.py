@@ -220,14 +220,60 @@ class Batcher(Protocol):
         """Return (cost, count): a chunk ends at whichever comes first; (0, 0) takes nothing."""
         ...
 
-    def takeover(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
-        """Check that an idle node would finish this work clearly before `left_us`."""
-        ...
-
     def again(self, outcome: Outcome, tries: int, count: int) -> ChunkRetry:
         """Return what to do with a chunk of `count` items that has failed `tries` times.
 
         SPLIT makes its items suspect: they are tried in halves until one is found, or all were good.
+        """
+        ...
+
+
+class TakeoverPolicy(Protocol):
+    """Decide when an idle node repeats, at the end of a batch, what another has in flight."""
+
+    def pays(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
+        """Check that an idle node would finish this work clearly before `remaining_us`."""
+        ...
+
+    def repeats(self, waited_us: Micros, tries: int) -> bool:
+        """Check that a node which failed these items may try them once more."""
+        ...
+
+    def look_again_us(self, left_us: Micros, predicted_us: Micros) -> Micros:
+        """Return the µs until the next look at an attempt that should end in `left_us`."""
+        ...
+
+
+class OverlapPolicy(Protocol):
+    """Decide when a request starts beside others rather than wait for them."""
+
+    def overlaps(self, service_us: Micros, wait_us: Micros, running: int, priority: int, highest: int) -> bool:
+        """Check that a request starts beside others on a busy node.
+
+        Args:
+            service_us: Time that it takes there alone.
+            wait_us: Time until it would start otherwise.
+            running: Requests in flight on its replica.
+            priority: Its priority.
+            highest: Highest priority at work on the node.
+        """
+        ...
+
+    def tries_slot(self, service_us: Micros, wait_us: Micros) -> bool:
+        """Check that the wait is long enough to test for one more slot."""
+        ...
+
+
+class PrefillPolicy(Protocol):
+    """Predict how long a slot stays taken after its caller left while the node read the prompt."""
+
+    def taken_us(self, rest_us: Micros, rate: float, reads_on: bool | None) -> Micros:
+        """Return the µs that the slot stays taken; less than `rest_us` on an untested node is a test.
+
+        Args:
+            rest_us: Time until the whole prompt would be read.
+            rate: Tokens of a prompt that the node reads per µs.
+            reads_on: Whether the node reads an abandoned prompt to its end; None if untested.
         """
         ...
 
@@ -337,11 +383,9 @@ class SuspicionPolicy(Protocol):
 
     Attributes:
         control_after: Single items that a node fails in a row, before it gets a text known to be good.
-        tries_most: Failures after which an item is not taken over again.
     """
 
     control_after: int
-    tries_most: int
 
     def is_hopeless(self, failures: int, lasted_us: Micros, patience_us: Micros) -> bool:
         """Check that a batch without any success is given up."""
@@ -429,6 +473,9 @@ class Policies(NamedTuple):
     probing: ProbePolicy
     stalls: StallPolicy
     suspicion: SuspicionPolicy
+    takeover: TakeoverPolicy
+    overlap: OverlapPolicy
+    prefill: PrefillPolicy
     preloader: Preloader
     model_limiter: Callable[[], ModelLimiter]
     modes: Mapping[RoutingMode, Router] = {}

@@ -103,12 +103,10 @@ class RequestScheduler:
         decision = router.choose(task, replicas, reserved_us, now, state.rng)
         replica = group.replicas[decision.node]
         free = replica.free(now, task.kind is not EMBED) or (not replica.attempts and not replica.breaker.admits(now))
-        if (
-            not free
-            and task.kind is not EMBED
-            and (decided := overlapped(task, replica, decision, reserved_us, now)) is not None
-        ):
-            free, decision = True, decided
+        if not free:
+            decided = overlapped(task, replica, decision, reserved_us, state.policies.overlap, now)
+            if decided is not None:
+                free, decision = True, decided
         if free:
             pending.tokens += group.queue.serve(pending.key, now)
             attempt = state.start(pending, replica, task.cost, decision, now)
@@ -145,7 +143,8 @@ class RequestScheduler:
         if not replica.breaker.closed or replica.draining or not replica.in_memory(task.options):
             return None
         wait_us = replica.wait_us(now)
-        return replica if tries_slot(replica, decision.predicted_us - wait_us, wait_us, now) else None
+        service_us = decision.predicted_us - wait_us
+        return replica if tries_slot(replica, service_us, wait_us, state.policies.overlap, now) else None
 
     def _reserve(
         self,
@@ -178,7 +177,8 @@ class RequestScheduler:
         if not router.by_finish:  # it was another when the task chose
             return False
         occupies_gpu = task.kind is not EMBED
-        if occupies_gpu and may_overlap(task, reservation.replica, reservation.service_us, now):
+        overlap = self._state.policies.overlap
+        if may_overlap(task, reservation.replica, reservation.service_us, overlap, now):
             return False
         if now > reservation.free_us or reservation.replica in freed:
             if reservation.replica.free(now, occupies_gpu) or not reservation.replica.nominal:
@@ -222,7 +222,7 @@ class RequestScheduler:
         decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
         if not replica.free(now, task.kind is not EMBED):
-            decided = overlapped(task, replica, decision, NO_RESERVATIONS, now) if task.kind is not EMBED else None
+            decided = overlapped(task, replica, decision, NO_RESERVATIONS, state.policies.overlap, now)
             if decided is None:
                 self._reserve(pending, router, replica, decision, NO_RESERVATIONS, now)
                 return False

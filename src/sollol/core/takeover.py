@@ -2,24 +2,22 @@
 
 An array request gives its answer whole, so nothing can be taken out of it. An idle node tries the same items, and the
 first answer for an item wins. Idle nodes share the chunk that is expected to finish last, in proportion to their rates,
-if that would be clearly sooner. A chunk that is overdue is expected to need half as long again as it has taken, so a
-frozen node's work is taken over soon after it should have ended.
+if `policies.takeover` finds that it pays. A chunk that is overdue is expected to need half as long again as it has
+taken, so the work of a frozen node is taken over soon after it should have ended.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from sollol.core.policy import TakeoverPolicy
 from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch, joined
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
-from sollol.core.types import MILLISECOND, SECOND, Micros
-
-LOOK_AGAIN: Micros = 20 * MILLISECOND
-STUCK: Micros = SECOND  # that an attempt has taken, before a node that failed its items may try them once more
+from sollol.core.types import Micros
 
 
 class Takeover(NamedTuple):
@@ -57,13 +55,13 @@ def _share_out(
     """Share the victim's items among idle replicas that would be sooner. Return the takeovers."""
     items = joined(i for lo, hi in victim.uncovered for i in range(lo, hi)).items()
     remaining_us = victim.expected_end(now) - now
-    batcher, tries_most = state.policies.batcher, state.policies.suspicion.tries_most
-    thieves = [replica for replica in idle if _may_take(replica, victim, tries_most, now)][: len(items)]
+    policy = state.policies.takeover
+    thieves = [replica for replica in idle if _may_take(replica, victim, policy, now)][: len(items)]
     rates = [replica.work.read() or 0.0 for replica in thieves]
     total = sum(rates)
     cost = batch.cost_of(victim.uncovered)
     # The share of the fastest decides: if even it would be late, there is no takeover.
-    if not thieves or not batcher.takeover(cost * rates[0] / total, rates[0], thieves[0].startup_us(), remaining_us):
+    if not thieves or not policy.pays(cost * rates[0] / total, rates[0], thieves[0].startup_us(), remaining_us):
         return []
     takeovers: list[Takeover] = []
     position = 0
@@ -74,7 +72,7 @@ def _share_out(
         if replica is thieves[-1]:
             share = len(items) - position
         part = joined(items[position : position + share])
-        if not batcher.takeover(batch.cost_of(part), rate, replica.startup_us(), remaining_us):
+        if not policy.pays(batch.cost_of(part), rate, replica.startup_us(), remaining_us):
             continue
         takeovers.append(Takeover(victim, replica, part))
         position += share
@@ -82,7 +80,7 @@ def _share_out(
     return takeovers
 
 
-def _may_take(replica: Replica, victim: Attempt, tries_most: int, now: Micros) -> bool:
+def _may_take(replica: Replica, victim: Attempt, policy: TakeoverPolicy, now: Micros) -> bool:
     """Check that a replica may try the items of an attempt.
 
     Two replicas that fail the same items in turn would repeat them for ever.
@@ -91,15 +89,20 @@ def _may_take(replica: Replica, victim: Attempt, tries_most: int, now: Micros) -
         return False
     if replica.node.key not in victim.failed_on:
         return True
-    return now - victim.started_us >= STUCK and victim.evidence.tries < tries_most
+    return policy.repeats(now - victim.started_us, victim.evidence.tries)
 
 
 def look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, now: Micros) -> None:
     """Plan the next look, when a chunk should have ended, while idle replicas remain."""
-    ends = [a.due_us + (a.due_us - a.started_us) // 10 for a in batch.live.values() if a.uncovered]
-    if not ends:
+    policy = state.policies.takeover
+    pauses = [
+        policy.look_again_us(attempt.due_us - now, attempt.due_us - attempt.started_us)
+        for attempt in batch.live.values()
+        if attempt.uncovered
+    ]
+    if not pauses:
         return
-    when = max(min(ends), now + LOOK_AGAIN)
+    when = now + min(pauses)
     if batch.look_at is None or batch.look_at <= now or when < batch.look_at:
         batch.look_at = when
         state.serve_at(group.model, when)

@@ -30,11 +30,14 @@ from sollol.policies.concurrency import LearnedLimit
 from sollol.policies.hedging import LearnedHedgeBenefit, QuantileHedger
 from sollol.policies.lateness import LatenessByPrediction, StallByGap
 from sollol.policies.model_concurrency import ModelConcurrency
+from sollol.policies.overlap import OverlapShort
+from sollol.policies.prefill import AbandonedPrefill
 from sollol.policies.preloading import SkiRentalPreloader
 from sollol.policies.probing import ProbeSchedule
 from sollol.policies.retry import BudgetRetrier
 from sollol.policies.routing import MODES, CompletionRouter, router_of
 from sollol.policies.suspicion import ItemSuspicion
+from sollol.policies.takeover import TakeoverIfSooner
 from sollol.transport.base import Timeouts, Transport
 from sollol.workload.call_options import CallOptions
 from sollol.workload.runner_options import runner_key
@@ -62,6 +65,9 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
         probing=ProbeSchedule(),
         stalls=StallByGap(),
         suspicion=ItemSuspicion(),
+        takeover=TakeoverIfSooner(),
+        overlap=OverlapShort(),
+        prefill=AbandonedPrefill(),
         preloader=SkiRentalPreloader(),
         model_limiter=ModelConcurrency,
         modes=MODES,

@@ -19,7 +19,6 @@ TARGET: Micros = 300 * MILLISECOND  # a request costs 1 to 3 ms: at most 1 %; an
 SHARE = 0.5
 FLOOR: Micros = 10 * MILLISECOND  # no chunk shorter than this for the sake of balance
 FIRST_ITEMS = 4
-MARGIN: Micros = 5 * MILLISECOND  # least cost of a takeover: a request
 RETRIES = 4  # times that a chunk is not answered in time, before it is split to find the item that causes it
 TRIES_MAX = 12  # of a single item that is not answered in time
 
@@ -27,7 +26,7 @@ TRIES_MAX = 12  # of a single item that is not answered in time
 class GuidedBatcher:
     """Size chunks by the time that they take on a node."""
 
-    __slots__ = ("_first_items", "_floor_us", "_margin_us", "_retries", "_share", "_target_us", "_tries_most")
+    __slots__ = ("_first_items", "_floor_us", "_retries", "_share", "_target_us", "_tries_most")
 
     def __init__(
         self,
@@ -36,7 +35,6 @@ class GuidedBatcher:
         share: float = SHARE,
         floor_us: Micros = FLOOR,
         first_items: int = FIRST_ITEMS,
-        margin_us: Micros = MARGIN,
         retries: int = RETRIES,
         tries_most: int = TRIES_MAX,
     ) -> None:
@@ -44,7 +42,6 @@ class GuidedBatcher:
         self._share = share
         self._floor_us = floor_us
         self._first_items = first_items
-        self._margin_us = margin_us
         self._retries = retries
         self._tries_most = tries_most
 
@@ -71,10 +68,6 @@ class GuidedBatcher:
         left = view.pending_cost + max(0.0, view.inflight_cost - view.replica_backlog)
         # Work is not fluid: the others need a whole item's time more than the bound, twice with queueing.
         return own > left / others + 2 * mean / view.best_rate
-
-    def takeover(self, cost: float, rate: float, startup_us: Micros, remaining_us: Micros) -> bool:
-        """Check that an idle node would finish this work clearly before `left_us`."""
-        return startup_us + cost / rate + self._margin_us < 0.9 * remaining_us
 
     def again(self, outcome: Outcome, tries: int, count: int) -> ChunkRetry:
         """Return what to do with a failed chunk."""

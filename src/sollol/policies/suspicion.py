@@ -29,7 +29,7 @@ class ItemSuspicion:
         sure: Accepted probability that a good item is refused.
     """
 
-    __slots__ = ("_hopeless", "_hopeless_least", "_sure", "_tries_least", "control_after", "tries_most")
+    __slots__ = ("_hopeless", "_hopeless_least", "_sure", "_tries_least", "_tries_most", "control_after")
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ItemSuspicion:
         hopeless_least: int = HOPELESS_LEAST,
     ) -> None:
         self.control_after = control_after
-        self.tries_most = tries_most
+        self._tries_most = tries_most
         self._sure = sure
         self._tries_least = tries_least
         self._hopeless = hopeless
@@ -60,13 +60,13 @@ class ItemSuspicion:
             random: Failed requests whose items turned out to be good.
         """
         rate = (random + 2) / (good + random + 4)  # prior of 2 in 4: few requests prove little
-        return max(self._tries_least, min(self.tries_most, math.ceil(math.log(self._sure) / math.log(rate))))
+        return max(self._tries_least, min(self._tries_most, math.ceil(math.log(self._sure) / math.log(rate))))
 
     def is_bad(self, evidence: FailureEvidence, good: int, random: int) -> bool:
         """Check that an item has failed alone, often enough, on a node that works."""
         if evidence.outcome is None or not evidence.alone:
             return False
-        if evidence.outcome.status is Status.REFUSED or evidence.alone >= self.tries_most:
+        if evidence.outcome.status is Status.REFUSED or evidence.alone >= self._tries_most:
             return True
         # Where requests fail at random, a failure that other items shared proves nothing of this one.
         tries = evidence.alone if random else evidence.tries

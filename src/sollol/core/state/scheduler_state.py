@@ -133,7 +133,7 @@ class SchedulerState:
         replica.flag_off_nominal()
         reading_until = attempt.started_us + attempt.decision.first_us
         if not withdrawn and not attempt.delivering and now < reading_until and replica.node.usable:
-            until = taken_until(replica, attempt, now)
+            until = taken_until(replica, attempt, self.policies.prefill, now)
             replica.draining.append(until)
             self.serve_at(replica.model, until)
         self.out.append(Abort(attempt.id, outcome, withdrawn))
