@@ -16,8 +16,8 @@ import yaml
 from sollol.cli.app import app
 from sollol.config import load_settings
 from sollol.errors import ConfigError
-from sollol.gateway.keys import keys_of_environment
-from sollol.gateway.routes import ROUTES
+from sollol.gateway.auth.keys import keys_of_environment
+from sollol.gateway.routes.table import ROUTES
 from sollol.gateway.settings import GatewaySettings, Listen, gateway_settings
 
 ROOT = Path(__file__).parents[1]

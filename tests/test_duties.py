@@ -25,7 +25,7 @@ from sollol.dashboard.watch import Watch
 from sollol.duties import PAUSE_MOST_S, Duties, in_thread, pause_s
 from sollol.engine import dispatcher, resumption, stream_watch
 from sollol.gateway import app
-from sollol.gateway.keys import Key, Keyring, add_key, revoke_key
+from sollol.gateway.auth.keys import Key, Keyring, add_key, revoke_key
 from sollol.pool import thread
 from sollol.sim import sim_cluster
 from sollol.transport.resolver import Resolver
@@ -35,8 +35,8 @@ SOURCE = Path(duties.__file__).parent
 # What is started by hand: each belongs to one call, or to one search or transfer, whose end waits for it.
 BY_HAND = {
     "http_server/server.py": 1,  # the handler of a request
-    "gateway/fanout.py": 1,  # a question that several requests wait for
-    "gateway/models.py": 2,  # a transfer to one node
+    "gateway/routes/lists.py": 1,  # a question that several requests wait for
+    "gateway/routes/models.py": 2,  # a transfer to one node
     "transport/client_connection.py": 1,  # the body of a request
     "transport/http.py": 2,  # the connection of a request
     "transport/dialing.py": 1,  # the addresses of a host, tried beside each other

@@ -11,7 +11,7 @@ import pytest
 from sollol.config import load_settings
 from sollol.errors import ConfigError
 from sollol.files import PRIVATE, read_bounded, replace_file, replacing
-from sollol.gateway.keys import NotOpened, read_keys
+from sollol.gateway.auth.keys import NotOpened, read_keys
 
 
 def mode_of(path: Path) -> int:

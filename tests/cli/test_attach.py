@@ -11,7 +11,7 @@ from typer.testing import Result
 from sollol import UnifiedDashboard
 from sollol.cli import attach
 from sollol.core.endpoint import Endpoint
-from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.pool.sync import OllamaPool
 from sollol.sim import free_port
 from sollol.sim.serve import Cluster, sim_cluster

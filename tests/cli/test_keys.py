@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from sollol.gateway.keys import Keyring, read_keys
+from sollol.gateway.auth.keys import Keyring, read_keys
 
 Run = Callable[..., Result]
 

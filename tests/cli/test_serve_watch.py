@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sollol.gateway.keys import Key, add_key, revoke_key
+from sollol.gateway.auth.keys import Key, add_key, revoke_key
 from sollol.sim.serve import sim_cluster
 from tests.cli.test_serve import WAIT_S, serving, wait_for
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from sollol.errors import SollolError
-from sollol.gateway import access
-from sollol.gateway.keys import Key, Keyring, add_key, hash_of, keys_of_environment, read_keys
+from sollol.gateway.auth import access
+from sollol.gateway.auth.keys import Key, Keyring, add_key, hash_of, keys_of_environment, read_keys
 from sollol.gateway.settings import GatewaySettings
 from sollol.pool.sync import OllamaPool
 from sollol.sim import ModelSpec, NodeSpec

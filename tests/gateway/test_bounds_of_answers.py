@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sollol.gateway.keys import Key
-from sollol.gateway.meter import UNKNOWN_TOKENS, Meter
-from sollol.gateway.tongues import TONGUES, peeked
+from sollol.gateway.auth.keys import Key
+from sollol.gateway.auth.rate_limit import UNKNOWN_TOKENS, Meter
+from sollol.gateway.formats.api_formats import TONGUES, peeked
 
 # The field that Ollama maps to `num_predict`, by route (its openai, middleware and anthropic packages).
 READ = {

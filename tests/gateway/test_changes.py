@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sollol.gateway import models
+from sollol.gateway.routes import models
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import Stage, gateway_over, until

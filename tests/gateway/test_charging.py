@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from sollol.gateway.app import Gateway
-from sollol.gateway.charging import ENVELOPE, answer_tokens, prompt_tokens, size_of
-from sollol.gateway.keys import Key, Keyring, add_key
+from sollol.gateway.auth.charging import ENVELOPE, answer_tokens, prompt_tokens, size_of
+from sollol.gateway.auth.keys import Key, Keyring, add_key
 from sollol.sim import ModelSpec, NodeSpec, sim_cluster
 from tests.gateway.stage import MODEL, Stage, answering, gateway_over, talker, until
 

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from sollol.core.endpoint import parse_endpoint
+from sollol.gateway.auth.keys import Key, add_key
 from sollol.gateway.check import Finding, check
-from sollol.gateway.keys import Key, add_key
 from sollol.gateway.settings import GatewaySettings, Listen
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import free_port, sim_cluster

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 

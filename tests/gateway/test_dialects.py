@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sollol.backends.ollama import judge
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
-from sollol.gateway.dialects import anthropic, openai, responses
-from sollol.gateway.dialects.reading import LineReader, Reader, data_of
+from sollol.gateway.formats import anthropic, openai, responses
+from sollol.gateway.formats.stream_parser import LineReader, Reader, data_of
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
 READERS = {

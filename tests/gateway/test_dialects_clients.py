@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from sollol.core.types import Status
 from sollol.engine.resumption import PartialResponse
-from sollol.gateway.dialects import anthropic, responses
-from sollol.gateway.dialects import openai as openai_dialect
-from sollol.gateway.dialects.reading import Reader
+from sollol.gateway.formats import anthropic, responses
+from sollol.gateway.formats import openai as openai_dialect
+from sollol.gateway.formats.stream_parser import Reader
 from sollol.sim import SimNode
 from sollol.sim.anthropic_routes import MessagesVoice
 from sollol.sim.generation import Answer, End

@@ -10,8 +10,8 @@ import pytest
 from sollol.backends.ollama import BLANKS_BEFORE, BLANKS_BETWEEN
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
-from sollol.gateway.dialects import anthropic, openai, responses
-from sollol.gateway.dialects.reading import HELD_BYTES, Cutter, EventReader, LineReader, data_of
+from sollol.gateway.formats import anthropic, openai, responses
+from sollol.gateway.formats.stream_parser import HELD_BYTES, Cutter, EventReader, LineReader, data_of
 from sollol.transport.base import Timeouts
 from tests.gateway.test_dialects import READERS, said_of, transcript
 

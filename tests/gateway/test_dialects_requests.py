@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sollol.core.types import Kind
 from sollol.engine.resumption import PartialResponse
-from sollol.gateway.dialects import anthropic, openai, responses
+from sollol.gateway.formats import anthropic, openai, responses
 
 USER = [{"role": "user", "content": "x"}]
 DIALECTS: dict[str, tuple[Callable[[bytes], PartialResponse | None], dict[str, Any]]] = {

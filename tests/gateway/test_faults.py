@@ -17,8 +17,10 @@ from sollol.backends import repetition
 from sollol.engine import batch_job, jobs, stream_watch
 from sollol.engine import node_aliases as aliases
 from sollol.engine import resumption as continuation
-from sollol.gateway import embed, infer, relay
-from sollol.gateway.dialects import reading
+from sollol.gateway.formats import stream_parser as reading
+from sollol.gateway.inference import embeddings as embed
+from sollol.gateway.inference import relay
+from sollol.gateway.inference import single as infer
 from sollol.observe import journal, totals
 from sollol.sim import ModelSpec, sim_cluster
 from sollol.transport import http

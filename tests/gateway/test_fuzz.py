@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.gateway.routes import Route
+from sollol.gateway.routes.table import Route
 from sollol.gateway.settings import Limits
 from sollol.http_server import connection as wire_module
 from sollol.http_server.connection import UNLIKE, ClientConnection

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sollol.gateway import infer
+from sollol.gateway.inference import single as infer
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 from tests.marks import plain_only

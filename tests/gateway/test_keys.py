@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from sollol.errors import BadInput, ConfigError
-from sollol.gateway.keys import Key, Keyring, add_key, hash_of, keys_of_environment, read_keys, revoke_key
+from sollol.gateway.auth.keys import Key, Keyring, add_key, hash_of, keys_of_environment, read_keys, revoke_key
 from sollol.gateway.settings import GatewaySettings
 from sollol.sim import NodeSpec
 from sollol.sim.serve import sim_cluster

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sollol.errors import ConfigError
-from sollol.gateway.keys import Key, Keyring, add_key, read_keys, revoke_key
+from sollol.gateway.auth.keys import Key, Keyring, add_key, read_keys, revoke_key
 
 
 def key(name: str = "me", **more: Any) -> Key:
@@ -56,7 +56,7 @@ def test_a_revoked_key_ends_as_soon_as_the_file_can_be_read_again(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
-        broken.setattr("sollol.gateway.keys.read_bounded", no_descriptor)
+        broken.setattr("sollol.gateway.auth.keys.read_bounded", no_descriptor)
         for _ in range(2):
             with pytest.raises(ConfigError):
                 ring.reload()

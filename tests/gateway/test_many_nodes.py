@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from sollol.errors import ResponseError
-from sollol.gateway.keys import Key, Keyring, add_key
+from sollol.gateway.auth.keys import Key, Keyring, add_key
 from sollol.gateway.settings import GatewaySettings, Listen
 from sollol.models import operations
 from sollol.sim import ModelSpec, NodeSpec

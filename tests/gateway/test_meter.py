@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollol.gateway.keys import Key
-from sollol.gateway.meter import MINUTE_S, UNKNOWN_TOKENS, Bucket, Charge, Meter
+from sollol.gateway.auth.keys import Key
+from sollol.gateway.auth.rate_limit import MINUTE_S, UNKNOWN_TOKENS, Bucket, Charge, Meter
 
 SIZES = st.integers(1, 100_000)
 TIMES = st.floats(0, 1e6)

@@ -12,7 +12,7 @@ import sollol
 from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import parse_endpoint
 from sollol.discovery.verify import identify
-from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import sim_cluster
 from sollol.transport.http import HttpTransport
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until

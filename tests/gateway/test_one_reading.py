@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sollol.backends.go_json import fold, normalised
 from sollol.core.types import canonical_model
-from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import ModelSpec, sim_cluster
 from sollol.sim.serve import Cluster
 from tests.gateway.stage import Stage, gateway_over, talker

@@ -10,7 +10,7 @@ from typing import Any
 
 import schemathesis
 
-from sollol.gateway import openapi
+from sollol.gateway.routes import openapi
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import Stage, gateway_over, talker, until
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from sollol.gateway.keys import Keyring, keys_of_environment
+from sollol.gateway.auth.keys import Keyring, keys_of_environment
 from sollol.gateway.settings import GatewaySettings, Limits, Listen
 from sollol.http_server.intake import READERS
 from sollol.http_server.places import OTHER_FILES, backlog_within, places_within

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sollol.gateway.refusals import error_body
+from sollol.gateway.formats.error_responses import error_body
 
 COMMANDS = [chr(code) for code in (*range(1, 32), *range(127, 160), 0x061C, *range(0x202A, 0x202F), 0x2066, 0x2069)]
 

@@ -16,7 +16,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar, NamedTuple
 
-from sollol.gateway.keys import Key, Keyring, hash_of
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import ModelSpec, sim_cluster
 from tests.gateway.stage import MODEL, answering, gateway_over, talker
 

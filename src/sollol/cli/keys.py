@@ -14,7 +14,7 @@ from sollol.cli.console import note, plural, print_json, printable, say, stdout,
 from sollol.cli.fleet import JsonOption
 
 if TYPE_CHECKING:
-    from sollol.gateway.keys import Key
+    from sollol.gateway.auth.keys import Key
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -72,7 +72,7 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it, once."""
-    from sollol.gateway.keys import Key, add_key
+    from sollol.gateway.auth.keys import Key, add_key
 
     path = _path(config)
     key = Key(
@@ -96,7 +96,7 @@ def add(
 @app.command("list")
 def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the keys and what they allow."""
-    from sollol.gateway.keys import read_keys
+    from sollol.gateway.auth.keys import read_keys
 
     path = _path(config)
     found = read_keys(path)
@@ -128,7 +128,7 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """Revoke a key for good."""
-    from sollol.gateway.keys import revoke_key
+    from sollol.gateway.auth.keys import revoke_key
 
     path = _path(config)
     gone = revoke_key(path, name)

@@ -17,7 +17,7 @@ from sollol.errors import ConfigError, NoNodeAvailable
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
-    from sollol.gateway.keys import Keyring
+    from sollol.gateway.auth.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
 EPILOG = """\
@@ -138,7 +138,7 @@ class Reading:
 
     def keyring(self, settings: GatewaySettings) -> Keyring:
         """Read the keys of the file and of the environment."""
-        from sollol.gateway.keys import Keyring, keys_of_environment
+        from sollol.gateway.auth.keys import Keyring, keys_of_environment
 
         fixed = keys_of_environment(os.environ.get("SOLLOL_API_KEYS", ""))
         return Keyring(fixed, settings.keys_path, required=settings.needs_keys)

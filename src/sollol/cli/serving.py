@@ -16,7 +16,7 @@ from sollol.transport.http import HttpTransport
 if TYPE_CHECKING:
     from sollol.cli.serve import Reading
     from sollol.core.endpoint import Endpoint
-    from sollol.gateway.keys import Keyring
+    from sollol.gateway.auth.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
 FEW_FILES = 4096  # below it a busy gateway may run out

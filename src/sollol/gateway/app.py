@@ -23,18 +23,22 @@ from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, BadInput, SollolError
-from sollol.gateway import access, embed, fanout, infer, passing
-from sollol.gateway.bodies import is_large, settle_body
+from sollol.gateway.auth import access
+from sollol.gateway.auth.cors import Cors
+from sollol.gateway.auth.hosts import clean, is_own_host, redirect, refuse_host
+from sollol.gateway.auth.keys import Key, Keyring
+from sollol.gateway.auth.rate_limit import Meter
 from sollol.gateway.changes import listening_as, may_pass, not_taken
-from sollol.gateway.cors import Cors
-from sollol.gateway.dashboard import CHALLENGE, ROOT
-from sollol.gateway.hosts import clean, is_own_host, redirect, refuse_host
-from sollol.gateway.keys import Key, Keyring
-from sollol.gateway.meter import Meter
-from sollol.gateway.refusals import error_body, status_of
-from sollol.gateway.routes import INFERENCE, PASSED, PATTERNS, ROUTES, Route
+from sollol.gateway.formats.api_formats import Tongue
+from sollol.gateway.formats.bodies import is_large, settle_body
+from sollol.gateway.formats.error_responses import error_body, status_of
+from sollol.gateway.inference import embeddings as embed
+from sollol.gateway.inference import passthrough as passing
+from sollol.gateway.inference import single as infer
+from sollol.gateway.routes import lists as fanout
+from sollol.gateway.routes.dashboard import CHALLENGE, ROOT
+from sollol.gateway.routes.table import INFERENCE, PASSED, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, is_loopback
-from sollol.gateway.tongues import Tongue
 from sollol.http_server.request import Request
 from sollol.http_server.server import HttpServer
 from sollol.pool.aio import AsyncOllamaPool

@@ -15,9 +15,9 @@ from sollol.backends.ollama import decode, encode
 from sollol.backends.probe import probe
 from sollol.core.types import canonical_model, is_cloud_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
-from sollol.gateway.access import admin, check_allowed, visible, without_parent
-from sollol.gateway.bodies import read_json
-from sollol.gateway.refusals import error_body
+from sollol.gateway.auth.access import admin, check_allowed, visible, without_parent
+from sollol.gateway.formats.bodies import read_json
+from sollol.gateway.formats.error_responses import error_body
 from sollol.http_server.request import JSON, TEXT, Request
 from sollol.models import operations
 from sollol.transport.base import Call, Fault, Timeouts, TransportFault

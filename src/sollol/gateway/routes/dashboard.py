@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 from sollol.dashboard.guard import security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.site import HTML, send_events
-from sollol.gateway import access, own
+from sollol.gateway.auth import access
+from sollol.gateway.routes import admin as own
 from sollol.http_server.request import Request
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from sollol.backends.ollama import decode, judge
 from sollol.core.types import Kind, Outcome, TaskType
 from sollol.engine.resumption import PartialResponse, is_plain
 from sollol.errors import BadInput
-from sollol.gateway.charging import size_of
-from sollol.gateway.dialects import anthropic, openai, responses
-from sollol.gateway.dialects.reading import LineReader, Reader
-from sollol.gateway.fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
-from sollol.gateway.refusals import error_body
+from sollol.gateway.auth.charging import size_of
+from sollol.gateway.formats import anthropic, openai, responses
+from sollol.gateway.formats.error_responses import error_body
+from sollol.gateway.formats.request_fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
+from sollol.gateway.formats.stream_parser import LineReader, Reader
 from sollol.http_server.request import NDJSON, SSE, type_line
 from sollol.workload.classification import type_of
 from sollol.workload.cost import item_cost

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sollol.backends.ollama import encode
 from sollol.errors import BadInput, ResponseError
-from sollol.gateway import access
-from sollol.gateway.fanout import states
-from sollol.gateway.openapi import document
+from sollol.gateway.auth import access
+from sollol.gateway.routes.lists import states
+from sollol.gateway.routes.openapi import document
 from sollol.http_server.request import Request
 from sollol.policies.probing import EVERY
 from sollol.version import __version__

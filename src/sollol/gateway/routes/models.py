@@ -16,9 +16,9 @@ from sollol.backends.ollama import encode, error_text
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import ResponseError
-from sollol.gateway import targets
-from sollol.gateway.fanout import fields_of, holders, relearn, states
-from sollol.gateway.targets import Targets
+from sollol.gateway.routes import targets
+from sollol.gateway.routes.lists import fields_of, holders, relearn, states
+from sollol.gateway.routes.targets import Targets
 from sollol.http_server.request import JSON, NDJSON, Request
 from sollol.models import operations
 from sollol.transport.base import Call, TransportFault

@@ -17,14 +17,14 @@ from sollol.core.types import OK, Kind, Outcome, Status, Task
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, Started
 from sollol.errors import BadInput, NoNodeAvailable
-from sollol.gateway import access
-from sollol.gateway.bodies import UnreadableValue, is_large, read_json
-from sollol.gateway.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt_tokens, under_way
-from sollol.gateway.fanout import up_nodes
-from sollol.gateway.forms import is_form, read_form, text_of, write_form
-from sollol.gateway.hosts import quoted
-from sollol.gateway.infer import routed, wanted
-from sollol.gateway.refusals import status_of
+from sollol.gateway.auth import access
+from sollol.gateway.auth.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt_tokens, under_way
+from sollol.gateway.auth.hosts import quoted
+from sollol.gateway.formats.bodies import UnreadableValue, is_large, read_json
+from sollol.gateway.formats.error_responses import status_of
+from sollol.gateway.formats.multipart import is_form, read_form, text_of, write_form
+from sollol.gateway.inference.single import routed, wanted
+from sollol.gateway.routes.lists import up_nodes
 from sollol.http_server.request import Request
 from sollol.transport.base import Call, Reply, Transport, TransportFault
 from sollol.transport.call import UNBOUNDED

@@ -19,13 +19,13 @@ from sollol.engine.jobs import CallJob
 from sollol.engine.resumption import PartialResponse
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
-from sollol.gateway import models
-from sollol.gateway.access import check_allowed, words
-from sollol.gateway.charging import prompt_tokens, used
-from sollol.gateway.refusals import status_of, unknown_model
-from sollol.gateway.relay import StreamRelay, WholeRelay
-from sollol.gateway.targets import names_in
-from sollol.gateway.tongues import Asked, Tongue, peeked
+from sollol.gateway.auth.access import check_allowed, words
+from sollol.gateway.auth.charging import prompt_tokens, used
+from sollol.gateway.formats.api_formats import Asked, Tongue, peeked
+from sollol.gateway.formats.error_responses import status_of, unknown_model
+from sollol.gateway.inference.relay import StreamRelay, WholeRelay
+from sollol.gateway.routes import models
+from sollol.gateway.routes.targets import names_in
 from sollol.http_server.request import Request, has_ours
 from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work

@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sollol.gateway import dashboard, fanout, models, own, passing
-from sollol.gateway.tongues import EMBED_TONGUES, TONGUES, Tongue
+from sollol.gateway.formats.api_formats import EMBED_TONGUES, TONGUES, Tongue
+from sollol.gateway.inference import passthrough as passing
+from sollol.gateway.routes import admin as own
+from sollol.gateway.routes import dashboard, models
+from sollol.gateway.routes import lists as fanout
 
 
 class Route:

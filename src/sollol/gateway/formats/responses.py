@@ -10,9 +10,9 @@ import msgspec
 from sollol.backends.decoding import json_reader
 from sollol.backends.ollama import decode, late_error, refusal
 from sollol.core.types import Kind, Outcome, Status
-from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role
-from sollol.gateway.dialects.reading import EventReader, Sign
-from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
+from sollol.gateway.formats.resume_writer import EventsSaid, Usage, event, timing_of
+from sollol.gateway.formats.stream_parser import EventReader, Sign
+from sollol.gateway.formats.to_ollama import Inexact, asked, check, items, numbers, parts, role
 
 _DELTA: Final = b"event: response.output_text.delta\n"  # an ordinary event begins so
 _OPTIONS: Final = {"max_output_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p"}

@@ -15,7 +15,7 @@ from sollol.backends.decoding import Int
 from sollol.backends.ollama import decode, encode
 from sollol.core.types import Timing
 from sollol.engine.resumption import PartialResponse
-from sollol.gateway.dialects.reading import data_of
+from sollol.gateway.formats.stream_parser import data_of
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:

@@ -22,12 +22,12 @@ from sollol.core.types import Micros, Outcome, Status, Timing, canonical_model
 from sollol.engine.batch_job import BatchEnded, BatchJob, ItemsRefused, Message
 from sollol.engine.batch_report import BatchReport
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
-from sollol.gateway.access import check_allowed
-from sollol.gateway.charging import prompt_tokens, size_of, text_tokens
-from sollol.gateway.fields import Embedding
-from sollol.gateway.infer import Inference, goes_to_cloud, no_model, routed, wanted
-from sollol.gateway.refusals import unknown_model
-from sollol.gateway.tongues import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
+from sollol.gateway.auth.access import check_allowed
+from sollol.gateway.auth.charging import prompt_tokens, size_of, text_tokens
+from sollol.gateway.formats.api_formats import EMBED_TONGUES, Tongue, asked_embedding, peek_embed
+from sollol.gateway.formats.error_responses import unknown_model
+from sollol.gateway.formats.request_fields import Embedding
+from sollol.gateway.inference.single import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.http_server.request import Request
 from sollol.workload.call_options import CallOptions
 

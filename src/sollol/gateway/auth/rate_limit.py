@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.gateway.keys import Key
+from sollol.gateway.auth.keys import Key
 
 MINUTE_S = 60.0
 UNKNOWN_TOKENS: Final = 4096  # reserved for an answer before any is known: the context that Ollama gives a model

@@ -10,9 +10,9 @@ import msgspec
 from sollol.backends.decoding import json_reader
 from sollol.backends.ollama import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status
-from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
-from sollol.gateway.dialects.reading import EventReader, Sign
-from sollol.gateway.dialects.saying import EventsSaid, Usage, event, timing_of
+from sollol.gateway.formats.resume_writer import EventsSaid, Usage, event, timing_of
+from sollol.gateway.formats.stream_parser import EventReader, Sign
+from sollol.gateway.formats.to_ollama import Inexact, asked, check, items, numbers, parts, role, texts
 
 _DELTA: Final = b"event: content_block_delta\n"  # an ordinary event begins so
 _OPTIONS: Final = {"max_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sollol.backends.ollama import encode
-from sollol.gateway.dialects.saying import event
+from sollol.gateway.formats.resume_writer import event
 
 
 def closing(path: str, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:

@@ -15,9 +15,9 @@ import msgspec
 from sollol.backends.decoding import Int, json_lines, json_reader
 from sollol.backends.ollama import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status, Timing
-from sollol.gateway.dialects.asking import Inexact, asked, check, items, numbers, parts, role, texts
-from sollol.gateway.dialects.reading import EventReader, Sign
-from sollol.gateway.dialects.saying import EventsSaid, event
+from sollol.gateway.formats.resume_writer import EventsSaid, event
+from sollol.gateway.formats.stream_parser import EventReader, Sign
+from sollol.gateway.formats.to_ollama import Inexact, asked, check, items, numbers, parts, role, texts
 
 _GOES_ON: Final = b'"finish_reason":null'
 _LATE_ERROR: Final = b'"model":""'  # how Ollama lets a late error show here

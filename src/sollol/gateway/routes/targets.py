@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
-from sollol.gateway.fanout import READING, holders, states
+from sollol.gateway.routes.lists import READING, holders, states
 from sollol.http_server.request import Request
 from sollol.transport.base import Call, TransportFault
 

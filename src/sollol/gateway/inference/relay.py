@@ -20,10 +20,10 @@ from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, StreamJob
 from sollol.engine.resumption import UNREAD, PartialResponse, ResumeSupport
-from sollol.gateway.access import words
-from sollol.gateway.dialects.closing import closing
-from sollol.gateway.dialects.reading import CUT, Reader
-from sollol.gateway.tongues import Tongue
+from sollol.gateway.auth.access import words
+from sollol.gateway.formats.api_formats import Tongue
+from sollol.gateway.formats.stream_end import closing
+from sollol.gateway.formats.stream_parser import CUT, Reader
 from sollol.http_server.request import Request
 from sollol.transport.base import ERROR_MOST, RawHeaders, Timeouts, TransportFault
 from sollol.transport.http import Exchange, HttpTransport
