@@ -42,11 +42,12 @@ ON_THE_WAY = (
     "transport/call.py",
     "backends/ollama.py",
     "transport/http.py",
+    "observe/attempt_log.py",
     "observe/journal.py",
     "observe/totals.py",
     "engine/dispatcher.py",
     "engine/engine.py",
-    "engine/history.py",
+    "observe/history.py",
     "engine/jobs.py",
 )
 

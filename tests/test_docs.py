@@ -228,7 +228,7 @@ def test_everything_a_pool_has_is_documented() -> None:
 
 
 def test_every_statistic_is_documented(nodes: sim.Cluster) -> None:
-    from sollol.engine.batch_report import BatchReport, NodeShare
+    from sollol.observe.batch_report import BatchReport, NodeShare
 
     with sollol.OllamaPool(list(nodes)) as pool:
         pool.generate("llama3.2", "Hello")

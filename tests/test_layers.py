@@ -33,7 +33,7 @@ LAW: dict[str, set[str]] = {
     "transport": {"errors", "config", "core", "duties"},
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "http_server": {"errors", "core", "duties", "transport"},
-    "observe": {"errors", "config", "core"},
+    "observe": {"errors", "answers", "core"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
     "engine": ENGINE,
     "models": {"errors", "answers", "core", "transport", "backends"},

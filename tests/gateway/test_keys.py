@@ -167,7 +167,7 @@ def test_the_gateway_holds_to_what_a_key_allows(tmp_path: Path) -> None:
         assert client.get("/api/tags").status_code == 401
         assert client.get("/sollol/health").status_code == 200
         assert ask(plain)[0] == 200
-        task = stage.look(lambda gateway: gateway.engine.history.recent()[0])
+        task = stage.look(lambda gateway: gateway.engine.recorder.history.recent()[0])
         assert (task["app"], task["id"]) == ("plain", task["id"])
         assert stage.last_task().priority == 3
         assert ask(plain, model="nomic-embed-text")[0] == 403
@@ -215,7 +215,7 @@ def test_who_hangs_up_is_charged_what_was_said(tmp_path: Path) -> None:
                 if read == 60:
                     break
         deadline = time.monotonic() + WAIT_S
-        while not stage.look(lambda gateway: gateway.engine.history.recent()):
+        while not stage.look(lambda gateway: gateway.engine.recorder.history.recent()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         again = client.post("/api/chat", json=body)

@@ -114,7 +114,7 @@ def test_an_answer_that_ran_into_the_limit_of_repeated_tokens_is_an_answer() -> 
         answer = httpx.post(stage.url + "/api/chat", json=body)
         assert (answer.status_code, answer.json()["done"]) == (200, False)
         assert answer.json()["message"]["content"]
-        (call,) = stage.look(lambda gateway: gateway.engine.history.recent())
+        (call,) = stage.look(lambda gateway: gateway.engine.recorder.history.recent())
         assert (call["outcome"], call["attempts"]) == ("ok", 1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool, BadInput, NoNodeAvailable, OllamaPool, SollolError
-from sollol.engine import history
+from sollol.observe import history
 from sollol.pool import base
 from sollol.sim import NodeSpec, run, sim_cluster
 from tests.pool.universe import CHAT, EMBED, MODELS, node, texts, universe

@@ -12,7 +12,7 @@ from sollol.core.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from sollol.cli.measure import Alone, CallCost, Plan, Talk
-    from sollol.engine.batch_report import BatchReport
+    from sollol.observe.batch_report import BatchReport
 
 _TOO_SHORT = 0.5  # share of `--seconds`; a rate from a shorter time is rough
 

@@ -18,7 +18,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, canonical_model
 
 if TYPE_CHECKING:
-    from sollol.engine.batch_report import BatchReport
+    from sollol.observe.batch_report import BatchReport
 
 PASSAGE_WORDS = 120
 _STEP = 7  # words from one passage to the next

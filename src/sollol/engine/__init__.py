@@ -1,1 +1,1 @@
-"""Carry out the scheduler's actions: dispatcher, jobs, resumed streams, history of calls."""
+"""Carry out the scheduler's actions: dispatcher, jobs, resumed streams."""

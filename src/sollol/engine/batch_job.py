@@ -20,10 +20,10 @@ from sollol.core.state.incapability import OF_THE_REQUEST
 from sollol.core.state.ranges import Ranges
 from sollol.core.types import SECOND, Cause, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
-from sollol.engine.batch_report import BatchReport, NodeShare, NodeWork
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import error_of
 from sollol.errors import BadInput, ResponseError, SollolError
+from sollol.observe.batch_report import BatchReport, NodeShare, NodeWork
 from sollol.transport.base import Call, Timeouts, Transport
 from sollol.workload.cost import item_cost
 
@@ -95,9 +95,7 @@ class BatchJob:
         self._takeovers = 0
         self.wait_us: Micros | None = None  # time until its first request, in microseconds
         self.on_end: Callable[[BatchReport], None] | None = None  # called with the report at the end
-        self.on_settled: Callable[[BatchJob, Complete, BatchReport], None] | None = (
-            None  # called with the end, for the history
-        )
+        self.on_settled: Callable[[Complete, Task, BatchReport, Micros | None], None] | None = None
 
     # --- feeding ---
 
@@ -244,7 +242,7 @@ class BatchJob:
         self._answers.clear()
         report = self._report(at)
         if self.on_settled is not None:
-            self.on_settled(self, action, report)
+            self.on_settled(action, self.task, report, self.wait_us)
         if self.on_end is not None:
             self.on_end(report)
         self.post(BatchEnded(error_of(action, self.task), report))

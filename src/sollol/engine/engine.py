@@ -14,16 +14,17 @@ from sollol.core.policy import Hedger, Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
 from sollol.engine.batch_job import BatchJob, Message
-from sollol.engine.batch_report import BatchReport
 from sollol.engine.dispatcher import Dispatcher
-from sollol.engine.history import History
 from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.inputs import take_texts
 from sollol.engine.jobs import CallJob, StreamJob
 from sollol.engine.resumption import PartialResponse, ResumeSupport, is_plain
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
+from sollol.observe.batch_report import BatchReport
 from sollol.observe.journal import Journal
+from sollol.observe.present import present_values
+from sollol.observe.recorder import Recorder
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit
@@ -86,9 +87,8 @@ class Engine:
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self.transport = transport
         self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
-        self.history = History(self.dispatcher.now)
+        self.recorder = Recorder(self.dispatcher.now)
         self._app = app
-        self._share = 1.0
         self._last_id = 0
         for endpoint in endpoints:
             self.add(endpoint)
@@ -130,7 +130,7 @@ class Engine:
         return job
 
     def recording(self, done: Callable[[CallJob], None]) -> Callable[[CallJob], None]:
-        """Return a callback that records the call in the history, then calls `done`."""
+        """Return a callback that records the finished call, then calls `done`."""
 
         def recorded(job: CallJob) -> None:
             self.record_call(job)
@@ -139,9 +139,9 @@ class Engine:
         return recorded
 
     def record_call(self, job: CallJob) -> None:
-        """Record a finished call in the history, if it belongs to the sample."""
-        if self._is_recorded(job.task.id):
-            self.history.add(job)
+        """Record a finished call."""
+        assert job.settled is not None
+        self.recorder.add_call(job.settled, job.attempt_log)
 
     def holders(self, model: str, key: str = "") -> dict[str, tuple[Endpoint, str]]:
         """Return node -> (endpoint, digest) of the usable nodes with a model. `key`: only this node."""
@@ -201,8 +201,7 @@ class Engine:
         job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available, self.digests)
         if at_end:
             job.on_end = lambda report: self._unload(task, fields, report)
-        if self._is_recorded(task.id):
-            job.on_settled = self.history.add_batch
+        job.on_settled = self.recorder.add_batch
         self.dispatcher.submit(job)
         return job
 
@@ -236,12 +235,15 @@ class Engine:
 
     def observe(self, share: float) -> None:
         """Record this share of the calls, from 0.0 to 1.0, in the history; with 0.0 no events either."""
-        self._share = share
+        self.recorder.sample(share)
         self.journal.recording = share > 0
 
-    def _is_recorded(self, task: int) -> bool:
-        """Check whether a call belongs to the recorded sample: by its number, so that all parts agree."""
-        return self._share >= 1.0 or (task * 0x9E3779B1 & 0xFFFFFFFF) < self._share * 0x100000000
+    def metrics(self, version: str) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        values = present_values(
+            self.scheduler.view(), version=version, faults=self.dispatcher.faults, lost=self.recorder.lost()
+        )
+        return self.recorder.metrics.render(values)
 
     def next_id(self) -> int:
         """Return the number of the next task."""

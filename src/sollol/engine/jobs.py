@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from sollol.answers import Answer
 from sollol.backends.decoding import is_text
 from sollol.backends.model_check import wrong_model
 from sollol.backends.ollama import (
@@ -30,7 +29,7 @@ from sollol.backends.ollama import (
 from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import EMBED, OK, Decision, Micros, Outcome, Status, Task
+from sollol.core.types import EMBED, OK, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport
@@ -41,68 +40,12 @@ from sollol.errors import (
     SollolError,
     StreamBroken,
 )
+from sollol.observe.attempt_log import AttemptLog
 from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
 STREAM_AHEAD = 256  # buffered lines per consumer; beyond it reading from the node pauses
 
 Started = Callable[[bool], None]  # called at the first part, with True if another node could resume the answer
-
-
-class AttemptLog:
-    """The attempts of one task, in the order of their ends."""
-
-    __slots__ = ("attempts", "seams", "submitted_us", "task")
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.submitted_us: Micros = 0
-        self.seams: list[dict[str, Any]] = []  # points at which another node resumed the answer
-        self.attempts: list[tuple[Start, Outcome, Micros, Micros]] = []
-
-    def record(self, attempt: int | None) -> Answer:
-        """Return the routing record of the answering attempt (None: of the last one), and of those before it."""
-        answered = [entry for entry in self.attempts if entry[0].attempt == attempt] or self.attempts[-1:]
-        task = self.task
-        record = Answer(
-            id=task.id,
-            node="",
-            reasons=[],
-            predicted_ms=0.0,
-            actual_ms=0.0,
-            queue_ms=0.0,
-            attempts=len(self.attempts),
-            tried=self._tried(),
-            candidates=[],
-            task_type=task.type.value,
-            mode=task.mode.value if task.mode else None,
-            seams=self.seams,
-        )
-        for start, _, began, ended in answered:
-            decision = start.decision
-            record.update(
-                node=decision.node,
-                reasons=[decision.reason],
-                predicted_ms=decision.predicted_us / 1000,
-                actual_ms=(ended - began) / 1000,
-                queue_ms=(began - self.submitted_us) / 1000,
-                candidates=shown_candidates(decision),
-            )
-        return record
-
-    def _tried(self) -> list[dict[str, Any]]:
-        return [
-            {"node": start.node, "outcome": outcome.status.value, "why": outcome.message, "ms": (ended - began) / 1000}
-            for start, outcome, began, ended in self.attempts
-            if outcome.status is not OK
-        ]
-
-
-def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
-    """Return the considered nodes with the terms of their predictions, in milliseconds."""
-    return [
-        {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {name: us / 1000 for name, us in c.terms.items()}}
-        for c in decision.candidates
-    ]
 
 
 class CallJob:
@@ -285,6 +228,7 @@ class StreamJob(CallJob):
         The check starts only now, so that it does not delay the node.
         """
         self.begun_at = self._loop.time()
+        self.attempt_log.first_us = round(self.begun_at * 1e6)
         model, partial = self.task.model, self.partial
         self._digest = digest = self._digest_on(node) if partial is not None else ""
         if partial is None or not digest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sollol.core.endpoint import Endpoint
 from sollol.core.state.node import Node
 from sollol.core.types import SECOND, Micros, Task
-from sollol.engine.jobs import shown_candidates
+from sollol.observe.attempt_log import shown_candidates
 
 if TYPE_CHECKING:
     from sollol.engine.engine import Engine
@@ -117,7 +117,7 @@ def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict
         "nodes": list(endpoints),
         "waiting": scheduler.view().waiting() if scheduler else 0,
         "running": len(scheduler.view().attempts) if scheduler else 0,
-        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
+        "calibration": engine.recorder.history.calibration() if engine else NO_CALIBRATION,
         "mixed_digests": mixed_digests(engine) if engine else {},
         "notices": list(engine.dispatcher.notices) if engine else [],
         "node_performance": performance,
@@ -146,8 +146,8 @@ def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[s
         "nodes": rows,
         "waiting": _waiting(engine) if engine else [],
         "running": _running(engine) if engine else [],
-        "recent": engine.history.recent() if engine else [],
-        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
+        "recent": engine.recorder.history.recent() if engine else [],
+        "calibration": engine.recorder.history.calibration() if engine else NO_CALIBRATION,
         "mixed_digests": mixed_digests(engine) if engine else {},
         "notices": list(engine.dispatcher.notices) if engine else [],
     }
@@ -204,7 +204,7 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
     """Return the record of one task, None for an unknown one."""
     pending = engine.scheduler.view().tasks.get(task_id)
     if pending is None:
-        found = engine.history.find(task_id)
+        found = engine.recorder.history.find(task_id)
         return found and {"state": "done", **found}
     at = engine.dispatcher.now()
     row = _task(pending.task) | {

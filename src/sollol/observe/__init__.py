@@ -1,1 +1,1 @@
-"""Events and counters for readers outside the scheduler: journal, totals."""
+"""Records for readers outside the scheduler: journal, history of requests, metrics, totals."""

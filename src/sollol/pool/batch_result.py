@@ -9,8 +9,8 @@ from typing import Any, overload
 
 from sollol.answers import EmbedResponse
 from sollol.engine.batch_job import BatchEnded, ItemsRefused, VectorsDelivered
-from sollol.engine.batch_report import BatchReport
 from sollol.errors import BatchError, SollolError
+from sollol.observe.batch_report import BatchReport
 
 
 class BatchResult(Sequence[EmbedResponse | None]):

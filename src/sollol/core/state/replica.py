@@ -77,6 +77,8 @@ class Replica:
         "overhead",
         "paused_until",
         "prefill",
+        "prompt_cost",
+        "prompt_cost_reused",
         "prompts",
         "proven",
         "rank",
@@ -131,6 +133,8 @@ class Replica:
             PrefixHash, int
         ] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
         self.prompts = 0
+        self.prompt_cost = 0.0  # of prompts with a known beginning
+        self.prompt_cost_reused = 0.0  # the part of it that was read recently
         self.draining: list[Micros] = []  # slots whose caller left in prefill: busy until then
         self.left_until: Micros = 0  # a prompt whose caller left may be read so long (`core.cancelled_prefill`)
         self.latency = Mean()  # microseconds per answered call, failures penalised
@@ -336,6 +340,8 @@ class Replica:
         self.options_used_us = attempt.started_us
         if task.prefix:
             attempt.warm_cost = self.read(task.prefix)
+            self.prompt_cost += task.cost
+            self.prompt_cost_reused += min(attempt.warm_cost, task.cost)
         limit = self.limit if self.nominal else self.limiter.limit
         if len(self.attempts) >= limit and self.key in group.with_capacity:
             del group.with_capacity[self.key]

@@ -20,7 +20,6 @@ from sollol.core.state.ranges import Ranges
 from sollol.core.timing_check import most_prompt_tokens
 from sollol.core.types import Micros, Outcome, Status, Timing, canonical_model
 from sollol.engine.batch_job import BatchEnded, BatchJob, ItemsRefused, Message
-from sollol.engine.batch_report import BatchReport
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.auth.access import check_allowed
 from sollol.gateway.auth.charging import prompt_tokens, size_of, text_tokens
@@ -29,6 +28,7 @@ from sollol.gateway.formats.error_responses import unknown_model
 from sollol.gateway.formats.request_fields import Embedding
 from sollol.gateway.inference.single import Inference, goes_to_cloud, no_model, routed, wanted
 from sollol.http_server.request import Request
+from sollol.observe.batch_report import BatchReport
 from sollol.workload.call_options import CallOptions
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from sollol.gateway.auth import access
 from sollol.gateway.routes.lists import states
 from sollol.gateway.routes.openapi import document
 from sollol.http_server.request import Request
+from sollol.observe.metrics import CONTENT_TYPE as METRICS_TYPE
 from sollol.policies.probing import EVERY
 from sollol.version import __version__
 
@@ -52,6 +53,12 @@ async def ready(gateway: Gateway, request: Request) -> None:
 async def snapshot(gateway: Gateway, request: Request) -> None:
     access.admin(request, SEE)
     request.answer(200, encode(gateway.snapshot()))
+
+
+async def metrics(gateway: Gateway, request: Request) -> None:
+    """Answer with the metrics in Prometheus' text format."""
+    access.admin(request, SEE)
+    request.answer(200, gateway.engine.metrics(__version__), METRICS_TYPE)
 
 
 async def nodes(gateway: Gateway, request: Request) -> None:

@@ -58,6 +58,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/health"): Route(own.health, public=True, head=True),
     ("GET", "/sollol/ready"): Route(own.ready, public=True, head=True),
     ("GET", "/sollol/snapshot"): Route(own.snapshot, head=True),
+    ("GET", "/metrics"): Route(own.metrics),
     ("GET", "/sollol/nodes"): Route(own.nodes, head=True),
     ("GET", "/sollol/openapi.json"): Route(own.openapi, head=True),
     ("GET", "/dashboard"): Route(dashboard.redirected, public=True, head=True),

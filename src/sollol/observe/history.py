@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from sollol.answers import Answer
-from sollol.core.actions import Complete
 from sollol.core.state.estimators import Quantile
-from sollol.core.types import OK, Micros, Status, Task
-from sollol.engine.batch_job import BatchJob
-from sollol.engine.batch_report import BatchReport, NodeShare
-from sollol.engine.jobs import AttemptLog, CallJob
+from sollol.core.types import Status, Task
+from sollol.observe.attempt_log import AttemptLog
+from sollol.observe.batch_report import BatchReport, NodeShare
+from sollol.observe.request_record import RequestRecord
 
 REMEMBERED = 1_000
 SHOWN = 100
-ERROR_MOST = 1_000  # characters kept of an error
 NODES_MOST = 64  # nodes kept with the reason of their failure
 SHOWN_KEPT = 3_000  # shown calls kept: half a minute of a display with a frame a second
 
@@ -74,48 +70,74 @@ def _failures(share: NodeShare) -> str:
 
 
 class FinishedRequest:
-    """A finished request: its attempts and its outcome, without payload."""
+    """A finished request: its measurements, and the log from which it is explained."""
 
-    __slots__ = ("at", "attempt", "attempt_log", "error", "http_status", "nodes", "status")
+    __slots__ = ("attempt", "log", "nodes", "record")
 
     def __init__(
         self,
-        at: Micros,
-        status: Status,
+        record: RequestRecord,
+        log: AttemptLog | BatchLog,
         attempt: int | None,
-        attempt_log: AttemptLog | BatchLog,
-        error: str = "",
-        http_status: int = 0,
         nodes: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        self.at = at  # time of the end
-        self.status = status
+        self.record = record
+        self.log = log
         self.attempt = attempt  # the attempt that answered
-        self.attempt_log = attempt_log
-        self.error = error[:ERROR_MOST]
-        self.http_status = http_status
-        self.nodes = nodes  # (node, reason) for each, if no node answered
+        self.nodes = nodes[:NODES_MOST]  # (node, reason) for each, if no node answered
+
+    def row(self) -> dict[str, Any]:
+        """Return what displays list of the request; times in milliseconds."""
+        record, routing = self.record, self.log.record(self.attempt)
+        return {
+            "id": record.id,
+            "kind": record.kind,
+            "model": record.model,
+            "app": record.app,
+            "node": routing["node"],
+            "outcome": record.outcome,
+            "predicted_ms": routing["predicted_ms"],
+            "actual_ms": routing["actual_ms"],
+            "queue_ms": routing["queue_ms"],
+            "attempts": routing["attempts"],
+            "reason": "; ".join(routing["reasons"]),
+            "error": record.error,
+            "task_type": record.task_type,
+            "priority": record.priority,
+            "at": record.at,
+            "total_ms": record.total_s * 1000,
+            "first_token_ms": None if record.first_token_s is None else record.first_token_s * 1000,
+            "load_ms": record.load_s * 1000,
+            "prefill_ms": record.prefill_s * 1000,
+            "decode_ms": record.decode_s * 1000,
+            "tokens_in": record.tokens_in,
+            "tokens_out": record.tokens_out,
+            "items": record.items,
+            "tries": [
+                {
+                    "node": attempt.node,
+                    "cause": attempt.cause,
+                    "outcome": attempt.outcome,
+                    "error": attempt.error,
+                    "started_ms": attempt.started_s * 1000,
+                    "ms": attempt.duration_s * 1000,
+                    "predicted_ms": attempt.predicted_s * 1000,
+                }
+                for attempt in record.attempts
+            ],
+        }
 
     def explained(self) -> dict[str, Any]:
         """Return the record, with the failure of every node or the reason why it was not called."""
-        record = self.attempt_log.record(self.attempt)
-        summary: dict[str, Any] = {**record, "error": self.error, "status": self.http_status}
-        called = {row["node"] for row in record["tried"]}
+        routing = self.log.record(self.attempt)
+        called = {row["node"] for row in routing["tried"]}
         others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in called]
-        return summary | {"tried": [*record["tried"], *others]}
-
-    def lateness(self) -> float | None:
-        """Return actual ÷ predicted time of the attempt that answered, None without one."""
-        attempt_log = self.attempt_log
-        if self.status is OK and isinstance(attempt_log, AttemptLog):
-            for start, outcome, began, ended in attempt_log.attempts:
-                if start.attempt == self.attempt and outcome.status is OK:
-                    return _lateness(start.decision.predicted_us, began, ended)
-        return None
-
-
-def _lateness(predicted_us: Micros, began: Micros, ended: Micros) -> float | None:
-    return (ended - began) / predicted_us if predicted_us else None
+        return {
+            **self.row(),
+            **routing,
+            "status": self.record.http_status,
+            "tried": [*routing["tried"], *others],
+        }
 
 
 class History:
@@ -124,68 +146,31 @@ class History:
     On a fast cluster a call leaves this list before a user can request its details, so shown calls are kept longer.
     """
 
-    def __init__(self, now: Callable[[], Micros]) -> None:
-        self._now = now
+    def __init__(self) -> None:
         self._calls: deque[FinishedRequest] = deque(maxlen=REMEMBERED)
         self._shown: dict[int, FinishedRequest] = {}  # by task id, in the order of their first display
 
-    def add(self, job: CallJob) -> None:
+    def add(self, finished: FinishedRequest) -> None:
         """Record a finished call."""
-        assert job.settled is not None
-        self._keep(job.settled, job.attempt_log)
-
-    def add_batch(self, job: BatchJob, settled: Complete, report: BatchReport) -> None:
-        """Record a finished batch."""
-        self._keep(settled, BatchLog(job.task, report, job.wait_us))
-
-    def _keep(self, settled: Complete, attempt_log: AttemptLog | BatchLog) -> None:
-        outcome = settled.outcome
-        error = "" if outcome.status is OK else outcome.message or outcome.status.value
-        nodes = settled.tried[:NODES_MOST]
-        past = FinishedRequest(
-            self._now(), outcome.status, settled.attempt, attempt_log, error, outcome.http_status, nodes
-        )
-        self._calls.append(past)
+        self._calls.append(finished)
 
     def find(self, task: int) -> dict[str, Any] | None:
         """Return the record of a task, None if it is not kept."""
-        found = self._shown.get(task) or next((past for past in self._calls if past.attempt_log.task.id == task), None)
-        return None if found is None else {**self._row(found), **found.explained()}
+        found = self._shown.get(task) or next((past for past in self._calls if past.record.id == task), None)
+        return None if found is None else found.explained()
 
     def recent(self) -> list[dict[str, Any]]:
         """Return the last calls, newest first; `find` returns them until SHOWN_KEPT others were shown."""
         recent = list(islice(reversed(self._calls), SHOWN))
-        self._shown |= {past.attempt_log.task.id: past for past in reversed(recent)}
+        self._shown |= {past.record.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - SHOWN_KEPT))):
             del self._shown[task]
-        return [self._row(past) for past in recent]
-
-    def _row(self, past: FinishedRequest) -> dict[str, Any]:
-        attempt_log = past.attempt_log
-        task = attempt_log.task
-        record = attempt_log.record(past.attempt)
-        return {
-            "id": task.id,
-            "kind": task.kind.value,
-            "model": task.model,
-            "app": task.app,
-            "node": record["node"],
-            "outcome": past.status.value,
-            "predicted_ms": record["predicted_ms"],
-            "actual_ms": record["actual_ms"],
-            "queue_ms": record["queue_ms"],
-            "attempts": record["attempts"],
-            "reason": "; ".join(record["reasons"]),
-            "error": past.error,
-            "task_type": task.type.value,
-            "at": time.time() - (self._now() - past.at) / 1_000_000,
-        }
+        return [past.row() for past in recent]
 
     def calibration(self) -> dict[str, Any]:
         """Return actual ÷ predicted time of the attempts that answered: median, p90, count."""
         found = Quantile(REMEMBERED)
         for past in self._calls:
-            lateness = past.lateness()
-            if lateness is not None:
-                found.add(lateness)
+            if past.record.ok and past.record.predicted_s:
+                found.add(past.record.actual_s / past.record.predicted_s)
         return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}

@@ -1,0 +1,243 @@
+"""Counters and histograms of finished requests, and the present state, in Prometheus' text format.
+
+Names follow Prometheus' conventions: prefix `sollol_`, base units, `_total` for counters. `FAMILIES` is the one table
+of them; docs/metrics.md shows it. Label values come from callers and nodes, so their number is bounded: values beyond
+the bound are counted as "other".
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from sollol.core.types import EMBED, Cause
+from sollol.observe.request_record import RequestRecord
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+OTHER: Final = "other"
+MODELS_MOST: Final = 500
+NODES_MOST: Final = 1_000
+APPS_MOST: Final = 50
+LOADED_LEAST_S: Final = 0.1  # Ollama reports 1 to 7 ms of loading for a model in memory
+
+LATENCY: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0,
+)  # fmt: skip
+PER_TOKEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
+RATIO: Final = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+
+
+class Family(NamedTuple):
+    """Describe a metric family. `buckets` only for histograms."""
+
+    type: str
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+FAMILIES: Final[dict[str, Family]] = {
+    # --- requests ---
+    "sollol_requests_total": Family(
+        "counter", ("kind", "model", "node", "outcome"), "Finished requests; node is empty if none answered"
+    ),
+    "sollol_app_requests_total": Family("counter", ("app", "outcome"), "Finished requests by application"),
+    "sollol_app_tokens_total": Family("counter", ("app",), "Tokens of prompts and answers by application"),
+    "sollol_request_duration_seconds": Family(
+        "histogram", ("kind", "model"), "Time from the arrival of a request to its end", LATENCY
+    ),
+    "sollol_request_queue_seconds": Family(
+        "histogram", ("kind", "model"), "Time from the arrival to the start of the answering attempt", LATENCY
+    ),
+    "sollol_time_to_first_token_seconds": Family(
+        "histogram", ("kind", "model"), "Time from the arrival to the first part of the answer", LATENCY
+    ),
+    "sollol_time_per_output_token_seconds": Family("histogram", ("model",), "Decode time per output token", PER_TOKEN),
+    "sollol_input_tokens_total": Family("counter", ("model", "node"), "Tokens of prompts, as nodes report them"),
+    "sollol_output_tokens_total": Family("counter", ("model", "node"), "Tokens of answers, as nodes report them"),
+    # --- predictions ---
+    "sollol_attempt_duration_seconds": Family(
+        "histogram", ("kind", "model"), "Duration of the answering attempts", LATENCY
+    ),
+    "sollol_attempt_predicted_seconds": Family(
+        "histogram", ("kind", "model"), "Predicted duration of the answering attempts", LATENCY
+    ),
+    "sollol_predicted_time_to_first_token_seconds": Family(
+        "histogram", ("kind", "model"), "Predicted time from the start of an attempt to its first token", LATENCY
+    ),
+    "sollol_prediction_ratio": Family(
+        "histogram", ("kind", "model"), "Actual divided by predicted duration of the answering attempts", RATIO
+    ),
+    # --- attempts ---
+    "sollol_attempts_total": Family("counter", ("node", "cause", "outcome"), "Finished attempts of single requests"),
+    "sollol_retries_total": Family("counter", ("model",), "Attempts after a failed one"),
+    "sollol_hedges_total": Family("counter", ("model",), "Second attempts of slow requests"),
+    "sollol_hedges_won_total": Family("counter", ("model",), "Second attempts that answered first"),
+    "sollol_resumptions_total": Family("counter", ("model",), "Streams that another node continued"),
+    "sollol_loads_total": Family("counter", ("model", "node"), "Loads of a model that requests waited for"),
+    "sollol_load_seconds": Family("histogram", ("model",), "Time that nodes spent loading a model", LATENCY),
+    # --- present state ---
+    "sollol_build_info": Family("gauge", ("version",), "1, with the version of SOLLOL"),
+    "sollol_node_up": Family("gauge", ("node",), "1 if the node is up, 0 if it is down"),
+    "sollol_node_info": Family("gauge", ("node", "version"), "1, with the version of the node's server"),
+    "sollol_node_running": Family("gauge", ("node",), "Requests in flight at the node"),
+    "sollol_node_failed_attempts_total": Family("counter", ("node",), "Failed attempts, with those of batches"),
+    "sollol_node_attempts_total": Family("counter", ("node",), "Attempts, with those of batches"),
+    "sollol_items_total": Family("counter", ("model", "node"), "Texts embedded in batches"),
+    "sollol_takeovers_total": Family("counter", ("model",), "Repeated chunks of late items of batches"),
+    "sollol_running": Family("gauge", ("model",), "Attempts in flight"),
+    "sollol_waiting": Family("gauge", ("model", "priority"), "Requests in the queue"),
+    "sollol_slots": Family("gauge", ("model", "node"), "Requests that the node may hold at once"),
+    "sollol_breaker_open": Family("gauge", ("model", "node"), "1 while the breaker keeps requests away"),
+    "sollol_model_loaded": Family("gauge", ("model", "node"), "1 if the model is in memory"),
+    "sollol_model_bytes": Family("gauge", ("model", "node"), "Size of the model in memory"),
+    "sollol_model_gpu_share": Family("gauge", ("model", "node"), "Share of the model that is in GPU memory, 0 to 1"),
+    "sollol_decode_tokens_per_second": Family("gauge", ("model", "node"), "Measured speed of one answer"),
+    "sollol_prefill_tokens_per_second": Family("gauge", ("model", "node"), "Measured speed of reading prompts"),
+    "sollol_prompt_cost_total": Family("counter", ("model", "node"), "Size of prompts with a known beginning"),
+    "sollol_prompt_cost_reused_total": Family("counter", ("model", "node"), "Part of it that the node had just read"),
+    "sollol_faults_total": Family("counter", (), "Unexpected exceptions of SOLLOL itself; see its log"),
+    "sollol_records_lost_total": Family("counter", ("subscriber",), "Records that a slow subscriber did not get"),
+}
+
+
+class _Buckets:
+    """Hold the counts of one histogram's label set."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self, size: int) -> None:
+        self.counts = [0] * size
+        self.sum = 0.0
+
+
+class Metrics:
+    """Count finished requests, and render them with the values of the present state."""
+
+    def __init__(self) -> None:
+        self._counters: dict[str, dict[tuple[str, ...], float]] = {
+            name: {} for name, family in FAMILIES.items() if family.type == "counter"
+        }
+        self._histograms: dict[str, dict[tuple[str, ...], _Buckets]] = {
+            name: {} for name, family in FAMILIES.items() if family.type == "histogram"
+        }
+        self._known: dict[str, set[str]] = {"model": set(), "node": set(), "app": set()}
+
+    def count(self, record: RequestRecord) -> None:
+        """Count a finished request."""
+        kind, outcome = record.kind, record.outcome
+        model = self._bounded("model", record.model, MODELS_MOST)
+        app = self._bounded("app", record.app, APPS_MOST)
+        node = self._bounded("node", record.node, NODES_MOST) if not record.items else ""
+        self._add("sollol_requests_total", (kind, model, node, outcome))
+        self._add("sollol_app_requests_total", (app, outcome))
+        self._observe("sollol_request_duration_seconds", (kind, model), record.total_s)
+        self._observe("sollol_request_queue_seconds", (kind, model), record.queue_s)
+        if record.tokens_in or record.tokens_out:
+            self._add("sollol_app_tokens_total", (app,), record.tokens_in + record.tokens_out)
+            self._add("sollol_input_tokens_total", (model, node), record.tokens_in)
+            self._add("sollol_output_tokens_total", (model, node), record.tokens_out)
+        for attempt in record.attempts:
+            where = self._bounded("node", attempt.node, NODES_MOST)
+            self._add("sollol_attempts_total", (where, attempt.cause, attempt.outcome))
+        if len(record.attempts) > 1 or not record.ok:
+            self._count_causes(record, model)
+        if record.takeovers:
+            self._add("sollol_takeovers_total", (model,), record.takeovers)
+        if record.resumptions:
+            self._add("sollol_resumptions_total", (model,), record.resumptions)
+        if record.load_s > LOADED_LEAST_S:
+            self._add("sollol_loads_total", (model, node))
+            self._observe("sollol_load_seconds", (model,), record.load_s)
+        if record.ok and record.node and not record.items:
+            self._count_times(record, kind, model)
+
+    def _count_times(self, record: RequestRecord, kind: str, model: str) -> None:
+        labels = (kind, model)
+        self._observe("sollol_attempt_duration_seconds", labels, record.actual_s)
+        if record.predicted_s:
+            self._observe("sollol_attempt_predicted_seconds", labels, record.predicted_s)
+            self._observe("sollol_prediction_ratio", labels, record.actual_s / record.predicted_s)
+        if kind == EMBED.value:
+            return
+        if record.first_token_s is not None:
+            self._observe("sollol_time_to_first_token_seconds", labels, record.first_token_s)
+            if record.predicted_first_s:
+                self._observe("sollol_predicted_time_to_first_token_seconds", labels, record.predicted_first_s)
+        if record.tokens_out and record.decode_s:
+            self._observe("sollol_time_per_output_token_seconds", (model,), record.decode_s / record.tokens_out)
+
+    def _count_causes(self, record: RequestRecord, model: str) -> None:
+        for name, cause in (("sollol_retries_total", Cause.RETRY), ("sollol_hedges_total", Cause.HEDGE)):
+            number = record.caused_by(cause)
+            if number:
+                self._add(name, (model,), number)
+        won = [a for a in record.attempts if a.cause == Cause.HEDGE.value and a.outcome == "ok"]
+        if won:
+            self._add("sollol_hedges_won_total", (model,), len(won))
+
+    def render(self, present: Mapping[str, Mapping[tuple[str, ...], float]]) -> bytes:
+        """Return all families as text. `present` has the values of the state now, by family and labels."""
+        lines: list[str] = []
+        for name, family in FAMILIES.items():
+            lines += [f"# HELP {name} {family.help}", f"# TYPE {name} {family.type}"]
+            if family.type == "histogram":
+                for labels, held in list(self._histograms[name].items()):
+                    lines += _histogram_lines(name, family, labels, held)
+                continue
+            values = present.get(name, ()) or self._counters.get(name, {})
+            for labels, value in list(values.items()):
+                lines.append(f"{name}{_braced(family.labels, labels)} {_number(value)}")
+        lines.append("")
+        return "\n".join(lines).encode()
+
+    def _bounded(self, label: str, value: str, most: int) -> str:
+        known = self._known[label]
+        if value in known:
+            return value
+        if len(known) >= most:
+            return OTHER
+        known.add(value)
+        return value
+
+    def _add(self, name: str, labels: tuple[str, ...], amount: float = 1) -> None:
+        values = self._counters[name]
+        values[labels] = values.get(labels, 0) + amount
+
+    def _observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
+        values = self._histograms[name]
+        held = values.get(labels)
+        buckets = FAMILIES[name].buckets
+        if held is None:
+            held = values[labels] = _Buckets(len(buckets) + 1)
+        held.counts[bisect_left(buckets, value)] += 1
+        held.sum += value
+
+
+def _histogram_lines(name: str, family: Family, labels: tuple[str, ...], held: _Buckets) -> Iterable[str]:
+    prefix = "".join(f'{label}="{escaped(value)}",' for label, value in zip(family.labels, labels, strict=True))
+    total = 0
+    for bound, number in zip((*map(_number, family.buckets), "+Inf"), held.counts, strict=True):
+        total += number
+        yield f'{name}_bucket{{{prefix}le="{bound}"}} {total}'
+    yield f"{name}_sum{_braced(family.labels, labels)} {held.sum!r}"
+    yield f"{name}_count{_braced(family.labels, labels)} {total}"
+
+
+def _braced(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    pairs = ",".join([f'{name}="{escaped(value)}"' for name, value in zip(names, values, strict=True)])
+    return f"{{{pairs}}}"
+
+
+def escaped(value: str) -> str:
+    """Return a label value with backslashes, quotes and line feeds escaped, as the format demands."""
+    if "\\" in value or '"' in value or "\n" in value:
+        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return value
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

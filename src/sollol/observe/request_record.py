@@ -1,0 +1,181 @@
+"""Measurements of one finished request, as plain values: what metrics, the store and exporters receive.
+
+Prompts and answers are not part of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollol.core.actions import Complete
+from sollol.core.types import OK, Cause, Micros, Status, Task
+from sollol.observe.attempt_log import AttemptLog
+from sollol.observe.batch_report import BatchReport
+
+ERROR_MOST = 1_000  # characters kept of an error
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Measurements of one attempt; times in seconds. `started_s` counts from the submission."""
+
+    node: str
+    cause: str
+    outcome: str
+    error: str
+    started_s: float
+    duration_s: float
+    predicted_s: float
+    http_status: int = 0
+
+
+class RequestRecord(msgspec.Struct, frozen=True):
+    """Measurements of one finished request; times in seconds.
+
+    Attributes:
+        at: End of the request, in seconds since 1970.
+        node: Address of the node that answered; "" if none did, several for a batch.
+        outcome: A value of `core.types.Status`.
+        queue_s: Time from the submission to the start of the answering attempt.
+        actual_s: Duration of the answering attempt.
+        total_s: Time from the submission to the end.
+        first_token_s: Time from the submission to the first part of the answer; None if it was not measured.
+        predicted_s: Predicted duration of the answering attempt; 0.0 without a prediction.
+        predicted_first_s: Predicted time from that attempt's start to the first token; 0.0 without a prediction.
+        load_s: Time that the node spent loading the model.
+        items: Texts of a batch; 0 for a single request.
+    """
+
+    id: int
+    at: float
+    app: str
+    kind: str
+    model: str
+    task_type: str
+    priority: int
+    mode: str
+    stream: bool
+    node: str
+    outcome: str
+    error: str
+    http_status: int
+    attempts: list[AttemptRecord]
+    queue_s: float
+    actual_s: float
+    total_s: float
+    first_token_s: float | None
+    predicted_s: float
+    predicted_first_s: float
+    tokens_in: int = 0
+    tokens_out: int = 0
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    resumptions: int = 0
+    items: int = 0
+    failed_items: int = 0
+    takeovers: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Return whether the request was answered."""
+        return self.outcome == OK.value
+
+    def caused_by(self, cause: Cause) -> int:
+        """Return the number of attempts with this cause."""
+        return sum(attempt.cause == cause.value for attempt in self.attempts)
+
+
+def error_of(settled: Complete) -> str:
+    """Return the error of a completed task, "" for a good end."""
+    outcome = settled.outcome
+    return "" if outcome.status is OK else (outcome.message or outcome.status.value)[:ERROR_MOST]
+
+
+def record_of_call(settled: Complete, log: AttemptLog, ended_us: Micros, at: float) -> RequestRecord:
+    """Return the record of a single request that ended at `ended_us`, `at` by the wall clock."""
+    task, submitted = log.task, log.submitted_us
+    queue_us = actual_us = predicted_us = predicted_first_us = 0
+    node, timing, attempts = "", settled.outcome.timing, []
+    for start, outcome, began, ended in log.attempts:
+        attempts.append(
+            AttemptRecord(
+                start.node,
+                start.cause.value,
+                outcome.status.value,
+                "" if outcome.status is OK else outcome.message[:ERROR_MOST],
+                (began - submitted) / 1e6,
+                (ended - began) / 1e6,
+                start.decision.predicted_us / 1e6,
+                outcome.http_status,
+            )
+        )
+        if start.attempt == settled.attempt:
+            node, timing = start.node, outcome.timing
+            queue_us, actual_us = began - submitted, ended - began
+            predicted_us, predicted_first_us = start.decision.predicted_us, start.decision.first_us
+    first_us = log.first_us - submitted if log.first_us else None
+    if first_us is None and node and timing.total_us and timing.tokens:  # a whole answer: by the node's own clock
+        first_us = queue_us + max(0, actual_us - timing.decode_us)
+    return RequestRecord(
+        **_described(task, settled, at),
+        node=node,
+        attempts=attempts,
+        queue_s=(queue_us if node else ended_us - submitted) / 1e6,
+        actual_s=actual_us / 1e6,
+        total_s=(ended_us - submitted) / 1e6,
+        first_token_s=None if first_us is None else first_us / 1e6,
+        predicted_s=predicted_us / 1e6,
+        predicted_first_s=predicted_first_us / 1e6,
+        tokens_in=timing.prompt_tokens,
+        tokens_out=timing.tokens,
+        load_s=timing.load_us / 1e6,
+        prefill_s=timing.prompt_us / 1e6,
+        decode_s=timing.decode_us / 1e6,
+        resumptions=len(log.seams),
+    )
+
+
+def record_of_batch(
+    settled: Complete, task: Task, report: BatchReport, wait_us: int | None, at: float
+) -> RequestRecord:
+    """Return the record of a batch. Its attempts are one per node that failed a request."""
+    total_s = report.seconds
+    queue_s = total_s if wait_us is None else wait_us / 1e6
+    failed = [
+        AttemptRecord(node, Cause.FIRST.value, Status.FAILED.value, share.error[:ERROR_MOST], 0.0, 0.0, 0.0)
+        for node, share in report.nodes.items()
+        if share.failed
+    ]
+    return RequestRecord(
+        **_described(task, settled, at),
+        node=", ".join(node for node, share in report.nodes.items() if share.items),
+        attempts=failed,
+        queue_s=queue_s,
+        actual_s=total_s - queue_s,
+        total_s=total_s,
+        first_token_s=None,
+        predicted_s=0.0,
+        predicted_first_s=0.0,
+        items=report.items,
+        failed_items=report.failed,
+        takeovers=report.takeovers,
+    )
+
+
+def _described(task: Task, settled: Complete, at: float) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "at": at,
+        "app": task.app,
+        "kind": task.kind.value,
+        "model": task.model,
+        "task_type": task.type.value,
+        "priority": task.priority,
+        "mode": task.mode.value if task.mode else "",
+        "stream": task.stream,
+        "outcome": settled.outcome.status.value,
+        "error": error_of(settled),
+        "http_status": settled.outcome.http_status,
+    }
