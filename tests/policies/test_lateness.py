@@ -11,6 +11,9 @@ from sollol.policies.lateness import (
     OVERDUE_TIMES,
     PATIENT,
     RESUMED_LEAST,
+    SLOT_BELIEVED,
+    SLOT_LEAST,
+    SLOT_TIMES,
     STALL_LEAST,
     STALL_TIMES,
     SUSPECT_LEAST,
@@ -41,6 +44,12 @@ def test_a_caller_who_left_soon_is_no_evidence_against_the_node() -> None:
     assert not LATENESS.suspects(SUSPECT_LEAST, 1, stream=True)
     assert LATENESS.suspects(SUSPECT_TIMES * LONG + 1, LONG, stream=True)
     assert not LATENESS.suspects(SUSPECT_TIMES * LONG + 1, LONG, stream=False)
+
+
+def test_a_request_waits_for_a_slot_when_its_answer_is_late_to_begin() -> None:
+    assert LATENESS.slot_wait_us(SECOND, LONG, trial=True) == SLOT_LEAST + SLOT_TIMES * SECOND
+    assert LATENESS.slot_wait_us(SECOND, LONG, trial=False) == LONG // 2
+    assert LATENESS.slot_wait_us(1, 1, trial=False) == SLOT_BELIEVED
 
 
 def test_a_chunk_is_given_up_after_a_multiple_of_its_prediction_and_a_least_time() -> None:

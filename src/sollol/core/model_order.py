@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sollol.core.state.queue import AGEING
 from sollol.core.types import Micros
 
 if TYPE_CHECKING:
     from sollol.core.state.replica import Replica
-
-COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before it may put that one out
 
 
 def has_turn(replica: Replica, now: Micros) -> bool:
@@ -67,6 +65,6 @@ def _goes_before(replica: Replica, other: Replica, fills: bool, now: Micros) -> 
         return (priority - theirs) * AGEING + age - their_age > 0
     if fills:
         return False
-    if not replica.is_loaded and now - arrived < COLD_PATIENCE * replica.startup_us():
-        return False  # a load, and the one that brings the other model back, must serve more than one call
+    if not replica.is_loaded and concurrency.waits_for_load(now - arrived, replica.startup_us()):
+        return False
     return concurrency.goes_before(app, replica.model, their_app, other.model)

@@ -339,6 +339,16 @@ class LatenessPolicy(Protocol):
         """Check that a caller who left had waited long enough to count it against the node."""
         ...
 
+    def slot_wait_us(self, first_us: Micros, predicted_us: Micros, trial: bool) -> Micros:
+        """Return the µs without a response after which a request is taken to wait for a slot inside its node.
+
+        Args:
+            first_us: Predicted time to the first token in a free slot.
+            predicted_us: Predicted time to the whole answer.
+            trial: All proven slots are answering. Otherwise the prompts before it may be long.
+        """
+        ...
+
     def is_given_up(self, waited_us: Micros, predicted_us: Micros) -> bool:
         """Check that a chunk of a batch has taken so long that it is closed and sent again."""
         ...
@@ -446,6 +456,10 @@ class ModelLimiter(Protocol):
 
     def age_us(self, priority: int, since: Micros, now: Micros) -> Micros:
         """Return the µs that a priority has waited on this node."""
+        ...
+
+    def waits_for_load(self, waited_us: Micros, load_us: Micros) -> bool:
+        """Check that a model which is not in memory lets those in use go first."""
         ...
 
     def goes_before(self, app: str, model: str, other_app: str, other_model: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.types import SECOND, Micros
+from sollol.core.types import MILLISECOND, SECOND, Micros
 
 LATE_LEAST: Final[Micros] = 1 * SECOND  # beyond the prediction, before the node is probed
 HUNG_TIMES: Final = 20  # times its prediction that a request may be silent, before another node gets it too
@@ -18,6 +18,11 @@ RESUMED_LEAST: Final[Micros] = 8 * SECOND  # the same for a resumed answer, whos
 SUSPECT_TIMES: Final = 5
 SUSPECT_TIMES_WHOLE: Final = 10
 SUSPECT_LEAST: Final[Micros] = 5 * SECOND
+
+# A request whose answer has not begun after SLOT_LEAST and SLOT_TIMES its predicted first token waits for a slot.
+SLOT_LEAST: Final[Micros] = 30 * MILLISECOND
+SLOT_TIMES: Final = 3
+SLOT_BELIEVED: Final[Micros] = 100 * MILLISECOND  # at least, for a slot that is proven
 
 # A chunk is given up when it has taken so many times its prediction, but never before OVERDUE_LEAST.
 OVERDUE_TIMES: Final = 8
@@ -39,6 +44,9 @@ class LatenessByPrediction:
         "_overdue_least_us",
         "_overdue_times",
         "_resumed_least_us",
+        "_slot_believed_us",
+        "_slot_least_us",
+        "_slot_times",
         "_suspect_least_us",
         "_suspect_times",
         "_suspect_times_whole",
@@ -56,6 +64,9 @@ class LatenessByPrediction:
         suspect_least_us: Micros = SUSPECT_LEAST,
         overdue_times: float = OVERDUE_TIMES,
         overdue_least_us: Micros = OVERDUE_LEAST,
+        slot_least_us: Micros = SLOT_LEAST,
+        slot_times: int = SLOT_TIMES,
+        slot_believed_us: Micros = SLOT_BELIEVED,
     ) -> None:
         self._late_least_us = late_least_us
         self._hung_times = hung_times
@@ -66,6 +77,9 @@ class LatenessByPrediction:
         self._suspect_least_us = suspect_least_us
         self._overdue_times = overdue_times
         self._overdue_least_us = overdue_least_us
+        self._slot_least_us = slot_least_us
+        self._slot_times = slot_times
+        self._slot_believed_us = slot_believed_us
 
     def probes(self, overdue_us: Micros, predicted_us: Micros, quiet_us: Micros) -> bool:
         """Check that the node of an overdue attempt should be probed. `quiet_us`: since its last probe."""
@@ -84,6 +98,17 @@ class LatenessByPrediction:
         """Check that a caller who left had waited long enough to count it against the node."""
         times = self._suspect_times if stream else self._suspect_times_whole
         return waited_us > self._suspect_least_us and waited_us > times * first_response_us
+
+    def slot_wait_us(self, first_us: Micros, predicted_us: Micros, trial: bool) -> Micros:
+        """Return the µs without a response after which a request is taken to wait for a slot inside its node.
+
+        Args:
+            first_us: Predicted time to the first token in a free slot.
+            predicted_us: Predicted time to the whole answer.
+            trial: All proven slots are answering. Otherwise the prompts before it may be long.
+        """
+        least_us = self._slot_least_us + self._slot_times * first_us
+        return least_us if trial else max(least_us, predicted_us // 2, self._slot_believed_us)
 
     def is_given_up(self, waited_us: Micros, predicted_us: Micros) -> bool:
         """Check that a chunk of a batch has taken so long that it is closed and sent again."""

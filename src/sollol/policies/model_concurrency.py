@@ -22,6 +22,7 @@ TURNS_HOLD_MAX: Final[Micros] = 600 * SECOND
 TURNS_LEAST: Final = 3  # answers that decide a trial
 TURNS_MOST: Final = 4
 ALONE: Final = 0.8
+COLD_PATIENCE: Final = 2  # loads that a task waits for a model in use, before it may evict that one
 NAMES_MAX: Final = 256  # applications, or models, whose share of the node's time is remembered
 
 
@@ -37,6 +38,7 @@ class ModelConcurrency:
     __slots__ = (
         "_alone",
         "_apps",
+        "_cold_patience",
         "_first_hold_us",
         "_hold_us",
         "_least",
@@ -59,6 +61,7 @@ class ModelConcurrency:
         least: int = TURNS_LEAST,
         maximum: int = TURNS_MOST,
         alone: float = ALONE,
+        cold_patience: float = COLD_PATIENCE,
     ) -> None:
         self.limit = 1
         self.maximum = maximum
@@ -67,6 +70,7 @@ class ModelConcurrency:
         self._first_hold_us = self._hold_us = hold_us
         self._least = least
         self._alone = alone
+        self._cold_patience = cold_patience
         self._proven = 1  # models that were found not to slow each other; more are a trial
         self._trial_at: Micros = 0
         self._ratio = Mean()
@@ -112,6 +116,13 @@ class ModelConcurrency:
     def age_us(self, priority: int, since: Micros, now: Micros) -> Micros:
         """Return the µs that a priority has waited on this node: since it was last served, or began to wait."""
         return now - max(since, self._levels.get(priority, since))
+
+    def waits_for_load(self, waited_us: Micros, load_us: Micros) -> bool:
+        """Check that a model which is not in memory lets those in use go first.
+
+        A load, and the one that brings the other model back, must serve more than one request.
+        """
+        return waited_us < self._cold_patience * load_us
 
     def goes_before(self, app: str, model: str, other_app: str, other_model: str) -> bool:
         """Compare two heads of the same priority by the time that was given to each."""

@@ -24,12 +24,7 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.queue import FairShares, WaitQueue
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Replica
-from sollol.core.types import EMBED, MILLISECOND, NEVER, Cause, Decision, Key, Micros, Outcome, Status, Task
-
-# A call whose answer has not begun after SLOT_LEAST and SLOT_TIMES its predicted first token waits for a slot.
-SLOT_LEAST: Final[Micros] = 30 * MILLISECOND
-SLOT_TIMES: Final = 3
-SLOT_BELIEVED: Final[Micros] = 100 * MILLISECOND  # at least, for a slot that is proven
+from sollol.core.types import EMBED, NEVER, Cause, Decision, Key, Micros, Outcome, Status, Task
 
 TIMERS: Final = 4_096  # kept without a look; beyond, those of settled tasks go when they are most
 TIMERS_EACH: Final = 4
@@ -115,8 +110,7 @@ class SchedulerState:
         Args:
             trial: All proven slots are answering. Otherwise the prompts before it may be long.
         """
-        least = SLOT_LEAST + SLOT_TIMES * attempt.first_us()
-        return least if trial else max(least, (attempt.due_us - attempt.started_us) // 2, SLOT_BELIEVED)
+        return self.policies.lateness.slot_wait_us(attempt.first_us(), attempt.due_us - attempt.started_us, trial)
 
     def end(self, attempt: Attempt, now: Micros) -> None:
         """Remove an attempt that has ended."""
