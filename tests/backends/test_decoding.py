@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 
 import msgspec
@@ -19,6 +20,8 @@ from sollol.backends.decoding import (
     WORTH,
     decoded_bytes,
     fits_decoded,
+    may_have_long_number,
+    read_any,
 )
 
 SIZE = 4_000_000
@@ -91,3 +94,51 @@ def test_marks_are_counted_outside_of_texts_alone(value: object, block: int) -> 
         for free, wanted in ((marks(value), True), (marks(value) - 1, False)):
             patch.setattr(decoding, "FREE_BYTES", free)
             assert decoding.fits_decoded(json.dumps(value).encode()) is wanted or free < 0
+
+
+# --- numbers, texts and patterns, a block at a time ---
+
+DIGITS = st.text("0123456789.", min_size=1, max_size=400)
+EXPONENTS = st.builds("{}{}{}".format, st.sampled_from(["e", "E", "e+", "E+", "e-"]), st.just("0"), DIGITS)
+
+
+@given(DIGITS, st.one_of(st.just(""), EXPONENTS), st.integers(0, 12), st.sampled_from([7, 64, BLOCK]))
+@settings(max_examples=300, deadline=None)
+def test_no_number_that_a_decoder_refuses_is_missed(digits: str, exponent: str, shift: int, block: int) -> None:
+    """The number may stand at the border of two blocks."""
+    body = b'{"%b":[%b]}' % (b"a" * shift, f"{digits}{exponent}".encode())
+    try:
+        read_any(body)
+    except msgspec.DecodeError as error:
+        if "out of range" in str(error):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(decoding, "BLOCK", block)
+                assert may_have_long_number(body)
+
+
+def test_numbers_out_of_range_are_found_and_usual_ones_are_not() -> None:
+    for number in (b"1e999", b"1E+0400", b"9" * 400, b"-1." + b"0" * 300 + b"e310"):
+        assert may_have_long_number(number)
+    assert not may_have_long_number(b'{"temperature":1.5e-7,"seed":9007199254740993,"id":"0.3.10","x":1e22}')
+
+
+@given(st.text(), st.binary(max_size=3), st.integers(1, 9))
+@settings(max_examples=300, deadline=None)
+def test_texts_are_checked_as_a_whole(text: str, rest: bytes, block: int) -> None:
+    body = text.encode("utf-8", "surrogatepass") + rest
+    try:
+        body.decode()
+        wanted = True
+    except UnicodeDecodeError:
+        wanted = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "BLOCK", block)
+        assert decoding.is_text(body) is wanted
+
+
+@given(st.integers(0, 30), st.integers(1, 9))
+def test_patterns_are_found_across_blocks(place: int, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "BLOCK", block)
+        assert decoding.finds(re.compile(rb"\\ud8"), b"a" * place + rb"\ud8" + b"a" * 9, 6)
+        assert not decoding.finds(re.compile(rb"\\ud8"), b"a" * place + rb"\ue8", 6)

@@ -78,6 +78,18 @@ def test_a_post_that_names_a_model_is_queued_and_the_lack_is_remembered() -> Non
     assert len(having) == 10
 
 
+def test_large_bodies_arrive_whole() -> None:
+    """Their pieces are joined in a thread: JSON, which is read, and anything else."""
+    text = "word " * 400_000
+    with node(routes=("/v1/new",)) as (url, asked), gateway_over([url]) as stage:
+        sent = httpx.post(f"{stage.url}/v1/new", json={"model": MODEL, "x": text}).request.content
+        httpx.post(f"{stage.url}/v1/new", content=text)
+        httpx.post(f"{stage.url}/v1/new", data={"model": MODEL}, files={"file": ("a.wav", text.encode())})
+    bodies = [body for path, body in asked if path == "/v1/new"]
+    assert bodies[:2] == [sent, text.encode()]
+    assert text.encode() in bodies[2]
+
+
 def test_it_goes_to_a_node_with_the_model() -> None:
     has = {"routes": ("/v1/new",)}
     with node(**has) as (one, first), node(**has, models=(OTHER,)) as (two, second), gateway_over([one, two]) as stage:

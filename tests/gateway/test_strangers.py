@@ -340,6 +340,9 @@ def test_a_large_body_is_answered_as_a_small_one(stage: Stage, stream: bytes) ->
         answer = talk(stage, sent(asked, b"Connection: close\r\n"), wait_s=20)
         assert status(answer) == 200, answer[:300]
         assert b'"done":true' in answer
+    padded = b'{"model":"llama3.2","x":"%b"}' % (b"word " * 400_000)
+    answer = talk(stage, sent(padded, b"Connection: close\r\n", start=b"POST /api/show"), wait_s=20)
+    assert status(answer) == 200
     many = b'{"model":"llama3.2","input":[%b"a"]}' % (b'"some text",' * 30_000)
     answer = talk(stage, sent(many, b"Connection: close\r\n", start=b"POST /api/embed"), wait_s=20)
     assert status(answer) != 413

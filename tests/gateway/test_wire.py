@@ -115,6 +115,41 @@ def test_what_breaks_a_rule_is_refused_and_the_connection_closed(stage: Stage, c
     assert b'{"error":' in answer
 
 
+BEFORE = {
+    "nothing": b"",
+    "line ends": b"\r\n\r\n",
+    "a request": b"GET / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a body": b"POST /api/show HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\n\r\n\r\n",
+    "chunks": b"POST /api/show HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n",
+    "trailers": b"POST /api/show HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n",
+}
+LINES = [b"GET  / HTTP/1.1\r\n", b"GET /  HTTP/1.1\r\n", b"POST  /api/show HTTP/1.1\r\nContent-Length: 2\r\n"]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("line", LINES)
+def test_two_spaces_are_refused_in_any_cutting(stage: Stage, before: str, line: bytes) -> None:
+    """A request line may arrive in parts, and behind another request in one write."""
+    request = line + HOST + b"\r\n{}"
+    ahead = BEFORE[before].count(b" HTTP/1.1")
+    sent = BEFORE[before] + request
+    cuttings = [[sent], [BEFORE[before], request], [sent[i : i + 1] for i in range(len(sent))]]
+    cuttings += [[sent[:-cut], sent[-cut:]] for cut in range(len(request) - 6, len(request) + 4)]
+    for pieces in cuttings:
+        answers = re.findall(rb"HTTP/1\.1 (\d+)", talk(stage, *pieces, pause_s=0.002))
+        assert len(answers) == ahead + 1, (pieces, answers)
+        assert answers[-1] == b"400"
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_request_behind_another_is_answered_in_any_cutting(stage: Stage, before: str) -> None:
+    last = b"GET /sollol/health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    sent = BEFORE[before] + last
+    for cut in range(0, len(sent), 3):
+        answer = talk(stage, sent[:cut], sent[cut:], pause_s=0.002)
+        assert status(answer[answer.rindex(b"HTTP/1.1 ") :]) == 200, (sent[:cut], answer)
+
+
 def test_a_slow_head_is_cut_off(stage: Stage) -> None:
     began = time.monotonic()
     answer = talk(stage, *[bytes([c]) for c in b"GET / HTTP/1.1\r\nHost: a"], pause_s=0.05)

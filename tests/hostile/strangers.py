@@ -1,8 +1,11 @@
-"""Two hundred hostile connections of one kind beside twenty good clients: how long these wait, what memory it takes.
+"""Measure 20 good clients alone and beside 200 hostile connections: the p99 of their answers, the gateway's memory.
 
-The gateway is a process of its own over a simulated node, as are the good clients and the hostile ones (which run at
-the lowest priority: they stand for other machines). For each kind a new gateway is measured with the good clients
-alone, and then with both.
+The gateway is a process of its own over simulated nodes, as are the good clients and the hostile ones. The hostile
+clients stand for other machines: they run at the lowest priority, and together they send no faster than a link of
+1 Gbit/s. All processes share the cores of one machine, so a third condition shows what the load itself costs: the
+same clients send the same bytes to a server that discards them, while the good ones call the gateway. The three
+conditions take turns in several rounds, because other work on the machine comes and goes; the p99 is that of all
+rounds together.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import random
 import re
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +32,11 @@ from typing import Any, Final, NamedTuple
 
 HOSTILE: Final = 200
 GOOD: Final = 20
+ROUND_S: Final = 3.0  # at most, of each condition, in turns
+LINK_BYTES_PER_S: Final = 125_000_000  # of all hostile clients together
+PIECE: Final = 65_536  # bytes sent at once
 AGAIN_S: Final = 0.2  # until a hostile client whose connection was closed comes again, on the mean
+LEAD_S: Final = 0.7  # of the hostile clients, before the good ones begin
 PAUSE_S: Final = 0.05  # between the requests of a good client
 TOKEN: Final = "sk-sollol-of-a-measurement-that-is-long"
 KEY: Final = f"Authorization: Bearer {TOKEN}\r\n".encode()
@@ -54,7 +63,8 @@ class Kind(NamedTuple):
     first: bytes
     more: bytes = b""
     every_s: float = 0.0
-    keys: bool = True  # the gateway asks for them
+    keys: bool = True  # the gateway requires them
+    is_refused: bool = False  # by its head: the connection is closed at once
 
 
 def values(key: bytes) -> bytes:
@@ -63,19 +73,20 @@ def values(key: bytes) -> bytes:
 
 
 KINDS: Final[dict[str, Callable[[], Kind]]] = {
-    "95 MB, no key": lambda: Kind(LARGE, b"a" * 65_536),
-    "95 MB, no keys asked": lambda: Kind(LARGE + b'{"model":"llama3.2","x":"', b"a" * 65_536, keys=False),
-    "95 MB with a key": lambda: Kind(LARGE.replace(b"\r\n\r\n", b"\r\n" + KEY + b"\r\n"), b"a" * 65_536),
+    "95 MB, no key": lambda: Kind(LARGE, b"a" * PIECE, is_refused=True),
+    "95 MB, no keys asked": lambda: Kind(LARGE + b'{"model":"llama3.2","x":"', b"a" * PIECE, keys=False),
+    "95 MB with a key": lambda: Kind(LARGE.replace(b"\r\n\r\n", b"\r\n" + KEY + b"\r\n"), b"a" * PIECE),
     "chunks of 2 bytes, a key": lambda: Kind(head("/api/chat", KEY, CHUNKS), b"2\r\naa\r\n" * 9_000),
     "endless trailers, a key": lambda: Kind(head("/api/chat", KEY, CHUNKS) + b"0\r\n", b"X: y\r\n" * 10_000),
-    "endless extensions, a key": lambda: Kind(head("/api/chat", KEY, CHUNKS) + b"1;", b"y" * 65_536),
+    "endless extensions, a key": lambda: Kind(head("/api/chat", KEY, CHUNKS) + b"1;", b"y" * PIECE),
     "a byte a second, a key": lambda: Kind(LARGE.replace(b"\r\n\r\n", b"\r\n" + KEY + b"\r\n"), b"a", 1.0),
     "a byte a second of a head": lambda: Kind(b"POST /api/chat HTTP/1.1\r\nX: ", b"a", 1.0),
     "silence": lambda: Kind(b""),
     "100-continue, a foreign host": lambda: Kind(
-        head("/api/chat", b"Expect: 100-continue\r\nContent-Length: 1000000\r\n", host=b"evil.example")
+        head("/api/chat", b"Expect: 100-continue\r\nContent-Length: 1000000\r\n", host=b"evil.example"),
+        is_refused=True,
     ),
-    "10 MB of {}, no key": lambda: Kind(values(b"")),
+    "10 MB of {}, no key": lambda: Kind(values(b""), is_refused=True),
     "10 MB of {}, a key": lambda: Kind(values(KEY)),
     "3,000 GETs at once": lambda: Kind(GETS),
 }
@@ -84,47 +95,107 @@ KINDS: Final[dict[str, Callable[[], Kind]]] = {
 # --- clients ---
 
 
-async def _hostile(port: int, kind: Kind, until: float, seen: Counter[str]) -> None:
+class Link:
+    """Share the bytes that one link carries in a second."""
+
+    def __init__(self) -> None:
+        self._free_at = 0.0
+
+    async def carry(self, size: int) -> None:
+        """Wait until `size` bytes are on the way."""
+        now = time.monotonic()
+        self._free_at = max(now, self._free_at) + size / LINK_BYTES_PER_S
+        await asyncio.sleep(self._free_at - now)
+
+
+async def _hostile(port: int, kind: Kind, until: float, link: Link, seen: Counter[str]) -> None:
+    await asyncio.sleep(random.uniform(0, 2 * AGAIN_S))
     while time.monotonic() < until:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             async with asyncio.timeout(max(0.1, until - time.monotonic())):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                sock = socket.socket()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)  # what waits here is not on the link
+                sock.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+                reader, writer = await asyncio.open_connection(sock=sock)
+                sending = asyncio.ensure_future(_send(writer, kind, link))
                 try:
-                    sending = asyncio.ensure_future(_send(writer, kind))
-                    while data := await reader.read(65_536):
+                    while data := await reader.read(PIECE):
                         if status := re.match(rb"HTTP/1\.1 (\d+)", data):
                             seen[status[1].decode()] += 1
-                    sending.cancel()
                 finally:
+                    sending.cancel()
                     writer.transport.abort()
         await asyncio.sleep(random.uniform(0, 2 * AGAIN_S))
 
 
-async def _send(writer: asyncio.StreamWriter, kind: Kind) -> None:
-    with contextlib.suppress(OSError):
-        writer.write(kind.first)
-        await writer.drain()
-        while kind.more:
-            writer.write(kind.more)
+async def _send(writer: asyncio.StreamWriter, kind: Kind, link: Link) -> None:
+    async def send(data: bytes) -> None:
+        for place in range(0, len(data), PIECE):
+            piece = data[place : place + PIECE]
+            await link.carry(len(piece))
+            writer.write(piece)
             await writer.drain()
+
+    with contextlib.suppress(OSError):
+        await send(kind.first)
+        while kind.more:
+            await send(kind.more)
             await asyncio.sleep(kind.every_s)
 
 
-def hostile(name: str, port: int, seconds: float, told: Any) -> None:
-    """Run all hostile clients of one kind; what they were answered goes to `told`."""
-    os.nice(19)
-    kind, seen = KINDS[name](), Counter[str]()
+async def _attack(port: int, kind: Kind, seconds: float) -> dict[str, int]:
+    """Run all hostile clients of one kind, and return the answers by their status."""
+    until, link, seen = time.monotonic() + seconds, Link(), Counter[str]()
+    clients = (_hostile(port, kind, until, link, seen) for _ in range(HOSTILE))
+    await asyncio.gather(*clients, return_exceptions=True)
+    return dict(seen)
+
+
+def hostile(name: str, orders: Any) -> None:
+    """Attack a port for some seconds at each order, and send the answers back."""
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    kind = KINDS[name]()
+    orders.send(None)
+    while order := orders.recv():
+        port, seconds = order
+        orders.send(asyncio.run(_attack(port, kind, seconds)))
+
+
+class Discarding(asyncio.BufferedProtocol):
+    """Discard what comes, and close at once if this kind is refused by its head."""
+
+    def __init__(self, is_refused: bool) -> None:
+        self._is_refused = is_refused
+        self._buffer = bytearray(PIECE)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, size: int) -> None:
+        if self._is_refused:
+            self._transport.close()
+
+
+def discard(is_refused: bool, orders: Any) -> None:
+    """Serve connections that cost the gateway nothing; the port goes to `orders`."""
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
 
     async def run() -> None:
-        until = time.monotonic() + seconds
-        await asyncio.gather(*(_hostile(port, kind, until, seen) for _ in range(HOSTILE)), return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Discarding(is_refused), "127.0.0.1", 0, backlog=HOSTILE)
+        orders.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
 
     asyncio.run(run())
-    told.put(dict(seen))
 
 
 async def _good(port: int, until: float, took: list[float], bad: Counter[str]) -> None:
     request = head("/api/generate", KEY, b"Content-Length: %d\r\n" % len(ASKED)) + ASKED
+    await asyncio.sleep(random.uniform(0, PAUSE_S))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.monotonic() < until:
         began = time.perf_counter()
@@ -139,18 +210,37 @@ async def _good(port: int, until: float, took: list[float], bad: Counter[str]) -
     writer.close()
 
 
-def good(port: int, seconds: float, told: Any) -> None:
-    """Run the good clients; their times go to `told`."""
+async def _call(port: int, seconds: float) -> tuple[list[float], Counter[str]]:
+    """Run the good clients, and return the seconds of their calls and what went wrong."""
+    until = time.monotonic() + seconds
     took: list[float] = []
     bad: Counter[str] = Counter()
+    ends = await asyncio.gather(*(_good(port, until, took, bad) for _ in range(GOOD)), return_exceptions=True)
+    bad.update(type(end).__name__ for end in ends if isinstance(end, BaseException))
+    return took, bad
 
-    async def run() -> None:
-        until = time.monotonic() + seconds
-        ends = await asyncio.gather(*(_good(port, until, took, bad) for _ in range(GOOD)), return_exceptions=True)
-        bad.update(type(end).__name__ for end in ends if isinstance(end, BaseException))
 
-    asyncio.run(run())
-    told.put((sorted(took), dict(bad)))
+def good(port: int, orders: Any) -> None:
+    """Call the gateway for some seconds at each order, and send the times back."""
+    orders.send(None)
+    while seconds := orders.recv():
+        orders.send(asyncio.run(_call(port, seconds)))
+
+
+@contextmanager
+def apart(target: Callable[..., None], *given: Any) -> Iterator[Any]:
+    """Run a function in a process of its own; yield the end of its pipe."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=target, args=(*given, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.terminate()
+        process.join()
+        ours.close()
 
 
 # --- the gateway ---
@@ -202,11 +292,12 @@ def resident_mb(process: int) -> float:
 class Row(NamedTuple):
     kind: str
     alone_ms: float
+    load_ms: float  # while the same load goes to a server that discards it
     beside_ms: float
     idle_mb: float
     most_mb: float
     answers: dict[str, int]
-    bad: dict[str, int]  # of good clients: answers that are none, by status
+    bad: dict[str, int]  # of good clients: other answers than 200, by status
 
     @property
     def holds(self) -> bool:
@@ -214,43 +305,47 @@ class Row(NamedTuple):
 
 
 def p99_ms(took: list[float]) -> float:
-    return 1e3 * took[int(0.99 * (len(took) - 1))] if took else float("inf")
+    return 1e3 * sorted(took)[int(0.99 * (len(took) - 1))] if took else float("inf")
 
 
 def measure(name: str, nodes: list[str], seconds: float) -> Row:
-    """Measure the good clients alone, and then beside 200 hostile connections of this kind."""
-    spawn = multiprocessing.get_context("spawn")
-    with gateway(nodes, KINDS[name]().keys) as (process, port):
-        times = []
-        bad: dict[str, int] = {}
-        answers: dict[str, int] = {}
+    """Measure the good clients alone, beside the load alone, and beside 200 hostile connections of this kind."""
+    kind = KINDS[name]()
+    took: dict[str, list[float]] = {"alone": [], "load": [], "beside": []}
+    bad: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    with (
+        gateway(nodes, kind.keys) as (process, port),
+        apart(good, port) as callers,
+        apart(hostile, name) as attackers,
+        apart(discard, kind.is_refused) as discarding,
+    ):
+        targets = {"load": discarding.recv(), "beside": port}
+        callers.recv(), attackers.recv()
         idle_mb = most_mb = 0.0
-        for attacked in (False, True):
-            told, seen = spawn.Queue(), spawn.Queue()
-            clients = [spawn.Process(target=good, args=(port, seconds, told))]
-            if attacked:
-                idle_mb = most_mb = resident_mb(process)
-                clients.insert(0, spawn.Process(target=hostile, args=(name, port, seconds + 2, seen)))
-            for client in clients:
-                client.start()
-                time.sleep(1.0 if attacked else 0.0)
-            while told.empty():
-                most_mb = max(most_mb, resident_mb(process)) if attacked else most_mb
-                time.sleep(0.02)
-            took, failed = told.get()
-            times.append(p99_ms(took))
-            bad |= failed
-            if attacked:
-                answers = seen.get()
-            for client in clients:
-                client.join()
-    return Row(name, times[0], times[1], idle_mb, most_mb, answers, bad)
+        rounds = math.ceil(seconds / ROUND_S)
+        each_s = seconds / rounds
+        for condition in list(took) * rounds:
+            if condition in targets:
+                attackers.send((targets[condition], each_s + 1.5 * LEAD_S))
+                time.sleep(LEAD_S)
+            callers.send(each_s)
+            idle_mb = idle_mb or resident_mb(process)
+            while not callers.poll(0.02):
+                most_mb = max(most_mb, resident_mb(process))
+            times, failed = callers.recv()
+            took[condition] += times
+            bad += failed
+            if condition in targets:
+                seen = attackers.recv()
+                answers += Counter(seen) if condition == "beside" else Counter()
+    return Row(name, *map(p99_ms, took.values()), idle_mb, most_mb, dict(answers), dict(bad))
 
 
 def run(seconds: float, kinds: list[str]) -> bool:
     """Measure and print each kind; whether all of them hold."""
-    print(f"{HOSTILE} hostile connections beside {GOOD} good clients, {seconds:g} s each")
-    print(f"{'kind':<30} {'p99 alone':>10} {'beside':>10} {'times':>6} {'idle':>8} {'most':>8} {'above':>7}  answers")
+    print(f"{HOSTILE} hostile connections beside {GOOD} good clients, {seconds:g} s of each condition")
+    print(f"{'kind':<30} {'p99 alone':>10} {'load':>6} {'beside':>7} {'':>9} {'idle':>8} {'most':>8} {'above':>7}")
     holds = True
     specs = ["--spec", json.dumps(NODE)] * GOOD
     with command("sim", "--until-stdin-ends", *specs, count=GOOD) as (_, nodes):
@@ -258,7 +353,8 @@ def run(seconds: float, kinds: list[str]) -> bool:
             row = measure(name, nodes, seconds)
             holds = holds and row.holds
             print(
-                f"{row.kind:<30} {row.alone_ms:>7.1f} ms {row.beside_ms:>7.1f} ms {row.beside_ms / row.alone_ms:>6.2f}"
+                f"{row.kind:<30} {row.alone_ms:>7.1f} ms {row.load_ms / row.alone_ms:>6.2f}"
+                f" {row.beside_ms / row.alone_ms:>7.2f} {row.beside_ms:>6.1f} ms"
                 f" {row.idle_mb:>5.0f} MB {row.most_mb:>5.0f} MB {row.most_mb - row.idle_mb:>4.0f} MB"
                 f"  {row.answers or ''} {row.bad or ''}{'' if row.holds else '  <- does not hold'}",
                 flush=True,

@@ -6,6 +6,8 @@ raises another exception in a decoder, and an unexpected one would leave a calle
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
@@ -18,6 +20,10 @@ WORTH: Final = 4  # permitted bytes of memory per byte of JSON: texts of 16 byte
 FREE_BYTES: Final = 16 * 1024 * 1024  # permitted for any JSON
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'",[{'))
 BLOCK: Final = 128 * 1024  # bytes scanned at once: other threads wait as long
+# Digits and points as 0, the letter of an exponent as e, all else as a space.
+_NUMBERS: Final = bytes(48 if byte in b"0123456789." else 101 if byte in b"eE" else 32 for byte in range(256))
+_LONG_NUMBERS: Final = (b"0" * 200, b"0e000")  # of so many digits; with such an exponent
+_LONG_NUMBER: Final = 200  # bytes that two blocks share, so that none of these is cut
 
 T = TypeVar("T")
 
@@ -94,8 +100,27 @@ def is_text(body: bytes) -> bool:
     """Check for UTF-8. A decoder does not check the values that it skips."""
     if body.isascii():
         return True
+    decode = codecs.getincrementaldecoder("utf-8")().decode
     try:
-        body.decode()
+        for place in range(0, len(body), BLOCK):
+            decode(body[place : place + BLOCK], place + BLOCK >= len(body))
     except UnicodeDecodeError:
         return False
     return True
+
+
+def finds(pattern: re.Pattern[bytes], body: bytes, longest: int) -> bool:
+    """Search for a pattern that matches at most `longest` bytes, a block at a time."""
+    return any(pattern.search(body, place, place + BLOCK + longest) for place in range(0, len(body), BLOCK))
+
+
+def may_have_long_number(body: bytes) -> bool:
+    """Check for numbers that may be out of range: of 200 digits, or with an exponent of three.
+
+    Texts may contain such digits, too. A regular expression takes ten times as long.
+    """
+    for place in range(0, len(body), BLOCK):
+        numbers = body[place : place + BLOCK + _LONG_NUMBER].translate(_NUMBERS, b"+")
+        if any(number in numbers for number in _LONG_NUMBERS):
+            return True
+    return False

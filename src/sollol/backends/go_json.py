@@ -13,6 +13,8 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from sollol.backends.decoding import BLOCK, finds, is_text
+
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -63,12 +65,9 @@ def _read(body: bytes) -> dict[str, msgspec.Raw]:
 
 def valid_text(body: bytes) -> bytes:
     """Return JSON with U+FFFD for bytes that are not UTF-8, and for halves of surrogate pairs."""
-    if not body.isascii():
-        try:
-            body.decode()
-        except UnicodeDecodeError:
-            body = body.decode("utf-8", "replace").encode()
-    if b"\\u" in body and _SURROGATE.search(body):
+    if not is_text(body):
+        body = body.decode("utf-8", "replace").encode()
+    if (len(body) > BLOCK or b"\\u" in body) and finds(_SURROGATE, body, 6):
         valid = bytearray(body)  # in place: `sub` would hold an object for each escape
         for found in _ESCAPE.finditer(body):
             if found[1]:

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -55,12 +56,16 @@ GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
 VERSION: Final = __version__.encode()
 CROWD: Final = 8  # calls under way
 SWITCH_S: Final = 0.0005  # for which the loop waits while a large body is decoded in a thread; 5 ms is usual
+PAUSE_FROM_S: Final = 0.005  # of the decoding of a body
+PAUSE_FACTOR: Final = 4  # times as long is the place of that body kept from the next one
 _BODILESS: Final = ("GET", "HEAD")
 NAMES: Final = 10_000  # ids of clients that are remembered
 
 
 class Gateway(HttpServer):
     """Serves `pool` on `settings.listen.host`:`settings.listen.port`. Lives on the loop that starts it."""
+
+    joins_bodies = True
 
     def __init__(
         self,
@@ -260,13 +265,17 @@ class Gateway(HttpServer):
             self._switch_s = sys.getswitchinterval()
             sys.setswitchinterval(min(self._switch_s, SWITCH_S))
         self._at_work += 1
+        loop, took_s = asyncio.get_running_loop(), [0.0]
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, work, *given)
+            return await loop.run_in_executor(self._worker, _timed, took_s, work, *given)
         finally:
             self._at_work -= 1
             if not self._at_work:
                 sys.setswitchinterval(self._switch_s)
-            self.intake.decoded()
+            if took_s[0] > PAUSE_FROM_S:  # its place is free later: large bodies must not fill the time of a core
+                loop.call_later(PAUSE_FACTOR * took_s[0], self.intake.decoded)
+            else:
+                self.intake.decoded()
 
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
         """A route that is not found at once: HEAD, a path with a parameter, another spelling, or one of the nodes."""
@@ -426,9 +435,18 @@ class Gateway(HttpServer):
         request.refuse(429, told, [("Retry-After", str(max(1, math.ceil(wait_s))))])
 
 
+def _timed(took_s: list[float], work: Callable[..., T], *given: Any) -> T:
+    """Run `work`, and put the seconds that it took into `took_s`."""
+    began = time.perf_counter()
+    try:
+        return work(*given)
+    finally:
+        took_s[0] = time.perf_counter() - began
+
+
 async def _read_and_handle(gateway: Gateway, request: Request, handler: Handler, *parts: str) -> None:
     """Answer another call with a body so large that reading it would stop everybody else."""
-    request.fields = await gateway.off_loop(fanout.read_fields, request.body)
+    request.fields = await gateway.off_loop(_read_fields, request)
     await handler(gateway, request, *parts)
 
 
@@ -438,7 +456,13 @@ async def _read_and_infer(gateway: Gateway, request: Request, tongue: Tongue) ->
     gateway.infer(tongue, request)
 
 
+def _read_fields(request: Request) -> dict[str, Any]:
+    request.join_body()
+    return fanout.read_fields(request.body)
+
+
 def _read_ahead(tongue: Tongue, request: Request) -> None:
+    request.join_body()
     settle_body(request)
     if tongue.kind is EMBED:
         embed.read_ahead(request)

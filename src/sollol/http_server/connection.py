@@ -39,14 +39,17 @@ if TYPE_CHECKING:
     from sollol.http_server.server import HttpServer
 
 AHEAD: Final = 16  # requests that a client may send before it has read the answers
+JOIN_BYTES: Final = 512 * 1024  # of a body whose pieces the server joins in a thread
 UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
 UNLIKE: Final = 4  # heads that are learned in vain: each request of such a client has another
 STILL_THERE_S: Final = (0.05, 0.2, 1.0, 5.0)  # between looks after a client that sends nothing more
 LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
 RETRY_AFTER_S: Final = "5"  # until a gateway that ends should have begun anew
 HEAD_SHARE: Final = 2048  # bytes that are parsed in one go: of heads, of which many may come together,
-CHUNKS_SHARE: Final = 1024  # of a body in chunks, each of which is a call, or of its trailers
+CHUNKS_SHARE: Final = 1024  # of a body in chunks, each of which is a call,
+LONG_SHARE: Final = 4 * 1024  # and at most of what has few chunks: extensions, trailers
 PIECES: Final = 150  # chunks after which others have their turn
+END: Final = b"\r\n\r\n"  # of a head, and of a body in chunks
 CHUNK_BYTES: Final = 16  # of the frame of a chunk that has no extension
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_ROOM: Final = "the gateway holds as many bytes of requests as it may; try again later"
@@ -58,7 +61,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_bare", "_body", "_broken", "_continue", "_ended",
-        "_head_began", "_head_size", "_head_timed", "_hurried", "_in_line", "_in_message", "_known",
+        "_head_began", "_head_size", "_head_timed", "_hurried", "_in_line", "_in_message", "_known", "_last", "_line",
         "_offered", "_parser", "_paused", "_proven", "_raw", "_reading", "_refused", "_taken", "_trailers", "_unlike",
         "_unparsed", "_unsent", "_upload_size", "_url",
         "_waiting", "blocked", "current", "draining", "server",
@@ -81,6 +84,8 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._bare = b""  # of a health check that is not whole
         self._url = self._offered = b""  # the latter: a head with an Upgrade, without it
         self._raw: list[tuple[bytes, bytes]] = []
+        self._line = b""  # of a request, not complete
+        self._last = b""  # three bytes of the request that were parsed last
         self._unparsed = b""  # came, and has to wait for its turn
         self._head_began = self._head_timed = False  # in what is being parsed; its time runs
         self._proven = False  # a request was accepted
@@ -162,7 +167,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         """Parse what came, a share at a time, until there is no room for more of it."""
         self._taken = None
-        pieces = 0
+        pieces = share = new = 0
         try:
             place, size = 0, len(data)
             while place < size and self._broken is None:
@@ -172,21 +177,23 @@ class ClientConnection(Writer, asyncio.Protocol):
                     if pieces > PIECES:
                         self.loop.call_soon(self._read_on)
                     break
-                stop = min(size, place + self._share())
+                share = self._share(share, new)
+                stop = self._piece_end(data, place, share)
                 piece = data if stop - place == size else data[place:stop]
                 body = self._body
                 before = body.pieces if body is not None else 0
-                if not self._in_message:
-                    check_request_line(piece)
+                if self._line or not self._in_message:
+                    self._check_line(piece)
                 rest = self._feed(piece)
                 if rest:
-                    data, place = rest + data[stop:], 0
+                    data, place, self._last = rest + data[stop:], 0, b""
                     size = len(data)
                     continue
                 place = stop
+                self._last = piece[-3:] if self._in_message else b""
                 self._count(len(piece), body)
-                if body is not None:
-                    pieces += body.pieces - before
+                new = body.pieces - before if body is not None else 0
+                pieces += new or 1
         except Broken as broken:
             self._break(broken.status, str(broken))
         except httptools.HttpParserUpgrade:  # CONNECT: answered, and then closed
@@ -220,11 +227,31 @@ class ClientConnection(Writer, asyncio.Protocol):
         body.paused_at = self.loop.time()
         return True
 
-    def _share(self) -> int:
-        """Return how much may be parsed before it is looked at what came of it."""
+    def _share(self, before: int, pieces: int) -> int:
+        """Return how many bytes may be parsed before the bounds are checked."""
         if self._body is None:
             return HEAD_SHARE
-        return self._body.left or CHUNKS_SHARE
+        if self._body.left:
+            return self._body.left
+        return min(LONG_SHARE, 2 * before) if before and not pieces else CHUNKS_SHARE
+
+    def _piece_end(self, data: bytes, place: int, share: int) -> int:
+        """Return where the next piece to parse ends: each request begins with a new piece."""
+        stop = min(len(data), place + share)
+        if self._body is not None and self._body.left:
+            return stop
+        seam = (self._last + data[place : place + 3]).find(END) if self._last else -1
+        if seam >= 0:
+            return place + seam + len(END) - len(self._last)
+        end = data.find(END, place, stop)
+        return end + len(END) if end >= 0 else stop
+
+    def _check_line(self, piece: bytes) -> None:
+        """Check a request line when it is complete. Raises Broken."""
+        line = self._line + piece if self._line else piece.lstrip(b"\r\n")
+        self._line = line if b"\n" not in line else b""
+        if not self._line:
+            check_request_line(line)
 
     def _feed(self, data: bytes) -> bytes:
         """Return what is still to be parsed: where another protocol was offered, HTTP/1.1 goes on without it."""
@@ -477,7 +504,11 @@ class ClientConnection(Writer, asyncio.Protocol):
             if body.counted:
                 self.server.intake.forget(self, is_whole=True)
             self._check_size(request, body)
-            request.body = body.whole()
+            pieces = body.take_pieces()
+            if body.size > JOIN_BYTES and self.server.joins_bodies:
+                request.unjoined = pieces
+            else:
+                request.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._hold(request) and not self._proven and self.server.proves(request):
             self._prove()
         if self.current is None and self._taken is None and not self._waiting:
@@ -494,13 +525,16 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     def _hold(self, request: Request) -> bool:
         """Count the body of a request until it is answered; refuse it where there is no room."""
-        size = len(request.body)
-        if size == 0 or request.is_refused:
-            return not request.is_refused
+        if request.is_refused:
+            return False
+        pieces = request.unjoined
+        size = len(request.body) if pieces is None else sum([len(piece) for piece in pieces])
+        if size == 0:
+            return True
         if self.server.intake.hold(size):
             request.held = size
             return True
-        request.body = b""
+        request.body, request.unjoined = b"", None
         request.refuse(503, NO_ROOM, [("Retry-After", RETRY_AFTER_S)])
         return False
 

@@ -65,12 +65,12 @@ class Body:
         """Return the cost of reading so far, in bytes."""
         return self.size + PIECE_COST * self.pieces
 
-    def whole(self) -> bytes:
-        """Return the complete body and clear the pieces."""
+    def take_pieces(self) -> list[bytes]:
+        """Return and clear the pieces."""
         pieces, self._pieces = self._pieces, []
         if self._small:
             pieces.append(bytes(self._small))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return pieces
 
 
 class Intake:

@@ -30,6 +30,8 @@ DISCARD_BYTES: Final = 8 * 1024 * 1024  # of refused requests, in a second
 class HttpServer:
     """Accept connections on one address, in the event loop that starts it."""
 
+    joins_bodies = False  # the subclass calls `join_body` before it reads the body of a request
+
     def __init__(self, limits: ServerLimits) -> None:
         self.draining = False
         self.common = b""  # header lines of every answer

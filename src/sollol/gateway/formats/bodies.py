@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Final
 
 import msgspec
 
-from sollol.backends.decoding import fits_decoded
+from sollol.backends.decoding import fits_decoded, may_have_long_number
 from sollol.backends.go_json import normalised
 from sollol.backends.ollama import decode
 from sollol.errors import BadInput, ResponseError
@@ -20,7 +19,7 @@ UNPACKED_BYTES: Final = 8 * 1024 * 1024  # of a compressed body, as Ollama has i
 
 def is_large(request: Request) -> bool:
     """Check for a body that is decoded in a thread: a large one, or one that may become large."""
-    return len(request.body) > ON_THE_LOOP or b"content-encoding" in request.headers
+    return request.unjoined is not None or len(request.body) > ON_THE_LOOP or b"content-encoding" in request.headers
 
 
 def settle_body(request: Request) -> None:
@@ -28,10 +27,6 @@ def settle_body(request: Request) -> None:
     if b"content-encoding" in request.headers and request.path.startswith("/v1/"):
         _unpack(request)
     request.body = read_json(request.body)
-
-
-# A number that may be out of range, if it is one: many digits, or an exponent of three.
-_LONG_NUMBER: Final = re.compile(rb"[0-9.]{200}|[0-9.][eE]\+?0*[0-9]{3}")
 
 
 class UnreadableValue(BadInput):
@@ -50,7 +45,7 @@ def read_json(body: bytes) -> bytes:
         raise BadInput(f"the request cannot be read: {error}") from None
     except msgspec.DecodeError as error:
         raise BadInput(f"the request is not JSON: {error}" if body else "missing request body") from None
-    if _LONG_NUMBER.search(found):
+    if may_have_long_number(found):
         try:
             decode(found)  # all that is read of it later
         except (msgspec.DecodeError, ValueError) as error:

@@ -73,6 +73,7 @@ def _target(request: Request) -> str:
 
 def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
     """Return the call to make, and the model that it names after aliases, or "". Raises BadInput."""
+    request.join_body()
     content_type, body, model = request.header(b"content-type"), request.body, ""
     if body and is_form(content_type):
         parts = read_form(content_type, body)
