@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from sollol import OllamaPool, duties
+from sollol.backends.ollama import load_call
+from sollol.backends.probe import probe, probes
 from sollol.cli import serving
+from sollol.cli.console import warn
 from sollol.compat.gpu_controller import SOLLOLGPUController
 from sollol.core.actions import Load
 from sollol.core.types import Kind
@@ -27,6 +30,7 @@ from sollol.engine import dispatcher, resumption, stream_watch
 from sollol.gateway import app
 from sollol.gateway.auth.keys import Key, Keyring, add_key, revoke_key
 from sollol.pool import thread
+from sollol.pool.aio import AsyncOllamaPool
 from sollol.sim import sim_cluster
 from sollol.transport.resolver import Resolver
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
@@ -177,7 +181,7 @@ def test_the_watch_over_settings_and_keys(
         stage.on_loop(start)
         assert client.get("/api/tags").status_code == 200
         monkeypatch.setattr(ring, "reload", failing(3, ring.reload))  # inside of the watch
-        monkeypatch.setattr(serving, "warn", failing(2, serving.warn))  # and where it reports
+        monkeypatch.setattr(serving, "warn", failing(2, warn))  # and where it reports
         revoke_key(path, "me")
         until(lambda: client.get("/api/tags").status_code == 401)
         assert faults(stage) >= 3
@@ -202,7 +206,7 @@ def test_the_watch_over_silent_streams(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 def test_asking_a_node_how_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with served() as stage:
-        monkeypatch.setattr(dispatcher, "probes", failing(1, dispatcher.probes))
+        monkeypatch.setattr(dispatcher, "probes", failing(1, probes))
         stage.look(lambda gateway: gateway.engine.refresh())
         until(lambda: tracebacks(caplog) == 1)
 
@@ -235,7 +239,7 @@ def test_a_message_to_a_node(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
 def test_loading_ahead(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with served() as stage:
         own = stage.gateway.engine.dispatcher
-        monkeypatch.setattr(dispatcher, "load_call", failing(1, dispatcher.load_call))
+        monkeypatch.setattr(dispatcher, "load_call", failing(1, load_call))
         action = Load(next(iter(own.scheduler.view().nodes)), MODEL, Kind.CHAT, "")
 
         async def load(gateway: app.Gateway) -> None:
@@ -284,7 +288,7 @@ def test_the_nodes_of_a_page_without_a_pool(monkeypatch: pytest.MonkeyPatch, cap
         await seen.aclose()
         return states
 
-    monkeypatch.setattr(watch, "probe", failing(1, watch.probe))
+    monkeypatch.setattr(watch, "probe", failing(1, probe))
     with sim_cluster([talker(1)]) as nodes:
         assert asyncio.run(main(nodes.urls[0])) == ["down", "up"]
     assert tracebacks(caplog) == 1
@@ -294,7 +298,7 @@ def test_looking_a_name_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     from sollol.transport import resolver
 
     row = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.9", 0))
-    monkeypatch.setattr(resolver.socket, "getaddrinfo", failing(1, lambda *_, **__: [row]))
+    monkeypatch.setattr(socket, "getaddrinfo", failing(1, lambda *_, **__: [row]))
     monkeypatch.setattr(resolver, "RETRY_S", 0.0)
 
     async def main() -> tuple[str, ...]:
@@ -325,7 +329,7 @@ def test_a_search_for_nodes(place: str, monkeypatch: pytest.MonkeyPatch, caplog:
 
 def test_the_start_of_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     with sim_cluster([talker(1)]) as nodes, OllamaPool(nodes.urls) as pool:
-        monkeypatch.setattr(thread, "AsyncOllamaPool", failing(1, thread.AsyncOllamaPool))
+        monkeypatch.setattr(thread, "AsyncOllamaPool", failing(1, AsyncOllamaPool))
         with pytest.raises(Boom):
             pool.wait_ready()
         assert pool.generate(MODEL, "a", options={"num_predict": 2}).done

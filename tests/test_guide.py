@@ -153,7 +153,8 @@ SECTIONS = list(dict.fromkeys(block.section for block in PYTHON))
 
 def names(code: str) -> tuple[set[str], set[str]]:
     """The names a block needs from outside, and those it gives."""
-    loads, stores = set(), set()
+    loads: set[str] = set()
+    stores: set[str] = set()
     for item in ast.walk(ast.parse(code)):
         if isinstance(item, ast.Name):
             (loads if isinstance(item.ctx, ast.Load) else stores).add(item.id)

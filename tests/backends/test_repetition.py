@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from sollol.backends.repetition import KEPT, PIECE_BYTES, REPEATS, Recent, repeats
 
-FORMS = {
+FORMS: dict[str, Callable[[str], Any]] = {
     "chat": lambda text: {"model": "m", "message": {"role": "assistant", "content": text}, "done": False},
     "thinking": lambda text: {"message": {"role": "assistant", "content": "", "thinking": text}, "done": False},
     "generate": lambda text: {"model": "m", "response": text, "done": False},

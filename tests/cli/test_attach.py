@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from typer.testing import Result
@@ -95,8 +96,8 @@ def test_a_refusal_says_what_to_do(run: Run, keyed: Stage, command: tuple[str, .
         assert f"{keyed.url} {said}" in told.stderr
         assert "no dashboard" not in told.stderr
         assert wrong not in told.output
-    told = run("top", "--once", "--url", keyed.url, "--api-key", PLAIN, code=1).stderr
-    assert "sollol keys add NAME --admin). Give it in SOLLOL_API_KEY" in told
+    message = run("top", "--once", "--url", keyed.url, "--api-key", PLAIN, code=1).stderr
+    assert "sollol keys add NAME --admin). Give it in SOLLOL_API_KEY" in message
 
 
 def test_what_cannot_be_a_key_is_not_repeated(run: Run, keyed: Stage) -> None:
@@ -122,7 +123,7 @@ def test_a_gateway_of_this_machine_that_wants_a_key_is_told_of_and_the_nodes_are
 def test_a_name_that_is_not_answered_to(run: Run, keyed: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    def here(host: str, *given: object, **more: object) -> object:
+    def here(host: str, *given: Any, **more: Any) -> Any:
         return real("127.0.0.1" if host == "gate.example" else host, *given, **more)
 
     real = socket.getaddrinfo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def test_progress_says_rate_and_remaining_time_in_plain_lines(
 ) -> None:
     monkeypatch.setattr(progress, "_PLAIN_EVERY_S", 0.0)
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     count = progress.Count(0, 0.0, False, 0)
     with progress.Progress(lambda: count, FakePool().get_stats) as shown:
         now[0] += 4

@@ -81,8 +81,8 @@ class Asked:
 
 
 def start_embed(docs: Path, out: Path, cluster: Cluster) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sollol", "embed", docs, "-m", "embedder", "-o", out, "--chunk-size", "200"]
-    command += ["--overlap", "0", "--nodes", addresses(cluster), "--json"]
+    command = [sys.executable, "-m", "sollol", "embed", str(docs), "-m", "embedder", "-o", str(out)]
+    command += ["--chunk-size", "200", "--overlap", "0", "--nodes", addresses(cluster), "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

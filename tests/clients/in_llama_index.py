@@ -36,7 +36,7 @@ def openai(model: str) -> OpenAILike:
     return OpenAILike(model=model, api_base=f"{URL}/v1", api_key="none", **more)
 
 
-def refusal(llm: Any) -> list:
+def refusal(llm: Any) -> list[Any]:
     try:
         llm.chat(HELLO)
     except Exception as error:

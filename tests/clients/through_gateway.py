@@ -102,8 +102,8 @@ class Suite:
                 return Response(json.dumps(answer), content_type="application/json")
             return direct_dispatch(server, request)
 
-        HTTPServer.url_for = url_for  # type: ignore[method-assign]
-        HTTPServer.dispatch = dispatch  # type: ignore[method-assign]
+        HTTPServer.url_for = url_for  # type: ignore[method-assign, assignment]
+        HTTPServer.dispatch = dispatch  # type: ignore[method-assign, assignment]
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._asked = 0

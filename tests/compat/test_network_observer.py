@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -191,7 +191,7 @@ def test_events_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: NetworkObserver().log_event("lunch", "a"), "event_type='lunch'; expected one of ollama_request"),
         (lambda: NetworkObserver().log_event("ollama_error", "a", severity="bad"), "severity='bad'"),
         (lambda: NetworkObserver().get_recent_events(limit=0), "limit=0"),
-        (lambda: NetworkObserver().subscribe("print"), "listener='print'"),
+        (lambda: cast("Any", NetworkObserver()).subscribe("print"), "listener='print'"),
     ],
 )
 def test_what_cannot_be_used_is_told(call: Any, words: str) -> None:

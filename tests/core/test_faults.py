@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,7 +43,7 @@ class Hook:
 
     def __enter__(self) -> Hook:
         hook, original = self, self.original
-        called: Callable[..., Any] = original.fget if isinstance(original, property) else original
+        called: Any = original.fget if isinstance(original, property) else original
 
         def raising(*args: Any, **named: Any) -> Any:
             hook.left -= Watched.handling

@@ -121,8 +121,8 @@ class VirtualCluster:
     def submit(self, model: str = MODEL, **fields: Any) -> int:
         """Submit a chat, or what the fields describe. Returns its id; `self.seen` are the actions."""
         self.serial += 1
-        fields = {"kind": Kind.CHAT, "cost": 4 * PROMPT} | fields
-        self.seen = self.feed(Submitted(Task(self.serial, model=model, **fields)))
+        given: dict[str, Any] = {"kind": Kind.CHAT, "cost": 4 * PROMPT} | fields
+        self.seen = self.feed(Submitted(Task(self.serial, model=model, **given)))
         return self.serial
 
     def items(self, task: int, costs: list[int], closed: bool = True) -> list[Any]:

@@ -29,7 +29,7 @@ def port() -> Any:
 def serve() -> Any:
     """serve("127.0.0.2:4000=ollama:red", ...) starts servers in a thread; they end with the test."""
     loop = asyncio.new_event_loop()
-    servers = []
+    servers: list[Any] = []
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 

@@ -10,14 +10,13 @@ import pytest
 from sollol.core.endpoint import Endpoint
 from sollol.discovery import CandidateSource, discover, discover_ollama_nodes, physical_hosts
 from sollol.errors import BadInput, ConfigError
-from sollol.transport import resolver
 
 NEAR = ["127.0.0.0/28"]
 
 
 def find(port: Any, timeout: Any = 2.0, **options: Any) -> Any:
-    options = {"subnets": NEAR, "ports": (port,), "auto_resolve_docker": False} | options
-    return asyncio.run(discover(timeout, **options))
+    given: dict[str, Any] = {"subnets": NEAR, "ports": (port,), "auto_resolve_docker": False} | options
+    return asyncio.run(discover(timeout, **given))
 
 
 def hosts(found: Any) -> Any:
@@ -137,7 +136,7 @@ def test_a_named_node_that_does_not_answer_is_not_returned(port: Any, monkeypatc
 def test_a_name_server_that_hangs_holds_nobody_up(serve: Any, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(f"127.0.0.1:{port}=ollama:red")
     monkeypatch.setenv("SOLLOL_NODES", f"slow.invalid:{port}")
-    monkeypatch.setattr(resolver.socket, "getaddrinfo", lambda *a, **k: time.sleep(3) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(3) or [])
     start = time.perf_counter()
     assert hosts(find(port, timeout=0.4, subnets=[])) == ["127.0.0.1"]
     assert time.perf_counter() - start < 1.5
@@ -199,7 +198,7 @@ def test_a_busy_machine_makes_one_pass_over_the_nearest_addresses(
 
     fill = Sweep._fill
 
-    def slowly(self) -> None:
+    def slowly(self: Sweep) -> None:
         time.sleep(0.2)
         fill(self)
 

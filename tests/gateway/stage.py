@@ -46,6 +46,8 @@ def until(true: Callable[[], Any]) -> None:
 class Stage:
     """The gateway's address, and a way onto its loop."""
 
+    nodes: Any  # the simulated nodes behind it, where a fixture sets them
+
     def __init__(self, loop: asyncio.AbstractEventLoop, gateway: Gateway, port: int) -> None:
         self._loop = loop
         self.gateway = gateway

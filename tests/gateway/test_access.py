@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
@@ -258,11 +259,19 @@ def test_an_error_names_no_other_models() -> None:
         assert all(url.removeprefix("http://") in told["llama"] for url in nodes.urls)
 
 
+def is_done(client: httpx.Client, task: str) -> bool:
+    return bool(client.get(f"/sollol/queue/{task}").json().get("state") == "done")
+
+
+def asked_by(key: Key | None) -> Any:
+    return _Request(key)
+
+
 def test_all_models_are_visible_without_patterns() -> None:
     rows = [{"model": "a"}, {"model": "b:1"}, {}]
-    assert access.visible(_Request(None), rows) == rows
-    assert access.visible(_Request(Key("k", "")), rows) == rows
-    assert access.visible(_Request(Key("k", "", models=("b:*",))), rows) == [{"model": "b:1"}]
+    assert access.visible(asked_by(None), rows) == rows
+    assert access.visible(asked_by(Key("k", "")), rows) == rows
+    assert access.visible(asked_by(Key("k", "", models=("b:*",))), rows) == [{"model": "b:1"}]
 
 
 class _Request:
@@ -364,5 +373,5 @@ def test_no_answer_names_a_model_that_the_key_may_not_use(fails: str) -> None:
             assert "hidden" not in answer.text, (method, path, body)
             task = answer.headers.get("X-Sollol-Request-Id")
             if task is not None:
-                until(lambda task=task: client.get(f"/sollol/queue/{task}").json().get("state") == "done")
+                until(partial(is_done, client, task))
                 assert "hidden" not in client.get(f"/sollol/explain/{task}").text, (method, path, body)

@@ -69,6 +69,8 @@ def parts_of(path: str) -> Iterator[bytes]:
 
 
 def end_of(path: str, told: bool) -> bytes:
+    usage: dict[str, Any]
+    said: dict[str, Any]
     chunk = {"id": "a", "object": "x", "created": 1, "model": MODEL}
     if path.startswith("/api/"):
         said = {"message": {"role": "assistant", "content": ""}} if path == "/api/chat" else {"response": ""}
@@ -252,7 +254,7 @@ def test_each_call_is_settled_once_at_what_it_used(path: str, end: str, tmp_path
             name = f"{stream}-{told}"
             keys = tmp_path / f"{name}.json"
             token = add_key(keys, Key(name, "", tokens_per_minute=240))
-            node = type("Here", (Node,), {"end": end, "told": told, "closing": threading.Event()})
+            node: Any = type("Here", (Node,), {"end": end, "told": told, "closing": threading.Event()})
             with (
                 answering(node) as url,
                 gateway_over([url], keyring=Keyring(path=keys, required=True)) as stage,
@@ -307,6 +309,7 @@ def test_loading_a_model_costs_nothing(tmp_path: Path) -> None:
         gateway_over(nodes.urls, keyring=Keyring(path=tmp_path / "k", required=True)) as stage,
         stage.client(headers={"Authorization": f"Bearer {token}"}) as client,
     ):
+        body: dict[str, Any]
         for body in ({"messages": []}, {"messages": [], "stream": False}):
             assert client.post("/api/chat", json={"model": MODEL, **body}).status_code == 200
         assert client.post("/api/generate", json={"model": MODEL}).status_code == 200

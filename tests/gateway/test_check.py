@@ -20,7 +20,7 @@ from sollol.sim.serve import free_port, sim_cluster
 def findings(
     tmp_path: Path, urls: list[str], keys: int = 0, listen: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Finding]:
-    where = {"port": free_port(), "keys_file": str(tmp_path / "keys.json")} | (listen or {})
+    where: dict[str, Any] = {"port": free_port(), "keys_file": str(tmp_path / "keys.json")} | (listen or {})
     settings = GatewaySettings(Listen(**where), **more)
     found = asyncio.run(check(settings, tuple(map(parse_endpoint, urls)), keys, "sollol.toml"))
     return {finding.what: finding for finding in found}

@@ -123,8 +123,8 @@ def test_ollama_embeds_a_long_list_over_all_nodes(stage: Stage) -> None:
 def test_ollama_models(stage: Stage) -> None:
     def ask(url: str) -> Any:
         with ollama_client(url) as client:
-            listed = sorted(row.model for row in client.list().models)
-            return listed, client.show("llama3.2").details.family
+            listed = sorted(str(row.model) for row in client.list().models)
+            return listed, getattr(client.show("llama3.2").details, "family", None)
 
     assert both(stage, ask)[0] == ["llama3.2:latest", "nomic-embed-text:latest", "plain:latest"]
     with ollama_client(stage.url) as client:
@@ -179,7 +179,7 @@ def test_ollama_pull_copy_create_and_delete() -> None:
             again = client.pull("gemma3:1b").status
             copied = client.copy("gemma3:1b", "mine").status
             made = client.create("derived", from_="gemma3:1b", system="x").status
-            listed = sorted(row.model for row in client.list().models)
+            listed = sorted(str(row.model) for row in client.list().models)
             gone = [client.delete(name).status for name in ("mine", "derived", "gemma3:1b")]
             with pytest.raises(ollama.ResponseError) as caught:
                 client.pull("nowhere")
@@ -338,6 +338,7 @@ def test_langchain(stage: Stage) -> None:
         embeddings = OllamaEmbeddings(model="nomic-embed-text", base_url=url)
         vectors = embeddings.embed_documents(TEXTS)
         whole = chat.invoke("x").content
+        made: Any
         for made in (chat, embeddings):
             made._client._client.close()
         return whole, streamed, [call["name"] for call in called], vectors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sollol.gateway.formats import anthropic, openai, responses
 from sollol.gateway.formats.stream_parser import LineReader, Reader, data_of
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
-READERS = {
+READERS: dict[str, Callable[[], Reader]] = {
     "chat-stream": LineReader,
     "generate-stream": LineReader,
     "v1-chat-stream": openai.reader,

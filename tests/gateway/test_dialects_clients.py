@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.types import Status
+from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.formats import anthropic, responses
 from sollol.gateway.formats import openai as openai_dialect
@@ -83,7 +83,7 @@ def heard_by_client(speaker: Speaker, case: str, stream: bytes) -> tuple[str, st
                 response = events.get_final_response()
             usage = response.usage
             assert response.status == "completed"
-            return response.output_text, None, usage and (usage.input_tokens, usage.output_tokens)
+            return response.output_text, None, (usage.input_tokens, usage.output_tokens) if usage else None
         if case.startswith("v1-completions"):
             chunks = list(client.completions.create(model="m", prompt="x", stream=True))
             text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
@@ -105,7 +105,8 @@ def heard_by_client(speaker: Speaker, case: str, stream: bytes) -> tuple[str, st
 def read_messages(stream: bytes) -> tuple[str, str, tuple[int, int]]:
     """Blocks are begun before they are filled and ended, in order; the message begins first and ends last."""
     assert stream.endswith(b"\n\n")
-    state, blocks, last = "", [], {}
+    blocks: list[Any] = []
+    state, last = "", {}
     for told in stream.decode().split("\n\n")[:-1]:
         name, data = told.split("\n")
         event = json.loads(data.removeprefix("data: "))
@@ -196,26 +197,28 @@ def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], P
 
     async def speak() -> list[bytes]:
         node, model = SimNode(), "m"
-        voice = {
+        voices: dict[str, Callable[[], Any]] = {
             "v1-chat": lambda: OpenAIChat(node, model, usage=True),
             "v1-completions": lambda: OpenAICompletion(node, model),
             "v1-messages": lambda: MessagesVoice(node, model, 4),
             "v1-responses": lambda: ResponsesVoice(node, {"model": model}),
-        }[dialect]()
+        }
+        voice = voices[dialect]()
         end = End(reason, PROMPT_TOKENS, len(tokens), 9, 1, 2, 3)
         return [*(voice.piece(token) for token in tokens), voice.last(Answer(tokens), end)]
 
     body = {"model": "m", "stream": True}
     user = [{"role": "user", "content": "x"}]
-    fields, said_by, reader = {
+    dialects: dict[str, tuple[dict[str, Any], Callable[[bytes], PartialResponse | None], Callable[[], Reader]]] = {
         "v1-chat": (
             {"messages": user, "stream_options": {"include_usage": True}},
-            lambda raw: openai_dialect.said(openai_dialect.Kind.CHAT, raw), openai_dialect.reader),
+            lambda raw: openai_dialect.said(Kind.CHAT, raw), openai_dialect.reader),
         "v1-completions": (
-            {"prompt": "x"}, lambda raw: openai_dialect.said(openai_dialect.Kind.GENERATE, raw), openai_dialect.reader),
+            {"prompt": "x"}, lambda raw: openai_dialect.said(Kind.GENERATE, raw), openai_dialect.reader),
         "v1-messages": ({"messages": user, "max_tokens": 99}, anthropic.said, anthropic.reader),
         "v1-responses": ({"input": "x"}, responses.said, responses.reader),
-    }[dialect]  # fmt: skip
+    }  # fmt: skip
+    fields, said_by, reader = dialects[dialect]
     said = said_by(json.dumps({**body, **fields}).encode())
     assert said is not None
     return asyncio.run(speak()), said, reader()

@@ -34,7 +34,7 @@ def message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "chat": {"temperature": 1.0, "top_p": 1.0},
     "completions": {"temperature": 1.0, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0},
     "messages": {"num_predict": 9},

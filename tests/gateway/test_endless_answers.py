@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 
@@ -52,7 +53,7 @@ KINDS: dict[str, tuple[Callable[[Any], None], int]] = {
     "an event of 300 MB": (lambda node: endless(node, HEAD % (b"200 OK", EVENTS) + b'data: {"a":"', 300 * MB), 17 * MB),
     **{
         f"endless {name}": (
-            lambda node, piece=piece, form=form: endless(node, HEAD % (b"200 OK", form), 3_000 * MB, piece),
+            partial(endless, head=HEAD % (b"200 OK", form), total=3_000 * MB, piece=piece),
             MB,
         )
         for name, form, piece in (

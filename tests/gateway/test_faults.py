@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -22,6 +22,7 @@ from sollol.gateway.inference import embeddings as embed
 from sollol.gateway.inference import relay
 from sollol.gateway.inference import single as infer
 from sollol.observe import journal, totals
+from sollol.observe.attempt_log import AttemptLog
 from sollol.sim import ModelSpec, sim_cluster
 from sollol.transport import http
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
@@ -30,7 +31,7 @@ from tests.marks import plain_only
 EMBED = "nomic-embed-text"
 OWNERS = [
     relay.WholeRelay, relay.StreamRelay, relay.StreamAttempt, relay._WholeAttempt, embed.RawBatch, infer.Inference,
-    jobs.CallJob, jobs.StreamJob, jobs.AttemptLog, batch_job.BatchJob, reading.LineReader, reading.EventReader,
+    jobs.CallJob, jobs.StreamJob, AttemptLog, batch_job.BatchJob, reading.LineReader, reading.EventReader,
     reading.Cutter, repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, stream_watch.StreamWatch,
     continuation.PartialResponse, continuation.ResumeSupport, http.Exchange,
 ]  # fmt: skip
@@ -64,7 +65,7 @@ def stage() -> Iterator[Stage]:
 
 
 def hooked(owner: type, name: str, original: Any, thrown: list[str]) -> Any:
-    called: Callable[..., Any] = original.fget if isinstance(original, property) else original
+    called: Any = original.fget if isinstance(original, property) else original
 
     def check() -> None:
         if not thrown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -64,7 +64,7 @@ def test_priority_mode_app_and_hedge_reach_the_queue(stage: Stage) -> None:
      ("Request_Id", "a b")],
 )  # fmt: skip
 def test_a_header_that_cannot_be_used_is_named(stage: Stage, name: str, value: str) -> None:
-    answer = ask(stage, **{name: value})
+    answer = ask(stage, **cast("Any", {name: value}))
     assert answer.status_code == 400
     assert value in answer.json()["error"]
 

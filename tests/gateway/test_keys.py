@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -153,7 +154,7 @@ def test_the_gateway_holds_to_what_a_key_allows(tmp_path: Path) -> None:
         stage.client() as client,
     ):
 
-        def ask(token: str = "", path: str = "/api/chat", **more: object) -> tuple[int, dict[str, object]]:
+        def ask(token: str = "", path: str = "/api/chat", **more: object) -> tuple[int, dict[str, Any]]:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             body = {"model": MODEL, "messages": MESSAGES, "stream": False, "max_tokens": 4, **more}
             answer = client.post(path, json=body, headers={**headers, "X-Sollol-Priority": "9"})

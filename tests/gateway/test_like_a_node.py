@@ -29,7 +29,7 @@ NAMELESS: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 5},
     "/v1/responses": {"input": "Hello"},
 }
-WHOLE_THOUGH_STREAMED = {
+WHOLE_THOUGH_STREAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "load a chat model": ("/api/chat", {"messages": []}),
     "load a model": ("/api/generate", {}),
     "the rendered chat": ("/api/chat", {"messages": MESSAGES, "_debug_render_only": True}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,6 +13,7 @@ import sollol
 from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import parse_endpoint
 from sollol.discovery.verify import identify
+from sollol.gateway.app import Gateway
 from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import sim_cluster
 from sollol.transport.http import HttpTransport
@@ -45,13 +47,17 @@ def test_it_is_not_discovered() -> None:
     assert "is a SOLLOL gateway, not a node" in words
 
 
+def add(gateway: Gateway, url: str) -> None:
+    gateway.pool.add_node(url)
+
+
 def test_two_gateways_are_no_nodes_of_each_other() -> None:
     """Also added by hand: the work goes to the node alone, and the reason is told."""
     with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as one, gateway_over(nodes.urls) as two:
         for stage, other in ((one, two), (two, one)):
-            stage.look(lambda gateway, url=other.url: gateway.pool.add_node(url))
+            stage.look(partial(add, url=other.url))
             key = urlsplit(other.url).netloc
-            until(lambda stage=stage, key=key: _why(stage, key))
+            until(partial(_why, stage, key))
             assert "is a SOLLOL gateway" in _why(stage, key)
         for stage in (one, two):
             asked: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "stream": False}

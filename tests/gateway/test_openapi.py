@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import schemathesis
@@ -34,6 +35,10 @@ def ask(stage: Stage, name: str, tokens: int) -> None:
 
 def test_answers_with_something_in_them_are_as_published() -> None:
     """With one request done, one running, one waiting, and a node that is down."""
+
+    def in_snapshot(gateway: Any, name: str) -> Any:
+        return gateway.pool.snapshot()[name]
+
     with sim_cluster([talker(1, 20.0), talker(2)]) as nodes, gateway_over(nodes.urls) as stage:
         nodes.do(lambda found: found[1].die())
         ask(stage, "done", 1)
@@ -41,7 +46,7 @@ def test_answers_with_something_in_them_are_as_published() -> None:
         threads = [threading.Thread(target=ask, args=(stage, name, 5)) for name in ("running", "waiting")]
         for thread, name in zip(threads, ("running", "waiting"), strict=True):
             thread.start()
-            until(lambda name=name: stage.look(lambda gateway: gateway.pool.snapshot()[name]))
+            until(partial(stage.look, partial(in_snapshot, name=name)))
         schema = schemathesis.openapi.from_url(f"{stage.url}/sollol/openapi.json")
         for path in ("/sollol/health", "/sollol/ready", "/sollol/nodes", "/sollol/snapshot"):
             told = schema[path]["GET"].Case().call_and_validate().json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +71,7 @@ class Run:
         self.now = 0.0
         self.count = Count(0, 0.0, False, 0)
         monkeypatch.setattr(progress, "_PLAIN_EVERY_S", 0.0)
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def through(self, root: Path, said: Callable[[], str]) -> tuple[list[float], list[tuple[float, float]]]:
         """The shares that are shown, and (moment, seconds left), five times a second."""

@@ -255,7 +255,7 @@ async def until(what: Callable[[], bool], within_s: float = 2.0) -> None:
 def test_on_sockets_the_connection_is_closed(place: str, stream: bool) -> None:
     async def call(pool: AsyncOllamaPool) -> None:
         words = READ if place == "prefill" else 8
-        answer = await pool.chat(MODEL, question(1, words), stream=stream, options={"num_ctx": 16_384})
+        answer: Any = await pool.chat(MODEL, question(1, words), stream=stream, options={"num_ctx": 16_384})
         if stream:
             async for _ in answer:
                 pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sollol import OllamaPool, SollolError
@@ -31,7 +33,7 @@ def test_alone_it_ends_in_an_answer_or_an_error_of_ours(lie: str) -> None:
     with liar(**LIES[lie]) as (url, _), OllamaPool([url]) as pool:
         for stream in (False, True):
             try:
-                found = pool.chat(MODEL, HELLO, stream=stream)
+                found: Any = pool.chat(MODEL, HELLO, stream=stream)
                 assert list(found) if stream else found.done
             except SollolError:
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ollama
@@ -11,7 +12,7 @@ from sollol import AsyncOllamaPool, BadInput, OllamaPool
 from sollol.pool import keywords
 
 POOL = OllamaPool()
-VERBS = {
+VERBS: dict[str, Callable[[Any], Any]] = {
     "chat": lambda given: POOL.chat("m", [], **given),
     "generate": lambda given: POOL.generate("m", "x", **given),
     "embed": lambda given: POOL.embed("m", "x", **given),

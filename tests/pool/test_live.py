@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,9 @@ def test_embed_batch_and_stream_agree_with_embed(pool: OllamaPool) -> None:
     streamed = dict(pool.embed_stream(EMBED, iter(inputs)))
     assert len(streamed) == 300
     assert streamed[42].tolist() == result.vectors[42].tolist()
-    assert result[42].get("embeddings") == result[42].embeddings
+    row = result[42]
+    assert row is not None
+    assert row.get("embeddings") == row.embeddings
     assert result.report.items == 300
     assert result.report.efficiency > 0
 
@@ -113,15 +116,16 @@ def test_model_verbs(pool: OllamaPool, cluster: Cluster) -> None:
 
 
 def test_errors_name_the_field_the_value_and_what_was_expected(pool: OllamaPool) -> None:
+    anything: Any = pool  # its arguments are wrong
     for call, words in (
         (lambda: pool.chat("", HELLO), "expected the name of a model"),
-        (lambda: pool.chat(CHAT, "hello"), "expected a list"),
+        (lambda: anything.chat(CHAT, "hello"), "expected a list"),
         (lambda: pool.chat(CHAT, HELLO, priority=-1), "from 0"),
         (lambda: pool.chat(CHAT, HELLO, timeout=0), "above 0"),
-        (lambda: pool.chat(CHAT, HELLO, fromat="json"), "did you mean 'format'"),
-        (lambda: pool.embed_batch(EMBED, ["a", 7]), r"inputs\[1\] is 7 \(int\)"),
+        (lambda: anything.chat(CHAT, HELLO, fromat="json"), "did you mean 'format'"),
+        (lambda: anything.embed_batch(EMBED, ["a", 7]), r"inputs\[1\] is 7 \(int\)"),
         (lambda: pool.embed_batch(EMBED, ["a"], on_error="ignore"), "'raise' or 'return'"),
-        (lambda: list(pool.embed_stream(EMBED, iter(["a", None]))), r"inputs\[1\] is None"),
+        (lambda: list(anything.embed_stream(EMBED, iter(["a", None]))), r"inputs\[1\] is None"),
         (lambda: OllamaPool(["not a host!"]), "is not an address"),
     ):
         with pytest.raises(BadInput, match=words):

@@ -16,7 +16,7 @@ from sollol.transport.base import Call, Fault, TransportFault
 from tests.pool.breaking import MESSAGES, MODEL, WORDS
 
 SIZE = 2_000_000_000
-LONG = {
+LONG: dict[str, dict[str, Any]] = {
     "a load of 11 minutes": {"load_bytes_per_s": SIZE / 660, "loaded": ()},
     "a prompt of 15 minutes": {"prefill_tokens_per_s": 18 / 900},
     "an answer of 1000 seconds": {"decode_tokens_per_s": 1.0},
@@ -35,7 +35,7 @@ def test_what_is_alive_is_left_alone(what: str, stream: bool, nodes: int) -> Non
         world = World([NodeSpec(host=f"10.0.0.{i}", **given) for i in range(1, nodes + 1)])
         async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
             began = loop.time()
-            answer = await pool.chat(
+            answer: Any = await pool.chat(
                 MODEL, MESSAGES, stream=stream, options={"num_predict": 1000 if "answer" in what else 20}
             )
             if stream:
@@ -102,7 +102,7 @@ class Verifying:
 def test_a_pull_that_verifies_for_long_is_waited_for(verifies_s: float, stream: bool) -> None:
     async def main() -> None:
         async with AsyncOllamaPool(["10.0.0.1"], transport=Verifying(verifies_s), seed=1) as pool:
-            told = await pool.pull(MODEL, stream=stream)
+            told: Any = await pool.pull(MODEL, stream=stream)
             if stream:
                 lines = [line async for line in told]
                 told = lines[-1]

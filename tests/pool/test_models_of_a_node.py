@@ -135,7 +135,7 @@ def share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def token_s(self: Any, runner: Any) -> float:
         at_work = sum(each.decoding for each in self.node.runners.loaded.values())
-        return max(1, at_work) / RATE
+        return float(max(1, at_work) / RATE)
 
     monkeypatch.setattr(generation._Saying, "_token_s", token_s)
 

@@ -99,7 +99,7 @@ def test_every_call_counts_once() -> None:
         assert len(list(pool.embed_stream(EMBED, iter(texts(10))))) == 10
         rows = pool.embed_stream(EMBED, iter(texts(1000)))
         next(rows)
-        rows.close()  # type: ignore[attr-defined]
+        rows.close()
         assert totals(pool) == (4, 3, 1)
 
 

@@ -10,7 +10,7 @@ import pytest
 from sollol.core.actions import Abort, Start
 from sollol.core.types import Cause, Kind, Status, Task
 from sollol.hedging import AdaptiveHedging
-from sollol.policies.hedging import BUDGET, LEAST, RESERVE
+from sollol.policies.hedging import BUDGET, LEAST, RESERVE, LearnedHedgeBenefit
 from sollol.sim import ModelSpec, run
 from sollol.workload.task import unloads
 from tests.pool.breaking import MODEL, Stage, staged, talker
@@ -220,6 +220,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
         async with staged([talker(1), talker(2)]) as stage:
             await learned(stage, stream=stream)
             benefit = stage.pool.engine.scheduler.view().policies.hedge_benefit
+            assert isinstance(benefit, LearnedHedgeBenefit)
             for _ in range(3):
                 watch = straggle(stage, factor)
                 length = {} if factor > 1 else {"options": {"num_predict": 5 * TOKENS}}
@@ -227,7 +228,7 @@ def test_late_answers_tell_whether_a_copy_would_have_come_first(stream: bool) ->
                 await watch
                 for node in stage.world.nodes.values():
                     node.heal()
-            return benefit.share(Task(0, Kind.CHAT, f"{MODEL}:latest", stream=stream))
+            return float(benefit.share(Task(0, Kind.CHAT, f"{MODEL}:latest", stream=stream)))
 
     assert run(main(200.0)) > 0.7
     assert run(main(1.0)) == (0.5 if stream else pytest.approx(0.125))  # a long answer begins no later

@@ -32,7 +32,7 @@ def node(number: int, slots: int, **more: Any) -> NodeSpec:
 
 
 async def chat(here: Universe, tokens: int, stream: bool) -> None:
-    answer = await here.pool.chat("m", HELLO, stream=stream, options={"num_predict": tokens})
+    answer: Any = await here.pool.chat("m", HELLO, stream=stream, options={"num_predict": tokens})
     if stream:
         async for _ in answer:
             pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,6 +61,9 @@ def test_another_node_goes_on(kind: str, fault: str, right: str, monkeypatch: py
         place = [url.removeprefix("http://") for url in nodes.urls].index(key)
         nodes.do(lambda found: getattr(found[place], fault)(*args))
 
+    def heal(node: int, found: Any) -> None:
+        found[node].heal()
+
     with sim_cluster([spec(i) for i in (1, 2)]) as nodes, OllamaPool(list(nodes)) as pool:
         for at in (1, 9, TOKENS):
             when, args = (at, ()) if fault == "die" else (1, (at,))
@@ -67,7 +71,7 @@ def test_another_node_goes_on(kind: str, fault: str, right: str, monkeypatch: py
             assert text == right
             assert last.eval_count == TOKENS
             for node in range(2):
-                nodes.do(lambda found, node=node: found[node].heal())
+                nodes.do(partial(heal, node))
             pool.wait_ready()
         assert pool.get_stats()["failed_requests"] == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.transport import dialing, resolver
+from sollol.transport import dialing
 from sollol.transport.base import Call, Fault, Timeouts, TransportFault
 from sollol.transport.http import HttpTransport
 from tests.transport.raw_server import OK, on_both_loops, run, saying, serving
@@ -45,7 +45,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
         asked.append(host)
         return [(0, 0, 0, "", (address, 0, 0, 0) if ":" in address else (address, 0)) for address in addresses]
 
-    monkeypatch.setattr(resolver.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     return asked
 
 

@@ -112,7 +112,7 @@ def test_what_could_become_another_request_is_refused(call: Call) -> None:
 def test_a_body_that_is_neither_bytes_nor_pieces_is_refused() -> None:
     async def main() -> None:
         with pytest.raises(BadInput, match="body is str"):
-            await HttpTransport().send(Endpoint("127.0.0.1", 9), replaced(POST, body="text"))  # type: ignore[arg-type]
+            await HttpTransport().send(Endpoint("127.0.0.1", 9), replaced(POST, body="text"))
 
     run(asyncio.new_event_loop, main())
 

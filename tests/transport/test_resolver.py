@@ -26,7 +26,7 @@ class System:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
         self.answers: dict[str, Callable[[], list[str]]] = {}
-        monkeypatch.setattr(module.socket, "getaddrinfo", self._look_up)
+        monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
 
     def _look_up(self, host: str, *_: Any, **__: Any) -> list[Any]:
         self.asked.append(host)

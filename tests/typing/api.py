@@ -5,7 +5,7 @@ An ignored error that stops being one is itself an error, so the wrong calls bel
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from typing import assert_type
 
 from sollol import (
@@ -37,21 +37,21 @@ def synchronous(pool: OllamaPool, flag: bool) -> None:
     assert_type(answer.message.content, str)
     assert_type(answer.message.tool_calls, list[ToolCall] | None)
     assert_type(answer.eval_count, int | None)
-    assert_type(pool.chat("llama3.2", MESSAGES, True), Iterator[ChatResponse])
-    assert_type(pool.chat("llama3.2", MESSAGES, stream=True, priority=TaskPriority.HIGH), Iterator[ChatResponse])
-    assert_type(pool.chat("llama3.2", MESSAGES, stream=flag), ChatResponse | Iterator[ChatResponse])
+    assert_type(pool.chat("llama3.2", MESSAGES, True), Generator[ChatResponse])
+    assert_type(pool.chat("llama3.2", MESSAGES, stream=True, priority=TaskPriority.HIGH), Generator[ChatResponse])
+    assert_type(pool.chat("llama3.2", MESSAGES, stream=flag), ChatResponse | Generator[ChatResponse])
     pool.chat("llama3.2", MESSAGES, tools=[weather], think="high", format="json", options={"num_ctx": 8192})
     pool.chat(
         "llama3.2", MESSAGES, mode=RoutingMode.FAST, timeout=5, node=["a", "b:11434"], requires_gpu=True, hedge=False
     )
     assert_type(pool.generate("llama3.2", "Hello", raw=True).response, str)
-    assert_type(pool.generate("llama3.2", "Hello", stream=True), Iterator[GenerateResponse])
+    assert_type(pool.generate("llama3.2", "Hello", stream=True), Generator[GenerateResponse])
     assert_type(pool.embed("mxbai", ["a"], dimensions=64), EmbedResponse)
     assert_type(pool.embed("mxbai", "a").embeddings, list[list[float]])
     assert_type(pool.embeddings("mxbai", "a"), EmbeddingsResponse)
     assert_type(pool.embed_batch("mxbai", (str(n) for n in range(3)), on_error="return"), BatchResult)
     assert_type(pool.pull("llama3.2"), Answer)
-    assert_type(pool.pull("llama3.2", stream=True), Iterator[Answer])
+    assert_type(pool.pull("llama3.2", stream=True), Generator[Answer])
     assert_type(pool.list(), Answer)
 
 
@@ -59,13 +59,13 @@ async def asynchronous(pool: AsyncOllamaPool, plain: OllamaPool, flag: bool) -> 
     assert_type(await pool.chat("llama3.2", MESSAGES), ChatResponse)
     async for part in await pool.chat("llama3.2", MESSAGES, stream=True):
         assert_type(part, ChatResponse)
-    assert_type(await pool.chat("llama3.2", MESSAGES, stream=flag), ChatResponse | AsyncIterator[ChatResponse])
+    assert_type(await pool.chat("llama3.2", MESSAGES, stream=flag), ChatResponse | AsyncGenerator[ChatResponse])
     assert_type(await pool.generate("llama3.2", "Hello"), GenerateResponse)
     assert_type(await pool.embed("mxbai", "a"), EmbedResponse)
     assert_type(await pool.embed_batch("mxbai", ["a"]), BatchResult)
-    assert_type(await pool.create("mine", stream=True, from_="llama3.2"), AsyncIterator[Answer])
+    assert_type(await pool.create("mine", stream=True, from_="llama3.2"), AsyncGenerator[Answer])
     assert_type(await plain.chat_async("llama3.2", MESSAGES), ChatResponse)
-    assert_type(await plain.generate_async("llama3.2", "Hello", stream=True), AsyncIterator[GenerateResponse])
+    assert_type(await plain.generate_async("llama3.2", "Hello", stream=True), AsyncGenerator[GenerateResponse])
     assert_type(await plain.embed_async("mxbai", "a"), EmbedResponse)
 
 

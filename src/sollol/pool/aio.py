@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Literal, Unpack, overload
 
@@ -130,7 +130,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         stream: Literal[True] = True,
         priority: int = 5,
         **call: Unpack[ChatKeywords],
-    ) -> AsyncIterator[ChatResponse]: ...
+    ) -> AsyncGenerator[ChatResponse]: ...
     @overload
     async def chat(
         self,
@@ -139,7 +139,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         stream: bool = False,
         priority: int = 5,
         **call: Unpack[ChatKeywords],
-    ) -> ChatResponse | AsyncIterator[ChatResponse]: ...
+    ) -> ChatResponse | AsyncGenerator[ChatResponse]: ...
     async def chat(
         self,
         model: str,
@@ -154,7 +154,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
         **ollama: Unpack[ChatFields],
-    ) -> ChatResponse | AsyncIterator[ChatResponse]:
+    ) -> ChatResponse | AsyncGenerator[ChatResponse]:
         """Send a chat (`/api/chat`) to the node with the earliest predicted end.
 
         Fields of Ollama's API: `tools`, `think`, `format` ("json", a JSON schema or a pydantic class), `options`,
@@ -165,7 +165,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
         """
         call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        answer: ChatResponse | AsyncIterator[ChatResponse] = await self._perform(
+        answer: ChatResponse | AsyncGenerator[ChatResponse] = await self._perform(
             chat_request(model, messages, stream, call, ollama)
         )
         return answer
@@ -187,7 +187,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         stream: Literal[True] = True,
         priority: int = 5,
         **call: Unpack[GenerateKeywords],
-    ) -> AsyncIterator[GenerateResponse]: ...
+    ) -> AsyncGenerator[GenerateResponse]: ...
     @overload
     async def generate(
         self,
@@ -196,7 +196,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         stream: bool = False,
         priority: int = 5,
         **call: Unpack[GenerateKeywords],
-    ) -> GenerateResponse | AsyncIterator[GenerateResponse]: ...
+    ) -> GenerateResponse | AsyncGenerator[GenerateResponse]: ...
     async def generate(
         self,
         model: str,
@@ -211,7 +211,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
         **ollama: Unpack[GenerateFields],
-    ) -> GenerateResponse | AsyncIterator[GenerateResponse]:
+    ) -> GenerateResponse | AsyncGenerator[GenerateResponse]:
         """Send a prompt (`/api/generate`) to the node with the earliest predicted end.
 
         Fields of Ollama's API: those of `chat` without `tools`; `suffix`, `system`, `template`, `context`, `raw`,
@@ -220,7 +220,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         Raises: as `chat`.
         """
         call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        answer: GenerateResponse | AsyncIterator[GenerateResponse] = await self._perform(
+        answer: GenerateResponse | AsyncGenerator[GenerateResponse] = await self._perform(
             generate_request(model, prompt, stream, call, ollama)
         )
         return answer
@@ -286,7 +286,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         self.count(True)
         return answer
 
-    async def _stream(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+    async def _stream(self, request: InferenceRequest) -> AsyncGenerator[Answer]:
         engine = self._running()
         lines: deque[bytes] = deque()
         news = asyncio.Event()
@@ -364,7 +364,7 @@ class AsyncOllamaPool(AsyncModelCalls):
         node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
-    ) -> AsyncIterator[tuple[int, Any]]:
+    ) -> AsyncGenerator[tuple[int, Any]]:
         """Yield (index, vector) pairs as they finish, in any order.
 
         Inputs are read on demand, so memory is limited. A failed item raises its error, or with `on_error="return"` the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal, overload
 
 from sollol.answers import Answer
@@ -56,16 +56,16 @@ class AsyncModelCalls(PoolBase):
     @overload
     async def pull(
         self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
-    ) -> AsyncIterator[Answer]: ...
+    ) -> AsyncGenerator[Answer]: ...
     @overload
     async def pull(
         self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
-    ) -> Answer | AsyncIterator[Answer]: ...
+    ) -> Answer | AsyncGenerator[Answer]: ...
     async def pull(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
-    ) -> Answer | AsyncIterator[Answer]:
+    ) -> Answer | AsyncGenerator[Answer]:
         """Pull a model to every node, or to `node`. With `stream`, yield progress lines with their node."""
-        answer: Answer | AsyncIterator[Answer] = await self._manage(
+        answer: Answer | AsyncGenerator[Answer] = await self._manage(
             "/api/pull", {"model": check_model(model), **ollama}, stream, self._find_node(node)
         )
         return answer
@@ -77,17 +77,17 @@ class AsyncModelCalls(PoolBase):
     @overload
     async def push(
         self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
-    ) -> AsyncIterator[Answer]: ...
+    ) -> AsyncGenerator[Answer]: ...
     @overload
     async def push(
         self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
-    ) -> Answer | AsyncIterator[Answer]: ...
+    ) -> Answer | AsyncGenerator[Answer]: ...
     async def push(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
-    ) -> Answer | AsyncIterator[Answer]:
+    ) -> Answer | AsyncGenerator[Answer]:
         """Push a model from one node that has it (or from `node`)."""
         holders = await operations.holders(self._running().transport, self._find_node(node), check_model(model))
-        answer: Answer | AsyncIterator[Answer] = await self._manage(
+        answer: Answer | AsyncGenerator[Answer] = await self._manage(
             "/api/push", {"model": check_model(model), **ollama}, stream, holders[:1]
         )
         return answer
@@ -99,18 +99,18 @@ class AsyncModelCalls(PoolBase):
     @overload
     async def create(
         self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
-    ) -> AsyncIterator[Answer]: ...
+    ) -> AsyncGenerator[Answer]: ...
     @overload
     async def create(
         self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
-    ) -> Answer | AsyncIterator[Answer]: ...
+    ) -> Answer | AsyncGenerator[Answer]: ...
     async def create(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
-    ) -> Answer | AsyncIterator[Answer]:
+    ) -> Answer | AsyncGenerator[Answer]:
         """Create a model on every node, or on `node`."""
         if "from_" in ollama:
             ollama["from"] = ollama.pop("from_")
-        answer: Answer | AsyncIterator[Answer] = await self._manage(
+        answer: Answer | AsyncGenerator[Answer] = await self._manage(
             "/api/create", {"model": check_model(model), **ollama}, stream, self._find_node(node)
         )
         return answer

@@ -23,7 +23,7 @@ class BatchResult(Sequence[EmbedResponse | None]):
     def __init__(self, model: str, count: int = 0) -> None:
         self.model = model
         self.errors: dict[int, Exception] = {}
-        self.report: BatchReport | None = None
+        self.report: BatchReport  # set by `_finish`
         self._count = count
         self._have = bytearray(count)
         self._dim = 0

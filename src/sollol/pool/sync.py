@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, Literal, Unpack, overload
@@ -77,7 +77,7 @@ class OllamaPool(ModelCalls):
         stream: Literal[True] = True,
         priority: int = 5,
         **call: Unpack[ChatKeywords],
-    ) -> Iterator[ChatResponse]: ...
+    ) -> Generator[ChatResponse]: ...
     @overload
     def chat(
         self,
@@ -86,7 +86,7 @@ class OllamaPool(ModelCalls):
         stream: bool = False,
         priority: int = 5,
         **call: Unpack[ChatKeywords],
-    ) -> ChatResponse | Iterator[ChatResponse]: ...
+    ) -> ChatResponse | Generator[ChatResponse]: ...
     def chat(
         self,
         model: str,
@@ -101,7 +101,7 @@ class OllamaPool(ModelCalls):
         node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
         **ollama: Unpack[ChatFields],
-    ) -> ChatResponse | Iterator[ChatResponse]:
+    ) -> ChatResponse | Generator[ChatResponse]:
         """Send a chat (`/api/chat`) to the node with the earliest predicted end.
 
         Fields of Ollama's API: `tools`, `think`, `format` ("json", a JSON schema or a pydantic class), `options`,
@@ -112,7 +112,7 @@ class OllamaPool(ModelCalls):
         Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
         """
         call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        answer: ChatResponse | Iterator[ChatResponse] = self._perform(
+        answer: ChatResponse | Generator[ChatResponse] = self._perform(
             chat_request(model, messages, stream, call, ollama)
         )
         return answer
@@ -134,7 +134,7 @@ class OllamaPool(ModelCalls):
         stream: Literal[True] = True,
         priority: int = 5,
         **call: Unpack[GenerateKeywords],
-    ) -> Iterator[GenerateResponse]: ...
+    ) -> Generator[GenerateResponse]: ...
     @overload
     def generate(
         self,
@@ -143,7 +143,7 @@ class OllamaPool(ModelCalls):
         stream: bool = False,
         priority: int = 5,
         **call: Unpack[GenerateKeywords],
-    ) -> GenerateResponse | Iterator[GenerateResponse]: ...
+    ) -> GenerateResponse | Generator[GenerateResponse]: ...
     def generate(
         self,
         model: str,
@@ -158,7 +158,7 @@ class OllamaPool(ModelCalls):
         node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
         **ollama: Unpack[GenerateFields],
-    ) -> GenerateResponse | Iterator[GenerateResponse]:
+    ) -> GenerateResponse | Generator[GenerateResponse]:
         """Send a prompt (`/api/generate`) to the node with the earliest predicted end.
 
         Fields of Ollama's API: those of `chat` without `tools`; `suffix`, `system`, `template`, `context`, `raw`,
@@ -167,7 +167,7 @@ class OllamaPool(ModelCalls):
         Raises: as `chat`.
         """
         call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        answer: GenerateResponse | Iterator[GenerateResponse] = self._perform(
+        answer: GenerateResponse | Generator[GenerateResponse] = self._perform(
             generate_request(model, prompt, stream, call, ollama)
         )
         return answer
@@ -246,7 +246,7 @@ class OllamaPool(ModelCalls):
         self.count(True)
         return answer
 
-    def _stream(self, request: InferenceRequest) -> Iterator[Answer]:
+    def _stream(self, request: InferenceRequest) -> Generator[Answer]:
         engine = self._running()
         lines: SimpleQueue[bytes | None] = SimpleQueue()
         jobs: list[StreamJob] = []
@@ -305,10 +305,10 @@ class OllamaPool(ModelCalls):
         stream: Literal[True] = True,
         priority: int = 5,
         **call: Unpack[ChatKeywords],
-    ) -> AsyncIterator[ChatResponse]: ...
-    async def chat_async(self, *args: Any, **call: Any) -> ChatResponse | AsyncIterator[ChatResponse]:
+    ) -> AsyncGenerator[ChatResponse]: ...
+    async def chat_async(self, *args: Any, **call: Any) -> ChatResponse | AsyncGenerator[ChatResponse]:
         """Send a chat from an event loop of the caller's own; arguments and results as those of `chat`."""
-        answer: ChatResponse | AsyncIterator[ChatResponse] = await self._from_other_loop("chat", args, call)
+        answer: ChatResponse | AsyncGenerator[ChatResponse] = await self._from_other_loop("chat", args, call)
         return answer
 
     @overload
@@ -328,10 +328,10 @@ class OllamaPool(ModelCalls):
         stream: Literal[True] = True,
         priority: int = 5,
         **call: Unpack[GenerateKeywords],
-    ) -> AsyncIterator[GenerateResponse]: ...
-    async def generate_async(self, *args: Any, **call: Any) -> GenerateResponse | AsyncIterator[GenerateResponse]:
+    ) -> AsyncGenerator[GenerateResponse]: ...
+    async def generate_async(self, *args: Any, **call: Any) -> GenerateResponse | AsyncGenerator[GenerateResponse]:
         """Send a prompt from an event loop of the caller's own; arguments and results as those of `generate`."""
-        answer: GenerateResponse | AsyncIterator[GenerateResponse]
+        answer: GenerateResponse | AsyncGenerator[GenerateResponse]
         answer = await self._from_other_loop("generate", args, call)
         return answer
 
@@ -403,13 +403,13 @@ class OllamaPool(ModelCalls):
         node: Node | Iterable[Node] | None = None,
         requires_gpu: bool = False,
         **ollama: Unpack[EmbedFields],
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any]]:
         """Yield (index, vector) pairs as they finish, in any order; inputs are read on demand, so memory is limited."""
         call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
         batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
         return self._rows(batch, iter(inputs))
 
-    def _rows(self, batch: BatchCall, source: Iterator[str]) -> Iterator[tuple[int, Any]]:
+    def _rows(self, batch: BatchCall, source: Iterator[str]) -> Generator[tuple[int, Any]]:
         with closing(self._batch(batch, source)) as messages:
             for message in messages:
                 yield from rows_of(message, batch.on_error)

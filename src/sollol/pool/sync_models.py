@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal, overload
 
 from sollol.answers import Answer
@@ -41,16 +41,16 @@ class ModelCalls(LoopThread):
     @overload
     def pull(
         self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
-    ) -> Iterator[Answer]: ...
+    ) -> Generator[Answer]: ...
     @overload
     def pull(
         self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
-    ) -> Answer | Iterator[Answer]: ...
+    ) -> Answer | Generator[Answer]: ...
     def pull(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
-    ) -> Answer | Iterator[Answer]:
+    ) -> Answer | Generator[Answer]:
         """Pull a model to every node, or to `node`. With `stream`, yield progress lines with their node."""
-        answer: Answer | Iterator[Answer] = self._managed(
+        answer: Answer | Generator[Answer] = self._managed(
             stream, lambda inner: inner.pull(model, stream, node=node, **ollama)
         )
         return answer
@@ -60,16 +60,16 @@ class ModelCalls(LoopThread):
     @overload
     def push(
         self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
-    ) -> Iterator[Answer]: ...
+    ) -> Generator[Answer]: ...
     @overload
     def push(
         self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
-    ) -> Answer | Iterator[Answer]: ...
+    ) -> Answer | Generator[Answer]: ...
     def push(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
-    ) -> Answer | Iterator[Answer]:
+    ) -> Answer | Generator[Answer]:
         """Push a model from one node that has it (or from `node`)."""
-        answer: Answer | Iterator[Answer] = self._managed(
+        answer: Answer | Generator[Answer] = self._managed(
             stream, lambda inner: inner.push(model, stream, node=node, **ollama)
         )
         return answer
@@ -81,16 +81,16 @@ class ModelCalls(LoopThread):
     @overload
     def create(
         self, model: str, stream: Literal[True], *, node: str | None = None, **ollama: Any
-    ) -> Iterator[Answer]: ...
+    ) -> Generator[Answer]: ...
     @overload
     def create(
         self, model: str, stream: bool, *, node: str | None = None, **ollama: Any
-    ) -> Answer | Iterator[Answer]: ...
+    ) -> Answer | Generator[Answer]: ...
     def create(
         self, model: str, stream: bool = False, *, node: str | None = None, **ollama: Any
-    ) -> Answer | Iterator[Answer]:
+    ) -> Answer | Generator[Answer]:
         """Create a model on every node, or on `node`."""
-        answer: Answer | Iterator[Answer] = self._managed(
+        answer: Answer | Generator[Answer] = self._managed(
             stream, lambda inner: inner.create(model, stream, node=node, **ollama)
         )
         return answer
