@@ -145,12 +145,12 @@ def test_a_pool_that_hangs_costs_a_frame_and_not_the_server(monkeypatch: pytest.
         source = PoolSource(Pool(hangs, hangs, {"n": 1}))
         for _ in range(2):
             with pytest.raises(SollolError, match=r"not answered for 0.05 s"):
-                await source.snapshot()
+                await source.overview()
         with pytest.raises(SollolError, match="does not answer"):
-            await source.snapshot()
+            await source.overview()
         hangs.set()
         await asyncio.sleep(0.2)
-        assert await source.snapshot() == {"n": 1}
+        assert await source.overview() == {"n": 1}
 
     run(main())
 

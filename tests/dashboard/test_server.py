@@ -52,7 +52,7 @@ def test_the_snapshot_is_the_pools_own(dashboard: UnifiedDashboard, pool: Ollama
     assert told["app_name"] == "trial"
     assert told["totals"]["total_requests"] == 2
     assert [row["kind"] for row in told["recent"]] == ["embed", "chat"]
-    assert told.keys() == pool.snapshot().keys()
+    assert told.keys() == pool.overview().keys()
     assert [node["url"] for node in told["nodes"]] == [node.url for node in pool.nodes]
 
 

@@ -1,4 +1,4 @@
-"""Send one snapshot a second to all listeners.
+"""Send two snapshots a second to all listeners.
 
 Snapshots are taken only while there is a listener. A slow listener skips frames and does not delay the others.
 """
@@ -14,7 +14,7 @@ import msgspec
 from sollol.duties import Duties
 from sollol.errors import SollolError
 
-EVERY_S = 1.0
+EVERY_S = 0.5
 LISTENERS = 32  # a frame may be 100 kB, and a browser opens one stream for each tab
 
 
@@ -24,9 +24,9 @@ def encode(value: Any) -> bytes:
 
 
 class Feed:
-    """Read a snapshot once a second and send it to all listeners.
+    """Read a snapshot twice a second and send it to all listeners.
 
-    An error of `read` is sent to the listeners as an event `trouble`, and the next second `read` is called again.
+    An error of `read` is sent to the listeners as an event `trouble`, and the next turn `read` is called again.
     """
 
     def __init__(self, read: Callable[[], Awaitable[dict[str, Any]]], every_s: float = EVERY_S) -> None:

@@ -137,7 +137,7 @@ class Running:
     """Serve one dashboard in an event loop of its own."""
 
     def __init__(self, source: Source, hosts: Hosts, listening: socket.socket) -> None:
-        self.feed = Feed(source.snapshot)
+        self.feed = Feed(source.overview)
         self._source = source
         self._hosts = hosts
         self._listening = listening

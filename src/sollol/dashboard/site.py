@@ -21,6 +21,7 @@ log: Final = logging.getLogger("sollol.dashboard")
 HTML: Final = "text/html; charset=utf-8"
 LIMITS: Final = ServerLimits(max_body_mb=1, max_arriving_mb=1, max_held_mb=1, max_connections=128)
 EXPLAIN: Final = re.compile(r"/api/explain/([0-9]{1,18})")
+SERIES: Final = re.compile(r"/api/series/([0-9a-z]{1,8})")
 Handler = Callable[[Request], Awaitable[None]]
 
 
@@ -49,8 +50,10 @@ class Site(HttpServer):
     def decide(self, request: Request) -> None:
         """Refuse foreign hosts, unknown paths, and all methods but GET and HEAD."""
         request.takes_body = False
-        explained = EXPLAIN.fullmatch(request.path)
-        handler = self._explain if explained else self._routes.get(request.path)
+        found, handler = None, self._routes.get(request.path)
+        for pattern, answer in ((EXPLAIN, self._explain), (SERIES, self._series)):
+            if handler is None and (found := pattern.fullmatch(request.path)):
+                handler = answer
         if not self._hosts.allow(request.header(b"host")):
             request.refuse(403, "this name is not served here; use the address that the dashboard was started with")
         elif handler is None:
@@ -58,7 +61,7 @@ class Site(HttpServer):
         elif request.method not in ("GET", "HEAD"):
             request.refuse(405, "", [("Allow", "GET, HEAD")])
         else:
-            request.parts = explained.groups() if explained else ()
+            request.parts = found.groups() if found else ()
             request.route = handler
 
     def handle(self, request: Request) -> None:
@@ -83,10 +86,13 @@ class Site(HttpServer):
         request.answer(200, page().html, HTML)
 
     async def _snapshot(self, request: Request) -> None:
-        request.answer(200, encode(await self._source.snapshot()))
+        request.answer(200, encode(await self._source.overview()))
 
     async def _explain(self, request: Request) -> None:
         request.answer(200, encode(await self._source.explain(int(request.parts[0]))))
+
+    async def _series(self, request: Request) -> None:
+        request.answer(200, encode(await self._source.series(request.parts[0])))
 
     async def _health(self, request: Request) -> None:
         request.answer(200, encode({"status": "ok", "version": __version__}))

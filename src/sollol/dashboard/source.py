@@ -23,8 +23,12 @@ READERS = 8  # threads that may wait for the pool at once
 class Source(Protocol):
     """Give a dashboard its snapshots and explanations, on the dashboard's loop."""
 
-    async def snapshot(self) -> dict[str, Any]:
-        """Return the present state in the shape of `pool.snapshot()`."""
+    async def overview(self) -> dict[str, Any]:
+        """Return the present state in the shape of `pool.overview()`."""
+        ...
+
+    async def series(self, span: str) -> dict[str, Any]:
+        """Return the work over time in the shape of `pool.series()`."""
         ...
 
     async def explain(self, task_id: int) -> dict[str, Any]:
@@ -63,10 +67,16 @@ class PoolSource:
         self._readers = 0
         self._woken = False
 
-    async def snapshot(self) -> dict[str, Any]:
-        """Return the pool's snapshot."""
+    async def overview(self) -> dict[str, Any]:
+        """Return the pool's overview, or its snapshot if it has none."""
         self._wake()
-        found: dict[str, Any] = await self._apart(self._pool.snapshot)
+        read = getattr(self._pool, "overview", self._pool.snapshot)
+        found: dict[str, Any] = await self._apart(read)
+        return found
+
+    async def series(self, span: str) -> dict[str, Any]:
+        """Return the pool's work over time."""
+        found: dict[str, Any] = await self._apart(lambda: self._pool.series(span))
         return found
 
     async def explain(self, task_id: int) -> dict[str, Any]:

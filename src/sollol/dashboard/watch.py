@@ -7,6 +7,7 @@ silent node does not delay a frame: its late answer is shown in a later one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,8 @@ from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
 from sollol.duties import log_fault
 from sollol.errors import BadInput
+from sollol.observe.findings import Evidence, findings_of
+from sollol.observe.monitor import verdict
 from sollol.transport.base import Call, Transport, TransportFault
 from sollol.version import __version__
 
@@ -67,6 +70,10 @@ class Watched:
             "batch_throughput": 0.0,
             "items": 0,
             "unable": [],
+            "loading": [],
+            "breakers": [],
+            "since": None,
+            "has_gpu": any(model.size_vram > 0 for model in loaded.values()),
             "models": sorted(facts.models) if facts else [],
             "loaded": [
                 {"model": name, **model._asdict(), "processor": model.processor}
@@ -101,7 +108,7 @@ class Watch:
             "routing_mode": None,
             "routing_strategy": "",
             "watching": True,
-            "totals": {"total_requests": 0, "successful_requests": 0, "failed_requests": 0},
+            "totals": {"total_requests": 0, "successful_requests": 0, "failed_requests": 0, "faults": 0},
             "nodes": [node.row() for node in self._nodes],
             "waiting": [],
             "running": [],
@@ -110,6 +117,23 @@ class Watch:
             "mixed_digests": {},
             "notices": [],
         }
+
+    async def overview(self) -> dict[str, Any]:
+        """Return the snapshot with findings about the nodes."""
+        found = await self.snapshot()
+        problems = findings_of(Evidence(found, time.time()))
+        return {
+            **found,
+            "verdict": verdict(found, problems, None),
+            "findings": [finding.as_dict() for finding in problems],
+            "events": [],
+            "latest": None,
+            "spans": [],
+        }
+
+    async def series(self, span: str) -> dict[str, Any]:
+        """Raise BadInput, because requests are not seen."""
+        raise BadInput(f"span={span!r}: the nodes are watched without a pool, so no requests are seen; pass a pool")
 
     async def explain(self, task_id: int) -> dict[str, Any]:
         """Raise BadInput, because there are no requests to explain."""

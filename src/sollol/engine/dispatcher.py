@@ -120,6 +120,7 @@ class Dispatcher:
         self.used_digests: dict[str, str] = {}  # model -> version used by embeddings
         self.faults = 0  # unexpected exceptions
         self.notices: deque[str] = deque(maxlen=NOTICES)
+        self.noticed = 0  # notices so far
         self.duties = Duties(self.fault)
         self._stream_watch = StreamWatch(self._loop, self.feed, self.duties)
         self._on_tick = self.duties.guarded("the clock of the scheduler", self._tick)
@@ -128,6 +129,7 @@ class Dispatcher:
     def notify_operator(self, sentence: str) -> None:
         """Report to the operator: in the log, and in `notices`."""
         self.notices.append(sentence)
+        self.noticed += 1
         log.warning("%s", sentence)
 
     def fault(self, where: str, error: BaseException) -> str:

@@ -23,8 +23,10 @@ from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
 from sollol.observe.batch_report import BatchReport
 from sollol.observe.journal import Journal
+from sollol.observe.monitor import EVERY_S, Monitor
 from sollol.observe.present import present_values
 from sollol.observe.recorder import Recorder
+from sollol.observe.snapshot import EngineState
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit
@@ -85,6 +87,7 @@ class Engine:
         self.scheduler = Scheduler(default_policies(self._hedgers), random.Random(seed))
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
+        self._monitor: Monitor | None = None
         self.transport = transport
         self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
         self.recorder = Recorder(self.dispatcher.now)
@@ -237,6 +240,25 @@ class Engine:
         """Record this share of the calls, from 0.0 to 1.0, in the history; with 0.0 no events either."""
         self.recorder.sample(share)
         self.journal.recording = share > 0
+
+    def state(self) -> EngineState:
+        """Return the present state for snapshots and statistics."""
+        dispatcher = self.dispatcher
+        return EngineState(
+            self.scheduler.view(), dispatcher.now(), self.recorder.history, dispatcher.notices, dispatcher.noticed
+        )
+
+    def monitor(self) -> Monitor:
+        """Return the monitor, which starts at the first call. To be called on the engine's loop."""
+        if self._monitor is None:
+            monitor = self._monitor = Monitor(self.recorder, self.state)
+
+            async def tick() -> None:
+                monitor.tick()
+
+            monitor.tick()
+            self.dispatcher.duties.keep("the monitor", tick, EVERY_S)
+        return self._monitor
 
     def metrics(self, version: str) -> bytes:
         """Return the metrics in Prometheus' text format."""

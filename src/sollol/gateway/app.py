@@ -377,8 +377,8 @@ class Gateway(HttpServer):
         return any(name in node.models for node in self.engine.scheduler.view().nodes.values())
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what displays show: the pool's snapshot, and the use of keys."""
-        return {**self.pool.snapshot(), "keys": self.meter.told()}
+        """Return what displays show: the pool's overview, and the use of keys."""
+        return {**self.pool.overview(), "keys": self.meter.told()}
 
     async def _read_snapshot(self) -> dict[str, Any]:
         return self.snapshot()

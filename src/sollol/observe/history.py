@@ -154,6 +154,10 @@ class History:
         """Record a finished call."""
         self._calls.append(finished)
 
+    def records(self) -> list[RequestRecord]:
+        """Return the records of the last calls, the oldest first."""
+        return [past.record for past in self._calls]
+
     def find(self, task: int) -> dict[str, Any] | None:
         """Return the record of a task, None if it is not kept."""
         found = self._shown.get(task) or next((past for past in self._calls if past.record.id == task), None)

@@ -36,9 +36,9 @@ class Recorder:
         """Record this share of the requests, 0.0 to 1.0, in history, store and exporters. Counters count all."""
         self._share = share
 
-    def subscribe(self, name: str, most: int = MOST) -> Subscription[RequestRecord]:
-        """Return a queue that receives each sampled record until `unsubscribe`."""
-        subscription: Subscription[RequestRecord] = Subscription(name, most)
+    def subscribe(self, name: str, most: int = MOST, *, sampled: bool = True) -> Subscription[RequestRecord]:
+        """Return a queue that receives each record, or each of the sampled share, until `unsubscribe`."""
+        subscription: Subscription[RequestRecord] = Subscription(name, most, sampled=sampled)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -62,11 +62,12 @@ class Recorder:
 
     def _add(self, record: RequestRecord, finished: FinishedRequest) -> None:
         self.metrics.count(record)
-        if not self._is_sampled(record.id):
-            return
-        self.history.add(finished)
+        is_sampled = self._is_sampled(record.id)
+        if is_sampled:
+            self.history.add(finished)
         for subscription in self._subscriptions:
-            subscription.put(record)
+            if is_sampled or not subscription.sampled:
+                subscription.put(record)
 
     def _is_sampled(self, task: int) -> bool:
         """Check whether a request belongs to the sample: by its number, so that all parts agree."""

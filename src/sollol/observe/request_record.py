@@ -36,6 +36,7 @@ class RequestRecord(msgspec.Struct, frozen=True):
     Attributes:
         at: End of the request, in seconds since 1970.
         node: Address of the node that answered; "" if none did, several for a batch.
+        options: Runner options that decide whether the model is loaded again; "" for none.
         outcome: A value of `core.types.Status`.
         queue_s: Time from the submission to the start of the answering attempt.
         actual_s: Duration of the answering attempt.
@@ -56,6 +57,7 @@ class RequestRecord(msgspec.Struct, frozen=True):
     priority: int
     mode: str
     stream: bool
+    options: str
     node: str
     outcome: str
     error: str
@@ -175,6 +177,7 @@ def _described(task: Task, settled: Complete, at: float) -> dict[str, Any]:
         "priority": task.priority,
         "mode": task.mode.value if task.mode else "",
         "stream": task.stream,
+        "options": task.options,
         "outcome": settled.outcome.status.value,
         "error": error_of(settled),
         "http_status": settled.outcome.http_status,

@@ -14,11 +14,13 @@ class Subscription(Generic[T]):
 
     Attributes:
         name: Name of the reader, in metrics and messages.
+        sampled: It receives only the sampled share of the records.
         lost: Entries lost so far.
     """
 
-    def __init__(self, name: str, most: int = MOST) -> None:
+    def __init__(self, name: str, most: int = MOST, *, sampled: bool = True) -> None:
         self.name = name
+        self.sampled = sampled
         self.lost = 0
         self._entries: deque[T] = deque(maxlen=most)
 

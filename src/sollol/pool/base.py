@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.engine.engine import Engine
-from sollol.engine.snapshot import NodeView, explained, snapshot_of, stats_of
 from sollol.errors import BadInput, SollolError
+from sollol.observe.snapshot import EngineState, NodeView, explained, snapshot_of, stats_of
 from sollol.observe.totals import Totals
 from sollol.pool import keywords, payload, processes
 from sollol.pool.requests import EMBED_FIELDS, OLD_KEYWORDS, check_fields
@@ -45,6 +45,8 @@ class BatchCall(NamedTuple):
     on_error: str
 
 
+SPANS = ("5m", "1h")
+UNUSED = {"severity": "info", "text": "The pool was not used yet."}
 READ_S = 5.0  # wait of a reader on another thread for the pool's loop
 DISCOVER_S = 2.0  # time limit of the search of a constructor
 PARALLEL_LEAST = 2  # least tasks and machines for a gain of parallel execution
@@ -113,6 +115,9 @@ class PoolBase:
         engine.use_strategy(self._strategy)
         engine.use_digests(self._one_digest, self._pinned, self._used_digests)
         return engine
+
+    def _state(self) -> EngineState | None:
+        return self._engine.state() if self._engine is not None else None
 
     # --- processes ---
 
@@ -252,7 +257,7 @@ class PoolBase:
 
     def get_stats(self) -> dict[str, Any]:
         """Return a copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        return self.read_state(lambda: stats_of(self._engine, dict(self._endpoints), self.totals.as_dict()))
+        return self.read_state(lambda: stats_of(self._state(), dict(self._endpoints), self.totals.as_dict()))
 
     def read_state(self, read: Callable[[], T]) -> T:
         """Run `read` on the loop that alone changes the engine's state; return its result."""
@@ -314,7 +319,9 @@ class PoolBase:
             BadInput: The id is unknown, or too old (the last 1,000 calls are kept).
         """
         engine = self._engine
-        found = self.read_state(lambda: explained(engine, task_id)) if engine and isinstance(task_id, int) else None
+        found = (
+            self.read_state(lambda: explained(engine.state(), task_id)) if engine and isinstance(task_id, int) else None
+        )
         if found is None:
             raise BadInput(
                 f"task_id={short(task_id)} is unknown; expected the id of one of the last 1,000 calls (r.routing.id)"
@@ -329,8 +336,28 @@ class PoolBase:
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
             "totals": {**self.totals.as_dict(), "faults": self._engine.dispatcher.faults if self._engine else 0},
-            **self.read_state(lambda: snapshot_of(self._engine, dict(self._endpoints))),
+            **self.read_state(lambda: snapshot_of(self._state(), dict(self._endpoints))),
         }
+
+    def overview(self) -> dict[str, Any]:
+        """Return the snapshot with a verdict in one sentence, findings, events, and the work of the last seconds."""
+        found = self.snapshot()
+        engine = self._engine
+        if engine is None:
+            return {**found, "verdict": UNUSED, "findings": [], "events": [], "latest": None, "spans": []}
+        return {**found, **self.read_state(lambda: engine.monitor().report(found)), "spans": list(SPANS)}
+
+    def series(self, span: str = "5m") -> dict[str, Any]:
+        """Return the work of each node over the last five minutes ("5m") or the last hour ("1h"), as columns.
+
+        Raises:
+            BadInput: There is no such span, or the pool was not used yet.
+        """
+        engine = self._engine
+        if span not in SPANS or engine is None:
+            expected = f"one of {', '.join(SPANS)}" if engine is not None else "a pool that was used"
+            raise BadInput(f"span={short(span)}; expected {expected}")
+        return self.read_state(lambda: engine.monitor().series(span, list(self._endpoints)))
 
     def __repr__(self) -> str:
         down = sum(not node.is_healthy for node in self.nodes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from sollol.dashboard.feed import encode
 from sollol.dashboard.guard import security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.site import HTML, send_events
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = "/dashboard/"
 EXPLAIN: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/explain/([^/]+)")
+SERIES: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/series/([0-9a-z]{1,8})")
 CHALLENGE: Final = 'Basic realm="SOLLOL: any name, and an admin key as password"'
 
 
@@ -32,9 +34,15 @@ async def index(gateway: Gateway, request: Request) -> None:
 
 
 async def events(gateway: Gateway, request: Request) -> None:
-    """Stream a snapshot each second."""
+    """Stream a snapshot twice a second."""
     access.admin(request, own.SEE)
     await send_events(gateway.feed, request)
+
+
+async def series(gateway: Gateway, request: Request, span: str) -> None:
+    """Answer with the work over time."""
+    access.admin(request, own.SEE)
+    request.answer(200, encode(gateway.pool.series(span)))
 
 
 async def redirected(gateway: Gateway, request: Request) -> None:

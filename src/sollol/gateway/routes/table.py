@@ -73,5 +73,6 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("POST", models.BLOB, Route(models.upload_blob, upload=True, admin=True, check=models.check_digest)),
     ("GET", own.EXPLAIN, Route(own.explain)),
     ("GET", dashboard.EXPLAIN, Route(own.explain)),
+    ("GET", dashboard.SERIES, Route(dashboard.series)),
     ("GET", own.QUEUE, Route(own.queue)),
 ]

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
+from sollol.core.state.attempt import Attempt
 from sollol.core.state.node import Node
+from sollol.core.state.replica import Replica
 from sollol.core.types import SECOND, Micros, Task
+from sollol.core.view import SchedulerView
 from sollol.observe.attempt_log import shown_candidates
-
-if TYPE_CHECKING:
-    from sollol.engine.engine import Engine
+from sollol.observe.history import History
 
 WAITING_SHOWN = 100
 RUNNING_SHOWN = 200
+
+
+class EngineState(NamedTuple):
+    """Hold what snapshots are read from; `now` is in microseconds on the scheduler's clock."""
+
+    view: SchedulerView
+    now: Micros
+    history: History
+    notices: Sequence[str]
+    noticed: int  # notices so far
+
+    def wall_clock(self, at: Micros) -> float:
+        """Return a moment of the scheduler's clock in seconds since 1970."""
+        return time.time() - (self.now - at) / SECOND
 
 
 class NodeView:
@@ -103,64 +120,79 @@ class NodeView:
 NO_CALIBRATION = {"median": None, "p90": None, "count": 0}
 
 
-def stats_of(engine: Engine | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
+def stats_of(engine: EngineState | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
     """Return the pool's statistics: totals, calibration, and `node_performance` by "host:port"."""
-    scheduler = engine.scheduler if engine else None
-    at = engine.dispatcher.now() if engine else 0
+    view, at = (engine.view, engine.now) if engine else (None, 0)
     performance: dict[str, Any] = {}
     for key, endpoint in endpoints.items():
-        state = scheduler.view().nodes.get(key) if scheduler else None
+        state = view.nodes.get(key) if view else None
         performance[key] = _performance(NodeView(endpoint, state), state, at)
     return {
         **totals,
         "nodes_used": {key: row["total_requests"] for key, row in performance.items() if row["total_requests"]},
         "nodes": list(endpoints),
-        "waiting": scheduler.view().waiting() if scheduler else 0,
-        "running": len(scheduler.view().attempts) if scheduler else 0,
-        "calibration": engine.recorder.history.calibration() if engine else NO_CALIBRATION,
+        "waiting": view.waiting() if view else 0,
+        "running": len(view.attempts) if view else 0,
+        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
         "mixed_digests": mixed_digests(engine) if engine else {},
-        "notices": list(engine.dispatcher.notices) if engine else [],
+        "notices": list(engine.notices) if engine else [],
         "node_performance": performance,
     }
 
 
-def snapshot_of(engine: Engine | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
+def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
     """Return the state of the pool for displays, as plain values."""
-    scheduler = engine.scheduler if engine else None
-    at = engine.dispatcher.now() if engine else 0
+    view, at = (engine.view, engine.now) if engine else (None, 0)
     rows = []
     for key, endpoint in endpoints.items():
-        state = scheduler.view().nodes.get(key) if scheduler else None
-        view = NodeView(endpoint, state)
-        loaded = (
-            [
-                {"model": name, **model._asdict(), "processor": model.processor}
-                for name, model in sorted(state.loaded.items())
-            ]
-            if state
-            else []
-        )
-        row = _performance(view, state, at) | {"url": view.url, "why": view.why, "version": view.version}
-        rows.append(row | {"models": view.models, "loaded": loaded})
+        state = view.nodes.get(key) if view else None
+        node = NodeView(endpoint, state)
+        row = _performance(node, state, at) | {"url": node.url, "why": node.why, "version": node.version}
+        rows.append(row | {"models": node.models, **(_details(engine, state) if engine and state else NO_DETAILS)})
     return {
         "nodes": rows,
         "waiting": _waiting(engine) if engine else [],
         "running": _running(engine) if engine else [],
-        "recent": engine.recorder.history.recent() if engine else [],
-        "calibration": engine.recorder.history.calibration() if engine else NO_CALIBRATION,
+        "recent": engine.history.recent() if engine else [],
+        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
         "mixed_digests": mixed_digests(engine) if engine else {},
-        "notices": list(engine.dispatcher.notices) if engine else [],
+        "notices": list(engine.notices) if engine else [],
     }
 
 
-def mixed_digests(engine: Engine) -> dict[str, dict[str, Any]]:
+NO_DETAILS: dict[str, Any] = {"loaded": [], "loading": [], "since": None, "has_gpu": None, "breakers": []}
+
+
+def _details(engine: EngineState, state: Node) -> dict[str, Any]:
+    since = {True: state.up_since, False: state.down_since, None: None}[state.up]
+    loading = [
+        replica for replica in state.replicas.values() if replica.is_loading or replica.loading_until > engine.now
+    ]
+    return {
+        "loaded": [
+            {"model": name, **held._asdict(), "processor": held.processor}
+            for name, held in sorted(state.loaded.items())
+        ],
+        "loading": [_load(replica, engine.now) for replica in loading],
+        "since": engine.wall_clock(since) if since else None,
+        "has_gpu": state.held_bytes > 0 or any(held.size_vram > 0 for held in state.loaded.values()),
+        "breakers": [model for model, replica in state.replicas.items() if not replica.breaker.closed],
+    }
+
+
+def _load(replica: Replica, now: Micros) -> dict[str, Any]:
+    since = min([a.started_us for a in replica.attempts.values() if a.loads], default=now)
+    return {"model": replica.model, "elapsed_ms": (now - since) / 1000, "predicted_ms": replica.load_us() / 1000}
+
+
+def mixed_digests(engine: EngineState) -> dict[str, dict[str, Any]]:
     """Return model -> its versions with their nodes, and the one of embeddings, for models with several versions."""
     found: dict[str, dict[str, list[str]]] = {}
-    for node in engine.scheduler.view().nodes.values():
+    for node in engine.view.nodes.values():
         for model, digest in node.digests.items() if node.up else ():
             if digest:
                 found.setdefault(model, {}).setdefault(digest, []).append(node.key)
-    groups = engine.scheduler.view().groups
+    groups = engine.view.groups
     return {
         model: {"embeddings_use": groups[model].digest if model in groups else "", "nodes": versions}
         for model, versions in found.items()
@@ -174,39 +206,52 @@ def _task(task: Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _waiting(engine: Engine) -> list[dict[str, Any]]:
-    scheduler, at = engine.scheduler, engine.dispatcher.now()
+def _waiting(engine: EngineState) -> list[dict[str, Any]]:
+    view, at = engine.view, engine.now
     rows: list[dict[str, Any]] = []
-    for model in scheduler.view().waited_for():
-        for position, (task, wait) in enumerate(scheduler.view().queue_of(model, at), 1):
-            pending = scheduler.view().tasks[task]
+    for model in view.waited_for():
+        for position, (task, wait) in enumerate(view.queue_of(model, at), 1):
+            pending = view.tasks[task]
             waited = (at - pending.since) / 1000
             rows.append(_task(pending.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
     return rows[:WAITING_SHOWN]
 
 
-def _running(engine: Engine) -> list[dict[str, Any]]:
-    at = engine.dispatcher.now()
+def _running(engine: EngineState) -> list[dict[str, Any]]:
+    at = engine.now
     return [
         _task(attempt.task)
         | {
+            "attempt": attempt.id,
             "node": attempt.replica.node.key,
+            "phase": _phase(attempt),
+            "cause": attempt.cause.value,
             "predicted_ms": attempt.decision.predicted_us / 1000,
             "elapsed_ms": (at - attempt.started_us) / 1000,
+            "queue_ms": (attempt.started_us - attempt.pending.since) / 1000,
             "reason": attempt.decision.reason,
             "items": attempt.items.total(),
         }
-        for attempt in list(engine.scheduler.view().attempts.values())[:RUNNING_SHOWN]
+        for attempt in list(engine.view.attempts.values())[:RUNNING_SHOWN]
     ]
 
 
-def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
+def _phase(attempt: Attempt) -> str:
+    """Return the part of the work that an attempt is in, as far as it shows."""
+    if attempt.items.total():
+        return "embed"
+    if attempt.delivering or attempt.responding:
+        return "decode"
+    return "load" if attempt.loads else "prefill"
+
+
+def explained(engine: EngineState, task_id: int) -> dict[str, Any] | None:
     """Return the record of one task, None for an unknown one."""
-    pending = engine.scheduler.view().tasks.get(task_id)
+    pending = engine.view.tasks.get(task_id)
     if pending is None:
-        found = engine.recorder.history.find(task_id)
+        found = engine.history.find(task_id)
         return found and {"state": "done", **found}
-    at = engine.dispatcher.now()
+    at = engine.now
     row = _task(pending.task) | {
         "state": "running" if pending.attempts else "waiting",
         "task_type": pending.task.type.value,
@@ -229,7 +274,7 @@ def explained(engine: Engine, task_id: int) -> dict[str, Any] | None:
         row["items"] = {
             "waiting": batch.pending_count, "running": under_way, "answered": batch.answered, "failed": batch.refused
         }  # fmt: skip
-    place = engine.scheduler.view().position(task_id, at)
+    place = engine.view.position(task_id, at)
     if place is not None:
         row |= {"position": place[0], "eta_ms": place[1] / 1000}
     return row

@@ -1,0 +1,171 @@
+"""Watch a running engine once a second: work over time, events in words, and the evidence for findings."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from sollol.observe.cluster_events import ClusterEvent, EventDetector
+from sollol.observe.findings import (
+    ERROR,
+    LOADS_WITHIN_S,
+    Evidence,
+    Finding,
+    Load,
+    duration,
+    findings_of,
+)
+from sollol.observe.metrics import LOADED_LEAST_S
+from sollol.observe.recorder import Recorder
+from sollol.observe.request_record import RequestRecord
+from sollol.observe.series import Series, quantile
+from sollol.observe.snapshot import EngineState
+
+EVERY_S: Final = 1.0
+EVENTS_MOST: Final = 500
+LOADS_MOST: Final = 1_000
+MINUTES: Final = 5  # of failures and prompts that findings look at
+ERRORS_MOST: Final = 50  # different texts in a minute
+NOTICED: Final = "notice"
+EVENTS_SHOWN: Final = 100
+LATEST: Final = 3  # intervals in a frame: the newest is still growing, and a frame may be skipped
+VERDICT_INTERVALS: Final = 30  # whose first tokens tell how soon a new chat starts
+
+
+class _Minute:
+    """Count the requests of one minute."""
+
+    __slots__ = ("errors", "finished", "number", "prompts")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.finished = 0
+        self.errors: Counter[str] = Counter()
+        self.prompts: dict[tuple[str, str], int] = {}
+
+
+class Monitor:
+    """Collect what displays and findings show over time. `tick` is called once a second.
+
+    Args:
+        recorder: The engine's records of finished requests.
+        state: Return the engine's present state.
+        clock: Return the seconds since 1970.
+    """
+
+    def __init__(
+        self, recorder: Recorder, state: Callable[[], EngineState], clock: Callable[[], float] = time.time
+    ) -> None:
+        self.minutes = Series(2.0, 150)
+        self.hour = Series(30.0, 120)
+        self.events: deque[ClusterEvent] = deque(maxlen=EVENTS_MOST)
+        self._recorder = recorder
+        self._records = recorder.subscribe("monitor", sampled=False)
+        self._state = state
+        self._clock = clock
+        self._detector = EventDetector()
+        self._loads: deque[Load] = deque(maxlen=LOADS_MOST)
+        self._past: deque[_Minute] = deque(maxlen=MINUTES)
+        self._embedded: dict[tuple[str, str], int] = {}
+        self._noticed = 0
+        for record in recorder.history.records():
+            self._add(record)
+
+    def tick(self) -> list[ClusterEvent]:
+        """Take in the finished requests and the present state; return the new events."""
+        state, at = self._state(), self._clock()
+        for record in self._records.take():
+            self._add(record)
+        items = self._items_since(state)
+        for series in (self.minutes, self.hour):
+            series.sample(at, items, state.view.waiting(), len(state.view.attempts))
+        found = self._detector.look(state.view, at)
+        new = state.noticed - self._noticed
+        self._noticed = state.noticed
+        if new > 0:
+            found += [ClusterEvent(at, NOTICED, "warning", "", "", text) for text in list(state.notices)[-new:]]
+        self.events.extend(found)
+        return found
+
+    def close(self) -> None:
+        """Receive no more records."""
+        self._recorder.unsubscribe(self._records)
+
+    def evidence(self, snapshot: Mapping[str, Any]) -> Evidence:
+        """Return what the checks of `findings` read."""
+        at = self._clock()
+        errors: Counter[str] = Counter()
+        prompts: dict[tuple[str, str], int] = {}
+        recent = [minute for minute in self._past if minute.number > at // 60 - MINUTES]
+        for minute in recent:
+            errors.update(minute.errors)
+            for replica, tokens in minute.prompts.items():
+                prompts[replica] = max(prompts.get(replica, 0), tokens)
+        loads = tuple(load for load in self._loads if load.at > at - LOADS_WITHIN_S)
+        return Evidence(snapshot, at, loads, errors, sum(minute.finished for minute in recent), prompts)
+
+    def report(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the verdict in one sentence, the findings, the newest events, and the work of the last intervals."""
+        found = findings_of(self.evidence(snapshot))
+        first_s = [s for interval in self.minutes.newest(VERDICT_INTERVALS) for s in interval.first_token_s]
+        nodes = [node["host"] for node in snapshot["nodes"]]
+        return {
+            "verdict": verdict(snapshot, found, quantile(first_s, 0.5)),
+            "findings": [finding.as_dict() for finding in found],
+            "events": [event._asdict() for event in list(self.events)[:-EVENTS_SHOWN:-1]],
+            "latest": self.minutes.columns(nodes, newest=LATEST),
+        }
+
+    def series(self, span: str, nodes: Iterable[str]) -> dict[str, Any]:
+        """Return the work over the last five minutes ("5m") or the last hour ("1h"), as columns."""
+        return (self.minutes if span == "5m" else self.hour).columns(nodes)
+
+    def _add(self, record: RequestRecord) -> None:
+        self.minutes.add(record)
+        self.hour.add(record)
+        number = int(record.at // 60)
+        if not self._past or self._past[-1].number < number:
+            self._past.append(_Minute(number))
+        minute = self._past[-1]
+        minute.finished += 1
+        if not record.ok and record.outcome != "left":
+            error = record.error[:200]
+            minute.errors[error if error in minute.errors or len(minute.errors) < ERRORS_MOST else "other errors"] += 1
+        if record.tokens_in and record.node:
+            replica = (record.model, record.node)
+            minute.prompts[replica] = max(minute.prompts.get(replica, 0), record.tokens_in)
+        if record.load_s > LOADED_LEAST_S and record.node:
+            self._loads.append(Load(record.at, record.node, record.model, record.options, record.app))
+
+    def _items_since(self, state: EngineState) -> dict[str, float]:
+        """Return the texts that each node embedded since the last call."""
+        found: dict[str, float] = {}
+        now: dict[tuple[str, str], int] = {}
+        for key, node in state.view.nodes.items():
+            for model, replica in node.replicas.items():
+                now[key, model] = replica.embedded
+                more = replica.embedded - self._embedded.get((key, model), 0)
+                if more > 0:
+                    found[key] = found.get(key, 0.0) + more
+        self._embedded = now
+        return found
+
+
+def verdict(snapshot: Mapping[str, Any], found: list[Finding], first_token_s: float | None) -> dict[str, str]:
+    """Return one sentence about the cluster, and its severity."""
+    starts = "" if first_token_s is None else f" A new chat starts in {_short(first_token_s)}."
+    worst = [finding for finding in found if finding.severity == ERROR] or [f for f in found if f.severity == "warning"]
+    if worst:
+        more = len(worst) - 1
+        others = f" And {more} more like it." if more else ""
+        return {"severity": worst[0].severity, "text": worst[0].summary + others + starts}
+    up = sum(node["state"] == "up" for node in snapshot["nodes"])
+    if not up:
+        return {"severity": "info", "text": "The nodes have not answered yet."}
+    return {"severity": "ok", "text": f"All well: {up} {'node' if up == 1 else 'nodes'} up.{starts}"}
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
