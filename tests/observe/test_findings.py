@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sollol.observe import findings
-from sollol.observe.findings import CHECKS, SEVERITIES, Evidence, Finding, Load, findings_of
+from sollol.observe.findings import CHECKS, SEVERITIES, Evidence, Finding, ModelLoad, findings_of
 from sollol.observe.monitor import verdict
 
 AT = 1_796_000_000.0
@@ -45,8 +45,8 @@ def waiting(number: int, eta_ms: float) -> list[dict[str, Any]]:
     return [{"model": M, "eta_ms": eta_ms} for _ in range(number)]
 
 
-def loads(*options: str, model: str = M) -> tuple[Load, ...]:
-    return tuple(Load(AT - 10 * i, "a:1", model, option, f"app-{option}") for i, option in enumerate(options))
+def loads(*options: str, model: str = M) -> tuple[ModelLoad, ...]:
+    return tuple(ModelLoad(AT - 10 * i, "a:1", model, option, f"app-{option}") for i, option in enumerate(options))
 
 
 GOOD = (node("a:1"), node("b:1"))
@@ -152,5 +152,5 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 
 
 def test_loads_of_different_nodes_are_no_war() -> None:
-    spread = tuple(Load(AT, f"n{number}:1", M, f"num_ctx={number}", "") for number in range(8))
+    spread = tuple(ModelLoad(AT, f"n{number}:1", M, f"num_ctx={number}", "") for number in range(8))
     assert findings_of(seen(*GOOD, evidence={"loads": spread})) == []

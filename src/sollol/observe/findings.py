@@ -21,7 +21,7 @@ LOADS_WAR: Final = 4  # loads of one model on one node within LOADS_WITHIN_S tha
 LOADS_WITHIN_S: Final = 600.0
 LOAD_OVERDUE: Final = 4.0  # times its prediction
 LOAD_OVERDUE_LEAST_S: Final = 60.0
-UNLOAD_OVERDUE_S: Final = 60.0  # after the time at which the node itself said that it unloads
+UNLOAD_OVERDUE_S: Final = 60.0  # after the end that the node itself listed
 FAILED_SHARE: Final = 0.05  # of the requests of the last minutes
 FAILED_LEAST: Final = 5
 QUEUE_LONG_S: Final = 30.0
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
         return {**self._asdict(), "data": dict(self.data)}
 
 
-class Load(NamedTuple):
+class ModelLoad(NamedTuple):
     """Report one load of a model that a request waited for; `at` in seconds since 1970."""
 
     at: float
@@ -80,7 +80,7 @@ class Evidence(NamedTuple):
 
     snapshot: Mapping[str, Any]
     at: float
-    loads: tuple[Load, ...] = ()
+    loads: tuple[ModelLoad, ...] = ()
     failed: Mapping[str, int] = {}
     finished: int = 0
     prompts: Mapping[tuple[str, str], int] = {}
@@ -126,7 +126,7 @@ def node_down(seen: Evidence) -> Iterator[Finding]:
 
 
 def key_needed(seen: Evidence) -> Iterator[Finding]:
-    """Find nodes whose proxy asks for a key, and other things that nodes cannot do."""
+    """Find nodes behind a proxy that requires a key, and requests that a node cannot serve."""
     for node in seen.up:
         for words in node.get("unable", ()):
             locked = "key" in words
@@ -139,7 +139,7 @@ def key_needed(seen: Evidence) -> Iterator[Finding]:
 
 
 def on_the_cpu(seen: Evidence) -> Iterator[Finding]:
-    """Find models that are partly or wholly on the CPU of a node that has a GPU, or that others hold on a GPU."""
+    """Find models that run partly or wholly on a CPU, although a GPU is there."""
     on_gpu = {held["model"] for node in seen.up for held in node["loaded"] if _share(held) == 1.0}
     for node in seen.up:
         for held in node["loaded"]:
@@ -192,7 +192,7 @@ def version_skew(seen: Evidence) -> Iterator[Finding]:
 
 def load_wars(seen: Evidence) -> Iterator[Finding]:
     """Find models that are loaded again and again: by other options, or by turns with another model."""
-    by_replica: dict[tuple[str, str], list[Load]] = {}
+    by_replica: dict[tuple[str, str], list[ModelLoad]] = {}
     for load in seen.loads:
         by_replica.setdefault((load.node, load.model), []).append(load)
     for (node, model), loads in by_replica.items():

@@ -13,7 +13,7 @@ from sollol.observe.findings import (
     LOADS_WITHIN_S,
     Evidence,
     Finding,
-    Load,
+    ModelLoad,
     duration,
     findings_of,
 )
@@ -31,7 +31,7 @@ ERRORS_MOST: Final = 50  # different texts in a minute
 NOTICED: Final = "notice"
 EVENTS_SHOWN: Final = 100
 LATEST: Final = 3  # intervals in a frame: the newest is still growing, and a frame may be skipped
-VERDICT_INTERVALS: Final = 30  # whose first tokens tell how soon a new chat starts
+VERDICT_INTERVALS: Final = 30  # whose first tokens predict the start of a new chat
 
 
 class _Minute:
@@ -66,7 +66,7 @@ class Monitor:
         self._state = state
         self._clock = clock
         self._detector = EventDetector()
-        self._loads: deque[Load] = deque(maxlen=LOADS_MOST)
+        self._loads: deque[ModelLoad] = deque(maxlen=LOADS_MOST)
         self._past: deque[_Minute] = deque(maxlen=MINUTES)
         self._embedded: dict[tuple[str, str], int] = {}
         self._noticed = 0
@@ -137,7 +137,7 @@ class Monitor:
             replica = (record.model, record.node)
             minute.prompts[replica] = max(minute.prompts.get(replica, 0), record.tokens_in)
         if record.load_s > LOADED_LEAST_S and record.node:
-            self._loads.append(Load(record.at, record.node, record.model, record.options, record.app))
+            self._loads.append(ModelLoad(record.at, record.node, record.model, record.options, record.app))
 
     def _items_since(self, state: EngineState) -> dict[str, float]:
         """Return the texts that each node embedded since the last call."""

@@ -1,4 +1,4 @@
-"""Work over time: what each node did in each interval, for charts of the last minutes and of the last hour."""
+"""Work over time: what each node did in each interval of the last minutes and the last hour."""
 
 from __future__ import annotations
 
