@@ -11,7 +11,7 @@ import msgspec
 
 from sollol.core.endpoint import parse_endpoint
 from sollol.gateway.auth.keys import Key, add_key
-from sollol.gateway.check import Finding, check
+from sollol.gateway.check import CheckResult, check
 from sollol.gateway.settings import GatewaySettings, Listen
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import free_port, sim_cluster
@@ -19,7 +19,7 @@ from sollol.sim.serve import free_port, sim_cluster
 
 def findings(
     tmp_path: Path, urls: list[str], keys: int = 0, listen: dict[str, Any] | None = None, **more: Any
-) -> dict[str, Finding]:
+) -> dict[str, CheckResult]:
     where: dict[str, Any] = {"port": free_port(), "keys_file": str(tmp_path / "keys.json")} | (listen or {})
     settings = GatewaySettings(Listen(**where), **more)
     found = asyncio.run(check(settings, tuple(map(parse_endpoint, urls)), keys, "sollol.toml"))

@@ -18,7 +18,7 @@ from sollol.gateway.settings import GatewaySettings, check_keys
 from sollol.transport.http import HttpTransport
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     what: str
     ok: bool
     told: str
@@ -26,9 +26,9 @@ class Finding(NamedTuple):
 
 async def check(
     settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int, file: str | None = None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Everything at once; raises nothing that a setting can cause. `file`: where the settings were read."""
-    read = Finding("file", True, file or "none was found, so the defaults hold")
+    read = CheckResult("file", True, file or "none was found, so the defaults hold")
     found = [read, _keys(settings, keys), *_keys_file(settings.keys_path), _port(settings)]
     transport = HttpTransport()
     try:
@@ -37,13 +37,15 @@ async def check(
         await transport.aclose()
     for node, told in facts.items():
         if isinstance(told, NodeFacts):
-            found.append(Finding(f"node {node.key}", True, f"Ollama {told.version}, {_count(told.models, 'model')}"))
+            found.append(
+                CheckResult(f"node {node.key}", True, f"Ollama {told.version}, {_count(told.models, 'model')}")
+            )
         else:
-            found.append(Finding(f"node {node.key}", False, told))
+            found.append(CheckResult(f"node {node.key}", False, told))
     up = [told for told in facts.values() if isinstance(told, NodeFacts)]
     if not up:
         why = "none answers" if nodes else "none is known"
-        found.append(Finding("nodes", False, f"{why}; name them in nodes = [...], or in SOLLOL_NODES"))
+        found.append(CheckResult("nodes", False, f"{why}; name them in nodes = [...], or in SOLLOL_NODES"))
     models = {model for told in up for model in told.models}
     found += [_model("alias", alias, target, models) for alias, target in settings.aliases.items()]
     for name, others in settings.fallbacks.items():
@@ -51,26 +53,26 @@ async def check(
     return found
 
 
-def _keys(settings: GatewaySettings, keys: int) -> Finding:
+def _keys(settings: GatewaySettings, keys: int) -> CheckResult:
     try:
         check_keys(settings, keys)
     except BadInput as problem:
-        return Finding("keys", False, str(problem))
-    return Finding("keys", True, f"{_count(range(keys), 'key')}, {'' if settings.needs_keys else 'not '}asked for")
+        return CheckResult("keys", False, str(problem))
+    return CheckResult("keys", True, f"{_count(range(keys), 'key')}, {'' if settings.needs_keys else 'not '}asked for")
 
 
-def _keys_file(path: Path) -> list[Finding]:
+def _keys_file(path: Path) -> list[CheckResult]:
     """Who can write it can let himself in. Reading it gives nobody a key, but is nobody's business either."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return []
     if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return [Finding("keys file", False, f"others than its owner can change {path}; run: chmod 600 {path}")]
-    return [Finding("keys file", True, str(path))]
+        return [CheckResult("keys file", False, f"others than its owner can change {path}; run: chmod 600 {path}")]
+    return [CheckResult("keys file", True, str(path))]
 
 
-def _port(settings: GatewaySettings) -> Finding:
+def _port(settings: GatewaySettings) -> CheckResult:
     listen = settings.listen
     where = f"{listen.host}:{listen.port}"
     try:
@@ -80,8 +82,8 @@ def _port(settings: GatewaySettings) -> Finding:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
     except OSError as error:
-        return Finding("address", False, f"cannot listen on {where}: {error.strerror or error}")
-    return Finding("address", True, f"{where} is free")
+        return CheckResult("address", False, f"cannot listen on {where}: {error.strerror or error}")
+    return CheckResult("address", True, f"{where} is free")
 
 
 async def _ask(transport: HttpTransport, node: Endpoint) -> NodeFacts | str:
@@ -91,9 +93,9 @@ async def _ask(transport: HttpTransport, node: Endpoint) -> NodeFacts | str:
         return str(failed)
 
 
-def _model(kind: str, name: str, target: str, models: set[str]) -> Finding:
+def _model(kind: str, name: str, target: str, models: set[str]) -> CheckResult:
     there = canonical_model(target) in models
-    return Finding(
+    return CheckResult(
         f"{kind} {name}", there, target if there else f"{target} is on no node; pull it, or change the {kind}"
     )
 
