@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ LEAVING: Final = 64  # connections without a place that are read further, so tha
 OTHER_FILES: Final = LEAVING + 64  # descriptors; 64 for the log, the keys, the loop and listening
 GRACE_S: Final = 0.1  # time of a new connection to send its first request
 A_TURN: Final = 4  # connections in line that are served in a turn of the loop
+AHEAD_SHARE: Final = 0.15  # of the time goes to parsing and starting pipelined requests,
+AHEAD_BURST_S: Final = 0.05  # after so long
 BACKLOG: Final = 4096  # connections that wait to be accepted
 
 
@@ -47,28 +50,33 @@ class Line:
     """Serve a few waiting connections in each turn of the loop.
 
     First requests of connections and pipelined requests wait here. Hundreds may arrive at once, and clients that send
-    one request after the other are answered between them.
+    one request after the other are answered between them. Serving pipelined requests takes a share of the time, since
+    a client can send thousands in one write, and nodes may compute on the same machine.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._left = A_TURN
-        self._waiting: deque[ClientConnection] = deque()
-        self._is_due = False
+        self._new: deque[ClientConnection] = deque()
+        self._ahead: deque[ClientConnection] = deque()  # connections with pipelined requests
+        self._spent_s = self._spent_at = 0.0  # on the latter, above their share
+        self._is_due = self._pauses = False
 
     def admit(self, connection: ClientConnection) -> bool:
-        """Check whether `connection` may go on at once; if not, put it in line."""
-        if self._left and not self._waiting:
+        """Check whether a new connection may go on at once; if not, put it in line."""
+        if self._left and not self._new:
             self._left -= 1
             self._call()
             return True
-        self.stand(connection)
+        self._new.append(connection)
+        self._call()
         return False
 
     def stand(self, connection: ClientConnection) -> None:
-        """Call `take_turn` of `connection` in a later turn of the loop."""
-        self._waiting.append(connection)
-        self._call()
+        """Call `take_turn` of a connection with pipelined requests in a later turn of the loop."""
+        self._ahead.append(connection)
+        if not self._pauses:
+            self._call()
 
     def _call(self) -> None:
         if not self._is_due:
@@ -78,10 +86,29 @@ class Line:
     def _turn(self) -> None:
         self._left = A_TURN
         self._is_due = False
-        while self._left and self._waiting:
+        while self._left and self._new:
             self._left -= 1
-            self._waiting.popleft().take_turn()
-        if self._waiting:
+            self._new.popleft().take_turn()
+        if self._left and self._ahead and not self._pauses:
+            self._serve_ahead()
+        if self._new or (self._ahead and not self._pauses):
+            self._call()
+
+    def _serve_ahead(self) -> None:
+        began = perf_counter()
+        while self._left and self._ahead:
+            self._left -= 1
+            self._ahead.popleft().take_turn()
+        now = perf_counter()
+        self._spent_s = max(0.0, self._spent_s - AHEAD_SHARE * (began - self._spent_at)) + now - began
+        self._spent_at = now
+        if self._spent_s > AHEAD_BURST_S:
+            self._pauses = True
+            self._loop.call_later((self._spent_s - AHEAD_BURST_S) / AHEAD_SHARE, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pauses = False
+        if self._ahead:
             self._call()
 
 
