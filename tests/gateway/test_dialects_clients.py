@@ -26,10 +26,10 @@ from sollol.gateway.formats import anthropic, responses
 from sollol.gateway.formats import openai as openai_dialect
 from sollol.gateway.formats.stream_parser import Reader
 from sollol.sim import SimNode
-from sollol.sim.anthropic_routes import MessagesVoice
-from sollol.sim.generation import Answer, End
-from sollol.sim.openai_routes import OpenAIChat, OpenAICompletion
-from sollol.sim.responses_routes import ResponsesVoice
+from sollol.sim.anthropic_routes import MessagesWriter
+from sollol.sim.generation import AnswerEnd, SimAnswer
+from sollol.sim.openai_routes import OpenAIChatWriter, OpenAICompletionWriter
+from sollol.sim.responses_routes import ResponsesWriter
 from tests.gateway.test_dialects import READERS, said_of, spoken, transcript
 
 CASES = [case for case in READERS if case.startswith("v1")]
@@ -198,14 +198,14 @@ def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], P
     async def speak() -> list[bytes]:
         node, model = SimNode(), "m"
         voices: dict[str, Callable[[], Any]] = {
-            "v1-chat": lambda: OpenAIChat(node, model, usage=True),
-            "v1-completions": lambda: OpenAICompletion(node, model),
-            "v1-messages": lambda: MessagesVoice(node, model, 4),
-            "v1-responses": lambda: ResponsesVoice(node, {"model": model}),
+            "v1-chat": lambda: OpenAIChatWriter(node, model, usage=True),
+            "v1-completions": lambda: OpenAICompletionWriter(node, model),
+            "v1-messages": lambda: MessagesWriter(node, model, 4),
+            "v1-responses": lambda: ResponsesWriter(node, {"model": model}),
         }
         voice = voices[dialect]()
-        end = End(reason, PROMPT_TOKENS, len(tokens), 9, 1, 2, 3)
-        return [*(voice.piece(token) for token in tokens), voice.last(Answer(tokens), end)]
+        end = AnswerEnd(reason, PROMPT_TOKENS, len(tokens), 9, 1, 2, 3)
+        return [*(voice.piece(token) for token in tokens), voice.last(SimAnswer(tokens), end)]
 
     body = {"model": "m", "stream": True}
     user = [{"role": "user", "content": "x"}]

@@ -339,7 +339,8 @@ def measure(name: str, nodes: list[str], seconds: float) -> Row:
             if condition in targets:
                 seen = attackers.recv()
                 answers += Counter(seen) if condition == "beside" else Counter()
-    return Row(name, *map(p99_ms, took.values()), idle_mb, most_mb, dict(answers), dict(bad))
+    alone, load, beside = map(p99_ms, took.values())
+    return Row(name, alone, load, beside, idle_mb, most_mb, dict(answers), dict(bad))
 
 
 def run(seconds: float, kinds: list[str]) -> bool:

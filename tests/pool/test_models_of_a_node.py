@@ -137,7 +137,7 @@ def share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         at_work = sum(each.decoding for each in self.node.runners.loaded.values())
         return float(max(1, at_work) / RATE)
 
-    monkeypatch.setattr(generation._Saying, "_token_s", token_s)
+    monkeypatch.setattr(generation._AnswerRun, "_token_s", token_s)
 
 
 @pytest.mark.parametrize("tokens", [25, 100])

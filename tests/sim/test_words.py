@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sollol.sim import ModelSpec
-from sollol.sim.words import common_prefix, count_tokens, json_speech, speech
+from sollol.sim.words import common_prefix, count_tokens, generated_json, generated_text
 
 TALKER = ModelSpec("talker", mean_words=60)
 ENDLESS = ModelSpec("endless", mean_words=float("inf"))
@@ -17,16 +17,16 @@ ENDLESS = ModelSpec("endless", mean_words=float("inf"))
 
 @given(st.text(max_size=40), st.integers(0, 5), st.integers(0, 120))
 def test_a_text_goes_on_where_it_stopped(prompt: str, seed: int, cut: int) -> None:
-    whole = speech(TALKER, seed, prompt, 1000)
+    whole = generated_text(TALKER, seed, prompt, 1000)
     cut = min(cut, len(whole.tokens))
-    rest = speech(TALKER, seed, prompt + "".join(whole.tokens[:cut]), 1000)
+    rest = generated_text(TALKER, seed, prompt + "".join(whole.tokens[:cut]), 1000)
     assert whole.tokens[:cut] + rest.tokens == whole.tokens
     assert rest.reason == whole.reason == "stop"
 
 
 def test_seed_model_and_prompt_matter() -> None:
     said = {
-        tuple(speech(model, seed, prompt, 20).tokens)
+        tuple(generated_text(model, seed, prompt, 20).tokens)
         for model in (TALKER, ENDLESS)
         for seed in (0, 1)
         for prompt in ("a", "b")
@@ -35,21 +35,21 @@ def test_seed_model_and_prompt_matter() -> None:
 
 
 def test_a_copy_says_the_same() -> None:
-    assert speech(TALKER.renamed("copy:latest"), 0, "a", 20) == speech(TALKER, 0, "a", 20)
+    assert generated_text(TALKER.renamed("copy:latest"), 0, "a", 20) == generated_text(TALKER, 0, "a", 20)
 
 
 def test_mean_length_and_limit() -> None:
-    lengths = [len(speech(TALKER, 0, f"prompt {i}", 2000).tokens) for i in range(400)]
+    lengths = [len(generated_text(TALKER, 0, f"prompt {i}", 2000).tokens) for i in range(400)]
     assert 50 < mean(lengths) < 80
     assert min(lengths) > 0
-    assert speech(ENDLESS, 0, "a", 500).reason == "length"
-    assert len(speech(ENDLESS, 0, "a", 500).tokens) == 500
+    assert generated_text(ENDLESS, 0, "a", 500).reason == "length"
+    assert len(generated_text(ENDLESS, 0, "a", 500).tokens) == 500
 
 
 def test_stop_words_end_the_text_before_them() -> None:
-    plain = "".join(speech(ENDLESS, 0, "a", 50).tokens)
+    plain = "".join(generated_text(ENDLESS, 0, "a", 50).tokens)
     word = plain.split()[10]
-    stopped = speech(ENDLESS, 0, "a", 50, [word])
+    stopped = generated_text(ENDLESS, 0, "a", 50, [word])
     assert stopped.reason == "stop"
     assert "".join(stopped.tokens) == plain[: plain.index(word)]
 
@@ -64,10 +64,10 @@ def test_json_obeys_the_schema() -> None:
             "list": {"type": "array", "items": {"type": "boolean"}},
         },
     }
-    text = "".join(json_speech(schema, 1000).tokens)
+    text = "".join(generated_json(schema, 1000).tokens)
     assert json.loads(text) == {"name": "node", "n": 1, "kind": "x", "list": [False]}
-    assert "".join(json_speech("json", 10).tokens) == "{}"
-    assert json_speech(schema, 2).reason == "length"
+    assert "".join(generated_json("json", 10).tokens) == "{}"
+    assert generated_json(schema, 2).reason == "length"
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))

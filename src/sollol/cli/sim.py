@@ -62,7 +62,7 @@ def sim(
     until_stdin_ends: Annotated[bool, typer.Option("--until-stdin-ends", help="End with the standard input.")] = False,
 ) -> None:
     """Start simulated Ollama nodes, equal or unequal, to try SOLLOL without a machine to spare."""
-    from sollol.sim.process import CannotServe, Job, print_node, serve_nodes
+    from sollol.sim.process import CannotServe, ServeJob, print_node, serve_nodes
 
     rates = {
         "embed_items_per_s": embed_items_per_s,
@@ -71,7 +71,7 @@ def sim(
     }
     try:
         specs = node_specs(nodes, _speeds(speeds), host, spec or ["{}"], rates)
-        job = Job(specs, host, port, _events(schedule), until_stdin_ends)
+        job = ServeJob(specs, host, port, _events(schedule), until_stdin_ends)
     except (ValueError, TypeError) as error:
         raise BadInput(f"sollol sim: {error}") from None
     plain = as_json or not sys.stdout.isatty()

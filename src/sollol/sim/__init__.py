@@ -1,7 +1,7 @@
-"""Another universe under the pool: nodes without hardware, time without waiting, mishaps on demand.
+"""Simulate Ollama nodes, time and faults, to test code that uses SOLLOL or any client of Ollama.
 
-For testing code that uses SOLLOL, or any client of Ollama. In simulated time: `run`, `World`, `SimTransport`. Over real
-HTTP: `serve`, `sim_cluster`, `spawn`, and on the command line `sollol sim --nodes 4`.
+In simulated time: `run`, `World`, `SimTransport`. Over real HTTP: `serve`, `sim_cluster`, `spawn`, and on the command
+line `sollol sim --nodes 4`.
 """
 
 from __future__ import annotations

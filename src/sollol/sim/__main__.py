@@ -9,11 +9,11 @@ import sys
 def _child(text: str) -> None:
     from sollol.sim.faults import parse_events
     from sollol.sim.models import NodeSpec
-    from sollol.sim.process import Job, serve_nodes
+    from sollol.sim.process import ServeJob, serve_nodes
 
     job = json.loads(text)
     spec = NodeSpec.from_json(job["spec"])
-    serve_nodes(Job([spec], spec.host, job["port"], parse_events(job["schedule"]), True, job["parent"]))
+    serve_nodes(ServeJob([spec], spec.host, job["port"], parse_events(job["schedule"]), True, job["parent"]))
 
 
 def main() -> None:

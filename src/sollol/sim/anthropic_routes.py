@@ -1,4 +1,4 @@
-"""`/v1/messages`: the same answers in Anthropic's words."""
+"""Serve `/v1/messages`: the same answers in Anthropic's protocol."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sollol.sim.ask import Ask, Refusal, encode
-from sollol.sim.generation import Answer, End, Wish, generate
+from sollol.sim.generation import AnswerEnd, GenerationRequest, SimAnswer, generate
 from sollol.sim.openai_routes import plain_content, plain_messages, sampling, text_model
 from sollol.sim.reply import PLAIN_JSON, SSE, SimReply
+from sollol.sim.request import Refusal, SimRequest, encode
 from sollol.sim.text_routes import registry_name, tool_call
 from sollol.sim.words import render
 
@@ -21,6 +21,7 @@ _REQUEST = "req_ee922247f1847abfc32e0350"
 
 
 def anthropic_error(refusal: Refusal) -> SimReply:
+    """Return a refusal as Ollama sends it on this route."""
     kind = _TYPES.get(refusal.status, "api_error")
     body = {"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": _REQUEST}
     return SimReply.of(refusal.status, encode(body) + b"\n", PLAIN_JSON)
@@ -30,8 +31,8 @@ def _event(kind: str, **fields: Any) -> bytes:
     return f"event: {kind}\ndata: ".encode() + encode({"type": kind, **fields}) + b"\n\n"
 
 
-class MessagesVoice:
-    """Blocks: thinking, then text, then tools; each is opened, filled and closed."""
+class MessagesWriter:
+    """Write blocks: thinking, text, then tools. Each is opened, filled and closed."""
 
     stream_type = SSE
     stream_headers = {"cache_control": "no-cache", "connection": "keep-alive"}  # noqa: RUF012 - never written
@@ -74,12 +75,14 @@ class MessagesVoice:
         return _event("content_block_delta", index=self._block, delta=delta)
 
     def piece(self, text: str, *, thinking: bool = False) -> bytes:
+        """Return the bytes of one token."""
         if thinking:
             head = self._open("thinking", {"type": "thinking", "thinking": ""})
             return head + self._delta(type="thinking_delta", thinking=text)
         return self._open("text", {"type": "text", "text": ""}) + self._delta(type="text_delta", text=text)
 
-    def last(self, answer: Answer, end: End) -> bytes:
+    def last(self, answer: SimAnswer, end: AnswerEnd) -> bytes:
+        """Return the bytes that end a stream."""
         found = self._begin()
         for call in answer.tool_calls:
             block = _tool_use(call)
@@ -89,7 +92,8 @@ class MessagesVoice:
         found += self._close() + _event("message_delta", delta={"stop_reason": _reason(answer, end)}, usage=usage)
         return found + _event("message_stop")
 
-    def whole(self, answer: Answer, end: End) -> SimReply:
+    def whole(self, answer: SimAnswer, end: AnswerEnd) -> SimReply:
+        """Return an answer that is not streamed."""
         content: list[dict[str, Any]] = []
         if answer.thoughts:
             content.append({"type": "thinking", "thinking": answer.thinking})
@@ -108,9 +112,11 @@ class MessagesVoice:
         return SimReply.of(200, encode(body) + b"\n", PLAIN_JSON)
 
     def broken(self, message: str) -> bytes:
+        """Return the bytes of an error inside a stream."""
         return _event("error", error={"type": "api_error", "message": message})
 
     def refused(self, refusal: Refusal) -> SimReply:
+        """Return the answer to a request that fails before its first byte."""
         return anthropic_error(refusal)
 
 
@@ -119,18 +125,19 @@ def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": function["arguments"]}
 
 
-def _reason(answer: Answer, end: End) -> str:
+def _reason(answer: SimAnswer, end: AnswerEnd) -> str:
     if answer.tool_calls:
         return "tool_use"
     return "max_tokens" if end.reason == "length" else "end_turn"
 
 
-async def messages(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("OpenAI")
-    ask.field_of("stream", bool, "MessagesRequest", "bool", None)
-    ask.field_of("tools", list, "MessagesRequest", "[]anthropic.Tool", None)
-    data, name = ask.data, str(ask.data.get("model") or "")
-    turns = ask.messages_of("MessagesRequest", "anthropic.MessageParam")
+async def messages(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/messages`."""
+    request.read_json("OpenAI")
+    request.field_of("stream", bool, "MessagesRequest", "bool", None)
+    request.field_of("tools", list, "MessagesRequest", "[]anthropic.Tool", None)
+    data, name = request.data, str(request.data.get("model") or "")
+    turns = request.messages_of("MessagesRequest", "anthropic.MessageParam")
     if not name:
         raise Refusal(400, "model is required")
     if not turns:
@@ -146,11 +153,11 @@ async def messages(node: SimNode, ask: Ask) -> SimReply:
         plain.insert(0, {"role": "system", "content": plain_content(data["system"])})
     options = sampling({"stop": data.get("stop_sequences"), **data}, "max_tokens")
     estimate = sum(len(m["content"]) for m in plain) // 4 + 1
-    voice = MessagesVoice(node, name, estimate)
-    wish = Wish(model, render(model, plain, tools), options, None, voice, bool(data.get("stream")))
+    writer = MessagesWriter(node, name, estimate)
+    generation = GenerationRequest(model, render(model, plain, tools), options, None, writer, bool(data.get("stream")))
     if tools and plain[-1].get("role") == "user" and not _has_tool_result(turns[-1]):
-        wish.tools = [tool_call(node, tools[0])]
-    return await generate(node, wish)
+        generation.tools = [tool_call(node, tools[0])]
+    return await generate(node, generation)
 
 
 def _ollama_tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What should have happened: bounds to hold a simulated run against."""
+"""Compute the bounds that the result of a simulated run is compared with."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 def fluid_bound(items: float, rates: Iterable[tuple[float, float, float]]) -> float:
-    """The earliest second at which `items` could be done by nodes that never idle.
+    """Return the earliest second at which nodes that never idle could have done `items`.
 
     `rates` has (items per second, from_s, until_s) for each node and each stretch of time in which it works at that
-    rate; stretches may overlap. It is the t with  sum of rate · |[from, until] ∩ [0, t]|  =  items; inf if never.
-    No scheduler can beat it, so makespan ÷ bound says how good one is.
+    rate; stretches may overlap. It is the t with sum of rate · |[from, until] ∩ [0, t]| = items; inf if never. No
+    scheduler can beat it, so makespan ÷ bound measures one.
     """
     stretches = [(rate, max(0.0, start), until) for rate, start, until in rates if rate > 0 and until > start]
     marks = sorted({0.0, *(s for _, s, _ in stretches), *(u for _, _, u in stretches if u < math.inf)})
@@ -28,7 +28,7 @@ def fluid_bound(items: float, rates: Iterable[tuple[float, float, float]]) -> fl
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which `share` of them lie (nearest rank); nan of nothing."""
+    """Return the value below which `share` of the values lie (nearest rank); nan for none."""
     ordered = sorted(values)
     if not ordered:
         return math.nan

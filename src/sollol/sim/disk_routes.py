@@ -1,6 +1,6 @@
-"""The routes about state: what is on disk, what is in memory, and the housekeeping of models.
+"""Serve the routes about state: models on disk, models in memory, and operations on models.
 
-Pull and push answer as a node without a way out of its network does; `create` knows `from`.
+Pull and push answer as a node without a way to the registry does. `create` takes `from`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sollol.sim.ask import FOREVER_S, Ask, Refusal, encode
 from sollol.sim.machine import NodeDied
 from sollol.sim.models import ModelSpec, blob_of, full_name, sha256
 from sollol.sim.reply import JSON, NDJSON, PLAIN_JSON, SimReply
+from sollol.sim.request import FOREVER_S, Refusal, SimRequest, encode
 
 if TYPE_CHECKING:
     from sollol.sim.node import SimNode
@@ -28,28 +28,33 @@ def _json(status: int, value: Any) -> SimReply:
     return SimReply.of(status, encode(value), JSON)
 
 
-async def root(node: SimNode, ask: Ask) -> SimReply:
+async def root(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/`."""
     return SimReply.of(200, b"Ollama is running", "text/plain; charset=utf-8")
 
 
-async def version(node: SimNode, ask: Ask) -> SimReply:
+async def version(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/version`."""
     return _json(200, {"version": node.spec.version})
 
 
-async def status(node: SimNode, ask: Ask) -> SimReply:
+async def status(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/status`."""
     return _json(200, {"cloud": {"disabled": True, "source": "env"}})
 
 
-async def no_account(node: SimNode, ask: Ask) -> SimReply:
+async def no_account(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve the routes of accounts, which the node does not have."""
     return _json(503, {"error": "account unavailable"})
 
 
-async def tags(node: SimNode, ask: Ask) -> SimReply:
+async def tags(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/tags`."""
     return _json(200, {"models": [model.tag() for model in node.disk.values()]})
 
 
-async def ps(node: SimNode, ask: Ask) -> SimReply:
-    """`size_vram` below `size` is all that shows of a model that runs on the CPU."""
+async def ps(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/ps`. A model on the CPU shows only by a `size_vram` below its `size`."""
     now_s = asyncio.get_running_loop().time()
     models = []
     for name, runner in node.runners.look().items():
@@ -72,9 +77,10 @@ async def ps(node: SimNode, ask: Ask) -> SimReply:
     return _json(200, {"models": models[::-1]})
 
 
-async def copy(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("CopyRequest")
-    source, target = str(ask.data.get("source", "")), full_name(str(ask.data.get("destination", "")))
+async def copy(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/copy`."""
+    request.read_json("CopyRequest")
+    source, target = str(request.data.get("source", "")), full_name(str(request.data.get("destination", "")))
     found = node.find(source)
     if found is None:
         raise Refusal(404, f'model "{source}" not found')
@@ -82,18 +88,20 @@ async def copy(node: SimNode, ask: Ask) -> SimReply:
     return SimReply.of(200, b"", "")
 
 
-async def delete(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("DeleteRequest")
-    name = str(ask.data.get("model") or ask.data.get("name") or "")
+async def delete(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/delete`."""
+    request.read_json("DeleteRequest")
+    name = str(request.data.get("model") or request.data.get("name") or "")
     model = node.model(name, "model '{}' not found")
     del node.disk[model.name]
     node.runners.unload(model.name)
     return SimReply.of(200, b"", "")
 
 
-async def create(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("CreateRequest")
-    name, source = str(ask.data.get("model") or ask.data.get("name") or ""), ask.data.get("from")
+async def create(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/create`."""
+    request.read_json("CreateRequest")
+    name, source = str(request.data.get("model") or request.data.get("name") or ""), request.data.get("from")
     if not source:
         return _stream(400, [{"error": "neither 'from' or 'files' was specified"}], PLAIN_JSON, newline=False)
     base = next((model for model in node.spec.registry if model.name == full_name(str(source))), None)
@@ -101,26 +109,29 @@ async def create(node: SimNode, ask: Ask) -> SimReply:
         base = node.model(str(source), "model '{}' not found")
     node.disk.setdefault(base.name, base)  # what is not on the disk is pulled first
     target = full_name(name)
-    new = replace(base, name=target, system=str(ask.data.get("system") or base.system))
+    new = replace(base, name=target, system=str(request.data.get("system") or base.system))
     node.disk = {target: replace(new, digest=sha256(f"{base.digest}{target}{new.system}")), **node.disk}
-    if not ask.streams:
+    if not request.streams:
         return SimReply.of(200, encode({"status": "success"}), PLAIN_JSON)
     layers = [f"using existing layer sha256:{sha256(f'{base.digest}{i}')}" for i in "ab"]
     layers += [f"creating new layer sha256:{sha256(f'{target}{i}')}" for i in "ab"]
     return _stream(200, [{"status": text} for text in (*layers, "writing manifest", "success")])
 
 
-async def pull(node: SimNode, ask: Ask) -> SimReply:
-    """A model that is there already is up to date; another comes from `NodeSpec.registry`, if it is there."""
-    ask.read_json("PullRequest")
-    name = str(ask.data.get("model") or ask.data.get("name") or "")
+async def pull(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/pull`.
+
+    A model on the disk is up to date. Another one comes from `NodeSpec.registry`, if it is there.
+    """
+    request.read_json("PullRequest")
+    name = str(request.data.get("model") or request.data.get("name") or "")
     if node.find(name) is not None:
         steps = [{"status": "pulling manifest"}, {"status": "verifying sha256 digest"}, {"status": "success"}]
-        return _stream(200, steps) if ask.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
+        return _stream(200, steps) if request.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
     model = next((model for model in node.spec.registry if model.name == full_name(name)), None)
     if model is not None:
         reply = SimReply()
-        if not ask.streams:
+        if not request.streams:
             await _download(node, model, reply)
             return SimReply.of(200, encode({"status": "success"}), PLAIN_JSON)
         reply.begin(200, NDJSON)
@@ -128,14 +139,14 @@ async def pull(node: SimNode, ask: Ask) -> SimReply:
         return reply
     bare, _, tag = full_name(name).partition(":")
     message = f'pull model manifest: Get "https://registry.ollama.ai/v2/library/{bare}/manifests/{tag}": {_NO_WAY_OUT}'
-    return _failed_transfer(ask, "pulling manifest", message)
+    return _failed_transfer(request, "pulling manifest", message)
 
 
 _PARTS = 4
 
 
 async def _download(node: SimNode, model: ModelSpec, reply: SimReply) -> None:
-    """In _PARTS steps, at the node's `pull_bytes_per_s`; the model is there at the end."""
+    """Write a model to the disk in _PARTS steps, at `pull_bytes_per_s`."""
 
     def say(line: dict[str, Any]) -> None:
         reply.push(encode(line) + b"\n")
@@ -160,17 +171,18 @@ async def _downloading(node: SimNode, model: ModelSpec, reply: SimReply) -> None
         reply.fail("the connection was closed")
 
 
-async def push(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("PushRequest")
-    name = str(ask.data.get("model") or ask.data.get("name") or "")
+async def push(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/push`."""
+    request.read_json("PushRequest")
+    name = str(request.data.get("model") or request.data.get("name") or "")
     model = node.model(name, "model '{}' not found")
     bare = model.name.partition(":")[0]
     blob = f"https://registry.ollama.ai/v2/library/{bare}/blobs/sha256:{blob_of(model)}"
-    return _failed_transfer(ask, "retrieving manifest", f'Head "{blob}": {_NO_WAY_OUT}')
+    return _failed_transfer(request, "retrieving manifest", f'Head "{blob}": {_NO_WAY_OUT}')
 
 
-def _failed_transfer(ask: Ask, first: str, message: str) -> SimReply:
-    if ask.streams:
+def _failed_transfer(request: SimRequest, first: str, message: str) -> SimReply:
+    if request.streams:
         return _stream(200, [{"status": first}, {"error": message}])
     return SimReply.of(500, encode({"error": message}), PLAIN_JSON)
 
@@ -186,20 +198,22 @@ def _stream(
     return reply
 
 
-async def blob_head(node: SimNode, ask: Ask) -> SimReply:
-    if not _DIGEST.match(ask.rest):
+async def blob_head(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `HEAD /api/blobs/`."""
+    if not _DIGEST.match(request.rest):
         return _json(400, {"error": "invalid digest format"})
-    digest = ask.rest.replace("-", ":")
+    digest = request.rest.replace("-", ":")
     if digest in node.blobs or digest in (f"sha256:{blob_of(model)}" for model in node.disk.values()):
         return SimReply.of(200, b"", "")
-    return _json(404, {"error": f'blob "{ask.rest}" not found'})
+    return _json(404, {"error": f'blob "{request.rest}" not found'})
 
 
-async def blob_post(node: SimNode, ask: Ask) -> SimReply:
-    if not _DIGEST.match(ask.rest):
+async def blob_post(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `POST /api/blobs/`."""
+    if not _DIGEST.match(request.rest):
         raise Refusal(400, "invalid digest format")
-    got = f"sha256:{hashlib.sha256(ask.body).hexdigest()}"
-    expected = ask.rest.replace("-", ":")
+    got = f"sha256:{hashlib.sha256(request.body).hexdigest()}"
+    expected = request.rest.replace("-", ":")
     if got != expected:
         raise Refusal(400, f'digest mismatch, expected "{expected}", got "{got}"')
     node.blobs.add(expected)

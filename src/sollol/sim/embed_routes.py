@@ -1,13 +1,13 @@
-"""`/api/embed` and `/api/embeddings`: texts in, vectors out, one item after another in the runner's only slot."""
+"""Serve `/api/embed` and `/api/embeddings`. Items are embedded one after another, in the runner's only slot."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sollol.sim.ask import Ask, Refusal, encode, keep_alive_s, options_of
 from sollol.sim.models import ModelSpec
 from sollol.sim.reply import JSON, SimReply
+from sollol.sim.request import Refusal, SimRequest, encode, keep_alive_s, options_of
 from sollol.sim.runner import Runner, ServerBusy
 from sollol.sim.vectors import cheap_fragments, encoded
 
@@ -21,7 +21,7 @@ _WARM_LOAD_NS = 1_000_000
 
 
 class Embedded(NamedTuple):
-    """The vectors as JSON, the tokens read, and the nanoseconds: in all, and until the model was there."""
+    """Hold the vectors as JSON, the tokens read, and the nanoseconds: in all, and until the model was loaded."""
 
     fragments: list[bytes]
     tokens: int
@@ -29,13 +29,14 @@ class Embedded(NamedTuple):
     load_ns: int
 
 
-async def embed_route(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("EmbedRequest")
-    name = ask.field_of("model", str, "EmbedRequest", "string", "")
-    keep = keep_alive_s(ask.data.get("keep_alive"))
-    texts = read_input(ask.data.get("input"))
+async def embed_route(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/embed`."""
+    request.read_json("EmbedRequest")
+    name = request.field_of("model", str, "EmbedRequest", "string", "")
+    keep = keep_alive_s(request.data.get("keep_alive"))
+    texts = read_input(request.data.get("input"))
     model = node.model(name, 'model "{}" not found, try pulling it first', must_name=False)
-    found = await embed(node, model, texts, ask.data, keep)
+    found = await embed(node, model, texts, request.data, keep)
     head = b'{"model":' + encode(name) + b',"embeddings":['
     if not texts:
         return SimReply.of(200, head + b"]}", JSON)
@@ -47,20 +48,20 @@ async def embed_route(node: SimNode, ask: Ask) -> SimReply:
     return SimReply.of(200, head + b",".join(found.fragments) + tail, JSON)
 
 
-async def embeddings_route(node: SimNode, ask: Ask) -> SimReply:
-    """The old route: one prompt, one vector, no timings."""
-    ask.read_json("EmbeddingRequest")
-    name = ask.field_of("model", str, "EmbeddingRequest", "string", "")
-    prompt = ask.field_of("prompt", str, "EmbeddingRequest", "string", "")
-    keep = keep_alive_s(ask.data.get("keep_alive"))
+async def embeddings_route(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/embeddings`, the older route: one prompt, one vector, no timings."""
+    request.read_json("EmbeddingRequest")
+    name = request.field_of("model", str, "EmbeddingRequest", "string", "")
+    prompt = request.field_of("prompt", str, "EmbeddingRequest", "string", "")
+    keep = keep_alive_s(request.data.get("keep_alive"))
     model = node.model(name, 'model "{}" not found, try pulling it first')
-    found = await embed(node, model, [prompt] if prompt else [], ask.data, keep)
+    found = await embed(node, model, [prompt] if prompt else [], request.data, keep)
     body = found.fragments[0] if found.fragments else b"[]"
     return SimReply.of(200, b'{"embedding":' + body + b"}", JSON)
 
 
 def read_input(value: Any) -> list[str]:
-    """A string, a list of strings, or nothing."""
+    """Return the texts of an input: a string, a list of strings, or nothing."""
     if value is None or value == "":
         return []
     if isinstance(value, str):
@@ -73,7 +74,7 @@ def read_input(value: Any) -> list[str]:
 async def embed(
     node: SimNode, model: ModelSpec, texts: list[str], data: dict[str, Any], keep: float | None
 ) -> Embedded:
-    """Load, wait, work. An item in work is finished even when the client has left; those after it are not."""
+    """Load the model, wait for the slot, embed. An item under way is finished even after the client left."""
     began_s = asyncio.get_running_loop().time()
     options = options_of(data)
     try:
@@ -105,14 +106,14 @@ def _count(texts: list[str], num_ctx: int, truncate: bool) -> int:
 
 async def _work(node: SimNode, runner: Runner, texts: list[str]) -> None:
     per_item, per_byte = _costs(node)
-    factor = runner.slowdown * node.toss()
+    factor = runner.slowdown * node.duration_factor()
     began_s = node.machine.now()
     total = (per_item * len(texts) + per_byte * _size(texts)) * factor if per_item or per_byte else 0.0
     try:
         if total or node.machine.frozen:
             await node.machine.until(began_s + total)
     except asyncio.CancelledError:
-        node.linger(runner, began_s + _item_end(texts, per_item * factor, per_byte * factor, began_s, node))
+        node.hold_slot(runner, began_s + _item_end(texts, per_item * factor, per_byte * factor, began_s, node))
         raise
     except BaseException:
         runner.slots.release()
@@ -130,7 +131,7 @@ def _size(texts: list[str]) -> int:
 
 
 def _item_end(texts: list[str], per_item: float, per_byte: float, began_s: float, node: SimNode) -> float:
-    """When the item that is in work now will be done, in seconds after the beginning."""
+    """Return when the item under way will be done, in seconds after the beginning."""
     passed, end = node.machine.now() - began_s, 0.0
     for text in texts:
         end += per_item + per_byte * len(text)

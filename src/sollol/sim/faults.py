@@ -1,7 +1,7 @@
-"""What can be wrong with a node, as switches: each may be thrown at any time, by a test, a schedule or a shell.
+"""Define the faults of a node as switches, for tests, schedules and the command line.
 
-`apply(node, "slow", factor=3)` is what a schedule does; the methods of SimNode are what a test calls. Shares are
-drawn from the node's own seeded dice, one draw a request, so the same run has the same victims.
+A schedule calls `apply(node, event)`; a test calls the methods of SimNode. Shares are drawn from the node's own seeded
+random numbers, one draw a request, so the same run has the same victims.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ACTIONS = tuple(_ACTIONS.split())
 
 @dataclass
 class Faults:
-    """The switches that act inside a request. None and 0 are "off"."""
+    """Hold the switches that act inside a request. None and 0 are off."""
 
     error_share: float = 0.0
     error_when: Literal["before", "after"] = "before"
@@ -35,7 +35,14 @@ class Faults:
 
 
 class FaultEvent(NamedTuple):
-    """At `at_s`, do `action` with `args` on the node called `node` (its key; "" is every node)."""
+    """Describe one fault of a schedule.
+
+    Attributes:
+        at_s: Seconds after the start.
+        action: Name of a method of SimNode.
+        node: Key of the node; "" for every node.
+        args: Keyword arguments of the method.
+    """
 
     at_s: float
     action: str
@@ -44,9 +51,10 @@ class FaultEvent(NamedTuple):
 
 
 def parse_events(data: list[dict[str, Any]]) -> list[FaultEvent]:
-    """From JSON: `{"at_s": 3, "do": "slow", "factor": 4, "node": "host:port"}`; in order of time.
+    """Parse a schedule from JSON, ordered by time.
 
-    Raises ValueError naming an action that does not exist.
+    An entry is like `{"at_s": 3, "do": "slow", "factor": 4, "node": "host:port"}`. Raises ValueError for an unknown
+    action.
     """
     events = []
     for entry in data:
@@ -59,7 +67,7 @@ def parse_events(data: list[dict[str, Any]]) -> list[FaultEvent]:
 
 
 def apply(node: Any, event: FaultEvent) -> None:
-    """Throw the switch. Raises TypeError when the action does not take these arguments."""
+    """Apply a fault to a node. Raises TypeError if the action does not take these arguments."""
     if event.action not in ACTIONS:
         raise ValueError(f"fault {event.action!r} is unknown; expected one of {', '.join(ACTIONS)}")
     getattr(node, event.action)(**dict(event.args))

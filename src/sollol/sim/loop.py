@@ -1,17 +1,17 @@
-"""Virtual time for asyncio, through public seams only: the selector *is* the clock.
+"""Run asyncio in virtual time, through its public interface: the selector is the clock.
 
-The problem: a test of a scheduler that waits five minutes must not take five minutes, and must do the same
-thing every time. asyncio asks its selector "wake me in t seconds"; this one answers at once and says that t
-seconds have passed. Nothing is patched, so every line of production code (tasks, timeouts, queues) runs as is.
+A test of a scheduler that waits five minutes must not take five minutes, and must do the same thing every time. asyncio
+waits for t seconds in its selector; this selector returns at once and advances its clock by t. Nothing is patched, so
+all production code (tasks, timeouts, queues) runs unchanged.
 
-Time is an integer of microseconds, because sums of floats drift apart between runs of different shape. asyncio
-compares floats, so a timer for microsecond u is filed a little before u, by its turn: a clock that stands at u
-then finds everything of u due in one go, in the order in which it was set, or, given a seed, in an order drawn
-from it (which shows code that leans on ties). The little is 2^-18 of a microsecond, so the order is exact
-for the first 100,000 timers of a microsecond and the first nine hours; later it is still the same every time.
+Time is an integer of microseconds, because sums of floats drift apart between runs of different shape. asyncio compares
+floats, so a timer for microsecond u is filed a little before u, by its turn. A clock that stands at u then finds
+everything of u due at once, in the order in which it was set, or in an order drawn from the seed (which shows code that
+depends on ties). The little is 2^-18 of a microsecond, so the order is exact for the first 100,000 timers of a
+microsecond and the first nine hours; later it is still the same every time.
 
-What has no place in a closed universe refuses: threads, name look-up, sockets, signals, subprocesses. A wait
-that no timer can end raises SimulationDeadlock with the names of those who wait, instead of hanging.
+Threads, name look-up, sockets, signals and subprocesses raise OutsideSimulation. A wait that no timer can end raises
+SimulationDeadlock with the names of the waiting tasks.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _SHOWN_TASKS = 8
 
 
 class SimulationDeadlock(RuntimeError):
-    """Every task waits and no timer is pending: nobody can ever wake them."""
+    """Every task waits and no timer is pending, so none can wake."""
 
 
 class OutsideSimulation(RuntimeError):
-    """Code under simulated time asked for a thread, a socket or another thing of the real world."""
+    """Code under simulated time has used a thread, a socket or another real resource."""
 
 
 class _ClockSelector(selectors.SelectSelector):
-    """Waiting is advancing. `who_waits` tells the story of a deadlock."""
+    """Advance the clock instead of waiting. `who_waits` describes a deadlock."""
 
     def __init__(self, who_waits: Callable[[], str]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _ClockSelector(selectors.SelectSelector):
 
 
 class SimLoop(asyncio.SelectorEventLoop):
-    """An event loop on which a simulated hour takes as long as its callbacks.
+    """Run an event loop on which a simulated hour takes as long as its callbacks.
 
     `seed` draws the order of timers that are due in the same microsecond; None keeps the order they were set in.
     """
@@ -70,15 +70,17 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     @property
     def now_us(self) -> int:
-        """Virtual microseconds since the loop was made."""
+        """Return the virtual microseconds since the loop was made."""
         return self._clock.now_us
 
     def time(self) -> float:
+        """Return the virtual seconds since the loop was made."""
         return self._clock.now_us / 1e6
 
-    def call_at(  # type: ignore[override]  # the stub's TypeVarTuple says no more than this
+    def call_at(  # type: ignore[override]  # the stub has a TypeVarTuple
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
+        """Call back at a virtual time, rounded to a microsecond."""
         at_us = max(round(when * 1e6), self._clock.now_us)
         filed = (at_us - _EARLY + self._turn(at_us)) / 1e6
         return super().call_at(filed, callback, *args, context=context)
@@ -123,6 +125,6 @@ for _name in _OUTSIDE.split():
 
 
 def run(main: Coroutine[Any, Any, T], *, seed: int | None = None) -> T:
-    """Run `main` in simulated time from t=0 and return its result; what is left running is cancelled."""
+    """Run `main` in simulated time from t=0 and return its result. Tasks left running are cancelled."""
     with asyncio.Runner(loop_factory=lambda: SimLoop(seed)) as runner:
         return runner.run(main)

@@ -1,8 +1,8 @@
-"""The machine under a node: how fast it works, and everything on it that waits.
+"""Measure the work of a node in machine time, and register everything that waits there.
 
-Work is measured in machine time, the integral of speed over the loop's time. A node that is slowed down, frozen
-or thawed in the middle of an answer just changes the slope; the work under way ends when its share of machine time has
-passed, exactly. All waits are known here, so that a node that dies can cut them all, and no task is needed for it.
+Machine time is the integral of speed over the loop's time. A node that is slowed down, frozen or thawed in the middle
+of an answer changes the slope; work under way ends when its share of machine time has passed, exactly. All waits are
+registered, so a node that dies can end them all without a task of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _DONE_S = 6e-7  # less than this is no work: half a microsecond, the grid of sim
 
 
 class NodeDied(Exception):
-    """The node went away while this was waiting on it."""
+    """The node died while this was waiting for it."""
 
 
 class Machine:
-    """A clock of work, and the register of waits. Belongs to one event loop from its first wait on."""
+    """Hold the clock of work and the register of waits. It belongs to one event loop from its first wait on."""
 
     def __init__(self) -> None:
         self._speed = 1.0
@@ -29,17 +29,18 @@ class Machine:
 
     @property
     def frozen(self) -> bool:
+        """Return whether work stands still."""
         return self._frozen
 
     def now(self) -> float:
-        """Machine time in seconds."""
+        """Return the machine time in seconds."""
         at = asyncio.get_running_loop().time()
         if self._since_s is None:
             self._since_s = at
         return self._worked_s + (at - self._since_s) * (0.0 if self._frozen else self._speed)
 
     def set_pace(self, *, slow: float | None = None, frozen: bool | None = None) -> None:
-        """`slow` 3 means three times slower. Takes effect on work under way."""
+        """Change the speed, also of work under way. `slow` 3 means three times slower."""
         if self._since_s is not None:  # else nothing has been done yet, and there may be no loop
             self._worked_s = self.now()
             self._since_s = asyncio.get_running_loop().time()
@@ -52,11 +53,12 @@ class Machine:
                 wait.set_result(None)
 
     async def work(self, seconds: float) -> None:
+        """Wait for so many seconds of machine time."""
         if seconds > 0 or self._frozen:
             await self.until(self.now() + seconds)
 
     async def until(self, target_s: float) -> None:
-        """Return when machine time has reached `target_s`; while frozen, do not return at all."""
+        """Wait until machine time reaches `target_s`; while frozen, wait without end."""
         while True:
             left = target_s - self.now()
             if self._frozen:
@@ -78,7 +80,7 @@ class Machine:
             self._waits.pop(wake, None)
 
     async def wait(self, future: asyncio.Future[Any] | None = None, *, is_work: bool = False) -> None:
-        """Wait for `future` (a new one: for ever), or for the node's death."""
+        """Wait for `future` (None: for ever), or for the node's death."""
         wake = future if future is not None else asyncio.get_running_loop().create_future()
         self._waits[wake] = is_work
         try:
@@ -87,7 +89,7 @@ class Machine:
             self._waits.pop(wake, None)
 
     def cut(self) -> None:
-        """The power goes: every wait ends with NodeDied."""
+        """End every wait with NodeDied."""
         waits, self._waits = self._waits, {}
         for wait in waits:
             if not wait.done():

@@ -1,7 +1,7 @@
-"""What a node is made of: plain values, written down once, so that the same spec gives the same node anywhere.
+"""Describe simulated models and nodes by plain values; the same spec gives the same node anywhere.
 
-Speeds are per second and mean "one request alone"; None is "instant", which is the right choice for tests that do
-not look at time. A digest that is not given is the hash of the name, so the same model is the same on all nodes.
+Speeds are per second and mean one request alone. None is instant, which suits tests that do not measure time. A digest
+that is not given is the hash of the name, so a model is the same on all nodes.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|
 
 
 def full_name(name: str) -> str:
-    """A name without a tag means `:latest`."""
+    """Return a model name with its tag; `:latest` if it has none."""
     return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
 
 
 def sha256(text: str) -> str:
+    """Return the SHA-256 of a text in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def blob_of(model: ModelSpec) -> str:
-    """The digest of a model's weights."""
+    """Return the digest of a model's weights."""
     return sha256(f"blob of {model.digest}")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model on disk. `mean_words` is the usual length of an answer; inf never stops by itself.
+    """Describe a model on disk.
 
-    `continues`: whether its template goes on with a last assistant message (most open a new turn and say
-    everything again). `dim` is the width of its vectors, or for a chat model of its layers. `words` are what it says,
-    one a token, in place of the usual ones.
+    Attributes:
+        mean_words: Usual length of an answer; inf never stops by itself.
+        continues: Its template goes on with a last assistant message. Most open a new turn and repeat everything.
+        dim: Width of its vectors, or for a chat model of its layers.
+        words: The words of its answers, one a token, in place of the usual ones.
     """
 
     name: str
@@ -66,19 +69,23 @@ class ModelSpec:
 
     @property
     def is_embed(self) -> bool:
+        """Return whether it makes vectors."""
         return self.kind == "embed"
 
     @cached_property
     def capabilities(self) -> list[str]:
+        """Return its capabilities as `/api/show` lists them."""
         if self.is_embed:
             return ["embedding"]
         extra = [word for word, has in (("tools", self.tools), ("thinking", self.thinking)) if has]
         return ["completion", *extra]
 
     def renamed(self, name: str) -> ModelSpec:
+        """Return the same model under another name."""
         return replace(self, name=name)
 
     def details(self) -> dict[str, Any]:
+        """Return its `details` in `/api/tags`, `/api/ps` and `/api/show`."""
         return {
             "parent_model": "",
             "format": "gguf",
@@ -89,7 +96,7 @@ class ModelSpec:
         }
 
     def tag(self) -> dict[str, Any]:
-        """Its entry in `/api/tags`."""
+        """Return its entry in `/api/tags`."""
         return {
             "name": self.name,
             "model": self.name,
@@ -117,15 +124,20 @@ DEFAULT_MODELS = (
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One node: where it is, what it has, how fast it is.
+    """Describe one node: its address, its models, its speed.
 
-    An item of an embedding costs 1/`embed_items_per_s` and its bytes / `embed_bytes_per_s`. `latency_s` is the
-    network's round trip (simulated transport only). `parallel_gain` is what each further slot adds to the total
-    token rate (a sixth for four, measured on a CPU, is 0.055; GPUs have more). `cpu_slowdown` is how much slower
-    a model runs whose weights are not in VRAM; `vram_bytes` None is "enough". `vectors` "cheap" answers vectors from
-    a small table: for fleets whose vectors nobody reads. `prefill_batch` is the number of tokens after which a runner
-    that reads a prompt notices that its client left (512 in today's nodes); None reads on to the end. `renders` False
-    is a node too old for `_debug_render_only`.
+    An item of an embedding costs 1/`embed_items_per_s` and its bytes / `embed_bytes_per_s`.
+
+    Attributes:
+        latency_s: Round trip of the network (simulated transport only).
+        parallel_gain: Share that each further slot adds to the total token rate. Four on a CPU add a sixth (measured):
+            0.055; GPUs have more.
+        cpu_slowdown: Factor for a model whose weights are not in VRAM.
+        vram_bytes: Size of the GPU memory; None is enough for everything.
+        vectors: "cheap" answers with vectors from a small table, for clusters whose vectors are not used.
+        prefill_batch: Tokens after which a runner in prefill notices that its client left (512 in today's nodes).
+            None reads on to the end.
+        renders: False for a node too old for `_debug_render_only`.
     """
 
     host: str = "127.0.0.1"
@@ -158,15 +170,17 @@ class NodeSpec:
 
     @property
     def key(self) -> str:
+        """Return "host:port"."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NodeSpec:
-        """The inverse of `to_json`; unknown keys raise TypeError with their name."""
+        """Return the spec that `to_json` was given. Raises TypeError for an unknown key."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:

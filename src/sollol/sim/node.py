@@ -1,8 +1,8 @@
-"""SimNode: one simulated Ollama, complete: routes, memory, speed, faults, and a record of what it was asked.
+"""Simulate one Ollama node: routes, memory, speed, faults, and a log of its requests.
 
-It has no sockets: `handle` takes a Call and gives a Reply. Under SimTransport it lives in simulated time, under
-`serve` behind real HTTP; the code is the same. Physics are in runner.py (memory), generation.py and embed_routes.py
-(time), machine.py (speed); what is wrong with it in faults.py.
+It has no sockets: `handle` takes a Call and returns a Reply. Under SimTransport it lives in simulated time, under
+`serve` behind real HTTP; the code is the same. Memory is in runner.py, time in generation.py and embed_routes.py, speed
+in machine.py, faults in faults.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from sollol.core.types import canonical_model
 from sollol.sim import routes
-from sollol.sim.ask import Ask, Refusal
 from sollol.sim.faults import Faults, Wrong
 from sollol.sim.loop import SimLoop
 from sollol.sim.machine import Machine, NodeDied
 from sollol.sim.models import ModelSpec, NodeSpec, full_name
 from sollol.sim.reply import SimReply
+from sollol.sim.request import Refusal, SimRequest
 from sollol.sim.runner import Runner, Runners
 from sollol.transport.base import Call, Fault, TransportFault
 
@@ -37,7 +37,10 @@ _NAME = re.compile(
 
 @dataclass
 class Counters:
-    """What a test reads. `log` has (microseconds, route, status); 499 is a client that left, 0 a cut."""
+    """Count what a node did, for tests.
+
+    `log` has (microseconds, route, status); 499 is a client that left, 0 a cut.
+    """
 
     requests: dict[str, int] = field(default_factory=dict)
     items_embedded: int = 0
@@ -49,7 +52,7 @@ class Counters:
 
 
 class SimNode:
-    """One node. Its methods are its switches; `counters` and `loads` say what happened."""
+    """Simulate one node. Its methods are its switches; `counters` and `loads` are its record."""
 
     def __init__(self, spec: NodeSpec | None = None) -> None:
         self.spec = spec or NodeSpec()
@@ -79,25 +82,25 @@ class SimNode:
 
     @property
     def loads(self) -> dict[str, int]:
-        """How often each model was loaded."""
+        """Return how often each model was loaded."""
         return self.runners.loads
 
     # -- requests ---------------------------------------------------------------------------------
 
     async def handle(self, call: Call) -> SimReply:
-        """Answer one request. Raises TransportFault when the node is not there, or dies before the head."""
+        """Answer one request. Raises TransportFault if the node is down, or dies before the head."""
         if self.state != "up":
             raise TransportFault(Fault.CONNECT, f"{self.spec.key}: connection refused")
-        ask = await Ask.of(call)
-        route = routes.find(ask)
-        label = f"{ask.method} {route.label}"
+        request = await SimRequest.of(call)
+        route = routes.find(request)
+        label = f"{request.method} {route.label}"
         counters = self.counters
         counters.requests[label] = counters.requests.get(label, 0) + 1
         counters.inflight += 1
         counters.max_inflight = max(counters.max_inflight, counters.inflight)
         status, reply = 0, None
         try:
-            reply = await self._answer(ask, route)
+            reply = await self._answer(request, route)
             status = reply.status
             return reply
         except NodeDied:
@@ -111,14 +114,14 @@ class SimNode:
             if reply is None or reply.writer is None:
                 counters.inflight -= 1
 
-    async def _answer(self, ask: Ask, route: routes.Route) -> SimReply:
+    async def _answer(self, request: SimRequest, route: routes.SimRoute) -> SimReply:
         if self.spec.overhead_s or self.machine.frozen:
             await self.machine.work(self.spec.overhead_s)
         if not route.works:
-            return await route.answer(self, ask)
-        return await self._with_faults(ask, route)
+            return await route.answer(self, request)
+        return await self._with_faults(request, route)
 
-    async def _with_faults(self, ask: Ask, route: routes.Route) -> SimReply:
+    async def _with_faults(self, request: SimRequest, route: routes.SimRoute) -> SimReply:
         faults = self.faults
         doomed = faults.error_share > 0 and self.dice.random() < faults.error_share
         refusal = Refusal(faults.error_status, "simulated fault")
@@ -126,11 +129,11 @@ class SimNode:
             return route.refuse(refusal)
         if faults.busy_over is not None and self.counters.inflight > faults.busy_over:
             return route.refuse(Refusal(503, "server busy, please try again.  maximum pending requests exceeded"))
-        reply = await route.answer(self, ask)
+        reply = await route.answer(self, request)
         if doomed:
             await reply.aclose()
             if reply.writer is not None:
-                self.disown(reply.writer)
+                self.discard_writer(reply.writer)
             return route.refuse(refusal)
         if reply.writer is None and reply.status == 200:
             self._spoil(reply)
@@ -144,14 +147,14 @@ class SimNode:
             reply.spoil(silent=faults.cut_after is None)
 
     def spawn(self, writing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run the writer of a stream; the request counts as running until it ends."""
+        """Run the writer of a stream. The request counts as running until it ends."""
         task = asyncio.get_running_loop().create_task(writing)
         self._writers[task] = True
         task.add_done_callback(self._written)
         return task
 
-    def disown(self, writer: asyncio.Task[Any]) -> None:
-        """The stream has come to nothing before its head; its request is counted by `handle`."""
+    def discard_writer(self, writer: asyncio.Task[Any]) -> None:
+        """Cancel a stream that failed before its head. `handle` counts its request."""
         writer.cancel()
         if writer in self._writers:
             self._writers[writer] = False
@@ -164,7 +167,10 @@ class SimNode:
     # -- what the routes need -----------------------------------------------------------------------
 
     def model(self, name: str, missing: str, must_name: bool = True) -> ModelSpec:
-        """The model called `name`, or a 404 in the route's words. `must_name`: the route has others for no name."""
+        """Return a model, or raise Refusal with the route's message.
+
+        `must_name`: a missing name is a 400, not a 404.
+        """
         if not name:
             raise Refusal(400, "model is required") if must_name else Refusal(404, "model '' not found")
         found = self.find(name)
@@ -180,19 +186,19 @@ class SimNode:
         return next((model for key, model in self.disk.items() if canonical_model(key) == wanted), None)
 
     def now_s(self) -> float:
-        """Seconds since 1970; simulated time begins with 2026."""
+        """Return the seconds since 1970. Simulated time begins with 2026."""
         loop = asyncio.get_running_loop()
         if self._epoch_s is None:
             self._epoch_s = _EPOCH_S if isinstance(loop, SimLoop) else time.time() - loop.time()
         return self._epoch_s + loop.time()
 
     def stamp(self, after_s: float = 0.0) -> str:
-        """A time as Ollama writes it, `after_s` seconds from now."""
+        """Return a time as Ollama writes it, `after_s` seconds from now."""
         second, fraction = divmod(round((self.now_s() + after_s) * 1e6), 1_000_000)
         return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:06d}001Z"
 
-    def toss(self) -> float:
-        """How many times longer than usual the next piece of work takes: jitter, and bad luck."""
+    def duration_factor(self) -> float:
+        """Draw the factor of the next piece of work: jitter and stragglers."""
         factor = 1.0
         if self.spec.jitter:
             factor += self.spec.jitter * (2 * self.dice.random() - 1)
@@ -201,8 +207,8 @@ class SimNode:
             factor *= faults.straggler_factor
         return factor
 
-    def linger(self, runner: Runner, until_s: float) -> None:
-        """Keep a slot taken until machine time `until_s`: its client left, its work has not ended."""
+    def hold_slot(self, runner: Runner, until_s: float) -> None:
+        """Keep a slot taken until machine time `until_s`, after its client left."""
 
         async def wait() -> None:
             try:
@@ -217,7 +223,7 @@ class SimNode:
         task.add_done_callback(self._written)
 
     def healed(self) -> asyncio.Future[None]:
-        """A new future that resolves when faults change: what a stalled stream waits for."""
+        """Return a future that resolves when faults change. A stalled stream waits for it."""
         found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stalled.append(found)
         return found
@@ -225,72 +231,75 @@ class SimNode:
     # -- switches -----------------------------------------------------------------------------------
 
     def die(self) -> None:
-        """The power goes: running requests are cut, new connections refused, the memory is empty."""
+        """Cut running requests, refuse new connections, and empty the memory."""
         self._set_state("down")
         self.machine.cut()
         self.machine = Machine()
         self.runners = Runners(self.machine, self.spec)
 
     def revive(self) -> None:
-        """Come back, with nothing loaded."""
+        """Start again, with nothing loaded."""
         self._set_state("up")
 
     def black_hole(self) -> None:
-        """Packets vanish: connecting takes for ever. What runs goes on."""
+        """Lose all packets: a connection takes for ever. Running requests go on."""
         self._set_state("unreachable")
 
     def reachable(self) -> None:
+        """End a black hole."""
         self._set_state("up")
 
     def freeze(self) -> None:
-        """As SIGSTOP: connections are accepted, nothing is answered, work stands still."""
+        """Stop as with SIGSTOP: connections are accepted, nothing is answered, work stands still."""
         self.machine.set_pace(frozen=True)
 
     def thaw(self) -> None:
+        """End a freeze."""
         self.machine.set_pace(frozen=False)
 
     def slow(self, factor: float) -> None:
-        """Everything takes `factor` times as long, work under way too. 1 is normal."""
+        """Make everything take `factor` times as long, also work under way. 1 is normal."""
         self.machine.set_pace(slow=factor)
 
     def error_rate(self, share: float, when: Literal["before", "after"] = "before", status: int = 500) -> None:
-        """That share of requests is answered with an error: at once, or after the work was done."""
+        """Answer a share of the requests with an error, at once or after the work."""
         self.faults.error_share, self.faults.error_when, self.faults.error_status = share, when, status
 
     def busy_above(self, n: int | None) -> None:
-        """503 to all beyond `n` requests in flight."""
+        """Answer 503 to requests beyond `n` in flight."""
         self.faults.busy_over = n
 
     def cut_after(self, n: int | None) -> None:
-        """Streams are cut after `n` tokens, other answers in the middle of their body."""
+        """Cut streams after `n` tokens, other answers in the middle of their body."""
         self.faults.cut_after = n
 
     def late_error_after(self, n: int | None) -> None:
-        """Streams end in an error after `n` tokens; other answers are a 500."""
+        """End streams in an error after `n` tokens; answer others with a 500."""
         self.faults.late_error_after = n
 
     def stall_after(self, n: int | None) -> None:
-        """Streams fall silent after `n` tokens, other answers in the middle of their body."""
+        """Silence streams after `n` tokens, other answers in the middle of their body."""
         self.faults.stall_after = n
         self._notify_healed()
 
     def wrong(self, kind: Wrong | None) -> None:
-        """Answers that a careful client must not believe."""
+        """Send answers that a careful client must refuse."""
         self.faults.wrong = kind
 
     def stragglers(self, share: float, factor: float = 10.0) -> None:
-        """That share of requests takes `factor` times as long."""
+        """Make a share of the requests take `factor` times as long."""
         self.faults.straggler_share, self.faults.straggler_factor = share, factor
 
     def lose_gpu(self) -> None:
-        """From the next load on, models run on the CPU (size_vram 0), without a word."""
+        """Run models on the CPU (size_vram 0) from the next load on, without an error."""
         self.runners.gpu_lost = True
 
     def regain_gpu(self) -> None:
+        """Run models on the GPU again from the next load on."""
         self.runners.gpu_lost = False
 
     def heal(self) -> None:
-        """All switches back to normal; a dead node comes back."""
+        """Reset all switches. A dead node starts again."""
         self.faults = Faults()
         self.runners.gpu_lost = False
         self.machine.set_pace(slow=1.0, frozen=False)

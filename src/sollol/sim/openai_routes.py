@@ -1,7 +1,7 @@
-"""`/v1`: the same answers in OpenAI's words, as Ollama's translation layer writes them, its habits included.
+"""Serve `/v1`: the same answers in OpenAI's protocol, as Ollama's translation layer writes them.
 
-An error after the first byte is swallowed there: an empty chunk with `"model":""`, then the end in good
-form, without a finish_reason and without `[DONE]`. `keep_alive` and runner options cannot be set here.
+An error after the first byte is lost there: it sends an empty chunk with `"model":""`, then the end in good form,
+without a finish_reason and without `[DONE]`. `keep_alive` and runner options cannot be set here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sollol.sim.ask import Ask, Refusal, encode
 from sollol.sim.embed_routes import embed, read_input
-from sollol.sim.generation import Answer, End, Wish, generate
+from sollol.sim.generation import AnswerEnd, GenerationRequest, SimAnswer, generate
 from sollol.sim.models import ModelSpec, full_name
 from sollol.sim.reply import JSON, PLAIN_JSON, SSE, SimReply
+from sollol.sim.request import Refusal, SimRequest, encode
 from sollol.sim.text_routes import registry_name, tool_call
 from sollol.sim.words import render
 
@@ -27,7 +27,7 @@ _TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 
 
 def openai_error(refusal: Refusal) -> SimReply:
-    """Errors found in reading come from another layer than the others; it shows in type and newline."""
+    """Return a refusal. Errors of parsing have another type and no newline, since another layer writes them."""
     kind = _TYPES.get(refusal.status, "api_error")
     body = encode({"error": {"message": refusal.message, "type": kind, "param": None, "code": None}})
     if refusal.early:
@@ -36,11 +36,12 @@ def openai_error(refusal: Refusal) -> SimReply:
 
 
 def event(value: Any) -> bytes:
+    """Return a server-sent event."""
     return b"data: " + encode(value) + b"\n\n"
 
 
-class OpenAIVoice:
-    """What chat and completions share."""
+class OpenAIWriter:
+    """Write the parts that chats and completions share."""
 
     stream_type = SSE
     stream_headers: dict[str, str] = {}  # noqa: RUF012 - never written
@@ -57,34 +58,40 @@ class OpenAIVoice:
         raise NotImplementedError
 
     def piece(self, text: str, *, thinking: bool = False) -> bytes:
+        """Return the bytes of one token."""
         found = event(self._chunk(text, None, thinking))
         self._spoke = True
         return found
 
-    def last(self, answer: Answer, end: End) -> bytes:
+    def last(self, answer: SimAnswer, end: AnswerEnd) -> bytes:
+        """Return the bytes that end a stream."""
         calls = event(self._calls(answer)) if answer.tool_calls else b""
         found = calls + event(self._chunk(None, self._reason(answer, end)))
         if self._usage:
             found += event(self._chunk(None, None) | {"choices": [], "usage": usage(end)})
         return found + b"data: [DONE]\n\n"
 
-    def _calls(self, answer: Answer) -> dict[str, Any]:
+    def _calls(self, answer: SimAnswer) -> dict[str, Any]:
         chunk = self._chunk("", None)
         chunk["choices"][0]["delta"] = {"role": "assistant", "content": "", "tool_calls": openai_calls(answer)}
         return chunk
 
-    def _reason(self, answer: Answer, end: End) -> str:
+    def _reason(self, answer: SimAnswer, end: AnswerEnd) -> str:
         return "tool_calls" if answer.tool_calls else end.reason
 
     def broken(self, message: str) -> bytes:
+        """Return the bytes that Ollama sends instead of an error."""
         self._model = ""
         return event(self._chunk("", None))
 
     def refused(self, refusal: Refusal) -> SimReply:
+        """Return the answer to a request that fails before its first byte."""
         return openai_error(refusal)
 
 
-class OpenAIChat(OpenAIVoice):
+class OpenAIChatWriter(OpenAIWriter):
+    """Write the answers of `/v1/chat/completions`."""
+
     def _head(self, kind: str) -> dict[str, Any]:
         return {
             "id": f"chatcmpl-{self._number}",
@@ -103,7 +110,8 @@ class OpenAIChat(OpenAIVoice):
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
 
-    def whole(self, answer: Answer, end: End) -> SimReply:
+    def whole(self, answer: SimAnswer, end: AnswerEnd) -> SimReply:
+        """Return an answer that is not streamed."""
         message: dict[str, Any] = {"role": "assistant", "content": answer.text}
         if answer.thoughts:
             message["reasoning"] = answer.thinking
@@ -114,7 +122,9 @@ class OpenAIChat(OpenAIVoice):
         return SimReply.of(200, encode(body) + b"\n", PLAIN_JSON)
 
 
-class OpenAICompletion(OpenAIVoice):
+class OpenAICompletionWriter(OpenAIWriter):
+    """Write the answers of `/v1/completions`."""
+
     def _chunk(self, text: str | None, reason: str | None, thinking: bool = False) -> dict[str, Any]:
         return {
             "id": f"cmpl-{self._number}",
@@ -125,7 +135,8 @@ class OpenAICompletion(OpenAIVoice):
             "system_fingerprint": "fp_ollama",
         }
 
-    def whole(self, answer: Answer, end: End) -> SimReply:
+    def whole(self, answer: SimAnswer, end: AnswerEnd) -> SimReply:
+        """Return an answer that is not streamed."""
         body = {
             "id": f"cmpl-{self._number}",
             "object": "text_completion",
@@ -138,12 +149,14 @@ class OpenAICompletion(OpenAIVoice):
         return SimReply.of(200, encode(body) + b"\n", PLAIN_JSON)
 
 
-def usage(end: End) -> dict[str, int]:
+def usage(end: AnswerEnd) -> dict[str, int]:
+    """Return the token counts of an answer."""
     total = end.prompt_tokens + end.tokens
     return {"prompt_tokens": end.prompt_tokens, "completion_tokens": end.tokens, "total_tokens": total}
 
 
-def openai_calls(answer: Answer) -> list[dict[str, Any]]:
+def openai_calls(answer: SimAnswer) -> list[dict[str, Any]]:
+    """Return the tool calls of an answer."""
     return [
         {
             "id": call["id"],
@@ -159,11 +172,12 @@ def openai_calls(answer: Answer) -> list[dict[str, Any]]:
 
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Contents may be lists of parts; the texts among them count."""
+    """Return messages with their contents as texts."""
     return [m | {"content": plain_content(m.get("content"))} for m in messages]
 
 
 def plain_content(content: Any) -> str:
+    """Return a content as a text. Of a list of parts, the texts are joined."""
     if isinstance(content, list):
         parts = (part.get("text", "") if isinstance(part, dict) else "" for part in content)
         return "".join(part for part in parts if isinstance(part, str))
@@ -171,6 +185,7 @@ def plain_content(content: Any) -> str:
 
 
 def text_model(node: SimNode, name: str, must_name: bool = True) -> ModelSpec:
+    """Return a model that generates text. Raises Refusal otherwise."""
     model = node.model(name, "model '{}' not found", must_name)
     if model.is_embed:
         raise Refusal(400, f'"{name}" does not support chat')
@@ -178,17 +193,18 @@ def text_model(node: SimNode, name: str, must_name: bool = True) -> ModelSpec:
 
 
 def sampling(data: dict[str, Any], limit: str) -> dict[str, Any]:
-    """The options that exist here; `max_completion_tokens` is none of them (ollama/ollama#7125)."""
+    """Return the options that exist here. `max_completion_tokens` is none of them (ollama/ollama#7125)."""
     names = {limit: "num_predict", "seed": "seed", "stop": "stop"}
     return {ours: data[theirs] for theirs, ours in names.items() if data.get(theirs) is not None}
 
 
-async def chat(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("OpenAI")
-    ask.field_of("stream", bool, "ChatCompletionRequest", "bool", None)
-    ask.field_of("tools", list, "ChatCompletionRequest", "[]api.Tool", None)
-    data = ask.data
-    messages = ask.messages_of("ChatCompletionRequest", "openai.Message")
+async def chat(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/chat/completions`."""
+    request.read_json("OpenAI")
+    request.field_of("stream", bool, "ChatCompletionRequest", "bool", None)
+    request.field_of("tools", list, "ChatCompletionRequest", "[]api.Tool", None)
+    data = request.data
+    messages = request.messages_of("ChatCompletionRequest", "openai.Message")
     if not messages:
         raise Refusal(400, "[] is too short - 'messages'", early=True)
     name = str(data.get("model") or "")
@@ -196,14 +212,14 @@ async def chat(node: SimNode, ask: Ask) -> SimReply:
     if tools and not model.tools:
         raise Refusal(400, f"{registry_name(model)} does not support tools")
     plain = plain_messages(messages)
-    voice = OpenAIChat(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
-    wish = Wish(
-        model, render(model, plain, tools), sampling(data, "max_tokens"), None, voice,
+    writer = OpenAIChatWriter(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
+    generation = GenerationRequest(
+        model, render(model, plain, tools), sampling(data, "max_tokens"), None, writer,
         bool(data.get("stream")), format=_format(data.get("response_format")), think=model.thinking,
     )  # fmt: skip
     if tools and plain and plain[-1].get("role") == "user":
-        wish.tools = [tool_call(node, tools[0])]
-    return await generate(node, wish)
+        generation.tools = [tool_call(node, tools[0])]
+    return await generate(node, generation)
 
 
 def _format(wanted: Any) -> Any:
@@ -214,27 +230,29 @@ def _format(wanted: Any) -> Any:
     return "json" if wanted.get("type") == "json_object" else None
 
 
-async def completions(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("OpenAI")
-    ask.field_of("stream", bool, "CompletionRequest", "bool", None)
-    data = ask.data
+async def completions(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/completions`."""
+    request.read_json("OpenAI")
+    request.field_of("stream", bool, "CompletionRequest", "bool", None)
+    data = request.data
     name, prompt = str(data.get("model") or ""), str(data.get("prompt") or "")
     model = text_model(node, name, must_name=False)
     if data.get("suffix"):
         raise Refusal(400, f"{registry_name(model)} does not support insert")
-    voice = OpenAICompletion(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
+    writer = OpenAICompletionWriter(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
     turns = render(model, [{"role": "user", "content": prompt}])
-    wish = Wish(model, turns, sampling(data, "max_tokens"), None, voice, bool(data.get("stream")))
-    return await generate(node, wish)
+    generation = GenerationRequest(model, turns, sampling(data, "max_tokens"), None, writer, bool(data.get("stream")))
+    return await generate(node, generation)
 
 
-async def embeddings(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("OpenAI")
-    data, name = ask.data, str(ask.data.get("model") or "")
+async def embeddings(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/embeddings`."""
+    request.read_json("OpenAI")
+    data, name = request.data, str(request.data.get("model") or "")
     texts = read_input(data.get("input"))
     if not texts:
         raise Refusal(400, "invalid input", early=True)
-    form = ask.field_of("encoding_format", str, "EmbedRequest", "string", "")
+    form = request.field_of("encoding_format", str, "EmbedRequest", "string", "")
     if form.lower() not in ("", "float", "base64"):
         words = f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64']."
         raise Refusal(400, words, early=True)
@@ -259,7 +277,8 @@ def _base64(fragment: bytes) -> bytes:
     return b'"' + base64.b64encode(struct.pack(f"<{len(numbers)}f", *(n or 0.0 for n in numbers))) + b'"'
 
 
-async def transcriptions(node: SimNode, ask: Ask) -> SimReply:
+async def transcriptions(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/audio/transcriptions`, which simulated models cannot do."""
     raise Refusal(400, "this node hears nothing: the simulated models know no sound")
 
 
@@ -267,12 +286,14 @@ def _entry(node: SimNode, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 1_767_225_600, "owned_by": "library"}
 
 
-async def models(node: SimNode, ask: Ask) -> SimReply:
+async def models(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/models`."""
     data = [_entry(node, name) for name in node.disk]
     return SimReply.of(200, encode({"object": "list", "data": data}) + b"\n", PLAIN_JSON)
 
 
-async def model(node: SimNode, ask: Ask) -> SimReply:
-    if node.find(ask.rest) is None:
-        raise Refusal(404, f"model '{full_name(ask.rest)}' not found")
-    return SimReply.of(200, encode(_entry(node, ask.rest)) + b"\n", PLAIN_JSON)
+async def model(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/models/NAME`."""
+    if node.find(request.rest) is None:
+        raise Refusal(404, f"model '{full_name(request.rest)}' not found")
+    return SimReply.of(200, encode(_entry(node, request.rest)) + b"\n", PLAIN_JSON)

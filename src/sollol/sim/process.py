@@ -24,8 +24,13 @@ class CannotServe(Exception):
     """A node cannot listen at its address."""
 
 
-class Job(NamedTuple):
-    """Nodes to serve. `port` 0: free ones; `parent`: end with this process."""
+class ServeJob(NamedTuple):
+    """Describe nodes to serve.
+
+    Attributes:
+        port: The first port; 0 takes free ones.
+        parent: Process id with which it ends.
+    """
 
     specs: Sequence[NodeSpec]
     host: str = "127.0.0.1"
@@ -40,7 +45,7 @@ def print_node(url: str, spec: NodeSpec) -> None:
     print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
 
 
-def serve_nodes(job: Job, listening: Callable[[str, NodeSpec], None] = print_node) -> None:
+def serve_nodes(job: ServeJob, listening: Callable[[str, NodeSpec], None] = print_node) -> None:
     """Serve the nodes; call `listening` for each as soon as it listens. Raises CannotServe."""
     if job.parent is not None:
         _die_with(job.parent)
@@ -48,7 +53,7 @@ def serve_nodes(job: Job, listening: Callable[[str, NodeSpec], None] = print_nod
         runner.run(_serve(job, listening))
 
 
-async def _serve(job: Job, listening: Callable[[str, NodeSpec], None]) -> None:
+async def _serve(job: ServeJob, listening: Callable[[str, NodeSpec], None]) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     on_signal(loop, ("SIGINT", "SIGTERM", "SIGBREAK"), ended.set)

@@ -1,7 +1,7 @@
-"""The answer of a simulated node: a Reply that its node writes and its client reads.
+"""Hold the answer of a simulated node, which the node writes and the client reads.
 
-The node writes at its own pace, whether or not anybody reads, as into a socket's buffer; leaving early
-cancels the task that writes. A body may end in a cut or in silence, which is what faults are made of.
+The node writes at its own pace, as into the buffer of a socket. A client that leaves early cancels the task that
+writes. A fault may end a body in a cut or in silence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CHUNKED_OVER_BYTES = 2048  # Go's server sends a Content-Length when the whole 
 
 
 class SimReply:
-    """Made whole (`SimReply.of`) or piece by piece (`push`, then `finish` or `fail`)."""
+    """Hold an answer, complete (`SimReply.of`) or in pieces (`push`, then `finish` or `fail`)."""
 
     def __init__(self, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.status = status
@@ -35,7 +35,7 @@ class SimReply:
 
     @classmethod
     def of(cls, status: int, body: bytes, content_type: str = JSON, **headers: str) -> SimReply:
-        """A complete answer; `headers` are given with underscores for dashes."""
+        """Return a complete answer. The names of `headers` have underscores for dashes."""
         found = {"content-type": content_type} if content_type else {}
         found |= {name.replace("_", "-"): value for name, value in headers.items()}
         if len(body) > _CHUNKED_OVER_BYTES:
@@ -50,28 +50,33 @@ class SimReply:
 
     @property
     def complete(self) -> bool:
-        """The node has written all it will."""
+        """Return whether the node has written everything."""
         return self._ended
 
     @property
     def cut_short(self) -> bool:
+        """Return whether it ends in a fault."""
         return self._fault is not None
 
     def begin(self, status: int, content_type: str, **headers: str) -> None:
+        """Write the head of a stream."""
         self.status = status
         self.headers = {"content-type": content_type, "transfer-encoding": "chunked"}
         self.headers |= {name.replace("_", "-"): value for name, value in headers.items()}
 
     def push(self, piece: bytes) -> None:
+        """Write a piece of the body."""
         if not self._ended:
             self._pieces.append(piece)
             self._notify()
 
     def finish(self) -> None:
+        """End the body."""
         self._ended = True
         self._notify()
 
     def fail(self, message: str, fault: Fault = Fault.CUT) -> None:
+        """End the body with a fault."""
         if not self._ended:
             self._fault = TransportFault(fault, message)
             self.finish()
@@ -92,12 +97,12 @@ class SimReply:
             self.headers["content-length"] = str(len(body))
 
     def push_back(self, body: bytes) -> None:
-        """Put what was read back, as one piece: the reply is complete and unread."""
+        """Put a body that was read back as one piece: the reply is complete and unread."""
         if body:
             self._pieces.append(body)
 
     def peek(self) -> bytes:
-        """What has been written and not yet been read."""
+        """Return the bytes that are written and not yet read."""
         return b"".join(self._pieces)
 
     def _notify(self) -> None:
@@ -105,7 +110,7 @@ class SimReply:
             self._reader.set_result(None)
 
     async def _more(self) -> bool:
-        """Wait until there is a piece or an end; False at the end."""
+        """Wait for a piece or the end. Return False at the end."""
         while not self._pieces and not self._ended:
             self._reader = asyncio.get_running_loop().create_future()
             try:
@@ -125,7 +130,7 @@ class SimReply:
             yield self._pieces.popleft()
 
     async def read(self) -> bytes:
-        """All that is left of the body."""
+        """Return the rest of the body."""
         if self._ended and self._fault is None:
             body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces.clear()
@@ -133,6 +138,7 @@ class SimReply:
         return b"".join([piece async for piece in self])
 
     async def aclose(self) -> None:
+        """Leave: cancel the writer, and drop the rest."""
         self._leave()
 
     def _leave(self) -> None:

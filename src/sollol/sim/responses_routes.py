@@ -1,21 +1,25 @@
-"""`/v1/responses`: OpenAI's newer protocol, text only, as Ollama writes it: whole fields in one order, events in
-alphabetical order (there they are Go maps)."""
+"""Serve `/v1/responses`, OpenAI's newer protocol, with text only.
+
+The keys of a whole answer stand in one order, those of events in alphabetical order (there they are Go maps).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sollol.sim.ask import Ask, Refusal, encode
-from sollol.sim.generation import Answer, End, Wish, generate
+from sollol.sim.generation import AnswerEnd, GenerationRequest, SimAnswer, generate
 from sollol.sim.openai_routes import openai_error, plain_content, text_model
 from sollol.sim.reply import PLAIN_JSON, SSE, SimReply
+from sollol.sim.request import Refusal, SimRequest, encode
 from sollol.sim.words import render
 
 if TYPE_CHECKING:
     from sollol.sim.node import SimNode
 
 
-class ResponsesVoice:
+class ResponsesWriter:
+    """Write the answers of `/v1/responses`."""
+
     stream_type = SSE
     stream_headers = {"cache_control": "no-cache", "connection": "keep-alive"}  # noqa: RUF012 - never written
     events_apart = True
@@ -92,6 +96,7 @@ class ResponsesVoice:
         )  # fmt: skip
 
     def piece(self, text: str, *, thinking: bool = False) -> bytes:
+        """Return the bytes of one token."""
         head = self._begin()
         if thinking:
             return head
@@ -101,7 +106,8 @@ class ResponsesVoice:
             content_index=0, delta=text, item_id=self._item_id, logprobs=[], output_index=0,
         )  # fmt: skip
 
-    def last(self, answer: Answer, end: End) -> bytes:
+    def last(self, answer: SimAnswer, end: AnswerEnd) -> bytes:
+        """Return the bytes that end a stream."""
         place = {"content_index": 0, "item_id": self._item_id, "output_index": 0}
         item = _sorted(self._item("completed", answer.text))
         response = _sorted(self._response("completed", [item], _usage(end)))
@@ -113,14 +119,17 @@ class ResponsesVoice:
             + self._event("response.completed", response=response)
         )
 
-    def whole(self, answer: Answer, end: End) -> SimReply:
+    def whole(self, answer: SimAnswer, end: AnswerEnd) -> SimReply:
+        """Return an answer that is not streamed."""
         body = self._response("completed", [self._item("completed", answer.text)], _usage(end))
         return SimReply.of(200, encode(body) + b"\n", PLAIN_JSON)
 
     def broken(self, message: str) -> bytes:
+        """Return nothing: Ollama sends no error here."""
         return b""
 
     def refused(self, refusal: Refusal) -> SimReply:
+        """Return the answer to a request that fails before its first byte."""
         return openai_error(refusal)
 
 
@@ -134,7 +143,7 @@ def _sorted(value: Any) -> Any:
     return [_sorted(part) for part in value] if isinstance(value, list) else value
 
 
-def _usage(end: End) -> dict[str, Any]:
+def _usage(end: AnswerEnd) -> dict[str, Any]:
     return {
         "input_tokens": end.prompt_tokens,
         "output_tokens": end.tokens,
@@ -144,10 +153,11 @@ def _usage(end: End) -> dict[str, Any]:
     }
 
 
-async def responses(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("OpenAI")
-    ask.field_of("stream", bool, "ResponsesRequest", "bool", None)
-    data, name = ask.data, str(ask.data.get("model") or "")
+async def responses(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/v1/responses`."""
+    request.read_json("OpenAI")
+    request.field_of("stream", bool, "ResponsesRequest", "bool", None)
+    data, name = request.data, str(request.data.get("model") or "")
     model = text_model(node, name)
     turns = _turns(data.get("input"))
     if not turns:
@@ -156,8 +166,10 @@ async def responses(node: SimNode, ask: Ask) -> SimReply:
         turns.insert(0, {"role": "system", "content": str(data["instructions"])})
     limit = data.get("max_output_tokens")
     options = {"num_predict": limit} if isinstance(limit, int) else {}
-    voice = ResponsesVoice(node, data)
-    return await generate(node, Wish(model, render(model, turns), options, None, voice, bool(data.get("stream"))))
+    writer = ResponsesWriter(node, data)
+    return await generate(
+        node, GenerationRequest(model, render(model, turns), options, None, writer, bool(data.get("stream")))
+    )
 
 
 def _turns(wanted: Any) -> list[dict[str, Any]]:

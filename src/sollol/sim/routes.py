@@ -1,4 +1,4 @@
-"""The table of routes, and what the web framework in front of Ollama does before a route is reached."""
+"""Find the route of a request, after the checks of the web framework in front of Ollama."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sollol.sim import (
     show_route,
     text_routes,
 )
-from sollol.sim.ask import Ask, Refusal, ollama_error
 from sollol.sim.reply import SimReply
+from sollol.sim.request import Refusal, SimRequest, ollama_error
 
 if TYPE_CHECKING:
     from sollol.sim.node import SimNode
 
-Answer = Callable[["SimNode", Ask], Awaitable[SimReply]]
+SimAnswer = Callable[["SimNode", SimRequest], Awaitable[SimReply]]
 Refuse = Callable[[Refusal], SimReply]
 
 _ALLOWED_HEADERS = (
@@ -34,34 +34,38 @@ _ALLOWED_HEADERS = (
 _LOCAL_ENDINGS = (".local", ".localhost", ".internal")
 
 
-class Route(NamedTuple):
-    """`works`: it uses a model, so it is subject to the faults of work; the others are state."""
+class SimRoute(NamedTuple):
+    """Hold one route.
+
+    `works`: it uses a model, so it is subject to the faults of work; the others are about state.
+    """
 
     label: str
-    handler: Answer
+    handler: SimAnswer
     refuse: Refuse = ollama_error
     works: bool = False
 
-    async def answer(self, node: SimNode, ask: Ask) -> SimReply:
+    async def answer(self, node: SimNode, request: SimRequest) -> SimReply:
+        """Return the answer to a request, or its refusal."""
         try:
-            return await self.handler(node, ask)
+            return await self.handler(node, request)
         except Refusal as refusal:
             return self.refuse(refusal)
 
 
-def _state(method: str, path: str, handler: Answer) -> tuple[tuple[str, str], Route]:
-    return (path, method), Route(path, handler)
+def _state(method: str, path: str, handler: SimAnswer) -> tuple[tuple[str, str], SimRoute]:
+    return (path, method), SimRoute(path, handler)
 
 
-def _ollama(path: str, handler: Answer) -> tuple[tuple[str, str], Route]:
-    return (path, "POST"), Route(path, handler, works=True)
+def _ollama(path: str, handler: SimAnswer) -> tuple[tuple[str, str], SimRoute]:
+    return (path, "POST"), SimRoute(path, handler, works=True)
 
 
-def _openai(path: str, handler: Answer) -> tuple[tuple[str, str], Route]:
-    return (path, "POST"), Route(path, handler, openai_routes.openai_error, works=True)
+def _openai(path: str, handler: SimAnswer) -> tuple[tuple[str, str], SimRoute]:
+    return (path, "POST"), SimRoute(path, handler, openai_routes.openai_error, works=True)
 
 
-TABLE: dict[tuple[str, str], Route] = dict(
+TABLE: dict[tuple[str, str], SimRoute] = dict(
     [
         *(_state(method, "/", disk_routes.root) for method in ("GET", "HEAD")),
         *(_state(method, "/api/version", disk_routes.version) for method in ("GET", "HEAD")),
@@ -87,10 +91,10 @@ TABLE: dict[tuple[str, str], Route] = dict(
         _openai("/v1/embeddings", openai_routes.embeddings),
         _openai("/v1/responses", responses_routes.responses),
         _openai("/v1/audio/transcriptions", openai_routes.transcriptions),
-        (("/v1/messages", "POST"), Route("/v1/messages", anthropic_routes.messages,
+        (("/v1/messages", "POST"), SimRoute("/v1/messages", anthropic_routes.messages,
                                          anthropic_routes.anthropic_error, works=True)),
-        (("/v1/models", "GET"), Route("/v1/models", openai_routes.models, openai_routes.openai_error)),
-        (("/v1/models/", "GET"), Route("/v1/models/", openai_routes.model, openai_routes.openai_error)),
+        (("/v1/models", "GET"), SimRoute("/v1/models", openai_routes.models, openai_routes.openai_error)),
+        (("/v1/models/", "GET"), SimRoute("/v1/models/", openai_routes.model, openai_routes.openai_error)),
     ]
 )  # fmt: skip
 _WITH_NAME = ("/api/blobs/", "/v1/models/")
@@ -99,33 +103,33 @@ for _path, _method in TABLE:
     _METHODS.setdefault(_path, []).append(_method)
 
 
-def find(ask: Ask) -> Route:
-    """The route of a request; what stands in front of all routes is a route too."""
-    if not _host_allowed(ask.headers.get("host", "")) or not _origin_allowed(ask.headers.get("origin", "")):
+def find(request: SimRequest) -> SimRoute:
+    """Return the route of a request, also for redirects and refusals in front of all routes."""
+    if not _host_allowed(request.headers.get("host", "")) or not _origin_allowed(request.headers.get("origin", "")):
         return _FORBIDDEN
-    path = ask.path
+    path = request.path
     straight = posixpath.normpath("/" + path.lstrip("/")) + ("/" if path.endswith("/") and path.strip("/.") else "")
     if straight != path:
-        ask.rest = straight
+        request.rest = straight
         return _ELSEWHERE
-    if path.endswith("/") and (path[:-1], ask.method) in TABLE:
-        ask.rest = path[:-1]
-        return _MOVED if ask.method == "GET" else _ELSEWHERE
+    if path.endswith("/") and (path[:-1], request.method) in TABLE:
+        request.rest = path[:-1]
+        return _MOVED if request.method == "GET" else _ELSEWHERE
     for prefix in _WITH_NAME:
         if path.startswith(prefix) and len(path) > len(prefix):
-            ask.rest = path[len(prefix) :]
+            request.rest = path[len(prefix) :]
             path = prefix
-    found = TABLE.get((path, ask.method))
+    found = TABLE.get((path, request.method))
     if found is not None:
         return found
-    if path not in _METHODS or ask.path in _WITH_NAME:
+    if path not in _METHODS or request.path in _WITH_NAME:
         return _UNKNOWN
-    ask.rest = ", ".join(_METHODS[path])
-    return _PREFLIGHT if ask.method == "OPTIONS" else _WRONG_METHOD
+    request.rest = ", ".join(_METHODS[path])
+    return _PREFLIGHT if request.method == "OPTIONS" else _WRONG_METHOD
 
 
 def _host_allowed(host: str) -> bool:
-    """As a node bound to loopback: addresses, and names that cannot be somebody else's."""
+    """Check a host as a node bound to loopback does: addresses and local names."""
     if not host:
         return True
     name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
@@ -145,18 +149,18 @@ def _origin_allowed(origin: str) -> bool:
     return scheme in ("http", "https") and name in ("localhost", "127.0.0.1", "0.0.0.0", "[::1]")
 
 
-async def _forbidden(node: SimNode, ask: Ask) -> SimReply:
+async def _forbidden(node: SimNode, request: SimRequest) -> SimReply:
     return SimReply.of(403, b"", "")
 
 
-async def _unknown(node: SimNode, ask: Ask) -> SimReply:
+async def _unknown(node: SimNode, request: SimRequest) -> SimReply:
     return SimReply.of(404, b"404 page not found", "text/plain")
 
 
-def _redirect(status: int, words: str) -> Answer:
-    async def answer(node: SimNode, ask: Ask) -> SimReply:
-        where = ask.rest + ("?" + ask.query if ask.query else "")
-        if ask.method not in ("GET", "HEAD"):
+def _redirect(status: int, words: str) -> SimAnswer:
+    async def answer(node: SimNode, request: SimRequest) -> SimReply:
+        where = request.rest + ("?" + request.query if request.query else "")
+        if request.method not in ("GET", "HEAD"):
             return SimReply.of(status, b"", "", location=where)
         page = f'<a href="{where}">{words}</a>.\n\n'.encode()
         return SimReply.of(status, page, "text/html; charset=utf-8", location=where)
@@ -164,26 +168,26 @@ def _redirect(status: int, words: str) -> Answer:
     return answer
 
 
-async def _wrong_method(node: SimNode, ask: Ask) -> SimReply:
-    return SimReply.of(405, b"405 method not allowed", "text/plain", allow=ask.rest)
+async def _wrong_method(node: SimNode, request: SimRequest) -> SimReply:
+    return SimReply.of(405, b"405 method not allowed", "text/plain", allow=request.rest)
 
 
-async def _preflight(node: SimNode, ask: Ask) -> SimReply:
-    origin = ask.headers.get("origin", "*")
+async def _preflight(node: SimNode, request: SimRequest) -> SimReply:
+    origin = request.headers.get("origin", "*")
     return SimReply.of(
         204, b"", "",
         access_control_allow_headers=_ALLOWED_HEADERS,
         access_control_allow_methods="GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
         access_control_allow_origin=origin,
         access_control_max_age="43200",
-        allow=ask.rest,
+        allow=request.rest,
         vary="Access-Control-Request-Headers",
     )  # fmt: skip
 
 
-_FORBIDDEN = Route("forbidden", _forbidden)
-_ELSEWHERE = Route("elsewhere", _redirect(307, "Temporary Redirect"))
-_MOVED = Route("moved", _redirect(301, "Moved Permanently"))
-_UNKNOWN = Route("unknown", _unknown)
-_WRONG_METHOD = Route("wrong method", _wrong_method)
-_PREFLIGHT = Route("preflight", _preflight)
+_FORBIDDEN = SimRoute("forbidden", _forbidden)
+_ELSEWHERE = SimRoute("elsewhere", _redirect(307, "Temporary Redirect"))
+_MOVED = SimRoute("moved", _redirect(301, "Moved Permanently"))
+_UNKNOWN = SimRoute("unknown", _unknown)
+_WRONG_METHOD = SimRoute("wrong method", _wrong_method)
+_PREFLIGHT = SimRoute("preflight", _preflight)

@@ -1,10 +1,9 @@
-"""Which models are in memory, who may use them, and who must wait: a node's own little scheduler.
+"""Schedule the models in memory of a node, as Ollama does (server/sched.go).
 
-The rules are Ollama's (server/sched.go). A request for a model that is loaded with the same options goes
-straight to the runner and waits there without bound. Any other stands in one line of at most `max_queue` and the
-one in work; there, one at a time, it makes room (idle runner with the shortest keep-alive first, else it waits for
-one to become idle), loads, and lets the next in. Keep-alive needs no timers: nothing can tell an expired runner
-from an unloaded one until somebody looks, so expiry is applied when somebody does.
+A request for a model that is loaded with the same options goes straight to the runner and waits there without bound.
+Any other stands in one line of at most `max_queue` and the one in work. There, one at a time, it makes room (the idle
+runner with the shortest keep-alive first, else it waits for one to become idle), loads, and lets the next in.
+Keep-alive needs no timers: an expired runner shows only when the list is read, so expiry is applied then.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "nu
 
 
 class ServerBusy(Exception):
-    """The line of those who need a load is full."""
+    """The line of requests that need a load is full."""
 
 
 class Slots:
-    """A fair semaphore: first come, first served, and a place may be given back later than it is left."""
+    """Limit the requests of a runner, first come, first served. A slot may stay taken after its request has ended."""
 
     def __init__(self, machine: Machine, count: int) -> None:
         self._machine = machine
@@ -36,6 +35,7 @@ class Slots:
         self.line: deque[asyncio.Future[None]] = deque()
 
     async def acquire(self) -> None:
+        """Wait for a slot and take it."""
         if self.free > 0 and not self.line:
             self.free -= 1
             return
@@ -51,6 +51,7 @@ class Slots:
             raise
 
     def release(self) -> None:
+        """Give a slot to the next request, or free it."""
         while self.line:
             turn = self.line.popleft()
             if not turn.done():
@@ -60,7 +61,7 @@ class Slots:
 
 
 class Runner:
-    """A model in memory."""
+    """Hold a model in memory."""
 
     def __init__(self, machine: Machine, spec: NodeSpec, model: ModelSpec, options: tuple[Any, ...]) -> None:
         self.model = model
@@ -70,14 +71,17 @@ class Runner:
         self.users = 0
         self.keep_alive_s = spec.keep_alive_s
         self.expires_s = math.inf
-        self.shown: tuple[tuple[bool, float], str] | None = None  # of what, and the time of expiry as it was told
+        self.shown: tuple[tuple[bool, float], str] | None = (
+            None  # its state, and the time of expiry that was sent for it
+        )
         self.size_vram = model.size_bytes
         self.slowdown = 1.0
         self.decoding = 0
-        self.said: deque[str] = deque(maxlen=self.slots.count)  # the text in each slot's cache
+        self.cached_texts: deque[str] = deque(maxlen=self.slots.count)  # the text in each slot's cache
         self.idle: asyncio.Future[None] | None = None
 
     def leave(self, now_s: float) -> None:
+        """Record that a request has ended."""
         self.users -= 1
         self.expires_s = now_s + self.keep_alive_s
         if self.users == 0 and self.idle is not None and not self.idle.done():
@@ -85,7 +89,7 @@ class Runner:
 
 
 class Runners:
-    """The loaded models of a node, and the line of loads."""
+    """Hold the loaded models of a node, and the line of loads."""
 
     def __init__(self, machine: Machine, spec: NodeSpec) -> None:
         self._machine = machine
@@ -96,12 +100,12 @@ class Runners:
         self.gpu_lost = False
 
     def options_of(self, model: ModelSpec, asked: dict[str, Any]) -> tuple[Any, ...]:
-        """What must agree for a runner to be used as it is. First the context length, capped by the model's."""
+        """Return the options that must agree for a runner to be reused. The first is the context length."""
         num_ctx = min(asked.get("num_ctx") or self._spec.num_ctx, model.context_length)
         return (num_ctx, *(asked.get(name) for name in RUNNER_OPTIONS[1:]))
 
     def look(self) -> dict[str, Runner]:
-        """The loaded models as of now."""
+        """Return the loaded models, without those that have expired."""
         now = asyncio.get_running_loop().time()
         gone = [name for name, r in self.loaded.items() if r.users == 0 and r.expires_s <= now]
         for name in gone:
@@ -109,7 +113,7 @@ class Runners:
         return self.loaded
 
     def put(self, model: ModelSpec, options: tuple[Any, ...]) -> Runner:
-        """Place a model in memory without the time it takes."""
+        """Place a model in memory without the time that it takes."""
         runner = Runner(self._machine, self._spec, model, options)
         free = self._free_vram()
         runner.size_vram = int(max(0, min(model.size_bytes, free))) if not self.gpu_lost else 0
@@ -120,7 +124,7 @@ class Runners:
         return runner
 
     def unload(self, name: str) -> None:
-        """As with keep-alive 0: now if idle, else when it becomes idle."""
+        """Unload a model: now if it is idle, else when it becomes idle."""
         runner = self.look().get(name)
         if runner is None:
             return
@@ -130,7 +134,7 @@ class Runners:
 
     @asynccontextmanager
     async def use(self, model: ModelSpec, asked: dict[str, Any], keep_alive_s: float | None) -> AsyncIterator[Runner]:
-        """A runner for the time of one request. Raises ServerBusy."""
+        """Hold a runner for one request. Raises ServerBusy."""
         runner = await self._get(model, self.options_of(model, asked))
         if keep_alive_s is not None:  # else it keeps the one it has: a pinned model stays pinned
             runner.keep_alive_s = keep_alive_s

@@ -1,8 +1,8 @@
-"""The same nodes behind real HTTP on loopback: for demos, and for tests of code that opens sockets.
+"""Serve simulated nodes over real HTTP on loopback, for demos and for tests of code that opens sockets.
 
-A small server of its own, because faults must be real: a cut aborts the connection inside a chunk, a dead node has no
-listener, a frozen one accepts and says nothing. (A black hole cannot be had on loopback: it accepts and is silent.)
-`serve` runs on the current loop, `sim_cluster` in a thread of its own; `spawn` (spawn.py) in another process.
+The server is small and its own, because faults must be real: a cut aborts the connection inside a chunk, a dead node
+has no listener, a frozen one accepts and sends nothing. (A black hole is not possible on loopback: it accepts and is
+silent.) `serve` runs on the current loop, `sim_cluster` in a thread, `spawn` (spawn.py) in another process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _START_WAIT_S = 10.0
 
 
 class _Connection(asyncio.Protocol):
-    """One client's connection: requests are answered one after another, in order."""
+    """Answer the requests of one client in order."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -149,7 +149,7 @@ def _head(reply: SimReply) -> bytes:
 
 
 class Served:
-    """A node that listens. `close` ends it; die and revive on the node close and open its port."""
+    """Listen for one node. `close` ends it; die and revive of the node close and open its port."""
 
     def __init__(self, node: SimNode, host: str) -> None:
         self.node = node
@@ -162,20 +162,23 @@ class Served:
 
     @property
     def url(self) -> str:
+        """Return the URL of the node."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     async def listen(self, port: int) -> None:
+        """Open the port; 0 takes a free one."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), self.host, port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def follow(self, schedule: Sequence[FaultEvent]) -> None:
-        """Let a schedule happen, in seconds from now."""
+        """Start a schedule of faults, in seconds from now."""
         loop = asyncio.get_running_loop()
         self._timers += [loop.call_later(event.at_s, apply, self.node, event) for event in schedule]
 
     def state_changed(self, node: SimNode) -> None:
+        """Close or open the port after the node has died or started again."""
         if node.state == "down":
             self._stop_listening()
             for connection in list(self.connections):
@@ -191,6 +194,7 @@ class Served:
             self._server = None
 
     async def close(self) -> None:
+        """Close the port and all connections."""
         for timer in self._timers:
             timer.cancel()
         if self.state_changed in self.node.on_state:
@@ -208,7 +212,7 @@ async def serve(
     *,
     schedule: Sequence[FaultEvent] = (),
 ) -> Served:
-    """Put a node on a port (0: a free one) of the running loop."""
+    """Serve a node on a port (0: a free one) of the running loop."""
     node = node if isinstance(node, SimNode) else SimNode(node)
     served = Served(node, host)
     await served.listen(port)
@@ -218,7 +222,10 @@ async def serve(
 
 
 class Cluster(Sequence[str]):
-    """The URLs of nodes that run in a thread. Also their switches: `cluster.do(lambda nodes: nodes[0].die())`."""
+    """Hold the URLs of nodes that run in a thread, and their switches.
+
+    For example `cluster.do(lambda nodes: nodes[0].die())`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, served: list[Served]) -> None:
         self._loop = loop
@@ -246,8 +253,10 @@ class Cluster(Sequence[str]):
 
 @contextmanager
 def sim_cluster(specs: Iterable[NodeSpec | SimNode] | int = 3) -> Iterator[Cluster]:
-    """Nodes on free loopback ports, in a background thread, for the time of the block. A number is that many
-    default nodes."""
+    """Serve nodes on free loopback ports, in a background thread, for the time of the block.
+
+    A number stands for that many default nodes.
+    """
     wanted = [NodeSpec(seed=i) for i in range(specs)] if isinstance(specs, int) else list(specs)
     loop = new_loop()
     thread = threading.Thread(target=loop.run_forever, name="sollol-sim", daemon=True)
@@ -276,7 +285,7 @@ def sim_cluster(specs: Iterable[NodeSpec | SimNode] | int = 3) -> Iterator[Clust
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on now."""
+    """Return a port without a listener."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]

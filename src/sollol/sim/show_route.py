@@ -1,12 +1,12 @@
-"""`/api/show`: what a model is made of, in the detail that clients read (context length, template, capabilities)."""
+"""Serve `/api/show` in the detail that clients read: context length, template, capabilities."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sollol.sim.ask import Ask, Refusal, encode
 from sollol.sim.models import CHATML, ModelSpec, blob_of, full_name
 from sollol.sim.reply import JSON, SimReply
+from sollol.sim.request import Refusal, SimRequest, encode
 
 if TYPE_CHECKING:
     from sollol.sim.node import SimNode
@@ -18,13 +18,14 @@ _PARTS = {
 }
 
 
-async def show(node: SimNode, ask: Ask) -> SimReply:
-    ask.read_json("ShowRequest")
-    name = str(ask.data.get("model") or ask.data.get("name") or "")
+async def show(node: SimNode, request: SimRequest) -> SimReply:
+    """Serve `/api/show`."""
+    request.read_json("ShowRequest")
+    name = str(request.data.get("model") or request.data.get("name") or "")
     if not name:
         raise Refusal(400, "model is required")
     model = node.model(name if node.find(name) else full_name(name), "model '{}' not found")
-    return SimReply.of(200, encode(_shown(model, verbose=bool(ask.data.get("verbose")))), JSON)
+    return SimReply.of(200, encode(_shown(model, verbose=bool(request.data.get("verbose")))), JSON)
 
 
 def _shown(model: ModelSpec, *, verbose: bool) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _model_info(model: ModelSpec, verbose: bool) -> dict[str, Any]:
 
 
 def _tokenizer(model: ModelSpec, verbose: bool) -> dict[str, Any]:
-    """The long lists are null unless asked for."""
+    """Return the fields of the tokenizer. The long lists are null without `verbose`."""
     size = _words(model)
     found: dict[str, Any] = {
         "model": "bert" if model.is_embed else "llama",

@@ -1,8 +1,8 @@
-"""Simulated nodes as processes of their own: to be killed, stopped and continued for real.
+"""Run simulated nodes in processes of their own, to be killed, stopped and continued for real.
 
-The child ends when its standard input ends, that is when its parent does, however the parent ends. A child that
-is stopped cannot notice that; on Linux it therefore also asks the kernel to be killed with its parent's thread,
-when that is the main one (the kernel ties the signal to a thread, so a short-lived one would kill it too early).
+The child ends when its standard input ends, that is when its parent does, however the parent ends. A stopped child
+cannot notice that. So on Linux the kernel kills it with the thread of its parent, if that is the main one (the kernel
+ties the signal to a thread, so a short-lived one would kill it too early).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sollol.sim.models import NodeSpec
 
 
 class SpawnedNode:
-    """A node in another process. Leaving its `with` block kills it."""
+    """Hold a node in another process. Leaving its `with` block kills it."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
         self._process = process
@@ -32,24 +32,27 @@ class SpawnedNode:
 
     @property
     def pid(self) -> int:
+        """Return the process id."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
+        """Return whether the process runs."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait for the end."""
         atexit.unregister(self.kill)
         if self.alive:
             self._process.kill()
         _close(self._process)
 
     def stop(self) -> None:
-        """SIGSTOP: it accepts connections (the kernel does) and says nothing."""
+        """Send SIGSTOP: the kernel accepts connections, and nothing is answered."""
         self._process.send_signal(_signal("SIGSTOP"))
 
     def cont(self) -> None:
+        """Send SIGCONT."""
         self._process.send_signal(_signal("SIGCONT"))
 
     def __enter__(self) -> SpawnedNode:
@@ -79,7 +82,7 @@ def spawn(spec: NodeSpec | None = None, *, port: int = 0, schedule: Sequence[dic
 def spawn_many(
     specs: Iterable[NodeSpec], *, ports: Sequence[int] = (), schedule: Sequence[dict[str, Any]] = ()
 ) -> list[SpawnedNode]:
-    """Several at once: they start side by side."""
+    """Start several nodes at the same time, and return when all listen."""
     wanted = [replace(spec, port=0) for spec in specs]
     started = [_start(spec, ports[place] if place < len(ports) else 0, schedule) for place, spec in enumerate(wanted)]
     found = []

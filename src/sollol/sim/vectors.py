@@ -1,9 +1,9 @@
-"""Vectors that mean a little: hashed words and character trigrams, so that like texts lie near each other.
+"""Make vectors by hashing words and character trigrams, so that similar texts lie near each other.
 
-A word's vector is a sum of pseudo-random small integers, one set for the word and one for each of its trigrams
-(feature hashing without the buckets). A text's vector is the sum over its words, divided by its length. All sums
-are of integers, so they come out bit for bit the same in every order, with numpy or without, on every node.
-What is kept is the JSON of a text's vector, because a node's only use of it is to send it.
+A word's vector is a sum of pseudo-random small integers, one set for the word and one for each of its trigrams (feature
+hashing without the buckets). A text's vector is the sum over its words, divided by its length. All sums are of
+integers, so they are bit for bit the same in every order, with numpy or without, on every node. The JSON of a text's
+vector is kept, because a node only sends it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _noise(feature: str, dim: int) -> bytes:
 
 
 def _features_of(word: str) -> list[str]:
-    """The word itself, which counts thrice, and its trigrams with its ends marked."""
+    """Return the word, which counts three times, and its trigrams with its ends marked."""
     framed = f"<{word}>"
     return [word, word, word, *(f"\0{framed[i : i + 3]}" for i in range(len(framed) - 2))]
 
@@ -67,7 +67,7 @@ def _plain(texts: Sequence[str], dim: int, cut: int) -> list[list[float]]:
 
 
 class _Rows:
-    """Names and their rows in one array that grows."""
+    """Hold names and their rows in one array that grows."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -83,7 +83,7 @@ class _Rows:
 
 
 class _Table:
-    """Vectors of words and of their features, for the bulk path: what is new is made in one go."""
+    """Hold the vectors of words and of their features. New ones are made in one pass."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -117,7 +117,7 @@ class _Table:
 
 
 def _sums(rows: _Rows, groups: Sequence[Sequence[str]]) -> Any:
-    """For each group of names the sum of their rows. No group is empty."""
+    """Return for each group of names the sum of their rows. No group is empty."""
     np, places = _numpy(), rows.places
     index = [places[name] for group in groups for name in group]
     starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
@@ -128,7 +128,7 @@ _tables: dict[int, _Table] = {}
 
 
 def embed(texts: Sequence[str], dim: int, cut: int | None = None) -> list[list[float]]:
-    """One unit vector a text, of `dim` numbers, or of the first `cut` of them, normalised again."""
+    """Return one unit vector for each text, of `dim` numbers, or of the first `cut` of them, normalised again."""
     width = min(cut or dim, dim)
     if not texts:
         return []
@@ -144,7 +144,7 @@ def embed(texts: Sequence[str], dim: int, cut: int | None = None) -> list[list[f
 
 
 class Encoded:
-    """Texts to the JSON of their vectors, remembered up to a bound on bytes."""
+    """Encode the vectors of texts as JSON, and keep them up to a bound on bytes."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int, int], bytes] = {}
@@ -152,6 +152,7 @@ class Encoded:
         self._encode = msgspec.json.Encoder().encode
 
     def fragments(self, texts: Sequence[str], dim: int, cut: int | None = None) -> list[bytes]:
+        """Return the JSON of the vector of each text."""
         width = min(cut or dim, dim)
         kept = self._kept
         missing = [text for text in dict.fromkeys(texts) if (text, dim, width) not in kept]
@@ -181,7 +182,7 @@ def _cheap_table(width: int) -> tuple[bytes, ...]:
 
 
 def cheap_fragments(texts: Sequence[str], dim: int, cut: int | None = None) -> list[bytes]:
-    """One of 256 ready vectors a text: the same on every node, meaning nothing, costing nothing."""
+    """Return one of 256 ready vectors for each text: the same on every node, without meaning or cost."""
     table = _cheap_table(min(cut or dim, dim))
     crc = zlib.crc32
     return [table[crc(text.encode("utf-8", "surrogatepass")) & 255] for text in texts]

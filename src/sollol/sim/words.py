@@ -1,9 +1,9 @@
-"""What a simulated model says: word salad that depends on nothing but the text before it.
+"""Generate random words that depend only on the model, the seed and the text before them.
 
-The next word is drawn from a hash of (model, seed option, everything so far). So the same model says the same thing on
-every node, and `prompt + what was said so far` goes on exactly where it stopped: a stream can move from node to node
-and a test can demand that no seam shows. An answer ends only after a full stop, with a chance that gives the model's
-mean length, again from the hash, so it ends at the same place wherever it is continued.
+The next word is drawn from a hash of (model, seed option, text so far). So a model generates the same text on every
+node, and `prompt + text so far` continues exactly where it stopped: a stream can move from node to node, and a test can
+require that no resumption shows. An answer ends only after a full stop, with a chance that gives the model's mean
+length, again from the hash, so it ends at the same place wherever it is continued.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _STOP_SHARE = 8  # one token in eight is a full stop
 _JSON_TOKEN = re.compile(r"\s*(?:\"[^\"]*\"|[\[\]{}:,]|[^\s\[\]{}:,]+)")
 
 
-def speak(model: ModelSpec, seed: int, text: str) -> Iterator[str]:
-    """The words that follow `text`; ends where the answer ends."""
+def words_after(model: ModelSpec, seed: int, text: str) -> Iterator[str]:
+    """Yield the words that follow `text`, until the answer ends."""
     state = hashlib.blake2b(f"{model.digest}\0{seed}\0".encode(), digest_size=8)
     state.update(text.encode("utf-8", "surrogatepass"))
     after_stop = text.endswith(".")
@@ -52,19 +52,20 @@ def speak(model: ModelSpec, seed: int, text: str) -> Iterator[str]:
         state.update(word.encode())
 
 
-class Speech(NamedTuple):
-    """Tokens, and whether the answer was cut by its limit ("length") or ended ("stop")."""
+class GeneratedText(NamedTuple):
+    """Hold tokens, and whether the limit cut them ("length") or they ended ("stop")."""
 
     tokens: list[str]
     reason: str
 
 
-def speech(model: ModelSpec, seed: int, prompt: str, limit: int, stop: Sequence[str] = ()) -> Speech:
-    tokens = list(islice(speak(model, seed, prompt), max(limit, 0)))
+def generated_text(model: ModelSpec, seed: int, prompt: str, limit: int, stop: Sequence[str] = ()) -> GeneratedText:
+    """Return the tokens of an answer, at most `limit`, cut at the first of the `stop` texts."""
+    tokens = list(islice(words_after(model, seed, prompt), max(limit, 0)))
     cut = _cut_at_stop(tokens, stop) if stop else None
     if cut is not None:
-        return Speech(cut, "stop")
-    return Speech(tokens, "length" if len(tokens) >= limit else "stop")
+        return GeneratedText(cut, "stop")
+    return GeneratedText(tokens, "length" if len(tokens) >= limit else "stop")
 
 
 def _cut_at_stop(tokens: list[str], stop: Sequence[str]) -> list[str] | None:
@@ -81,11 +82,11 @@ def _cut_at_stop(tokens: list[str], stop: Sequence[str]) -> list[str] | None:
     return kept
 
 
-def json_speech(schema: Any, limit: int) -> Speech:
-    """The smallest value that fits a JSON schema ("json": an empty object), in tokens."""
+def generated_json(schema: Any, limit: int) -> GeneratedText:
+    """Return the tokens of the smallest value that fits a JSON schema ("json": an empty object)."""
     text = msgspec.json.encode(_example(schema if isinstance(schema, dict) else {"type": "object"})).decode()
     tokens = _JSON_TOKEN.findall(text)
-    return Speech(tokens[:limit], "length" if limit < len(tokens) else "stop")
+    return GeneratedText(tokens[:limit], "length" if limit < len(tokens) else "stop")
 
 
 def _example(schema: Any, depth: int = 0) -> Any:
@@ -103,12 +104,13 @@ def _example(schema: Any, depth: int = 0) -> Any:
 
 
 def tool_arguments(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the smallest arguments that fit a tool."""
     found = _example(tool.get("function", {}).get("parameters", {"type": "object"}))
     return found if isinstance(found, dict) else {}
 
 
 def render(model: ModelSpec, messages: Sequence[dict[str, Any]], tools: Any = None) -> str:
-    """The exact prompt of a chat, as `_debug_render_only` shows it."""
+    """Return the exact prompt of a chat, as `_debug_render_only` shows it."""
     parts = []
     if model.system and not any(m.get("role") == "system" for m in messages):
         parts.append(f"<|im_start|>system\n{model.system}<|im_end|>\n")
@@ -124,7 +126,7 @@ def render(model: ModelSpec, messages: Sequence[dict[str, Any]], tools: Any = No
 
 
 def count_tokens(text: str) -> int:
-    """About a word each, as the recorded models count; the marks of a turn cost what they cost there."""
+    """Return about one token for each word, as recorded models count; marks of a turn cost what they cost there."""
     starts, ends = text.count("<|im_start|>"), text.count("<|im_end|>")
     bare = len(text) - 20 * starts - 12 * ends  # texts without spaces have tokens too
     words = max(text.count(" ") + 1, bare // 6) if text else 0
@@ -132,7 +134,7 @@ def count_tokens(text: str) -> int:
 
 
 def common_prefix(one: str, other: str) -> int:
-    """How many characters two texts share at their beginning; by halving, because prompts are long."""
+    """Return how many characters two texts share at their beginning. It bisects, because prompts are long."""
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high
@@ -146,5 +148,5 @@ def common_prefix(one: str, other: str) -> int:
 
 
 def token_ids(text: str) -> list[int]:
-    """The numbers that `context` shows: any, but the same for the same word."""
+    """Return the numbers that `context` shows: invented, but the same for the same word."""
     return [int.from_bytes(hashlib.blake2b(w.encode(), digest_size=2).digest(), "big") for w in text.split()]

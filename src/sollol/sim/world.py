@@ -1,8 +1,8 @@
-"""Many nodes, one network, one schedule of mishaps: the Transport of the simulated universe.
+"""Connect many simulated nodes with one network and one schedule of faults.
 
 `SimTransport` raises what the HTTP transport would: refused and unreachable connections, the timeouts of a call, cuts.
-Leaving (cancelling `send`, closing a reply) reaches the node at once. The network has no width, only
-latency: half of a node's round trip before the request, half before its answer's head.
+Leaving (cancelling `send`, closing a reply) reaches the node at once. The network has no bandwidth, only latency: half
+of a node's round trip before the request, half before its answer's head.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sollol.transport.base import Call, Fault, TransportFault
 
 
 class World:
-    """Nodes by their key, and what will happen to them.
+    """Hold nodes by their key, and a schedule of faults.
 
-    `schedule` are FaultEvents (or their JSON); they count from the moment `start` is called, which the
-    transport's first call does by itself.
+    `schedule` has FaultEvents, or their JSON. They count from the call of `start`, which the transport's first request
+    makes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class World:
         return self.nodes[key]
 
     def add(self, spec: NodeSpec | SimNode) -> SimNode:
-        """A further node, at any time."""
+        """Add a node, at any time."""
         node = spec if isinstance(spec, SimNode) else SimNode(spec)
         if node.spec.key in self.nodes:
             raise ValueError(f"two nodes are called {node.spec.key}; give them different hosts or ports")
@@ -55,13 +55,15 @@ class World:
 
     @property
     def endpoints(self) -> list[Endpoint]:
+        """Return the addresses of all nodes."""
         return [Endpoint(node.spec.host, node.spec.port) for node in self.nodes.values()]
 
     def transport(self) -> SimTransport:
+        """Return a transport to these nodes."""
         return SimTransport(self)
 
     def start(self) -> None:
-        """Set the schedule's timers; again is a no-op."""
+        """Set the timers of the schedule. A second call does nothing."""
         if self._started:
             return
         self._started = True
@@ -69,7 +71,7 @@ class World:
         self._timers = [loop.call_later(event.at_s, self._happen, event) for event in self.schedule]
 
     def stop(self) -> None:
-        """What has not happened yet will not."""
+        """Cancel the faults that have not happened."""
         for timer in self._timers:
             timer.cancel()
 
@@ -79,7 +81,7 @@ class World:
             apply(node, event)
 
     def digest(self) -> str:
-        """A hash of everything every node was asked, when, and how it ended: the same run has the same."""
+        """Return a hash of all requests, their times and their ends. The same run has the same hash."""
         state = hashlib.blake2b(digest_size=16)
         for key, node in self.nodes.items():
             state.update(f"{key}\n".encode())
@@ -89,12 +91,13 @@ class World:
 
 
 class SimTransport:
-    """Transport over the nodes of a World, in memory."""
+    """Send requests to the nodes of a World, in memory."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     async def send(self, node: Endpoint, call: Call) -> SimReply:
+        """Send a request and return the reply."""
         self.world.start()
         target = self.world.nodes.get(node.key)
         if target is None:
@@ -143,11 +146,12 @@ class SimTransport:
         reply.push_back(body)
 
     async def aclose(self) -> None:
+        """Stop the schedule."""
         self.world.stop()
 
 
 async def _wait(seconds: float | None) -> None:
-    """For ever, if there is no bound."""
+    """Wait for some seconds; None waits for ever."""
     if seconds is None:
         await asyncio.get_running_loop().create_future()
     else:

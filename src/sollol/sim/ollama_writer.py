@@ -1,6 +1,6 @@
-"""Ollama's own two voices: `/api/generate` and `/api/chat`, as lines of JSON or one object.
+"""Write answers as Ollama does on `/api/generate` and `/api/chat`: lines of JSON, or one object.
 
-Key order is the order of the recorded answers; a key that Ollama leaves out when empty is left out here.
+The order of keys is that of the recorded answers. A key that Ollama leaves out when empty is left out here.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sollol.sim.ask import Refusal, encode, ollama_error
-from sollol.sim.generation import Answer, End
+from sollol.sim.generation import AnswerEnd, SimAnswer
 from sollol.sim.reply import JSON, NDJSON, SimReply
+from sollol.sim.request import Refusal, encode, ollama_error
 from sollol.sim.words import VOCABULARY, token_ids
 
 
-def timings(end: End) -> dict[str, Any]:
+def timings(end: AnswerEnd) -> dict[str, Any]:
+    """Return the timings of an answer, as its last line has them."""
     return {
         "total_duration": end.total_ns,
         "load_duration": end.load_ns,
@@ -26,7 +27,7 @@ def timings(end: End) -> dict[str, Any]:
 
 
 def logprob(token: str, top: int) -> dict[str, Any]:
-    """A made-up but steady log-probability; the runners-up come from the vocabulary."""
+    """Return an invented but constant log-probability. The runners-up come from the vocabulary."""
 
     def entry(word: str, place: int) -> dict[str, Any]:
         return {"token": word, "logprob": -0.5 - place - len(word) / 16, "bytes": list(word.encode())}
@@ -38,8 +39,8 @@ def logprob(token: str, top: int) -> dict[str, Any]:
     return found
 
 
-class OllamaVoice:
-    """What generate and chat share; subclasses say where the text goes."""
+class OllamaWriter:
+    """Write the parts that generate and chat share. Subclasses place the text."""
 
     stream_type = NDJSON
     stream_headers: dict[str, str] = {}  # noqa: RUF012 - never written
@@ -60,52 +61,61 @@ class OllamaVoice:
         return {"model": self._model, "created_at": self._stamp(), **said, "done": done, **more}
 
     def piece(self, text: str, *, thinking: bool = False) -> bytes:
+        """Return the bytes of one token."""
         line = self._line(self._said("", text) if thinking else self._said(text), False)
         if self._logprobs is not None and not thinking:
             line["logprobs"] = [logprob(text, self._logprobs)]
         return encode(line) + b"\n"
 
-    def last(self, answer: Answer, end: End) -> bytes:
+    def last(self, answer: SimAnswer, end: AnswerEnd) -> bytes:
+        """Return the bytes that end a stream."""
         calls = b""
         if answer.tool_calls:
             calls = encode(self._line(self._said("", calls=answer.tool_calls), False)) + b"\n"
         return calls + encode(self._line(self._said(""), True, **self._ending(answer, end))) + b"\n"
 
-    def whole(self, answer: Answer, end: End) -> SimReply:
+    def whole(self, answer: SimAnswer, end: AnswerEnd) -> SimReply:
+        """Return an answer that is not streamed."""
         said = self._said(answer.text, answer.thinking, answer.tool_calls)
         line = self._line(said, True, **self._ending(answer, end))
         if self._logprobs is not None:
             line["logprobs"] = [logprob(token, self._logprobs) for token in answer.tokens]
         return SimReply.of(200, encode(line), JSON)
 
-    def _ending(self, answer: Answer, end: End) -> dict[str, Any]:
+    def _ending(self, answer: SimAnswer, end: AnswerEnd) -> dict[str, Any]:
         found: dict[str, Any] = {"done_reason": end.reason}
         if self._context:
             found["context"] = token_ids(answer.prompt + answer.text)
         return found | timings(end)
 
     def empty(self, reason: str) -> SimReply:
-        """The answer to a request that only loads or unloads."""
+        """Return the answer to a request that only loads or unloads."""
         return SimReply.of(200, encode(self._line(self._said(""), True, done_reason=reason)), JSON)
 
     def rendered(self, prompt: str) -> SimReply:
-        """The answer to `_debug_render_only`."""
+        """Return the answer to `_debug_render_only`."""
         line = {"model": self._model, "created_at": self._stamp(), "_debug_info": {"rendered_template": prompt}}
         return SimReply.of(200, encode(line), JSON)
 
     def broken(self, message: str) -> bytes:
+        """Return the bytes of an error inside a stream."""
         return encode({"error": message}) + b"\n"
 
     def refused(self, refusal: Refusal) -> SimReply:
+        """Return the answer to a request that fails before its first byte."""
         return ollama_error(refusal)
 
 
-class GenerateVoice(OllamaVoice):
+class GenerateWriter(OllamaWriter):
+    """Write the answers of `/api/generate`."""
+
     def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return {"response": text, "thinking": thinking} if thinking else {"response": text}
 
 
-class ChatVoice(OllamaVoice):
+class ChatWriter(OllamaWriter):
+    """Write the answers of `/api/chat`."""
+
     def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if thinking:

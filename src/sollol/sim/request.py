@@ -1,4 +1,4 @@
-"""A request as the routes see it, and the ways to refuse one in the words that Ollama uses."""
+"""Parse a request as the routes need it, and refuse one with the messages that Ollama sends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOREVER_S = 292 * 365.25 * 86400.0  # the longest duration Go has
 
 
 def encode(value: Any) -> bytes:
-    """JSON with keys in the order given; `<`, `>` and `&` escaped, as Go does it."""
+    """Encode JSON with keys in the order given. `<`, `>` and `&` are escaped, as Go does it."""
     found: bytes = _encode(value)
     if b"<" in found or b">" in found or b"&" in found:
         found = found.replace(b"<", b"\\u003c").replace(b">", b"\\u003e").replace(b"&", b"\\u0026")
@@ -29,7 +29,10 @@ def encode(value: Any) -> bytes:
 
 
 class Refusal(Exception):
-    """The node answers with an error. `early`: found while reading the request, before the API proper."""
+    """The node answers with an error.
+
+    `early`: it was found while the request was parsed, before the handler of the route.
+    """
 
     def __init__(self, status: int, message: str, *, early: bool = False) -> None:
         self.status = status
@@ -39,12 +42,13 @@ class Refusal(Exception):
 
 
 def ollama_error(refusal: Refusal) -> SimReply:
+    """Return a refusal as Ollama sends it on its own routes."""
     return SimReply.of(refusal.status, encode({"error": refusal.message}), JSON)
 
 
 @dataclass
-class Ask:
-    """One request, its body decoded."""
+class SimRequest:
+    """Hold one request with its decoded body."""
 
     method: str
     path: str
@@ -55,7 +59,8 @@ class Ask:
     rest: str = ""  # what a route with a name in its path caught
 
     @classmethod
-    async def of(cls, call: Call) -> Ask:
+    async def of(cls, call: Call) -> SimRequest:
+        """Return the request of a call, with its whole body."""
         body = call.body
         if not isinstance(body, bytes):
             body = b"".join([piece async for piece in body])
@@ -77,7 +82,7 @@ class Ask:
         self.data = data
 
     def field_of(self, name: str, expected: type, kind: str, go_type: str, default: Any) -> Any:
-        """A field that must have a type; null and absent are the default."""
+        """Return a field, or the default for null and absent. Raises Refusal for another type."""
         value = self.data.get(name)
         if value is None:
             return default
@@ -90,7 +95,7 @@ class Ask:
         return value
 
     def messages_of(self, kind: str, go_type: str) -> list[dict[str, Any]]:
-        """The `messages`, each of which must be an object with a text, or a list of parts, as its content."""
+        """Return the `messages`. Raises Refusal unless each is an object with a text or a list of parts."""
         found: list[dict[str, Any]] = self.field_of("messages", list, kind, f"[]{go_type}", [])
         for message in found:
             if not isinstance(message, dict):
@@ -104,7 +109,7 @@ class Ask:
         return found
 
     def tools_of(self, kind: str) -> None:
-        """The `tools`, which must be a list of objects."""
+        """Check that `tools` is a list of objects. Raises Refusal otherwise."""
         for tool in self.field_of("tools", list, kind, "api.Tools", []):
             if not isinstance(tool, dict):
                 problem = f"{_go_kind(tool)} into Go struct field {kind}.tools of type api.Tool"
@@ -112,12 +117,12 @@ class Ask:
 
     @property
     def streams(self) -> bool:
-        """Ollama's default: streaming unless told otherwise."""
+        """Return whether the answer is streamed, which is the default."""
         return self.data.get("stream") is not False
 
 
 def _readable(body: bytes) -> bytes:
-    """The one object that Go reads; what is none stays as it is, to be refused in the words for it."""
+    """Return the one object that Go decodes, or the body unchanged if there is none."""
     try:
         return normalised(body)
     except msgspec.ValidationError:
@@ -150,7 +155,7 @@ def _go_json_error(text: str) -> str:
 
 
 def keep_alive_s(value: Any) -> float | None:
-    """Seconds of a `keep_alive`: a number, a duration like "5m", negative for ever; None if it is not set."""
+    """Return the seconds of a `keep_alive`: a number, or a duration like "5m"; negative is for ever, null is None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -177,7 +182,7 @@ _INTEGERS = frozenset(
 
 
 def options_of(data: dict[str, Any]) -> dict[str, Any]:
-    """The `options`, checked as far as Ollama checks them; unknown ones are ignored."""
+    """Return the `options`, checked as far as Ollama checks them. Unknown ones are ignored."""
     options = data.get("options")
     if options is None:
         return {}
