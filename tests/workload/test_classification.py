@@ -13,7 +13,7 @@ from sollol.core.types import TaskType
 from sollol.errors import BadInput
 from sollol.workload.classification import detect_task_type, estimate_complexity
 from sollol.workload.task_words import STEMS, WORDS
-from tests.policies.task_examples import ARTICLE, HELD_OUT, PYTHON, TUNED, chat
+from tests.workload.task_examples import ARTICLE, HELD_OUT, PYTHON, TUNED, chat
 
 TUNED_FLOOR, HELD_OUT_FLOOR = 0.95, 0.88  # 0.98 and 0.91 when written
 
