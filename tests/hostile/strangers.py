@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,11 +289,19 @@ def resident_mb(process: int) -> float:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
+def processor_s(process: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Row(NamedTuple):
     kind: str
     alone_ms: float
     load_ms: float  # while the same load goes to a server that discards it
     beside_ms: float
+    alone_cpu: float  # of the gateway, in cores
+    beside_cpu: float
     idle_mb: float
     most_mb: float
     answers: dict[str, int]
@@ -314,6 +322,7 @@ def measure(name: str, nodes: list[str], seconds: float) -> Row:
     took: dict[str, list[float]] = {"alone": [], "load": [], "beside": []}
     bad: Counter[str] = Counter()
     answers: Counter[str] = Counter()
+    cpu: defaultdict[str, float] = defaultdict(float)
     with (
         gateway(nodes, kind.keys) as (process, port),
         apart(good, port) as callers,
@@ -330,23 +339,27 @@ def measure(name: str, nodes: list[str], seconds: float) -> Row:
                 attackers.send((targets[condition], each_s + 1.5 * LEAD_S))
                 time.sleep(LEAD_S)
             callers.send(each_s)
+            used_s = processor_s(process)
             idle_mb = idle_mb or resident_mb(process)
             while not callers.poll(0.02):
                 most_mb = max(most_mb, resident_mb(process))
             times, failed = callers.recv()
+            cpu[condition] += (processor_s(process) - used_s) / seconds
             took[condition] += times
             bad += failed
             if condition in targets:
                 seen = attackers.recv()
                 answers += Counter(seen) if condition == "beside" else Counter()
-    alone, load, beside = map(p99_ms, took.values())
-    return Row(name, alone, load, beside, idle_mb, most_mb, dict(answers), dict(bad))
+    alone_ms, load_ms, beside_ms = map(p99_ms, took.values())
+    used = cpu["alone"], cpu["beside"]
+    return Row(name, alone_ms, load_ms, beside_ms, *used, idle_mb, most_mb, dict(answers), dict(bad))
 
 
 def run(seconds: float, kinds: list[str]) -> bool:
     """Measure and print each kind; whether all of them hold."""
     print(f"{HOSTILE} hostile connections beside {GOOD} good clients, {seconds:g} s of each condition")
-    print(f"{'kind':<30} {'p99 alone':>10} {'load':>6} {'beside':>7} {'':>9} {'idle':>8} {'most':>8} {'above':>7}")
+    columns = f"{'p99 alone':>10} {'load':>6} {'beside':>7} {'':>9} {'cpu':>6} {'cpu':>6} {'idle':>8} {'most':>8}"
+    print(f"{'kind':<30} {columns} {'above':>7}")
     holds = True
     specs = ["--spec", json.dumps(NODE)] * GOOD
     with command("sim", "--until-stdin-ends", *specs, count=GOOD) as (_, nodes):
@@ -356,6 +369,7 @@ def run(seconds: float, kinds: list[str]) -> bool:
             print(
                 f"{row.kind:<30} {row.alone_ms:>7.1f} ms {row.load_ms / row.alone_ms:>6.2f}"
                 f" {row.beside_ms / row.alone_ms:>7.2f} {row.beside_ms:>6.1f} ms"
+                f" {100 * row.alone_cpu:>4.0f} % {100 * row.beside_cpu:>4.0f} %"
                 f" {row.idle_mb:>5.0f} MB {row.most_mb:>5.0f} MB {row.most_mb - row.idle_mb:>4.0f} MB"
                 f"  {row.answers or ''} {row.bad or ''}{'' if row.holds else '  <- does not hold'}",
                 flush=True,
