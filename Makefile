@@ -31,7 +31,7 @@ test: pure lint
 
 # The scheduler and its policies alone, in virtual time: a few seconds.
 test-core: $(VENV)/.installed-dev
-	$(BIN)/pytest -m 'not thorough' tests/core tests/policies
+	$(BIN)/pytest -m 'not thorough' tests/core tests/policies tests/workload
 
 # Compiles what decides, in place; `make pure` goes back to plain Python.
 compile: $(VENV)/.installed-dev

@@ -40,7 +40,7 @@ def pool(cluster: Cluster) -> Iterator[OllamaPool]:
 
 
 def until(true: Callable[[], Any]) -> None:
-    end = time.perf_counter() + 5
+    end = time.perf_counter() + 60
     while not true():
         assert time.perf_counter() < end
         time.sleep(0.01)

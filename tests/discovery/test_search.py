@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from sollol.discovery import CandidateSource, discover, discover_ollama_nodes, p
 from sollol.errors import BadInput, ConfigError
 
 NEAR = ["127.0.0.0/28"]
+FOR_EVER_S = 60.0  # a timeout that no search here is to reach
 
 
 def find(port: Any, timeout: Any = 2.0, **options: Any) -> Any:
@@ -60,23 +62,23 @@ def test_the_callers_event_loop_is_left_alone(port: Any) -> None:
 
 def test_nothing_found_is_an_empty_list_at_once_when_everybody_refused(port: Any) -> None:
     start = time.perf_counter()
-    assert find(port, timeout=5.0) == []
-    assert time.perf_counter() - start < 2.0
+    assert find(port, timeout=FOR_EVER_S) == []
+    assert time.perf_counter() - start < FOR_EVER_S
 
 
 @pytest.mark.parametrize("kind", ["html", "silent", "garbage", "endless", "gateway", "version-only", "closing"])
 def test_what_is_not_ollama_is_not_a_node(serve: Any, port: Any, kind: Any) -> None:
     serve(f"127.0.0.2:{port}={kind}:x", f"127.0.0.3:{port}=ollama:blue")
     start = time.perf_counter()
-    assert hosts(find(port, timeout=3.0)) == ["127.0.0.3"]
-    assert time.perf_counter() - start < 2.0
+    assert hosts(find(port, timeout=FOR_EVER_S)) == ["127.0.0.3"]
+    assert time.perf_counter() - start < FOR_EVER_S
 
 
 def test_a_silent_server_alone_is_bounded_by_the_timeout(serve: Any, port: Any) -> None:
     serve(f"127.0.0.2:{port}=silent")
     start = time.perf_counter()
-    assert find(port, timeout=0.4) == []
-    assert 0.3 < time.perf_counter() - start < 1.5
+    assert find(port, timeout=0.4) == []  # the server is silent for ever
+    assert time.perf_counter() - start > 0.3
 
 
 def test_a_node_that_listens_everywhere_is_one_node(serve: Any, port: Any) -> None:
@@ -136,14 +138,14 @@ def test_a_named_node_that_does_not_answer_is_not_returned(port: Any, monkeypatc
 def test_a_name_server_that_hangs_holds_nobody_up(serve: Any, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(f"127.0.0.1:{port}=ollama:red")
     monkeypatch.setenv("SOLLOL_NODES", f"slow.invalid:{port}")
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(3) or [])
-    start = time.perf_counter()
-    assert hosts(find(port, timeout=0.4, subnets=[])) == ["127.0.0.1"]
-    assert time.perf_counter() - start < 1.5
-    start = time.perf_counter()
-    ids = physical_hosts([Endpoint("slow.invalid")], timeout=0.2)
-    assert ids == {"slow.invalid:11434": "name slow.invalid"}
-    assert time.perf_counter() - start < 1.5
+    over = threading.Event()  # set at the end: until then no look-up returns
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: over.wait() and [])
+    try:
+        assert hosts(find(port, timeout=0.4, subnets=[])) == ["127.0.0.1"]
+        ids = physical_hosts([Endpoint("slow.invalid")], timeout=0.2)
+        assert ids == {"slow.invalid:11434": "name slow.invalid"}
+    finally:
+        over.set()
 
 
 def test_subnets_and_ports_from_the_settings_and_arguments_over_them(
@@ -192,19 +194,17 @@ def test_a_busy_machine_makes_one_pass_over_the_nearest_addresses(
     serve: Any, port: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the loop had its turn only now and then: 64 attempts, then a fifth of a second for others."""
-    import time
-
     from sollol.discovery.sweep import Sweep
 
-    fill = Sweep._fill
+    fill, turns = Sweep._fill, []
 
     def slowly(self: Sweep) -> None:
+        turns.append(self)
         time.sleep(0.2)
         fill(self)
 
     monkeypatch.setattr(Sweep, "_fill", slowly)
     serve(f"127.0.0.3:{port}=ollama:red", f"127.0.0.250:{port}=ollama:blue")
-    start = time.monotonic()
     found = discover_ollama_nodes(timeout=0.5, subnets=["127.0.0.0/24"], ports=[port])
     assert {node["host"] for node in found} >= {"127.0.0.3", "127.0.0.250"}
-    assert time.monotonic() - start < 10
+    assert len(turns) < 50  # 254 addresses would be 254 turns

