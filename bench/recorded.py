@@ -36,9 +36,9 @@ async def switch(gateway: Gateway) -> None:
         for records in ORDER:
             if hasattr(gateway, "engine"):  # it has started
                 gateway.engine.observe(float(records))
-            used, answered = time.process_time(), gateway.totals.successful
+            used, answered = time.process_time(), gateway.pool.totals.successful
             await asyncio.sleep(SLICE_S)
-            slices.append((records, time.process_time() - used, gateway.totals.successful - answered))
+            slices.append((records, time.process_time() - used, gateway.pool.totals.successful - answered))
 
 
 if __name__ == "__main__":

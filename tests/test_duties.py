@@ -39,8 +39,8 @@ SOURCE = Path(duties.__file__).parent
 # What is started by hand: each belongs to one call, or to one search or transfer, whose end waits for it.
 BY_HAND = {
     "http_server/server.py": 1,  # the handler of a request
-    "gateway/routes/lists.py": 1,  # a question that several requests wait for
-    "gateway/routes/models.py": 2,  # a transfer to one node
+    "gateway/shared_queries.py": 1,  # a question that several requests wait for
+    "gateway/routes/blobs.py": 2,  # a transfer to one node
     "transport/client_connection.py": 1,  # the body of a request
     "transport/http.py": 2,  # the connection of a request
     "transport/dialing.py": 1,  # the addresses of a host, tried beside each other

@@ -237,6 +237,7 @@ MUTUAL = {f"core.state.{name}" for name in ("attempt", "batch", "model_replicas"
 
 def test_no_circle_of_imports_even_for_types() -> None:
     assert not circles("policies")
+    assert not circles("gateway")
     assert circles("core/state") in ([], [MUTUAL])
 
 

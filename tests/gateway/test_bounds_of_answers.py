@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sollol.gateway.auth.keys import Key
-from sollol.gateway.auth.rate_limit import UNKNOWN_TOKENS, Meter
-from sollol.gateway.formats.api_formats import TONGUES, peeked
+from sollol.gateway.auth.rate_limit import UNKNOWN_TOKENS, RateLimiter
+from sollol.gateway.formats.api_formats import CHAT_FORMATS, parse_request
 
 # The field that Ollama maps to `num_predict`, by route (its openai, middleware and anthropic packages).
 READ = {
@@ -23,13 +23,13 @@ READ = {
 FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
 PLACES = [*((field, False) for field in FIELDS), ("num_predict", True)]
 VALUES: list[Any] = [7, 1, 0, -1, -2, -20, -100_000, -(2**63), True, False, None, "7", 7.5, [7], {"a": 1}]
-ROUTES = {tongue.path: tongue for tongue in TONGUES}
+ROUTES = {each.path: each for each in CHAT_FORMATS}
 
 
 def asked_with(path: str, field: str, in_options: bool, value: Any) -> int | None:
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     body |= {"options": {field: value}} if in_options else {field: value}
-    return peeked(ROUTES[path], json.dumps(body).encode()).tokens_out
+    return parse_request(ROUTES[path], json.dumps(body).encode()).tokens_out
 
 
 @pytest.mark.parametrize("path", READ)
@@ -48,5 +48,5 @@ def test_the_table_has_every_route() -> None:
 @pytest.mark.parametrize("bound", [None, 1, 0, -1, -20, -(2**63)])
 def test_a_reservation_is_at_least_the_prompt(bound: int | None) -> None:
     key = Key("a", "hash", tokens_per_minute=10 * UNKNOWN_TOKENS)
-    charge = Meter().reserve(key, 50, bound, 0.0)
+    charge = RateLimiter().reserve(key, 50, bound, 0.0)
     assert charge.reserved == 50 + (UNKNOWN_TOKENS if bound is None else max(0, bound))

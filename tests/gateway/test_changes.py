@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sollol.gateway.routes import models
+from sollol.gateway.routes import blobs
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import Stage, gateway_over, until
@@ -224,7 +224,7 @@ def test_a_blob_that_reaches_some_is_told_and_a_create_goes_there() -> None:
 
 
 def test_nodes_that_take_nothing_of_a_blob_are_left_behind_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "STALL_S", 1.0)
+    monkeypatch.setattr(blobs, "STALL_S", 1.0)
     data = b"x" * 24 * 1024 * 1024  # more than what the kernel and the queues hold
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     with sim_cluster([node(1)]) as nodes, deaf() as first, deaf() as second, deaf() as third:

@@ -212,15 +212,15 @@ def ask(client: httpx.Client, path: str, body: dict[str, Any], end: str) -> int:
 
 def settled(stage: Stage, name: str) -> dict[str, int]:
     """Wait for the end of the only call of a key; what it was charged."""
-    until(lambda: stage.look(lambda gateway: gateway.meter.told().get(name, {}).get("calls")))
-    return stage.look(lambda gateway: gateway.meter.told()[name])
+    until(lambda: stage.look(lambda gateway: gateway.limiter.usage().get(name, {}).get("calls")))
+    return stage.look(lambda gateway: gateway.limiter.usage()[name])
 
 
 def spent(stage: Stage) -> float:
     """Return what is missing in the only bucket; it has filled a little since."""
 
     def read(gateway: Gateway) -> float:
-        (bucket,) = gateway.meter._tokens.values()
+        (bucket,) = gateway.limiter._tokens.values()
         return bucket.size - bucket.left(asyncio.get_running_loop().time())
 
     return stage.look(read)
@@ -313,8 +313,8 @@ def test_loading_a_model_costs_nothing(tmp_path: Path) -> None:
         for body in ({"messages": []}, {"messages": [], "stream": False}):
             assert client.post("/api/chat", json={"model": MODEL, **body}).status_code == 200
         assert client.post("/api/generate", json={"model": MODEL}).status_code == 200
-        until(lambda: stage.look(lambda gateway: gateway.meter.told()["a"]["calls"]) == 3)
-        assert stage.look(lambda gateway: gateway.meter.told()["a"]["tokens"]) == 0
+        until(lambda: stage.look(lambda gateway: gateway.limiter.usage()["a"]["calls"]) == 3)
+        assert stage.look(lambda gateway: gateway.limiter.usage()["a"]["tokens"]) == 0
 
 
 @pytest.mark.parametrize("bounded", [True, False])
@@ -342,7 +342,7 @@ def test_forty_calls_at_once_use_the_minute_and_what_one_call_is_over(bounded: b
             thread.start()
         for thread in threads:
             thread.join()
-        told = stage.look(lambda gateway: gateway.meter.told()["a"])
+        told = stage.look(lambda gateway: gateway.limiter.usage()["a"])
     assert set(statuses) == {200, 429}
     assert told == {"calls": len(used), "tokens": sum(used), "running": 0, "reserved": 0}
     assert sum(used) <= 1000 * (1 + (time.monotonic() - began) / 60) + max(used)

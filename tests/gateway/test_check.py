@@ -23,7 +23,7 @@ def findings(
     where: dict[str, Any] = {"port": free_port(), "keys_file": str(tmp_path / "keys.json")} | (listen or {})
     settings = GatewaySettings(Listen(**where), **more)
     found = asyncio.run(check(settings, tuple(map(parse_endpoint, urls)), keys, "sollol.toml"))
-    return {finding.what: finding for finding in found}
+    return {finding.subject: finding for finding in found}
 
 
 def test_a_gateway_that_would_work(tmp_path: Path) -> None:
@@ -38,22 +38,22 @@ def test_a_gateway_that_would_work(tmp_path: Path) -> None:
             fallbacks={"big:70b": ("mini", "small")},
         )
         assert all(finding.ok for finding in found.values()), found
-        assert found["file"].told == "sollol.toml"
-        assert found["keys"].told == "1 key, asked for"
+        assert found["file"].detail == "sollol.toml"
+        assert found["keys"].detail == "1 key, required"
         assert found["fallback big:70b"].ok, "a fallback may be an alias"
 
 
 def test_nodes_that_are_down_and_none_at_all(tmp_path: Path) -> None:
     down = findings(tmp_path, ["127.0.0.1:1"])
     assert not down["node 127.0.0.1:1"].ok
-    assert down["nodes"].told.startswith("none answers")
-    assert findings(tmp_path, [])["nodes"].told.startswith("none is known")
+    assert down["nodes"].detail.startswith("none answers")
+    assert findings(tmp_path, [])["nodes"].detail.startswith("none is known")
 
 
 def test_keys_that_are_missing_and_a_file_that_others_can_change(tmp_path: Path) -> None:
     found = findings(tmp_path, [], 0, {"host": "0.0.0.0"})
     assert not found["keys"].ok
-    assert "sollol keys add" in found["keys"].told
+    assert "sollol keys add" in found["keys"].detail
     assert "keys file" not in found
     path = tmp_path / "keys.json"
     add_key(path, Key("a", ""))
@@ -62,13 +62,13 @@ def test_keys_that_are_missing_and_a_file_that_others_can_change(tmp_path: Path)
     path.chmod(0o660)
     found = findings(tmp_path, [])
     assert not found["keys file"].ok
-    assert "chmod 600" in found["keys file"].told
+    assert "chmod 600" in found["keys file"].detail
 
 
 def test_an_address_that_cannot_be_listened_on(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         found = findings(tmp_path, [], 0, {"port": taken.getsockname()[1]})
-        assert "cannot listen on 127.0.0.1" in found["address"].told
+        assert "cannot listen on 127.0.0.1" in found["address"].detail
     assert not findings(tmp_path, [], 1, {"host": "203.0.113.1"})["address"].ok
 
 
@@ -78,7 +78,11 @@ def test_models_that_no_node_has(tmp_path: Path) -> None:
         told = asyncio.run(
             check(msgspec.structs.replace(GatewaySettings(), **settings), (parse_endpoint(nodes.urls[0]),), 0)
         )
-        wrong = [f"{finding.what}: {finding.told}" for finding in told if not finding.ok and finding.what != "address"]
+        wrong = [
+            f"{finding.subject}: {finding.detail}"
+            for finding in told
+            if not finding.ok and finding.subject != "address"
+        ]
         assert wrong == [
             "alias a:latest: gone is on no node; pull it, or change the alias",
             "fallback b:latest: lost is on no node; pull it, or change the fallback",

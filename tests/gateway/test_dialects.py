@@ -16,17 +16,17 @@ from sollol.backends.ollama import judge
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.formats import anthropic, openai, responses
-from sollol.gateway.formats.stream_parser import LineReader, Reader, data_of
+from sollol.gateway.formats.stream_parser import LineParser, StreamParser, data_of
 
 TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
-READERS: dict[str, Callable[[], Reader]] = {
-    "chat-stream": LineReader,
-    "generate-stream": LineReader,
-    "v1-chat-stream": openai.reader,
-    "v1-chat-stream-usage": openai.reader,
-    "v1-completions-stream": openai.reader,
-    "v1-messages-stream": anthropic.reader,
-    "v1-responses-stream": responses.reader,
+READERS: dict[str, Callable[[], StreamParser]] = {
+    "chat-stream": LineParser,
+    "generate-stream": LineParser,
+    "v1-chat-stream": openai.new_parser,
+    "v1-chat-stream-usage": openai.new_parser,
+    "v1-completions-stream": openai.new_parser,
+    "v1-messages-stream": anthropic.new_parser,
+    "v1-responses-stream": responses.new_parser,
 }
 
 
@@ -40,20 +40,20 @@ def said_of(case: str) -> PartialResponse:
     raw = json.dumps(body).encode()
     found: PartialResponse | None
     if case.startswith("v1-chat"):
-        found = openai.said(Kind.CHAT, raw)
+        found = openai.partial_response(Kind.CHAT, raw)
     elif case.startswith("v1-completions"):
-        found = openai.said(Kind.GENERATE, raw)
+        found = openai.partial_response(Kind.GENERATE, raw)
     elif case.startswith("v1-messages"):
-        found = anthropic.said(raw)
+        found = anthropic.partial_response(raw)
     elif case.startswith("v1-responses"):
-        found = responses.said(raw)
+        found = responses.partial_response(raw)
     else:
         found = PartialResponse(Kind.CHAT if case.startswith("chat") else Kind.GENERATE, body)
     assert found is not None
     return found
 
 
-def read(reader: Reader, pieces: list[bytes]) -> bytes:
+def read(reader: StreamParser, pieces: list[bytes]) -> bytes:
     return b"".join(reader.feed(piece) for piece in pieces)
 
 
@@ -121,11 +121,11 @@ def test_an_answer_that_is_cut_off_has_failed_unless_all_was_said(case: str) -> 
 def test_lines_that_never_say_done_are_whole_if_they_end_in_good_form() -> None:
     line = b'{"model":"m","message":{"role":"assistant","content":"a \\"done\\" b"}}\n'
     for cut in range(len(line)):
-        reader = LineReader()
+        reader = LineParser()
         assert read(reader, [line[:cut], line[cut:], line]) == 2 * line
         assert reader.close(clean=True).status is Status.OK
         assert reader.tail == b""
-    broken, empty, ollamas = LineReader(), LineReader(), LineReader()
+    broken, empty, ollamas = LineParser(), LineParser(), LineParser()
     broken.feed(line)
     ollamas.feed(line.replace(b"}}", b'},"done":false}'))
     assert broken.close(clean=False).status is Status.FAILED
@@ -136,14 +136,14 @@ def test_lines_that_never_say_done_are_whole_if_they_end_in_good_form() -> None:
 def test_a_line_of_ollama_in_two_pieces_still_says_that_more_has_to_come() -> None:
     line = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
     for cut in range(len(line)):
-        reader = LineReader()
+        reader = LineParser()
         read(reader, [line[:cut], line[cut:]])
         assert reader.close(clean=True).status is Status.FAILED
 
 
 def test_a_last_line_without_its_end_is_passed_on() -> None:
     line = b'{"model":"m","message":{"role":"assistant","content":"a"}}'
-    reader = LineReader()
+    reader = LineParser()
     passed = read(reader, [line + b"\n", line])
     assert reader.close(clean=True).status is Status.OK
     assert passed + reader.tail == line + b"\n" + line
@@ -171,7 +171,7 @@ def test_a_whole_answer_without_a_reason_to_end_is_one() -> None:
 
 def test_the_end_in_good_form_after_a_late_error_is_none() -> None:
     _, chunks = transcript("late-error-v1")
-    reader = openai.reader()
+    reader = openai.new_parser()
     passed = read(reader, chunks)
     assert reader.close().status is Status.FAILED
     assert passed == b"".join(chunks[:-1])
@@ -243,7 +243,7 @@ def check_marks(case: str, answer: bytes, tokens: int) -> None:
     ],
 )
 def test_what_is_not_plain_text_is_not_gone_on_with(body: dict[str, Any]) -> None:
-    assert openai.said(Kind.CHAT, json.dumps(body).encode()) is None
+    assert openai.partial_response(Kind.CHAT, json.dumps(body).encode()) is None
 
 
 def test_openai_requests_become_what_ollama_makes_of_them() -> None:
@@ -256,7 +256,7 @@ def test_openai_requests_become_what_ollama_makes_of_them() -> None:
         "stop": "x",
         "max_tokens": 9,
     }
-    said = openai.said(Kind.CHAT, json.dumps(body).encode())
+    said = openai.partial_response(Kind.CHAT, json.dumps(body).encode())
     assert said is not None
     assert said.body == {
         "model": "m",

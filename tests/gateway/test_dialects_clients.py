@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.formats import anthropic, responses
-from sollol.gateway.formats import openai as openai_dialect
-from sollol.gateway.formats.stream_parser import Reader
+from sollol.gateway.formats import openai as v1
+from sollol.gateway.formats.stream_parser import StreamParser
 from sollol.sim import SimNode
 from sollol.sim.anthropic_routes import MessagesWriter
 from sollol.sim.generation import AnswerEnd, SimAnswer
@@ -192,7 +192,7 @@ def test_a_client_reads_an_answer_whose_last_mark_we_set(speaker: Speaker, case:
     assert usage == ((10, said.tokens) if case == "v1-messages-stream" else None)
 
 
-def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], PartialResponse, Reader]:
+def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], PartialResponse, StreamParser]:
     """A node's stream of these tokens, what keeps it, and what reads it."""
 
     async def speak() -> list[bytes]:
@@ -209,14 +209,14 @@ def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], P
 
     body = {"model": "m", "stream": True}
     user = [{"role": "user", "content": "x"}]
-    dialects: dict[str, tuple[dict[str, Any], Callable[[bytes], PartialResponse | None], Callable[[], Reader]]] = {
+    dialects: dict[str, tuple[dict[str, Any], Callable[[bytes], Any], Callable[[], StreamParser]]] = {
         "v1-chat": (
             {"messages": user, "stream_options": {"include_usage": True}},
-            lambda raw: openai_dialect.said(Kind.CHAT, raw), openai_dialect.reader),
+            lambda raw: v1.partial_response(Kind.CHAT, raw), v1.new_parser),
         "v1-completions": (
-            {"prompt": "x"}, lambda raw: openai_dialect.said(Kind.GENERATE, raw), openai_dialect.reader),
-        "v1-messages": ({"messages": user, "max_tokens": 99}, anthropic.said, anthropic.reader),
-        "v1-responses": ({"input": "x"}, responses.said, responses.reader),
+            {"prompt": "x"}, lambda raw: v1.partial_response(Kind.GENERATE, raw), v1.new_parser),
+        "v1-messages": ({"messages": user, "max_tokens": 99}, anthropic.partial_response, anthropic.new_parser),
+        "v1-responses": ({"input": "x"}, responses.partial_response, responses.new_parser),
     }  # fmt: skip
     fields, said_by, reader = dialects[dialect]
     said = said_by(json.dumps({**body, **fields}).encode())

@@ -11,7 +11,7 @@ from sollol.backends.ollama import BLANKS_BEFORE, BLANKS_BETWEEN
 from sollol.core.types import Kind, Status
 from sollol.engine.resumption import PartialResponse
 from sollol.gateway.formats import anthropic, openai, responses
-from sollol.gateway.formats.stream_parser import HELD_BYTES, Cutter, EventReader, LineReader, data_of
+from sollol.gateway.formats.stream_parser import HELD_BYTES, EventParser, EventSplitter, LineParser, data_of
 from sollol.transport.base import Timeouts
 from tests.gateway.test_dialects import READERS, said_of, transcript
 
@@ -69,11 +69,11 @@ def test_nothing_follows_an_end(case: str) -> None:
 @pytest.mark.parametrize(
     ("reader", "case", "end"),
     [
-        (openai.reader, "v1-chat-stream", b"data: [DONE]\n\n"),
-        (anthropic.reader, "v1-messages-stream", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'),
+        (openai.new_parser, "v1-chat-stream", b"data: [DONE]\n\n"),
+        (anthropic.new_parser, "v1-messages-stream", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'),
     ],
 )
-def test_an_end_without_a_reason_is_none(reader: type[EventReader], case: str, end: bytes) -> None:
+def test_an_end_without_a_reason_is_none(reader: type[EventParser], case: str, end: bytes) -> None:
     found = reader()  # type: ignore[call-arg]
     assert found.feed(part_of(case) + end) == part_of(case)
     assert found.close().status is Status.FAILED
@@ -98,20 +98,20 @@ def test_where_no_line_says_whether_it_is_the_last_a_clean_end_is_the_end() -> N
     """So do servers that only resemble Ollama."""
     lines = b'{"message":{"content":"a"}}\n{"message":{"content":"b"}}'
     for clean in (True, False):
-        reader = LineReader()
+        reader = LineParser()
         passed = reader.feed(lines)
         found = reader.close(clean)
         assert (found.status is Status.OK) == clean
         if clean:
             assert passed + reader.tail == lines
-        assert LineReader().close(clean).status is Status.FAILED  # nothing at all is no answer
+        assert LineParser().close(clean).status is Status.FAILED  # nothing at all is no answer
 
 
 def test_zeros_in_each_chunk_are_no_counts() -> None:
     """What Ollama's completions say with `include_usage`, but for their last chunk."""
     zeros = b'"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}\n\n'
     part = b'data: {"id":"a","choices":[{"text":"x","index":0,"finish_reason":null}],"model":"m",' + zeros
-    reader = openai.reader()
+    reader = openai.new_parser()
     assert reader.feed(part) == part
     assert reader.feed(part.replace(b"null", b'"stop"')) == b""
     assert reader.close().timing.tokens == 1
@@ -184,7 +184,7 @@ def test_parts_among_blanks_and_comments_are_all_read(case: str) -> None:
 def test_a_block_may_follow_a_block() -> None:
     stop = b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
     start = b'event: content_block_start\ndata: {"type":"content_block_start","index":1,"content_block":{}}\n\n'
-    reader = anthropic.reader()
+    reader = anthropic.new_parser()
     assert reader.feed(stop) == b""
     assert reader.feed(start) == stop + start
     assert reader.feed(part_of("v1-messages-stream")) == part_of("v1-messages-stream")
@@ -200,21 +200,21 @@ def test_a_block_may_follow_a_block() -> None:
     ],
 )  # fmt: skip
 def test_responses_tell_their_failure(stream: bytes, why: str) -> None:
-    reader = responses.reader()
+    reader = responses.new_parser()
     assert reader.feed(stream) == b""
     assert reader.ended is not None
     assert (reader.ended.status, reader.ended.message) == (Status.FAILED, why)
 
 
 def test_a_message_tells_its_failure() -> None:
-    reader = anthropic.reader()
+    reader = anthropic.new_parser()
     reader.feed(b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"went away"}}\n\n')
     assert reader.ended is not None
     assert (reader.ended.status, reader.ended.message) == (Status.FAILED, "went away")
 
 
-@pytest.mark.parametrize("make", [openai.reader, LineReader])
-def test_a_part_without_an_end_is_bounded(make: type[LineReader]) -> None:
+@pytest.mark.parametrize("make", [openai.new_parser, LineParser])
+def test_a_part_without_an_end_is_bounded(make: type[LineParser]) -> None:
     reader = make()
     piece = b"x" * (1 << 20)
     for _ in range(HELD_BYTES // len(piece) + 1):
@@ -225,7 +225,7 @@ def test_a_part_without_an_end_is_bounded(make: type[LineReader]) -> None:
 
 
 def test_an_end_that_is_held_back_is_bounded() -> None:
-    reader = openai.reader()
+    reader = openai.new_parser()
     end = b'data: {"id":"a","choices":[{"text":"","index":0,"finish_reason":"stop"}],"model":"m"}\n\n'
     more = b'data: {"id":"%s","choices":[]}\n\n' % (b"x" * (1 << 20))
     reader.feed(end)
@@ -236,14 +236,14 @@ def test_an_end_that_is_held_back_is_bounded() -> None:
 
 
 def test_a_long_part_in_small_pieces_is_put_together_once() -> None:
-    cutter = Cutter(b"\n\n")
+    splitter = EventSplitter(b"\n\n")
     for _ in range(10_000):
-        assert cutter.cut(b"y\n") == []
-        assert cutter.cut(b"z") == []
-    assert cutter.size == 30_000
-    assert cutter.cut(b"\n") == []
-    assert cutter.cut(b"\nq") == [b"y\nz" * 10_000 + b"\n\n"]
-    assert cutter.rest() == b"q"
+        assert splitter.split(b"y\n") == []
+        assert splitter.split(b"z") == []
+    assert splitter.size == 30_000
+    assert splitter.split(b"\n") == []
+    assert splitter.split(b"\nq") == [b"y\nz" * 10_000 + b"\n\n"]
+    assert splitter.rest() == b"q"
 
 
 def test_the_data_of_events() -> None:

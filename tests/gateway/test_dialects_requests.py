@@ -16,10 +16,10 @@ from sollol.gateway.formats import anthropic, openai, responses
 
 USER = [{"role": "user", "content": "x"}]
 DIALECTS: dict[str, tuple[Callable[[bytes], PartialResponse | None], dict[str, Any]]] = {
-    "chat": (lambda body: openai.said(Kind.CHAT, body), {"messages": USER}),
-    "completions": (lambda body: openai.said(Kind.GENERATE, body), {"prompt": "x"}),
-    "messages": (anthropic.said, {"messages": USER, "max_tokens": 9}),
-    "responses": (responses.said, {"input": "x"}),
+    "chat": (lambda body: openai.partial_response(Kind.CHAT, body), {"messages": USER}),
+    "completions": (lambda body: openai.partial_response(Kind.GENERATE, body), {"prompt": "x"}),
+    "messages": (anthropic.partial_response, {"messages": USER, "max_tokens": 9}),
+    "responses": (responses.partial_response, {"input": "x"}),
 }
 
 

@@ -17,10 +17,9 @@ from sollol.backends import repetition
 from sollol.engine import batch_job, jobs, stream_watch
 from sollol.engine import node_aliases as aliases
 from sollol.engine import resumption as continuation
-from sollol.gateway.formats import stream_parser as reading
-from sollol.gateway.inference import embeddings as embed
-from sollol.gateway.inference import relay
-from sollol.gateway.inference import single as infer
+from sollol.gateway import request_ids
+from sollol.gateway.formats import stream_parser
+from sollol.gateway.inference import embeddings, relay, single
 from sollol.observe import journal, totals
 from sollol.observe.attempt_log import AttemptLog
 from sollol.sim import ModelSpec, sim_cluster
@@ -30,10 +29,11 @@ from tests.marks import plain_only
 
 EMBED = "nomic-embed-text"
 OWNERS = [
-    relay.WholeRelay, relay.StreamRelay, relay.StreamAttempt, relay._WholeAttempt, embed.RawBatch, infer.Inference,
-    jobs.CallJob, jobs.StreamJob, AttemptLog, batch_job.BatchJob, reading.LineReader, reading.EventReader,
-    reading.Cutter, repetition.Recent, journal.Journal, totals.Totals, aliases.Aliases, stream_watch.StreamWatch,
-    continuation.PartialResponse, continuation.ResumeSupport, http.Exchange,
+    relay.WholeRelay, relay.StreamRelay, relay.StreamAttempt, relay.WholeAttempt, embeddings.RawBatch,
+    single.Inference, jobs.CallJob, jobs.StreamJob, AttemptLog, batch_job.BatchJob, stream_parser.LineParser,
+    stream_parser.EventParser, stream_parser.EventSplitter, repetition.Recent, journal.Journal, totals.Totals,
+    aliases.Aliases, stream_watch.StreamWatch, continuation.PartialResponse, continuation.ResumeSupport,
+    http.Exchange, request_ids.RequestIds,
 ]  # fmt: skip
 LEFT_OUT = {"__repr__", "__eq__", "__hash__"}
 METHODS = [

@@ -8,7 +8,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from sollol.gateway.inference import single as infer
+from sollol.gateway.inference import single
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 from tests.marks import plain_only
@@ -109,7 +109,7 @@ def test_a_fault_of_ours_leaves_no_client_waiting(stage: Stage, stream: bool, mo
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of the gateway")
 
-    monkeypatch.setattr(infer.Inference, "_tell", fail)
+    monkeypatch.setattr(single.Inference, "_deliver", fail)
     with contextlib.suppress(httpx.RemoteProtocolError):  # a stream that has begun is cut off
         assert ask(stage, stream=stream).status_code == 500
     monkeypatch.undo()

@@ -192,7 +192,7 @@ def soak(seconds: float, seed: int, clients: int = 6, patience_s: float = 30.0) 
             if left == (0, 0):
                 break
             time.sleep(0.05)
-        account = stage.look(lambda gateway: gateway.meter.told()["soak"])
+        account = stage.look(lambda gateway: gateway.limiter.usage()["soak"])
         statuses: Counter[int] = sum((thread.statuses for thread in threads), Counter())
         return Result(
             answered=statuses.total(),

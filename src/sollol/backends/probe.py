@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -22,6 +22,7 @@ PROBE_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=2.5, idle_s=2.5)
 LIST_TIMEOUTS = Timeouts(connect_s=1.5, first_byte_s=60.0, idle_s=60.0)
 LIST_MOST = 8 * 2**20  # bytes of a list: some 20,000 models
 VERSION_MOST = 100  # characters
+PROBE_ALL_S = 65.0  # total time of the probes of all nodes for a person who waits
 LISTS_WAIT_S = 1.0  # wait for the lists before the version is requested to check that the node is up
 TAGS, PS = "/api/tags", "/api/ps"
 
@@ -48,6 +49,26 @@ async def probe(transport: Transport, endpoint: Endpoint, version: str = "") -> 
             if not facts.late:
                 return facts
     raise ProbeFailed(f"{endpoint.url} did not send the lists of its models in time", certain=False)
+
+
+async def probe_all(
+    transport: Transport, endpoints: Iterable[Endpoint], total_s: float = PROBE_ALL_S
+) -> dict[Endpoint, NodeFacts | ProbeFailed]:
+    """Probe all nodes at once; return the facts or the failure of each, after at most `total_s` seconds."""
+    chosen = list(endpoints)
+
+    async def one(endpoint: Endpoint) -> NodeFacts | ProbeFailed:
+        try:
+            async with asyncio.timeout(total_s):
+                return await probe(transport, endpoint)
+        except ProbeFailed as failed:
+            return failed
+        except TransportFault as fault:
+            return ProbeFailed(str(fault), certain=False)
+        except TimeoutError:
+            return ProbeFailed(f"{endpoint.url} did not send its lists in {total_s:g} s", certain=False)
+
+    return dict(zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True))
 
 
 async def probes(

@@ -15,7 +15,6 @@ from sollol.core.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from sollol.core.types import NodeFacts
-    from sollol.transport.base import Transport
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -63,24 +62,18 @@ def nodes(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
 
 async def look(endpoints: tuple[Endpoint, ...]) -> list[NodeState]:
     """Probe all nodes at the same time."""
-    import asyncio
-
+    from sollol.backends.probe import ProbeFailed, probe_all
     from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     try:
-        return list(await asyncio.gather(*(_ask(transport, endpoint) for endpoint in endpoints)))
+        found = await probe_all(transport, endpoints)
     finally:
         await transport.aclose()
-
-
-async def _ask(transport: Transport, endpoint: Endpoint) -> NodeState:
-    from sollol.backends.probe import ProbeFailed, probe
-
-    try:
-        return NodeState(endpoint, await probe(transport, endpoint))
-    except ProbeFailed as failed:
-        return NodeState(endpoint, None, str(failed))
+    return [
+        NodeState(endpoint, None, str(facts)) if isinstance(facts, ProbeFailed) else NodeState(endpoint, facts)
+        for endpoint, facts in found.items()
+    ]
 
 
 def _cells(state: NodeState) -> tuple[str, str, str, str]:

@@ -168,6 +168,8 @@ def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
     made = table("what", "", "")
     findings = asyncio.run(check(settings, nodes, keys, read.file))
     for finding in findings:
-        made.add_row(finding.what, "ok" if finding.ok else "wrong", finding.told, style=None if finding.ok else "red")
+        made.add_row(
+            finding.subject, "ok" if finding.ok else "wrong", finding.detail, style=None if finding.ok else "red"
+        )
     stdout().print(made)
     return 0 if all(finding.ok for finding in findings) else 2

@@ -1,8 +1,7 @@
-"""`sollol serve --check`: would it work? Asked of the file, the keys, the port, the nodes and their models."""
+"""Check before serving whether the file, the keys, the port, the nodes and their models would work."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import stat
@@ -10,7 +9,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import NamedTuple
 
-from sollol.backends.probe import ProbeFailed, probe
+from sollol.backends.probe import probe_all
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import NodeFacts, canonical_model
 from sollol.errors import BadInput
@@ -19,34 +18,37 @@ from sollol.transport.http import HttpTransport
 
 
 class CheckResult(NamedTuple):
-    what: str
+    """The result of one check."""
+
+    subject: str
     ok: bool
-    told: str
+    detail: str
 
 
 async def check(
     settings: GatewaySettings, nodes: tuple[Endpoint, ...], keys: int, file: str | None = None
 ) -> list[CheckResult]:
-    """Everything at once; raises nothing that a setting can cause. `file`: where the settings were read."""
+    """Return the results of all checks. `file`: the path of the settings."""
     read = CheckResult("file", True, file or "none was found, so the defaults hold")
     found = [read, _keys(settings, keys), *_keys_file(settings.keys_path), _port(settings)]
     transport = HttpTransport()
     try:
-        facts = dict(zip(nodes, await asyncio.gather(*(_ask(transport, node) for node in nodes)), strict=True))
+        probed = await probe_all(transport, nodes)
     finally:
         await transport.aclose()
-    for node, told in facts.items():
-        if isinstance(told, NodeFacts):
+    up = []
+    for node, facts in probed.items():
+        if isinstance(facts, NodeFacts):
+            up.append(facts)
             found.append(
-                CheckResult(f"node {node.key}", True, f"Ollama {told.version}, {_count(told.models, 'model')}")
+                CheckResult(f"node {node.key}", True, f"Ollama {facts.version}, {_count(facts.models, 'model')}")
             )
         else:
-            found.append(CheckResult(f"node {node.key}", False, told))
-    up = [told for told in facts.values() if isinstance(told, NodeFacts)]
+            found.append(CheckResult(f"node {node.key}", False, str(facts)))
     if not up:
         why = "none answers" if nodes else "none is known"
         found.append(CheckResult("nodes", False, f"{why}; name them in nodes = [...], or in SOLLOL_NODES"))
-    models = {model for told in up for model in told.models}
+    models = {model for facts in up for model in facts.models}
     found += [_model("alias", alias, target, models) for alias, target in settings.aliases.items()]
     for name, others in settings.fallbacks.items():
         found += [_model("fallback", name, settings.resolve_model(other), models) for other in others]
@@ -58,11 +60,11 @@ def _keys(settings: GatewaySettings, keys: int) -> CheckResult:
         check_keys(settings, keys)
     except BadInput as problem:
         return CheckResult("keys", False, str(problem))
-    return CheckResult("keys", True, f"{_count(range(keys), 'key')}, {'' if settings.needs_keys else 'not '}asked for")
+    return CheckResult("keys", True, f"{_count(range(keys), 'key')}, {'' if settings.needs_keys else 'not '}required")
 
 
 def _keys_file(path: Path) -> list[CheckResult]:
-    """Who can write it can let himself in. Reading it gives nobody a key, but is nobody's business either."""
+    """Check that only its owner can write the keys file, because a written key opens the gateway."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -84,13 +86,6 @@ def _port(settings: GatewaySettings) -> CheckResult:
     except OSError as error:
         return CheckResult("address", False, f"cannot listen on {where}: {error.strerror or error}")
     return CheckResult("address", True, f"{where} is free")
-
-
-async def _ask(transport: HttpTransport, node: Endpoint) -> NodeFacts | str:
-    try:
-        return await probe(transport, node)
-    except ProbeFailed as failed:
-        return str(failed)
 
 
 def _model(kind: str, name: str, target: str, models: set[str]) -> CheckResult:

@@ -1,7 +1,7 @@
-"""What can be set for `sollol serve`: the file's tables, checked, with every default.
+"""Validate the settings of `sollol serve`: the tables of the configuration file, with all defaults.
 
-The file is the one that `sollol.config` reads; these are its tables [gateway], [limits], [routing], [aliases],
-[fallbacks] and [digests]. Bounds are there because a server without them can be filled by anybody who reaches it.
+`sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks] and
+[digests]. The limits protect the server's memory from everybody who reaches it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[gateway]"""
+    """The table [gateway]."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 11435
@@ -41,14 +41,14 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(ServerLimits, frozen=True, forbid_unknown_fields=True):
-    """[limits]"""
+    """The table [limits]."""
 
     queue: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     request_timeout_s: Seconds | None = None
 
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[routing]"""
+    """The table [routing]."""
 
     mode: Literal["fast", "reliable", "async"] | None = None
     strategy: Literal["round_robin", "latency_first", "least_loaded", "fairness", "intelligent"] = "intelligent"
@@ -72,7 +72,7 @@ _KNOWN: Final = {
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
-    """Everything resolved. Replaced as a whole when the file changes."""
+    """All settings of a gateway, validated. Replaced as a whole when the file changes."""
 
     listen: Listen = Listen()
     limits: Limits = Limits()
@@ -86,41 +86,48 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     @property
     def mode(self) -> RoutingMode | None:
+        """The routing mode of requests without one."""
         return RoutingMode(self.routing.mode) if self.routing.mode else None
 
     @property
     def strategy(self) -> RoutingStrategy:
+        """The routing strategy of requests without a mode."""
         return RoutingStrategy(self.routing.strategy)
 
     @property
     def keys_path(self) -> Path:
+        """The path of the keys file.
+
+        Raises:
+            ConfigError: The setting is no path.
+        """
         if not self.listen.keys_file:
             return default_keys_path()
         if "\0" in self.listen.keys_file:
             raise ConfigError(f"keys_file {self.listen.keys_file!r} holds a NUL, which no name of a file can")
         try:
             return Path(self.listen.keys_file).expanduser()
-        except RuntimeError:  # ~somebody, who is not known here
+        except RuntimeError:  # ~user for an unknown user
             raise ConfigError(f"keys_file {self.listen.keys_file!r}: there is no such user; name a folder") from None
 
     @property
     def needs_keys(self) -> bool:
-        """Others than the programs of this machine can reach it."""
+        """Check whether keys are required: by a setting, or because other machines can reach the gateway."""
         return self.listen.require_keys or not (is_loopback(self.listen.host) or self.listen.insecure)
 
     def resolve_model(self, name: str) -> str:
-        """The model behind an alias, or the name itself."""
+        """Return the model behind an alias, or the name itself."""
         aliases = self.aliases
         if not aliases:
             return name
         return aliases.get(canonical_model(name), name)
 
     def fallbacks_of(self, name: str) -> tuple[str, ...]:
-        """The models to try when no node can serve this one."""
+        """Return the models to try if no node can serve this one."""
         return self.fallbacks.get(canonical_model(name), ()) if self.fallbacks else ()
 
     def listening(self, host: str | None = None, port: int | None = None, insecure: bool = False) -> GatewaySettings:
-        """With what the command line says."""
+        """Return the settings with the arguments of the command line."""
         own = self.listen
         listen = msgspec.structs.replace(
             own,
@@ -132,7 +139,11 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
 
 def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
-    """Raises ConfigError, which names the file, the field, the value and what was expected."""
+    """Return the validated settings.
+
+    Raises:
+        ConfigError: With the file, the field, the value and the expected values.
+    """
     where = path or os.environ.get("SOLLOL_CONFIG", "")
     tables, problems = _read_tables(settings.gateway, where)
     if problems:
@@ -151,7 +162,7 @@ def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
 
 
 def problems_of(settings: Settings, path: str) -> list[str]:
-    """Return all that is wrong in the gateway's tables, not only the first."""
+    """Return all problems in the gateway's tables."""
     tables, problems = _read_tables(settings.gateway, path)
     try:
         _resolved(tables.aliases, path)
@@ -160,8 +171,25 @@ def problems_of(settings: Settings, path: str) -> list[str]:
     return problems
 
 
+def not_applied(new: GatewaySettings, old: GatewaySettings) -> list[str]:
+    """Return a message for each new setting that a running gateway cannot apply."""
+    found = [
+        f"{name} is {getattr(new.listen, name)!r} now, and {getattr(old.listen, name)!r} stays in use"
+        for name in ("host", "port")
+        if getattr(new.listen, name) != getattr(old.listen, name)
+    ]
+    if old.nodes and not new.nodes:
+        found.append("nodes names none now, and those before stay in use")
+    return found
+
+
+def with_address_of(new: GatewaySettings, old: GatewaySettings) -> GatewaySettings:
+    """Return the new settings with the old host and port."""
+    return new.listening(old.listen.host, old.listen.port)
+
+
 def _read_tables(given: Mapping[str, Mapping[str, Any]], where: str) -> tuple[_Tables, list[str]]:
-    """Return the tables without what is wrong in them, and what that is."""
+    """Return the tables without their invalid fields, and the problems."""
     content: dict[str, Any] = {name: dict(table) for name, table in given.items()}
     problems = each_problem(
         content,
@@ -179,7 +207,7 @@ def _read_tables(given: Mapping[str, Mapping[str, Any]], where: str) -> tuple[_T
 
 
 def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
-    """Each alias with the model at the end of its chain."""
+    """Return each alias with the model at the end of its chain."""
     by_name = {canonical_model(name): target for name, target in aliases.items()}
     found = {}
     for alias, first in by_name.items():
@@ -196,10 +224,12 @@ def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
 
 
 def default_keys_path() -> Path:
+    """Return the path of the keys file without a setting."""
     return config_home() / "keys.json"
 
 
 def is_loopback(host: str) -> bool:
+    """Check for localhost, or a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -207,7 +237,11 @@ def is_loopback(host: str) -> bool:
 
 
 def check_keys(settings: GatewaySettings, keys: int) -> None:
-    """Raises BadInput where keys are needed and there are none."""
+    """Check that there are keys if they are required.
+
+    Raises:
+        BadInput: There are none.
+    """
     if settings.needs_keys and not keys:
         host = settings.listen.host
         raise BadInput(
@@ -217,7 +251,7 @@ def check_keys(settings: GatewaySettings, keys: int) -> None:
 
 
 def template() -> dict[str, list[tuple[str, Any]]]:
-    """Every setting of the gateway's tables with its default, by table."""
+    """Return table -> its settings with their defaults."""
     return {
         name: [(field.name, field.default) for field in msgspec.structs.fields(table)]
         for name, table in (("gateway", Listen), ("limits", Limits), ("routing", Routing))

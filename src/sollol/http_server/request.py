@@ -39,7 +39,6 @@ class Request:
         "_early",
         "_ended",
         "_upload",
-        "asked",
         "body",
         "charge",
         "fields",
@@ -51,11 +50,12 @@ class Request:
         "on_drained",
         "on_gone",
         "origin",
+        "parsed",
+        "partial",
         "parts",
         "path",
         "plain",
         "route",
-        "said",
         "takes_body",
         "target",
         "task",
@@ -92,9 +92,9 @@ class Request:
         self.parts: tuple[str, ...] = ()  # of its path
         self.takes_body = True  # if not, its body is discarded
         # Results of parsing a large body in a thread: the fields of an inference, all fields, the state of its stream.
-        self.asked: Any = None
+        self.parsed: Any = None
         self.fields: dict[str, Any] | None = None
-        self.said: Any = None
+        self.partial: Any = None
         self.held = 0  # bytes of its body that the intake counts
         self.on_gone: Callable[[], object] | None = None
         self.on_drained: Callable[[], object] | None = None  # called when the client has caught up

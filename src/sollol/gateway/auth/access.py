@@ -18,7 +18,7 @@ from sollol.http_server.request import Request
 _OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # in the error of a node that lacks the requested model
 
 
-def password(scheme: str, credentials: str) -> str:
+def basic_password(scheme: str, credentials: str) -> str:
     """Return the password of Basic authentication, or ""; clients send the key of `http://any:KEY@host` so."""
     if scheme.lower() != "basic":
         return ""
@@ -28,7 +28,7 @@ def password(scheme: str, credentials: str) -> str:
         return ""
 
 
-def admin(request: Request, what: str = "change models or nodes") -> None:
+def check_admin(request: Request, what: str = "change models or nodes") -> None:
     """Check that the caller's key has admin rights.
 
     Raises:
@@ -89,7 +89,7 @@ def without_others(request: Request, value: Any) -> Any:
     return [without_others(request, item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def words(request: Request, error: SollolError) -> str:
+def shown_message(request: Request, error: SollolError) -> str:
     """Return the message of an error, without the models that the key may not use."""
     text: str = without_others(request, error.error if isinstance(error, ResponseError) else str(error))
     return text

@@ -40,10 +40,10 @@ class Cors:
                 return False
         request.origin = origin.encode("latin-1")
         if request.method == "OPTIONS" and b"access-control-request-method" in request.headers:
-            asked = request.header(b"access-control-request-headers")
+            requested = request.header(b"access-control-request-headers")
             headers = [("Access-Control-Allow-Methods", _METHODS), ("Access-Control-Max-Age", _MAX_AGE_S)]
-            if asked and re.fullmatch(r"[A-Za-z0-9_,\- ]*", asked):
-                headers.append(("Access-Control-Allow-Headers", asked))
+            if requested and re.fullmatch(r"[A-Za-z0-9_,\- ]*", requested):
+                headers.append(("Access-Control-Allow-Headers", requested))
             request.answer(204, b"", headers=headers)
             return False
         return True

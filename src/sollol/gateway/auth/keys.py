@@ -1,8 +1,8 @@
-"""API keys: who may ask for what. Shown once, kept as hashes.
+"""Create, store and find API keys, of which only hashes are kept.
 
-A key is 32 random bytes, so a plain SHA-256 is enough to keep it: there is no word list to try, which is what slow
-password hashes are for, and a look-up costs a microsecond. The file is the user's own (mode 0600), written whole and
-renamed, under a lock, so that a reader never sees half of it.
+A key has 32 random bytes, so a plain SHA-256 suffices: slow password hashes protect against word lists, and a look-up
+here costs a microsecond. The file is private to its user (mode 0600), written whole and renamed, under a lock, so that
+a reader never gets a part of it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a key allows. `models`: patterns (empty: all). `app`: the name in fairness and displays."""
+    """The rights and limits of a key. `models`: patterns (empty: all). `app`: its name for fairness and displays."""
 
     name: str
     hash: str
     start: str = ""
-    """Its first characters, to recognise it by."""
+    """Its first characters, for displays."""
     app: str = ""
     models: tuple[str, ...] = ()
     requests_per_minute: Count | None = None
@@ -47,7 +47,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     created: str = ""
 
     def allows(self, model: str) -> bool:
-        """May it use this model? `llama3.2` in a pattern is `llama3.2:latest`; of `llama3*`, every tag is meant."""
+        """Check the right to use a model. The pattern `llama3.2` is `llama3.2:latest`; `llama3*` matches every tag."""
         if not self.models:
             return True
         name = canonical_model(model)
@@ -62,13 +62,14 @@ _read_file: Final = json_reader(_File)
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Compare a model with a pattern. One that ends in `*` matches every tag; else no tag means `latest`."""
+    """Compare a model with a pattern. One that ends in `*` matches every tag; otherwise no tag is `latest`."""
     if pattern.endswith("*") and fnmatch.fnmatchcase(name, pattern):
         return True
     return fnmatch.fnmatchcase(name, canonical_model(pattern))
 
 
 def hash_of(token: str) -> str:
+    """Return the hash under which a key is stored."""
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
@@ -78,26 +79,28 @@ class Keyring:
     def __init__(self, keys: Iterable[Key] = (), path: Path | None = None, *, required: bool = False) -> None:
         self.required = required
         self.path = path
-        self._fixed = tuple(keys)  # of the environment: not in the file
+        self._fixed = tuple(keys)  # of the environment, not of the file
         self._by_hash: dict[str, Key] = {}
         self._seen: Version | None = None
-        self.asks = required  # is it to be asked about a request?
+        self.is_used = required  # keys of requests are looked up
         self.reload()
 
     def __len__(self) -> int:
         return len(self._by_hash)
 
     def find(self, token: str) -> Key | None:
-        """The key of a token, or None. What is looked up and compared is the hash: its timing tells nothing."""
-        told = hash_of(token)
-        key = self._by_hash.get(told)
-        return key if key is not None and hmac.compare_digest(key.hash, told) else None
+        """Return the key of a token, or None. The look-up uses the hash, so its time reveals nothing of the token."""
+        digest = hash_of(token)
+        key = self._by_hash.get(digest)
+        return key if key is not None and hmac.compare_digest(key.hash, digest) else None
 
     def reload(self) -> bool:
-        """Read the file if it has changed; True if the keys did. Costs a `stat`.
+        """Read the file if it has changed; return True if the keys have. Without a change it costs a `stat`.
 
-        Raises ConfigError, and keeps what it had: once for a content that cannot be used, each time for a file that
-        cannot be opened, which may be read the next time."""
+        Raises:
+            ConfigError: The content cannot be used (raised once), or the file cannot be opened (raised each time).
+                The keys stay as they were.
+        """
         seen = _version(self.path)
         if seen == self._seen:
             return False
@@ -112,35 +115,39 @@ class Keyring:
         keys = {key.hash: key for key in (*self._fixed, *read)}
         changed = keys != self._by_hash
         self._by_hash = keys
-        self.asks = self.required or bool(keys)
+        self.is_used = self.required or bool(keys)
         return changed
 
     def follow(self, path: Path, *, required: bool) -> None:
-        """The settings have changed: the next `reload` reads this file."""
+        """Use a file of new settings from the next `reload` on."""
         self.required = required
-        self.asks = required or bool(self._by_hash)
+        self.is_used = required or bool(self._by_hash)
         if path != self.path:
             self.path, self._seen = path, None
 
 
 class NotOpened(ConfigError):
-    """A file of keys could not be opened, now."""
+    """A file of keys could not be opened, perhaps only now."""
 
 
 Version = tuple[int, ...]
 
 
 def _version(path: Path | None) -> Version:
-    """Another one after each change: a writer renames a new file into place, `chmod` moves the second time."""
+    """Return a value that changes with the file: its inode at a rename, its second time at a `chmod`."""
     try:
         found = path.stat() if path is not None else None
-    except (OSError, ValueError):  # a name with a NUL is no name
+    except (OSError, ValueError):  # ValueError: a name with a NUL
         found = None
     return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size) if found is not None else ()
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys of a file, none if there is no file. Raises ConfigError."""
+    """Return the keys of a file, none if there is no file.
+
+    Raises:
+        ConfigError: It cannot be opened, or cannot be used.
+    """
     try:
         keys = _read_file(read_bounded(path)).keys
     except FileNotFoundError:
@@ -151,14 +158,18 @@ def read_keys(path: Path) -> list[Key]:
                 f"keys file {path} cannot be read: {error}; restore it, or move it away and make new keys"
             ) from None
         raise NotOpened(f"keys file {path}: {getattr(error, 'strerror', None) or error}") from None
-    # Written by hand, it may have no app: all of those would be one, and see each other's requests.
+    # A key written by hand may have no app. Keys of one app see each other's requests, so each gets its own.
     return [key if key.app else msgspec.structs.replace(key, app=key.name) for key in keys]
 
 
 def keys_of_environment(text: str) -> list[Key]:
-    """SOLLOL_API_KEYS: `token`, `name=token` or `name:admin=token`, separated by commas or spaces.
+    """Return the keys of SOLLOL_API_KEYS: `token`, `name=token` or `name:admin=token`, separated by commas or spaces.
 
-    Errors tell the place of an entry and none of its text: what looks like a name may be the token."""
+    Errors have the position of an entry and not its text, which may be a token.
+
+    Raises:
+        ConfigError: An entry cannot be used.
+    """
     found: list[Key] = []
     for place, item in enumerate(re.split(r"[\s,]+", text.strip()) if text.strip() else (), 1):
         name, equals, token = item.partition("=")
@@ -180,7 +191,11 @@ def keys_of_environment(text: str) -> list[Key]:
 
 
 def add_key(path: Path, key: Key) -> str:
-    """Write a new key (without its hash) into the file; the token, which is nowhere else. Raises BadInput."""
+    """Add a key without a hash to the file; return its token, which is stored nowhere.
+
+    Raises:
+        BadInput: The name cannot be used, or the file cannot be written.
+    """
     if not _NAME.fullmatch(key.name):
         raise BadInput(f"name {key.name!r} cannot be used; expected 1 to 64 letters, digits, '.', '_', '@' or '-'")
     token = PREFIX + secrets.token_urlsafe(32)
@@ -200,7 +215,11 @@ def add_key(path: Path, key: Key) -> str:
 
 
 def revoke_key(path: Path, name: str) -> Key:
-    """Take a key out of the file. Raises BadInput if there is none of that name."""
+    """Remove a key from the file and return it.
+
+    Raises:
+        BadInput: No key has this name.
+    """
     with _locked(path):
         keys = read_keys(path)
         found = next((key for key in keys if key.name == name), None)
@@ -221,10 +240,10 @@ def _write(path: Path, keys: list[Key]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time, where the system has file locks."""
+    """Exclude other writers, if the system has file locks."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Nothing is written into it, and a link that somebody put there is not followed.
+        # Nothing is written into it, and a symbolic link is not followed.
         flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
         handle = os.open(path.parent / f"{path.name}.lock", flags, PRIVATE)
     except OSError as error:

@@ -1,7 +1,6 @@
-"""How each inference route speaks: which of its fields decide, and what an answer means. No I/O.
+"""Describe each inference route: the fields that decide, and the meaning of an answer. No I/O.
 
-Bodies are peeked at, not decoded: only the fields that decide are made into objects, and what goes to the node are
-the bytes that came.
+Only the deciding fields of a body are decoded. The node receives the client's bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +18,15 @@ from sollol.errors import BadInput
 from sollol.gateway.auth.charging import size_of
 from sollol.gateway.formats import anthropic, openai, responses
 from sollol.gateway.formats.error_responses import error_body
-from sollol.gateway.formats.request_fields import Bare, Embedding, read_bare, read_chat, read_embedding, read_openai
-from sollol.gateway.formats.stream_parser import LineReader, Reader
+from sollol.gateway.formats.request_fields import (
+    EmbeddingFields,
+    MinimalFields,
+    read_embedding,
+    read_minimal,
+    read_ollama,
+    read_openai,
+)
+from sollol.gateway.formats.stream_parser import LineParser, StreamParser
 from sollol.http_server.request import NDJSON, SSE, type_line
 from sollol.workload.classification import type_of
 from sollol.workload.cost import item_cost
@@ -28,8 +34,8 @@ from sollol.workload.prefix import prefix_of
 from sollol.workload.runner_options import runner_key
 
 
-class Asked:
-    """What of a request decides."""
+class ParsedRequest:
+    """The properties of a request that decide how it is scheduled and answered."""
 
     __slots__ = ("cost", "model", "options", "prefix", "size", "stream", "tokens_out", "type", "unloads")
 
@@ -52,75 +58,78 @@ class Asked:
         self.type = type
         self.prefix = prefix
         self.cost = cost
-        self.size = size  # bytes of its texts, where they were counted
-        self.unloads = unloads  # it only asks to put the model out of memory
+        self.size = size  # bytes of its texts; 0 if they were not counted
+        self.unloads = unloads  # it has no prompt and removes the model from memory
 
 
-def asked_embedding(model: str, options: Any, texts: Sequence[Any]) -> Asked:
+def parsed_embedding(model: str, options: Any, texts: Sequence[Any]) -> ParsedRequest:
+    """Return the properties of a request to embed these texts."""
     cost = sum(item_cost(text) for text in texts if isinstance(text, str))
-    return Asked(
+    return ParsedRequest(
         model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost, size=size_of(texts)
     )
 
 
-class Tongue:
-    __slots__ = ("error_event", "judge", "kind", "path", "peek", "reader", "said", "type_line")
+class ApiFormat:
+    """One inference route: how its requests are parsed and its answers judged."""
+
+    __slots__ = ("error_event", "judge", "kind", "new_parser", "parse", "partial_response", "path", "type_line")
 
     def __init__(
         self,
         path: str,
         kind: Kind,
-        peek: Callable[[bytes], Asked],
+        parse: Callable[[bytes], ParsedRequest],
         judge: Callable[[int, bytes], Outcome],
-        reader: Callable[[], Reader],
-        said: Callable[[bytes], PartialResponse | None],
+        new_parser: Callable[[], StreamParser],
+        partial_response: Callable[[bytes], PartialResponse | None],
         error_event: Callable[[str, str], bytes],
         type_line: bytes,
     ) -> None:
         self.path = path
         self.kind = kind
-        self.peek = peek
-        self.judge = judge
-        self.reader = reader
-        self.said = said  # of a body: what is needed to go on elsewhere; None where that cannot be exact
+        self.parse = parse
+        self.judge = judge  # of a whole answer
+        self.new_parser = new_parser  # of a streamed answer
+        self.partial_response = partial_response  # of a request: None if another node cannot resume its answer
         self.error_event = error_event
-        self.type_line = type_line
+        self.type_line = type_line  # the Content-Type of a stream
 
     def framed(self, line: bytes) -> bytes:
-        """A part of a stream with its end."""
+        """Return a part of a stream with its line end."""
         return line if line.endswith(b"\n") or not line else line + b"\n"
 
 
-_NOW: Final = (0, "0", "0s", "0m", "0h")
+_ZERO: Final = (0, "0", "0s", "0m", "0h")  # values of keep_alive
 
 
-def _peek_ollama(body: bytes) -> Asked:
-    found = read_chat(body)
+def _parse_ollama(body: bytes) -> ParsedRequest:
+    found = read_ollama(body)
     options, messages, prompt, keep_alive = found.options, found.messages, found.prompt, found.keep_alive
-    return Asked(
+    return ParsedRequest(
         found.model,
         found.stream is not False,
         bound_of(options.get("num_predict")) if options else None,
         runner_key(options) if options else "",
         type_of(messages, prompt, found.system, found.format, bool(found.suffix)),
         prefix_of(messages) if messages else (),
-        unloads=keep_alive is not None and keep_alive in _NOW and not (messages or prompt),
+        unloads=keep_alive is not None and keep_alive in _ZERO and not (messages or prompt),
     )
 
 
 def bound_of(value: Any) -> int | None:
-    """Return the bound of an answer in tokens; None for a value that a node takes for no bound, or refuses."""
+    """Return the bound of an answer in tokens; None for a value that a node ignores or refuses."""
     return value if type(value) is int and value > 0 else None
 
 
-def _peek_v1(bound: str, body: bytes) -> Asked:
-    """`bound`: the only field in which a node reads the bound of the answer on this route."""
+def _parse_v1(bound: str, body: bytes) -> ParsedRequest:
+    """Parse a request to `/v1`. `bound`: the only field in which a node reads the bound of the answer."""
     found = read_openai(body)
     messages = found.messages
     if found.input is not None:
         messages = found.input if isinstance(found.input, list) else [{"role": "user", "content": found.input}]
     system = found.instructions or (found.system if isinstance(found.system, str) else None)
-    return Asked(
+    return ParsedRequest(
         found.model,
         bool(found.stream),
         bound_of(found.max_tokens if bound == "max_tokens" else found.max_output_tokens),
@@ -130,30 +139,38 @@ def _peek_v1(bound: str, body: bytes) -> Asked:
     )
 
 
-def peek_embed(body: bytes) -> Embedding:
-    """Raises BadInput for what is not JSON, or lacks a model; a field of another wrong type is left to a node."""
+def parse_embedding(body: bytes) -> EmbeddingFields:
+    """Return the fields of an embedding request; one of a wrong type is left to a node to refuse.
+
+    Raises:
+        BadInput: The body is not JSON.
+    """
     try:
         return read_embedding(body)
     except msgspec.DecodeError:
-        return Embedding(_peek_bare(body).model or "")
+        return EmbeddingFields(_parse_minimal(body).model or "")
 
 
-def peeked(tongue: Tongue, body: bytes) -> Asked:
-    """Raises BadInput for what is not JSON. Where a field has a wrong type, a node is left to say so."""
+def parse_request(api_format: ApiFormat, body: bytes) -> ParsedRequest:
+    """Return the properties of a request; a field of a wrong type is left to a node to refuse.
+
+    Raises:
+        BadInput: The body is not JSON.
+    """
     try:
-        return tongue.peek(body)
+        return api_format.parse(body)
     except (msgspec.ValidationError, AttributeError, TypeError):
-        found = _peek_bare(body)
+        found = _parse_minimal(body)
     except msgspec.DecodeError as error:
-        _peek_bare(body)  # which may know better what is wrong
+        _parse_minimal(body)  # which may have a more exact message
         raise BadInput(f"the request is not JSON: {error}") from None
-    streams = tongue.peek is _peek_ollama if found.stream is None else bool(found.stream)
-    return Asked(found.model or "", streams, None, "", TaskType.CHAT, ())
+    streams = api_format.parse is _parse_ollama if found.stream is None else bool(found.stream)
+    return ParsedRequest(found.model or "", streams, None, "", TaskType.CHAT, ())
 
 
-def _peek_bare(body: bytes) -> Bare:
+def _parse_minimal(body: bytes) -> MinimalFields:
     try:
-        return read_bare(body)
+        return read_minimal(body)
     except msgspec.ValidationError as error:
         raise BadInput(f"the request cannot be read: {error}") from None
     except msgspec.DecodeError as error:
@@ -164,12 +181,12 @@ def _judge_as(kind: Kind) -> Callable[[int, bytes], Outcome]:
     return lambda status, body: judge(status, body, kind)
 
 
-def _said_as(kind: Kind) -> Callable[[bytes], PartialResponse | None]:
-    def said(body: bytes) -> PartialResponse | None:
+def _partial_response_of(kind: Kind) -> Callable[[bytes], PartialResponse | None]:
+    def partial_response(body: bytes) -> PartialResponse | None:
         fields = decode(body)
         return PartialResponse(kind, fields) if is_plain(fields) else None
 
-    return said
+    return partial_response
 
 
 def _error_line(path: str, message: str) -> bytes:
@@ -177,7 +194,7 @@ def _error_line(path: str, message: str) -> bytes:
 
 
 def _error_event(path: str, message: str) -> bytes:
-    """An answer that breaks off says so; the mark of a good end does not follow."""
+    """Return the last event of an answer that breaks off; the mark of a good end does not follow."""
     named = path in ("/v1/messages", "/v1/responses")
     return (b"event: error\n" if named else b"") + b"data: " + error_body(path, 502, message) + b"\n\n"
 
@@ -185,36 +202,38 @@ def _error_event(path: str, message: str) -> bytes:
 _NDJSON: Final = type_line(NDJSON)
 _SSE: Final = type_line(SSE)
 _UNCACHED_SSE: Final = _SSE + b"Cache-Control: no-cache\r\n"
-TONGUES = [
+CHAT_FORMATS = [
     *(
-        Tongue(path, kind, _peek_ollama, _judge_as(kind), LineReader, _said_as(kind), _error_line, _NDJSON)
+        ApiFormat(
+            path, kind, _parse_ollama, _judge_as(kind), LineParser, _partial_response_of(kind), _error_line, _NDJSON
+        )
         for path, kind in (("/api/chat", Kind.CHAT), ("/api/generate", Kind.GENERATE))
     ),
     *(
-        Tongue(
+        ApiFormat(
             path,
             kind,
-            partial(_peek_v1, "max_tokens"),
+            partial(_parse_v1, "max_tokens"),
             openai.judge_whole,
-            openai.reader,
-            partial(openai.said, kind),
+            openai.new_parser,
+            partial(openai.partial_response, kind),
             _error_event,
             _SSE,
         )
         for path, kind in (("/v1/chat/completions", Kind.CHAT), ("/v1/completions", Kind.GENERATE))
     ),
     *(
-        Tongue(
+        ApiFormat(
             path,
             Kind.CHAT,
-            partial(_peek_v1, bound),
-            room.judge_whole,
-            room.reader,
-            room.said,
+            partial(_parse_v1, bound),
+            module.judge_whole,
+            module.new_parser,
+            module.partial_response,
             _error_event,
             _UNCACHED_SSE,
         )
-        for path, room, bound in (
+        for path, module, bound in (
             ("/v1/messages", anthropic, "max_tokens"),
             ("/v1/responses", responses, "max_output_tokens"),
         )
@@ -222,11 +241,13 @@ TONGUES = [
 ]
 
 
-def _no_stream() -> Reader:
-    raise AssertionError("embeddings come whole")
+def _no_stream() -> StreamParser:
+    raise AssertionError("embeddings are not streamed")
 
 
-EMBED_TONGUES = [
-    Tongue(path, Kind.EMBED, _peek_ollama, _judge_as(Kind.EMBED), _no_stream, lambda body: None, _error_line, _NDJSON)
+EMBED_FORMATS = [
+    ApiFormat(
+        path, Kind.EMBED, _parse_ollama, _judge_as(Kind.EMBED), _no_stream, lambda body: None, _error_line, _NDJSON
+    )
     for path in ("/api/embed", "/v1/embeddings", "/api/embeddings")
 ]

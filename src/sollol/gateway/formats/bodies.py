@@ -1,9 +1,9 @@
-"""Request bodies, unpacked and read once: what is decided by and what is sent on are the same bytes."""
+"""Decompress and normalise request bodies once, so that decisions and nodes use the same bytes."""
 
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -13,28 +13,38 @@ from sollol.backends.ollama import decode
 from sollol.errors import BadInput, ResponseError
 from sollol.http_server.request import Request
 
-ON_THE_LOOP: Final = 20 * 1024  # of a body that is decoded on the loop; a larger one keeps it from others
-UNPACKED_BYTES: Final = 8 * 1024 * 1024  # of a compressed body, as Ollama has it
+ON_THE_LOOP: Final = 20 * 1024  # largest body that is decoded on the event loop
+DECOMPRESSED_BYTES: Final = 8 * 1024 * 1024  # limit of a decompressed body, the same as Ollama's
 
 
 def is_large(request: Request) -> bool:
-    """Check for a body that is decoded in a thread: a large one, or one that may become large."""
+    """Check whether a body is decoded in a thread: a large or a compressed one."""
     return request.unjoined is not None or len(request.body) > ON_THE_LOOP or b"content-encoding" in request.headers
 
 
-def settle_body(request: Request) -> None:
-    """Replace the body by the JSON that a node reads in it. Raises BadInput, or ResponseError for one too large."""
+def normalise_body(request: Request) -> None:
+    """Replace the body by the JSON object that a node reads in it.
+
+    Raises:
+        BadInput: It has none.
+        ResponseError: 413: it is too large, or has too many values.
+    """
     if b"content-encoding" in request.headers and request.path.startswith("/v1/"):
-        _unpack(request)
+        _decompress(request)
     request.body = read_json(request.body)
 
 
 class UnreadableValue(BadInput):
-    """A body is JSON, and has a value that nobody here can read."""
+    """A body is JSON with a value that cannot be decoded."""
 
 
 def read_json(body: bytes) -> bytes:
-    """Return the JSON object that a node reads in `body`. Raises BadInput, or ResponseError for too many values."""
+    """Return the JSON object that a node reads in `body`.
+
+    Raises:
+        BadInput: It has none.
+        ResponseError: 413: it has too many values.
+    """
     if len(body) > ON_THE_LOOP and not fits_decoded(body):
         raise ResponseError(
             f"the request has too many values for its {len(body)} bytes; send fewer, or longer, messages or texts", 413
@@ -47,15 +57,46 @@ def read_json(body: bytes) -> bytes:
         raise BadInput(f"the request is not JSON: {error}" if body else "missing request body") from None
     if may_have_long_number(found):
         try:
-            decode(found)  # all that is read of it later
+            decode(found)
         except (msgspec.DecodeError, ValueError) as error:
             raise UnreadableValue(f"the request cannot be read: {error}"[:300]) from None
     return found
 
 
-def _unpack(request: Request) -> None:
+def read_fields(body: bytes) -> dict[str, Any]:
+    """Return the decoded JSON object of a body.
+
+    Raises:
+        BadInput: It has none.
+        ResponseError: 413: it has too many values.
+    """
+    try:
+        found: dict[str, Any] = decode(read_json(body))
+    except ValueError as error:
+        raise BadInput(f"the request is not JSON: {error}") from None
+    return found
+
+
+def fields_of(request: Request, *names: str) -> dict[str, Any]:
+    """Return the JSON object of a request.
+
+    Raises:
+        BadInput: It has none, or none of the fields `names`.
+    """
+    found = read_fields(request.body) if request.fields is None else request.fields
+    if names and not any(isinstance(found.get(name), str) and found[name] for name in names):
+        raise BadInput(f"{names[0]} is required")
+    return found
+
+
+def model_name(fields: dict[str, Any]) -> str:
+    """Return the model that a request names in `model` or, as in older versions, in `name`."""
+    return str(fields.get("model") or fields["name"])
+
+
+def _decompress(request: Request) -> None:
     if request.header(b"content-encoding").lower() != "zstd":
-        return  # a node does not look at others either, and finds that it is not JSON
+        return  # as a node, which then refuses the body as no JSON
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -63,12 +104,12 @@ def _unpack(request: Request) -> None:
 
     decoder = zstd.ZstdDecompressor()
     try:
-        body = decoder.decompress(request.body, max_length=UNPACKED_BYTES + 1)
+        body = decoder.decompress(request.body, max_length=DECOMPRESSED_BYTES + 1)
     except zstd.ZstdError as error:
-        raise BadInput(f"the request's body is not what Content-Encoding: zstd says: {error}") from None
-    if len(body) > UNPACKED_BYTES:
-        raise ResponseError(f"the request's body is larger than {UNPACKED_BYTES} bytes when it is unpacked", 413)
+        raise BadInput(f"the request's body is not in the format of its Content-Encoding: zstd: {error}") from None
+    if len(body) > DECOMPRESSED_BYTES:
+        raise ResponseError(f"the request's body is larger than {DECOMPRESSED_BYTES} bytes when decompressed", 413)
     if not decoder.eof:
-        raise BadInput("the request's body is not what Content-Encoding: zstd says: its end is missing")
+        raise BadInput("the request's body is not in the format of its Content-Encoding: zstd: its end is missing")
     del request.headers[b"content-encoding"]
     request.body = body

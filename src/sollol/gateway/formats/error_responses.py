@@ -16,6 +16,8 @@ from sollol.errors import (
     ResponseError,
     SollolError,
 )
+from sollol.gateway.auth.admission import Unauthorized
+from sollol.gateway.auth.rate_limit import RateLimited
 from sollol.printable import printable_json
 
 _TYPES = {
@@ -59,6 +61,10 @@ def error_body(path: str, status: int, message: str) -> bytes:
 def status_of(error: SollolError) -> tuple[int, tuple[tuple[str, str], ...]]:
     """Return the HTTP status of an error and its headers."""
     match error:
+        case RateLimited():
+            return error.status_code, (("Retry-After", str(error.retry_after_s)),)
+        case Unauthorized():
+            return error.status_code, (("WWW-Authenticate", error.challenge),)
         case ResponseError():
             return error.status_code if 400 <= error.status_code < 600 else 502, ()
         case BadInput():

@@ -1,6 +1,6 @@
-"""Forms with files (`multipart/form-data`): read strictly and written anew, so that a node reads what was decided by.
+"""Parse forms with files (`multipart/form-data`) strictly, and write them anew for the node.
 
-Strictly, because there are many ways to write a part that two readers take for different ones.
+So the node reads the same fields as the gateway; two parsers may read an unusual form differently.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ class Part(NamedTuple):
 
 
 def is_form(content_type: str) -> bool:
-    """Check whether a request says that its body is a form with files."""
+    """Check for the content type of a form with files."""
     return content_type.strip().lower().startswith("multipart/")
 
 
 def read_form(content_type: str, body: bytes) -> list[Part]:
-    """Return the parts of a form. Raises BadInput."""
+    """Return the parts of a form.
+
+    Raises:
+        BadInput: It cannot be parsed.
+    """
     found = _TYPE.fullmatch(content_type.strip())
     if found is None:
         raise BadInput(f"Content-Type: {content_type[:120]!r}; expected 'multipart/form-data; boundary=...'")
@@ -61,7 +65,11 @@ def _part(piece: bytes) -> Part:
 
 
 def text_of(parts: list[Part], name: str) -> str:
-    """Return the only field of this name, "" if there is none. Raises BadInput for several, or a file."""
+    """Return the only field of this name, "" if there is none.
+
+    Raises:
+        BadInput: There are several, or it is a file.
+    """
     found = [part for part in parts if part.name == name]
     if len(found) > 1 or any(part.filename is not None for part in found):
         raise BadInput(f"the form's field {name!r} is a file, or came twice; expected one text")

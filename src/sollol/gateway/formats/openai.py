@@ -1,8 +1,8 @@
-"""`/v1/chat/completions` and `/v1/completions`, as Ollama speaks them.
+"""Judge, convert and resume `/v1/chat/completions` and `/v1/completions`.
 
-What a request becomes is what Ollama's own middleware makes of it (openai/openai.go: FromChatRequest,
-FromCompleteRequest), so that the prompt another node renders is the one that the first had read, and the sampling is
-the same. `max_completion_tokens` is passed over as there (ollama/ollama#7125).
+Requests are converted as Ollama's middleware does it (openai/openai.go: FromChatRequest, FromCompleteRequest), so that
+another node renders the same prompt and samples alike. `max_completion_tokens` is ignored as there
+(ollama/ollama#7125).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import msgspec
 from sollol.backends.decoding import Int, json_lines, json_reader
 from sollol.backends.ollama import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status, Timing
-from sollol.gateway.formats.resume_writer import EventsSaid, event
-from sollol.gateway.formats.stream_parser import EventReader, Sign
-from sollol.gateway.formats.to_ollama import Inexact, asked, check, items, numbers, parts, role, texts
+from sollol.gateway.formats.resume_writer import ResumeWriter, event
+from sollol.gateway.formats.stream_parser import EventKind, EventParser
+from sollol.gateway.formats.to_ollama import Inexact, check_fields, convert, items, numbers, parts, role, texts
 
-_GOES_ON: Final = b'"finish_reason":null'
-_LATE_ERROR: Final = b'"model":""'  # how Ollama lets a late error show here
+_CONTINUES: Final = b'"finish_reason":null'
+_LATE_ERROR: Final = b'"model":""'  # Ollama's mark of a late error
 _DONE: Final = b"data: [DONE]\n\n"
 _OPTIONS: Final = {
     "max_tokens": "num_predict",
@@ -58,14 +58,14 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
-class _Words(msgspec.Struct, gc=False):
-    """What a chunk says."""
+class _Text(msgspec.Struct, gc=False):
+    """The text of a chunk."""
 
     choices: list[_Choice] = []
 
 
 class _Head(msgspec.Struct):
-    """What each chunk of a stream repeats."""
+    """The fields that each chunk of a stream repeats."""
 
     id: str = ""
     object: str = ""
@@ -75,17 +75,18 @@ class _Head(msgspec.Struct):
 
 
 _chunk = json_reader(_Chunk)
-_words, _all_words = json_reader(_Words), json_lines(_Words)
+_read_text, _read_texts = json_reader(_Text), json_lines(_Text)
 _head = json_reader(_Head)
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:
+    """Return the outcome of a whole answer."""
     if status != 200:
         return refusal(status, body)
     try:
         found = _chunk(body)
     except msgspec.DecodeError as error:
-        return Outcome(Status.FAILED, f"the answer is not what /v1 gives: {error}", 200)
+        return Outcome(Status.FAILED, f"the answer is not in the format of /v1: {error}", 200)
     if found.error is not None:
         return late_error(body, "error without a text")
     if not found.choices:  # without a reason to end, it ran into Ollama's limit of repeated tokens
@@ -97,35 +98,41 @@ def _timing(usage: _Usage | None) -> Timing:
     return Timing(prompt_tokens=usage.prompt_tokens, tokens=usage.completion_tokens) if usage else Timing()
 
 
-def judge_event(data: bytes) -> tuple[Sign, Outcome | None]:
+def judge_event(data: bytes) -> tuple[EventKind, Outcome | None]:
+    """Return the kind of a chunk, and an outcome if it has counts or an error."""
     if data == b"[DONE]":
-        return Sign.ENDED, None
+        return EventKind.ENDED, None
     chunk = _chunk(data)
     if chunk.error is not None:
-        return Sign.GOES_ON, late_error(data, "error without a text")
+        return EventKind.CONTINUES, late_error(data, "error without a text")
     if chunk.model == "":
-        return Sign.GOES_ON, Outcome(Status.FAILED, "the node failed in the middle of its answer", 200)
+        return EventKind.CONTINUES, Outcome(Status.FAILED, "the node failed in the middle of its answer", 200)
     # With `include_usage`, completions have a usage of zeros in each chunk but the last.
-    told = Outcome(Status.OK, timing=_timing(chunk.usage)) if chunk.usage and not chunk.choices else None
-    ends = told is not None or any(choice.finish_reason is not None for choice in chunk.choices)
-    return Sign.ENDS if ends else Sign.GOES_ON, told
+    counts = Outcome(Status.OK, timing=_timing(chunk.usage)) if chunk.usage and not chunk.choices else None
+    ends = counts is not None or any(choice.finish_reason is not None for choice in chunk.choices)
+    return EventKind.ENDS if ends else EventKind.CONTINUES, counts
 
 
-def reader() -> EventReader:
-    return EventReader(b"data: {", judge_event, _DONE, _GOES_ON, _LATE_ERROR, b'"choices":')
+def new_parser() -> EventParser:
+    """Return a parser of a stream."""
+    return EventParser(b"data: {", judge_event, _DONE, _CONTINUES, _LATE_ERROR, b'"choices":')
 
 
-def said(kind: Kind, body: bytes) -> OpenAISaid | None:
-    """What is needed to go on with the answer elsewhere; None where that cannot be exact."""
-    found = asked(body, completion_as_ollama if kind is Kind.GENERATE else chat_as_ollama)
+def partial_response(kind: Kind, body: bytes) -> OpenAIWriter | None:
+    """Return the writer that resumes the answer to a request; None if that cannot be exact."""
+    found = convert(body, completion_as_ollama if kind is Kind.GENERATE else chat_as_ollama)
     if found is None:
         return None
     usage = (found[1].get("stream_options") or {}).get("include_usage") is True
-    return OpenAISaid(kind, found[0], usage)
+    return OpenAIWriter(kind, found[0], usage)
 
 
 def chat_as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`prompt` is none of it, the options are those of a request to Ollama. Raises Inexact."""
+    """Return a request for a chat in Ollama's format, without its model.
+
+    Raises:
+        Inexact: Its answer cannot be resumed.
+    """
     messages: list[dict[str, Any]] = []
     for message in items(fields.get("messages")):
         if any(value for name, value in message.items() if name not in _MESSAGE):
@@ -138,17 +145,21 @@ def chat_as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completion_as_ollama(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises Inexact."""
+    """Return a request for a text in Ollama's format, without its model.
+
+    Raises:
+        Inexact: Its answer cannot be resumed.
+    """
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         raise Inexact("prompt")
-    # Numbers without a pointer in Ollama: these are always sent, whatever the model's own parameters are.
+    # Ollama always sets these, whatever the model's own parameters are.
     options = {"temperature": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, **_options(fields)}
     return {"prompt": prompt, "options": {**options, "top_p": options.get("top_p") or 1.0}}
 
 
 def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
-    check(fields, _KNOWN)
+    check_fields(fields, _KNOWN)
     if not isinstance(fields.get("stream_options") or {}, dict):
         raise Inexact("stream_options")
     stop = fields.get("stop")
@@ -156,8 +167,8 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers(fields, _OPTIONS), **({"stop": stops} if stops else {})}
 
 
-class OpenAISaid(EventsSaid):
-    """Chunks of `/v1/chat/completions` or `/v1/completions`. `usage`: the client asked for the counts at the end."""
+class OpenAIWriter(ResumeWriter):
+    """Write chunks of `/v1/chat/completions` or `/v1/completions`. `usage`: with token counts at the end."""
 
     def __init__(self, kind: Kind, body: Mapping[str, Any], usage: bool) -> None:
         super().__init__(kind, body)
@@ -165,24 +176,26 @@ class OpenAISaid(EventsSaid):
         self._head: dict[str, Any] | None = None
 
     def texts_of(self, pieces: list[bytes]) -> list[str]:
-        told = b"".join(pieces)
-        if not told.startswith(b"data: {"):
-            return super().texts_of([told])
-        lines = told[6:].replace(b"\n\ndata: ", b"\n")  # no text has such a line end in it: JSON escapes them
+        """Return the texts of chunks."""
+        joined = b"".join(pieces)
+        if not joined.startswith(b"data: {"):
+            return super().texts_of([joined])
+        lines = joined[6:].replace(b"\n\ndata: ", b"\n")  # JSON escapes line ends, so no text contains this
         try:
-            chunks = _all_words(lines)
-        except msgspec.DecodeError:  # there is more than data, as in a comment
-            return super().texts_of([told])
+            chunks = _read_texts(lines)
+        except msgspec.DecodeError:  # comments, or fields other than data
+            return super().texts_of([joined])
         if self._head is None:
             self._head = msgspec.structs.asdict(_head(lines.partition(b"\n")[0]))
         return [self._text(chunk) for chunk in chunks]
 
     def text_of(self, data: bytes) -> str:
+        """Return the text of a chunk."""
         if self._head is None:
             self._head = msgspec.structs.asdict(_head(data))
-        return self._text(_words(data))
+        return self._text(_read_text(data))
 
-    def _text(self, chunk: _Words) -> str:
+    def _text(self, chunk: _Text) -> str:
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]
@@ -194,11 +207,13 @@ class OpenAISaid(EventsSaid):
         return delta.content or ""
 
     def part(self, text: str) -> bytes:
+        """Return a chunk with more text."""
         return self._event(text, None)
 
     def last(self, reason: str, prompt_tokens: int | None, tokens: int, elapsed_us: int) -> bytes:
+        """Return the last chunks."""
         found = self._event("", reason)
-        if self._usage and prompt_tokens is not None:  # else it may be missing, as OpenAI says of streams broken off
+        if self._usage and prompt_tokens is not None:  # OpenAI permits its absence in an interrupted stream
             usage = {
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": tokens,

@@ -1,4 +1,4 @@
-"""The fields of requests that decide. Apart from what is done with them, which is compiled."""
+"""Decode the fields of requests that decide. Apart from their users, because mypyc cannot compile msgspec Structs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import msgspec
 from sollol.backends.decoding import json_reader
 
 
-class Chat(msgspec.Struct, gc=False):
+class OllamaFields(msgspec.Struct, gc=False):
+    """The fields of `/api/chat` and `/api/generate`."""
+
     model: str = ""
     stream: bool | None = None
     messages: list[dict[str, Any]] = []
@@ -21,7 +23,9 @@ class Chat(msgspec.Struct, gc=False):
     keep_alive: Any = None
 
 
-class OpenAI(msgspec.Struct, gc=False):
+class OpenAIFields(msgspec.Struct, gc=False):
+    """The fields of the routes below `/v1`."""
+
     model: str = ""
     stream: bool | None = None
     messages: list[dict[str, Any]] = []
@@ -33,7 +37,7 @@ class OpenAI(msgspec.Struct, gc=False):
     instructions: str | None = None
 
 
-class Embedding(msgspec.Struct):
+class EmbeddingFields(msgspec.Struct):
     """The fields of all three embedding routes."""
 
     model: str | None = ""
@@ -46,12 +50,14 @@ class Embedding(msgspec.Struct):
     encoding_format: str | None = None
 
 
-class Bare(msgspec.Struct):
+class MinimalFields(msgspec.Struct):
+    """The fields of a request whose other fields cannot be read."""
+
     model: str | None = ""
     stream: Any = None
 
 
-read_chat = json_reader(Chat)
-read_openai = json_reader(OpenAI)
-read_embedding = json_reader(Embedding)
-read_bare = json_reader(Bare)
+read_ollama = json_reader(OllamaFields)
+read_openai = json_reader(OpenAIFields)
+read_embedding = json_reader(EmbeddingFields)
+read_minimal = json_reader(MinimalFields)

@@ -1,7 +1,6 @@
-"""End a stream that its node closed without an end, where no more is known of it than its last events.
+"""Write the end of a stream that its node closed without one, from its last events.
 
-For an answer that ran into Ollama's limit of repeated tokens, and is more than plain text. As for one that ran
-into `num_predict`: cut off by a bound.
+Ollama ends an answer at its limit of repeated tokens so. The end is written as for `num_predict`: cut off by a bound.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from sollol.backends.ollama import encode
 from sollol.gateway.formats.resume_writer import event
 
 
-def closing(path: str, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:
-    """Return the events that end the answer to a request for `path`; b"" where they would need more than is known."""
+def closing_events(path: str, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:
+    """Return the events that end the answer to a request for `path`; b"" if the last events do not suffice."""
     last: Mapping[str, Any] = events[-1] if events else {}
     if path.startswith("/v1/messages"):
         return _message_end(events, tokens)
@@ -22,11 +21,11 @@ def closing(path: str, events: Sequence[Mapping[str, Any]], tokens: int) -> byte
         return b""
     if path.startswith("/v1/"):
         head = {name: last[name] for name in ("id", "object", "created", "model", "system_fingerprint") if name in last}
-        said: dict[str, Any] = {"text": ""} if path == "/v1/completions" else {"delta": {}}
-        return event({**head, "choices": [{"index": 0, **said, "finish_reason": "length"}]}) + b"data: [DONE]\n\n"
+        content: dict[str, Any] = {"text": ""} if path == "/v1/completions" else {"delta": {}}
+        return event({**head, "choices": [{"index": 0, **content, "finish_reason": "length"}]}) + b"data: [DONE]\n\n"
     head = {name: last[name] for name in ("model", "created_at") if name in last}
-    said = {"message": {"role": "assistant", "content": ""}} if "message" in last else {"response": ""}
-    return encode({**head, **said, "done": True, "done_reason": "length", "eval_count": tokens})
+    content = {"message": {"role": "assistant", "content": ""}} if "message" in last else {"response": ""}
+    return encode({**head, **content, "done": True, "done_reason": "length", "eval_count": tokens})
 
 
 def _message_end(events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:

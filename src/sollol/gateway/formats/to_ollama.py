@@ -1,9 +1,9 @@
-"""What a request of another API is in Ollama's own words, where its answer is plain text going on from its prompt.
+"""Convert requests of other APIs into Ollama's format, if their answer is plain text that continues the prompt.
 
-Only then can another node go on with it exactly: the same prompt has to be rendered, the same sampling asked for. What
-each field becomes is what Ollama's middleware makes of it (openai/openai.go, openai/responses.go and
-anthropic/anthropic.go in ollama/ollama), defaults included. A field that it does not know changes nothing there, but
-might in another version: it counts as inexact unless it is among those that can never matter.
+Only such an answer can be resumed exactly by another node, from the same rendered prompt with the same sampling. Each
+field is converted as Ollama's middleware does it (openai/openai.go, openai/responses.go and anthropic/anthropic.go in
+ollama/ollama), defaults included. A field that the middleware ignores may have an effect in another version, so it
+counts as inexact, unless it can never change the text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgspec
 
 from sollol.backends.ollama import decode
 
-# Fields that say nothing of the answer's text.
-FREE: Final = frozenset(
+# Fields that never change the text of an answer.
+NEUTRAL: Final = frozenset(
     ["model", "stream", "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
      "prompt_cache_key", "prompt_cache_retention"]
 )  # fmt: skip
-# Values under which a field that would matter does not.
-IDLE: Final[Mapping[str, tuple[Any, ...]]] = {
+# Values with which a field has no effect.
+NO_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -31,11 +31,11 @@ IDLE: Final[Mapping[str, tuple[Any, ...]]] = {
 
 
 class Inexact(Exception):
-    """The answer to this request is more than text that goes on from its prompt, or the request is not right."""
+    """A request has no plain text as its answer, or cannot be read."""
 
 
-def asked(body: bytes, as_ollama: Callable[[Mapping[str, Any]], dict[str, Any]]) -> tuple[dict[str, Any], Any] | None:
-    """A request in Ollama's words, and its fields; None where its answer could not be gone on with."""
+def convert(body: bytes, as_ollama: Callable[[Mapping[str, Any]], dict[str, Any]]) -> tuple[dict[str, Any], Any] | None:
+    """Return a request in Ollama's format, and its own fields; None if its answer cannot be resumed."""
     try:
         fields = decode(body)
         if not isinstance(fields, dict) or not isinstance(fields.get("model"), str):
@@ -45,27 +45,39 @@ def asked(body: bytes, as_ollama: Callable[[Mapping[str, Any]], dict[str, Any]])
         return None
 
 
-def check(fields: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises Inexact for a field that might matter and is none of `known`."""
+def check_fields(fields: Mapping[str, Any], known: Collection[str]) -> None:
+    """Check that each field is one of `known`, or has no effect.
+
+    Raises:
+        Inexact: A field may have an effect.
+    """
     for name, value in fields.items():
-        if value and name not in known and name not in FREE and value not in IDLE.get(name, ()):
+        if value and name not in known and name not in NEUTRAL and value not in NO_EFFECT.get(name, ()):
             raise Inexact(name)
 
 
 def numbers(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The options among the fields: theirs -> ours."""
+    """Return the numeric options. `names`: the field's name -> Ollama's.
+
+    Raises:
+        Inexact: A value is no number.
+    """
     found = {}
-    for theirs, ours in names.items():
-        value = fields.get(theirs)
+    for name, option in names.items():
+        value = fields.get(name)
         if value is not None:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise Inexact(theirs)
-            found[ours] = value
+                raise Inexact(name)
+            found[option] = value
     return found
 
 
 def texts(value: Any) -> list[str]:
-    """A list of texts; empty for none."""
+    """Return a list of texts, empty for None.
+
+    Raises:
+        Inexact: It is no list of texts.
+    """
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
@@ -74,7 +86,11 @@ def texts(value: Any) -> list[str]:
 
 
 def parts(content: Any, kinds: Collection[str] = ("text",)) -> list[str]:
-    """The texts of a content: a text, or parts of these kinds."""
+    """Return the texts of a content, which is a text or a list of parts of these kinds.
+
+    Raises:
+        Inexact: It has other parts.
+    """
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
@@ -88,13 +104,22 @@ def parts(content: Any, kinds: Collection[str] = ("text",)) -> list[str]:
 
 
 def items(value: Any) -> list[dict[str, Any]]:
-    """A list of messages."""
+    """Return a list of messages.
+
+    Raises:
+        Inexact: It is no list of objects.
+    """
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise Inexact("messages")
     return value
 
 
 def role(message: Mapping[str, Any]) -> str:
+    """Return the role of a message.
+
+    Raises:
+        Inexact: It has none, or it is a tool's.
+    """
     found = message.get("role")
     if not isinstance(found, str) or found.lower() == "tool":
         raise Inexact("role")

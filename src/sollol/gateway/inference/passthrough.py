@@ -1,14 +1,14 @@
-"""Routes that the gateway does not have: they go to a node that has them, and its answer comes back as it is.
+"""Send requests of routes that the gateway does not have to a node that has them.
 
-A request that names a model stands in the queue as any other call of that model; one that names none, or a model that
-no node lists (Ollama's cloud models), goes to the first node that does not lack the route. Never an invented 404.
+A request that names a model waits in the queue as any other call of it. One that names none, or a model that no node
+lists (Ollama's cloud models), goes to the first node that has the route. The node's answer is relayed unchanged.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sollol.backends.ollama import decode, encode, outcome_of, refusal
 from sollol.core.actions import Start
@@ -18,50 +18,58 @@ from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, Started
 from sollol.errors import BadInput, NoNodeAvailable
 from sollol.gateway.auth import access
-from sollol.gateway.auth.charging import BYTES_A_TOKEN, GIVEN_UP, PROMPT_MOST, prompt_tokens, under_way
+from sollol.gateway.auth.charging import (
+    BYTES_A_TOKEN,
+    GIVEN_UP,
+    PROMPT_MOST,
+    attempts_given_up,
+    prompt_tokens,
+    reserve,
+    settle,
+)
 from sollol.gateway.auth.hosts import quoted
+from sollol.gateway.context import Context
 from sollol.gateway.formats.bodies import UnreadableValue, is_large, read_json
-from sollol.gateway.formats.error_responses import status_of
 from sollol.gateway.formats.multipart import is_form, read_form, text_of, write_form
-from sollol.gateway.inference.single import routed, wanted
-from sollol.gateway.routes.lists import up_nodes
+from sollol.gateway.inference.call_options import options_of
+from sollol.gateway.inference.routing_headers import routing_headers
+from sollol.gateway.node_queries import is_listed, is_missing, up_nodes
 from sollol.http_server.request import Request
 from sollol.transport.base import Call, Reply, Transport, TransportFault
 from sollol.transport.call import UNBOUNDED
 from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work
 
-if TYPE_CHECKING:
-    from sollol.gateway.app import Gateway
-
-ERROR_BYTES: Final = 64 * 1024  # of an answer that is not passed on yet
+ERROR_BYTES: Final = 64 * 1024  # limit of the body of an error
 SEE: Final = "use routes of the nodes whose request names no model"
-_PASSED: Final = frozenset((Status.REFUSED, Status.MISSING))
+_RELAYED: Final = frozenset((Status.REFUSED, Status.MISSING))
 
 
-async def pass_on(gateway: Gateway, request: Request) -> None:
+async def pass_on(context: Context, request: Request) -> None:
     """Send a request to a node that has its route."""
-    call, model = await gateway.off_loop(_read, gateway, request) if is_large(request) else _read(gateway, request)
-    how = wanted(request, gateway)
-    if not model:
-        access.admin(request, SEE)
-    if not gateway.reserve(request, _prompt(call)):
-        return
-    if model and gateway.lists(model) and not gateway.nobody_has(model):
-        _submit(gateway, request, call, model, how)
+    if is_large(request):
+        call, model = await context.decoding.run(_read, context, request)
     else:
-        await anywhere(gateway, request, call, how)
+        call, model = _read(context, request)
+    options = options_of(request, context)
+    if not model:
+        access.check_admin(request, SEE)
+    reserve(context.limiter, request, _prompt(call))
+    if model and is_listed(context.engine, model) and not is_missing(context.engine, model):
+        _submit(context, request, call, model, options)
+    else:
+        await _relay_from_any(context, request, call, options)
 
 
-async def cloud(gateway: Gateway, request: Request) -> None:
-    """Send a request of a route of ours for a cloud model to any node. The key may use the model."""
+async def send_to_any(context: Context, request: Request) -> None:
+    """Send a request for a cloud model, which the key may use, to any node."""
     call = Call(request.method, _target(request), request.body, stream=True, timeouts=UNBOUNDED)
-    if not gateway.reserve(request, _prompt(call)):
-        return
-    await anywhere(gateway, request, call, wanted(request, gateway))
+    reserve(context.limiter, request, _prompt(call))
+    await _relay_from_any(context, request, call, options_of(request, context))
 
 
 def _prompt(call: Call) -> int:
+    """Estimate the tokens of a request."""
     assert isinstance(call.body, bytes)
     return prompt_tokens(len(call.body))
 
@@ -71,8 +79,13 @@ def _target(request: Request) -> str:
     return quoted(request.path) + (f"?{query}" if query else "")
 
 
-def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
-    """Return the call to make, and the model that it names after aliases, or "". Raises BadInput."""
+def _read(context: Context, request: Request) -> tuple[Call, str]:
+    """Return the call to send, and its model behind an alias, or "".
+
+    Raises:
+        BadInput: The body cannot be parsed.
+        ResponseError: 403: the key may not use the model.
+    """
     request.join_body()
     content_type, body, model = request.header(b"content-type"), request.body, ""
     if body and is_form(content_type):
@@ -80,7 +93,7 @@ def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
         name = text_of(parts, "model")
         if name and "model" in {field.lower() for field in request.query}:
             raise BadInput("the address names a model and the form does, too; name it in the form")
-        model = _allowed(gateway, request, name)
+        model = _allowed(context, request, name)
         parts = [part._replace(value=model.encode()) if part.name == "model" else part for part in parts]
         content_type, body = write_form(parts)
     elif body:
@@ -88,13 +101,13 @@ def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
             body = read_json(body)
         except UnreadableValue:
             raise
-        except BadInput:  # it is something else, and names no model that we could read
+        except BadInput:  # not JSON, so it names no model
             pass
         else:
             fields: dict[str, Any] = decode(body)
             found = [value for field in ("model", "name") if isinstance(value := fields.get(field), str) and value]
             name = found[0] if found else ""
-            allowed = [_allowed(gateway, request, one) for one in found]  # whichever the node goes by
+            allowed = [_allowed(context, request, one) for one in found]  # the node may read either
             model = allowed[0] if allowed else ""
             if model != name:
                 body = encode({**fields, "model": model})
@@ -107,11 +120,11 @@ def _read(gateway: Gateway, request: Request) -> tuple[Call, str]:
     return Call(request.method, _target(request), body, given, headers, stream=True, timeouts=UNBOUNDED), model
 
 
-def _allowed(gateway: Gateway, request: Request, name: str) -> str:
+def _allowed(context: Context, request: Request, name: str) -> str:
     """Return the model behind a name. Raises ResponseError (403) if the key may not use it."""
     if not name:
         return ""
-    model = gateway.settings.resolve_model(name)
+    model = context.settings.resolve_model(name)
     access.check_allowed(request, model, name)
     return model
 
@@ -119,46 +132,50 @@ def _allowed(gateway: Gateway, request: Request, name: str) -> str:
 # --- to any node ---
 
 
-async def anywhere(gateway: Gateway, request: Request, call: Call, how: CallOptions) -> None:
-    """Ask one node after the other, until one does not lack the route; its answer is passed on as it comes."""
-    nodes = [node for node in up_nodes(gateway) if how.only is None or node.key in how.only]
-    came = Came()
+async def _relay_from_any(context: Context, request: Request, call: Call, options: CallOptions) -> None:
+    """Send the request to one node after another until one has the route, and relay its answer."""
+    nodes = [node for node in up_nodes(context) if options.only is None or node.key in options.only]
+    relayed = Relayed()
     try:
-        await _ask_in_turn(gateway, request, call, nodes, came)
-    except asyncio.CancelledError:  # the client has left; the node may have worked for it
-        came.begun = True
+        await _try_in_turn(context, request, call, nodes, relayed)
+    except asyncio.CancelledError:  # the client has left, and the node may have worked
+        relayed.begun = True
         raise
     finally:
-        gateway.settle(request, came.tokens(_prompt(call)))
+        settle(request, relayed.tokens(_prompt(call)))
 
 
-async def _ask_in_turn(gateway: Gateway, request: Request, call: Call, nodes: list[Endpoint], came: Came) -> None:
+async def _try_in_turn(context: Context, request: Request, call: Call, nodes: list[Endpoint], relayed: Relayed) -> None:
     last: tuple[Endpoint, Reply, bytes] | None = None
     why: list[tuple[str, str]] = []
     for node in nodes:
         try:
-            reply = await gateway.engine.transport.send(node, call)
+            reply = await context.engine.transport.send(node, call)
             if reply.status >= 300:
-                body = await _some(reply)
+                body = await _bounded_body(reply)
                 outcome = refusal(reply.status, body, reply.headers)
                 last = (node, reply, body)
-                if outcome.status not in _PASSED:
+                if outcome.status not in _RELAYED:
                     why.append((node.key, outcome.message))
                     continue
                 break
         except TransportFault as fault:
             why.append((node.key, str(fault)))
             continue
-        await _pass_reply(request, node.key, reply, came)
+        try:
+            await _relay(request, reply, [("X-Sollol-Node", node.key)], relayed)
+            request.end()
+        except TransportFault:
+            request.cut()
         return
     if last is None:
         raise NoNodeAvailable(f"{request.path}: no node answered", why)
     node, reply, body = last
-    request.answer(reply.status, body, _kind(reply), [("X-Sollol-Node", node.key)])
+    request.answer(reply.status, body, _content_type(reply), [("X-Sollol-Node", node.key)])
 
 
-async def _some(reply: Reply) -> bytes:
-    """Return an error's body, and of a long one the beginning."""
+async def _bounded_body(reply: Reply) -> bytes:
+    """Return the first ERROR_BYTES bytes of a body."""
     found = bytearray()
     async with aclosing(reply):
         async for piece in reply:
@@ -168,109 +185,99 @@ async def _some(reply: Reply) -> bytes:
     return bytes(found[:ERROR_BYTES])
 
 
-class Came:
-    """What a client has received of an answer that nobody here can read."""
+class Relayed:
+    """The amount of an undecoded answer that the client has received."""
 
     def __init__(self) -> None:
         self.begun = False
         self.size = 0
 
     def tokens(self, prompt: int) -> int:
-        """Return what the call is charged: nothing, if it was not answered."""
+        """Return the tokens to charge: none without an answer."""
         return prompt + self.size // BYTES_A_TOKEN if self.begun else 0
 
 
-async def _pass_reply(request: Request, node: str, reply: Reply, came: Came) -> None:
-    """Pass an answer on as it comes."""
+async def _relay(request: Request, reply: Reply, headers: list[tuple[str, str]], relayed: Relayed) -> None:
+    """Relay an answer to the client as it arrives, without its end. Raises TransportFault."""
     async with aclosing(reply):
-        try:
-            request.begin(reply.status, _kind(reply), [("X-Sollol-Node", node)])
-            came.begun = True
-            async for piece in reply:
-                came.size += len(piece)
-                if not request.write(piece):
-                    await request.drained()
-            request.end()
-        except TransportFault:
-            request.cut()
+        request.begin(reply.status, _content_type(reply), headers)
+        relayed.begun = True
+        async for piece in reply:
+            relayed.size += len(piece)
+            if not request.write(piece):
+                await request.drained()
 
 
-def _kind(reply: Reply) -> str:
+def _content_type(reply: Reply) -> str:
     return reply.headers.get("content-type") or "application/octet-stream"
 
 
 # --- in the queue ---
 
 
-def _submit(gateway: Gateway, request: Request, call: Call, model: str, how: CallOptions) -> None:
-    engine = gateway.engine
+def _submit(context: Context, request: Request, call: Call, model: str, options: CallOptions) -> None:
+    engine = context.engine
     assert isinstance(call.body, bytes)
     cost = min(len(call.body), PROMPT_MOST)
-    task = engine.task(Work(Kind.CHAT, model, request.path, cost, stream=True, repeatable=False), how)
+    task = engine.task(Work(Kind.CHAT, model, request.path, cost, stream=True, repeatable=False), options)
     request.task = task.id
     if not request.plain:
-        gateway.name_task(request, task.id)
-    job = PassedCall(task, request, call, gateway)
+        context.request_ids.add(request, task.id)
+    job = PassthroughCall(task, request, call, context)
     request.on_gone = lambda: engine.dispatcher.cancel(task.id)
     engine.submit(job)
 
 
-class PassedCall(CallJob):
-    """A call of a route that is not known here, passed on as it comes."""
+class PassthroughCall(CallJob):
+    """A call of a route that the gateway does not have, relayed as it arrives."""
 
-    def __init__(self, task: Task, request: Request, call: Call, gateway: Gateway) -> None:
+    def __init__(self, task: Task, request: Request, call: Call, context: Context) -> None:
         super().__init__(task, request.path, b"", UNBOUNDED, _settled)
         self.call = call
         self.request = request
-        self.gateway = gateway
-        self.came = Came()
-        self._kinds: dict[int, str] = {}
+        self.context = context
+        self.relayed = Relayed()
+        self._content_types: dict[int, str] = {}
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
+        """Send the call to a node; return the function that aborts it."""
         return dispatcher.run(self.perform, start, node)
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
+        """Send the call to a node, and relay a good answer."""
         reply = await transport.send(node, self.call)
         if reply.status >= 300:
-            body = await _some(reply)
+            body = await _bounded_body(reply)
             self.keep(start.attempt, body)
-            self._kinds[start.attempt] = _kind(reply)
+            self._content_types[start.attempt] = _content_type(reply)
             return refusal(reply.status, body, reply.headers)
-        request = self.request
-        async with aclosing(reply):
-            try:
-                request.begin(
-                    reply.status, _kind(reply), routed(self.task.id, node.key, len(self.attempt_log.attempts) + 1)
-                )
-                started(False)
-                self.came.begun = True
-                async for piece in reply:
-                    self.came.size += len(piece)
-                    if not request.write(piece):
-                        await request.drained()
-            except TransportFault as fault:
-                return outcome_of(fault)
+        started(False)
+        try:
+            headers = routing_headers(self.task.id, node.key, len(self.attempt_log.attempts) + 1)
+            await _relay(self.request, reply, headers, self.relayed)
+        except TransportFault as fault:
+            return outcome_of(fault)
         return Outcome(OK, "", reply.status)
 
-    def kind_of(self, attempt: int | None) -> str:
-        """Return the content type of the refusal that is passed on."""
-        return self._kinds.get(-1 if attempt is None else attempt, "")
+    def content_type_of(self, attempt: int | None) -> str:
+        """Return the content type of a refusal."""
+        return self._content_types.get(-1 if attempt is None else attempt, "")
 
 
 def _settled(job: CallJob) -> None:
-    assert isinstance(job, PassedCall)
-    settled, request, gateway = job.settled, job.request, job.gateway
+    """Charge a call, and end its answer."""
+    assert isinstance(job, PassthroughCall)
+    settled, request, context = job.settled, job.request, job.context
     assert settled is not None
     outcome = settled.outcome
-    gateway.totals.count(outcome.status is OK)
-    job.came.begun = job.came.begun or (outcome.status in GIVEN_UP and bool(under_way(job)))
-    gateway.settle(request, job.came.tokens(_prompt(job.call)))
+    context.pool.totals.count(outcome.status is OK)
+    job.relayed.begun = job.relayed.begun or (outcome.status in GIVEN_UP and bool(attempts_given_up(job)))
+    settle(request, job.relayed.tokens(_prompt(job.call)))
     if request.has_begun:
         (request.end if outcome.status is OK else request.cut)()
     elif outcome.status is Status.REFUSED and outcome.http_status:
-        tried = routed(job.task.id, "", len(job.attempt_log.attempts))
-        request.answer(outcome.http_status, job.body, job.kind_of(settled.attempt), tried)
+        headers = routing_headers(job.task.id, "", len(job.attempt_log.attempts))
+        request.answer(outcome.http_status, job.body, job.content_type_of(settled.attempt), headers)
     elif (error := job.error()) is not None:
-        status, headers = status_of(error)
-        request.refuse(status, access.words(request, error), headers)
-    gateway.engine.record_call(job)
+        context.refuse(request, error)
+    context.engine.record_call(job)

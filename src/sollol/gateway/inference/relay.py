@@ -1,8 +1,8 @@
-"""An inference request on its way: to a node and back, by callbacks in the turns of the loop in which bytes arrive.
+"""Relay inferences between clients and nodes, by callbacks in the turn of the loop in which bytes arrive.
 
-The same jobs as the pool's, for the same dispatcher: what differs is that the answer goes on as bytes, that nothing
-is decoded that does not decide, and that no task is made for an attempt. Before the first byte has gone to the client,
-a failure moves on unnoticed; after it, another node goes on where that can be exact (`pool.continuation`).
+These are jobs of the dispatcher, as the pool's. The answer is relayed as bytes, only deciding fields are decoded, and
+an attempt needs no task. Before the first byte reaches the client, another node can answer unnoticed; after it, another
+node resumes the answer where that can be exact (`engine.resumption`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from sollol.core.types import OK, Micros, Outcome, Status, Task, Timing
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import CallJob, StreamJob
 from sollol.engine.resumption import UNREAD, PartialResponse, ResumeSupport
-from sollol.gateway.auth.access import words
-from sollol.gateway.formats.api_formats import Tongue
-from sollol.gateway.formats.stream_end import closing
-from sollol.gateway.formats.stream_parser import CUT, Reader
+from sollol.gateway.auth.access import shown_message
+from sollol.gateway.formats.api_formats import ApiFormat
+from sollol.gateway.formats.stream_end import closing_events
+from sollol.gateway.formats.stream_parser import CUT, StreamParser
+from sollol.gateway.inference.routing_headers import ended_lines, routing_lines
 from sollol.http_server.request import Request
 from sollol.transport.base import ERROR_MOST, RawHeaders, Timeouts, TransportFault
 from sollol.transport.http import Exchange, HttpTransport
@@ -33,48 +34,51 @@ Done = Callable[[CallJob], None]
 
 
 class WholeRelay(CallJob):
-    """A request whose answer comes whole."""
+    """A request with a whole answer."""
 
     def __init__(
         self,
         task: Task,
         request: Request,
         body: bytes,
-        tongue: Tongue,
+        api_format: ApiFormat,
         timeouts: Timeouts,
         done: Done,
         transport: HttpTransport,
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, done)
+        super().__init__(task, api_format.path, body, timeouts, done)
         self.request = request
         self._transport = transport
-        self._judge = tongue.judge
+        self._judge = api_format.judge
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
-        if start.observe:  # seldom: a task of its own is no matter
+        """Send the request to a node; return the function that aborts it."""
+        if start.observe:  # rare
             return dispatcher.run(self.perform, start, node)
-        attempt = _WholeAttempt(self, dispatcher, start.attempt)
+        attempt = WholeAttempt(self, dispatcher, start.attempt)
         self._transport.start(node, self.call, attempt)
         return attempt.abort
 
-    def came_so_far(self) -> tuple[int, int]:
-        """Return how many parts the client has received, and their bytes: a whole answer is none."""
+    def delivered(self) -> tuple[int, int]:
+        """Return the parts that the client has received, and their bytes: none, before a whole answer."""
         return 0, 0
 
-    def came(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
+    def judge_answer(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
+        """Keep the answer of an attempt and return its outcome."""
         self.keep(attempt, body)
         if status != 200:
             return self.refusal_of(status, body, fold(headers))
         return self.check(self._judge(status, body), body)
 
     def answer(self, settled: Complete) -> None:
-        """To the client, what the node said."""
-        self.request.answer_with(
-            settled.outcome.http_status, self.body, self.request.json_line, routing_lines(self, settled.attempt)
-        )
+        """Send the node's answer to the client."""
+        lines = ended_lines(self.attempt_log, settled.attempt)
+        self.request.answer_with(settled.outcome.http_status, self.body, self.request.json_line, lines)
 
 
-class _WholeAttempt(Exchange):
+class WholeAttempt(Exchange):
+    """Receive one whole answer."""
+
     __slots__ = ("_attempt", "_dispatcher", "_job")
 
     def __init__(self, job: WholeRelay, dispatcher: Dispatcher, attempt: int) -> None:
@@ -84,142 +88,148 @@ class _WholeAttempt(Exchange):
         self._attempt = attempt
 
     def on_whole(self, status: int, body: bytes) -> None:
+        """Judge the answer and report the end of the attempt."""
         try:
-            outcome = self._job.came(self._attempt, status, body, self.headers)
-        except Exception as error:  # another node may answer what can be read
+            outcome = self._job.judge_answer(self._attempt, status, body, self.headers)
+        except Exception as error:  # another node may give an answer that can be parsed
             outcome = self._dispatcher.answer_fault(error)
         self._dispatcher.finished(self._attempt, outcome)
 
     def on_end(self, fault: TransportFault | None) -> None:
+        """Report a connection that failed."""
         assert fault is not None
         self._dispatcher.finished(self._attempt, outcome_of(fault))
 
 
 class StreamRelay(StreamJob):
-    """A request whose answer is passed on as it comes. Another node goes on with it as for the pool's streams."""
+    """A request with a streamed answer, which another node can resume as in the pool."""
 
     def __init__(
         self,
         task: Task,
         request: Request,
         body: bytes,
-        tongue: Tongue,
+        api_format: ApiFormat,
         timeouts: Timeouts,
         done: Done,
         transport: HttpTransport,
-        said: PartialResponse | None,
+        partial: PartialResponse | None,
         resume_support: ResumeSupport,
         holders: Callable[[str], dict[str, tuple[Endpoint, str]]],
     ) -> None:
-        super().__init__(task, tongue.path, body, timeouts, done, self._pass_on, said, resume_support, holders)
+        super().__init__(
+            task, api_format.path, body, timeouts, done, self._relay_resumed, partial, resume_support, holders
+        )
         self.request = request
-        self.tongue = tongue
+        self.api_format = api_format
         self.transport = transport
-        self._unread: list[bytes] | None = None if said is None else said.unread
-        self.refused = b""  # the event in which a node refused an answer that had begun
-        self.parts = self.part_bytes = 0  # passed on without being read
-        self._events = self._event_bytes = 0  # passed on
-        self.is_whole = False  # though a stream was asked for: so is the answer to a load
+        self._unread: list[bytes] | None = None if partial is None else partial.unread
+        self.refused = b""  # the event by which a node refused an answer that had begun
+        self._parts = self._part_bytes = 0  # relayed pieces of a stream that cannot be resumed
+        self._events = self._event_bytes = 0  # relayed events
+        self.is_whole = False  # a whole answer to a stream, as to a request that only loads the model
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
-        if self.begun_at:  # another node has to go on: seldom, and several questions
+        """Send the request to a node, or resume the answer there; return the function that aborts it."""
+        if self.begun_at:  # rare: several calls to the node
             return super().launch(dispatcher, start, node)
         return StreamAttempt(self, dispatcher, start, node).launch()
 
-    def begins(self, attempt: StreamAttempt, piece: bytes) -> None:
-        """The first piece: this node has won, and the client is told who answers."""
-        lines = routing_lines(self, None, attempt)
-        self.request.begin_with(200, self.tongue.type_line, lines, piece)
-        start = attempt.start
+    def begin(self, attempt: StreamAttempt, piece: bytes) -> None:
+        """Send the head and the first piece, and report the first token."""
+        start, log = attempt.start, self.attempt_log
+        lines = routing_lines(log, start.node, start.decision.predicted_us, attempt.began_us, len(log.attempts) + 1)
+        self.request.begin_with(200, self.api_format.type_line, lines, piece)
         self.begin_delivery(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
         attempt.dispatcher.watch(start.attempt, attempt)
 
     def count(self, events: int, size: int) -> None:
-        """Count events that go to the client, and their bytes."""
+        """Count events sent to the client, and their bytes."""
         self._events += events
         self._event_bytes += size
 
-    def came_so_far(self) -> tuple[int, int]:
-        """Return how many parts the client has received, and their bytes."""
+    def delivered(self) -> tuple[int, int]:
+        """Return the parts that the client has received, and their bytes."""
         return self._events, self._event_bytes
 
-    def _pass_on(self, line: bytes) -> bool:
-        """A part that another node went on with."""
+    def _relay_resumed(self, line: bytes) -> bool:
+        """Send a part from a node that resumes the answer; return False if the client is behind."""
         self.count(1, len(line))
-        if self.request.write(self.tongue.framed(line)):
+        if self.request.write(self.api_format.framed(line)):
             return True
         self.request.on_drained = self.drained.set
         return False
 
-    def ended_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
-        """An attempt has failed; perhaps when all was said."""
-        said = self.partial
-        dispatcher, number = attempt.dispatcher, attempt.start.attempt
-        if self.begun_at and said is not None and said.is_complete:
-            self.last = said.finished(self.elapsed_us())
+    def finish_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
+        """Report a failed attempt, or the success of one that delivered all tokens before it failed."""
+        partial = self.partial
+        if self.begun_at and partial is not None and partial.is_complete:
+            self.last = partial.finished(self.elapsed_us())
             outcome = Outcome(OK, "", 200)
-        dispatcher.finished(number, outcome)
+        attempt.dispatcher.finished(attempt.start.attempt, outcome)
 
     def end_of_repetition(self, events: Sequence[Mapping[str, Any]], tokens: int) -> bytes:
-        """The end that the node has left out."""
-        said = self.partial
-        if said is not None and said.is_exact:
-            return said.finished(self.elapsed_us())
-        return closing(self.tongue.path, events, tokens)
+        """Return the end of an answer that the node ended because its text repeats."""
+        partial = self.partial
+        if partial is not None and partial.is_exact:
+            return partial.finished(self.elapsed_us())
+        return closing_events(self.api_format.path, events, tokens)
 
-    def hear(self, piece: bytes) -> None:
-        unread, said = self._unread, self.partial
-        if unread is not None and said is not None:  # as PartialResponse.add, which is not compiled
+    def record(self, piece: bytes) -> None:
+        """Keep a relayed piece for a resumption, or count it."""
+        unread, partial = self._unread, self.partial
+        if unread is not None and partial is not None:  # as PartialResponse.add, which is not compiled
             unread.append(piece)
             if len(unread) >= UNREAD:
-                said.read()
+                partial.read()
         else:
-            self.parts += 1
-            self.part_bytes += len(piece)
+            self._parts += 1
+            self._part_bytes += len(piece)
 
     def settle(self, action: Complete, at: Micros) -> None:
+        """Deliver the end of the task."""
         if self.partial is not None:
             self.attempt_log.seams = self.partial.seams
         CallJob.settle(self, action, at)
 
     def answer(self, settled: Complete) -> None:
-        request = self.request
-        if settled.outcome.status is not OK:  # refused before anything was passed on
-            request.answer_with(
-                settled.outcome.http_status, self.body, request.json_line, routing_lines(self, settled.attempt)
-            )
-            return
-        if not request.has_begun and self.is_whole:
-            request.answer_with(200, self.last, request.json_line, routing_lines(self, settled.attempt))
-            return
-        if not request.has_begun:
-            request.begin_with(200, self.tongue.type_line, routing_lines(self, settled.attempt))
-        request.end(self.tongue.framed(self.last))
+        """Send the end of the stream, or a refusal before its beginning, to the client."""
+        request, lines = self.request, ended_lines(self.attempt_log, settled.attempt)
+        if settled.outcome.status is not OK:
+            request.answer_with(settled.outcome.http_status, self.body, request.json_line, lines)
+        elif not request.has_begun and self.is_whole:
+            request.answer_with(200, self.last, request.json_line, lines)
+        else:
+            if not request.has_begun:
+                request.begin_with(200, self.api_format.type_line, lines)
+            request.end(self.api_format.framed(self.last))
 
     def describe_received(self, text: str, thinking: str, tool_calls: int) -> str:
-        """Parts are counted where they are not read: those of answers that are more than plain text."""
+        """Return the received amount in words: in parts, where the text is not decoded."""
         if self._unread is not None:
             return super().describe_received(text, thinking, tool_calls)
-        return f"{self.parts} parts, {self.part_bytes} bytes"
+        return f"{self._parts} parts, {self._part_bytes} bytes"
 
     def break_off(self, settled: Complete) -> None:
-        """The answer cannot go on: said as an error, in the words of the request."""
-        if settled.outcome.status is Status.REFUSED and self.refused:  # as the node says it
-            self.request.end(self.tongue.framed(self.refused))
+        """End a stream that cannot be resumed with an error in the API's format."""
+        if settled.outcome.status is Status.REFUSED and self.refused:
+            self.request.end(self.api_format.framed(self.refused))
             return
         error = self.error()
         assert error is not None
-        self.request.end(self.tongue.error_event(self.request.path, words(self.request, error)))
+        self.request.end(self.api_format.error_event(self.request.path, shown_message(self.request, error)))
 
 
 class StreamAttempt(Exchange):
+    """Receive the stream of one node and relay its events."""
+
     __slots__ = (
         "_began",
         "_counted",
         "_ending",
         "_job",
+        "_parser",
         "_parts",
-        "_reader",
         "_recent",
         "_refused",
         "_refused_size",
@@ -237,44 +247,48 @@ class StreamAttempt(Exchange):
         self.node = node
         self.began_us = dispatcher.now()
         self._job = job
-        self._reader: Reader = job.tongue.reader()
+        self._parser: StreamParser = job.api_format.new_parser()
         self._status = 0
-        self._refused: list[bytes] = []
+        self._refused: list[bytes] = []  # the body of an answer with another status than 200
         self._refused_size = 0
-        self._began = False
-        self._parts = 0  # pieces that came
-        self._counted = 0  # events of them that were passed on
+        self._began = False  # a piece was relayed
+        self._parts = 0  # received pieces
+        self._counted = 0  # relayed events
         self._recent = Recent()
         self._ending: asyncio.Handle | None = None
 
     def launch(self) -> GiveUp:
+        """Send the request; return the function that aborts it."""
         self._job.transport.start(self.node, self._job.call, self)
         return self.abort
 
     def on_head(self, status: int, headers: RawHeaders) -> None:
+        """Receive the head of the answer."""
         try:
             self._read_head(status, headers)
         except Exception as error:
-            self._unread(error)
+            self._fail(error)
 
     def on_body(self, piece: bytes) -> None:
+        """Receive a piece of the answer."""
         try:
-            self._came(piece)
+            self._relay(piece)
         except Exception as error:
-            self._unread(error)
+            self._fail(error)
 
     def on_end(self, fault: TransportFault | None) -> None:
+        """Receive the end of the answer, or of its connection."""
         try:
             self._end(fault)
         except Exception as error:
-            self._unread(error)
+            self._fail(error)
 
-    def _unread(self, error: Exception) -> None:
-        """What came was the occasion of a fault: this attempt is over, and another node may answer."""
+    def _fail(self, error: Exception) -> None:
+        """End the attempt after a defect of SOLLOL that its bytes caused; another node may answer."""
         if self._ending is not None:
             self._ending.cancel()
         self.abort()
-        self._job.ended_badly(self, self.dispatcher.answer_fault(error))
+        self._job.finish_badly(self, self.dispatcher.answer_fault(error))
 
     def _read_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
@@ -284,7 +298,7 @@ class StreamAttempt(Exchange):
             if name.lower() == b"content-type":
                 self._job.is_whole = value.startswith(b"application/json")
 
-    def _came(self, piece: bytes) -> None:
+    def _relay(self, piece: bytes) -> None:
         if self._status != 200:
             self._refused_size += len(piece)
             if self._refused_size <= ERROR_MOST:
@@ -294,39 +308,39 @@ class StreamAttempt(Exchange):
                 self._end(None)
             return
         if self._ending is not None:
-            self.abort()  # there is more after its end, perhaps without an end
+            self.abort()  # bytes after the end of the answer, perhaps without a limit
             return
-        reader, job = self._reader, self._job
+        parser, job = self._parser, self._job
         self._parts += 1
-        passed = reader.feed(piece)
-        if passed:
+        relayed = parser.feed(piece)
+        if relayed:
             if not self._began:
-                strange = wrong_model(passed, job.task.model, job.call.path)
+                strange = wrong_model(relayed, job.task.model, job.call.path)
                 if strange is not None:
                     self.abort()
                     self._finish(strange)
                     return
-            job.hear(passed)
-            job.count(reader.count - self._counted, len(passed))
-            self._counted = reader.count
-            self._recent.add(passed)
+            job.record(relayed)
+            job.count(parser.count - self._counted, len(relayed))
+            self._counted = parser.count
+            self._recent.add(relayed)
             if not self._began:
                 self._began = True
-                job.begins(self, passed)
-            elif not job.request.write(passed):
+                job.begin(self, relayed)
+            elif not job.request.write(relayed):
                 job.request.on_drained = self.resume
                 self.pause()
-        if reader.ended is not None:  # the end of the connection's turn follows at once, most often
-            if reader.ended.status is not OK:
-                self.abort()  # nothing more of it is read
-            self._ending = asyncio.get_running_loop().call_soon(self._finish, reader.ended)
+        if parser.ended is not None:  # usually the connection ends in the same turn of the loop
+            if parser.ended.status is not OK:
+                self.abort()
+            self._ending = asyncio.get_running_loop().call_soon(self._finish, parser.ended)
 
     def received_parts(self) -> int:
-        """How many pieces have come so far; negative while the client is behind."""
+        """Return the number of pieces so far; negative while the client is behind."""
         return -1 if self.paused else self._parts
 
     def resumable(self) -> tuple[bool, bool]:
-        """See StreamJob."""
+        """Return the result of `StreamJob.resumable`."""
         return self._job.resumable()
 
     def _end(self, fault: TransportFault | None) -> None:
@@ -336,16 +350,16 @@ class StreamAttempt(Exchange):
             self._finish(refusal(self._status, body, fold(self.headers)))
         elif self._ending is not None:
             self._ending.cancel()
-            assert self._reader.ended is not None
-            self._finish(self._reader.ended)
+            assert self._parser.ended is not None
+            self._finish(self._parser.ended)
         else:
-            ended = self._reader.close(fault is None)
+            ended = self._parser.close(fault is None)
             if fault is None and ended is CUT and self._began and self._ends_in_repetition():
                 return
             self._finish(ended if ended.status is OK or fault is None else outcome_of(fault))
 
     def _ends_in_repetition(self) -> bool:
-        """The body ended in good form: if Ollama ended it because the text repeats itself, it is all there is."""
+        """Report success, if a cleanly closed body without an end is one that Ollama ended for its repetition."""
         events = self._recent.events()
         if not repeats(events):
             return False
@@ -356,34 +370,17 @@ class StreamAttempt(Exchange):
 
     def _finish(self, outcome: Outcome) -> None:
         try:
-            self._finished(outcome)
+            self._report(outcome)
         except Exception as error:
-            self._unread(error)
+            self._fail(error)
 
-    def _finished(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> None:
         job = self._job
         if outcome.status is Status.REFUSED and self._status == 200:
-            job.refused = self._reader.tail
+            job.refused = self._parser.tail
         if outcome.status is OK:
-            outcome = with_part_count(outcome, max(self._parts, self._reader.count))
-            job.last = self._reader.tail
+            outcome = with_part_count(outcome, max(self._parts, self._parser.count))
+            job.last = self._parser.tail
             self.dispatcher.finished(self.start.attempt, outcome)
         else:
-            job.ended_badly(self, outcome)
-
-
-def routing_lines(job: CallJob, attempt: int | None, now: StreamAttempt | None = None) -> bytes:
-    """Where it went and why, as header lines: of the attempt that answered, or of the one that does so now."""
-    attempt_log = job.attempt_log
-    node, predicted, queue_us, attempts = "", 0, 0, len(attempt_log.attempts)
-    if now is not None:
-        node, predicted, attempts = now.start.node, now.start.decision.predicted_us, attempts + 1
-        queue_us = now.began_us - attempt_log.submitted_us
-    for entry in attempt_log.attempts:
-        if entry[0].attempt == attempt:
-            node, predicted = entry[0].node, entry[0].decision.predicted_us
-            queue_us = entry[2] - attempt_log.submitted_us
-    return (
-        b"X-Sollol-Node: %b\r\nX-Sollol-Request-Id: %d\r\nX-Sollol-Queue-Ms: %d\r\nX-Sollol-Predicted-Ms: %d\r\n"
-        b"X-Sollol-Attempts: %d\r\n"
-    ) % (node.encode("latin-1"), job.task.id, queue_us // 1000, predicted // 1000, attempts)
+            job.finish_badly(self, outcome)

@@ -1,14 +1,11 @@
-"""Inference: a request becomes a task in the pool's queue, and its answer goes back as it comes.
+"""Answer a single inference: submit its task to the engine, and send the result to the client.
 
-What a client says of a call besides its body stands in headers (`X-Sollol-Priority`, `-Mode`, `-App`, `-Deadline-Ms`,
-`-Hedge`, `-Node`); what an API key allows bounds it. Where no node can serve a model, those named as its fallbacks
-are tried in turn.
+If no node can serve a model, its fallbacks from the settings are tried in turn.
 """
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -19,56 +16,54 @@ from sollol.engine.jobs import CallJob
 from sollol.engine.resumption import PartialResponse
 from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
-from sollol.gateway.auth.access import check_allowed, words
-from sollol.gateway.auth.charging import prompt_tokens, used
-from sollol.gateway.formats.api_formats import Asked, Tongue, peeked
+from sollol.gateway.auth.access import check_allowed, shown_message
+from sollol.gateway.auth.charging import prompt_tokens, reserve, settle, used
+from sollol.gateway.context import Context
+from sollol.gateway.formats.api_formats import ApiFormat, ParsedRequest, parse_request
 from sollol.gateway.formats.error_responses import status_of, unknown_model
+from sollol.gateway.inference.call_options import options_of
+from sollol.gateway.inference.model_memory import set_keep_alive, unload
+from sollol.gateway.inference.passthrough import send_to_any
 from sollol.gateway.inference.relay import StreamRelay, WholeRelay
-from sollol.gateway.routes import models
-from sollol.gateway.routes.targets import names_in
-from sollol.http_server.request import Request, has_ours
-from sollol.workload.call_options import CallOptions
+from sollol.gateway.inference.routing_headers import routing_headers
+from sollol.gateway.node_queries import is_listed, is_missing
+from sollol.http_server.request import Request
 from sollol.workload.task import Work
-from sollol.workload.validation import check_mode, check_only
 
-if TYPE_CHECKING:
-    from sollol.gateway.app import Gateway
-    from sollol.gateway.settings import GatewaySettings
-
-# What reading a body that no honest client sends can end in; anything else is a fault of ours.
+# Exceptions that a malformed body can cause in its parsing; all others are defects of SOLLOL.
 BODY_FAULTS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_SECONDS: Final = re.compile(r"-?[0-9]{1,9}")
-_DURATION: Final = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ns|us|ms|s|m|h))+")
-_YES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-def infer(tongue: Tongue, gateway: Gateway, request: Request) -> None:
-    """Raises BadInput, or ResponseError, for what cannot be asked."""
-    body = request.body
-    asked: Asked = _peeked(tongue, body) if request.asked is None else request.asked
-    if not asked.model:
+def infer(api_format: ApiFormat, context: Context, request: Request) -> None:
+    """Answer a chat or a completion, now or later.
+
+    Raises:
+        BadInput: The request cannot be parsed.
+        ResponseError: The key may not use the model, or no model is named.
+    """
+    parsed: ParsedRequest = _parse(api_format, request.body) if request.parsed is None else request.parsed
+    if not parsed.model:
         raise no_model(request.path)
-    if goes_to_cloud(gateway, request, asked.model):
+    if sent_to_cloud(context, request, parsed.model):
         return
-    if asked.unloads:
-        model = gateway.settings.resolve_model(asked.model)
-        check_allowed(request, model, asked.model)
-        gateway.in_task(models.unload, request, (model, wanted(request, gateway).only))
+    if parsed.unloads:
+        model = context.settings.resolve_model(parsed.model)
+        check_allowed(request, model, parsed.model)
+        context.run(unload, request, model, options_of(request, context).only)
         return
-    Inference(tongue, gateway, request, body, asked).submit(asked.model)
+    Inference(api_format, context, request, parsed).submit(parsed.model)
 
 
-def read_ahead(tongue: Tongue, request: Request) -> None:
-    """Read what of a large body decides, and what is needed to go on with its stream. Runs in a thread."""
-    request.asked = asked = _peeked(tongue, request.body)
-    if asked.stream and asked.model:
-        request.said = _said(tongue, request.body)
+def parse_ahead(api_format: ApiFormat, request: Request) -> None:
+    """Parse a large body, and prepare the resumption of its stream. Runs in a thread."""
+    request.parsed = parsed = _parse(api_format, request.body)
+    if parsed.stream and parsed.model:
+        request.partial = _partial_response(api_format, request.body)
 
 
-def _peeked(tongue: Tongue, body: bytes) -> Asked:
-    """Read what of a body decides. Whatever that ends in, it is the body's fault: it raises BadInput."""
+def _parse(api_format: ApiFormat, body: bytes) -> ParsedRequest:
     try:
-        return peeked(tongue, body)
+        return parse_request(api_format, body)
     except SollolError:
         raise
     except BODY_FAULTS as error:
@@ -76,267 +71,192 @@ def _peeked(tongue: Tongue, body: bytes) -> Asked:
 
 
 def unreadable(error: Exception) -> BadInput:
-    """Return what a client is told whose body nobody can read."""
+    """Return the client's error for a body that cannot be parsed."""
     return BadInput(f"the request cannot be read: {error}"[:300])
 
 
-def goes_to_cloud(gateway: Gateway, request: Request, name: str) -> bool:
-    """Send a call of a cloud model that no node lists to any node: each asks Ollama's cloud for it."""
-    model = gateway.settings.resolve_model(name)
-    if not is_cloud_model(canonical_model(model)) or gateway.lists(model):
+def sent_to_cloud(context: Context, request: Request, name: str) -> bool:
+    """Send a call of a cloud model that no node lists to any node, which forwards it to Ollama's cloud."""
+    model = context.settings.resolve_model(name)
+    if not is_cloud_model(canonical_model(model)) or is_listed(context.engine, model):
         return False
     check_allowed(request, model, name)
     if model != name:
         request.body = _renamed(request.body, model)
-    gateway.in_task(gateway.cloud, request, ())
+    context.run(send_to_any, request)
     return True
 
 
 def no_model(path: str) -> SollolError:
-    """A request that names none, in the words and with the status of a node's route."""
+    """Return the error of a node's route for a request that names no model."""
     if path in ("/api/generate", "/api/embed", "/v1/completions", "/v1/embeddings"):
         return ResponseError("model '' not found", 404)
     return BadInput("model is required")
 
 
 class Inference:
-    """One request and the models it may be answered with."""
+    """One request and the models that may answer it."""
 
     __slots__ = (
-        "_asked",
-        "_body",
+        "_context",
         "_fallbacks",
-        "_gateway",
+        "_format",
         "_model",
+        "_options",
+        "_parsed",
         "_prompt",
         "_request",
         "_task",
-        "_tongue",
-        "_wanted",
     )
 
-    def __init__(self, tongue: Tongue, gateway: Gateway, request: Request, body: bytes, asked: Asked) -> None:
-        self._tongue = tongue
-        self._gateway = gateway
+    def __init__(self, api_format: ApiFormat, context: Context, request: Request, parsed: ParsedRequest) -> None:
+        self._format = api_format
+        self._context = context
         self._request = request
-        self._asked = asked
-        self._wanted = wanted(request, gateway)
-        self._body = body
-        self._fallbacks: list[str] | None = None  # those still to be tried
-        self._model = ""  # that is asked now, and by which task
+        self._parsed = parsed
+        self._options = options_of(request, context)
+        self._fallbacks: list[str] | None = None  # models not yet tried
+        self._model = ""  # of the current task
         self._task = 0
-        self._prompt = 0  # tokens that it is expected to have
+        self._prompt = 0  # its expected tokens
 
     def submit(self, name: str) -> None:
-        gateway, request, asked = self._gateway, self._request, self._asked
-        self._model = model = gateway.settings.resolve_model(name) if gateway.has_aliases else name
+        """Submit the task for a model. `name`: the model, or an alias.
+
+        Raises:
+            BadInput: The body or a header cannot be used.
+            ResponseError: The key may not use the model, or has used its tokens.
+        """
+        context, request, parsed = self._context, self._request, self._parsed
+        self._model = model = context.settings.resolve_model(name)
         if request.key is not None:
             check_allowed(request, model, name)
-        body = self._body
-        if model != asked.model:
+        body = request.body
+        if model != parsed.model:
             body = _renamed(body, model)
-        engine = gateway.engine
+        engine, api_format = context.engine, self._format
         task = engine.task(
             Work(
-                self._tongue.kind,
+                api_format.kind,
                 model,
-                self._tongue.path,
-                asked.cost or len(body),
-                asked.tokens_out,
-                asked.options,
-                asked.type,
-                asked.prefix,
-                asked.stream,
-                self._tongue.path in OBSERVABLE and not asked.stream,
+                api_format.path,
+                parsed.cost or len(body),
+                parsed.tokens_out,
+                parsed.options,
+                parsed.type,
+                parsed.prefix,
+                parsed.stream,
+                api_format.path in OBSERVABLE and not parsed.stream,
             ),
-            self._wanted,
+            self._options,
         )
         self._task = task.id
         request.task = task.id
         if not request.plain:
-            gateway.name_task(request, task.id)
+            context.request_ids.add(request, task.id)
         job: WholeRelay | StreamRelay
-        if asked.stream:
-            is_read = request.asked is not None and model == asked.model
-            said = request.said if is_read else _said(self._tongue, body)
+        if parsed.stream:
+            is_prepared = request.parsed is not None and model == parsed.model
             job = StreamRelay(
                 task,
                 request,
                 body,
-                self._tongue,
+                api_format,
                 TIMEOUTS,
                 self._done,
-                gateway.sinks,
-                said,
+                context.transport,
+                request.partial if is_prepared else _partial_response(api_format, body),
                 engine.resume_support,
                 engine.holders,
             )
         else:
-            job = WholeRelay(task, request, body, self._tongue, TIMEOUTS, self._done, gateway.sinks)
+            job = WholeRelay(task, request, body, api_format, TIMEOUTS, self._done, context.transport)
         if request.key is not None:
-            self._prompt = prompt_tokens(asked.size or len(body))
-            if not gateway.reserve(request, self._prompt, task.tokens_out if task.kind is not EMBED else 0):
-                return
-        request.on_gone = self._left
+            self._prompt = prompt_tokens(parsed.size or len(body))
+            reserve(context.limiter, request, self._prompt, task.tokens_out if task.kind is not EMBED else 0)
+        request.on_gone = self._cancel
         engine.submit(job)
 
-    def _left(self) -> None:
-        """The client is gone."""
-        self._gateway.engine.dispatcher.cancel(self._task)
+    def _cancel(self) -> None:
+        self._context.engine.dispatcher.cancel(self._task)
 
     def _done(self, job: CallJob) -> None:
-        """The task is over."""
         try:
-            self._tell(job)
-        except Exception as error:  # a fault of ours: the client must not wait for ever, nor the queue stand still
-            self._gateway.failed(self._request, error)
-        self._gateway.engine.record_call(job)  # when the client has its answer
+            self._deliver(job)
+        except Exception as error:  # a defect must not leave the client waiting, nor stop the queue
+            self._context.fail(self._request, error)
+        self._context.engine.record_call(job)  # when the client has its answer
 
-    def _tell(self, job: CallJob) -> None:
-        """The client."""
+    def _deliver(self, job: CallJob) -> None:
+        """Charge the call, and send its result to the client."""
         model = self._model
         assert isinstance(job, (WholeRelay, StreamRelay))
-        settled, request, gateway = job.settled, self._request, self._gateway
+        settled, request, context = job.settled, self._request, self._context
         assert settled is not None
-        how = settled.outcome.status
-        gateway.totals.count(how is OK)
-        if how is Status.NO_NODE and not request.has_begun and self._falls_back(model):
+        status = settled.outcome.status
+        context.pool.totals.count(status is OK)
+        if status is Status.NO_NODE and not request.has_begun and self._fall_back():
             return
         if request.charge is not None:
-            parts, size = job.came_so_far()
+            parts, size = job.delivered()
             last = job.last if isinstance(job, StreamRelay) else job.body
-            gateway.settle(request, used(job, gateway.engine, self._prompt, parts, size, last), how is OK)
-        if how is Status.LEFT:
+            settle(request, used(job, context.engine, self._prompt, parts, size, last), status is OK)
+        if status is Status.LEFT:
             return
-        if how is OK and self._wanted.keep_alive is not None:
-            self._keep(model, job, self._wanted.keep_alive)
-        if how is OK or (how is Status.REFUSED and job.body.lstrip().startswith(b"{")):
+        if status is OK and self._options.keep_alive is not None:
+            self._set_keep_alive(job, self._options.keep_alive)
+        if status is OK or (status is Status.REFUSED and job.body.lstrip().startswith(b"{")):
             job.answer(settled)
         elif request.has_begun and isinstance(job, StreamRelay):
             job.break_off(settled)
         else:
             self._refuse(model, job)
 
-    def _keep(self, model: str, job: CallJob, keep_alive: int | str) -> None:
-        """Set how long the node that answered keeps the model, which /v1 has no word for."""
+    def _set_keep_alive(self, job: CallJob, keep_alive: int | str) -> None:
         settled = job.settled
         node = next(
             (start.node for start, *_ in job.attempt_log.attempts if settled and start.attempt == settled.attempt), ""
         )
-        self._gateway.keep(node, model, job.task, keep_alive)
+        set_keep_alive(self._context, node, self._model, job.task, keep_alive)
 
-    def _falls_back(self, model: str) -> bool:
-        """No node can serve the model: try the next of its fallbacks."""
+    def _fall_back(self) -> bool:
+        """Submit the request for the next fallback of its model; return False if there is none."""
         if self._fallbacks is None:
-            self._fallbacks = list(self._gateway.settings.fallbacks_of(model))
+            self._fallbacks = list(self._context.settings.fallbacks_of(self._model))
         while self._fallbacks:
             try:
                 self.submit(self._fallbacks.pop(0))
-            except ResponseError:  # this key may not use it
+            except ResponseError:  # the key may not use it
                 continue
             except BadInput as error:
-                self._gateway.refuse(self._request, error)
+                self._context.refuse(self._request, error)
             return True
         return False
 
     def _refuse(self, model: str, job: CallJob) -> None:
         error = job.error()
         assert error is not None
-        request, headers = self._request, routed(job.task.id, "", len(job.attempt_log.attempts))
-        if isinstance(error, NoNodeAvailable) and self._gateway.nobody_has(model):
-            request.refuse(404, unknown_model(request.path, self._asked.model), headers)
+        request, headers = self._request, routing_headers(job.task.id, "", len(job.attempt_log.attempts))
+        if isinstance(error, NoNodeAvailable) and is_missing(self._context.engine, model):
+            request.refuse(404, unknown_model(request.path, self._parsed.model), headers)
             return
         status, more = status_of(error)
-        request.refuse(status, words(request, error), [*headers, *more])
+        request.refuse(status, shown_message(request, error), [*headers, *more])
 
 
 def _renamed(body: bytes, model: str) -> bytes:
-    """Return a body that asks for another model. Raises BadInput."""
+    """Return a body with another model. Raises BadInput."""
     try:
         return encode({**decode(body), "model": model})
     except BODY_FAULTS as error:
         raise unreadable(error) from error
 
 
-def _said(tongue: Tongue, body: bytes) -> PartialResponse | None:
-    """Return what is needed to go on with the answer elsewhere; None where a node is left to refuse the body."""
+def _partial_response(api_format: ApiFormat, body: bytes) -> PartialResponse | None:
+    """Return the state that resumes the answer on another node; None if a node is to refuse the body."""
     try:
-        return tongue.said(body)
+        return api_format.partial_response(body)
     except (msgspec.ValidationError, TypeError, AttributeError, KeyError):
         return None
     except BODY_FAULTS as error:
         raise unreadable(error) from error
-
-
-def routed(task: int, nodes: str, attempts: int) -> list[tuple[str, str]]:
-    """The headers that tell where a call went."""
-    told = [("X-Sollol-Request-Id", str(task)), ("X-Sollol-Attempts", str(attempts))]
-    return [("X-Sollol-Node", nodes), *told] if nodes else told
-
-
-def usual(settings: GatewaySettings) -> CallOptions:
-    """What is wanted of a call that says nothing of it."""
-    return CallOptions(
-        5, settings.limits.request_timeout_s, settings.mode, settings.routing.hedge, app=settings.app_name
-    )
-
-
-def wanted(request: Request, gateway: Gateway) -> CallOptions:
-    """The headers, bounded by what the key allows. Raises BadInput."""
-    key, usual = request.key, gateway.usual
-    if request.plain or not has_ours(request.headers):
-        if key is None:
-            return usual
-        return usual._replace(priority=min(5, key.priority_max), app=key.app)
-    priority = _number(request, b"x-sollol-priority", 0, 10, 5)
-    deadline_ms = _number(request, b"x-sollol-deadline-ms", 1, 86_400_000, 0)
-    mode = request.header(b"x-sollol-mode")
-    hedge = request.header(b"x-sollol-hedge")
-    if hedge and hedge.lower() not in _YES:
-        raise BadInput(f"X-Sollol-Hedge: {hedge!r}; expected true or false")
-    app = request.header(b"x-sollol-app")[:64]
-    return CallOptions(
-        priority if key is None else min(priority, key.priority_max),
-        deadline_ms / 1000 if deadline_ms else usual.timeout_s,
-        check_mode(mode) if mode else usual.mode,
-        _YES[hedge.lower()] if hedge else usual.hedge,
-        only=_known_nodes(request, gateway),
-        app=app or usual.app if key is None else key.app,
-        keep_alive=_keep_alive(request),
-    )
-
-
-def _keep_alive(request: Request) -> int | str | None:
-    text = request.header(b"x-sollol-keep-alive")
-    if not text:
-        return None
-    if _SECONDS.fullmatch(text):
-        return int(text)
-    if not _DURATION.fullmatch(text):
-        raise BadInput(f"X-Sollol-Keep-Alive: {text[:80]!r}; expected seconds, or a duration such as 10m or 1h30m")
-    return text
-
-
-def _known_nodes(request: Request, gateway: Gateway) -> tuple[str, ...] | None:
-    text = request.header(b"x-sollol-node")
-    if not text:
-        return None
-    only = check_only(names_in("X-Sollol-Node", text))
-    known = gateway.engine.scheduler.view().nodes
-    for node in only or ():
-        if node not in known:
-            raise BadInput(f"X-Sollol-Node: {node!r} is not a node here; expected one of {', '.join(known)}")
-    return only
-
-
-def _number(request: Request, name: bytes, least: int, most: int, default: int) -> int:
-    text = request.header(name)
-    if not text:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:
-        raise BadInput(f"{name.decode().title()}: {text!r}; expected a whole number from {least} to {most}")
-    return value

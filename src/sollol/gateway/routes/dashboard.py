@@ -1,24 +1,21 @@
-"""The dashboard at /dashboard/ of the gateway: the same page, fed by the gateway's own pool.
+"""Serve the dashboard at /dashboard/, with the state of the gateway's own pool.
 
-Where keys are asked for, it asks for an admin key as the password of Basic authentication, which browsers send along
-with every request of the page.
+If keys are required, an admin key is the password of Basic authentication, which browsers send with each request.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sollol.dashboard.feed import encode
 from sollol.dashboard.guard import security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.site import HTML, send_events
 from sollol.gateway.auth import access
-from sollol.gateway.routes import admin as own
+from sollol.gateway.context import Context
+from sollol.gateway.routes import admin
 from sollol.http_server.request import Request
-
-if TYPE_CHECKING:
-    from sollol.gateway.app import Gateway
 
 ROOT: Final = "/dashboard/"
 EXPLAIN: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/explain/([^/]+)")
@@ -26,25 +23,25 @@ SERIES: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/series/([0-9a-z]{1,
 CHALLENGE: Final = 'Basic realm="SOLLOL: any name, and an admin key as password"'
 
 
-async def index(gateway: Gateway, request: Request) -> None:
+async def index(context: Context, request: Request) -> None:
     """Answer with the page."""
-    access.admin(request, own.SEE)
+    access.check_admin(request, admin.SEE)
     found = page()
     request.answer(200, found.html, HTML, security_headers(found.policy))
 
 
-async def events(gateway: Gateway, request: Request) -> None:
+async def events(context: Context, request: Request) -> None:
     """Stream a snapshot twice a second."""
-    access.admin(request, own.SEE)
-    await send_events(gateway.feed, request)
+    access.check_admin(request, admin.SEE)
+    await send_events(context.feed, request)
 
 
-async def series(gateway: Gateway, request: Request, span: str) -> None:
+async def series(context: Context, request: Request, span: str) -> None:
     """Answer with the work over time."""
-    access.admin(request, own.SEE)
-    request.answer(200, encode(gateway.pool.series(span)))
+    access.check_admin(request, admin.SEE)
+    request.answer(200, encode(context.pool.series(span)))
 
 
-async def redirected(gateway: Gateway, request: Request) -> None:
+async def redirected(context: Context, request: Request) -> None:
     """Send the browser to the page, whose addresses are relative."""
     request.answer(307, b"", HTML, [("Location", ROOT)])

@@ -1,7 +1,7 @@
-"""OpenAPI of the gateway's own routes. The routes of Ollama, OpenAI and Anthropic are documented by those.
+"""Describe the gateway's own routes by OpenAPI. The other routes are documented by Ollama, OpenAI and Anthropic.
 
-Exact enough for a tool to check answers against it (tests/gateway/test_openapi.py does): every field that a reader may
-rely on is required, times are milliseconds, and what may be added later is left open.
+The description is exact enough to check answers by it, as the tests do: every field that a reader may rely on is
+required, times are milliseconds, and other fields are permitted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _object(**properties: Schema) -> Schema:
-    """All of them are required; there may be more."""
+    """Return the schema of an object with these fields, all required; it may have more."""
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
@@ -42,10 +42,11 @@ def _state(*names: str) -> Schema:
 
 
 _TASK = {"id": _COUNT, "kind": _state("chat", "generate", "embed"), "model": _TEXT, "app": _TEXT}
-_ASKED = {**_TASK, "priority": {"type": "integer", "minimum": 0, "maximum": 10}}
-_FATE = {"node": _TEXT, "predicted_ms": _MS, "queue_ms": _MS, "actual_ms": _MS, "attempts": _COUNT, "outcome": _TEXT}
-_PAST = {**_TASK, **_FATE, "reason": _TEXT, "task_type": _TEXT, "at": {**_NUMBER, "description": "seconds since 1970"}}
-_GOING = {"node": _TEXT, "reason": _TEXT, "predicted_ms": _MS, "elapsed_ms": _MS}
+_QUEUED = {**_TASK, "priority": {"type": "integer", "minimum": 0, "maximum": 10}}
+_RESULT = {"node": _TEXT, "predicted_ms": _MS, "queue_ms": _MS, "actual_ms": _MS, "attempts": _COUNT, "outcome": _TEXT}
+_AT = {**_NUMBER, "description": "seconds since 1970"}
+_FINISHED = {**_TASK, **_RESULT, "reason": _TEXT, "task_type": _TEXT, "at": _AT}
+_ATTEMPT = {"node": _TEXT, "reason": _TEXT, "predicted_ms": _MS, "elapsed_ms": _MS}
 
 SCHEMAS: dict[str, Schema] = {
     "Error": _object(error=_TEXT),
@@ -80,9 +81,9 @@ SCHEMAS: dict[str, Schema] = {
         slots={"type": "object", "additionalProperties": _COUNT},
     ),
     "Nodes": _object(nodes=_list(_ref("Node"))),
-    "Waiting": _object(**_ASKED, waited_ms=_MS, position={"type": "integer", "minimum": 1}, eta_ms=_MS),
-    "Running": _object(**_ASKED, **_GOING, items=_COUNT),
-    "FinishedRequest": _object(**_PAST),
+    "Waiting": _object(**_QUEUED, waited_ms=_MS, position={"type": "integer", "minimum": 1}, eta_ms=_MS),
+    "Running": _object(**_QUEUED, **_ATTEMPT, items=_COUNT),
+    "FinishedRequest": _object(**_FINISHED),
     "Calibration": _object(median=_or_null(_NUMBER), p90=_or_null(_NUMBER), count=_COUNT),
     "Totals": _object(total_requests=_COUNT, successful_requests=_COUNT, failed_requests=_COUNT, faults=_COUNT),
     "Snapshot": _object(
@@ -109,13 +110,13 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Candidate": _object(node=_TEXT, finish_ms=_MS, terms={"type": "object", "additionalProperties": _MS}),
     "Done": _object(
-        state={"const": "done"}, **_PAST, reasons=_list(_TEXT), tried=_list({"type": "object"}),
+        state={"const": "done"}, **_FINISHED, reasons=_list(_TEXT), tried=_list({"type": "object"}),
         candidates=_list(_ref("Candidate")),
     ),
     "Open": _object(
-        state=_state("waiting", "running"), **_ASKED, task_type=_TEXT, queue_ms=_MS,
+        state=_state("waiting", "running"), **_QUEUED, task_type=_TEXT, queue_ms=_MS,
         tried=_list(_object(node=_TEXT, why=_TEXT)),
-        running=_list(_object(**_GOING, candidates=_list(_ref("Candidate")))),
+        running=_list(_object(**_ATTEMPT, candidates=_list(_ref("Candidate")))),
     ),
     "Explained": {"oneOf": [_ref("Done"), _ref("Open")]},
     "Document": _object(openapi=_TEXT, info={"type": "object"}, paths={"type": "object"}),
@@ -140,14 +141,14 @@ _NOT_ADMIN: Schema = {"403": {"description": "A key without admin rights; foreig
 def _get(
     name: str, summary: str, schema: str, *, public: bool = False, of_id: bool = False, refusals: Schema | None = None
 ) -> Schema:
-    answers: Schema = {"200": _answer("As asked.", schema), "403": {"description": "Foreign Host or Origin."}}
+    answers: Schema = {"200": _answer("The answer.", schema), "403": {"description": "Foreign Host or Origin."}}
     operation: Schema = {"operationId": name, "summary": summary, "responses": answers}
     if public:
         operation["security"] = []
     else:
         answers["401"] = _answer("A key is needed.", "Error")
     if of_id:
-        answers["404"] = _answer("No such request, another key's, or too long ago (the last 1,000 are kept).", "Error")
+        answers["404"] = _answer("No such request, another key's, or too old (the last 1,000 are kept).", "Error")
         operation["parameters"] = [_ID]
     answers |= refusals or {}
     return {"get": operation}
@@ -155,8 +156,8 @@ def _get(
 
 @cache
 def document(keys: bool) -> Schema:
-    """An OpenAPI 3.1 document. `keys`: they are asked for."""
-    not_ready = _answer("No node is up, or the gateway is about to end: why tells.", "Ready")
+    """Return the OpenAPI 3.1 document. `keys`: keys are required."""
+    not_ready = _answer("No node is up, or the gateway is about to end: see `why`.", "Ready")
     return {
         "openapi": "3.1.0",
         "info": {"title": "SOLLOL gateway", "version": __version__},
@@ -166,12 +167,12 @@ def document(keys: bool) -> Schema:
         },
         "security": [{"key": []}] if keys else [],
         "paths": {
-            "/sollol/health": _get("health", "Does it serve?", "Health", public=True),
-            "/sollol/ready": _get("ready", "Can it answer?", "Ready", public=True, refusals={"503": not_ready}),
+            "/sollol/health": _get("health", "Whether the gateway serves.", "Health", public=True),
+            "/sollol/ready": _get("ready", "Whether a node is up.", "Ready", public=True, refusals={"503": not_ready}),
             "/sollol/snapshot": _get("snapshot", "Nodes, queue and requests.", "Snapshot", refusals=_NOT_ADMIN),
             "/sollol/nodes": _get("nodes", "The nodes.", "Nodes", refusals=_NOT_ADMIN),
-            "/sollol/explain/{id}": _get("explain", "Why a request went where it went.", "Explained", of_id=True),
-            "/sollol/queue/{id}": _get("queue", "Where a request stands.", "Queue", of_id=True),
+            "/sollol/explain/{id}": _get("explain", "Why a request was sent to its node.", "Explained", of_id=True),
+            "/sollol/queue/{id}": _get("queue", "The position of a request in the queue.", "Queue", of_id=True),
             "/sollol/openapi.json": _get("openapi", "This document.", "Document"),
         },
     }
