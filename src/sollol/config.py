@@ -6,7 +6,7 @@ arguments, environment, file (`SOLLOL_CONFIG`, TOML), defaults. Only settings th
 A value that cannot be used raises ConfigError with the file or variable, the field, the value and the expected values.
 An unknown key in the file is an error too: a misspelt setting that is silently ignored costs an afternoon.
 
-Importing this module takes a few milliseconds, because msgspec (30 ms) and tomllib are loaded only with a file.
+Importing this module takes a few milliseconds, because tomllib is loaded only with a file.
 `docs/configuration.md` lists every setting; a test keeps it complete.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -112,7 +112,10 @@ def _sampling(raw: Any) -> float:
 
 
 def _subnets(raw: Any) -> tuple[str, ...]:
-    return tuple(str(item) for item in _listed(raw))
+    items = _listed(raw)
+    if any(isinstance(item, (bool, int, float, Mapping)) for item in items):
+        raise BadInput("expected networks such as 10.0.0.0/24")
+    return tuple(str(item) for item in items)
 
 
 def _ports(raw: Any) -> tuple[int, ...]:
@@ -146,6 +149,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "discovery_subnets": _subnets,
     "discovery_ports": _ports,
 }
+_IN_FILE = {
+    "nodes": "nodes",
+    "app_name": "app_name",
+    "observer_sampling": "observer_sampling",
+    "discovery.subnets": "discovery_subnets",
+    "discovery.ports": "discovery_ports",
+}
 VARIABLES = {
     "OLLAMA_HOST": "ollama_host",
     "SOLLOL_NODES": "nodes",
@@ -170,15 +180,7 @@ def problems_of(env: Mapping[str, str] | None = None, *, config: str | None = No
         content, tables = _contents_of(config)
     except ConfigError as problem:
         return [*problems, str(problem)]
-    problems += [
-        _sentence(f"configuration file {config}: {name}", table, "expected a table")
-        for name, table in tables.items()
-        if not isinstance(table, dict)
-    ]
-    convert = _converter(content)
-    problems += each_problem(content, convert, lambda problem: explained(config, content, problem, _SETTINGS))
-    values = _flat(convert())
-    return problems + _problems_with(f"configuration file {config}: {{}}", values)
+    return problems + [str(problem) for problem in _read_file(config, content, tables, {})]
 
 
 def gateway_tables(path: str) -> dict[str, Any]:
@@ -253,8 +255,7 @@ def _read(error: type[BadInput], place: str, values: Mapping[str, Any]) -> dict[
         try:
             read[field] = _READERS[field](raw)
         except BadInput as problem:
-            name = field.replace("discovery_", "discovery.") if error is ConfigError else field
-            raise error(_sentence(place.format(name), raw, str(problem))) from None
+            raise error(_sentence(place.format(field), raw, str(problem))) from None
     return read
 
 
@@ -270,20 +271,33 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     content, tables = _contents_of(path)
-    for name, table in tables.items():
+    values: dict[str, Any] = {}
+    for problem in _read_file(path, content, tables, values):
+        raise problem
+    return {**values, "gateway": tables} if tables else values
+
+
+def _read_file(
+    path: str, content: Mapping[str, Any], tables: Mapping[str, Any], values: dict[str, Any]
+) -> Iterator[ConfigError]:
+    """Yield the problems of a file, and store its settings in `values`."""
+    where = f"configuration file {path}"
+    discovery = content.get("discovery", {})
+    for name, table in [*tables.items(), ("discovery", discovery)]:
         if not isinstance(table, dict):
-            raise ConfigError(_sentence(f"configuration file {path}: {name}", table, "expected a table"))
-    values = _flat(_checked(path, content))
-    read = _read(ConfigError, f"configuration file {path}: {{}}", values)
-    return {**read, "gateway": tables} if tables else read
-
-
-def _flat(checked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by their names here: those of [discovery] have it as a prefix."""
-    values = dict(checked)
-    for key, value in dict(values.pop("discovery", {})).items():
-        values[f"discovery_{key}"] = value
-    return values
+            yield ConfigError(_sentence(f"{where}: {name}", table, "expected a table"))
+    given = {name: raw for name, raw in content.items() if name != "discovery"}
+    if isinstance(discovery, dict):
+        given |= {f"discovery.{name}": raw for name, raw in discovery.items()}
+    for name, raw in given.items():
+        field = _IN_FILE.get(name)
+        if field is None:
+            yield ConfigError(f"{where}: {name} is not a setting; expected {_SETTINGS[name.rpartition('.')[0]]}")
+            continue
+        try:
+            values.update(_read(ConfigError, f"{where}: {name}", {field: raw}))
+        except ConfigError as problem:
+            yield problem
 
 
 def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -304,49 +318,6 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     except ValueError as problem:  # TOMLDecodeError, no UTF-8, a number of thousands of digits
         raise ConfigError(f"configuration file {path} is not valid TOML: {problem}") from None
     return content, {name: content.pop(name) for name in GATEWAY_TABLES if name in content}
-
-
-def _checked(path: str, content: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the file's content with the right keys and types.
-
-    Raises:
-        ConfigError: A key is unknown, or a value has another type.
-    """
-    import msgspec
-
-    try:
-        return _converter(content)()
-    except msgspec.ValidationError as problem:
-        raise ConfigError(explained(path, content, str(problem), _SETTINGS)) from None
-
-
-def _converter(content: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Return a function that converts the content to the right types, or raises msgspec's ValidationError."""
-    import msgspec
-
-    discovery = msgspec.defstruct(
-        "Discovery",
-        [("subnets", list[str], msgspec.UNSET), ("ports", list[int], msgspec.UNSET)],
-        frozen=True,
-        forbid_unknown_fields=True,
-    )
-    file = msgspec.defstruct(
-        "File",
-        [
-            ("nodes", list[str | dict[str, str | int]], msgspec.UNSET),
-            ("app_name", str, msgspec.UNSET),
-            ("observer_sampling", bool | float, msgspec.UNSET),
-            ("discovery", discovery, msgspec.UNSET),
-        ],
-        frozen=True,
-        forbid_unknown_fields=True,
-    )
-
-    def convert() -> dict[str, Any]:
-        checked: dict[str, Any] = msgspec.to_builtins(msgspec.convert(content, file))
-        return checked
-
-    return convert
 
 
 _SETTINGS = {

@@ -99,7 +99,7 @@ def test_complexity_never_falls_with_size() -> None:
 @pytest.mark.parametrize("part", ['"', "“", "„“", "«", "`", "```", "\n", "{;\n ", "def f(", "你", "write ", "a."])
 def test_no_text_is_slow(part: str) -> None:
     """Work that grows with the square of the length would not end."""
-    assert detect_task_type(part * 2_000_000) in TaskType
+    assert detect_task_type(part * 300_000) in TaskType
 
 
 def test_stems_have_a_length_that_is_looked_up() -> None:
