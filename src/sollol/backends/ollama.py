@@ -24,6 +24,8 @@ from sollol.transport.base import Call, Fault, TransportFault
 from sollol.transport.call import UNBOUNDED
 
 RETRY_AFTER_MOST_S: Final = 3_600  # a longer pause is implausible, and read as none
+WHOLE_MOST: Final = 64 * 2**20  # bytes of a whole answer that is a text, or of the joined parts of one
+VECTOR_MOST: Final = 512 * 1024  # bytes of a vector: 20,000 numbers of 25 digits; at most one input for each comma
 LINE_MOST: Final = 16 * 2**20  # bytes of a line or event of a stream
 # Blank lines and comments in a row: a node that sends nothing else is not answering.
 BLANKS_BEFORE: Final = 64 * 1024  # bytes before the first part
@@ -112,6 +114,11 @@ def _timing(t: Timings) -> Timing:
 
 
 _RENDERED: Final = b'"_debug_info":'  # an answer with the rendered prompt only
+
+
+def answer_most(kind: Kind, body: bytes) -> int:
+    """Return the limit in bytes of a whole answer to the request `body`."""
+    return VECTOR_MOST * (body.count(b",") + 2) if kind is EMBED else WHOLE_MOST
 
 
 def judge(status: int, body: bytes, kind: Kind) -> Outcome:

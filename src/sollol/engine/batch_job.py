@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sollol.backends.ollama import Vectors, encode, read_vectors, refusal
+from sollol.backends.ollama import Vectors, answer_most, encode, read_vectors, refusal
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import ItemsAdded
@@ -132,7 +132,8 @@ class BatchJob:
         body = encode({"model": self.task.model, "input": texts, **self._fields})
         if b"\\ud" in body and self._set_aside(texts, start.items):  # the escape of a lone surrogate
             body = encode({"model": self.task.model, "input": texts, **self._fields})
-        reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts))
+        most = answer_most(self.task.kind, body)
+        reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts, most=most))
         answer = await reply.read()
         if reply.status != 200:
             outcome = refusal(reply.status, answer, reply.headers)

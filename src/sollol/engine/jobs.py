@@ -17,6 +17,7 @@ from sollol.backends.decoding import is_text
 from sollol.backends.model_check import wrong_model
 from sollol.backends.ollama import (
     Lines,
+    answer_most,
     decode,
     judge,
     judge_line,
@@ -53,7 +54,7 @@ class CallJob:
 
     def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
         self.task = task
-        self.call = Call("POST", path, body, timeouts=timeouts)
+        self.call = Call("POST", path, body, timeouts=timeouts, most=answer_most(task.kind, body))
         self.attempt_log = AttemptLog(task)
         self.body = b""
         self.settled: Complete | None = None

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.backends.ollama import Lines, decode, encode, refusal
+from sollol.backends.ollama import WHOLE_MOST, Lines, decode, encode, refusal
 from sollol.backends.ollama_answers import read_inputs
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Outcome, Status
@@ -21,7 +21,6 @@ from sollol.core.value import replaced
 from sollol.transport.base import Call, Transport
 
 OBSERVABLE: Final = frozenset(["/api/chat", "/api/generate"])
-WHOLE_MOST: Final = 64 * 2**20  # limit of the joined parts in bytes
 
 
 async def send_observed(

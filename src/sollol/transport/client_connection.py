@@ -33,6 +33,7 @@ ONE_WRITE_BYTES: Final = (
 
 
 TURN_BYTES: Final = 65_536  # after an arrival of so many bytes, reading pauses for a turn: uvloop would read on at once
+_JSON_BEGINS: Final = b"{["
 BLANKS_MOST: Final = 65_536  # bytes of white space in a row in a complete answer; memory for nothing
 
 
@@ -63,10 +64,10 @@ class Connection(Writer, asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_blanks", "_blocked", "_body_most", "_busy", "_cached_head", "_cached_headers", "_complete", "_dirty",
-        "_drain", "_exchange", "_head_delivered", "_head_only", "_head_size", "_inbox", "_keep", "_limits",
-        "_overhead", "_parser", "_paused", "_pieces", "_pool", "_raw", "_refusal", "_rests", "_size", "_status",
-        "_stream", "_timeouts", "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost", "max_body_bytes",
-        "silent", "turn", "url",
+        "_drain", "_exchange", "_has_begun", "_head_delivered", "_head_only", "_head_size", "_inbox", "_is_json",
+        "_keep", "_limits", "_overhead", "_parser", "_paused", "_pieces", "_pool", "_raw", "_refusal", "_rests",
+        "_size", "_status", "_stream", "_timeouts", "_unsent", "_upload", "_waiter", "_waiting", "closed", "lost",
+        "max_body_bytes", "silent", "turn", "url",
     )
     # fmt: on
 
@@ -150,6 +151,8 @@ class Connection(Writer, asyncio.Protocol):
         self._body_most = min(call.most, self.max_body_bytes) if call.most else self.max_body_bytes
         self._timeouts: Timeouts = call.timeouts
         self._status = self._size = self._head_size = self._blanks = 0
+        self._has_begun = False  # a byte of the body that is no white space was received
+        self._is_json = True  # as far as is known
         self._overhead = 0  # bytes received since the last body byte: head, trailers, chunk sizes
         self._raw: RawHeaders = []
         self._pieces: list[bytes] = []
@@ -483,14 +486,23 @@ class Connection(Writer, asyncio.Protocol):
             self._refuse(faults.body_too_large(self.url, most))
         else:
             if not self._stream:
-                self._blanks = self._blanks + len(data) if data.isspace() else 0
-                if self._blanks > BLANKS_MOST:
-                    self._refuse(faults.too_blank(self.url, BLANKS_MOST))
+                self._check_form(data)
             self._pieces.append(data)
+
+    def _check_form(self, data: bytes) -> None:
+        """Limit white space in a row, and an answer that does not begin as JSON."""
+        is_blank = data.isspace()
+        self._blanks = self._blanks + len(data) if is_blank else 0
+        if self._blanks > BLANKS_MOST:
+            self._refuse(faults.too_blank(self.url, BLANKS_MOST))
+        if not (is_blank or self._has_begun):
+            self._has_begun = True
+            self._is_json = data[0] in _JSON_BEGINS or data.lstrip()[0] in _JSON_BEGINS
 
     def _most(self) -> int:
         """Return the limit of this answer's body in bytes."""
-        return self._body_most if self._status < 300 else min(ERROR_MOST, self._body_most)
+        is_short = self._status >= 300 or not self._is_json
+        return min(ERROR_MOST, self._body_most) if is_short else self._body_most
 
     def on_message_complete(self) -> None:
         """Note the end of a message."""
