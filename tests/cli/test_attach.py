@@ -74,7 +74,7 @@ def test_the_key_comes_from_the_option_or_the_environment(
     assert "1 of 1 nodes up" in run("top", "--once", "--url", keyed.url).stdout
     assert f"Call {number}: generate" in run("explain", number, "--url", keyed.url).stdout
     refused = run("top", "--once", "--url", keyed.url, "--api-key", PLAIN, code=1)  # the option counts
-    assert "'ann' may not see what others ask" in refused.stderr
+    assert "'ann' may not see requests of others" in refused.stderr
 
 
 def test_a_key_explains_its_own_calls(run: Run, keyed: Stage) -> None:

@@ -30,7 +30,7 @@ from sollol.sim.anthropic_routes import MessagesWriter
 from sollol.sim.generation import AnswerEnd, SimAnswer
 from sollol.sim.openai_routes import OpenAIChatWriter, OpenAICompletionWriter
 from sollol.sim.responses_routes import ResponsesWriter
-from tests.gateway.test_dialects import READERS, said_of, spoken, transcript
+from tests.gateway.formats.test_stream_transcripts import READERS, said_of, spoken, transcript
 
 CASES = [case for case in READERS if case.startswith("v1")]
 PROMPT_TOKENS = 20

@@ -17,7 +17,7 @@ from sollol.sim.serve import sim_cluster
 from sollol.transport.base import Timeouts
 from tests.gateway.stage import Stage, gateway_over, talker
 
-TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
+TRANSCRIPTS = Path(__file__).parents[2] / "fixtures" / "ollama-transcripts"
 OTHER = ModelSpec("other", size_bytes=100)
 REGISTRY = (ModelSpec("gemma3:1b", size_bytes=800), ModelSpec("qwen3:4b", size_bytes=2_000))
 

@@ -18,7 +18,7 @@ from sollol.engine.resumption import PartialResponse
 from sollol.gateway.formats import anthropic, openai, responses
 from sollol.gateway.formats.stream_parser import LineParser, StreamParser, data_of
 
-TRANSCRIPTS = Path(__file__).parents[1] / "fixtures" / "ollama-transcripts"
+TRANSCRIPTS = Path(__file__).parents[2] / "fixtures" / "ollama-transcripts"
 READERS: dict[str, Callable[[], StreamParser]] = {
     "chat-stream": LineParser,
     "generate-stream": LineParser,

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from sollol.sim.serve import sim_cluster
+from tests.gateway.inference.test_relay import ROUTES, ask
 from tests.gateway.stage import MODEL, answering, gateway_over, talker
-from tests.gateway.test_streams import ROUTES, ask
 
 
 @contextmanager

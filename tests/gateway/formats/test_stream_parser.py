@@ -13,7 +13,7 @@ from sollol.engine.resumption import PartialResponse
 from sollol.gateway.formats import anthropic, openai, responses
 from sollol.gateway.formats.stream_parser import HELD_BYTES, EventParser, EventSplitter, LineParser, data_of
 from sollol.transport.base import Timeouts
-from tests.gateway.test_dialects import READERS, said_of, transcript
+from tests.gateway.formats.test_stream_transcripts import READERS, said_of, transcript
 
 EVENTS = {case: make for case, make in READERS.items() if case.startswith("v1")}
 

@@ -13,8 +13,8 @@ from sollol.engine import engine, stream_watch
 from sollol.policies.lateness import StallByGap
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
+from tests.gateway.formats.test_stream_transcripts import spoken
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
-from tests.gateway.test_dialects import spoken
 from tests.marks import plain_only
 
 WORDS = 20

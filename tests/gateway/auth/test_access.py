@@ -141,7 +141,7 @@ def test_what_tells_of_everybody_needs_an_admin_key(asking: Asking, path: str) -
     asking.chat("ann")
     refused = asking.get("ann", path)
     assert refused.status_code == 403
-    assert "the key 'ann' may not see what others ask" in refused.json()["error"]
+    assert "the key 'ann' may not see requests of others" in refused.json()["error"]
     assert "--admin" in refused.json()["error"]
     assert asking.get("boss", path).status_code == 200
 
