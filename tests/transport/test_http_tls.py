@@ -40,7 +40,7 @@ def test_https(new_loop: Any, authority: trustme.CA, server_tls: ssl.SSLContext)
     authority.configure_trust(trusting)
     names: list[str | None] = []
     server_tls.sni_callback = lambda _socket, name, _context: names.append(name)
-    body = b"x" * (3 * MIB)
+    body = b'{"x":"%b"}' % (b"x" * (3 * MIB))
     big = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
     async def main() -> None:

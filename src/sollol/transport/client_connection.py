@@ -483,7 +483,8 @@ class Connection(Writer, asyncio.Protocol):
             inbox.pieces.append(data)
             inbox.size += len(data)
         elif not self._stream and size > (most := self._most()):
-            self._refuse(faults.body_too_large(self.url, most))
+            is_text = most < self._body_most and self._status < 300
+            self._refuse((faults.not_json if is_text else faults.body_too_large)(self.url, most))
         else:
             if not self._stream:
                 self._check_form(data)

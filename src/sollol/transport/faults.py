@@ -90,6 +90,11 @@ def too_blank(url: str, bound: int) -> TransportFault:
     return TransportFault(Fault.PROTOCOL, f"{url} sent over {bound} bytes of white space in a row")
 
 
+def not_json(url: str, bound: int) -> TransportFault:
+    """Return the fault of a complete answer that does not begin as JSON, and is over the limit in bytes."""
+    return TransportFault(Fault.TOO_LARGE, f"{url} sent over {bound} bytes that are not JSON; is it an Ollama server?")
+
+
 def handler_failed(url: str, error: Exception) -> TransportFault:
     """Return the fault of an exception in the receiver of an answer."""
     return TransportFault(Fault.PROTOCOL, f"processing the answer of {url} failed ({type(error).__name__})")
