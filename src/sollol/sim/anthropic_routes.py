@@ -31,7 +31,7 @@ def _event(kind: str, **fields: Any) -> bytes:
     return f"event: {kind}\ndata: ".encode() + encode({"type": kind, **fields}) + b"\n\n"
 
 
-class MessagesWriter:
+class SimMessagesWriter:
     """Write blocks: thinking, text, then tools. Each is opened, filled and closed."""
 
     stream_type = SSE
@@ -153,7 +153,7 @@ async def messages(node: SimNode, request: SimRequest) -> SimReply:
         plain.insert(0, {"role": "system", "content": plain_content(data["system"])})
     options = sampling({"stop": data.get("stop_sequences"), **data}, "max_tokens")
     estimate = sum(len(m["content"]) for m in plain) // 4 + 1
-    writer = MessagesWriter(node, name, estimate)
+    writer = SimMessagesWriter(node, name, estimate)
     generation = GenerationRequest(model, render(model, plain, tools), options, None, writer, bool(data.get("stream")))
     if tools and plain[-1].get("role") == "user" and not _has_tool_result(turns[-1]):
         generation.tools = [tool_call(node, tools[0])]

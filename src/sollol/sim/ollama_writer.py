@@ -39,7 +39,7 @@ def logprob(token: str, top: int) -> dict[str, Any]:
     return found
 
 
-class OllamaWriter:
+class SimOllamaWriter:
     """Write the parts that generate and chat share. Subclasses place the text."""
 
     stream_type = NDJSON
@@ -106,14 +106,14 @@ class OllamaWriter:
         return ollama_error(refusal)
 
 
-class GenerateWriter(OllamaWriter):
+class SimGenerateWriter(SimOllamaWriter):
     """Write the answers of `/api/generate`."""
 
     def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return {"response": text, "thinking": thinking} if thinking else {"response": text}
 
 
-class ChatWriter(OllamaWriter):
+class SimChatWriter(SimOllamaWriter):
     """Write the answers of `/api/chat`."""
 
     def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:

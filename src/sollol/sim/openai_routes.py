@@ -40,7 +40,7 @@ def event(value: Any) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
 
 
-class OpenAIWriter:
+class SimOpenAIWriter:
     """Write the parts that chats and completions share."""
 
     stream_type = SSE
@@ -89,7 +89,7 @@ class OpenAIWriter:
         return openai_error(refusal)
 
 
-class OpenAIChatWriter(OpenAIWriter):
+class SimOpenAIChatWriter(SimOpenAIWriter):
     """Write the answers of `/v1/chat/completions`."""
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class OpenAIChatWriter(OpenAIWriter):
         return SimReply.of(200, encode(body) + b"\n", PLAIN_JSON)
 
 
-class OpenAICompletionWriter(OpenAIWriter):
+class SimOpenAICompletionWriter(SimOpenAIWriter):
     """Write the answers of `/v1/completions`."""
 
     def _chunk(self, text: str | None, reason: str | None, thinking: bool = False) -> dict[str, Any]:
@@ -212,7 +212,7 @@ async def chat(node: SimNode, request: SimRequest) -> SimReply:
     if tools and not model.tools:
         raise Refusal(400, f"{registry_name(model)} does not support tools")
     plain = plain_messages(messages)
-    writer = OpenAIChatWriter(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
+    writer = SimOpenAIChatWriter(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
     generation = GenerationRequest(
         model, render(model, plain, tools), sampling(data, "max_tokens"), None, writer,
         bool(data.get("stream")), format=_format(data.get("response_format")), think=model.thinking,
@@ -239,7 +239,7 @@ async def completions(node: SimNode, request: SimRequest) -> SimReply:
     model = text_model(node, name, must_name=False)
     if data.get("suffix"):
         raise Refusal(400, f"{registry_name(model)} does not support insert")
-    writer = OpenAICompletionWriter(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
+    writer = SimOpenAICompletionWriter(node, name, usage=bool((data.get("stream_options") or {}).get("include_usage")))
     turns = render(model, [{"role": "user", "content": prompt}])
     generation = GenerationRequest(model, turns, sampling(data, "max_tokens"), None, writer, bool(data.get("stream")))
     return await generate(node, generation)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sollol.sim.node import SimNode
 
 
-class ResponsesWriter:
+class SimResponsesWriter:
     """Write the answers of `/v1/responses`."""
 
     stream_type = SSE
@@ -166,7 +166,7 @@ async def responses(node: SimNode, request: SimRequest) -> SimReply:
         turns.insert(0, {"role": "system", "content": str(data["instructions"])})
     limit = data.get("max_output_tokens")
     options = {"num_predict": limit} if isinstance(limit, int) else {}
-    writer = ResponsesWriter(node, data)
+    writer = SimResponsesWriter(node, data)
     return await generate(
         node, GenerationRequest(model, render(model, turns), options, None, writer, bool(data.get("stream")))
     )

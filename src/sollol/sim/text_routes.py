@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sollol.sim.generation import GenerationRequest, generate
 from sollol.sim.models import ModelSpec
-from sollol.sim.ollama_writer import ChatWriter, GenerateWriter, OllamaWriter
+from sollol.sim.ollama_writer import SimChatWriter, SimGenerateWriter, SimOllamaWriter
 from sollol.sim.reply import SimReply
 from sollol.sim.request import Refusal, SimRequest, keep_alive_s, options_of
 from sollol.sim.runner import ServerBusy
@@ -34,7 +34,7 @@ async def generate_route(node: SimNode, request: SimRequest) -> SimReply:
     request.field_of("stream", bool, "GenerateRequest", "bool", None)
     keep = keep_alive_s(request.data.get("keep_alive"))
     model = node.model(name, "model '{}' not found", must_name=False)
-    writer = GenerateWriter(name, node.stamp, context=not request.data.get("raw"), logprobs=_logprobs(request.data))
+    writer = SimGenerateWriter(name, node.stamp, context=not request.data.get("raw"), logprobs=_logprobs(request.data))
     if not prompt and keep == 0:
         return _unload(node, model, writer)
     if model.is_embed:
@@ -65,7 +65,7 @@ async def chat_route(node: SimNode, request: SimRequest) -> SimReply:
     request.tools_of("ChatRequest")
     keep = keep_alive_s(request.data.get("keep_alive"))
     model = node.model(name, "model '{}' not found")
-    writer = ChatWriter(name, node.stamp, logprobs=_logprobs(request.data))
+    writer = SimChatWriter(name, node.stamp, logprobs=_logprobs(request.data))
     if not messages and keep == 0:
         return _unload(node, model, writer)
     if model.is_embed:
@@ -101,7 +101,7 @@ def _wish(
     prompt: str,
     options: dict[str, Any],
     keep: float | None,
-    writer: OllamaWriter,
+    writer: SimOllamaWriter,
 ) -> GenerationRequest:
     data = request.data
     return GenerationRequest(
@@ -121,13 +121,13 @@ def _logprobs(data: dict[str, Any]) -> int | None:
     return int(data.get("top_logprobs") or 0) if data.get("logprobs") else None
 
 
-def _unload(node: SimNode, model: ModelSpec, writer: OllamaWriter) -> SimReply:
+def _unload(node: SimNode, model: ModelSpec, writer: SimOllamaWriter) -> SimReply:
     node.runners.unload(model.name)
     return writer.empty("unload")
 
 
 async def _preload(
-    node: SimNode, model: ModelSpec, options: dict[str, Any], keep: float | None, writer: OllamaWriter
+    node: SimNode, model: ModelSpec, options: dict[str, Any], keep: float | None, writer: SimOllamaWriter
 ) -> SimReply:
     try:
         async with node.runners.use(model, options, keep):

@@ -26,10 +26,10 @@ from sollol.gateway.formats import anthropic, responses
 from sollol.gateway.formats import openai as v1
 from sollol.gateway.formats.stream_parser import StreamParser
 from sollol.sim import SimNode
-from sollol.sim.anthropic_routes import MessagesWriter
+from sollol.sim.anthropic_routes import SimMessagesWriter
 from sollol.sim.generation import AnswerEnd, SimAnswer
-from sollol.sim.openai_routes import OpenAIChatWriter, OpenAICompletionWriter
-from sollol.sim.responses_routes import ResponsesWriter
+from sollol.sim.openai_routes import SimOpenAIChatWriter, SimOpenAICompletionWriter
+from sollol.sim.responses_routes import SimResponsesWriter
 from tests.gateway.formats.test_stream_transcripts import READERS, said_of, spoken, transcript
 
 CASES = [case for case in READERS if case.startswith("v1")]
@@ -198,10 +198,10 @@ def voiced(dialect: str, tokens: list[str], reason: str) -> tuple[list[bytes], P
     async def speak() -> list[bytes]:
         node, model = SimNode(), "m"
         voices: dict[str, Callable[[], Any]] = {
-            "v1-chat": lambda: OpenAIChatWriter(node, model, usage=True),
-            "v1-completions": lambda: OpenAICompletionWriter(node, model),
-            "v1-messages": lambda: MessagesWriter(node, model, 4),
-            "v1-responses": lambda: ResponsesWriter(node, {"model": model}),
+            "v1-chat": lambda: SimOpenAIChatWriter(node, model, usage=True),
+            "v1-completions": lambda: SimOpenAICompletionWriter(node, model),
+            "v1-messages": lambda: SimMessagesWriter(node, model, 4),
+            "v1-responses": lambda: SimResponsesWriter(node, {"model": model}),
         }
         voice = voices[dialect]()
         end = AnswerEnd(reason, PROMPT_TOKENS, len(tokens), 9, 1, 2, 3)
