@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import re
+from typing import Any, Final, NamedTuple
 
 from sollol.core.types import Kind, Micros, Task, TaskType, canonical_model
 from sollol.workload.call_options import CallOptions
+
+
+NANOSECOND_S: Final = 1e-9  # a node drops what is less
+# Go's time.ParseDuration: numbers with units, or a zero without one.
+_ZERO: Final = re.compile(r"[-+]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)")
 
 
 class Work(NamedTuple):
@@ -63,5 +69,7 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
 
 
 def unloads(keep_alive: Any) -> bool:
-    """Check whether a call with this `keep_alive` unloads its model: "0", "0s", 0 and 0.0 do."""
-    return keep_alive is not None and str(keep_alive).strip("0.hmnsu\u00b5") == ""
+    """Check whether a call with this `keep_alive` unloads its model, as a node reads it: 0 and "0s", not "" or "s"."""
+    if isinstance(keep_alive, str):
+        return _ZERO.fullmatch(keep_alive) is not None
+    return type(keep_alive) in (int, float) and 0 <= keep_alive < NANOSECOND_S

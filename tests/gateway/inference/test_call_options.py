@@ -121,3 +121,15 @@ def test_a_model_is_unloaded_from_the_node_that_is_named(path: str, stage: Stage
         )
     assert answer.status_code == 200
     until(lambda: holding() == [first])
+
+
+NATIVE = [name for name, (path, _) in ROUTES.items() if path.startswith("/api") and "split" not in name]
+
+
+@pytest.mark.parametrize("route", NATIVE)
+@pytest.mark.parametrize(("keep_alive", "hedge"), [(0, False), ("0s", False), ("0m0s", False), ("5m", True)])
+def test_a_call_that_unloads_its_model_is_never_hedged(route: str, keep_alive: Any, hedge: bool, stage: Stage) -> None:
+    path, body = ROUTES[route]
+    with stage.client(headers={"X-Sollol-Hedge": "true"}) as client:
+        assert client.post(path, json={**body, "keep_alive": keep_alive}).status_code == 200
+    assert stage.last_task().hedge is hedge

@@ -32,12 +32,13 @@ from sollol.workload.classification import type_of
 from sollol.workload.cost import item_cost
 from sollol.workload.prefix import prefix_of
 from sollol.workload.runner_options import runner_key
+from sollol.workload.task import unloads
 
 
 class ParsedRequest:
     """The properties of a request that decide how it is scheduled and answered."""
 
-    __slots__ = ("cost", "model", "options", "prefix", "size", "stream", "tokens_out", "type", "unloads")
+    __slots__ = ("cost", "model", "options", "prefix", "repeatable", "size", "stream", "tokens_out", "type", "unloads")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class ParsedRequest:
         cost: int = 0,
         unloads: bool = False,
         size: int = 0,
+        repeatable: bool = True,
     ) -> None:
         self.model = model
         self.stream = stream
@@ -58,15 +60,24 @@ class ParsedRequest:
         self.type = type
         self.prefix = prefix
         self.cost = cost
+        self.repeatable = repeatable  # it does not unload the model at its end
         self.size = size  # bytes of its texts; 0 if they were not counted
         self.unloads = unloads  # it has no prompt and removes the model from memory
 
 
-def parsed_embedding(model: str, options: Any, texts: Sequence[Any]) -> ParsedRequest:
+def parsed_embedding(model: str, options: Any, texts: Sequence[Any], keep_alive: Any) -> ParsedRequest:
     """Return the properties of a request to embed these texts."""
     cost = sum(item_cost(text) for text in texts if isinstance(text, str))
     return ParsedRequest(
-        model, False, None, runner_key(options) if options else "", TaskType.EMBED, (), cost, size=size_of(texts)
+        model,
+        False,
+        None,
+        runner_key(options) if options else "",
+        TaskType.EMBED,
+        (),
+        cost,
+        size=size_of(texts),
+        repeatable=not unloads(keep_alive),
     )
 
 
@@ -100,9 +111,6 @@ class ApiFormat:
         return line if line.endswith(b"\n") or not line else line + b"\n"
 
 
-_ZERO: Final = (0, "0", "0s", "0m", "0h")  # values of keep_alive
-
-
 def _parse_ollama(body: bytes) -> ParsedRequest:
     found = read_ollama(body)
     options, messages, prompt, keep_alive = found.options, found.messages, found.prompt, found.keep_alive
@@ -113,7 +121,8 @@ def _parse_ollama(body: bytes) -> ParsedRequest:
         runner_key(options) if options else "",
         type_of(messages, prompt, found.system, found.format, bool(found.suffix)),
         prefix_of(messages) if messages else (),
-        unloads=keep_alive is not None and keep_alive in _ZERO and not (messages or prompt),
+        unloads=(at_end := unloads(keep_alive)) and not (messages or prompt),
+        repeatable=not at_end,
     )
 
 

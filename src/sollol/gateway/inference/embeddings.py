@@ -134,7 +134,7 @@ def embed(api_format: ApiFormat, context: Context, request: Request) -> None:
             context.run(_split, request, api_format, found)
             return
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
-    parsed = parsed_embedding(found.model, found.options, inputs or [found.prompt or ""])
+    parsed = parsed_embedding(found.model, found.options, inputs or [found.prompt or ""], found.keep_alive)
     Inference(api_format, context, request, parsed).submit(found.model)
 
 

@@ -147,6 +147,7 @@ class Inference:
                 parsed.prefix,
                 parsed.stream,
                 api_format.path in OBSERVABLE and not parsed.stream,
+                parsed.repeatable,
             ),
             self._options,
         )
