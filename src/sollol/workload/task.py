@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 from sollol.core.types import Kind, Micros, Task, TaskType, canonical_model
 from sollol.workload.call_options import CallOptions
 
-
 NANOSECOND_S: Final = 1e-9  # a node drops what is less
 # Go's time.ParseDuration: numbers with units, or a zero without one.
 _ZERO: Final = re.compile(r"[-+]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)")
