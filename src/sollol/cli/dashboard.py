@@ -37,7 +37,7 @@ def dashboard(
 ) -> None:
     """Serve a live page of the nodes."""
     from sollol.dashboard import UnifiedDashboard, Watch
-    from sollol.dashboard.guard import is_loopback
+    from sollol.http_server.host_guard import is_loopback
 
     chosen = fleet.choose(nodes)
     page = UnifiedDashboard(Watch(chosen.endpoints), port, host=host)

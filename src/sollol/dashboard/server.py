@@ -16,15 +16,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from sollol.dashboard.feed import Feed
-from sollol.dashboard.guard import WILDCARDS, Hosts
 from sollol.dashboard.site import Site
 from sollol.dashboard.source import Source, source_of
 from sollol.duties import Duties
 from sollol.errors import BadInput, SollolError
+from sollol.http_server.host_guard import HostGuard
 from sollol.pool.keywords import accept_old
 from sollol.transport.outbox import Outbox
 
 DEFAULT_PORT = 8080
+WILDCARDS = ("", "0.0.0.0", "::")
 STOP_S = 5.0
 GRACE_S = 0.3  # for answers under way at the end
 _log = logging.getLogger("sollol.dashboard")
@@ -78,7 +79,7 @@ class UnifiedDashboard:
         source = source_of(self._pool)
         listening = _listen(self._host, self._port)
         self._port = listening.getsockname()[1]
-        self._running = Running(source, Hosts(self._host), listening)
+        self._running = Running(source, HostGuard(self._host), listening)
         self._thread = threading.Thread(target=self._running.serve, name="sollol-dashboard", daemon=True)
         self._thread.start()
         return self.url
@@ -136,7 +137,7 @@ def run_unified_dashboard(
 class Running:
     """Serve one dashboard in an event loop of its own."""
 
-    def __init__(self, source: Source, hosts: Hosts, listening: socket.socket) -> None:
+    def __init__(self, source: Source, hosts: HostGuard, listening: socket.socket) -> None:
         self.feed = Feed(source.overview)
         self._source = source
         self._hosts = hosts

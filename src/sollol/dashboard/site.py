@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from sollol.dashboard.feed import Feed, encode
-from sollol.dashboard.guard import Hosts, security_headers
 from sollol.dashboard.page import page
 from sollol.dashboard.source import Source
 from sollol.errors import BadInput, SollolError
+from sollol.http_server.host_guard import HostGuard
 from sollol.http_server.limits import ServerLimits
 from sollol.http_server.request import SSE, Request
 from sollol.http_server.server import HttpServer
@@ -28,7 +28,7 @@ Handler = Callable[[Request], Awaitable[None]]
 class Site(HttpServer):
     """Serve the page, snapshots, events and explanations of a source; all routes only read."""
 
-    def __init__(self, source: Source, feed: Feed, hosts: Hosts) -> None:
+    def __init__(self, source: Source, feed: Feed, hosts: HostGuard) -> None:
         super().__init__(LIMITS)
         self.feed = feed
         self._source = source
@@ -54,7 +54,7 @@ class Site(HttpServer):
         for pattern, answer in ((EXPLAIN, self._explain), (SERIES, self._series)):
             if handler is None and (found := pattern.fullmatch(request.path)):
                 handler = answer
-        if not self._hosts.allow(request.header(b"host")):
+        if not self._hosts.allows(request.headers.get(b"host")):
             request.refuse(403, "this name is not served here; use the address that the dashboard was started with")
         elif handler is None:
             request.refuse(404, "")
@@ -99,6 +99,19 @@ class Site(HttpServer):
 
     async def _events(self, request: Request) -> None:
         await send_events(self.feed, request)
+
+
+def security_headers(policy: str) -> list[tuple[str, str]]:
+    """Return headers by which a browser runs only the page's own script, shows no frame and caches nothing."""
+    return [
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cache-Control", "no-store"),
+    ]
 
 
 async def send_events(feed: Feed, request: Request) -> None:

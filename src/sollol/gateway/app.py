@@ -14,11 +14,10 @@ from sollol.core.types import EMBED
 from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
-from sollol.errors import AddressUnavailable, SollolError
+from sollol.errors import AddressUnavailable, ResponseError, SollolError
 from sollol.gateway.auth import admission
 from sollol.gateway.auth.access import check_admin
 from sollol.gateway.auth.cors import Cors
-from sollol.gateway.auth.hosts import clean, is_own_host, redirect, refuse_host
 from sollol.gateway.auth.keys import Keyring
 from sollol.gateway.auth.rate_limit import RateLimiter
 from sollol.gateway.context import Context, Handler
@@ -27,11 +26,13 @@ from sollol.gateway.formats.api_formats import ApiFormat
 from sollol.gateway.formats.bodies import is_large, normalise_body, read_fields
 from sollol.gateway.formats.error_responses import error_body
 from sollol.gateway.inference import embeddings, single
+from sollol.gateway.paths import normal_path, redirect
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.routes.dashboard import CHALLENGE, ROOT
 from sollol.gateway.routes.table import INFERENCE, PASSTHROUGH, PATTERNS, ROUTES, Route
-from sollol.gateway.settings import GatewaySettings, is_loopback, not_applied, with_address_of
+from sollol.gateway.settings import GatewaySettings, not_applied, with_address_of
 from sollol.gateway.shared_queries import SharedQueries
+from sollol.http_server.host_guard import HostGuard, is_loopback
 from sollol.http_server.request import Request
 from sollol.http_server.server import HttpServer
 from sollol.pool.aio import AsyncOllamaPool
@@ -69,7 +70,7 @@ class Gateway(HttpServer):
         self._decoding = DecodingThread(self.intake)
         self._queries = SharedQueries()
         self._request_ids = RequestIds()
-        self._local_only = is_loopback(settings.listen.host)
+        self._hosts: HostGuard | None = None  # where other machines have no access
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns = list(PATTERNS)
         for (method, path), route in (INFERENCE | ROUTES).items():
@@ -112,7 +113,9 @@ class Gateway(HttpServer):
         left = not_applied(settings, self.settings)
         self.settings = settings = with_address_of(settings, self.settings)
         self.bound(settings.limits)
-        self._cors = Cors(settings.listen.cors_origins)
+        listen = settings.listen
+        self._cors = Cors(listen.cors_origins)
+        self._hosts = HostGuard(listen.host, listen.allowed_hosts) if is_loopback(listen.host) else None
         self.engine.set_queue_bound(settings.limits.queue)
         self.engine.observe(settings.observer_sampling)
         self.pool.set_routing_mode(settings.mode)
@@ -181,7 +184,7 @@ class Gateway(HttpServer):
 
     def settled(self, request: Request) -> Route | None:
         """Return the route of an inference whose head has nothing to check again, else None."""
-        if b"origin" in request.headers or self._has_foreign_host(request.headers):
+        if b"origin" in request.headers or not self._is_own_host(request):
             return None
         route = self._exact.get(request.path, {}).get(request.method)
         return route if route is not None and route.api_format is not None else None
@@ -215,11 +218,14 @@ class Gateway(HttpServer):
     # --- the head of a request ---
 
     def _decide(self, request: Request) -> None:
-        headers = request.headers
-        if self._has_foreign_host(headers):
-            refuse_host(request)
-            return
-        if b"origin" in headers and not self._cors.admit(request):
+        if not self._is_own_host(request):
+            host = request.header(b"host")[:200]
+            raise ResponseError(
+                f"this gateway listens on loopback, and the request is for the host {host!r}; if a proxy before it "
+                "sends that, add the host to allowed_hosts in [gateway]",
+                403,
+            )
+        if b"origin" in request.headers and not self._cors.admit(request):
             return
         methods = self._exact.get(request.path)
         route = methods.get(request.method) if methods is not None else None
@@ -238,10 +244,8 @@ class Gateway(HttpServer):
         request.uploads_body = route.upload
         request.route = route
 
-    def _has_foreign_host(self, headers: dict[bytes, bytes]) -> bool:
-        """Check for a Host of another site, where only this machine has access. HTTP/1.0 may have none."""
-        host = headers.get(b"host")
-        return self._local_only and host is not None and not is_own_host(host, self.settings.listen.allowed_hosts)
+    def _is_own_host(self, request: Request) -> bool:
+        return self._hosts is None or self._hosts.allows(request.headers.get(b"host"))
 
     def _admit_key(self, request: Request, route: Route) -> None:
         """Identify the key of a request, and count an inference.
@@ -259,7 +263,7 @@ class Gateway(HttpServer):
     def _find(self, request: Request) -> tuple[Route | None, tuple[str, ...]]:
         """Return the route of a path with parameters, or of a node; or answer with a redirect or an error."""
         path, method = request.path, request.method
-        if (straight := clean(path)) != path:
+        if (straight := normal_path(path)) != path:
             redirect(request, 307, straight)
             return None, ()
         allowed = dict(self._exact.get(path, {}))

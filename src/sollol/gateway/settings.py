@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from sollol.config import Settings, config_home, each_problem, explained
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
+from sollol.http_server.host_guard import is_loopback
 from sollol.http_server.limits import Seconds, ServerLimits
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -226,14 +226,6 @@ def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
 def default_keys_path() -> Path:
     """Return the path of the keys file without a setting."""
     return config_home() / "keys.json"
-
-
-def is_loopback(host: str) -> bool:
-    """Check for localhost, or a loopback address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_keys(settings: GatewaySettings, keys: int) -> None:

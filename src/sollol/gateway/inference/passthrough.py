@@ -27,13 +27,13 @@ from sollol.gateway.auth.charging import (
     reserve,
     settle,
 )
-from sollol.gateway.auth.hosts import quoted
 from sollol.gateway.context import Context
 from sollol.gateway.formats.bodies import UnreadableValue, is_large, read_json
 from sollol.gateway.formats.multipart import is_form, read_form, text_of, write_form
 from sollol.gateway.inference.call_options import options_of
 from sollol.gateway.inference.routing_headers import routing_headers
 from sollol.gateway.node_queries import is_listed, is_missing, up_nodes
+from sollol.gateway.paths import quoted
 from sollol.http_server.request import Request
 from sollol.transport.base import Call, Reply, Transport, TransportFault
 from sollol.transport.call import UNBOUNDED

@@ -9,9 +9,8 @@ import re
 from typing import Final
 
 from sollol.dashboard.feed import encode
-from sollol.dashboard.guard import security_headers
 from sollol.dashboard.page import page
-from sollol.dashboard.site import HTML, send_events
+from sollol.dashboard.site import HTML, security_headers, send_events
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
 from sollol.gateway.routes import admin
