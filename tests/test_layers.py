@@ -37,7 +37,7 @@ LAW: dict[str, set[str]] = {
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
     "engine": ENGINE,
     "models": {"errors", "answers", "core", "transport", "backends"},
-    "pool": ENGINE | {"engine", "models", "discovery", "version"},
+    "pool": ENGINE | {"engine", "files", "models", "discovery", "version"},
     "sim": {"errors", "core", "transport", "backends", "signals"},
     "gateway": FACES | {"dashboard"},
     "dashboard": FACES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -64,16 +65,29 @@ def read_bounded(path: Path | str, most: int = SETTINGS_MOST) -> bytes:
         OSError: The file cannot be read, is another kind of file, or is too large.
         ValueError: The path has a NUL.
     """
-    # Windows has no pipes and devices among its files, and must be kept from converting line ends.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
     return data
+
+
+def open_regular(path: Path | str) -> io.BufferedReader:
+    """Open a regular file to read its bytes, without waiting for a pipe or a device.
+
+    Raises:
+        OSError: The file cannot be read, or is another kind of file.
+        ValueError: The path has a NUL.
+    """
+    # Windows has no pipes and devices among its files, and must be kept from converting line ends.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def sentence(path: Path, error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import ollama
 import pytest
 
 from sollol import BadInput
+from sollol.pool.payload import IMAGE_MOST
 from sollol.pool.requests import chat_request, embed_request, generate_request
 from sollol.pool.tools import as_tool
 from sollol.workload.call_options import CallOptions
@@ -33,6 +35,34 @@ def sent(images: Any) -> list[str]:
     assert fields["images"] == asked["images"]
     found: list[str] = fields["images"]
     return found
+
+
+def make(kind: str, path: Path) -> None:
+    """Put something at `path` that is no image."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, IMAGE_MOST + 1)
+    elif kind != "missing":
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices")
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing", "huge", "loop"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_files_that_are_no_images_are_named_and_never_waited_for(kind: str, as_text: bool, tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    make(kind, path)
+    with pytest.raises(BadInput, match=r"cat\.png"):
+        sent([str(path) if as_text else path])
+
+
+def test_a_path_with_a_null_byte() -> None:
+    with pytest.raises(BadInput, match="null byte"):
+        sent([Path("cat\0.png")])
 
 
 def official(image: Any) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sollol.files import open_regular
 from sollol.index.extras import need
 
 _SAMPLE_BYTES = 256 * 1024
@@ -52,7 +53,7 @@ def encoding_of(path: Path) -> str:
     Raises:
         Unreadable: The file is empty or not text.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         sample = file.read(_SAMPLE_BYTES)
         if not sample:
             raise Unreadable("is empty")
@@ -123,7 +124,7 @@ def _guess(sample: bytes) -> str:
 def open_text(path: Path) -> io.TextIOWrapper:
     """Open a file as text, with unchanged line ends."""
     encoding = encoding_of(path)
-    return path.open("r", encoding=encoding, errors="replace", newline="")
+    return io.TextIOWrapper(open_regular(path), encoding=encoding, errors="replace", newline="")
 
 
 def clean(text: str) -> str:

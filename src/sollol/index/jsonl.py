@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from sollol.files import open_regular
 from sollol.index.documents import Passage
 from sollol.index.format import About, Block, Content, NotAnIndex, Vectors, in_blocks
 
@@ -80,7 +81,7 @@ def _rows(path: Path) -> Iterator[tuple[Passage, Vectors]]:
 def _lines(path: Path) -> Iterator[_Line]:
     decode = msgspec.json.Decoder(_Line).decode
     before, checked, left = "", False, 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, raw in enumerate(file, 1):
             try:
                 line = decode(raw)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sollol.files import open_regular
 from sollol.index.decoding import Unreadable, clean, decode_page, open_text, slices
 from sollol.index.extras import need
 from sollol.index.html_text import visible_text
@@ -50,8 +51,9 @@ def read_text(path: Path, note: Note) -> Iterator[Section]:
 
 def read_html(path: Path, note: Note) -> Iterator[Section]:
     """Yield the visible text of a page as one section."""
-    data = path.read_bytes() if path.stat().st_size <= HTML_LIMIT_BYTES else None
-    if data is None:
+    with open_regular(path) as file:
+        data = file.read(HTML_LIMIT_BYTES + 1)
+    if len(data) > HTML_LIMIT_BYTES:
         raise Unreadable(f"is larger than {HTML_LIMIT_BYTES // 2**20} MB, too much for one page of HTML")
     if not data.strip():
         raise Unreadable("is empty")
@@ -149,7 +151,7 @@ def read_pdf(path: Path, note: Note) -> Iterator[Section]:
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # errors arrive as exceptions or empty pages
     if path.stat().st_size == 0:
         raise Unreadable("is empty")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             reader = pypdf.PdfReader(file)
             locked = reader.is_encrypted and not reader.decrypt("")

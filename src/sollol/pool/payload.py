@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from sollol.errors import BadInput
+from sollol.files import read_bounded
 from sollol.pool.tools import as_tool
 from sollol.workload.validation import short
 
 IMAGE_ENDINGS: Final = ("png", "jpg", "jpeg", "webp")  # a text with such an ending is a path, also of a missing file
 PATH_MOST: Final = 4096  # characters of a path
+IMAGE_MOST: Final = 64 * 1024 * 1024  # bytes of an image; a gateway takes 100 MB of base64 for all of a request
 _NUMBER: Final = (int, float)
 # Field -> permitted types, and their description in messages.
 FIELD_TYPES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
@@ -96,9 +98,10 @@ def image(where: str, given: Any) -> str:
 
 def _read(where: str, path: Path) -> str:
     try:
-        return base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise BadInput(f"{where}: cannot read {str(path)!r}: {error.strerror}") from None
+        return base64.b64encode(read_bounded(path, IMAGE_MOST)).decode()
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{where}: cannot read {str(path)!r}: {why}; expected an image file") from None
 
 
 def _is_file(text: str) -> bool:
