@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import batches, calls, decisions, discovery, failover, fairness, fleet, gateway, hedging, routing, streams
+from bench.proxies import compiled
 from bench.rows import show
 
 BENCHES: dict[str, Any] = {
@@ -34,6 +35,7 @@ def main() -> int:
     unknown = sorted(set(given.names) - set(BENCHES))
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]!r}; expected one of {', '.join(BENCHES)}")
+    print("compiled" if compiled() else "plain Python", file=sys.stderr)
     rows: list[Any] = []
     for name in given.names or BENCHES:
         print(f"{name} ...", file=sys.stderr, flush=True)
