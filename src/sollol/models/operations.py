@@ -44,14 +44,22 @@ async def fetch_bytes(
 ) -> bytes:
     """Call a node and return the body of its answer.
 
+    The whole call takes at most the sum of its timeouts, also if the node sends a byte now and then.
+
     Raises:
         ResponseError: The node refused.
-        TransportFault: The node did not answer.
+        TransportFault: The node did not answer, or not in time.
     """
     data = b"" if body is None else encode(body)
     most = LIST_MOST if path in LISTS else 0
-    reply = await transport.send(node, Call(method, path, data, timeouts=timeouts, most=most))
-    answer = await reply.read()
+    limits = [limit for limit in (timeouts.first_byte_s, timeouts.idle_s) if limit is not None]
+    total_s = (timeouts.connect_s or 0.0) + max(limits) if limits else None
+    try:
+        async with asyncio.timeout(total_s):
+            reply = await transport.send(node, Call(method, path, data, timeouts=timeouts, most=most))
+            answer = await reply.read()
+    except TimeoutError:
+        raise TransportFault(Fault.IDLE_TIMEOUT, f"{node.url}{path} did not come to an end in {total_s:g} s") from None
     if reply.status != 200:
         raise ResponseError(error_text(answer) or f"{node.url}{path} gave no text", reply.status)
     return answer
@@ -66,16 +74,9 @@ async def fetch_json(
         ResponseError: The node refused, or its answer is none of Ollama's.
         TransportFault: The node did not answer, or not in time.
     """
-    if path not in LISTS:
-        answer = await fetch_bytes(transport, node, method, path, body, timeouts)
-        return _object(answer, f"{node.url}{path}") if answer.strip() else {}
-    total_s = (timeouts.connect_s or 0.0) + max(timeouts.first_byte_s or 0.0, timeouts.idle_s or 0.0)
-    try:
-        async with asyncio.timeout(total_s):  # limits also a node that sends a byte now and then
-            answer = await fetch_bytes(transport, node, method, path, body, timeouts)
-    except TimeoutError:
-        raise TransportFault(Fault.IDLE_TIMEOUT, f"{node.url}{path} did not come to an end in {total_s:g} s") from None
-    return _checked_listing(path, _object(answer, f"{node.url}{path}") if answer.strip() else {}, f"{node.url}{path}")
+    answer = await fetch_bytes(transport, node, method, path, body, timeouts)
+    found = _object(answer, f"{node.url}{path}") if answer.strip() else {}
+    return _checked_listing(path, found, f"{node.url}{path}") if path in LISTS else found
 
 
 def _checked_listing(path: str, found: dict[str, Any], source: str) -> dict[str, Any]:

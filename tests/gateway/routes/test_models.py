@@ -235,7 +235,7 @@ def test_nodes_that_take_nothing_of_a_blob_are_left_behind_together(monkeypatch:
             took = time.monotonic() - began
         told = sent.json()["nodes"]
         assert (sent.status_code, sent.json()["status"]) == (201, "partial")
-        assert list(told.values()) == ["success"] + ["took nothing for 1 s"] * 3
+        assert list(told.values()) == ["success"] + ["took no data for 1 s"] * 3
         assert took < 3.0
 
 

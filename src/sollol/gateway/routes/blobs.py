@@ -36,7 +36,9 @@ def check_digest(digest: str) -> None:
 async def has_blob(context: Context, request: Request, digest: str) -> None:
     """Answer 200 if all nodes have the blob."""
     nodes = (targets.chosen(context, request) or targets.all_up(context)).nodes
-    statuses = set(await asyncio.gather(*(targets.head(context, node, request.path) for node in nodes)))
+    statuses = {
+        status for each in (await targets.statuses_of(context, nodes, [request.path])).values() for status in each
+    }
     if statuses == {200}:
         request.answer_with(200, b"", b"", b"")
     elif 400 in statuses:

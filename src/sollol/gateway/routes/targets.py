@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from sollol.core.endpoint import Endpoint, parse_endpoint
@@ -123,8 +124,8 @@ async def for_create(context: Context, fields: dict[str, Any]) -> Targets:
     blobs = [digest for name in ("files", "adapters") for digest in _values(fields.get(name))]
     if not blobs:
         return found
-    have = await asyncio.gather(*(_has_all(context, node, blobs) for node in found.nodes))
-    able = tuple(node for node, has in zip(found.nodes, have, strict=True) if has)
+    statuses = await statuses_of(context, found.nodes, [f"/api/blobs/{digest}" for digest in blobs])
+    able = tuple(node for node in found.nodes if set(statuses[node]) == {200})
     return Targets(able, found.down) if able else found  # without one, a node reports the missing blob
 
 
@@ -132,16 +133,19 @@ def _values(files: Any) -> list[str]:
     return [digest for digest in files.values() if isinstance(digest, str)] if isinstance(files, dict) else []
 
 
-async def _has_all(context: Context, node: Endpoint, blobs: list[str]) -> bool:
-    statuses = await asyncio.gather(*(head(context, node, f"/api/blobs/{digest}") for digest in blobs))
-    return all(status == 200 for status in statuses)
+async def statuses_of(context: Context, nodes: Iterable[Endpoint], paths: list[str]) -> dict[Endpoint, list[int]]:
+    """Return node -> the statuses of HEAD requests for the paths, 502 where it does not answer."""
 
+    async def head(node: Endpoint, path: str) -> int:
+        try:
+            reply = await context.engine.transport.send(node, Call("HEAD", path, timeouts=READING))
+            await reply.aclose()
+        except (BadInput, TransportFault):
+            return 502
+        return reply.status
 
-async def head(context: Context, node: Endpoint, path: str) -> int:
-    """Return the status of a HEAD request to a node, 502 if it does not answer."""
-    try:
-        reply = await context.engine.transport.send(node, Call("HEAD", path, timeouts=READING))
-        await reply.aclose()
-    except (BadInput, TransportFault):
-        return 502
-    return reply.status
+    async def heads(node: Endpoint) -> list[int]:
+        return await asyncio.gather(*(head(node, path) for path in paths))
+
+    chosen = list(nodes)
+    return dict(zip(chosen, await asyncio.gather(*map(heads, chosen)), strict=True))
