@@ -14,7 +14,21 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "glossary.md").read_text()
 # Further rooms whose class names stand in no other room.
 SINGULAR = frozenset(
-    ("workload", "engine", "models", "pool", "observe", "discovery", "transport", "backends", "compat", "index", "sim")
+    (
+        "workload",
+        "engine",
+        "models",
+        "pool",
+        "observe",
+        "discovery",
+        "transport",
+        "backends",
+        "compat",
+        "index",
+        "sim",
+        "gateway",
+        "http_server",
+    )
 )
 ROWS = re.findall(r"^\| ([^|]+) \| `([\w.]+)` \| ([^|]+) \|$", PAGE, re.MULTILINE)
 

@@ -68,7 +68,10 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
 
 
 def unloads(keep_alive: Any) -> bool:
-    """Check whether a call with this `keep_alive` unloads its model, as a node reads it: 0 and "0s", not "" or "s"."""
+    """Check whether this `keep_alive` unloads the model after the call.
+
+    It is read as by a node: 0 and "0s" unload, "" and "s" do not.
+    """
     if isinstance(keep_alive, str):
         return _ZERO.fullmatch(keep_alive) is not None
     return type(keep_alive) in (int, float) and 0 <= keep_alive < NANOSECOND_S

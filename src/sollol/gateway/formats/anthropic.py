@@ -22,7 +22,7 @@ _STOP: Final = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _REASONS: Final = {"length": "max_tokens", "stop": "end_turn"}
 
 
-class _Delta(msgspec.Struct):
+class _BlockDelta(msgspec.Struct):
     type: str = ""
     text: str = ""
 
@@ -35,10 +35,10 @@ class _Block(msgspec.Struct):
     type: str = ""
 
 
-class _Event(msgspec.Struct):
+class _MessageEvent(msgspec.Struct):
     type: str = ""
     index: int = 0
-    delta: _Delta | None = None
+    delta: _BlockDelta | None = None
     content_block: _Block | None = None
     message: _Message | None = None
     usage: Usage | None = None
@@ -46,7 +46,7 @@ class _Event(msgspec.Struct):
     error: Any = None
 
 
-_event = json_reader(_Event)
+_event = json_reader(_MessageEvent)
 
 
 def judge_whole(status: int, body: bytes) -> Outcome:

@@ -39,7 +39,7 @@ class _Usage(msgspec.Struct, gc=False):
     completion_tokens: Int = 0
 
 
-class _Delta(msgspec.Struct, gc=False):
+class _ChunkDelta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     tool_calls: list[Any] | None = None
@@ -48,7 +48,7 @@ class _Delta(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     text: str | None = None
-    delta: _Delta | None = None
+    delta: _ChunkDelta | None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -58,7 +58,7 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
-class _Text(msgspec.Struct, gc=False):
+class _ChunkText(msgspec.Struct, gc=False):
     """The text of a chunk."""
 
     choices: list[_Choice] = []
@@ -75,7 +75,7 @@ class _Head(msgspec.Struct):
 
 
 _chunk = json_reader(_Chunk)
-_read_text, _read_texts = json_reader(_Text), json_lines(_Text)
+_read_text, _read_texts = json_reader(_ChunkText), json_lines(_ChunkText)
 _head = json_reader(_Head)
 
 
@@ -195,7 +195,7 @@ class OpenAIWriter(ResumeWriter):
             self._head = msgspec.structs.asdict(_head(data))
         return self._text(_read_text(data))
 
-    def _text(self, chunk: _Text) -> str:
+    def _text(self, chunk: _ChunkText) -> str:
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]

@@ -27,7 +27,7 @@ class _Response(msgspec.Struct):
     error: Any = None
 
 
-class _Event(msgspec.Struct):
+class _ResponseEvent(msgspec.Struct):
     type: str = ""
     response: _Response | None = None
 
@@ -48,7 +48,7 @@ class _Sent(msgspec.Struct):
 
 
 _response = json_reader(_Response)
-_event = json_reader(_Event)
+_event = json_reader(_ResponseEvent)
 _sent = json_reader(_Sent)
 
 

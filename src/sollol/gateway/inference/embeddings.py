@@ -42,13 +42,13 @@ _FIELDS: Final = ("truncate", "options", "keep_alive", "dimensions")  # fields o
 _V1_FIELDS: Final = ("dimensions",)  # nodes ignore the others there
 
 
-class _Rows(msgspec.Struct):
+class _RowBytes(msgspec.Struct):
     embeddings: list[msgspec.Raw] = []
     load_duration: int = 0
     prompt_eval_count: int = 0
 
 
-_rows = json_reader(_Rows)
+_rows = json_reader(_RowBytes)
 
 
 class RawBatch(BatchJob):
@@ -60,7 +60,7 @@ class RawBatch(BatchJob):
         self.tokens = 0.0
         self._left: set[int] = set()  # texts of requests that SOLLOL ended
         self.load_ns = 0
-        self._kept: dict[int, tuple[Start, _Rows]] = {}
+        self._kept: dict[int, tuple[Start, _RowBytes]] = {}
 
     def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
         try:

@@ -1,4 +1,4 @@
-"""Upload and look up the blobs from which models are created."""
+"""BlobUpload and look up the blobs from which models are created."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def upload_blob(context: Context, request: Request, digest: str) -> None:
     Failed and stalled nodes are left out.
     """
     to = targets.chosen(context, request) or targets.all_up(context)
-    uploads = [Upload(context, node, request.path) for node in to.nodes]
+    uploads = [BlobUpload(context, node, request.path) for node in to.nodes]
     try:
         async for piece in request.pieces():
             behind = [upload for upload in uploads if not upload.take(piece)]
@@ -78,7 +78,7 @@ async def upload_blob(context: Context, request: Request, digest: str) -> None:
         answer_outcomes(request, outcomes, JSON, max(good, default=200))
 
 
-class Upload:
+class BlobUpload:
     """Send a blob to one node."""
 
     def __init__(self, context: Context, node: Endpoint, path: str) -> None:
