@@ -66,7 +66,7 @@ def test_a_frame_of_a_running_dashboard(run: Run, url: str, pool: OllamaPool) ->
 
 
 def test_json_is_the_snapshot(run: Run, url: str, pool: OllamaPool) -> None:
-    assert json.loads(run("top", "--json", "--url", url).stdout).keys() == pool.snapshot().keys()
+    assert json.loads(run("top", "--json", "--url", url).stdout).keys() == pool.overview().keys()
 
 
 def test_without_a_url_it_finds_the_dashboard_of_this_machine(

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sollol import OllamaPool, UnifiedDashboard
-from sollol.sim import Cluster
-from tests.dashboard.conftest import CHAT, EMBED
+from sollol.sim import Cluster, NodeSpec, sim_cluster, spawn
+from tests.dashboard.conftest import CHAT, EMBED, MODELS
+from tests.gateway.stage import talker
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -69,7 +70,7 @@ class Page:
         self.tab.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
         self.tab.on("request", lambda request: self.asked.append(request.url))
         self.tab.goto(url)
-        self.tab.wait_for_selector("#nodes-table tbody tr")
+        self.tab.wait_for_selector("#nodes article.node, #nodes .cell")
 
     def until(self, true: Callable[[], bool]) -> None:
         """Playwright's own `wait_for_function` evaluates a string, which the page's policy forbids."""
@@ -96,16 +97,126 @@ def test_it_shows_nodes_queue_and_requests_as_they_happen(page: Page) -> None:
     tab = page.tab
     page.until(lambda: tab.locator("#recent-table tbody tr").count() >= 5)
     assert page.texts("#status") == ["Live"]
-    states = page.texts("#nodes-table tbody td:nth-child(2)")
-    assert [text.split("\n")[0] for text in states] == ["up", "up", "down"]
-    assert "refused the connection" in states[2]
-    tab.wait_for_selector("#nodes-table .badge.warn >> text=50%/50% CPU/GPU")
+    assert page.texts("#nodes .node .state") == ["up", "up", "down"]
+    assert "refused the connection" in page.texts("#nodes .is-down .why")[0]
     tab.wait_for_selector("#running-table tbody tr >> text= of ")
     tab.wait_for_selector("#waiting-table tbody tr")
-    tab.wait_for_selector("#scatter circle")
-    assert "predicted time" in page.texts("#calibration-text")[0]
-    before = page.texts("#tiles dd")
-    page.until(lambda: page.texts("#tiles dd")[3] != before[3])
+    tab.wait_for_selector("#chart .u-legend")
+    assert "127.0.0.1:9 is down" in page.texts("#events")[0]
+    before = page.texts("#tiles .more")
+    page.until(lambda: page.texts("#tiles .more") != before)
+
+
+def test_a_node_that_is_down_shows_nothing_that_it_does_not_do(page: Page) -> None:
+    down = page.tab.locator("#nodes .node.is-down")
+    assert down.locator(".chips").inner_text() == ""
+    assert down.locator(".facts-line").inner_text() == ""
+    assert "last seen" in down.inner_text()
+
+
+def test_the_verdict_says_what_is_wrong_and_how_to_mend_it(page: Page) -> None:
+    tab = page.tab
+    page.until(lambda: "is down" in page.texts("#verdict-text")[0])
+    assert tab.locator("#verdict").get_attribute("data-severity") == "error"
+    assert tab.locator("#findings").is_hidden()
+    tab.locator("#verdict-line").press("Enter")
+    fixes = page.texts("#findings .fix")
+    assert any("ollama serve" in text for text in fixes)
+
+
+def test_a_model_partly_on_the_cpu_is_marked_and_explained(browser: Any) -> None:
+    half = NodeSpec(models=MODELS, vram_bytes=1_000_000_000, cpu_slowdown=2.0, loaded=(CHAT,))
+    with sim_cluster([half]) as cluster, OllamaPool(list(cluster)) as pool, UnifiedDashboard(pool, 0) as dashboard:
+        page = Page(browser, dashboard.url)
+        page.tab.wait_for_selector("#nodes .chip.warn >> text=50%/50% CPU/GPU")
+        page.until(lambda: "runs 50%/50% CPU/GPU" in page.texts("#verdict-text")[0])
+        assert page.tab.locator("#verdict").get_attribute("data-severity") == "warning"
+        page.tab.close()
+        assert not page.problems
+
+
+def test_a_node_that_dies_shows_within_two_seconds(browser: Any) -> None:
+    with (
+        spawn(talker(1)) as one,
+        spawn(talker(2)) as two,
+        OllamaPool([one.url, two.url]) as pool,
+        UnifiedDashboard(pool, 0) as dashboard,
+    ):
+        page = Page(browser, dashboard.url)
+        page.until(lambda: page.texts("#nodes .state") == ["up", "up"])
+        assert page.texts("#verdict-text")[0].startswith("All well: 2 nodes up.")
+        two.kill()
+        page.tab.locator("#nodes .node.is-down").wait_for(timeout=4_000)
+        page.until(lambda: "is down" in page.texts("#verdict-text")[0])
+        page.tab.close()
+        assert not page.problems
+
+
+def test_each_number_is_the_pools_own(browser: Any, cluster: Cluster) -> None:
+    with OllamaPool(list(cluster), app_name="numbers") as pool, UnifiedDashboard(pool, 0) as dashboard:
+        for number in range(7):
+            pool.chat(CHAT, [{"role": "user", "content": "Hello"}], options={"num_predict": 5 + number})
+        pool.embed_batch(EMBED, [f"text {number}" for number in range(30)])
+        page = Page(browser, dashboard.url)
+        page.until(lambda: page.tab.locator("#recent-table tbody tr").count() == 8)
+        stats = pool.get_stats()
+        tiles = dict(zip(page.texts("#tiles dt"), page.texts("#tiles .more"), strict=True))
+        assert tiles["Requests/s"] == f"{stats['total_requests']} in all"
+        assert tiles["Failed"] == f"in 5 min; {stats['failed_requests']} in all"
+        assert tiles["Nodes up"] == "0 calls running"
+        facts = page.texts("#nodes .facts-line")
+        for key, text in zip(stats["nodes"], facts, strict=True):
+            requests = stats["node_performance"][key]["total_requests"]
+            assert f"{requests} requests" in text if requests else "requests" not in text
+        shown = [int(text) for text in page.texts("#recent-table tbody button")]
+        assert shown == [row["id"] for row in pool.snapshot()["recent"]]
+        tokens = page.texts("#recent-table tbody td:nth-child(11)")
+        assert tokens == [str(row["tokens_out"] or "") for row in pool.snapshot()["recent"]]
+        page.tab.close()
+
+
+def test_the_filter_and_the_view_stand_in_the_address(browser: Any, busy: UnifiedDashboard) -> None:
+    page = Page(browser, busy.url)
+    tab = page.tab
+    page.until(lambda: tab.locator("#recent-table tbody tr").count() >= 5)
+    tab.keyboard.press("/")
+    tab.keyboard.type("kind:embed")
+    page.until(lambda: all("embed" in text for text in page.texts("#recent-table tbody td:nth-child(4)")))
+    assert "filter=kind%3Aembed" in tab.evaluate("location.hash")
+    again = Page(browser, tab.evaluate("location.href"))
+    assert again.tab.locator("#filter").input_value() == "kind:embed"
+    again.tab.keyboard.press("2")
+    again.tab.wait_for_selector("#matrix td.warm")
+    assert "tab=models" in again.tab.evaluate("location.hash")
+    again.tab.keyboard.press("3")
+    again.tab.wait_for_selector("#scatter circle")
+    assert "predicted time" in again.texts("#calibration-text")[0]
+    for each in (page, again):
+        each.tab.close()
+        assert not each.problems
+
+
+def test_many_nodes_are_a_heat_map_with_a_search(browser: Any) -> None:
+    hosts = [f"127.0.0.1:{port}" for port in range(1, 41)]
+    with OllamaPool(hosts) as pool, UnifiedDashboard(pool, 0) as dashboard:
+        page = Page(browser, dashboard.url)
+        page.until(lambda: page.tab.locator("#nodes .cell.down").count() == 40)
+        assert page.texts("#verdict-text")[0].startswith("All 40 nodes are down.")
+        page.tab.locator("#node-search").fill("127.0.0.1:17:")
+        page.until(lambda: page.tab.locator("#nodes .cell:visible").count() == 1)
+        page.tab.close()
+        assert not page.problems
+
+
+def test_nothing_moves_while_numbers_come(page: Page) -> None:
+    tab = page.tab
+    page.until(lambda: tab.locator("#recent-table tbody tr").count() >= 5)
+    tops = "[...document.querySelectorAll('h2, h3#running, h3#recent')].map((h) => h.getBoundingClientRect().top)"
+    before = tab.evaluate(f"() => {tops}")
+    tab.wait_for_timeout(3000)
+    after = tab.evaluate(f"() => {tops}")
+    fixed = [place for place, (a, b) in enumerate(zip(before, after, strict=True)) if abs(a - b) < 60]
+    assert len(fixed) == len(before)
 
 
 def test_what_a_program_says_is_text(page: Page) -> None:
@@ -134,15 +245,16 @@ def test_a_call_is_explained_with_the_keyboard_alone(page: Page) -> None:
     assert tab.locator("#explain[open]").count() == 0
 
 
-def test_rows_keep_their_place_and_focus_while_frames_come(page: Page) -> None:
+def test_the_arrows_go_from_call_to_call(page: Page) -> None:
     tab = page.tab
-    tab.wait_for_selector("#recent-table .more >> text=Show all")
-    tab.locator("#recent-table .more").focus()
-    tab.keyboard.press("Enter")
-    page.until(lambda: tab.locator("#recent-table tbody tr").count() > 12)
-    tab.wait_for_timeout(2500)
-    assert tab.evaluate("document.activeElement.className") == "more"
-    assert tab.locator("#recent-table .more").inner_text() == "Show fewer"
+    page.until(lambda: tab.locator("#recent-table tbody tr").count() >= 5)
+    tab.get_by_role("button", name="Pause").click()
+    buttons = tab.locator("#recent-table .call")
+    buttons.first.focus()
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("document.activeElement.textContent") == buttons.nth(1).inner_text()
+    tab.keyboard.press("ArrowUp")
+    assert tab.evaluate("document.activeElement.textContent") == buttons.nth(0).inner_text()
     numbers = [int(text) for text in page.texts("#recent-table tbody button")]
     assert len(numbers) == len(set(numbers))
 
@@ -175,11 +287,11 @@ def test_watched_nodes_have_no_numbers_of_requests(browser: Any, cluster: Cluste
 
     with UnifiedDashboard(Watch(cluster), 0) as dashboard:
         page = Page(browser, dashboard.url)
-        assert page.texts("#tiles dd") == ["2 of 2", "1", "1"]
+        assert page.texts("#tiles div:visible dd:first-of-type") == ["2 of 2"]
         assert "not seen here" in page.texts("#notice")[0]
-        heads = page.texts("#nodes-table thead th:visible")
-        assert heads == ["Node", "State", "Models", "Latency", "Version"]
+        assert page.texts("#nodes .node .state") == ["up", "up"]
         assert page.tab.locator("#recent-table").is_hidden()
+        assert page.tab.locator("#chart").is_hidden()
         page.tab.close()
         assert not page.problems
 
@@ -196,9 +308,8 @@ def test_it_fits_every_width_and_can_be_read(
     tab.wait_for_selector("#recent-table tbody tr")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert not tab.evaluate(LOW_CONTRAST)
-    # Tables stay tables for a screen reader, also where they are drawn as cards.
-    assert tab.get_by_role("table").count() >= 3
-    assert tab.get_by_role("columnheader", name="Models", exact=True).count() == 1
+    assert tab.get_by_role("table", name="Recent").count() == 1
+    assert tab.get_by_role("columnheader", name="Outcome", exact=True).count() == 1
     if SHOTS:
         tab.screenshot(path=Path(SHOTS) / f"{name}-{scheme}.png", full_page=True)
     tab.close()

@@ -10,7 +10,13 @@ import base64
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+
+STYLES: Final = ("vendor/uplot.css", "page.css")
+SCRIPTS: Final = (
+    "vendor/uplot.js", "format.js", "table.js", "request.js", "chart.js", "nodes.js", "lanes.js", "main.js",
+)  # fmt: skip
 
 
 class Page(NamedTuple):
@@ -24,7 +30,9 @@ class Page(NamedTuple):
 def page() -> Page:
     """Return the document and its Content-Security-Policy."""
     folder = files("sollol.dashboard").joinpath("page")
-    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        "\n".join(folder.joinpath(name).read_text("utf-8") for name in names) for names in (STYLES, SCRIPTS)
+    )
     html = folder.joinpath("page.html").read_text("utf-8")
     html = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script)
     policy = (

@@ -255,6 +255,8 @@ class Engine:
 
             async def tick() -> None:
                 monitor.tick()
+                if monitor.wants_probes():
+                    self.refresh()
 
             monitor.tick()
             self.dispatcher.duties.keep("the monitor", tick, EVERY_S)

@@ -31,6 +31,8 @@ ERRORS_MOST: Final = 50  # different texts in a minute
 NOTICED: Final = "notice"
 EVENTS_SHOWN: Final = 100
 LATEST: Final = 3  # intervals in a frame: the newest is still growing, and a frame may be skipped
+WATCHED_S: Final = 3.0  # after the last report, somebody still watches
+PROBES_PER_S: Final = 20  # nodes probed a second while somebody watches
 VERDICT_INTERVALS: Final = 30  # whose first tokens predict the start of a new chat
 
 
@@ -70,6 +72,8 @@ class Monitor:
         self._past: deque[_Minute] = deque(maxlen=MINUTES)
         self._embedded: dict[tuple[str, str], int] = {}
         self._noticed = 0
+        self._reported = 0.0
+        self._probed = 0.0
         for record in recorder.history.records():
             self._add(record)
 
@@ -88,6 +92,15 @@ class Monitor:
             found += [ClusterEvent(at, NOTICED, "warning", "", "", text) for text in list(state.notices)[-new:]]
         self.events.extend(found)
         return found
+
+    def wants_probes(self) -> bool:
+        """Check whether somebody watches who should see at once that a node died, so that all nodes are probed now."""
+        at = self._clock()
+        pause_s = max(EVERY_S, len(self._state().view.nodes) / PROBES_PER_S)
+        if at - self._reported > WATCHED_S or at - self._probed < pause_s:
+            return False
+        self._probed = at
+        return True
 
     def close(self) -> None:
         """Receive no more records."""
@@ -108,6 +121,7 @@ class Monitor:
 
     def report(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
         """Return the verdict in one sentence, the findings, the newest events, and the work of the last intervals."""
+        self._reported = self._clock()
         found = findings_of(self.evidence(snapshot))
         first_s = [s for interval in self.minutes.newest(VERDICT_INTERVALS) for s in interval.first_token_s]
         nodes = [node["host"] for node in snapshot["nodes"]]

@@ -12,7 +12,7 @@ SAMPLES_MOST: Final = 300  # first-token times kept of one interval
 SPREAD_MOST: Final = 300  # intervals over which the tokens of one answer are spread
 
 
-class NodeWork:
+class IntervalWork:
     """Count the work of one node in one interval."""
 
     __slots__ = ("errors", "items", "requests", "tokens")
@@ -31,17 +31,17 @@ class Interval:
 
     def __init__(self, number: int) -> None:
         self.number = number  # start, in intervals since 1970
-        self.nodes: dict[str, NodeWork] = {}
+        self.nodes: dict[str, IntervalWork] = {}
         self.first_token_s: list[float] = []
         self.failed = 0  # requests without an answer
         self.waiting = 0
         self.running = 0
 
-    def of(self, node: str) -> NodeWork:
+    def of(self, node: str) -> IntervalWork:
         """Return the counters of a node."""
         found = self.nodes.get(node)
         if found is None:
-            found = self.nodes[node] = NodeWork()
+            found = self.nodes[node] = IntervalWork()
         return found
 
 
