@@ -12,7 +12,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-
 STYLES: Final = ("vendor/uplot.css", "page.css")
 SCRIPTS: Final = (
     "vendor/uplot.js", "format.js", "table.js", "request.js", "chart.js", "nodes.js", "lanes.js", "main.js",
