@@ -118,13 +118,13 @@ class BatchScheduler:
     def _suitable(self, batch: Batch, group: ModelReplicas, now: Micros) -> list[Replica]:
         """Return the usable replicas that this batch may go to."""
         replicas = group.usable(now)
-        if self._state.cluster.incapable:
-            replicas = self._state.able(batch.task, replicas, now)
-        if not _is_limited(batch, group):
-            return replicas
-        task, digest = batch.task, batch.digest or ""
-        if task.only is not None or task.gpu or digest:
+        limited, task, digest = _is_limited(batch, group), batch.task, batch.digest or ""
+        if limited and (task.only is not None or task.gpu or digest):
             replicas = [replica for replica in replicas if group.suits(replica, task, digest)]
+        if self._state.cluster.incapable:  # of those that suit: an incapable node is better than none
+            replicas = self._state.able(task, replicas, now)
+        if not limited:
+            return replicas
         if task.mode is RoutingMode.RELIABLE:
             return _reliable(replicas)
         return _spared(replicas) if task.mode is RoutingMode.ASYNC else replicas

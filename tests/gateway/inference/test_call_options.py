@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from http.server import BaseHTTPRequestHandler
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
-from tests.gateway.stage import MODEL, Stage, gateway_over, until
+from tests.gateway.stage import MODEL, Stage, answering, gateway_over, until
 
 EMBED = "nomic-embed-text"
 SAY = [{"role": "user", "content": "x"}]
@@ -133,3 +135,56 @@ def test_a_call_that_unloads_its_model_is_never_hedged(route: str, keep_alive: A
     with stage.client(headers={"X-Sollol-Hedge": "true"}) as client:
         assert client.post(path, json={**body, "keep_alive": keep_alive}).status_code == 200
     assert stage.last_task().hedge is hedge
+
+
+REFUSALS: dict[str, tuple[int, bytes]] = {
+    "no such model": (404, b'{"error":"model not found"}'),
+    "no such route": (404, b"404 page not found"),
+    "not able": (501, b'{"error":"this model does not support embeddings"}'),
+    "a key": (401, b'{"error":"unauthorized"}'),
+    "a fault": (500, b'{"error":"it broke"}'),
+}
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A node that lists the model and refuses each call for it."""
+
+    protocol_version = "HTTP/1.1"
+    refusal: ClassVar[tuple[int, bytes]]
+    asked: ClassVar[int]
+
+    def log_message(self, *args: Any) -> None: ...
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        row = {"name": f"{EMBED}:latest", "model": f"{EMBED}:latest", "size": 1, "size_vram": 1}
+        lists = {"/api/version": {"version": "0.33.0"}, "/api/tags": {"models": [row]}, "/api/ps": {"models": [row]}}
+        self._answer(200, json.dumps(lists.get(self.path, {})).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        type(self).asked += 1
+        self._answer(*self.refusal)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("texts", [1, 20, 80])
+def test_the_node_that_is_named_is_tried_each_time(refusal: str, texts: int, nodes: Cluster) -> None:
+    """Also where it is known to refuse, and another node would serve: nothing waits, and the reason is its answer."""
+    node: Any = type("Here", (Refusing,), {"refusal": REFUSALS[refusal], "asked": 0})
+    with answering(node) as url, gateway_over([url, *nodes.urls]) as stage, stage.client() as client:
+        key = url.removeprefix("http://")
+        for _ in range(3):
+            before = node.asked
+            body = {"model": EMBED, "input": TEXTS[:texts]}
+            headers = {"X-Sollol-Node": key, "X-Sollol-Deadline-Ms": "8000"}
+            answer = client.post("/api/embed", json=body, headers=headers)
+            assert answer.status_code >= 400
+            assert answer.status_code != 504, answer.text
+            assert node.asked > before
+            assert f"{key}: not tried" not in answer.text

@@ -58,12 +58,16 @@ class Incapabilities:
 
     def stops(self, task: Task, now: Micros) -> bool:
         """Check that the node cannot serve this task."""
+        return self.of(task, now) is not None
+
+    def of(self, task: Task, now: Micros) -> Incapability | None:
+        """Return what keeps the node from serving this task; None if nothing does."""
         known, route = self._known, task.route
         for key in (("", ""), (route, ""), (route, task.model)):
             found = known.get(key)
             if found is not None and found.until_us > now:
-                return True
-        return False
+                return found
+        return None
 
     def served(self, task: Task) -> None:
         """Remove what contradicts an answer to this task."""

@@ -166,7 +166,7 @@ class SchedulerState:
             self.batches.get(task.model, {}).pop(task.id, None)
             if group is not None:
                 group.batches = len(self.batches.get(task.model, ()))
-        reasons = tuple(self._reasons(pending)) if tried else ()
+        reasons = tuple(self._reasons(pending, self.now)) if tried else ()
         if group is not None and not group.tasks and not group.replicas:
             self._forget_group(group)
         self.out.append(Complete(task.id, outcome, attempt, reasons))
@@ -185,7 +185,7 @@ class SchedulerState:
         retry_us = None if ready is None or not pending.busy else ready - now
         self.settle(pending, Outcome(Status.NO_NODE, message, retry_us=retry_us), tried=True)
 
-    def _reasons(self, pending: PendingTask) -> Iterable[tuple[str, str]]:
+    def _reasons(self, pending: PendingTask, now: Micros) -> Iterable[tuple[str, str]]:
         model = pending.task.model
         for node in self.cluster.nodes.values():
             if node.key in pending.tried:
@@ -206,7 +206,8 @@ class SchedulerState:
                     f"has version {has} of {model}; {needs} is needed, and vectors of the two do not compare",
                 )
             else:
-                yield node.key, "not tried"
+                incapable = node.incapable.of(pending.task, now)
+                yield node.key, "not tried" if incapable is None else f"not tried again: {incapable.why}"
 
     def _needed_digest(self, pending: PendingTask) -> str:
         if pending.batch is not None and pending.batch.digest is not None:
