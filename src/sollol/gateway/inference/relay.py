@@ -187,7 +187,7 @@ class StreamRelay(StreamJob):
             self._part_bytes += len(piece)
 
     def settle(self, action: Complete, at: Micros) -> None:
-        """Deliver the end of the task."""
+        """Deliver the end of the task. Its last line is sent by `answer`, not pushed as by StreamJob."""
         if self.partial is not None:
             self.attempt_log.seams = self.partial.seams
         CallJob.settle(self, action, at)

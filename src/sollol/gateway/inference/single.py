@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from sollol.backends.ollama import decode, encode
-from sollol.core.types import EMBED, OK, Status, canonical_model, is_cloud_model
+from sollol.core.types import EMBED, OK, Status, Task, canonical_model, is_cloud_model
 from sollol.engine.engine import TIMEOUTS
 from sollol.engine.jobs import CallJob
 from sollol.engine.resumption import PartialResponse
@@ -129,54 +129,54 @@ class Inference:
         """
         context, request, parsed = self._context, self._request, self._parsed
         self._model = model = context.settings.resolve_model(name)
-        if request.key is not None:
-            check_allowed(request, model, name)
-        body = request.body
-        if model != parsed.model:
-            body = _renamed(body, model)
-        engine, api_format = context.engine, self._format
-        task = engine.task(
-            Work(
-                api_format.kind,
-                model,
-                api_format.path,
-                parsed.cost or len(body),
-                parsed.tokens_out,
-                parsed.options,
-                parsed.type,
-                parsed.prefix,
-                parsed.stream,
-                api_format.path in OBSERVABLE and not parsed.stream,
-                parsed.repeatable,
-            ),
-            self._options,
-        )
-        self._task = task.id
-        request.task = task.id
+        check_allowed(request, model, name)
+        body = request.body if model == parsed.model else _renamed(request.body, model)
+        task = context.engine.task(self._work(model, body), self._options)
+        self._task = request.task = task.id
         if not request.plain:
             context.request_ids.add(request, task.id)
-        job: WholeRelay | StreamRelay
-        if parsed.stream:
-            is_prepared = request.parsed is not None and model == parsed.model
-            job = StreamRelay(
-                task,
-                request,
-                body,
-                api_format,
-                TIMEOUTS,
-                self._done,
-                context.transport,
-                request.partial if is_prepared else _partial_response(api_format, body),
-                engine.resume_support,
-                engine.holders,
-            )
-        else:
-            job = WholeRelay(task, request, body, api_format, TIMEOUTS, self._done, context.transport)
+        job = self._job(task, body)
         if request.key is not None:
             self._prompt = prompt_tokens(parsed.size or len(body))
             reserve(context.limiter, request, self._prompt, task.tokens_out if task.kind is not EMBED else 0)
         request.on_gone = self._cancel
-        engine.submit(job)
+        context.engine.submit(job)
+
+    def _work(self, model: str, body: bytes) -> Work:
+        api_format, parsed = self._format, self._parsed
+        return Work(
+            api_format.kind,
+            model,
+            api_format.path,
+            cost=parsed.cost or len(body),
+            tokens_out=parsed.tokens_out,
+            options=parsed.options,
+            type=parsed.type,
+            prefix=parsed.prefix,
+            stream=parsed.stream,
+            observable=api_format.path in OBSERVABLE and not parsed.stream,
+            repeatable=parsed.repeatable,
+        )
+
+    def _job(self, task: Task, body: bytes) -> WholeRelay | StreamRelay:
+        request, api_format, context = self._request, self._format, self._context
+        if not task.stream:
+            return WholeRelay(task, request, body, api_format, TIMEOUTS, self._done, context.transport)
+        is_prepared = request.parsed is not None and body is request.body
+        partial = request.partial if is_prepared else _partial_response(api_format, body)
+        engine = context.engine
+        return StreamRelay(
+            task,
+            request,
+            body,
+            api_format,
+            TIMEOUTS,
+            self._done,
+            context.transport,
+            partial,
+            engine.resume_support,
+            engine.holders,
+        )
 
     def _cancel(self) -> None:
         self._context.engine.dispatcher.cancel(self._task)
