@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 # Halves of surrogate pairs cannot be encoded; Python uses them for bytes of file names that are not UTF-8.
@@ -15,7 +16,8 @@ _COMMANDS: Final = {
     **_HALVES,
     **{code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
 }
-_IN_JSON: Final = {code: f"\\u{code:04x}" for code in _COMMANDS if code >= 127}
+_SUSPECT: Final = re.compile(rb"[^\t\n\r -~]")  # with letters of other languages, which stay
+_IN_JSON: Final = {code: f"\\u{code:04x}" for code in _COMMANDS if code != 13}  # which may end a line of JSON
 
 
 def printable(text: object) -> str:
@@ -29,5 +31,13 @@ def one_line(text: object) -> str:
 
 
 def printable_json(text: str) -> str:
-    """Return the JSON of `json.dumps` with JSON escapes for those characters."""
+    """Return JSON with JSON escapes for those characters."""
     return text.translate(_IN_JSON)
+
+
+def printable_body(body: bytes) -> bytes:
+    """Return the body of a node's error with escapes for those characters; valid JSON stays valid."""
+    if not _SUSPECT.search(body):
+        return body
+    text = body.decode("utf-8", "replace")
+    return (printable_json(text) if text.lstrip()[:1] in ("{", "[") else printable(text)).encode()

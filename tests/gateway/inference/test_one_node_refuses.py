@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from sollol.printable import printable
 from sollol.sim import ModelSpec, NodeSpec, sim_cluster
 from tests.gateway.stage import MODEL, answering, gateway_over, talker
 
@@ -161,3 +162,16 @@ def test_a_callers_mistake_inside_a_stream_of_responses(begun: bool) -> None:
         assert len(asked) == 6
         row = client.get("/sollol/snapshot").json()["nodes"][0]
         assert row["failed_requests"] == 0
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/chat/completions", "/api/embed", "/v1/new"])
+@pytest.mark.parametrize(
+    "body", [b'{"error":"a\xc2\x9bb"}', b'{"error":"a\xe2\x80\xaeb\x1b[2J"}', b"\x1b]52;c;eA==\x07"]
+)
+def test_no_refusal_of_a_node_commands_a_terminal(path: str, body: bytes) -> None:
+    with fake(status=400, body=body) as (url, _), gateway_over([url]) as stage, stage.client() as client:
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "prompt": "a", "input": "a"}
+        for stream in (True, False):
+            answer = client.post(path, json={**asked, "stream": stream})
+            assert answer.status_code >= 400
+            assert answer.text == printable(answer.text)

@@ -35,6 +35,7 @@ from sollol.gateway.inference.routing_headers import routing_headers
 from sollol.gateway.node_queries import is_listed, is_missing, up_nodes
 from sollol.gateway.paths import quoted
 from sollol.http_server.request import Request
+from sollol.printable import printable_body
 from sollol.transport.base import Call, Reply, Transport, TransportFault
 from sollol.transport.call import UNBOUNDED
 from sollol.workload.call_options import CallOptions
@@ -171,7 +172,7 @@ async def _try_in_turn(context: Context, request: Request, call: Call, nodes: li
     if last is None:
         raise NoNodeAvailable(f"{request.path}: no node answered", why)
     node, reply, body = last
-    request.answer(reply.status, body, _content_type(reply), [("X-Sollol-Node", node.key)])
+    request.answer(reply.status, printable_body(body), _content_type(reply), [("X-Sollol-Node", node.key)])
 
 
 async def _bounded_body(reply: Reply) -> bytes:
@@ -277,7 +278,7 @@ def _settled(job: CallJob) -> None:
         (request.end if outcome.status is OK else request.cut)()
     elif outcome.status is Status.REFUSED and outcome.http_status:
         headers = routing_headers(job.task.id, "", len(job.attempt_log.attempts))
-        request.answer(outcome.http_status, job.body, job.content_type_of(settled.attempt), headers)
+        request.answer(outcome.http_status, printable_body(job.body), job.content_type_of(settled.attempt), headers)
     elif (error := job.error()) is not None:
         context.refuse(request, error)
     context.engine.record_call(job)

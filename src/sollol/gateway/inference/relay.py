@@ -26,6 +26,7 @@ from sollol.gateway.formats.stream_end import closing_events
 from sollol.gateway.formats.stream_parser import CUT, StreamParser
 from sollol.gateway.inference.routing_headers import ended_lines, routing_lines
 from sollol.http_server.request import Request
+from sollol.printable import printable_body
 from sollol.transport.base import ERROR_MOST, RawHeaders, Timeouts, TransportFault
 from sollol.transport.http import Exchange, HttpTransport
 from sollol.transport.reply import fold
@@ -73,7 +74,8 @@ class WholeRelay(CallJob):
     def answer(self, settled: Complete) -> None:
         """Send the node's answer to the client."""
         lines = ended_lines(self.attempt_log, settled.attempt)
-        self.request.answer_with(settled.outcome.http_status, self.body, self.request.json_line, lines)
+        body = self.body if settled.outcome.status is OK else printable_body(self.body)
+        self.request.answer_with(settled.outcome.http_status, body, self.request.json_line, lines)
 
 
 class WholeAttempt(Exchange):
@@ -196,7 +198,7 @@ class StreamRelay(StreamJob):
         """Send the end of the stream, or a refusal before its beginning, to the client."""
         request, lines = self.request, ended_lines(self.attempt_log, settled.attempt)
         if settled.outcome.status is not OK:
-            request.answer_with(settled.outcome.http_status, self.body, request.json_line, lines)
+            request.answer_with(settled.outcome.http_status, printable_body(self.body), request.json_line, lines)
         elif not request.has_begun and self.is_whole:
             request.answer_with(200, self.last, request.json_line, lines)
         else:

@@ -18,6 +18,7 @@ from sollol.gateway.inference.passthrough import send_to_any
 from sollol.gateway.node_queries import holders, is_listed, read_shared, up_nodes
 from sollol.http_server.request import JSON, TEXT, Request
 from sollol.models import operations
+from sollol.printable import printable_body
 from sollol.transport.base import Call, Timeouts, TransportFault
 
 SHOWING: Final = Timeouts(connect_s=1.5, first_byte_s=15.0, idle_s=15.0)  # the node reads the file of the model
@@ -152,4 +153,5 @@ async def first_answer(context: Context, request: Request) -> None:
             break
     if answer is None:
         raise NoNodeAvailable(f"{request.path}: no node answered", why)
-    request.answer(*answer)
+    status, body, content_type = answer
+    request.answer(status, body if status == 200 else printable_body(body), content_type)
