@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -73,12 +72,10 @@ def test_those_who_wait_at_the_end_are_told() -> None:
                 await asyncio.to_thread(stage.on_loop, lambda gateway: gateway.aclose(0.1))
                 return await asyncio.gather(*calls)
 
-        began = time.monotonic()
         answers = asyncio.run(run())
     assert [answer.status_code for answer in answers] == [503] * 4
     assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
     assert all("about to end" in answer.json()["error"] for answer in answers)
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("path", ["/", "/api/version", "/api/tags"])

@@ -10,7 +10,7 @@ import pytest
 
 from sollol.gateway.inference import single
 from sollol.sim.serve import sim_cluster
-from tests.gateway.stage import MODEL, Stage, gateway_over, talker
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 from tests.marks import plain_only
 
 BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
@@ -77,17 +77,9 @@ def test_a_deadline_counts_the_queue() -> None:
 
 
 def test_keep_alive_over_v1_by_header(stage: Stage) -> None:
-    import time
-
     answer = ask(stage, "/v1/chat/completions", Keep_Alive="-1")
-    key = answer.headers["x-sollol-node"]
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        rows = httpx.get(f"http://{key}/api/ps", trust_env=False).json()["models"]
-        if rows[0]["expires_at"] > "2100":
-            return
-        time.sleep(0.05)
-    raise AssertionError("the model is not kept")
+    url = f"http://{answer.headers['x-sollol-node']}/api/ps"
+    until(lambda: httpx.get(url, trust_env=False).json()["models"][0]["expires_at"] > "2100")
 
 
 @pytest.mark.parametrize("value", ["--5", "9" * 5000, "abc", "5-", "10 minutes", "1e3"])
