@@ -26,7 +26,7 @@ def test_commands_are_escaped_and_read_back(path: str) -> None:
 def test_a_nodes_error_is_escaped_and_stays_what_it_is(command: str) -> None:
     raw = command.encode()
     assert json.loads(printable_body(b'{"error":"a%bb"}' % raw), strict=False)["error"] == f"a{command}b"
-    assert printable_body(b"a%bb" % raw) == b"a%bb" % (raw if command in "\t\n" else printable(command).encode())
+    assert printable_body(b"a%bb" % raw) == b"a%bb" % (raw if command in "\t\n\r" else printable(command).encode())
 
 
 def test_other_bodies_are_left_as_they_are() -> None:
