@@ -22,12 +22,15 @@ from sollol.cli import (
     dashboard,
     demo,
     discover,
+    doctor,
     embed,
     explain,
     init,
     keys,
     nodes,
+    ping,
     ps,
+    report,
     search,
     serve,
     sim,
@@ -46,6 +49,7 @@ EPILOG = """\
   sollol chat "Name a colour." --model llama3.2
   sollol top         nodes, queue and requests, live
   sollol serve       one address for all of them
+  sollol doctor      what is wrong, and the exact fix
 
 [bold]Which nodes[/bold]
 
@@ -140,6 +144,9 @@ app.command(epilog=search.EPILOG)(search.search)
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=top.EPILOG)(top.top)
 app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
+app.command(epilog=ping.EPILOG)(ping.ping)
+app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")

@@ -1,0 +1,72 @@
+"""Checks of this machine and of the way to the nodes, for `sollol doctor`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sollol.cli.link import Link
+from sollol.config import find_file, problems_of
+from sollol.observe.findings import ERROR, INFO, WARNING, Finding
+
+SLOW_CONNECT_S: Final = 0.1
+SLOW_HTTP_S: Final = 0.5
+SKEW_S: Final = 30.0
+DISK_LEAST: Final = 1_000_000_000  # bytes
+DISK_SHARE_LEAST: Final = 0.02
+
+
+def settings() -> Iterator[Finding]:
+    """Find values of the configuration file and the environment that cannot be used."""
+    file = find_file()
+    for problem in problems_of(os.environ, config=file):
+        yield Finding(
+            "settings", ERROR, file or "environment", problem.rstrip(".") + ".",
+            "Commands that need it end with an error.",
+            "Correct the value; `sollol serve --check` checks the settings of the gateway, too.",
+        )  # fmt: skip
+
+
+def disk(folder: Path | None = None) -> Iterator[Finding]:
+    """Find a disk that is almost full where this user's files are."""
+    folder = folder or Path.home()
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return
+    if usage.free < min(DISK_LEAST, DISK_SHARE_LEAST * usage.total):
+        yield Finding(
+            "disk-full", WARNING, str(folder), f"{usage.free / 1e6:,.0f} MB are free on the disk of {folder}.",
+            "Indexes, keys and settings cannot be written.", "Free some space.", {"free": usage.free},
+        )  # fmt: skip
+
+
+def link_findings(node: str, link: Link) -> Iterator[Finding]:
+    """Find a slow network to a node, and a clock that differs."""
+    if link.error:
+        return  # the node's own finding has the reason
+    if (link.connect_s or 0.0) > SLOW_CONNECT_S:
+        assert link.connect_s is not None
+        yield Finding(
+            "slow-network", WARNING, node, f"Connecting to {node} takes {link.connect_s * 1000:.0f} ms.",
+            "Each new connection waits so long; embeddings of short texts are slower there.",
+            "Use a cable instead of Wi-Fi, or a shorter way (VPN, relay); `sollol ping` measures it.",
+            {"connect_s": link.connect_s},
+        )  # fmt: skip
+    elif (link.http_s or 0.0) > SLOW_HTTP_S:
+        assert link.http_s is not None
+        yield Finding(
+            "slow-node", INFO, node, f"{node} takes {link.http_s * 1000:.0f} ms for its version.",
+            "Its machine is overloaded, or a proxy stands before it.", "Look at the load of that machine.",
+            {"http_s": link.http_s},
+        )  # fmt: skip
+    if link.skew_s is not None and abs(link.skew_s) > SKEW_S:
+        yield Finding(
+            "clock-skew", INFO, node,
+            f"The clock of {node} is {abs(link.skew_s):.0f} s {'ahead' if link.skew_s > 0 else 'behind'}.",
+            "Times at which models leave its memory are wrong, and logs do not fit together.",
+            "Let it synchronise its clock (`timedatectl set-ntp true`).", {"skew_s": link.skew_s},
+        )  # fmt: skip
