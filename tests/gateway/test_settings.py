@@ -80,6 +80,11 @@ def test_the_file_says_everything(tmp_path: Path) -> None:
         ),
         ("[gateway]\ncors_origins = ['https://a.example/']", "without a path"),
         ("[aliases]\na = 'b'\nb = 'a'", "never end"),
+        (
+            "[gateway]\nkeys_file = '~nosuchuser/k'",
+            "gateway.keys_file: '~nosuchuser/k' names a user who does not exist",
+        ),
+        ('[gateway]\nkeys_file = "a\\u0000b"', "has a NUL"),
         ("aliases = 3", "aliases: 3 cannot be used; expected a table"),
         ("[gatewya]\nport = 1", "gatewya is not a setting; expected nodes"),
     ],

@@ -96,19 +96,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     @property
     def keys_path(self) -> Path:
-        """The path of the keys file.
-
-        Raises:
-            ConfigError: The setting is no path.
-        """
-        if not self.listen.keys_file:
-            return default_keys_path()
-        if "\0" in self.listen.keys_file:
-            raise ConfigError(f"keys_file {self.listen.keys_file!r} holds a NUL, which no name of a file can")
-        try:
-            return Path(self.listen.keys_file).expanduser()
-        except RuntimeError:  # ~user for an unknown user
-            raise ConfigError(f"keys_file {self.listen.keys_file!r}: there is no such user; name a folder") from None
+        """The path of the keys file. Raises ConfigError for one that `gateway_settings` refuses."""
+        return _keys_path(self.listen.keys_file)
 
     @property
     def needs_keys(self) -> bool:
@@ -144,31 +133,15 @@ def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
     Raises:
         ConfigError: With the file, the field, the value and the expected values.
     """
-    where = path or os.environ.get("SOLLOL_CONFIG", "")
-    tables, problems = _read_tables(settings.gateway, where)
+    found, problems = _read(settings, path or os.environ.get("SOLLOL_CONFIG", ""))
     if problems:
         raise ConfigError(problems[0])
-    return GatewaySettings(
-        tables.gateway,
-        tables.limits,
-        tables.routing,
-        _resolved(tables.aliases, where),
-        {canonical_model(name): tuple(others) for name, others in tables.fallbacks.items()},
-        tables.digests,
-        settings.nodes,
-        settings.app_name or "",
-        settings.observer_sampling,
-    )
+    return found
 
 
 def problems_of(settings: Settings, path: str) -> list[str]:
     """Return all problems in the gateway's tables."""
-    tables, problems = _read_tables(settings.gateway, path)
-    try:
-        _resolved(tables.aliases, path)
-    except ConfigError as problem:
-        problems.append(str(problem))
-    return problems
+    return _read(settings, path)[1]
 
 
 def not_applied(new: GatewaySettings, old: GatewaySettings) -> list[str]:
@@ -188,9 +161,9 @@ def with_address_of(new: GatewaySettings, old: GatewaySettings) -> GatewaySettin
     return new.listening(old.listen.host, old.listen.port)
 
 
-def _read_tables(given: Mapping[str, Mapping[str, Any]], where: str) -> tuple[_Tables, list[str]]:
-    """Return the tables without their invalid fields, and the problems."""
-    content: dict[str, Any] = {name: dict(table) for name, table in given.items()}
+def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
+    """Return the settings without their invalid fields, and the problems."""
+    content: dict[str, Any] = {name: dict(table) for name, table in settings.gateway.items()}
     problems = each_problem(
         content,
         lambda: msgspec.convert(content, _Tables),
@@ -203,11 +176,42 @@ def _read_tables(given: Mapping[str, Mapping[str, Any]], where: str) -> tuple[_T
         for origin in tables.gateway.cors_origins
         if not _ORIGIN.fullmatch(origin)
     ]
-    return tables, problems
+    aliases: dict[str, str] = {}
+    try:
+        aliases = _resolved(tables.aliases)
+    except ConfigError as problem:
+        problems.append(f"configuration file {where}: {problem}")
+    try:
+        _keys_path(tables.gateway.keys_file)
+    except ConfigError as problem:
+        problems.append(f"configuration file {where}: {problem}")
+    found = GatewaySettings(
+        tables.gateway,
+        tables.limits,
+        tables.routing,
+        aliases,
+        {canonical_model(name): tuple(others) for name, others in tables.fallbacks.items()},
+        tables.digests,
+        settings.nodes,
+        settings.app_name or "",
+        settings.observer_sampling,
+    )
+    return found, problems
 
 
-def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return each alias with the model at the end of its chain."""
+def _keys_path(setting: str | None) -> Path:
+    if not setting:
+        return config_home() / "keys.json"
+    if "\0" in setting:
+        raise ConfigError(f"gateway.keys_file: {setting!r} has a NUL, which no file name can have; name a file")
+    try:
+        return Path(setting).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"gateway.keys_file: {setting!r} names a user who does not exist; name a file") from None
+
+
+def _resolved(aliases: Mapping[str, str]) -> dict[str, str]:
+    """Return each alias with the model at the end of its chain. Raises ConfigError for a circle."""
     by_name = {canonical_model(name): target for name, target in aliases.items()}
     found = {}
     for alias, first in by_name.items():
@@ -215,17 +219,10 @@ def _resolved(aliases: Mapping[str, str], where: str) -> dict[str, str]:
         while canonical_model(target) in by_name:
             seen.append(canonical_model(target))
             if seen[-1] in seen[:-1]:
-                raise ConfigError(
-                    f"configuration file {where}: aliases {' -> '.join(seen)} never end; expected the name of a model"
-                )
+                raise ConfigError(f"aliases {' -> '.join(seen)} never end; expected the name of a model")
             target = by_name[seen[-1]]
         found[alias] = target
     return found
-
-
-def default_keys_path() -> Path:
-    """Return the path of the keys file without a setting."""
-    return config_home() / "keys.json"
 
 
 def check_keys(settings: GatewaySettings, keys: int) -> None:
