@@ -114,3 +114,11 @@ def test_a_fault_at_any_step_is_an_answer(
                 caplog.clear()
         assert client.post("/api/chat", json=CALLS[0][1]).status_code == 200
     stage.look(lambda gateway: gateway.engine.scheduler.invariants())
+
+
+def test_a_request_id_that_cannot_be_used_leaves_no_task_behind(stage: Stage) -> None:
+    with stage.client() as client:
+        for path, body in CALLS:
+            answer = client.post(path, json=body, headers={"X-Sollol-Request-Id": "a b"})
+            assert answer.status_code == 400, answer.text
+            until(lambda: is_idle(stage))

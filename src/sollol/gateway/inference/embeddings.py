@@ -241,8 +241,8 @@ async def _run(
     assert isinstance(job, RawBatch)
     jobs.append(job)
     request.task = job.task.id
-    context.request_ids.add(request, job.task.id)
     try:
+        context.request_ids.add(request, job.task.id)
         engine.dispatcher.feed(job.whole(found.input))
         report = await ended
     finally:
