@@ -30,6 +30,7 @@ ON_THE_WAY = (
     "http_server/intake.py",
     "http_server/known_request.py",
     "gateway/inference/passthrough.py",
+    "http_server/pieces.py",
     "http_server/places.py",
     "gateway/inference/relay.py",
     "http_server/request.py",

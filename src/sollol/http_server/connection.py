@@ -1,14 +1,15 @@
-"""One connection of a client: bytes become requests, answers become bytes. HTTP/1.1 and 1.0, strictly.
+"""Parse the requests of one client's connection, and write its answers. HTTP/1.1 and 1.0, strictly.
 
 The parser is llhttp (httptools), which refuses conflicting or repeated framing headers, folded headers, bad chunk sizes
-and bare line ends. On top of it: one Host, no coding but chunked, no repeated header that decides something, bounds for
-heads, bodies, requests sent ahead and time. A request that breaks a rule is answered with 4xx and the connection is
-closed: what follows it cannot be trusted to be a request.
+and bare line ends. Further rules: one Host, no transfer coding except chunked, no repeated header that affects routing
+or access, and bounds of heads, bodies, pipelined requests and time. A request that breaks a rule is answered with 4xx,
+and the connection is closed, because the bytes behind it may not be a request.
 
-Requests sent ahead (pipelining) wait here and are answered in order, one at a time.
+Pipelined requests wait here, and are answered in order, one at a time.
 
-One object stands between the socket and the server, as in `transport.client_connection`, and for the same reason: that
-is why the file has more than 400 lines.
+One object stands between the socket and the server, because it is the hot path: splitting its state over several
+objects would add calls for each arrival. Therefore the file has more than 400 lines. `pieces` cuts the bytes for the
+parser, `heads` checks heads, `intake` bounds bodies, and `places` bounds connections.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from sollol.http_server.heads import (
     TARGET_BYTES,
     Broken,
     body_length,
-    check_request_line,
     read_headers,
     without_upgrade,
 )
 from sollol.http_server.intake import SMALL_COST, Body
 from sollol.http_server.known_request import KnownRequest
+from sollol.http_server.pieces import HEAD_BYTES, Cutter
 from sollol.http_server.request import Request
 from sollol.transport.head_cache import cache_head
 from sollol.transport.outbox import Writer
@@ -38,32 +39,27 @@ from sollol.transport.outbox import Writer
 if TYPE_CHECKING:
     from sollol.http_server.server import HttpServer
 
-AHEAD: Final = 16  # requests that a client may send before it has read the answers
+AHEAD: Final = 16  # pipelined requests of a connection
 JOIN_BYTES: Final = 512 * 1024  # of a body whose pieces the server joins in a thread
-UPLOAD_BYTES: Final = 1024 * 1024  # of an upload, not yet taken by its handler
-UNLIKE: Final = 4  # heads that are learned in vain: each request of such a client has another
-STILL_THERE_S: Final = (0.05, 0.2, 1.0, 5.0)  # between looks after a client that sends nothing more
-LINGER_S: Final = 2.0  # a client that is still sending must be able to read why it was refused
-RETRY_AFTER_S: Final = "5"  # until a gateway that ends should have begun anew
-HEAD_SHARE: Final = 2048  # bytes that are parsed in one go: of heads, of which many may come together,
-CHUNKS_SHARE: Final = 1024  # of a body in chunks, each of which is a call,
-LONG_SHARE: Final = 4 * 1024  # and at most of what has few chunks: extensions, trailers
-PIECES: Final = 150  # chunks after which others have their turn
-END: Final = b"\r\n\r\n"  # of a head, and of a body in chunks
-CHUNK_BYTES: Final = 16  # of the frame of a chunk that has no extension
+UPLOAD_BYTES: Final = 1024 * 1024  # of an upload that its handler has not read yet
+UNLIKE: Final = 4  # different heads in a row, after which no head of the connection is cached
+STILL_THERE_S: Final = (0.05, 0.2, 1.0, 5.0)  # between checks of a client that has closed its sending side
+LINGER_S: Final = 2.0  # for which a refused client can still read the answer
+RETRY_AFTER_S: Final = "5"  # after which a restarted gateway should be up
+PIECES: Final = 150  # chunks, or pieces without one, that are parsed in one turn of the loop
+CHUNK_BYTES: Final = 16  # of the framing of a chunk without extensions
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-NO_ROOM: Final = "the gateway holds as many bytes of requests as it may; try again later"
+NO_ROOM: Final = "the bodies of requests fill the memory reserved for them; try again later"
 
 
 class ClientConnection(Writer, asyncio.Protocol):
-    """Parse the requests of one connection, and hand each in turn to the server that it belongs to."""
+    """Parse the requests of one connection, and pass them to the server one at a time."""
 
     # fmt: off
     __slots__ = (
-        "_bare", "_body", "_broken", "_continue", "_ended",
-        "_head_began", "_head_size", "_head_timed", "_hurried", "_in_line", "_in_message", "_known", "_last", "_line",
-        "_offered", "_parser", "_paused", "_proven", "_raw", "_reading", "_refused", "_taken", "_trailers", "_unlike",
-        "_unparsed", "_unsent", "_upload_size", "_url",
+        "_bare", "_body", "_broken", "_continue", "_cutter", "_ended", "_head_began", "_head_size", "_head_timed",
+        "_hurried", "_in_line", "_in_message", "_known", "_offered", "_parser", "_paused", "_proven", "_raw",
+        "_reading", "_refused", "_taken", "_trailers", "_unlike", "_unparsed", "_unsent", "_upload_size", "_url",
         "_waiting", "blocked", "current", "draining", "server",
     )
     # fmt: on
@@ -72,30 +68,31 @@ class ClientConnection(Writer, asyncio.Protocol):
         super().__init__(loop, server.outbox)
         self.server = server
         self._parser: Any = httptools.HttpRequestParser(self)
-        self.current: Request | None = None  # being answered
-        self._waiting: deque[Request] = deque()  # complete, behind it
-        self._reading: Request | None = None  # its body is coming
+        self._cutter = Cutter()
+        self.current: Request | None = None  # the request that is being answered
+        self._waiting: deque[Request] = deque()  # complete requests behind it
+        self._reading: Request | None = None  # the request whose body is arriving
         self._body: Body | None = None  # of that request
-        self._refused: Request | None = None  # by its head: its body is not read
+        self._refused: Request | None = None  # a request refused by its head; its body is not read
         self._in_message = self._in_line = False
         self._broken: Broken | None = None
-        self._paused = False  # we take no more bytes
-        self._continue = False  # it waits for us to want its body
-        self._bare = b""  # of a health check that is not whole
-        self._url = self._offered = b""  # the latter: a head with an Upgrade, without it
-        self._raw: list[tuple[bytes, bytes]] = []
-        self._line = b""  # of a request, not complete
-        self._last = b""  # three bytes of the request that were parsed last
-        self._unparsed = b""  # came, and has to wait for its turn
-        self._head_began = self._head_timed = False  # in what is being parsed; its time runs
+        self._paused = False  # reading from the socket is paused
+        self._continue = False  # "100 Continue" is due when the requests before are answered
+        self._bare = b""  # the part of a health check that has arrived
+        self._url = b""
+        self._offered = b""  # a head without the Upgrade header that it had
+        self._raw: list[tuple[bytes, bytes]] = []  # headers
+        self._unparsed = b""  # bytes that wait to be parsed
+        self._head_began = False  # a head began in the piece that is being parsed
+        self._head_timed = False  # the deadline of the head is set
         self._proven = False  # a request was accepted
-        self._hurried = False  # another connection needs the place: close without waiting
+        self._hurried = False  # another connection needs the place
         self._head_size = self._trailers = self._upload_size = self._unsent = 0
         self._known: KnownRequest | None = None
-        self._taken: Request | None = None  # in this arrival, and whole
-        self._ended = False  # the client sends nothing more
-        self._unlike = 0  # heads in a row that were like none before
-        self.blocked = False  # it takes no more of ours
+        self._taken: Request | None = None  # the request that was taken from the present arrival
+        self._ended = False  # the client has closed its sending side
+        self._unlike = 0  # different heads in a row
+        self.blocked = False  # the write buffer is full
         self.draining = server.draining
 
     @property
@@ -118,7 +115,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._turn_away("too many connections; try again later")
             return
         self.expect(self.server.limits.header_timeout_s)
-        if not self.server.line.admit(self):  # what it sends waits in the kernel
+        if not self.server.line.admit(self):  # its bytes wait in the kernel
             self._in_line = True
             self._paused = True
             transport.pause_reading()  # type: ignore[attr-defined]
@@ -131,7 +128,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if self._unparsed:
             self._unparsed += data
             return
-        between = self.current is None and not self._in_message and not self._waiting  # no request has begun
+        between = self.current is None and not self._in_message and not self._waiting  # no request is open
         if between and (known := self._known) is not None and (body := known.head.body(data)) is not None:
             server = self.server
             if server.limits is known.limits and len(body) <= known.max_body_bytes:
@@ -165,9 +162,9 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._learn(taken, data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse what came, a share at a time, until there is no room for more of it."""
+        """Parse arrived bytes piece by piece; keep the rest when a bound is reached."""
         self._taken = None
-        pieces = share = new = 0
+        cutter, pieces = self._cutter, 0
         try:
             place, size = 0, len(data)
             while place < size and self._broken is None:
@@ -177,38 +174,37 @@ class ClientConnection(Writer, asyncio.Protocol):
                     if pieces > PIECES:
                         self.loop.call_soon(self._read_on)
                     break
-                share = self._share(share, new)
-                stop = self._piece_end(data, place, share)
+                stop = cutter.end(data, place, self._body)
                 piece = data if stop - place == size else data[place:stop]
                 body = self._body
                 before = body.pieces if body is not None else 0
-                if self._line or not self._in_message:
-                    self._check_line(piece)
+                cutter.check(piece, not self._in_message)
                 rest = self._feed(piece)
                 if rest:
-                    data, place, self._last = rest + data[stop:], 0, b""
+                    cutter.restart()
+                    data, place = rest + data[stop:], 0
                     size = len(data)
                     continue
                 place = stop
-                self._last = piece[-3:] if self._in_message else b""
+                chunks = body.pieces - before if body is not None else 0
+                cutter.parsed(piece, not self._in_message, chunks)
                 self._count(len(piece), body)
-                new = body.pieces - before if body is not None else 0
-                pieces += new or 1
+                pieces += chunks or 1
         except Broken as broken:
             self._break(broken.status, str(broken))
-        except httptools.HttpParserUpgrade:  # CONNECT: answered, and then closed
+        except httptools.HttpParserUpgrade:  # CONNECT is answered, and the connection closed
             if self._broken is None:
                 self._stop_reading()
                 if self.current is None:
                     self._linger()
         except httptools.HttpParserError as error:
             found = error.__context__
-            status, told = 400, f"not a request that HTTP/1.1 allows: {error}"
+            status, message = 400, f"not a request that HTTP/1.1 allows: {error}"
             if isinstance(found, Broken):
-                status, told = found.status, str(found)
-            if found is not None:  # its frames hold what came, and it would hold them until a collection
+                status, message = found.status, str(found)
+            if found is not None:  # its frames hold the arrived bytes until the next garbage collection
                 found.__traceback__ = None
-            self._break(status, told)
+            self._break(status, message)
         else:
             if self._in_message and self._broken is None:
                 self._expect_more()
@@ -216,7 +212,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._stand_in_line()
 
     def _is_enough(self) -> bool:
-        """Check for requests that wait to be answered, and for a large body whose turn it is not."""
+        """Check for too many pipelined requests, and for a large body that has no turn to be read."""
         if len(self._waiting) >= AHEAD:
             return True
         body = self._body
@@ -227,34 +223,8 @@ class ClientConnection(Writer, asyncio.Protocol):
         body.paused_at = self.loop.time()
         return True
 
-    def _share(self, before: int, pieces: int) -> int:
-        """Return how many bytes may be parsed before the bounds are checked."""
-        if self._body is None:
-            return HEAD_SHARE
-        if self._body.left:
-            return self._body.left
-        return min(LONG_SHARE, 2 * before) if before and not pieces else CHUNKS_SHARE
-
-    def _piece_end(self, data: bytes, place: int, share: int) -> int:
-        """Return where the next piece to parse ends: each request begins with a new piece."""
-        stop = min(len(data), place + share)
-        if self._body is not None and self._body.left:
-            return stop
-        seam = (self._last + data[place : place + 3]).find(END) if self._last else -1
-        if seam >= 0:
-            return place + seam + len(END) - len(self._last)
-        end = data.find(END, place, stop)
-        return end + len(END) if end >= 0 else stop
-
-    def _check_line(self, piece: bytes) -> None:
-        """Check a request line when it is complete. Raises Broken."""
-        line = self._line + piece if self._line else piece.lstrip(b"\r\n")
-        self._line = line if b"\n" not in line else b""
-        if not self._line:
-            check_request_line(line)
-
     def _feed(self, data: bytes) -> bytes:
-        """Return what is still to be parsed: where another protocol was offered, HTTP/1.1 goes on without it."""
+        """Parse a piece. Return the bytes to parse again: a head that offered an upgrade, without that offer."""
         self._head_began = False
         try:
             self._parser.feed_data(data)
@@ -267,7 +237,11 @@ class ClientConnection(Writer, asyncio.Protocol):
         return b""
 
     def _count(self, size: int, body: Body | None) -> None:
-        """Bound a request that is not complete. `body`: where these bytes belong, if that has not changed."""
+        """Check the bounds of an incomplete request after `size` more bytes.
+
+        Args:
+            body: The body that was arriving before these bytes.
+        """
         if not self._in_message:
             return
         limits = self.server.limits
@@ -281,8 +255,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         assert request is not None
         arriving.wire += size if arriving is body else 0
         if not arriving.left and arriving.wire - arriving.size > limits.max_head_bytes + CHUNK_BYTES * arriving.pieces:
-            told = f"the trailers or chunk extensions are larger than {limits.max_head_bytes} bytes"
-            self._break(431, told)
+            self._break(431, f"the trailers or chunk extensions are larger than {limits.max_head_bytes} bytes")
         elif request is not self.current:
             self._check_size(request, arriving)
             if arriving.size > arriving.counted and request.takes_body:
@@ -290,14 +263,17 @@ class ClientConnection(Writer, asyncio.Protocol):
                 self.server.intake.grown(self, arriving.size)
 
     def _learn(self, request: Request, data: bytes) -> None:
-        """The next request may have the same head."""
+        """Cache the head of a request, since the next one may have the same."""
         if request.keep_alive and b"expect" not in request.headers:
             self._unlike += 1
             head = cache_head(data)
             self._known = KnownRequest(head, request, self.server) if head is not None else None
 
     def _expect_more(self) -> None:
-        """Set the time for the rest of a request: all of a head's, and of a body's by how much of it has come."""
+        """Set the deadline of an incomplete request.
+
+        A head has a fixed time. A body has more time the more bytes of it have arrived.
+        """
         limits, body = self.server.limits, self._body
         if body is None:
             if not self._head_timed:
@@ -313,9 +289,9 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.expect(max(0.0, min(limits.body_timeout_s, body.began + within_s - now)))
 
     def eof_received(self) -> bool:
-        """The client sends nothing more: it has left, or it only waits for its answers. Returns whether we stay.
+        """Handle the end of the client's sending side. Return True to keep the connection open.
 
-        One that waits has said so at the end of its request; in the middle of an answer, it has left.
+        A client that closes it after a complete request waits for the answer. One that closes it later has left.
         """
         request = self.current
         if request is None or request.has_begun or self._in_message or self._broken is not None:
@@ -326,9 +302,9 @@ class ClientConnection(Writer, asyncio.Protocol):
         return True
 
     def _look_after(self, turn: int) -> None:
-        """Find out whether a client that sends nothing more is still there: to one that has left, nothing can be sent.
+        """Check that a client which has closed its sending side still reads, by sending an interim answer.
 
-        Each HTTP/1.1 client reads over this interim answer. One of HTTP/1.0 knows none, and is believed.
+        Sending fails if it has left. Clients of HTTP/1.1 ignore the answer; those of HTTP/1.0 do not accept it.
         """
         request = self.current
         if self._transport is None or request is None or request.has_begun:
@@ -374,13 +350,13 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Close when what was said is sent."""
+        """Close when all data are sent."""
         self.flush()
         if self._transport is not None:
             self._transport.close()
 
     def overdue(self) -> None:
-        """Too slow: with its head, its body, with reading our answer, or idle for long enough."""
+        """Handle a passed deadline: of a head, a body, an answer that is not read, or an idle connection."""
         if self.blocked:
             left = self._transport.get_write_buffer_size()
             if left < self._unsent:
@@ -412,7 +388,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if self._reading is None:
             self._raw.append((name.lower(), value))
             return
-        self._trailers += 1  # which nobody needs
+        self._trailers += 1  # trailers are dropped
         if self._trailers > HEADERS:
             raise Broken(431, f"more than {HEADERS} trailers")
 
@@ -425,8 +401,8 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._offered = without_upgrade(method, self._url, version, raw)
             return
         bound = self.server.limits.max_head_bytes
-        headers = read_headers(raw, version, bound if self._head_size + 2 * HEAD_SHARE > bound else 0)
-        if self._url.startswith(b"http://"):  # as to a proxy: it names the host, too
+        headers = read_headers(raw, version, bound if self._head_size + 2 * HEAD_BYTES > bound else 0)
+        if self._url.startswith(b"http://"):  # as clients send it to a proxy, with the host
             headers[b"host"], _, path = self._url[7:].partition(b"/")
             self._url = b"/" + path
         if not self._url.startswith(b"/") or not self._url.isascii():
@@ -448,12 +424,16 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._begin_body(request, length)
 
     def _prove(self) -> None:
-        """This is no stranger's connection any more."""
+        """Record that this connection is not a stranger's."""
         self._proven = True
         self.server.places.prove(self)
 
     def _begin_body(self, request: Request, length: int) -> None:
-        """Read the body of a request that is accepted by its head. `length`: -1 for chunks."""
+        """Read the body of a request that is accepted by its head.
+
+        Args:
+            length: Its length in bytes, -1 for chunks.
+        """
         bound = self.server.limits.max_body_bytes
         if length > bound and not request.uploads_body:
             raise Broken(413, f"the body is larger than {bound} bytes")
@@ -495,7 +475,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         assert request is not None
         self._in_message = False
         request.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
-        if request is self.current or request.is_answered:  # an upload, whose handler has it already
+        if request is self.current or request.is_answered:  # an upload, which was taken when its head arrived
             if request is self.current:
                 request.uploaded(b"")
                 self.expect(None)
@@ -514,7 +494,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         if self.current is None and self._taken is None and not self._waiting:
             self._taken = request
             self._take(request)
-        else:  # one in a turn of the loop
+        else:  # one pipelined request is served in a turn of the loop
             self._waiting.append(request)
 
     def _check_size(self, request: Request, body: Body) -> None:
@@ -538,11 +518,11 @@ class ClientConnection(Writer, asyncio.Protocol):
         request.refuse(503, NO_ROOM, [("Retry-After", RETRY_AFTER_S)])
         return False
 
-    # --- one after another ---
+    # --- requests in order ---
 
     def _take(self, request: Request) -> None:
-        if self.current is not None:  # an upload sent ahead: too rare to be worth its complications
-            raise Broken(400, "an upload cannot be sent before the answers to earlier requests have come")
+        if self.current is not None:  # a pipelined upload is too rare to be supported
+            raise Broken(400, "an upload cannot be sent before the answers to earlier requests have arrived")
         self.current = request
         self._head_timed = False
         self.expect(None)
@@ -552,10 +532,10 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.server.handle(request)
 
     def answered(self, request: Request) -> None:
-        """The answer to the current request is written."""
+        """Continue after the answer to the current request is written."""
         self.current = None
         self._upload_size = 0
-        if self._reading is request or not request.keep_alive:  # what follows is not answered
+        if self._reading is request or not request.keep_alive:  # later requests are not answered
             is_read = self._broken is None and self._reading is not request
             self._stop_reading()
             if is_read:
@@ -583,7 +563,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.server.line.stand(self)
 
     def take_turn(self) -> None:
-        """Take the next request, or parse what came: others were before it."""
+        """Take the next request, or parse the bytes that wait; called by the line."""
         self._in_line = False
         if self._waiting:
             self._next()
@@ -605,13 +585,13 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._read_on()
 
     def drain(self) -> None:
-        """Answer what is under way, and no more."""
+        """Answer the open requests, and close."""
         self.draining = True
         if self.current is None and not self._in_message:
             self.close()
 
     def end(self) -> None:
-        """The gateway ends: say so to a client that still waits for its answer, and close."""
+        """Refuse a request that still waits for its answer, and close: the server ends."""
         request = self.current
         if request is None or request.has_begun or self._broken is not None:
             self.abort()
@@ -633,12 +613,12 @@ class ClientConnection(Writer, asyncio.Protocol):
                 self.expect(LINGER_S if self._broken is not None else None)
 
     def _read_on(self) -> None:
-        """Read on where nothing but a client that was ahead of us was in the way."""
+        """Continue reading, unless a large body waits for its turn."""
         if self._paused and (self._body is None or not self._body.paused_at):
             self.go_on()
 
     def go_on(self) -> None:
-        """Parse what had to wait, and then read on."""
+        """Parse the bytes that wait, and continue reading."""
         if self._transport is None or self._broken is not None or not self._paused:
             return
         body = self._body
@@ -655,7 +635,7 @@ class ClientConnection(Writer, asyncio.Protocol):
                 self._expect_more()
 
     def wait_in_line(self) -> None:
-        """Others read before the rest of this large body."""
+        """Pause reading a large body, so that others are read."""
         if self._body is not None:
             self._body.paused_at = self.loop.time()
             self._pause()
@@ -663,7 +643,7 @@ class ClientConnection(Writer, asyncio.Protocol):
     # --- refusals ---
 
     def give_way(self) -> None:
-        """Close, since another connection needs the place."""
+        """Close, because another connection needs the place."""
         self._hurried = True
         if self._in_message and self._broken is None:
             self._break(503, "too many connections, and this one sent no whole request; try again later")
@@ -674,7 +654,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.abort()
 
     def no_room(self) -> None:
-        """Refuse the body that arrives: it is the largest, and others need the room."""
+        """Refuse the arriving body, because it is the largest and the memory is needed."""
         self._break(503, NO_ROOM)
 
     def _turn_away(self, message: str) -> None:
@@ -683,7 +663,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._refuse()
 
     def _break(self, status: int, message: str) -> None:
-        """Answer what came before, then this, and hear nothing more."""
+        """Stop reading; answer the requests before, then refuse this one."""
         if self._broken is not None:
             return
         is_upload = self.current is not None and self.current is self._reading
@@ -694,7 +674,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._broken = Broken(0, "")
             refused.keep_alive = False
             self._waiting.append(refused)
-        if is_upload:  # it can never end
+        if is_upload:  # its handler would wait for the rest
             self.abort()
         elif self.current is None and self._waiting:
             self._stand_in_line()
@@ -702,7 +682,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._refuse()
 
     def _stop_reading(self) -> None:
-        """Forget what of a request has come, and what comes."""
+        """Drop the incomplete request, and all bytes behind it."""
         self._broken = self._broken or Broken(0, "")
         self._drop_body()
         self._reading = None
@@ -720,7 +700,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         self._waiting.clear()
 
     def _refuse(self) -> None:
-        """Answer what broke a rule, and close."""
+        """Answer the request that broke a rule, and close."""
         broken = self._broken
         if broken is None or not broken.status:
             self._linger()
@@ -733,7 +713,7 @@ class ClientConnection(Writer, asyncio.Protocol):
         answer.answer(status, self.server.error_body(path, status, message), headers=later)
 
     def _linger(self) -> None:
-        """Nothing more is said, and what comes is passed over, until the client has had time to read."""
+        """Close the sending side, and discard received bytes until the client has had time to read."""
         self._forget_waiting()
         if self._hurried and not self.server.places.may_linger(self):
             self.close()

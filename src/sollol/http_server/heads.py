@@ -1,6 +1,6 @@
-"""What a head may say: how long it is, what comes once, and how the body behind it is framed. No I/O.
+"""Check the head of a request: its size, repeated headers, and the framing of its body. No I/O.
 
-What two readers could take for different requests is refused.
+A head that two servers could parse as different requests is refused.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import Final
 
 TARGET_BYTES: Final = 16 * 1024
 HEADERS: Final = 128
-_TWO_SPACES: Final = re.compile(rb"[\r\n]*[^ \r\n]+ (?: |[^ \r\n]* {2})")  # which llhttp would take
-# A second one of these would be a second opinion about who asks, or of whom.
+_TWO_SPACES: Final = re.compile(rb"[\r\n]*[^ \r\n]+ (?: |[^ \r\n]* {2})")  # accepted by llhttp
+# Two different values of these would let two servers decide differently.
 _ONCE: Final = frozenset(
     (b"host", b"authorization", b"content-type", b"origin", b"expect", b"x-api-key", b"transfer-encoding")
 )
-_NEVER_TWICE: Final = frozenset((b"host", b"transfer-encoding"))  # also with the same value
+_NEVER_TWICE: Final = frozenset((b"host", b"transfer-encoding"))  # even with equal values
 
 
 class Broken(Exception):
-    """The request breaks a rule: the answer, and then the end of the connection."""
+    """A request breaks a rule; the connection ends after the answer. Status 0: without an answer."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
@@ -27,13 +27,24 @@ class Broken(Exception):
 
 
 def check_request_line(data: bytes) -> None:
-    """Check the beginning of a request. Raises Broken."""
+    """Check the line of a request.
+
+    Raises:
+        Broken: It has two spaces between its parts.
+    """
     if _TWO_SPACES.match(data):
         raise Broken(400, "two spaces in the request line; expected one between its three parts")
 
 
 def read_headers(raw: list[tuple[bytes, bytes]], version: str, bound: int) -> dict[bytes, bytes]:
-    """Return the headers by their names. `bound`: of their bytes; 0 where they cannot be too many. Raises Broken."""
+    """Return the headers by their names.
+
+    Args:
+        bound: The most bytes of names and values; 0 for no check.
+
+    Raises:
+        Broken: There are too many, one is repeated, or the version is unknown.
+    """
     headers = dict(raw)
     if len(headers) != len(raw):
         _check_repeated(raw)
@@ -42,24 +53,28 @@ def read_headers(raw: list[tuple[bytes, bytes]], version: str, bound: int) -> di
     if bound and sum(len(name) + len(value) for name, value in raw) > bound:
         raise Broken(431, f"the head of the request is larger than {bound} bytes")
     if version not in ("1.1", "1.0"):
-        raise Broken(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        raise Broken(505, f"HTTP/{version} is not supported; use HTTP/1.1")
     return headers
 
 
 def body_length(headers: dict[bytes, bytes], version: str) -> int:
-    """Return how long the body is; -1 for chunks. Raises Broken for a framing that is not taken here."""
+    """Return the length of the body in bytes; -1 for chunks.
+
+    Raises:
+        Broken: The framing is not supported, or the Host header is missing.
+    """
     if version == "1.1" and not headers.get(b"host"):
         raise Broken(400, "HTTP/1.1 needs a Host header")
     coding = headers.get(b"transfer-encoding")
     if coding is None:
         return int(headers.get(b"content-length", b"0"))
     if version == "1.0" or coding.lower() != b"chunked":
-        raise Broken(400 if version == "1.0" else 501, "the only transfer coding taken here is chunked, in HTTP/1.1")
+        raise Broken(400 if version == "1.0" else 501, "the only supported transfer coding is chunked, in HTTP/1.1")
     return -1
 
 
 def without_upgrade(method: str, url: bytes, version: str, raw: list[tuple[bytes, bytes]]) -> bytes:
-    """Return a head again, without the protocol that it offers."""
+    """Return a head without its Upgrade header."""
     lines = [b"%b: %b\r\n" % header for header in raw if header[0] != b"upgrade"]
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method.encode(), url, version.encode(), b"".join(lines))
 
