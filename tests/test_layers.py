@@ -238,6 +238,7 @@ MUTUAL = {f"core.state.{name}" for name in ("attempt", "batch", "model_replicas"
 def test_no_circle_of_imports_even_for_types() -> None:
     assert not circles("policies")
     assert not circles("gateway")
+    assert not any("gateway.app" in imports_of(path) for path in FILES if room_of(path) == "gateway")
     assert circles("core/state") in ([], [MUTUAL])
 
 

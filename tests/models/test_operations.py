@@ -10,7 +10,7 @@ import pytest
 
 from sollol.core.endpoint import parse_endpoint
 from sollol.models import operations
-from sollol.transport.base import Timeouts, TransportFault
+from sollol.transport.base import Call, Timeouts, TransportFault
 from sollol.transport.http import HttpTransport
 from tests.gateway.stage import WAIT_S, answering
 
@@ -39,17 +39,19 @@ class Dripping(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.mark.parametrize("way", ["one", "all"])
+@pytest.mark.parametrize("way", ["fetch", "fetch_bytes", "fetch_from_all"])
 def test_a_node_that_sends_a_byte_now_and_then_is_given_up(way: str) -> None:
     async def main(url: str) -> list[object]:
         transport, node = HttpTransport(), parse_endpoint(url)
         timeouts = Timeouts(connect_s=1.0, first_byte_s=1.0, idle_s=1.0)
 
         async def one(method: str, path: str) -> object:
-            if way == "all":
+            if way == "fetch_from_all":
                 answers = await operations.fetch_from_all(transport, [node], method, path, {}, timeouts)
                 return answers[node.key]
             try:
+                if way == "fetch":
+                    return await operations.fetch(transport, node, Call(method, path, timeouts=timeouts))
                 return await operations.fetch_bytes(transport, node, method, path, {}, timeouts)
             except TransportFault as fault:
                 return fault

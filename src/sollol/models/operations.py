@@ -9,7 +9,7 @@ progress; meanwhile `/api/version` checks that the node is reachable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
@@ -39,12 +39,30 @@ LINES_AHEAD = 256  # buffered lines of progress; when the buffer is full, readin
 Unanswered = (ResponseError, TransportFault)  # errors of a call to a node
 
 
+async def fetch(transport: Transport, node: Endpoint, call: Call) -> tuple[int, bytes, Mapping[str, str]]:
+    """Send a call and return the status, the body and the headers of the answer.
+
+    The whole call takes at most the sum of its timeouts, also if the node sends a byte now and then.
+
+    Raises:
+        TransportFault: The node did not answer, or not in time.
+    """
+    timeouts = call.timeouts
+    limits = [limit for limit in (timeouts.first_byte_s, timeouts.idle_s) if limit is not None]
+    total_s = (timeouts.connect_s or 0.0) + max(limits) if limits else None
+    try:
+        async with asyncio.timeout(total_s):
+            reply = await transport.send(node, call)
+            return reply.status, await reply.read(), reply.headers
+    except TimeoutError:
+        message = f"{node.url}{call.path} did not come to an end in {total_s:g} s"
+        raise TransportFault(Fault.IDLE_TIMEOUT, message) from None
+
+
 async def fetch_bytes(
     transport: Transport, node: Endpoint, method: str, path: str, body: Any = None, timeouts: Timeouts = TIMEOUTS
 ) -> bytes:
     """Call a node and return the body of its answer.
-
-    The whole call takes at most the sum of its timeouts, also if the node sends a byte now and then.
 
     Raises:
         ResponseError: The node refused.
@@ -52,16 +70,9 @@ async def fetch_bytes(
     """
     data = b"" if body is None else encode(body)
     most = LIST_MOST if path in LISTS else 0
-    limits = [limit for limit in (timeouts.first_byte_s, timeouts.idle_s) if limit is not None]
-    total_s = (timeouts.connect_s or 0.0) + max(limits) if limits else None
-    try:
-        async with asyncio.timeout(total_s):
-            reply = await transport.send(node, Call(method, path, data, timeouts=timeouts, most=most))
-            answer = await reply.read()
-    except TimeoutError:
-        raise TransportFault(Fault.IDLE_TIMEOUT, f"{node.url}{path} did not come to an end in {total_s:g} s") from None
-    if reply.status != 200:
-        raise ResponseError(error_text(answer) or f"{node.url}{path} gave no text", reply.status)
+    status, answer, _ = await fetch(transport, node, Call(method, path, data, timeouts=timeouts, most=most))
+    if status != 200:
+        raise ResponseError(error_text(answer) or f"{node.url}{path} gave no text", status)
     return answer
 
 

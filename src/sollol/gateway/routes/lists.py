@@ -144,14 +144,13 @@ async def first_answer(context: Context, request: Request) -> None:
     call = Call(request.method, request.path, request.body, timeouts=SHOWING)
     for node in up_nodes(context):
         try:
-            reply = await context.engine.transport.send(node, call)
-            answer = reply.status, await reply.read(), reply.headers.get("content-type", JSON)
+            status, body, headers = await operations.fetch(context.engine.transport, node, call)
         except TransportFault as fault:
             why.append((node.key, str(fault)))
             continue
-        if reply.status < 500:
+        answer = status, body if status == 200 else printable_body(body), headers.get("content-type", JSON)
+        if status < 500:
             break
     if answer is None:
         raise NoNodeAvailable(f"{request.path}: no node answered", why)
-    status, body, content_type = answer
-    request.answer(status, body if status == 200 else printable_body(body), content_type)
+    request.answer(*answer)
