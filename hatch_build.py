@@ -21,7 +21,6 @@ ON_THE_WAY = (
     "dashboard/site.py",
     "gateway/app.py",
     "gateway/context.py",
-    "gateway/request_ids.py",
     "gateway/inference/call_options.py",
     "gateway/inference/routing_headers.py",
     "gateway/formats/stream_parser.py",
