@@ -181,9 +181,8 @@ def test_a_body_in_small_chunks_is_answered(stage: Stage, size: int) -> None:
     chunks = b"".join(
         b"%x\r\n%b\r\n" % (len(text[i : i + size]), text[i : i + size]) for i in range(0, len(text), size)
     )
-    answer = talk(
-        stage, head(b"POST /api/generate", b"Transfer-Encoding: chunked\r\n"), chunks + b"0\r\n\r\n", wait_s=1
-    )
+    lines = b"Transfer-Encoding: chunked\r\nConnection: close\r\n"
+    answer = talk(stage, head(b"POST /api/generate", lines), chunks + b"0\r\n\r\n", wait_s=30)
     assert statuses(answer) == [200]
     assert books(stage) == (0, 0, 0)
 
