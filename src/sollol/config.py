@@ -25,7 +25,7 @@ from sollol.files import read_bounded
 
 SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
-GATEWAY_TABLES = ("gateway", "limits", "routing", "aliases", "fallbacks", "digests")
+GATEWAY_TABLES = ("gateway", "limits", "routing", "aliases", "fallbacks", "digests", "store", "alerts")
 _SEPARATORS = re.compile(r"[\s,;]+")
 
 
@@ -358,6 +358,11 @@ def _sentence(place: str, raw: Any, problem: str) -> str:
 def config_home() -> Path:
     """Return $XDG_CONFIG_HOME/sollol, by default ~/.config/sollol."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sollol"
+
+
+def state_home() -> Path:
+    """Return $XDG_STATE_HOME/sollol, by default ~/.local/state/sollol."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sollol"
 
 
 def find_file(given: str | None = None) -> str | None:

@@ -24,7 +24,8 @@ WAIT_S = 20
 
 def environment(tmp_path: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOLLOL", "OLLAMA"))}
-    return {**kept, "XDG_CONFIG_HOME": str(tmp_path / "config"), "NO_COLOR": "1"}
+    homes = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    return {**kept, **homes, "NO_COLOR": "1"}
 
 
 def sollol(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:

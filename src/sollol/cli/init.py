@@ -43,11 +43,25 @@ MEANINGS = {
     "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
     "hedge": "A second copy of late requests: true or false. The default depends on the mode.",
     "on_mixed_digests": "Nodes have different versions of a model: chats use all; 'one': only one, as embeddings do.",
+    "enabled": "Keep history and what was learned about the nodes over restarts.",
+    "path": "The SQLite file. By default ~/.local/state/sollol/serve-PORT.sqlite3.",
+    "days": "The age of the oldest sums by minute.",
+    "requests": "Finished requests that are kept, without prompts and answers.",
+    "urls": 'Where findings are sent: webhooks, and with the extra "alerts" all addresses of Apprise.',
+    "severity": 'The least severity that is sent: "error", "warning" or "info".',
+    "every_s": "The least time between two messages about one finding.",
+}
+EXAMPLES = {
+    "request_timeout_s": "600.0",
+    "keys_file": '"keys.json"',
+    "path": '"store.sqlite3"',
+    "mode": '"fast"',
+    "hedge": "true",
 }
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
 # `sollol serve --config {name} --check` checks it. A running gateway applies changes by itself,
-# all but host and port.
+# all but host, port, [store] and [alerts].
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
 # nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]
@@ -108,7 +122,7 @@ def text_of(name: str = "sollol.toml") -> str:
 
 def _toml(field: str, value: Any) -> str:
     if value is None:
-        return {"request_timeout_s": "600.0", "keys_file": '"keys.json"', "mode": '"fast"', "hedge": "true"}[field]
+        return EXAMPLES[field]
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -13,7 +13,7 @@ import typer
 from sollol.cli import fleet
 from sollol.cli.console import stdout, table
 from sollol.cli.fleet import NodesOption
-from sollol.errors import ConfigError, NoNodeAvailable
+from sollol.errors import BadInput, ConfigError, NoNodeAvailable
 
 if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
@@ -76,13 +76,19 @@ def serve(
     ] = None,
     nodes: NodesOption = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Require no keys, on any address.")] = False,
+    access_log: Annotated[
+        str | None,
+        typer.Option("--access-log", metavar="text|json", help="Print a line for each request.", show_default=False),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the settings, keys and nodes.")] = False,
 ) -> None:
     """Serve the whole cluster at one address: Ollama's, OpenAI's and Anthropic's API."""
     from sollol.cli.serving import run
     from sollol.gateway.settings import check_keys
 
-    read = Reading(config, nodes, host, port, insecure)
+    if access_log not in (None, "text", "json"):
+        raise BadInput(f"--access-log {access_log}; expected text or json")
+    read = Reading(config, nodes, host, port, insecure, access_log)
     settings = read.settings()
     keyring = read.keyring(settings)
     if check:
@@ -96,9 +102,17 @@ class Reading:
     """Read settings and keys, at the start and after each change."""
 
     def __init__(
-        self, config: str | None, nodes: str | None, host: str | None, port: int | None, insecure: bool
+        self,
+        config: str | None,
+        nodes: str | None,
+        host: str | None,
+        port: int | None,
+        insecure: bool,
+        access_log: str | None = None,
     ) -> None:
         from sollol.config import find_file
+
+        self.access_log = access_log
 
         self.file = find_file(config)
         if self.file is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from typing import TYPE_CHECKING
 
-from sollol.cli.console import note, plural, say, warn
+from sollol.cli.access_log import AccessLog
+from sollol.cli.console import note, plural, printable, say, warn
 from sollol.errors import SollolError
 from sollol.gateway.app import Gateway
 from sollol.pool.aio import AsyncOllamaPool
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
     from sollol.core.endpoint import Endpoint
     from sollol.gateway.auth.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
+    from sollol.observe.cluster_events import ClusterEvent
 
+LOG_EVERY_S = 0.25
+FIRST_LOOK_S = 0.02
+FIRST_ANSWERS_S = 2.0  # wait for the first probes, so that the first screen shows nodes as they are
+NODES_SHOWN = 20
+REPORTED = ("node-up", "node-down", "node-added", "node-removed", "cpu-fallback", "breaker-open", "breaker-closed")
 FEW_FILES = 4096  # below it a busy gateway may run out
 WATCH = "the watch over settings and keys"
 WATCH_S = 2.0  # between checks of the files
@@ -66,25 +74,74 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
     async with AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name) as pool:
         gateway = Gateway(pool, settings, keyring, transport=transport)
         port = await gateway.start()
-        _greet(gateway, port)
+        _use_store(gateway, port)
+        await _greet(gateway, port, read.file)
+        engine = pool.engine
+        engine.monitor().subscribe(_report_event)
+        log = None
+        if read.access_log:
+            log = AccessLog(engine.recorder.subscribe("access log", sampled=False), read.access_log)
+            gateway.duties.keep("the access log", log.write, LOG_EVERY_S)
         watching = gateway.duties.keep(WATCH, Watch(read, gateway, again).look)
         await stop.wait()
         watching.cancel()
         note("Ending: running requests may finish.")
         cut = await gateway.aclose()
+        if log is not None:
+            await log.write()
         if cut:
             warn(f"{plural(cut, 'request')} did not end in time and was cut off")
 
 
-def _greet(gateway: Gateway, port: int) -> None:
+def _use_store(gateway: Gateway, port: int) -> None:
+    """Open the store of the settings; without one the gateway serves as well."""
+    settings = gateway.settings
+    if not settings.store.enabled:
+        return
+    path = settings.store_path(port)
+    try:
+        gateway.pool.use_store(path, days=settings.store.days, requests=settings.store.requests)
+    except SollolError as problem:
+        warn(f"{problem}; history and what was learned are not kept")
+
+
+async def _greet(gateway: Gateway, port: int, file: str | None) -> None:
+    """Print the first screen: the address, the nodes, the lines for clients, and where things are."""
     listen = gateway.settings.listen
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
-    say(f"http://{host}:{port}")
-    note(f"Dashboard: http://{host}:{port}/dashboard")
+    url = f"http://{host}:{port}"
+    say(url)
+    note(f"Dashboard: {url}/dashboard")
+    await _first_answers(gateway)
+    nodes = gateway.pool.nodes
+    for node in nodes[:NODES_SHOWN]:
+        what = node.why if node.state == "down" else plural(len(node.models), "model") if node.state == "up" else ""
+        note(f"  {node.state:<7} {node.key:<24} {printable(what)}".rstrip())
+    if len(nodes) > NODES_SHOWN:
+        note(f"  and {plural(len(nodes) - NODES_SHOWN, 'node')} more")
+    note(f"Clients: OLLAMA_HOST={url}")
+    note(f"         OPENAI_BASE_URL={url}/v1    ANTHROPIC_BASE_URL={url}")
+    storing = gateway.pool.engine.storing
+    note(f"Settings: {file or 'defaults (`sollol init` writes a file)'}. "
+         f"Store: {storing.store.path if storing is not None else 'none'}.")  # fmt: skip
     keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
     note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
     if listen.insecure:
         warn("everybody who reaches this address can use the nodes and delete their models")
+
+
+async def _first_answers(gateway: Gateway) -> None:
+    """Wait until every node has answered its first probe, for at most FIRST_ANSWERS_S."""
+    for _ in range(round(FIRST_ANSWERS_S / FIRST_LOOK_S)):
+        if all(node.state != "unknown" for node in gateway.pool.nodes):
+            return
+        await asyncio.sleep(FIRST_LOOK_S)
+
+
+def _report_event(event: ClusterEvent) -> None:
+    """Print a line where something breaks or is well again."""
+    if event.kind in REPORTED:
+        note(f"{time.strftime('%H:%M:%S', time.localtime(event.at))} {printable(event.text)}")
 
 
 class Watch:

@@ -159,6 +159,12 @@ class Configure(NamedTuple):
     used_digests: Mapping[str, str] | None = None
 
 
+class LearnedRestored(NamedTuple):
+    """Restore what was learned before a restart: values of `core.learned.learned_values`."""
+
+    values: Mapping[str, Any]
+
+
 class Tick(NamedTuple):
     """Report that the moment of a WakeAt has come."""
 
@@ -178,5 +184,6 @@ Event = (
     | Silent
     | Refresh
     | Configure
+    | LearnedRestored
     | Tick
 )

@@ -118,6 +118,10 @@ class Limiter(Protocol):
         """Record that a request waited inside the node while `responding` others were being answered."""
         ...
 
+    def restore(self, limit: int, now: Micros) -> None:
+        """Restore a limit that was proven before a restart."""
+        ...
+
     def reopen(self, now: Micros) -> None:
         """Allow the next trial if its time has come. Called while tasks wait."""
         ...

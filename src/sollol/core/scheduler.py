@@ -20,6 +20,7 @@ from sollol.core.events import (
     Finished,
     FirstToken,
     ItemsAdded,
+    LearnedRestored,
     NodeAdded,
     NodeLost,
     NodeRemoved,
@@ -32,6 +33,7 @@ from sollol.core.events import (
     Tick,
 )
 from sollol.core.fault_recovery import FaultRecovery, fault_outcome
+from sollol.core.learned import Learned
 from sollol.core.measurements import Measurements
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import RequestScheduler
@@ -75,6 +77,7 @@ class Scheduler:
         self._recovery = FaultRecovery(state, self._binding)
         self._wake_at: Micros = NEVER
         self._looking_after = False
+        self._restore_node: Callable[[Node], None] = Learned().restore_node
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
             ItemsAdded: self._fed,
             Cancelled: self._cancelled,
@@ -87,6 +90,7 @@ class Scheduler:
             Silent: self._silent,
             Refresh: self._refresh,
             Configure: self._configure,
+            LearnedRestored: self._restored,
             Tick: self._tick,
         }
 
@@ -295,6 +299,7 @@ class Scheduler:
         if event.endpoint.key not in self._cluster.nodes:
             self._cluster.nodes[event.endpoint.key] = node = Node(event.endpoint, self._state.policies.model_limiter())
             node.faults.breaker = self._state.policies.breaker()
+            self._restore_node(node)
             self._health.added(node, now, self._state.out)
 
     def _node_removed(self, event: NodeRemoved, now: Micros) -> None:
@@ -384,6 +389,16 @@ class Scheduler:
         if (event.one_digest, event.pinned_digests, event.used_digests) != (None, None, None):
             for group in cluster.groups.values():
                 group.checked = 0
+
+    def _restored(self, event: LearnedRestored, now: Micros) -> None:
+        learned = Learned(event.values)
+        learned.restore_settings(self._cluster)
+        for node in self._cluster.nodes.values():
+            learned.restore_node(node)
+            for replica in node.replicas.values():
+                learned.restore_replica(replica, now)
+        self._state.restore = learned.restore_replica
+        self._restore_node = learned.restore_node
 
     def _tick(self, event: Tick, now: Micros) -> None:
         self._wake_at = NEVER

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sollol.core.policy import Policies
 from sollol.core.state.attempt import Attempt
+from sollol.core.state.estimators import Lengths
 from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.node import Node
 from sollol.core.state.pending import PendingTask
@@ -43,6 +44,11 @@ class SchedulerView:
     def policies(self) -> Policies:
         """Return the policies in use."""
         return self._state.policies
+
+    @property
+    def lengths(self) -> Lengths:
+        """Return the usual lengths of answers."""
+        return self._state.cluster.lengths
 
     def waiting(self) -> int:
         """Return the number of tasks in all queues."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sollol.answers import Answer
 from sollol.backends.ollama import decode, load_call
 from sollol.core.endpoint import Endpoint
-from sollol.core.events import Configure, NodeAdded, NodeRemoved, Refresh
+from sollol.core.events import Configure, LearnedRestored, NodeAdded, NodeRemoved, Refresh
 from sollol.core.policy import Hedger, Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
@@ -46,6 +46,10 @@ from sollol.workload.call_options import CallOptions
 from sollol.workload.runner_options import runner_key
 from sollol.workload.task import Work, build_task, unloads
 from sollol.workload.validation import check_text
+
+if TYPE_CHECKING:
+    from sollol.observe.recording import Recording
+    from sollol.observe.store import Store
 
 # Loading, prefill and thinking have no time limit: the scheduler judges silence by other evidence
 # (`sollol.core.stall_detection`), the caller's timeout applies, and the connection detects a machine that
@@ -88,6 +92,7 @@ class Engine:
         self.journal = Journal()
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self._monitor: Monitor | None = None
+        self.storing: Recording | None = None
         self.transport = transport
         self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
         self.recorder = Recorder(self.dispatcher.now)
@@ -176,6 +181,7 @@ class Engine:
 
     def abandon(self) -> None:
         """Drop the connections without waiting, since their event loop has ended."""
+        self._close_store()
         abandon = getattr(self.transport, "abandon", None)
         if abandon is not None:
             abandon()
@@ -184,6 +190,7 @@ class Engine:
         """Cancel all tasks and close the connections."""
         await self.resume_support.aclose()
         await self.dispatcher.aclose()
+        self._close_store()
 
     def batch(
         self,
@@ -261,6 +268,20 @@ class Engine:
             monitor.tick()
             self.dispatcher.duties.keep("the monitor", tick, EVERY_S)
         return self._monitor
+
+    def _close_store(self) -> None:
+        storing, self.storing = self.storing, None
+        if storing is not None:
+            storing.close()
+
+    def use_store(self, store: Store) -> None:
+        """Restore what was learned from a store, and record into it from now on. To be called on the engine's loop."""
+        from sollol.observe.recording import EVERY_S, Recording  # sqlite3 takes 5 ms to import
+
+        self.dispatcher.feed(LearnedRestored(store.learned()))
+        recording = Recording(store, self.recorder, self.scheduler.view(), self.dispatcher.notify_operator)
+        self.dispatcher.duties.keep("the store", recording.write, EVERY_S)
+        self.storing = recording
 
     def metrics(self, version: str) -> bytes:
         """Return the metrics in Prometheus' text format."""

@@ -1,7 +1,7 @@
 """Validate the settings of `sollol serve`: the tables of the configuration file, with all defaults.
 
-`sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks] and
-[digests]. The limits protect the server's memory from everybody who reaches it.
+`sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks],
+[digests], [store] and [alerts]. The limits protect the server's memory from everybody who reaches it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from sollol.config import Settings, config_home, each_problem, explained
+from sollol.config import Settings, config_home, each_problem, explained, state_home
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
@@ -56,6 +56,23 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_mixed_digests: Literal["allow", "one"] = "allow"
 
 
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [store]."""
+
+    enabled: bool = True
+    path: str | None = None
+    days: Annotated[float, msgspec.Meta(gt=0, le=3_650)] = 30.0
+    requests: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 100_000
+
+
+class AlertSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [alerts]."""
+
+    urls: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")], ...] = ()
+    severity: Literal["error", "warning", "info"] = "warning"
+    every_s: Annotated[float, msgspec.Meta(ge=60)] = 3_600.0
+
+
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: Listen = Listen()
     limits: Limits = Limits()
@@ -63,11 +80,19 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: dict[Name, Name] = {}
     fallbacks: dict[Name, list[Name]] = {}
     digests: dict[Name, Digest] = {}
+    store: StoreSettings = StoreSettings()
+    alerts: AlertSettings = AlertSettings()
 
 
 _KNOWN: Final = {
     name: ", ".join(field.name for field in msgspec.structs.fields(table))
-    for name, table in (("gateway", Listen), ("limits", Limits), ("routing", Routing))
+    for name, table in (
+        ("gateway", Listen),
+        ("limits", Limits),
+        ("routing", Routing),
+        ("store", StoreSettings),
+        ("alerts", AlertSettings),
+    )
 }
 
 
@@ -83,6 +108,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     nodes: tuple[Endpoint, ...] = ()
     app_name: str = ""
     observer_sampling: float = 1.0
+    store: StoreSettings = StoreSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -98,6 +125,12 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     def keys_path(self) -> Path:
         """The path of the keys file. Raises ConfigError for one that `gateway_settings` refuses."""
         return _keys_path(self.listen.keys_file)
+
+    def store_path(self, port: int) -> Path:
+        """Return the path of the store of a gateway that listens on `port`."""
+        if self.store.path:
+            return Path(self.store.path).expanduser()
+        return state_home() / f"serve-{port}.sqlite3"
 
     @property
     def needs_keys(self) -> bool:
@@ -151,6 +184,11 @@ def not_applied(new: GatewaySettings, old: GatewaySettings) -> list[str]:
         for name in ("host", "port")
         if getattr(new.listen, name) != getattr(old.listen, name)
     ]
+    found += [
+        f"[{name}] changed, and what it was before stays in use"
+        for name in ("store", "alerts")
+        if getattr(new, name) != getattr(old, name)
+    ]
     if old.nodes and not new.nodes:
         found.append("nodes names none now, and those before stay in use")
     return found
@@ -195,6 +233,8 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.nodes,
         settings.app_name or "",
         settings.observer_sampling,
+        tables.store,
+        tables.alerts,
     )
     return found, problems
 
@@ -243,5 +283,11 @@ def template() -> dict[str, list[tuple[str, Any]]]:
     """Return table -> its settings with their defaults."""
     return {
         name: [(field.name, field.default) for field in msgspec.structs.fields(table)]
-        for name, table in (("gateway", Listen), ("limits", Limits), ("routing", Routing))
+        for name, table in (
+            ("gateway", Listen),
+            ("limits", Limits),
+            ("routing", Routing),
+            ("store", StoreSettings),
+            ("alerts", AlertSettings),
+        )
     }

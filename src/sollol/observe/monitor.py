@@ -20,7 +20,7 @@ from sollol.observe.findings import (
 from sollol.observe.metrics import LOADED_LEAST_S
 from sollol.observe.recorder import Recorder
 from sollol.observe.request_record import RequestRecord
-from sollol.observe.series import Series, quantile
+from sollol.observe.series import ItemCounter, Series, quantile
 from sollol.observe.snapshot import EngineState
 
 EVERY_S: Final = 1.0
@@ -70,8 +70,9 @@ class Monitor:
         self._detector = EventDetector()
         self._loads: deque[ModelLoad] = deque(maxlen=LOADS_MOST)
         self._past: deque[_Minute] = deque(maxlen=MINUTES)
-        self._embedded: dict[tuple[str, str], int] = {}
+        self._items = ItemCounter()
         self._noticed = 0
+        self._listeners: list[Callable[[ClusterEvent], object]] = []
         self._reported = 0.0
         self._probed = 0.0
         for record in recorder.history.records():
@@ -82,7 +83,9 @@ class Monitor:
         state, at = self._state(), self._clock()
         for record in self._records.take():
             self._add(record)
-        items = self._items_since(state)
+        items: dict[str, float] = {}
+        for (node, _), number in self._items.since(state.view).items():
+            items[node] = items.get(node, 0.0) + number
         for series in (self.minutes, self.hour):
             series.sample(at, items, state.view.waiting(), len(state.view.attempts))
         found = self._detector.look(state.view, at)
@@ -91,7 +94,14 @@ class Monitor:
         if new > 0:
             found += [ClusterEvent(at, NOTICED, "warning", "", "", text) for text in list(state.notices)[-new:]]
         self.events.extend(found)
+        for event in found:
+            for listener in self._listeners:
+                listener(event)
         return found
+
+    def subscribe(self, listener: Callable[[ClusterEvent], object]) -> None:
+        """Call `listener` with each new event."""
+        self._listeners.append(listener)
 
     def wants_probes(self) -> bool:
         """Check whether somebody watches who should see at once that a node died, so that all nodes are probed now."""
@@ -152,19 +162,6 @@ class Monitor:
             minute.prompts[replica] = max(minute.prompts.get(replica, 0), record.tokens_in)
         if record.load_s > LOADED_LEAST_S and record.node:
             self._loads.append(ModelLoad(record.at, record.node, record.model, record.options, record.app))
-
-    def _items_since(self, state: EngineState) -> dict[str, float]:
-        """Return the texts that each node embedded since the last call."""
-        found: dict[str, float] = {}
-        now: dict[tuple[str, str], int] = {}
-        for key, node in state.view.nodes.items():
-            for model, replica in node.replicas.items():
-                now[key, model] = replica.embedded
-                more = replica.embedded - self._embedded.get((key, model), 0)
-                if more > 0:
-                    found[key] = found.get(key, 0.0) + more
-        self._embedded = now
-        return found
 
 
 def verdict(snapshot: Mapping[str, Any], found: list[Finding], first_token_s: float | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from sollol.core.view import SchedulerView
 from sollol.observe.request_record import RequestRecord
 
 SAMPLES_MOST: Final = 300  # first-token times kept of one interval
@@ -126,6 +127,20 @@ class Series:
             "first_token_p50_s": [quantile(interval.first_token_s, 0.5) for interval in intervals],
             "first_token_p95_s": [quantile(interval.first_token_s, 0.95) for interval in intervals],
         }
+
+
+class ItemCounter:
+    """Count the texts that were embedded since the last call."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[str, str], int] = {}
+
+    def since(self, view: SchedulerView) -> dict[tuple[str, str], float]:
+        """Return the texts by (node, model)."""
+        now = {(key, model): r.embedded for key, node in view.nodes.items() for model, r in node.replicas.items()}
+        found = {replica: float(number - self._before.get(replica, 0)) for replica, number in now.items()}
+        self._before = now
+        return {replica: number for replica, number in found.items() if number > 0}
 
 
 def quantile(samples: list[float], share: float) -> float | None:

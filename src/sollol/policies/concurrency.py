@@ -160,6 +160,13 @@ class LearnedLimit:
         self._is_barren = True
         self._hold(self._hold_lengths, now)
 
+    def restore(self, limit: int, now: Micros) -> None:
+        """Restore a limit that was proven before a restart; the next trial comes after the usual time."""
+        self._prove(limit)
+        self.slots = max(self.slots, self.proven)
+        self.limit = self.proven
+        self._hold(self._hold_lengths, now)
+
     def reopen(self, now: Micros) -> None:
         """Allow the next trial if its time has come."""
         if self.limit != self.proven or now < self._hold_until + (self._barren_us if self._is_barren else 0):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
@@ -32,6 +35,9 @@ from sollol.workload.validation import (
     short,
 )
 
+if TYPE_CHECKING:
+    from sollol.observe.store import Store
+
 T = TypeVar("T")
 
 
@@ -46,6 +52,7 @@ class BatchCall(NamedTuple):
 
 
 SPANS = ("5m", "1h")
+STORED_SPANS = ("1d", "30d")
 UNUSED = {"severity": "info", "text": "The pool was not used yet."}
 READ_S = 5.0  # wait of a reader on another thread for the pool's loop
 DISCOVER_S = 2.0  # time limit of the search of a constructor
@@ -84,6 +91,7 @@ class PoolBase:
         self._transport = transport
         self._seed = seed
         self._engine: Engine | None = None
+        self._store: tuple[Path, float, int] | None = None
         self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
         self._closed = False
         self.totals = Totals()
@@ -114,6 +122,8 @@ class PoolBase:
         engine = Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
         engine.use_strategy(self._strategy)
         engine.use_digests(self._one_digest, self._pinned, self._used_digests)
+        if self._store is not None:
+            engine.use_store(_open_store(*self._store))
         return engine
 
     def _state(self) -> EngineState | None:
@@ -345,19 +355,41 @@ class PoolBase:
         engine = self._engine
         if engine is None:
             return {**found, "verdict": UNUSED, "findings": [], "events": [], "latest": None, "spans": []}
-        return {**found, **self.read_state(lambda: engine.monitor().report(found)), "spans": list(SPANS)}
+        return {**found, **self.read_state(lambda: engine.monitor().report(found)), "spans": list(self._spans())}
 
     def series(self, span: str = "5m") -> dict[str, Any]:
-        """Return the work of each node over the last five minutes ("5m") or the last hour ("1h"), as columns.
+        """Return the work of each node over a span, as columns: "5m", "1h", and with a store "1d" and "30d".
 
         Raises:
             BadInput: There is no such span, or the pool was not used yet.
         """
-        engine = self._engine
-        if span not in SPANS or engine is None:
-            expected = f"one of {', '.join(SPANS)}" if engine is not None else "a pool that was used"
+        engine, spans = self._engine, self._spans()
+        if span not in spans or engine is None:
+            expected = f"one of {', '.join(spans)}" if engine is not None else "a pool that was used"
             raise BadInput(f"span={short(span)}; expected {expected}")
+        if span not in SPANS and engine.storing is not None:
+            return engine.storing.store.series(span, list(self._endpoints), time.time())
         return self.read_state(lambda: engine.monitor().series(span, list(self._endpoints)))
+
+    def _spans(self) -> tuple[str, ...]:
+        return SPANS if self._engine is None or self._engine.storing is None else (*SPANS, *STORED_SPANS)
+
+    def use_store(self, path: str | os.PathLike[str], *, days: float = 30.0, requests: int = 100_000) -> None:
+        """Keep history and what was learned in a SQLite file, and restore what was learned from it.
+
+        Args:
+            path: The file. Two programs must not use the same one.
+            days: Age of the oldest sums by minute.
+            requests: Number of finished requests, without prompts.
+
+        Raises:
+            SollolError: The file cannot be opened.
+        """
+        self._store = (Path(path).expanduser(), days, requests)
+        engine = self._engine
+        if engine is not None:
+            store = _open_store(*self._store)
+            self.read_state(lambda: engine.use_store(store))
 
     def __repr__(self) -> str:
         down = sum(not node.is_healthy for node in self.nodes)
@@ -393,6 +425,17 @@ def _loop_here() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _open_store(path: Path, days: float, requests: int) -> Store:
+    import sqlite3
+
+    from sollol.observe.store import Store
+
+    try:
+        return Store(path, days=days, requests=requests)
+    except (OSError, sqlite3.Error) as error:
+        raise SollolError(f"the store {path} cannot be opened: {error}; choose another path") from error
 
 
 def _own_name() -> str:

@@ -6,13 +6,23 @@ for little, and requests that finish together (dt near 0) cannot make it explode
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from collections.abc import Sequence
+from typing import Any, Final
 
 from sollol.core.state.ring import Ring
 from sollol.core.types import Micros
 
 LENGTH_WEIGHT: Final = 0.05  # weight of the newest answer
 KINDS_MAX: Final = 10_000  # of (application, task type, model) to remember
+
+
+def positive(value: Any) -> float:
+    """Return a finite number that is not negative. Raises ValueError for other values."""
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{value!r} is no measurement; expected a finite number from 0 on")
+    return number
 
 
 class Rate:
@@ -42,6 +52,16 @@ class Rate:
         self._amount = amounts = amounts * keep + amount
         self._span = span = span * keep + (span_us if span_us > 1 else 1)
         self.value = amounts / span
+
+    def values(self) -> list[float]:
+        """Return the state for `restore`."""
+        return [self._amount, self._span]
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Restore a state that `values` returned. Raises ValueError for other values."""
+        amount, span = positive(values[0]), positive(values[1])
+        if span > 0:
+            self._amount, self._span, self.value = amount, span, amount / span
 
     @property
     def known(self) -> bool:
@@ -74,6 +94,16 @@ class Mean:
             weight = 1 / count
         self.value = before + weight * (sample - before)
 
+    def values(self) -> list[float]:
+        """Return the state for `restore`."""
+        return [0.0 if self.value is None else self.value, self.count]
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Restore a state that `values` returned. Raises ValueError for other values."""
+        value, count = positive(values[0]), int(positive(values[1]))
+        if count > 0:
+            self.value, self.count = value, count
+
     def read(self) -> float | None:
         """Return the mean, or None before the first sample."""
         return self.value
@@ -103,6 +133,16 @@ class Length:
                 kind._value = value + (weight if weight > LENGTH_WEIGHT else LENGTH_WEIGHT) * (tokens - value)
             kind = kind._wider
 
+    def values(self) -> list[float]:
+        """Return the state for `restore`."""
+        return [self._count, 0.0 if self._value is None else self._value]
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Restore a state that `values` returned. Raises ValueError for other values."""
+        count, value = int(positive(values[0])), positive(values[1])
+        if count > 0:
+            self._count, self._value = count, value
+
     def read(self) -> float | None:
         """Return the expected tokens, or None without a sample."""
         kind = self
@@ -118,6 +158,17 @@ class Lengths:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, ...], Length] = {}
+
+    def values(self) -> list[list[Any]]:
+        """Return the state for `restore`: one row for each kind, its key first."""
+        return [[list(key), *length.values()] for key, length in self._kinds.items()]
+
+    def restore(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Restore a state that `values` returned. Raises ValueError for other values."""
+        for key, count, value in rows[:KINDS_MAX]:
+            app, kind, model = ["", "", *key] if len(key) == 1 else ["", *key] if len(key) == 2 else key
+            self.of(str(app), str(kind), str(model))
+            self._kinds[tuple(str(part) for part in key)].restore((count, value))
 
     def of(self, app: str, kind: str, model: str) -> Length:
         """Return the estimator of one kind."""

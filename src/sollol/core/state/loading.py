@@ -8,9 +8,10 @@ went when another came.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from typing import Final
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Final
 
+from sollol.core.state.estimators import positive
 from sollol.core.types import SECOND, Micros
 
 FIXED: Final = 0.3 * SECOND  # assumed before the first load: starting a runner
@@ -34,6 +35,17 @@ class LoadTimeEstimator:
     def predict(self, size: int) -> Micros:
         """Return the microseconds that loading `size` bytes should take."""
         return round(self.fixed_us + size * self._per_byte)
+
+    def values(self) -> list[float]:
+        """Return the state for `restore`."""
+        return [self.fixed_us, self._per_byte, self._fixed_seen, self._bandwidth_seen]
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Restore a state that `values` returned. Raises ValueError for other values."""
+        fixed, per_byte, fixed_seen, bandwidth_seen = [positive(value) for value in values]
+        if fixed > 0 and per_byte > 0:
+            self.fixed_us, self._per_byte = fixed, per_byte
+            self._fixed_seen, self._bandwidth_seen = fixed_seen, bandwidth_seen
 
     def add(self, size: int, took_us: Micros) -> None:
         """Record a load of `size` bytes that took `took_us`."""
@@ -80,6 +92,16 @@ class MemoryFit:
         if came and gone:
             together = {**{name: before[name] for name in gone}, **loading, **current}
             self.note(len(together), sum(together.values()))
+
+    def values(self) -> list[Any]:
+        """Return the state for `restore`."""
+        return [list(self._fits), [list(full) for full in self._full]]
+
+    def restore(self, values: Sequence[Any]) -> None:
+        """Restore a state that `values` returned. Raises ValueError for other values."""
+        count, size = [int(positive(value)) for value in values[0]]
+        self._full = [(int(positive(full[0])), int(positive(full[1]))) for full in values[1][:FULL_MAX]]
+        self._fits = count, size
 
     @property
     def is_tight(self) -> bool:

@@ -44,6 +44,7 @@ class SchedulerState:
         self.queues: dict[str, WaitQueue] = {}
         self.shares = FairShares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
+        self.restore: Callable[[Replica, Micros], None] = _not_restored  # what was learned of a new replica before
         self.out: list[Action] = []
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.serve: Callable[[str, Micros], None] = _nobody
@@ -270,6 +271,7 @@ class SchedulerState:
             if replica is None:
                 replica = Replica(node, group, self.policies.limiter(), self.policies.breaker())
                 node.replicas[group.model] = replica
+                self.restore(replica, self.now)
             group.put(replica)
         elif replica is not None:
             self.forget_model(replica)
@@ -374,6 +376,10 @@ def _nobody(model: str, now: Micros) -> None:
 
 def _not_recovered(error: Exception, now: Micros) -> None:
     raise error
+
+
+def _not_restored(replica: Replica, now: Micros) -> None:
+    return None
 
 
 def _unanswered(attempt: Attempt, now: Micros) -> None:

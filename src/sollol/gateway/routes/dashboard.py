@@ -5,6 +5,7 @@ If keys are required, an admin key is the password of Basic authentication, whic
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Final
 
@@ -38,7 +39,9 @@ async def events(context: Context, request: Request) -> None:
 async def series(context: Context, request: Request, span: str) -> None:
     """Answer with the work over time."""
     access.check_admin(request, admin.SEE)
-    request.answer(200, encode(context.pool.series(span)))
+    request.answer(
+        200, encode(await asyncio.to_thread(context.pool.series, span))
+    )  # a month of the store takes a while
 
 
 async def redirected(context: Context, request: Request) -> None:
