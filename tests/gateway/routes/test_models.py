@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sollol.gateway.routes import blobs
+from sollol.gateway.routes import blobs, models
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import Cluster, sim_cluster
 from tests.gateway.stage import Stage, gateway_over, until
@@ -290,3 +290,12 @@ def test_a_client_that_leaves_ends_the_pull_on_every_node() -> None:
             next(answer.iter_lines())
         until(lambda: nodes.do(lambda found: sum(node.counters.inflight for node in found)) == 0)
         assert on_disk(nodes) == [{"llama3.2"}, {"llama3.2"}]
+
+
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, None, True, 1.5])
+@pytest.mark.parametrize("field", ["total", "completed"])
+def test_progress_that_is_no_number_is_not_summed(field: str, value: Any) -> None:
+    sums = models.Sums(2)
+    good = {"digest": "d", "total": 10, "completed": 4}
+    sums.add({**good, field: value, "node": "a"})
+    assert sums.add({**good, "node": "b"}) == {"digest": "d", "total": 20, "completed": 4, "node": "b"}

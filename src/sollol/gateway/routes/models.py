@@ -70,8 +70,7 @@ async def delete(context: Context, request: Request) -> None:
 
 
 def _renamed(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
-    name = model_name(fields)
-    return {**fields, "model": context.settings.resolve_model(name)}
+    return {**fields, "model": context.settings.resolve_model(model_name(fields))}
 
 
 # --- calls and answers ---
@@ -176,10 +175,10 @@ class Sums:
 
     def add(self, line: dict[str, Any]) -> dict[str, Any]:
         """Return a line of one node with the sums of all."""
-        digest, total = line.get("digest"), line.get("total")
-        if self._nodes == 1 or not digest or not total:
+        digest, total, completed = line.get("digest"), line.get("total"), line.get("completed")
+        if self._nodes == 1 or not digest or type(total) is not int:
             return line
         by_node = self._completed.setdefault(str(digest), {})
         node = str(line["node"])
-        by_node[node] = max(by_node.get(node, 0), int(line.get("completed") or 0))
+        by_node[node] = max(by_node.get(node, 0), completed if type(completed) is int else 0)
         return {**line, "total": total * self._nodes, "completed": sum(by_node.values())}
