@@ -30,6 +30,7 @@ from sollol.cli import (
     nodes,
     ping,
     ps,
+    replay,
     report,
     search,
     serve,
@@ -147,6 +148,7 @@ app.command(epilog=explain.EPILOG)(explain.explain)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=ping.EPILOG)(ping.ping)
 app.command(epilog=report.EPILOG)(report.report)
+app.command(epilog=replay.EPILOG)(replay.replay)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")

@@ -6,6 +6,7 @@ The module `serving` runs the process.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,6 +81,10 @@ def serve(
         str | None,
         typer.Option("--access-log", metavar="text|json", help="Print a line for each request.", show_default=False),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", metavar="FILE", help="Record all events for `sollol replay`.", show_default=False),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the settings, keys and nodes.")] = False,
 ) -> None:
     """Serve the whole cluster at one address: Ollama's, OpenAI's and Anthropic's API."""
@@ -88,7 +93,7 @@ def serve(
 
     if access_log not in (None, "text", "json"):
         raise BadInput(f"--access-log {access_log}; expected text or json")
-    read = Reading(config, nodes, host, port, insecure, access_log)
+    read = Reading(config, nodes, host, port, insecure, access_log, journal)
     settings = read.settings()
     keyring = read.keyring(settings)
     if check:
@@ -109,10 +114,12 @@ class Reading:
         port: int | None,
         insecure: bool,
         access_log: str | None = None,
+        journal: Path | None = None,
     ) -> None:
         from sollol.config import find_file
 
         self.access_log = access_log
+        self.journal = journal
 
         self.file = find_file(config)
         if self.file is not None:

@@ -71,7 +71,10 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
     on_signal(loop, ("SIGINT", "SIGTERM", "SIGBREAK"), stop.set)
     on_signal(loop, ("SIGHUP",), again.set)
     transport = HttpTransport()
-    async with AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name) as pool:
+    made = AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name)
+    if read.journal is not None:
+        made.record_journal(read.journal)
+    async with made as pool:
         gateway = Gateway(pool, settings, keyring, transport=transport)
         port = await gateway.start()
         _use_store(gateway, port)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sollol.answers import Answer
@@ -23,6 +25,7 @@ from sollol.engine.whole_answers import OBSERVABLE
 from sollol.errors import ResponseError
 from sollol.observe.batch_report import BatchReport
 from sollol.observe.journal import Journal
+from sollol.observe.journal_file import JournalFile
 from sollol.observe.monitor import EVERY_S, Monitor
 from sollol.observe.present import present_values
 from sollol.observe.recorder import Recorder
@@ -86,10 +89,22 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
 class Engine:
     """Scheduler, dispatcher and history of a pool, on one running event loop."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], transport: Transport, app: str, seed: int | None) -> None:
+    def __init__(
+        self,
+        endpoints: Iterable[Endpoint],
+        transport: Transport,
+        app: str,
+        seed: int | None,
+        journal_path: Path | None = None,
+    ) -> None:
         self._hedgers: dict[str, Hedger] = {}  # callers' own policies; a task holds only the name
+        seed = secrets.randbits(32) if seed is None else seed
         self.scheduler = Scheduler(default_policies(self._hedgers), random.Random(seed))
         self.journal = Journal()
+        self._journal_file: JournalFile | None = None
+        if journal_path is not None:
+            self._journal_file = JournalFile(journal_path, seed)
+            self.journal.subscribe(self._journal_file)
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self._monitor: Monitor | None = None
         self.storing: Recording | None = None
@@ -181,7 +196,7 @@ class Engine:
 
     def abandon(self) -> None:
         """Drop the connections without waiting, since their event loop has ended."""
-        self._close_store()
+        self._close_files()
         abandon = getattr(self.transport, "abandon", None)
         if abandon is not None:
             abandon()
@@ -190,7 +205,7 @@ class Engine:
         """Cancel all tasks and close the connections."""
         await self.resume_support.aclose()
         await self.dispatcher.aclose()
-        self._close_store()
+        self._close_files()
 
     def batch(
         self,
@@ -269,7 +284,9 @@ class Engine:
             self.dispatcher.duties.keep("the monitor", tick, EVERY_S)
         return self._monitor
 
-    def _close_store(self) -> None:
+    def _close_files(self) -> None:
+        if self._journal_file is not None:
+            self._journal_file.close()
         storing, self.storing = self.storing, None
         if storing is not None:
             storing.close()

@@ -92,6 +92,7 @@ class PoolBase:
         self._seed = seed
         self._engine: Engine | None = None
         self._store: tuple[Path, float, int] | None = None
+        self._journal_path: Path | None = None
         self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
         self._closed = False
         self.totals = Totals()
@@ -119,7 +120,9 @@ class PoolBase:
             renewed = getattr(transport, "renewed", None)
             transport = renewed() if renewed is not None else transport
         self._made = True
-        engine = Engine(list(self._endpoints.values()), transport, self.app_name, self._seed)
+        engine = Engine(
+            list(self._endpoints.values()), transport, self.app_name, self._seed, journal_path=self._journal_path
+        )
         engine.use_strategy(self._strategy)
         engine.use_digests(self._one_digest, self._pinned, self._used_digests)
         if self._store is not None:
@@ -390,6 +393,16 @@ class PoolBase:
         if engine is not None:
             store = _open_store(*self._store)
             self.read_state(lambda: engine.use_store(store))
+
+    def record_journal(self, path: str | os.PathLike[str]) -> None:
+        """Write all events of the scheduler to a file, for `sollol replay`. To be called before the first use.
+
+        Raises:
+            BadInput: The pool is in use already.
+        """
+        if self._engine is not None:
+            raise BadInput("record_journal: the pool is in use already; call it before the first request")
+        self._journal_path = Path(path).expanduser()
 
     def __repr__(self) -> str:
         down = sum(not node.is_healthy for node in self.nodes)

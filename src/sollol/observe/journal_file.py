@@ -1,0 +1,194 @@
+"""Write the scheduler's events to a file, and replay it: the same events give the same state and the same actions.
+
+A line is one event as JSON with its time. The first line has the seed of the scheduler's random numbers; every few
+hundred lines, and at the end, there is a digest of all events and actions so far, which a replay compares. Prompts and
+answers are in no event. Keys of nodes are left out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from sollol.core import events
+from sollol.core.endpoint import Endpoint
+from sollol.core.policy import Policies
+from sollol.core.scheduler import Scheduler
+from sollol.core.types import (
+    LoadedModel,
+    NodeFacts,
+    Outcome,
+    RoutingStrategy,
+    Status,
+    Timing,
+    task_from_values,
+    task_to_values,
+)
+from sollol.core.value import Value, fields_of
+from sollol.errors import BadInput
+from sollol.observe.journal import Digest, Entry
+
+FORM: Final = 1
+DIGEST_EVERY: Final = 500  # events
+MOST_BYTES: Final = 500_000_000
+
+
+def event_to_values(event: events.Event) -> dict[str, Any]:
+    """Return the fields of an event as values that JSON can hold."""
+    if isinstance(event, events.Submitted):
+        task = task_to_values(event.task)
+        return {"task": {name: _plain(value) for name, value in task.items()}}
+    fields = fields_of(event) if isinstance(event, Value) else event._asdict()
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Endpoint):
+        return value._replace(auth="", api_key="")._asdict()
+    if isinstance(value, Value):
+        return {name: _plain(held) for name, held in fields_of(value).items()}
+    if hasattr(value, "_asdict"):
+        return {name: _plain(held) for name, held in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {name: _plain(held) for name, held in value.items()}
+    if isinstance(value, str | int | float | bool | None):
+        return value.value if isinstance(value, RoutingStrategy) else value
+    if isinstance(value, Status):
+        return value.value
+    return f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else [_plain(held) for held in value]
+
+
+def event_from_values(name: str, values: Mapping[str, Any]) -> events.Event:
+    """Return the event that `event_to_values` was given. Raises KeyError, TypeError or ValueError for other values."""
+    given = dict(values)
+    read = READERS.get(name)
+    if read is not None:
+        return read(given)
+    event: events.Event = PLAIN[name](**given)
+    return event
+
+
+def _outcome(values: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{**values, "status": Status(values["status"]), "timing": Timing(**values["timing"])})
+
+
+def _facts(values: Mapping[str, Any]) -> NodeFacts:
+    loaded = {model: LoadedModel(**held) for model, held in values["loaded"].items()}
+    return NodeFacts(**{**values, "loaded": loaded, "late": tuple(values["late"])})
+
+
+def _configured(values: Mapping[str, Any]) -> events.Configure:
+    strategy = values["strategy"]
+    return events.Configure(**{**values, "strategy": None if strategy is None else RoutingStrategy(strategy)})
+
+
+READERS: Final[dict[str, Callable[[dict[str, Any]], events.Event]]] = {
+    "Submitted": lambda given: events.Submitted(task_from_values(given["task"])),
+    "Finished": lambda given: events.Finished(given["attempt"], _outcome(given["outcome"])),
+    "TaskFailed": lambda given: events.TaskFailed(given["task"], RuntimeError(given["error"])),
+    "NodeAdded": lambda given: events.NodeAdded(Endpoint(**given["endpoint"])),
+    "NodeSeen": lambda given: events.NodeSeen(given["node"], _facts(given["facts"])),
+    "Silent": lambda given: events.Silent(tuple(events.Silence(**stream) for stream in given["streams"])),
+    "Configure": _configured,
+}
+PLAIN: Final[dict[str, Any]] = {
+    kind.__name__: kind
+    for kind in (
+        events.ItemsAdded, events.FirstToken, events.Responding, events.Cancelled, events.NodeRemoved, events.NodeLost,
+        events.Refresh, events.LearnedRestored, events.Tick,
+    )
+}  # fmt: skip
+
+
+class JournalFile:
+    """Write entries of a journal to a file, until it is closed or MOST_BYTES are written.
+
+    Raises:
+        OSError: The file cannot be opened, or written.
+    """
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self._file = path.open("wb")
+        self._encode = msgspec.json.Encoder().encode
+        self._digest = Digest()
+        self._count = self._bytes = 0
+        self._line({"form": FORM, "seed": seed})
+
+    def __call__(self, entry: Entry) -> None:
+        """Write one entry."""
+        if self._file.closed or self._bytes > MOST_BYTES:
+            return
+        event = entry.event
+        self._line({"at": entry.at, "event": type(event).__name__, **event_to_values(event)})
+        self._digest(Entry(entry.at, event_from_values(type(event).__name__, event_to_values(event)), entry.actions))
+        self._count += 1
+        if self._count % DIGEST_EVERY == 0:
+            self._line({"digest": self._digest.hexdigest()})
+            self._file.flush()
+
+    def close(self) -> None:
+        """Write the last digest and close the file."""
+        if not self._file.closed:
+            self._line({"digest": self._digest.hexdigest()})
+            self._file.close()
+
+    def _line(self, values: Mapping[str, Any]) -> None:
+        line = self._encode(values) + b"\n"
+        self._bytes += len(line)
+        self._file.write(line)
+
+
+class Replay(NamedTuple):
+    """Hold the result of a replay; `differs_at` is the number of the first event after the last equal digest."""
+
+    events: int
+    digests: int
+    differs_at: int | None
+    digest: str
+    scheduler: Scheduler
+
+
+def replay(path: Path, policies: Policies) -> Replay:
+    """Feed the events of a file to a new scheduler and compare the digests.
+
+    Raises:
+        BadInput: The file is no journal.
+    """
+    lines = _lines(path)
+    head = next(lines, {})
+    if head.get("form") != FORM:
+        raise BadInput(f"{path} is no journal of this version; expected a file that `sollol serve --journal` wrote")
+    scheduler = Scheduler(policies, random.Random(head["seed"]))
+    digest, number, digests, differs_at, equal = Digest(), 0, 0, None, 0
+    for line in lines:
+        if "digest" in line:
+            digests += 1
+            if line["digest"] == digest.hexdigest():
+                equal = number
+            elif differs_at is None:
+                differs_at = equal + 1
+            continue
+        try:
+            at, name = line.pop("at"), line.pop("event")
+            event = event_from_values(name, line)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{path}, event {number + 1}: it cannot be read ({error})") from None
+        digest(Entry(at, event, scheduler.handle(event, at)))
+        number += 1
+    return Replay(number, digests, differs_at, digest.hexdigest(), scheduler)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # the program was killed while it wrote
+            try:
+                yield decode(line)
+            except msgspec.DecodeError as error:
+                raise BadInput(f"{path} is no journal: {error}") from None
