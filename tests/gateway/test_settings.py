@@ -12,7 +12,16 @@ import pytest
 from sollol.cli.init import MEANINGS, text_of
 from sollol.config import find_file, load_settings
 from sollol.errors import ConfigError
-from sollol.gateway.settings import GatewaySettings, gateway_settings, template
+from sollol.gateway.settings import (
+    AlertSettings,
+    GatewaySettings,
+    Listen,
+    StoreSettings,
+    applicable,
+    gateway_settings,
+    not_applied,
+    template,
+)
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import sim_cluster
 from tests.gateway.stage import gateway_over
@@ -168,3 +177,19 @@ def test_a_running_gateway_takes_up_a_change() -> None:
         stage.look(lambda gateway: gateway.apply(new))
         answer = ask(client, "x")
         assert answer.headers["x-sollol-node"] == nodes.urls[1].removeprefix("http://")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"listen": Listen(port=1)}, "port is 1 now, and 11435 stays in use"),
+        ({"listen": Listen(host="::1")}, "host is '::1' now, and '127.0.0.1' stays in use"),
+        ({"store": StoreSettings(days=1.0)}, "[store] has changed, and its old settings stay in use"),
+        ({"alerts": AlertSettings(every_s=60.0)}, "[alerts] has changed, and its old settings stay in use"),
+    ],
+)
+def test_what_a_running_gateway_cannot_change_is_reported_and_stays(changed: dict[str, Any], message: str) -> None:
+    old = GatewaySettings()
+    new = msgspec.structs.replace(old, **changed)
+    assert not_applied(new, old) == [message]
+    assert applicable(new, old) == old

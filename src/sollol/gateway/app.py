@@ -31,7 +31,7 @@ from sollol.gateway.paths import normal_path, redirect
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.routes.dashboard import CHALLENGE, ROOT
 from sollol.gateway.routes.table import INFERENCE, PASSTHROUGH, PATTERNS, ROUTES, Route
-from sollol.gateway.settings import GatewaySettings, not_applied, with_address_of
+from sollol.gateway.settings import GatewaySettings, applicable, not_applied
 from sollol.gateway.shared_queries import SharedQueries
 from sollol.http_server.host_guard import HostGuard, is_loopback
 from sollol.http_server.request import Request
@@ -118,7 +118,7 @@ class Gateway(HttpServer):
             A message for each setting that stays in use, such as the address.
         """
         left = not_applied(settings, self.settings)
-        self.settings = settings = with_address_of(settings, self.settings)
+        self.settings = settings = applicable(settings, self.settings)
         self.bound(settings.limits)
         listen = settings.listen
         self._cors = Cors(listen.cors_origins)

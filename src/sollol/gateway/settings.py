@@ -24,6 +24,7 @@ from sollol.http_server.limits import Seconds, ServerLimits
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
+_FIXED: Final = ("store", "alerts")  # tables that are read once, at the start
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
@@ -189,14 +190,20 @@ def not_applied(new: GatewaySettings, old: GatewaySettings) -> list[str]:
         for name in ("store", "alerts")
         if getattr(new, name) != getattr(old, name)
     ]
+    found += [f"[{name}] has changed, and its old settings stay in use" for name in _FIXED if _differ(name, new, old)]
     if old.nodes and not new.nodes:
         found.append("nodes names none now, and those before stay in use")
     return found
 
 
-def with_address_of(new: GatewaySettings, old: GatewaySettings) -> GatewaySettings:
-    """Return the new settings with the old host and port."""
-    return new.listening(old.listen.host, old.listen.port)
+def applicable(new: GatewaySettings, old: GatewaySettings) -> GatewaySettings:
+    """Return the new settings with the old values that a running gateway cannot change."""
+    fixed = {name: getattr(old, name) for name in _FIXED}
+    return msgspec.structs.replace(new.listening(old.listen.host, old.listen.port), **fixed)
+
+
+def _differ(name: str, new: GatewaySettings, old: GatewaySettings) -> bool:
+    return bool(getattr(new, name) != getattr(old, name))
 
 
 def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:

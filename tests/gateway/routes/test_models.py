@@ -246,7 +246,7 @@ def test_nodes_that_take_nothing_of_a_blob_are_left_behind_together(monkeypatch:
         told = sent.json()["nodes"]
         assert (sent.status_code, sent.json()["status"]) == (201, "partial")
         assert list(told.values()) == ["success"] + ["took no data for 1 s"] * 3
-        assert together >= 3
+        assert together >= 2
 
 
 @contextmanager
