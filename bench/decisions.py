@@ -28,6 +28,7 @@ from sollol.core.actions import Action, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import Event, Finished, FirstToken, NodeAdded, NodeSeen, Submitted
 from sollol.core.scheduler import Scheduler
+from sollol.core.state.shortlist import shortlist
 from sollol.core.types import SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
 from sollol.engine.engine import default_policies
 from sollol.observe.journal import Journal
@@ -124,7 +125,7 @@ def choice_us(nodes: int) -> float:
     times = []
     for _ in range(TIMED):
         began = time.perf_counter()
-        router.choose(task, group.shortlist(task, (), False, cluster.at), {}, cluster.at, cluster.rng)
+        router.choose(task, shortlist(group, task, (), False, cluster.at), {}, cluster.at, cluster.rng)
         times.append(time.perf_counter() - began)
     return median(times) * 1e6
 

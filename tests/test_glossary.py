@@ -33,6 +33,14 @@ SINGULAR = frozenset(
 ROWS = re.findall(r"^\| ([^|]+) \| `([\w.]+)` \| ([^|]+) \|$", PAGE, re.MULTILINE)
 
 
+def is_assigned(owner: Any, name: str) -> bool:
+    """Check that the constructor of a class sets an attribute."""
+    if not isinstance(owner, type):
+        return False
+    file = ROOT / "src" / Path(*owner.__module__.split(".")).with_suffix(".py")
+    return re.search(rf"^        self\.{name}\b.* = ", file.read_text(), re.M) is not None
+
+
 def resolve(path: str) -> Any:
     """Return the class or the attribute that a row names. Raises AssertionError if there is none."""
     parts = path.split(".")
@@ -42,7 +50,7 @@ def resolve(path: str) -> Any:
         except ModuleNotFoundError:
             continue
         for name in parts[length:]:
-            declared = name in getattr(found, "__annotations__", {})
+            declared = name in getattr(found, "__annotations__", {}) or is_assigned(found, name)
             assert hasattr(found, name) or declared, f"sollol.{path} does not exist"
             found = None if declared and not hasattr(found, name) else getattr(found, name)
         return found

@@ -230,16 +230,11 @@ def circles(folder: str) -> list[set[str]]:
     return [set(ring) for ring in rings]
 
 
-# Objects that refer to each other: a node has replicas, a replica has attempts, an attempt has a task, and back again.
-# For types only; `docs/decisions/house.md` says why. None may join them.
-MUTUAL = {f"core.state.{name}" for name in ("attempt", "batch", "model_replicas", "node", "pending", "replica")}
-
-
 def test_no_circle_of_imports_even_for_types() -> None:
     assert not circles("policies")
     assert not circles("gateway")
     assert not any("gateway.app" in imports_of(path) for path in FILES if room_of(path) == "gateway")
-    assert circles("core/state") in ([], [MUTUAL])
+    assert not circles("core")
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p) in PURE], ids=lambda p: str(p.relative_to(SOURCE)))

@@ -9,14 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch, joined
 from sollol.core.state.cluster import ClusterState
-from sollol.core.state.model_replicas import ModelReplicas
-from sollol.core.state.node import Node
 from sollol.core.state.pending_items import PendingItems
 from sollol.core.state.ranges import Ranges
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Node, Replica
 from sollol.core.types import Decision, Kind, Task
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit

@@ -14,8 +14,8 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.events import Finished, NodeAdded, NodeSeen, Submitted, Tick
 from sollol.core.scheduler import Scheduler
 from sollol.core.state.incapability import KNOWN_MAX
-from sollol.core.state.node import Node
 from sollol.core.state.queue import APPS_MAX, FairShares
+from sollol.core.state.replica import Node
 from sollol.core.types import OK, SECOND, Kind, LoadedModel, NodeFacts, Outcome, Status, Task, Timing
 from sollol.engine.engine import default_policies
 from sollol.policies.model_concurrency import NAMES_MAX, ModelConcurrency

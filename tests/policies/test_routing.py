@@ -7,11 +7,11 @@ import random
 import pytest
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.state.attempt import Attempt
+from sollol.core.prefix_cache import read_prompt
 from sollol.core.state.cluster import ClusterState
-from sollol.core.state.model_replicas import ModelReplicas
-from sollol.core.state.node import Node
-from sollol.core.state.replica import Replica
+from sollol.core.state.in_flight import begin
+from sollol.core.state.measuring import measured_tokens
+from sollol.core.state.replica import Attempt, ModelReplicas, Node, Replica
 from sollol.core.types import (
     MILLISECOND,
     SECOND,
@@ -42,8 +42,8 @@ def cluster(*speeds: float) -> list[Replica]:
         group.put(replica)
         replica.loaded_by_us = True
         if speed:
-            replica.measured_tokens(
-                Timing(0, 1000, round(1e8 / speed), 100, round(1e8 / speed)), 0.0, round(2e8 / speed)
+            measured_tokens(
+                replica, Timing(0, 1000, round(1e8 / speed), 100, round(1e8 / speed)), 0.0, round(2e8 / speed)
             )
             replica.latency.add(2e8 / speed)
             replica.answers = node.attempted = 1
@@ -56,7 +56,7 @@ def choose(replicas: list[Replica], router: CompletionRouter | None = None, task
 
 
 def occupy(replica: Replica, us: int) -> None:
-    replica.add(Attempt(10_000 + us, CHAT, replica, 400, 0, us, Decision(replica.key, us, "")))
+    begin(replica, Attempt(10_000 + us, CHAT, replica, 400, 0, us, Decision(replica.key, us, "")))
 
 
 def test_the_fastest_free_node_is_chosen_and_its_terms_add_up() -> None:
@@ -114,7 +114,7 @@ def test_other_options_are_a_reload_and_put_out_who_uses_the_model() -> None:
 
 def test_a_conversation_goes_back_to_the_node_that_has_read_it() -> None:
     replicas = cluster(50, 51)
-    replicas[0].read(((7, 39_000),))
+    read_prompt(replicas[0], ((7, 39_000),))
     long = replaced(CHAT, cost=40_000, prefix=((7, 39_000), (8, 40_000)))
     assert choose(replicas, task=long).node == replicas[0].node.key
 

@@ -7,13 +7,11 @@ from sollol.core.actions import Accept, ItemsRequested, Refuse
 from sollol.core.fault_attribution import FaultAttribution
 from sollol.core.model_versions import FOR_EMBED, review
 from sollol.core.policy import BatchView, ChunkRetry
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch, joined
-from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.pending_items import PendingItems
 from sollol.core.state.ranges import Ranges
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.takeover import Takeover
 from sollol.core.types import OK, SECOND, TRANSIENT, Cause, Decision, Micros, Outcome, RoutingMode, Status, Task

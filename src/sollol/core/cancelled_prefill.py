@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sollol.core.policy import PrefillPolicy
+from sollol.core.state.replica import Attempt, Replica
 from sollol.core.types import Micros
-
-if TYPE_CHECKING:
-    from sollol.core.state.attempt import Attempt
-    from sollol.core.state.replica import Replica
 
 
 def taken_until(replica: Replica, attempt: Attempt, policy: PrefillPolicy, now: Micros) -> Micros:

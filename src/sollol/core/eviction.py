@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sollol.core.policy import EvictionPolicy
+from sollol.core.state import memory
 from sollol.core.state.replica import Replica
 from sollol.core.types import Micros
 
@@ -12,7 +13,7 @@ def displacement_us(replica: Replica, options: str, policy: EvictionPolicy, now:
     if replica.is_loaded:
         return replica.load_us() if replica.displaces(options, now) else 0
     node = replica.node
-    loaded = node.sizes_loaded()
+    loaded = memory.sizes_loaded(node)
     used = node.used(now)
     size = node.models.get(replica.model, 0)
     cost = 0.0

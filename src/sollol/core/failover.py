@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.incapability import CONTRADICTED
 from sollol.core.state.pending import FallbackAnswer, PendingTask
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import TRANSIENT, Micros, Outcome, Status, Task, TaskPriority
 from sollol.core.value import replaced

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.pending_items import PendingItems
 from sollol.core.state.ranges import Ranges
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import SECOND, Cause, Decision, Micros, Outcome, Status
 

@@ -102,7 +102,7 @@ class FaultRecovery:
         if pending.group is not None:
             pending.group.batches = len(state.batches.get(task.model, ()))
         for replica in self._replicas_of(pending):
-            for attempt in [attempt for attempt in replica.attempts.values() if attempt.pending is pending]:
+            for attempt in [attempt for attempt in replica.attempts.values() if attempt.task.id == pending.task.id]:
                 replica.attempts.pop(attempt.key, None)
                 pending.attempts[attempt.key] = attempt
             recount(replica)
@@ -124,7 +124,7 @@ class FaultRecovery:
         replicas += [attempt.replica for attempt in pending.attempts.values()]
         touched: list[Replica] = []
         for replica in replicas:
-            holds = any(attempt.pending is pending for attempt in replica.attempts.values())
+            holds = any(attempt.task.id == pending.task.id for attempt in replica.attempts.values())
             named = any(attempt.replica is replica for attempt in pending.attempts.values())
             if (holds or named) and replica not in touched:
                 touched.append(replica)

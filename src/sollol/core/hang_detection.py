@@ -7,10 +7,10 @@ late with its lists, and callers who leave after a long wait. `policies.lateness
 from __future__ import annotations
 
 from sollol.core.hedging import Hedging
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.node import Node
 from sollol.core.state.pending import PendingTask
+from sollol.core.state.replica import Attempt, Node
 from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.state.shortlist import shortlist
 from sollol.core.types import EMBED, Micros, Outcome, Status, TaskPriority
 
 
@@ -28,7 +28,7 @@ class HangDetection:
         for attempt in list(state.attempts.values()):
             if attempt.task.batch:  # see `core.takeover`
                 continue
-            state.current_task = attempt.pending
+            state.current_task = state.tasks.get(attempt.task.id)
             node, overdue_us = attempt.replica.node, now - attempt.due_us
             if lateness.probes(overdue_us, attempt.due_us - attempt.started_us, now - node.asked_us):
                 state.health.ask(node, now, state.out)
@@ -86,7 +86,7 @@ class HangDetection:
         tried = {*pending.avoids(), replica.node.key}
         replicas = [
             other
-            for other in replica.group.shortlist(task, tried, False, now)
+            for other in shortlist(replica.group, task, tried, False, now)
             if other.free(now) and other.breaker.closed and not other.startup_us(task.options)
         ]
         if replicas:
@@ -94,7 +94,8 @@ class HangDetection:
 
     def move(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """Abort an attempt and queue its task for another node. It costs no retry."""
-        state, pending = self._state, attempt.pending
+        state = self._state
+        pending = state.tasks[attempt.task.id]
         pending.tried[attempt.replica.node.key] = outcome.message
         state.abort(attempt, now, outcome)
         if not pending.attempts:
@@ -112,12 +113,12 @@ class HangDetection:
             return False
         tried = {*pending.avoids(), attempt.replica.node.key}
         if pending.delivering:
-            if not group.shortlist(pending.task, tried, False, now):
+            if not shortlist(group, pending.task, tried, False, now):
                 return False
             self.move(attempt, Outcome(Status.TIMEOUT, "did not go on with the answer"), now)
             self._state.serve_at(group.model, now)
             return True
-        replicas = [replica for replica in group.shortlist(pending.task, tried, False, now) if replica.ready(now)]
+        replicas = [replica for replica in shortlist(group, pending.task, tried, False, now) if replica.ready(now)]
         if replicas:
             self._hedging.send(pending, attempt, replicas, "silent", now)
         return bool(replicas)

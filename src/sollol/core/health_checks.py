@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from sollol.core.actions import Action, Probe
 from sollol.core.policy import LatenessPolicy, ProbePolicy
-from sollol.core.state.attempt import Attempt
+from sollol.core.state import memory
 from sollol.core.state.cluster import ClusterState
-from sollol.core.state.node import Node
+from sollol.core.state.replica import Attempt, Node
 from sollol.core.types import EMBED, NEVER, SECOND, Micros, NodeFacts
 
 TOUCH: Final[Micros] = SECOND  # the arrival of the last task is recorded to a second
@@ -81,8 +81,8 @@ class HealthChecks:
                 replica.loaded_by_us = False
                 replica.warm.clear()
             replica.flag_off_nominal()
-        node.remember(now)
-        node.loaded_after()  # the list may still hold what they evicted
+        memory.remember(node, now)
+        memory.expect_loads(node)  # the list may still hold what they evicted
         node.probe_backoff_us = 0
         self._plan(node, now + self._probing.every_us(self._idle(now)))
         return changed

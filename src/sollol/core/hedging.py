@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from sollol.core.policy import Hedger, Router
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.pending import PendingTask
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.state.shortlist import shortlist
 from sollol.core.types import EMBED, Cause, Micros, RoutingMode, Task, Timing
 from sollol.core.value import replaced
 
@@ -122,7 +121,7 @@ class Hedging:
         """Send a second attempt, if another node has a free slot and it pays."""
         task, group = pending.task, late.replica.group
         tried = {*pending.tried, late.replica.node.key, *self._state.cluster.unable_for(task, now)}
-        ready = (replica for replica in group.shortlist(task, tried, False, now) if replica.ready(now))
+        ready = (replica for replica in shortlist(group, task, tried, False, now) if replica.ready(now))
         # An attempt that must load the model first is late itself, and may evict what others use.
         replicas = [replica for replica in ready if not replica.startup_us(task.options)]
         if not replicas or not self._pays(pending, late, replicas, hedger, now) or not hedger.withdraw():

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from sollol.core.state.estimators import positive
 from sollol.core.state.model_settings import ModelSettings
-from sollol.core.state.node import Node
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Node, Replica
 from sollol.core.types import Micros
 from sollol.core.view import SchedulerView
 

@@ -7,7 +7,9 @@ from typing import Final
 from sollol.core.actions import SchedulerFault
 from sollol.core.request_scheduler import RequestScheduler
 from sollol.core.slot_discovery import SlotDiscovery
-from sollol.core.state.attempt import Attempt
+from sollol.core.state import memory
+from sollol.core.state.measuring import measured_load, measured_work
+from sollol.core.state.replica import Attempt
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import EMBED, SECOND, Micros, Timing
 
@@ -50,7 +52,7 @@ class Measurements:
         if self._state.cluster.incapable:
             self._state.cluster.served(replica.node, attempt.task)
         if attempt.task.kind is EMBED:
-            replica.measured_work(now, attempt.cost, working_us)
+            measured_work(replica, now, attempt.cost, working_us)
             replica.embedded += attempt.items.total()
             amount = attempt.cost
         else:
@@ -59,10 +61,10 @@ class Measurements:
         replica.answers += 1
         replica.loaded_by_us = True
         if loading:  # it may have put out another model
-            replica.measured_load(timing)
+            measured_load(replica, timing)
             if not attempt.loads:
-                replica.node.put_out(replica, attempt.idle_since_us)
-            replica.node.loaded_after(replica.model)
+                memory.learn_from_load(replica.node, replica, attempt.idle_since_us)
+            memory.expect_loads(replica.node, replica.model)
             self._state.health.ask(replica.node, now, self._state.out)
         elif not self._slot_discovery.learn(attempt, timing, now):
             replica.sample(amount, working_us, inflight, False, bool(replica.group.queue.waiting))

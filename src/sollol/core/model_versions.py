@@ -8,14 +8,11 @@ the settings differ. Each state is reported once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from sollol.core.actions import DigestChosen, Notice
-
-if TYPE_CHECKING:
-    from sollol.core.state.model_replicas import ModelReplicas
-    from sollol.core.state.replica import Replica
-    from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.state.model_settings import short
+from sollol.core.state.replica import ModelReplicas, Replica, chosen
+from sollol.core.state.scheduler_state import SchedulerState
 
 FOR_CHAT, FOR_EMBED = 1, 2  # use for which the digests of a model were checked
 
@@ -55,22 +52,6 @@ def digests_of(replicas: Iterable[Replica]) -> dict[str, list[str]]:
         if replica.digest:
             found.setdefault(replica.digest, []).append(replica.key)
     return found
-
-
-def chosen(replicas: Iterable[Replica]) -> str:
-    """Return the digest with the most capacity, by measured rates, then by nodes; "" for none."""
-    capacity: dict[str, list[float]] = {}
-    for replica in replicas:
-        if replica.digest:
-            sums = capacity.setdefault(replica.digest, [0.0, 0.0])
-            sums[0] += replica.work.read() or 0.0
-            sums[1] += 1.0
-    return max(capacity, key=lambda digest: capacity[digest], default="")
-
-
-def short(digest: str) -> str:
-    """Return a digest as `ollama list` shows it."""
-    return digest[:12]
 
 
 def _mixed(group: ModelReplicas, found: dict[str, list[str]], digest: str, one: bool) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from sollol.core.state.model_replicas import MARKS_MAX
+from sollol.core.state.replica import MARKS_MAX, Replica
 from sollol.core.types import PrefixHash
-
-if TYPE_CHECKING:
-    from sollol.core.state.replica import Replica
 
 NOT_READ: Final = -1000  # the number of no prompt
 PROMPTS_WARM: Final = 4  # recent prompts whose beginnings a node is expected to hold

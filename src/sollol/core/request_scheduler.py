@@ -16,11 +16,11 @@ from sollol.core.hedging import NO_RESERVATIONS, Hedging, router_of
 from sollol.core.model_versions import FOR_CHAT, FOR_EMBED, review
 from sollol.core.overlap import may_overlap, overlapped, tries_slot
 from sollol.core.policy import Router
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.model_replicas import ModelReplicas
+from sollol.core.state.measuring import measured_tokens
 from sollol.core.state.pending import PendingTask, Reservation
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
+from sollol.core.state.shortlist import shortlist
 from sollol.core.types import (
     EMBED,
     Decision,
@@ -71,13 +71,13 @@ class RequestScheduler:
         self._check_digests(group, task)
         router = router_of(state, task)
         avoided = self._avoided(pending, now)
-        replicas = group.shortlist(task, avoided, router.wide, now)
+        replicas = shortlist(group, task, avoided, router.wide, now)
         if not replicas and pending.busy:  # there is no other: wait for one that was busy
             pending.busy = None
             avoided = self._avoided(pending, now)
-            replicas = group.shortlist(task, avoided, router.wide, now)
+            replicas = shortlist(group, task, avoided, router.wide, now)
         if not replicas and len(avoided) > len(pending.tried):  # one that was unable may be able by now
-            replicas = group.shortlist(task, pending.tried, router.wide, now)
+            replicas = shortlist(group, task, pending.tried, router.wide, now)
         if not replicas:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
             replicas = [
@@ -135,7 +135,7 @@ class RequestScheduler:
         """Return the replica where a waiting request may test for one more slot."""
         state, task = self._state, pending.task
         router = router_of(state, task)
-        replicas = group.shortlist(task, pending.tried, router.wide, now)
+        replicas = shortlist(group, task, pending.tried, router.wide, now)
         if task.kind is EMBED or not replicas:
             return None
         decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
@@ -215,7 +215,7 @@ class RequestScheduler:
             return None
         self._check_digests(group, task)
         router = router_of(state, task)
-        if not (replicas := group.shortlist(task, self._avoided(pending, now), router.wide, now)):
+        if not (replicas := shortlist(group, task, self._avoided(pending, now), router.wide, now)):
             return None
         if all_paused(task, replicas):
             return None
@@ -257,7 +257,7 @@ class RequestScheduler:
                 attempt.trial or attempt.behind_prefill
             ) and timing.total_us:  # its wait for a slot is no part of its cost
                 elapsed_us -= max(0, timing.total_us - timing.load_us - timing.prompt_us - timing.decode_us)
-            replica.measured_tokens(timing, warm, elapsed_us)
+            measured_tokens(replica, timing, warm, elapsed_us)
         if not attempt.resumed:
             if timing.prompt_tokens:
                 group.measured_prompt(task.cost, timing.prompt_tokens)

@@ -40,10 +40,8 @@ from sollol.core.request_scheduler import RequestScheduler
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.stall_detection import StallDetection
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.model_replicas import ModelReplicas
-from sollol.core.state.node import Node
 from sollol.core.state.pending import PendingTask
+from sollol.core.state.replica import Attempt, ModelReplicas, Node
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
 from sollol.core.timing_check import true_outcome
 from sollol.core.types import NEVER, OK, SECOND, Micros, Outcome, Status
@@ -180,17 +178,17 @@ class Scheduler:
     def _first_token(self, event: FirstToken, now: Micros) -> None:
         attempt = self._attempts.get(event.attempt)
         if attempt is not None:
-            self._state.current_task = attempt.pending
+            self._state.current_task = self._tasks.get(attempt.task.id)
             attempt.movable = event.movable
             if not attempt.delivering:
                 attempt.delivering = True
-                self._requests.record_first_token(attempt.pending, attempt, now)
+                self._requests.record_first_token(self._tasks[attempt.task.id], attempt, now)
                 self._slot_discovery.responds(attempt, now)
 
     def _responding(self, event: Responding, now: Micros) -> None:
         attempt = self._attempts.get(event.attempt)
         if attempt is not None:
-            self._state.current_task = attempt.pending
+            self._state.current_task = self._tasks.get(attempt.task.id)
             self._slot_discovery.responds(attempt, now)
 
     def _broken(self, event: TaskFailed, now: Micros) -> None:
@@ -224,7 +222,7 @@ class Scheduler:
         attempt = self._attempts.get(event.attempt)
         if attempt is None:  # aborted meanwhile
             return
-        replica, pending = attempt.replica, attempt.pending
+        replica, pending = attempt.replica, self._tasks[attempt.task.id]
         self._state.current_task = pending
         outcome = event.outcome
         if outcome.status is OK:
@@ -359,10 +357,10 @@ class Scheduler:
                     self._lose(attempt, outcome, now)
 
     def _lose(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
-        self._state.current_task = attempt.pending
+        self._state.current_task = self._tasks.get(attempt.task.id)
         try:
             self._state.abort(attempt, now)
-            self._failed(attempt.pending, attempt, outcome, now)
+            self._failed(self._tasks[attempt.task.id], attempt, outcome, now)
         except Exception as error:  # of this call: the node had others, too
             self._state.recover(error, now)
 
@@ -405,7 +403,7 @@ class Scheduler:
         self._state.run_timers(now)
         self._state.current_task = None
         for attempt in self._health.tick(now, busy=bool(self._tasks), out=self._state.out):
-            self._state.current_task = attempt.pending
+            self._state.current_task = self._tasks.get(attempt.task.id)
             self._overdue(attempt, now)
 
     def _look_after(self, now: Micros) -> None:
@@ -413,7 +411,7 @@ class Scheduler:
         if self._looking_after:
             self._state.call_at(now + LOOK_AFTER, self._look_after)
             for attempt in self._hang_detection.check_all(now):
-                self._state.current_task = attempt.pending
+                self._state.current_task = self._tasks.get(attempt.task.id)
                 outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
                 attempt.replica.breaker.record(now, outcome)
                 self._debit(attempt, outcome, now)
@@ -425,7 +423,7 @@ class Scheduler:
     def _silent(self, event: Silent, now: Micros) -> None:
         for attempt, why in self._stall_detection.judge(event.streams, now):
             if attempt.id in self._attempts:
-                self._state.current_task = attempt.pending
+                self._state.current_task = self._tasks.get(attempt.task.id)
                 outcome = Outcome(Status.TIMEOUT, why)
                 attempt.replica.breaker.trip(now)
                 self._debit(attempt, outcome, now)
@@ -439,5 +437,5 @@ class Scheduler:
         self._debit(attempt, outcome, now)
         if attempt.id in self._attempts:
             self._state.abort(attempt, now)
-            self._failed(attempt.pending, attempt, outcome, now)
+            self._failed(self._tasks[attempt.task.id], attempt, outcome, now)
         self._binding.bind(attempt.replica.group, now)

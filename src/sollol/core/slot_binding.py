@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from sollol.core.batch_scheduler import BatchScheduler
-from sollol.core.model_order import is_waited_for
 from sollol.core.request_scheduler import RequestScheduler
-from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.pending import PendingTask
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.state.slot_evidence import reopen
 from sollol.core.types import MILLISECOND, SECOND, Key, Micros
@@ -72,7 +70,7 @@ class SlotBinding:
                     reopen(replica, now)
             elif (
                 not replica.occupies_gpu
-                and is_waited_for(replica)
+                and replica.is_waited_for()
                 and replica.node.active_models >= replica.node.concurrency.limit
             ):
                 priority, _, _, arrived = group.queue.head(now)

@@ -10,7 +10,7 @@ from typing import Final
 from sollol.core import cancelled_prefill
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.state import slot_evidence
-from sollol.core.state.attempt import Attempt
+from sollol.core.state.replica import Attempt
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import EMBED, MILLISECOND, Micros, Timing
 
@@ -42,7 +42,7 @@ class SlotDiscovery:
         replica = attempt.replica
         if attempt.responding or attempt.id not in self._state.attempts:
             return
-        self._state.current_task = attempt.pending
+        self._state.current_task = self._state.tasks[attempt.task.id]
         if cancelled_prefill.holds(replica, attempt):
             self._state.serve_at(replica.model, replica.left_until)
             replica.left_until = 0
@@ -66,7 +66,7 @@ class SlotDiscovery:
 
     def _withdraw(self, attempt: Attempt, now: Micros) -> None:
         """Abort an attempt in a node's own queue, and queue its task here again."""
-        pending = self._state.current_task = attempt.pending
+        pending = self._state.current_task = self._state.tasks[attempt.task.id]
         if attempt.resumed:
             return
         self._state.abort(attempt, now, withdrawn=True)

@@ -9,9 +9,9 @@ yields, the requests that it has not begun to answer move too.
 from __future__ import annotations
 
 from sollol.core.events import Silence
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, Replica
 from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.state.shortlist import shortlist
 from sollol.core.types import SECOND, Micros
 
 
@@ -56,14 +56,14 @@ class StallDetection:
         """Check that an attempt is late without a response, and that another node can take it."""
         if attempt.delivering or attempt.task.batch or now - attempt.started_us < attempt.first_response_us():
             return False
-        return len(attempt.pending.attempts) == 1 and bool(self._others(attempt))
+        return len(self._state.tasks[attempt.task.id].attempts) == 1 and bool(self._others(attempt))
 
     def _others(self, attempt: Attempt, same: bool = False) -> list[Replica]:
         """Return the other replicas that can take it; with `same`, those with the same version of the model."""
-        replica, pending = attempt.replica, attempt.pending
+        replica, pending = attempt.replica, self._state.tasks[attempt.task.id]
         digest = replica.node.digests.get(replica.model, "")
         tried = {*pending.tried, replica.node.key}
-        found = replica.group.shortlist(pending.task, tried, True, self._state.now)
+        found = shortlist(replica.group, pending.task, tried, True, self._state.now)
         if same:
             found = [other for other in found if digest and other.node.digests.get(other.model) == digest]
         return found

@@ -11,11 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sollol.core.policy import TakeoverPolicy
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch, joined
-from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.ranges import Ranges
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import Micros
 

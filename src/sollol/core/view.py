@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sollol.core.policy import Policies
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.estimators import Lengths
-from sollol.core.state.model_replicas import ModelReplicas
-from sollol.core.state.node import Node
 from sollol.core.state.pending import PendingTask
+from sollol.core.state.replica import Attempt, ModelReplicas, Node
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import SECOND, Key, Micros
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sollol.core.state.node import Node
+from sollol.core.state.replica import Node
 from sollol.core.types import NodeFacts
 from sollol.transport.base import Transport
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sollol.backends.probe import probe_all
 from sollol.core.endpoint import Endpoint
-from sollol.core.state.node import Node
+from sollol.core.state.replica import Node
 from sollol.core.types import NodeFacts, canonical_model
 from sollol.engine.engine import Engine
 from sollol.errors import NoNodeAvailable, ResponseError

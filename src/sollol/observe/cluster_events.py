@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from sollol.core.state.node import Node
+from sollol.core.state.replica import Node
 from sollol.core.types import LoadedModel
 from sollol.core.view import SchedulerView
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.node import Node
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, Node, Replica
 from sollol.core.types import SECOND, Micros, Task
 from sollol.core.view import SchedulerView
 from sollol.observe.attempt_log import shown_candidates
@@ -228,7 +226,7 @@ def _running(engine: EngineState) -> list[dict[str, Any]]:
             "cause": attempt.cause.value,
             "predicted_ms": attempt.decision.predicted_us / 1000,
             "elapsed_ms": (at - attempt.started_us) / 1000,
-            "queue_ms": (attempt.started_us - attempt.pending.since) / 1000,
+            "queue_ms": (attempt.started_us - engine.view.tasks[attempt.task.id].since) / 1000,
             "reason": attempt.decision.reason,
             "items": attempt.items.total(),
         }

@@ -22,8 +22,7 @@ from typing import Final
 from sollol.core.eviction import displacement_us
 from sollol.core.policy import EvictionPolicy
 from sollol.core.prefix_cache import NOT_READ, PROMPTS_WARM, warm_cost
-from sollol.core.state.model_replicas import TypicalRates
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Replica, TypicalRates
 from sollol.core.types import (
     EMBED,
     NEVER,

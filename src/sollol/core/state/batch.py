@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.pending_items import PendingItems
 from sollol.core.state.ranges import Ranges
+from sollol.core.state.replica import Attempt
 from sollol.core.types import NEVER, Micros, Task
 
 GOLDEN: Final = 0.618034  # multiples of it, less their whole part, are spread evenly

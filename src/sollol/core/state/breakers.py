@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.policy import Breaker
+from sollol.core.capacity import Breaker
 from sollol.core.types import OK, Micros, Outcome, Status
 
 MODELS_LEAST: Final = 2  # that fail in a row, before it is the node

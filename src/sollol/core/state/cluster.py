@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sollol.core.state.model_replicas import ModelReplicas
 from sollol.core.state.model_settings import ModelSettings
-from sollol.core.state.node import Node
+from sollol.core.state.replica import ModelReplicas, Node
 from sollol.core.types import Micros, Outcome, Task
 
 

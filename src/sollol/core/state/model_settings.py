@@ -15,3 +15,8 @@ class ModelSettings:
         self.pinned: Mapping[str, str] = {}  # model -> the digest, or the beginning of one, that embeddings use
         self.used: dict[str, str] = {}  # model -> the digest that embeddings have used, also before a restart
         self.one_digest = False  # chats use one digest, too
+
+
+def short(digest: str) -> str:
+    """Return a digest as `ollama list` shows it."""
+    return digest[:12]

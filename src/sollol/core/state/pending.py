@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from sollol.core.policy import Hedger
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch
-from sollol.core.state.model_replicas import ModelReplicas
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.types import NEVER, Cause, Decision, Key, Micros, Outcome, Task
 
 

@@ -1,4 +1,9 @@
-"""One model on one node: its slots, its rates, its breaker, and its attempts.
+"""Nodes, the models on them, and the requests in flight there: objects that refer to each other.
+
+A `Node` has a `Replica` for each model; a `ModelReplicas` has those of one model on all nodes; a replica has its
+`Attempt`s. They stand in one file because each reads fields of the others. What follows from them stands beside:
+`in_flight` (the start and end of an attempt), `shortlist` (the replicas worth comparing), `memory` (what a load evicts)
+and `core.measurements`.
 
 A replica is nominal while its node is up, its breaker closed, its model loaded, no slot draining or paused, and it does
 not only fail. Then its load and its rates decide alone, and a decision skips all other checks. Code that changes one of
@@ -9,20 +14,39 @@ costs time; one wrongly nominal would cost answers, so the invariants check it.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
-from sollol.core.model_order import has_turn
-from sollol.core.policy import Breaker, Limiter
-from sollol.core.prefix_cache import read_prompt
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.breakers import FAULTS, ReplicaBreaker
-from sollol.core.state.estimators import Mean, Rate
-from sollol.core.state.evidence import ListLimit
-from sollol.core.types import NEVER, OK, SECOND, Key, Micros, Outcome, PrefixHash, Status, Task, Timing
+from sollol.core.capacity import Breaker, Limiter, ModelLimiter
+from sollol.core.endpoint import Endpoint
+from sollol.core.state.breakers import FAULTS, NodeFaults, ReplicaBreaker
+from sollol.core.state.estimators import KINDS_MAX, Length, Mean, Rate
+from sollol.core.state.evidence import NO_EVIDENCE, ListLimit
+from sollol.core.state.incapability import Incapabilities
+from sollol.core.state.loading import LoadTimeEstimator, MemoryFit
+from sollol.core.state.model_settings import ModelSettings
+from sollol.core.state.pending_items import PendingItems
+from sollol.core.state.queue import AGEING, WaitQueue
+from sollol.core.state.ranges import Ranges
+from sollol.core.types import (
+    EMBED,
+    NEVER,
+    OK,
+    SECOND,
+    Cause,
+    Decision,
+    Key,
+    LoadedModel,
+    Micros,
+    Outcome,
+    PrefixHash,
+    Status,
+    Task,
+    TaskType,
+)
 
-if TYPE_CHECKING:
-    from sollol.core.state.model_replicas import ModelReplicas
-    from sollol.core.state.node import Node
+NOTHING: Final = Ranges()
+NOWHERE: Final[frozenset[str]] = frozenset()
 
 # Rates follow changes within about this much busy time: long against jitter, short against a node that slows.
 RATE_MEMORY: Final[Micros] = 4 * SECOND
@@ -35,63 +59,91 @@ FAILED_TIMES: Final = 2.0  # times the usual latency that a failure counts, at l
 FAILED_MOST: Final = 10.0  # and at most
 FADES: Final[Micros] = 10 * SECOND  # in which half of what failures added fades
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
+SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
+MARKS_MAX: Final = 10_000
+RANK_EVERY: Final = 16  # answers between two rankings, at least half the number of replicas
+RANK_OFTEN: Final = 64  # first answers, after each of which they are
+
+# Assumed before anything was measured anywhere; the first answers replace them.
+TOKENS_OUT: Final = 128.0
+BYTES_PER_TOKEN: Final = 4.0
+PREFILL: Final = 200e-6  # tokens per microsecond
+DECODE: Final = 20e-6
+WORK: Final = 2_000e-6  # cost units per microsecond
+
+
+class Attempt:
+    """Hold one request in flight: its replica, its prediction, and its items."""
+
+    def __init__(
+        self,
+        id: int,
+        task: Task,
+        replica: Replica,
+        cost: float,
+        started_us: Micros,
+        due_us: Micros,
+        decision: Decision,
+        cause: Cause = Cause.FIRST,
+    ) -> None:
+        self.id = id
+        self.key: Key = id
+        self.task = task
+        self.replica = replica
+        self.cost = cost
+        self.started_us = started_us
+        self.due_us = due_us
+        self.decision = decision
+        self.cause = cause
+        self.delivering = False  # the caller has seen a part of the answer
+        self.occupies_gpu = task.batch or task.kind is not EMBED  # else too short to be in another model's way
+        self.overlapped = False  # another model of its node was at work in the meantime
+        self.movable = True  # it can go on elsewhere if this node fails
+        self.resumed = False  # it goes on with an answer that another node began
+        self.behind_prefill = False  # sent while the node may still have read an abandoned prompt
+        self.loads = False  # it has to load the model first
+        self.idle_since_us: Micros = 0  # when its replica had answered last
+        self.inflight = 1  # calls on its replica when it was sent, itself included
+        self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
+        self.observed = False  # its job reports when the node begins to answer
+        self.responding = False  # the node has begun to answer; assumed of one that is not observed
+        self.area_us = 0.0  # calls in flight on its replica, summed over time, when it began
+        self.warm_cost = 0  # of its prompt, in cost units, that the node had read just before
+        self.items = NOTHING
+        self.uncovered: Sequence[tuple[int, int]] = ()  # items that no other attempt has taken over
+        self.unanswered_items = 0  # items not answered by anyone yet
+        self.tries = 0  # how often these items have failed before, and where
+        self.failed_on = NOWHERE
+        self.evidence = NO_EVIDENCE  # failures of these items
+        self.suspect = False  # one of these items, or of `rest`, made a request fail
+        self.other_half: PendingItems | None = (
+            None  # the other half of suspect items: held back until this one has ended
+        )
+        self.control = False  # it sends an item answered before, to test the node
+
+    def expected_end(self, now: Micros) -> Micros:
+        """Return the expected end. Once overdue, half as long again as it has taken so far."""
+        return self.due_us if now <= self.due_us else now + self.remaining_us(now)
+
+    def remaining_us(self, now: Micros) -> Micros:
+        """Return the µs that a late attempt is expected to need: half of what it has taken."""
+        return (now - self.started_us) // 2
+
+    def first_response_us(self) -> Micros:
+        """Return the predicted µs to the first token, or to the whole answer."""
+        return self.decision.first_response_us(self.task.stream)
+
+    def first_us(self) -> Micros:
+        """Return the predicted µs to the first token in a free slot, without the wait for one."""
+        known = self.decision.prediction_for(self.replica.key)
+        return self.decision.first_us if known is None else max(0, self.decision.first_us - round(known.wait_us))
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.id} of task {self.task.id} on {self.replica.node.key}>"
 
 
 class Replica:
     """Hold the state of one model on one node."""
-
-    __slots__ = (
-        "answers",
-        "area_at",
-        "area_us",
-        "attempts",
-        "breaker",
-        "busy_answers",
-        "contradicted",
-        "cost_inflight",
-        "decode",
-        "done_cost",
-        "draining",
-        "embedded",
-        "failed",
-        "faults",
-        "good_latency",
-        "group",
-        "key",
-        "last_end_us",
-        "last_good_us",
-        "latency",
-        "left_until",
-        "limit",
-        "limiter",
-        "list_limit",
-        "loaded_by_us",
-        "loading_until",
-        "measured_slowness",
-        "model",
-        "node",
-        "nominal",
-        "occupies_gpu",
-        "options",
-        "options_used_us",
-        "overhead",
-        "paused_until",
-        "prefill",
-        "prompt_cost",
-        "prompt_cost_reused",
-        "prompts",
-        "proven",
-        "rank",
-        "reliability",
-        "responded_us",
-        "responding",
-        "single_faults",
-        "soonest_us",
-        "starts_in_turn",
-        "waiters",
-        "warm",
-        "work",
-    )
 
     def __init__(self, node: Node, group: ModelReplicas, limiter: Limiter, breaker: Breaker) -> None:
         self.node = node
@@ -177,7 +229,7 @@ class Replica:
         Args:
             occupies_gpu: The work would slow another model of this node.
         """
-        if occupies_gpu and len(self.node.replicas) > 1 and not has_turn(self, now):
+        if occupies_gpu and len(self.node.replicas) > 1 and not self.has_turn(now):
             return False
         return self.has_slot(now)
 
@@ -301,87 +353,68 @@ class Replica:
             wait = max(wait, sorted(ends)[over] - now)
         return max(0, wait)
 
-    def read(self, prefix: tuple[tuple[PrefixHash, int], ...]) -> int:
-        """Record a prompt. Return the cost units of it that were read recently."""
-        return read_prompt(self, prefix)
-
-    # --- attempts ---
-
-    def add(self, attempt: Attempt) -> None:
-        """Record the start of an attempt."""
-        running = len(self.attempts)
-        if not self.is_loaded:
-            attempt.loads = True
-            self.node.loads(self.model)
-        attempt.trial = running >= self.proven
-        attempt.inflight = running + 1
-        attempt.idle_since_us = self.last_end_us
-        self._integrate(attempt.started_us)
-        attempt.area_us = self.area_us
-        self.attempts[attempt.key] = attempt
-        if attempt.due_us < self.soonest_us:
-            self.soonest_us = attempt.due_us
-        task, node, group = attempt.task, self.node, self.group
-        if attempt.occupies_gpu:
-            self.occupies_gpu += 1
-            if self.occupies_gpu == 1:
-                node.active_models += 1
-                self.starts_in_turn = 0
-            self.starts_in_turn += 1
-            if len(node.replicas) > 1:
-                service_us = attempt.due_us - attempt.started_us
-                node.concurrency.charge(task.priority, task.app, self.model, service_us, attempt.started_us)
-            if node.active_models > 1:
-                node.mark_overlapped()
-        if task.options != self.options:
-            group.options_changed(self, task.options)
-            self.options = task.options
-            self.warm.clear()
-        self.options_used_us = attempt.started_us
-        if task.prefix:
-            attempt.warm_cost = self.read(task.prefix)
-            self.prompt_cost += task.cost
-            self.prompt_cost_reused += min(attempt.warm_cost, task.cost)
-        limit = self.limit if self.nominal else self.limiter.limit
-        if len(self.attempts) >= limit and self.key in group.with_capacity:
-            del group.with_capacity[self.key]
-        self.cost_inflight += attempt.cost
-        node.running += 1
-        group.inflight_cost += attempt.cost
-
-    def _integrate(self, now: Micros) -> None:
-        """Add the requests in flight over time up to now."""
-        self.area_us += len(self.attempts) * (now - self.area_at)
-        self.area_at = now
-
     def limit_changed(self) -> None:
         """Copy the limit after evidence was recorded."""
         self.limit, self.proven = self.limiter.limit, self.limiter.proven
         if len(self.attempts) < self.limit and self.group.replicas.get(self.key) is self:
             self.group.with_capacity[self.key] = self
 
-    def remove(self, attempt: Attempt, now: Micros) -> None:
-        """Record the end of an attempt."""
-        node, group = self.node, self.group
-        self._integrate(now)
-        del self.attempts[attempt.key]
-        if attempt.responding:
-            self.responding -= 1
-        if attempt.due_us <= self.soonest_us:
-            soonest = NEVER
-            for other in self.attempts.values():
-                if other.due_us < soonest:
-                    soonest = other.due_us
-            self.soonest_us = soonest
-        if attempt.occupies_gpu:
-            self.occupies_gpu -= 1
-            if not self.occupies_gpu:
-                node.active_models -= 1
-        if group.replicas.get(self.key) is self:
-            group.with_capacity[self.key] = self
-        self.cost_inflight -= attempt.cost
-        node.running -= 1
-        group.inflight_cost -= attempt.cost
+    # --- the order of the models of a node (`policies.model_concurrency`) ---
+
+    def has_turn(self, now: Micros) -> bool:
+        """Check that no other model of the node has the turn, or goes before this one."""
+        node, concurrency = self.node, self.node.concurrency
+        if not self.occupies_gpu and node.active_models >= concurrency.limit:
+            return False
+        if node.active_models and node.memory.is_tight and self._would_swap():
+            return False
+        if concurrency.unordered:
+            return True
+        # A model at work may fill its slots before it makes room for one of the same priority.
+        fills = self.occupies_gpu > 0 and self.starts_in_turn < self.limiter.limit
+        for other in node.replicas.values():
+            if (
+                other is not self
+                and not other.occupies_gpu
+                and other.is_waited_for()
+                and other._goes_before(self, fills, now)
+            ):
+                return False
+        return True
+
+    def _would_swap(self) -> bool:
+        """Check that another model of the node is at work and one of the two evicts the other."""
+        for other in self.node.replicas.values():
+            if other is not self and other.occupies_gpu and (other.is_loading or not self.is_loaded):
+                return True
+        return False
+
+    def is_waited_for(self) -> bool:
+        """Check that work which takes turns waits for this self."""
+        group = self.group
+        return bool(group.queue.waiting) and (self.waiters > 0 or group.batches > 0)
+
+    def _goes_before(self, other: Replica, fills: bool, now: Micros) -> bool:
+        """Check that the work waiting here starts before more of `other`.
+
+        Args:
+            fills: `other` has the turn and may fill its slots.
+        """
+        if not self.has_slot(now):
+            return False
+        priority, since, app, arrived = self.group.queue.head(now)
+        if not other.group.queue.waiting:
+            return not fills
+        theirs, their_since, their_app, _ = other.group.queue.head(now)
+        concurrency = self.node.concurrency
+        if priority != theirs:
+            age, their_age = concurrency.age_us(priority, since, now), concurrency.age_us(theirs, their_since, now)
+            return (priority - theirs) * AGEING + age - their_age > 0
+        if fills:
+            return False
+        if not self.is_loaded and concurrency.waits_for_load(now - arrived, self.startup_us()):
+            return False
+        return concurrency.goes_before(app, self.model, their_app, other.model)
 
     # --- evidence ---
 
@@ -423,40 +456,295 @@ class Replica:
         halvings = min(max(0, now - self.last_end_us) / FADES, 60.0)
         return good + (mean - good) / math.pow(2.0, halvings)
 
-    def measured_work(self, now: Micros, cost: float, working_us: Micros) -> None:
-        """Record an embedding, with the µs since the replica was last idle or done."""
-        self.measured_slowness = self.slowness()
-        before = self.work.read() or 0.0
-        self.work.add(cost, working_us)
-        self.group.rate_changed(before, self.work.read() or 0.0, now)
-        self.done_cost += cost
-
-    def measured_tokens(self, timing: Timing, warm: float, elapsed_us: Micros) -> None:
-        """Record an answer's own timings.
-
-        Args:
-            warm: Share of the prompt that the node need not have read again.
-            elapsed_us: Time of the answer by our clock.
-        """
-        slowness = self.slowness()
-        if slowness > 2 * self.measured_slowness or 2 * slowness < self.measured_slowness:
-            self.decode, self.prefill = Rate(RATE_MEMORY), Rate(RATE_MEMORY)  # it runs elsewhere now
-        self.measured_slowness = slowness
-        if timing.prompt_us > 0 and timing.prompt_tokens > 0 and warm <= COLD:
-            self.prefill.add(timing.prompt_tokens, timing.prompt_us, OUTLIER)
-        if timing.decode_us > 0 and timing.tokens > 0:
-            self.decode.add(timing.tokens, timing.decode_us, OUTLIER)
-            if self.decode.value and (self.answers < SPEED_EVERY or not self.answers % SPEED_EVERY):
-                self.node.speed.add(self.decode.value / self.group.typical().decode)
-        besides = elapsed_us - timing.load_us - timing.prompt_us - timing.decode_us
-        self.overhead.add(float(besides) if besides > 0 else 0.0)
-        self.group.samples += 1
-
-    def measured_load(self, timing: Timing) -> None:
-        """Record the time of a load."""
-        size = self.node.models.get(self.model, 0)
-        if size > 0:
-            self.node.load_time.add(size, timing.load_us)
-
     def __repr__(self) -> str:
         return f"<Lane {self.model} on {self.node.key} {len(self.attempts)}/{self.limiter.limit}>"
+
+
+class Node:
+    """Hold the state of one server. `up` is None until the first probe or answer."""
+
+    def __init__(self, endpoint: Endpoint, concurrency: ModelLimiter) -> None:
+        self.endpoint = endpoint
+        self.key = endpoint.key
+        self.up: bool | None = None
+        self.lost_why = "not seen yet"
+        self.version = ""
+        self.models: Mapping[str, int] = {}  # on disk: name -> bytes
+        self.digests: Mapping[str, str] = {}
+        self.loaded: Mapping[str, LoadedModel] = {}
+        self.held_bytes = 0  # of the largest model that was ever seen wholly in its GPU
+        self.replicas: dict[str, Replica] = {}
+        self.running = 0
+        self.active_models = 0  # models at work
+        self.concurrency = concurrency
+        self.faults = NodeFaults()
+        self.incapable = Incapabilities()
+        self.speed = Mean()  # of its models, as shares of their typical rates
+        self.up_since: Micros = 0
+        self.down_since: Micros = 0
+        self.next_probe_us: Micros = 0
+        self.probe_backoff_us: Micros = 0
+        self.probing = False
+        self.asked_us: Micros = -1
+        self.silences = 0
+        self.load_time = LoadTimeEstimator()
+        self.memory = MemoryFit()
+        self.denied: set[str] = set()  # models that are in its last list and that it answered 404 for
+        self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
+        self.listed_us: Micros = 0
+        # True: it reads an abandoned prompt to its end. False: it stops at the next batch. None: untested.
+        self.reads_on: bool | None = None
+        self.attempted = 0
+        self.succeeded = 0
+        self.failed = 0
+
+    @property
+    def usable(self) -> bool:
+        """Return whether the node is up."""
+        return self.up is True
+
+    def wait_us(self, now: Micros) -> Micros:
+        """Return the µs until one of the models at work here is idle."""
+        ends = [
+            max(attempt.expected_end(now) for attempt in replica.attempts.values() if attempt.occupies_gpu)
+            for replica in self.replicas.values()
+            if replica.occupies_gpu
+        ]
+        over = len(ends) - self.concurrency.limit
+        return max(0, sorted(ends)[over] - now) if 0 <= over < len(ends) else 0
+
+    def mark_overlapped(self) -> None:
+        """Mark all attempts in flight: two models are at work."""
+        for replica in self.replicas.values():
+            for attempt in replica.attempts.values():
+                attempt.overlapped = True
+
+    def last_use(self, model: str) -> Micros:
+        """Return when a model in memory was last used."""
+        replica = self.replicas.get(model)
+        return 0 if replica is None else max(replica.last_end_us, replica.options_used_us)
+
+    def used(self, now: Micros) -> frozenset[str]:
+        """Return the models that were used within DISPLACED, or are at work."""
+        return frozenset(
+            model
+            for model, replica in self.replicas.items()
+            if replica.attempts or (replica.answers and now - replica.last_end_us < DISPLACED)
+        )
+
+    def in_use(self, now: Micros) -> bool:
+        """Check that a model here was used recently, which a load might evict."""
+        return any(
+            replica.answers and now - replica.last_end_us < DISPLACED
+            for replica in self.replicas.values()
+            if replica.is_loaded
+        )
+
+    def __repr__(self) -> str:
+        state = {True: "up", False: "down", None: "unknown"}[self.up]
+        return f"<Node {self.key} {state} · {self.running} running>"
+
+
+class TypicalRates(NamedTuple):
+    """Hold middle and best rates of the measured replicas, for those without measurements."""
+
+    work: float = WORK
+    best_work: float = WORK
+    prefill: float = PREFILL
+    best_prefill: float = PREFILL
+    decode: float = DECODE
+    best_decode: float = DECODE
+    slowness: float = 1.0  # of the fastest place that was measured: 1 on a GPU, CPU_SLOWER on a CPU
+
+
+class ModelReplicas:
+    """Hold the replicas of one model, its queue, and the digest that embeddings use."""
+
+    def __init__(self, model: str, settings: ModelSettings, queue: WaitQueue | None = None) -> None:
+        self.model = model
+        self.replicas: dict[str, Replica] = {}
+        self.with_capacity: dict[str, Replica] = {}  # replicas with fewer requests in flight than their limit
+        self.off_nominal: dict[str, Replica] = {}  # replicas that may not be nominal (`core.state.replica`)
+        self.queue = WaitQueue() if queue is None else queue  # tasks that wait for this model
+        self.total_rate = 0.0  # sum of the work rates of usable replicas, cost units per µs
+        self.best_rate = 0.0
+        self.inflight_cost = 0.0
+        self._token_cost = Rate(600 * SECOND)  # cost units per token of a prompt
+        self.tokens_per_cost = 1 / BYTES_PER_TOKEN  # and the reverse
+        self.digest = settings.used.get(model, "")  # the version that embeddings use (`core.model_versions`)
+        self.mixed = False  # nodes have others, too
+        self.checked = 0  # use for which the digests were checked since the last change
+        self.notice = ""  # the last one about different digests
+        self.tasks = 0  # that are not settled
+        self.samples = 0
+        self.batches = 0  # that are open
+        self.full_until: Micros = 0  # all slots were taken just now, and no trial was worth it
+        self.rescan_after: Micros = 0  # the waiting tasks were compared in vain just before
+        self.rescan_planned = False
+        self.cold_wait_us: Micros = 0  # time that tasks have waited while a node was idle that would have to load
+        self._settings = settings
+        self._lengths: dict[tuple[str, TaskType], Length] = {}  # by application and type of task
+        self._app, self._type = "", TaskType.CHAT  # of the last task; the next one is often like it
+        self._length: Length | None = None
+        self._counted = 0  # samples seen by the last recount, and by the last ranking
+        self._ranked_at = -1
+        self.ranked: list[Replica] = []
+        self._typical = TypicalRates()
+        self.all: list[Replica] = []
+        self.prefix_hashes: dict[
+            PrefixHash, Replica
+        ] = {}  # beginning of a conversation -> the replica that read it last
+        self._by_options: dict[str, dict[str, Replica]] = {}
+
+    # --- replicas ---
+
+    def put(self, replica: Replica) -> None:
+        """Add a replica."""
+        self.replicas[replica.key] = replica
+        self.all = list(self.replicas.values())
+        self.checked = 0
+        replica.flag_off_nominal()
+        if len(replica.attempts) < replica.limiter.limit:
+            self.with_capacity[replica.key] = replica
+        self._ranked_at = -1
+
+    def drop(self, key: str) -> None:
+        """Remove the replica of a node."""
+        replica = self.replicas.pop(key, None)
+        self.all = list(self.replicas.values())
+        self.with_capacity.pop(key, None)
+        self.checked = 0
+        self.off_nominal.pop(key, None)
+        if replica is not None:
+            self._forget_options(replica)
+        self._ranked_at = -1
+
+    def usable(self, now: Micros) -> list[Replica]:
+        """Return the replicas that take work, now or when a slot frees."""
+        return [replica for replica in self.replicas.values() if replica.usable(now)]
+
+    def digest_for(self, task: Task) -> str:
+        """Return the only version of the model that may answer this task; "" for any."""
+        if task.kind is not EMBED and not self._settings.one_digest:
+            return ""
+        if task.only is None:
+            return self.digest
+        replicas = [replica for key in task.only if (replica := self.replicas.get(key)) is not None and replica.node.up]
+        has = not replicas or any(replica.digest in ("", self.digest) for replica in replicas)
+        return self.digest if has or self.model in self._settings.pinned else chosen(replicas)
+
+    def suits(self, replica: Replica, task: Task, digest: str) -> bool:
+        """Check that this task may go to this replica.
+
+        Args:
+            digest: The version that the task needs; "" for any.
+        """
+        return replica.suits(task) and (not digest or replica.digest in ("", digest))
+
+    def _forget_options(self, replica: Replica) -> None:
+        replicas = self._by_options.get(replica.options)
+        if replicas is not None:
+            replicas.pop(replica.node.key, None)
+            if not replicas:
+                del self._by_options[replica.options]
+
+    def options_changed(self, replica: Replica, options: str) -> None:
+        """Record the runner options that a replica is loaded with."""
+        self._forget_options(replica)
+        if options:
+            self._by_options.setdefault(options, {})[replica.node.key] = replica
+
+    # --- typical values ---
+
+    def typical(self) -> TypicalRates:
+        """Return the typical rates of this model."""
+        self.rank()
+        return self._typical
+
+    def rank(self) -> None:
+        """Compute the typical rates again, and the order of speed, after enough answers."""
+        every = max(RANK_EVERY if self.samples >= RANK_OFTEN else 1, len(self.replicas) // 2)
+        if self._ranked_at >= 0 and self.samples - self._ranked_at < every:
+            return
+        self._ranked_at = self.samples
+        replicas = list(self.replicas.values())
+        self._typical = typical = TypicalRates(
+            *_middle([replica.work.read() for replica in replicas], WORK),
+            *_middle([replica.prefill.read() for replica in replicas], PREFILL),
+            *_middle([replica.decode.read() for replica in replicas], DECODE),
+            min([replica.measured_slowness for replica in replicas if replica.decode.value], default=1.0),
+        )
+        if len(replicas) > SHORTLIST:
+            self.ranked = sorted(replicas, key=lambda replica: _usual_time(replica, typical))
+            for rank, replica in enumerate(self.ranked):
+                replica.rank = rank
+
+    def expected_tokens(self, task: Task) -> float:
+        """Predict the tokens of the answer to a task."""
+        tokens = self.length(task).read() or TOKENS_OUT
+        limit = task.tokens_out
+        return tokens if limit is None or limit < 0 else min(tokens, float(limit))
+
+    def length(self, task: Task) -> Length:
+        """Return the estimator for answers to such tasks."""
+        last = self._length
+        if last is not None and task.type is self._type and task.app == self._app:
+            return last
+        kind = task.app, task.type
+        found = self._lengths.get(kind)
+        if found is None:
+            if len(self._lengths) > KINDS_MAX:
+                self._lengths.clear()
+            found = self._lengths[kind] = self._settings.lengths.of(task.app, task.type, self.model)
+        self._app, self._type, self._length = task.app, task.type, found
+        return found
+
+    def measured_prompt(self, cost: int, tokens: int) -> None:
+        """Record the tokens of a prompt of `cost` units."""
+        self._token_cost.add(cost, tokens)
+        self.tokens_per_cost = 1 / (self._token_cost.value or BYTES_PER_TOKEN)
+
+    # --- sums for batches ---
+
+    def recount(self, now: Micros) -> None:
+        """Sum the rates again, after a node came or went, and against rounding drift."""
+        rates = [replica.work.read() or 0.0 for replica in self.usable(now)]
+        self.total_rate = sum(rates)
+        self.best_rate = max(rates, default=0.0)
+        self._counted = self.samples
+        self.checked = 0
+
+    def rate_changed(self, before: float, after: float, now: Micros) -> None:
+        """Update the sums after the rate of one replica has changed."""
+        self.samples += 1
+        if self.samples - self._counted >= 256:
+            self.recount(now)
+            return
+        self.total_rate += after - before
+        self.best_rate = max(self.best_rate, after)
+
+
+def _middle(values: list[float | None], default: float) -> tuple[float, float]:
+    known = sorted(value for value in values if value)
+    return (known[len(known) // 2], known[-1]) if known else (default, default)
+
+
+def _usual_time(replica: Replica, typical: TypicalRates) -> float:
+    """Return the µs of a usual task, for sorting. An untried replica counts as the best."""
+    if not replica.answers and not replica.failed:
+        return 0.0
+    decode, work = replica.decode.read(), replica.work.read()
+    if decode:
+        return replica.startup_us() + TOKENS_OUT / decode + 2 * TOKENS_OUT / (replica.prefill.read() or typical.prefill)
+    return replica.startup_us() + TOKENS_OUT * BYTES_PER_TOKEN / (work or typical.work)
+
+
+def chosen(replicas: Iterable[Replica]) -> str:
+    """Return the digest with the most capacity, by measured rates, then by nodes; "" for none."""
+    capacity: dict[str, list[float]] = {}
+    for replica in replicas:
+        if replica.digest:
+            sums = capacity.setdefault(replica.digest, [0.0, 0.0])
+            sums[0] += replica.work.read() or 0.0
+            sums[1] += 1.0
+    return max(capacity, key=lambda digest: capacity[digest], default="")

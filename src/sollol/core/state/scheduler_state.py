@@ -13,17 +13,15 @@ from typing import Final
 from sollol.core.actions import Abort, Action, Complete, Start
 from sollol.core.cancelled_prefill import taken_until
 from sollol.core.health_checks import HealthChecks
-from sollol.core.model_versions import short
 from sollol.core.policy import Policies
-from sollol.core.state.attempt import Attempt
 from sollol.core.state.batch import Batch
 from sollol.core.state.cluster import ClusterState
-from sollol.core.state.model_replicas import ModelReplicas
-from sollol.core.state.node import Node
+from sollol.core.state.in_flight import begin, end
+from sollol.core.state.model_settings import short
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.queue import FairShares, WaitQueue
 from sollol.core.state.ranges import Ranges
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, ModelReplicas, Node, Replica
 from sollol.core.types import EMBED, NEVER, Cause, Decision, Key, Micros, Outcome, Status, Task
 
 TIMERS: Final = 4_096  # kept without a look; beyond, those of settled tasks go when they are most
@@ -79,13 +77,12 @@ class SchedulerState:
         if cause is None:
             cause = pending.cause()
         attempt = Attempt(id, task, replica, cost, now, now + decision.predicted_us, decision, cause)
-        attempt.pending = pending
         attempt.resumed = pending.delivering
         self.attempts[attempt.key] = pending.attempts[attempt.key] = attempt
         if pending.waits_for is not None:
             pending.wait_for(None)
         same_options = task.options == replica.options or not replica.answers
-        replica.add(attempt)
+        begin(replica, attempt)
         observe = False
         if task.kind is not EMBED:
             attempt.behind_prefill = behind_prefill = now < replica.left_until
@@ -116,8 +113,10 @@ class SchedulerState:
     def end(self, attempt: Attempt, now: Micros) -> None:
         """Remove an attempt that has ended."""
         del self.attempts[attempt.key]
-        del attempt.pending.attempts[attempt.key]
-        attempt.replica.remove(attempt, now)
+        pending = self.tasks.get(attempt.task.id)
+        if pending is not None:
+            del pending.attempts[attempt.key]
+        end(attempt.replica, attempt, now)
         attempt.replica.last_end_us = now
 
     def abort(self, attempt: Attempt, now: Micros, outcome: Outcome = LEFT, withdrawn: bool = False) -> None:

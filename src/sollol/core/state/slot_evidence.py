@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.state.attempt import Attempt
-from sollol.core.state.replica import Replica
+from sollol.core.state.replica import Attempt, Replica
 from sollol.core.types import EMBED, MILLISECOND, Micros
 
 PROMPT: Final[Micros] = 10 * MILLISECOND  # beyond its prediction, that a first token may take without a wait for a slot

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from sollol.core.endpoint import Endpoint, parse_endpoint
-from sollol.core.state.node import Node
+from sollol.core.state.replica import Node
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, NoNodeAvailable, ResponseError
 from sollol.gateway.context import Context

@@ -1,0 +1,70 @@
+"""Follow which models a node holds in memory: listed, loaded by our requests, evicted by a load."""
+
+from __future__ import annotations
+
+from sollol.core.state.replica import Node, Replica
+from sollol.core.types import LoadedModel, Micros
+
+
+def sizes_loaded(node: Node) -> dict[str, int]:
+    """Return the bytes of each model in memory, as listed or by our own answers; else those on disk."""
+    sizes = _sizes_listed(node)
+    for model, replica in node.replicas.items():
+        if replica.loaded_by_us and model not in sizes:
+            sizes[model] = node.models.get(model, 0)
+    return sizes
+
+
+def remember(node: Node, now: Micros) -> None:
+    """Learn what fits together, from the present list of models in memory and the last one."""
+    current = _sizes_listed(node)
+    before = dict(node.listed)
+    for model, replica in node.replicas.items():
+        if replica.answers and replica.last_end_us > node.listed_us:
+            before.setdefault(model, node.models.get(model, 0))
+    loading = {model: node.models.get(model, 0) for model, replica in node.replicas.items() if replica.is_loading}
+    node.memory.seen(node.listed, before, current, loading, node.used(now))
+    node.listed, node.listed_us = current, now
+
+
+def expect(node: Node, model: str) -> None:
+    """Expect a model in memory from now on, without those that do not fit beside it."""
+    loaded, held = sizes_loaded(node), dict(node.loaded)
+    size = node.models.get(model, 0)
+    for name in sorted(loaded, key=node.last_use):
+        if name == model or node.memory.risk(loaded, size) < 1.0:
+            continue
+        del loaded[name]
+        held.pop(name, None)
+        replica = node.replicas.get(name)
+        if replica is not None:
+            replica.loaded_by_us = False
+            replica.flag_off_nominal()
+    held.setdefault(model, LoadedModel())
+    node.loaded = held
+
+
+def learn_from_load(node: Node, replica: Replica, since: Micros) -> None:
+    """Learn from an unexpected load: models that answered since did not fit beside this one."""
+    others = [
+        other.model
+        for other in node.replicas.values()
+        if other is not replica and other.answers and other.last_end_us > since
+    ]
+    sizes = [node.models.get(model, 0) for model in (replica.model, *others)]
+    if others and since:
+        node.memory.note(len(sizes), sum(sizes))
+
+
+def expect_loads(node: Node, model: str = "") -> None:
+    """Expect in memory what was loaded now, and what attempts in flight must load."""
+    if model:
+        expect(node, model)
+    for other, replica in node.replicas.items():
+        if other != model and replica.is_loading:
+            expect(node, other)
+
+
+def _sizes_listed(node: Node) -> dict[str, int]:
+    """Return the bytes of each listed model; without a size, those on disk."""
+    return {model: held.size or node.models.get(model, 0) for model, held in node.loaded.items()}
