@@ -25,7 +25,8 @@ from sollol.core.types import (
 from sollol.core.value import replaced
 from sollol.policies import breaker, concurrency
 from sollol.policies.model_concurrency import ModelConcurrency
-from sollol.policies.routing import CompletionRouter, ReliableRouter, SparingRouter, router_of
+from sollol.policies.routing import CompletionRouter
+from sollol.policies.strategies import ReliableRouter, SparingRouter, router_of
 
 CHAT = Task(1, Kind.CHAT, "m:latest", 400)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sollol.core import takeover
 from sollol.core.actions import Accept, ItemsRequested, Refuse
+from sollol.core.batch_replicas import is_limited, suitable_replicas
 from sollol.core.fault_attribution import FaultAttribution
 from sollol.core.model_versions import FOR_EMBED, review
 from sollol.core.policy import BatchView, ChunkRetry
@@ -14,14 +15,13 @@ from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.takeover import Takeover
-from sollol.core.types import OK, SECOND, TRANSIENT, Cause, Decision, Micros, Outcome, RoutingMode, Status, Task
+from sollol.core.types import OK, SECOND, TRANSIENT, Cause, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 
 PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
 FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
 FEED_LEAST = 256
 REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
-SPARED_TIMES = 20  # in mode `async`: a node so many times slower than the best one is not used in its stead
 SAMPLE_AFTER = 3  # failures before anything succeeded: from then on items are taken from all over the batch
 CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
 
@@ -63,15 +63,15 @@ class BatchScheduler:
             return
         if batch.closed and batch.pending_count <= 2 * len(group.replicas):
             only = None  # so little is left that other idle replicas matter
-        limited = _is_limited(batch, group)
+        limited = is_limited(batch, group)
         if only is None or width:
-            replicas = self._suitable(batch, group, now)
+            replicas = suitable_replicas(self._state, batch, group, now)
         elif limited:
-            suitable = self._suitable(batch, group, now)
+            suitable = suitable_replicas(self._state, batch, group, now)
             replicas = [replica for replica in only if replica in suitable]
         else:
             replicas = [replica for replica in only if replica.usable(now)]
-        if not replicas and (only is None or not self._suitable(batch, group, now)):
+        if not replicas and (only is None or not suitable_replicas(self._state, batch, group, now)):
             self._no_replica(pending, batch, group, now)
             return
         batch.stuck_since = None
@@ -113,20 +113,6 @@ class BatchScheduler:
             batch.digest = group.digest_for(task) or None
         return True
 
-    def _suitable(self, batch: Batch, group: ModelReplicas, now: Micros) -> list[Replica]:
-        """Return the usable replicas that this batch may go to."""
-        replicas = group.usable(now)
-        limited, task, digest = _is_limited(batch, group), batch.task, batch.digest or ""
-        if limited and (task.only is not None or task.gpu or digest):
-            replicas = [replica for replica in replicas if group.suits(replica, task, digest)]
-        if self._state.cluster.incapable:  # of those that suit: an incapable node is better than none
-            replicas = self._state.able(task, replicas, now)
-        if not limited:
-            return replicas
-        if task.mode is RoutingMode.RELIABLE:
-            return _reliable(replicas)
-        return _spared(replicas) if task.mode is RoutingMode.ASYNC else replicas
-
     def _cut(
         self, pending: PendingTask, batch: Batch, group: ModelReplicas, replica: Replica, limited: bool, now: Micros
     ) -> bool:
@@ -136,7 +122,7 @@ class BatchScheduler:
             return True  # a text that was answered before is the surest test of the node
         total_rate, best_rate, count_of_replicas = group.total_rate, group.best_rate, len(group.replicas)
         if limited:
-            suitable = self._suitable(batch, group, now)
+            suitable = suitable_replicas(self._state, batch, group, now)
             count_of_replicas = max(1, len(suitable))
             rates = [each.work.read() or 0.0 for each in suitable]
             total_rate, best_rate = sum(rates), max(rates, default=0.0)
@@ -158,7 +144,7 @@ class BatchScheduler:
             return False
 
         def others() -> frozenset[str]:
-            return frozenset(other.node.key for other in self._suitable(batch, group, now))
+            return frozenset(other.node.key for other in suitable_replicas(self._state, batch, group, now))
 
         longest = replica.list_limit.limit if replica.breaker.closed else 1
         sample = not batch.answered and batch.failures_in_a_row >= SAMPLE_AFTER
@@ -243,7 +229,9 @@ class BatchScheduler:
         """Let idle replicas repeat items that others have in flight."""
         if batch.task.hedge is False:
             return
-        takeovers, some_idle = takeover.plan(self._state, batch, self._suitable(batch, group, now), group, now)
+        takeovers, some_idle = takeover.plan(
+            self._state, batch, suitable_replicas(self._state, batch, group, now), group, now
+        )
         for each in takeovers:
             self._start_takeover(batch, each, now)
         if some_idle:
@@ -336,7 +324,10 @@ class BatchScheduler:
         if outcome.status is Status.FAILED:
             if not self.attribution.is_hopeless(batch, attempt, PATIENCE, now):
                 return False
-            return all(replica.key in batch.failed_on for replica in self._suitable(batch, attempt.replica.group, now))
+            return all(
+                replica.key in batch.failed_on
+                for replica in suitable_replicas(self._state, batch, attempt.replica.group, now)
+            )
         if batch.answered:
             return False
         group = attempt.replica.group
@@ -345,12 +336,12 @@ class BatchScheduler:
             batch.refused_on.add(attempt.replica.key)
             if outcome.http_status in CALL_IS_WRONG and batch.refused_alone < REFUSED_ALONE:
                 return False
-            others = {replica.key for replica in self._suitable(batch, group, now)}
+            others = {replica.key for replica in suitable_replicas(self._state, batch, group, now)}
             return len(batch.refused_on) > 1 or others <= batch.refused_on
         unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED) or (
             outcome.status is Status.MISSING and attempt.replica.key in self._state.cluster.unable_for(batch.task, now)
         )
-        return unsuited and not batch.live and not self._suitable(batch, group, now)
+        return unsuited and not batch.live and not suitable_replicas(self._state, batch, group, now)
 
     def _put_back(
         self, pending: PendingTask, batch: Batch, attempt: Attempt, orphans: Ranges, outcome: Outcome, now: Micros
@@ -372,7 +363,9 @@ class BatchScheduler:
             suspect = suspect or again is ChunkRetry.SPLIT
         piece = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
         if counts and suspect and count == 1:
-            others = frozenset(replica.node.key for replica in self._suitable(batch, attempt.replica.group, now))
+            others = frozenset(
+                replica.node.key for replica in suitable_replicas(self._state, batch, attempt.replica.group, now)
+            )
             if self.attribution.is_bad(batch, others, piece, count):
                 self._refuse(pending, batch, orphans, outcome)
                 return
@@ -390,31 +383,3 @@ class BatchScheduler:
             self._state.abort_all(pending, now)  # a control
             self._state.settle(pending, Outcome(OK))
         return pending.task.id not in self._state.tasks
-
-
-def _is_limited(batch: Batch, group: ModelReplicas) -> bool:
-    """Check whether some replicas are not allowed for this batch."""
-    task = batch.task
-    return (
-        task.only is not None
-        or task.gpu
-        or group.mixed
-        or (batch.digest is not None and batch.digest != group.digest)
-        or task.mode in (RoutingMode.RELIABLE, RoutingMode.ASYNC)
-    )
-
-
-def _reliable(replicas: list[Replica]) -> list[Replica]:
-    """Return the replicas whose success rate, squared, is at least half that of the best."""
-    shares = [1.0 if (share := replica.reliability.read()) is None else share for replica in replicas]
-    least = max(shares, default=0.0) ** 2 / 2
-    return [replica for replica, share in zip(replicas, shares, strict=True) if share**2 >= least]
-
-
-def _spared(replicas: list[Replica]) -> list[Replica]:
-    """Return the replicas without the fastest, unless the next is far slower."""
-    rates = sorted((replica.work.read() or 0.0 for replica in replicas), reverse=True)
-    if len(rates) < 2 or not rates[1] or rates[0] > SPARED_TIMES * rates[1]:
-        return replicas
-    fastest = max(replicas, key=lambda replica: replica.work.read() or 0.0)
-    return [replica for replica in replicas if replica is not fastest]

@@ -41,7 +41,8 @@ from sollol.policies.prefill import AbandonedPrefill
 from sollol.policies.preloading import SkiRentalPreloader
 from sollol.policies.probing import ProbeSchedule
 from sollol.policies.retry import BudgetRetrier
-from sollol.policies.routing import MODES, CompletionRouter, router_of
+from sollol.policies.routing import CompletionRouter
+from sollol.policies.strategies import MODES, router_of
 from sollol.policies.suspicion import ItemSuspicion
 from sollol.policies.takeover import TakeoverIfSooner
 from sollol.transport.base import Timeouts, Transport

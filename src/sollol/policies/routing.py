@@ -32,8 +32,6 @@ from sollol.core.types import (
     Micros,
     Prediction,
     PrefixHash,
-    RoutingMode,
-    RoutingStrategy,
     Task,
 )
 from sollol.policies.eviction import EvictionByUse
@@ -48,7 +46,7 @@ FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a replica that has 
 # its model in part, so that one straggler does not leave a healthy node unused.
 FEW: Final = 3
 UNLIKE: Final = 8.0  # times slower than usual, from which on it matters
-FELL: Final = 2.0  # times slower where it runs now than where it was measured
+SLOWED: Final = 2.0  # times slower where it runs now than where it was measured
 STALE_PRIORITY: Final = 5  # calls above it are not used to find out
 FORGIVEN: Final[Micros] = 30 * SECOND  # after which a replica that has only failed is tried as a new one
 NOT_FAR: Final = 8.0  # times slower than the best at its last answer
@@ -144,7 +142,7 @@ class CompletionRouter:
         options, cost = task.options, float(task.cost)
         prefix_hashes = group.prefix_hashes
         known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
-        claimed = bool(reserved_us)
+        reserved = bool(reserved_us)
         predictor: _TermsPredictor | None = None
         finishes: list[float] = []
         since = NEVER if embed else now - self.stale_us
@@ -160,15 +158,15 @@ class CompletionRouter:
                     wait = float(soonest - now)
                 elif over >= 0 or not nominal or not replica.occupies_gpu:
                     wait = float(replica.wait_us(now, occupies_gpu))
-            if claimed:
+            if reserved:
                 wait += float(reserved_us.get(replica.key, 0))
-            reads, speaks = replica.prefill.value, replica.decode.value
+            prefill_rate, decode_rate = replica.prefill.value, replica.decode.value
             if (
                 nominal
                 and replica.answers >= FEW
                 and replica.last_end_us > since
-                and reads
-                and speaks
+                and prefill_rate
+                and decode_rate
                 and replica.options == options
             ):
                 new = cost
@@ -176,9 +174,10 @@ class CompletionRouter:
                     if replica.warm.get(prefix_hash, NOT_READ) > replica.prompts - PROMPTS_WARM:
                         new -= length
                         break
-                read, decode, overhead = new * tokens_per_cost / reads, tokens / speaks, replica.overhead.value or 0.0
-                predictions.append(Prediction(replica.key, wait, read, decode, overhead))
-                finishes.append(wait + read + decode + overhead)
+                prefill, decode = new * tokens_per_cost / prefill_rate, tokens / decode_rate
+                overhead = replica.overhead.value or 0.0
+                predictions.append(Prediction(replica.key, wait, prefill, decode, overhead))
+                finishes.append(wait + prefill + decode + overhead)
                 continue
             if predictor is None:
                 predictor = _TermsPredictor(self, task, now, tokens, tokens_per_cost, known)
@@ -242,10 +241,10 @@ class _TermsPredictor:
         if task.kind is EMBED:
             embed = task.cost / self._work(replica)
         else:
-            reads, speaks = self._rates(replica)
+            prefill_rate, decode_rate = self._rates(replica)
             new = task.cost - warm_cost(replica, self._known) if self._known else task.cost
-            prefill = new * self._tokens_per_cost / reads
-            decode = self._tokens / speaks
+            prefill = new * self._tokens_per_cost / prefill_rate
+            decode = self._tokens / decode_rate
         if (
             replica.failed and not replica.answers and now - replica.last_end_us < FORGIVEN
         ):  # a fast failure is not a fast node; it fades, so that it is tried again
@@ -273,161 +272,26 @@ class _TermsPredictor:
         node = replica.node
         # A node that only failed is taken for a new one now and then: it may have healed.
         fresh = not node.attempted or (replica.failed > 0 and not replica.answers and self._forgiven(replica))
-        reads, speaks = replica.prefill.value, replica.decode.value
-        stale = speaks is not None and self._now - replica.last_end_us > self._stale_us
-        if stale and (speaks or 0.0) * NOT_FAR > self._typical(replica).best_decode:
-            fresh, reads, speaks = self._task.priority <= self._stale_priority, None, None
-        if replica.answers < FEW and reads and speaks:
+        prefill_rate, decode_rate = replica.prefill.value, replica.decode.value
+        stale = decode_rate is not None and self._now - replica.last_end_us > self._stale_us
+        if stale and (decode_rate or 0.0) * NOT_FAR > self._typical(replica).best_decode:
+            fresh, prefill_rate, decode_rate = self._task.priority <= self._stale_priority, None, None
+        if replica.answers < FEW and prefill_rate and decode_rate:
             usual = self._typical(replica)
             own = replica.answers / FEW
-            if speaks * UNLIKE < usual.decode:
-                speaks = speaks**own * usual.decode ** (1 - own)
-            if reads * UNLIKE < usual.prefill:
-                reads = reads**own * usual.prefill ** (1 - own)
-        fell = replica.slowness() / replica.measured_slowness
-        if fell > FELL and reads and speaks:  # measured on its GPU; now it is on the CPU
-            reads, speaks = reads / fell, speaks / fell
-        if not reads or not speaks:
+            if decode_rate * UNLIKE < usual.decode:
+                decode_rate = decode_rate**own * usual.decode ** (1 - own)
+            if prefill_rate * UNLIKE < usual.prefill:
+                prefill_rate = prefill_rate**own * usual.prefill ** (1 - own)
+        slowed = replica.slowness() / replica.measured_slowness
+        if slowed > SLOWED and prefill_rate and decode_rate:  # measured on its GPU; now it is on the CPU
+            prefill_rate, decode_rate = prefill_rate / slowed, decode_rate / slowed
+        if not prefill_rate or not decode_rate:
             usual = self._typical(replica)
             # The node's speed with its other models is the first guess for this one.
             speed = self._eager if fresh else node.speed.value or 1.0
             if node.loaded:  # a guess for the first calls: on the CPU, where the others were measured on a GPU
                 speed /= max(1.0, replica.slowness() / usual.slowness)
-            reads = reads or (usual.best_prefill if fresh else usual.prefill) * speed
-            speaks = speaks or (usual.best_decode if fresh else usual.decode) * speed
-        return reads, speaks
-
-
-class ReliableRouter(CompletionRouter):
-    """Choose by completion time, where a failure costs a second try.
-
-    score = finish / share of attempts that ended well there, squared: a failed try is paid twice, by the time lost and
-    by starting again elsewhere. A node without a history counts as one that fails now and then.
-    """
-
-    __slots__ = ()
-    by_finish = False
-    UNPROVEN = 0.8
-
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        shares = [replica.reliability.read() for replica in replicas]
-        return [
-            finish / max(0.1, self.UNPROVEN if share is None else share) ** 2
-            for finish, share in zip(finishes, shares, strict=True)
-        ]
-
-    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
-        share = replicas[chosen].reliability.read()
-        listed = "no history" if share is None else f"{share:.0%} of its answers good"
-        return f"finishes first of {len(replicas)} when failures count ({listed})"
-
-
-class SparingRouter(CompletionRouter):
-    """Choose the slowest free node for background work, so that fast nodes stay free.
-
-    Only nodes that would finish within PATIENCE times the best. If none is free, wait for the best of them.
-    """
-
-    __slots__ = ()
-    by_finish = False
-    wide = True
-    PATIENCE = 20.0
-
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        bound = min(finishes) * self.PATIENCE
-        occupies_gpu = task.kind is not EMBED
-        return [
-            1 / max(finish, 1.0) if finish <= bound and replica.free(now, occupies_gpu) else finish
-            for finish, replica in zip(finishes, replicas, strict=True)
-        ]
-
-    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
-        return f"leaves faster nodes free ({len(replicas)} candidates)"
-
-
-class LatencyRouter(CompletionRouter):
-    """Choose the least mean time per request so far, whatever the task."""
-
-    __slots__ = ()
-    by_finish = False
-
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        return [replica.latency_us(now) + replica.wait_us(now) for replica in replicas]
-
-    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
-        return "least latency so far"
-
-
-class LeastLoadedRouter(CompletionRouter):
-    """Choose the node with the fewest requests in flight."""
-
-    __slots__ = ()
-    by_finish = False
-    wide = True
-
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        return [float(replica.node.running) for replica in replicas]
-
-    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
-        return f"{replicas[chosen].node.running} requests under way there"
-
-
-class FairRouter(CompletionRouter):
-    """Give every node the same number of requests over time."""
-
-    __slots__ = ()
-    by_finish = False
-    wide = True
-
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        return [float(replica.node.attempted + replica.node.running) for replica in replicas]
-
-    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
-        return f"{replicas[chosen].node.attempted} requests had so far"
-
-
-class RoundRobinRouter(CompletionRouter):
-    """Choose the next free node in turn."""
-
-    __slots__ = ("_last",)
-    by_finish = False
-    wide = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last = ""
-
-    def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        keys = [replica.key for replica in replicas]
-        start = next((i for i, key in enumerate(keys) if key == self._last), -1) + 1
-        free = [
-            i for i in (*range(start, len(replicas)), *range(start)) if replicas[i].free(now, task.kind is not EMBED)
-        ]
-        if not free:
-            return finishes
-        self._last = keys[free[0]]
-        return [0.0 if i == free[0] else 1.0 for i in range(len(replicas))]
-
-    def _reason(self, replicas: Sequence[Replica], chosen: int) -> str:
-        return "next in turn"
-
-
-def router_of(strategy: RoutingStrategy) -> CompletionRouter:
-    """Return the router of a strategy."""
-    match strategy:
-        case RoutingStrategy.ROUND_ROBIN:
-            return RoundRobinRouter()
-        case RoutingStrategy.LATENCY_FIRST:
-            return LatencyRouter()
-        case RoutingStrategy.LEAST_LOADED:
-            return LeastLoadedRouter()
-        case RoutingStrategy.FAIRNESS:
-            return FairRouter()
-        case RoutingStrategy.INTELLIGENT:
-            return CompletionRouter()
-
-
-MODES: Final[Mapping[RoutingMode, CompletionRouter]] = {
-    RoutingMode.RELIABLE: ReliableRouter(),
-    RoutingMode.ASYNC: SparingRouter(),
-}
+            prefill_rate = prefill_rate or (usual.best_prefill if fresh else usual.prefill) * speed
+            decode_rate = decode_rate or (usual.best_decode if fresh else usual.decode) * speed
+        return prefill_rate, decode_rate
