@@ -44,15 +44,12 @@ def replay(
     found = journal_file.replay(file, default_policies())
     view = found.scheduler.view()
     if as_json:
+        same, digest = found.differs_at is None, found.digest
         state = {"nodes": len(view.nodes), "open_tasks": len(view.tasks), "attempts": len(view.attempts)}
-        same = found.differs_at is None
-        print_json(
-            {"events": found.events, "same": same, "differs_at": found.differs_at, "digest": found.digest} | state
-        )
+        print_json({"events": found.events, "same": same, "differs_at": found.differs_at, "digest": digest, **state})
     else:
-        say(
-            f"{plural(found.events, 'event')}, {plural(len(view.nodes), 'node')}, {plural(len(view.tasks), 'open task')}."
-        )
+        counts = (found.events, "event"), (len(view.nodes), "node"), (len(view.tasks), "open task")
+        say(", ".join(plural(number, noun) for number, noun in counts) + ".")
         if found.differs_at is None:
             say(f"The decisions are the recorded ones ({plural(found.digests, 'digest')} compared).")
         else:
