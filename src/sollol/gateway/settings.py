@@ -186,11 +186,10 @@ def not_applied(new: GatewaySettings, old: GatewaySettings) -> list[str]:
         if getattr(new.listen, name) != getattr(old.listen, name)
     ]
     found += [
-        f"[{name}] changed, and what it was before stays in use"
-        for name in ("store", "alerts")
+        f"[{name}] has changed, and its old settings stay in use"
+        for name in _FIXED
         if getattr(new, name) != getattr(old, name)
     ]
-    found += [f"[{name}] has changed, and its old settings stay in use" for name in _FIXED if _differ(name, new, old)]
     if old.nodes and not new.nodes:
         found.append("nodes names none now, and those before stay in use")
     return found
@@ -200,10 +199,6 @@ def applicable(new: GatewaySettings, old: GatewaySettings) -> GatewaySettings:
     """Return the new settings with the old values that a running gateway cannot change."""
     fixed = {name: getattr(old, name) for name in _FIXED}
     return msgspec.structs.replace(new.listening(old.listen.host, old.listen.port), **fixed)
-
-
-def _differ(name: str, new: GatewaySettings, old: GatewaySettings) -> bool:
-    return bool(getattr(new, name) != getattr(old, name))
 
 
 def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
