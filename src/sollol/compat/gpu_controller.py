@@ -2,7 +2,7 @@
 
 A model that fell back to the CPU is some twenty times slower, without an error. The controller uses only the measured
 state in /api/ps of each node, loads models onto GPUs, and reports the result. Every call has a time limit: a load that
-takes longer continues in the background.
+takes longer continues in the background. Over 400 lines because each method of the older interface has its docstring.
 
     controller = SOLLOLGPUController(pool=pool, priority_models=["llama3.2"])
     controller.print_cluster_status()

@@ -7,6 +7,7 @@ free meanwhile (late binding).
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Mapping
 
 from sollol.core.actions import Load
@@ -30,6 +31,14 @@ from sollol.core.types import (
     Task,
     Timing,
 )
+
+
+class Dispatched(enum.Enum):
+    """Name what `start_now` did with a new request."""
+
+    STARTED = "started"
+    WAITING = "waiting"  # it has reserved a busy replica
+    UNDECIDED = "undecided"  # the queue decides
 
 
 class RequestScheduler:
@@ -205,27 +214,24 @@ class RequestScheduler:
                 return False
         return True
 
-    def start_now(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> bool | None:
-        """Start a request at once if nobody waits and the best replica is free.
-
-        Returns False if it has reserved a busy replica, and None if the queue must decide.
-        """
+    def start_now(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> Dispatched:
+        """Start a new request at once if the best replica is free. Only while no other request waits."""
         state, task = self._state, pending.task
         if now < state.health.newcomers_until and state.health.settles_at(now) is not None:
-            return None
+            return Dispatched.UNDECIDED
         self._check_digests(group, task)
         router = router_of(state, task)
         if not (replicas := shortlist(group, task, self._avoided(pending, now), router.wide, now)):
-            return None
+            return Dispatched.UNDECIDED
         if all_paused(task, replicas):
-            return None
+            return Dispatched.UNDECIDED
         decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
         if not replica.free(now, task.kind is not EMBED):
             decided = overlapped(task, replica, decision, NO_RESERVATIONS, state.policies.overlap, now)
             if decided is None:
                 self._reserve(pending, router, replica, decision, NO_RESERVATIONS, now)
-                return False
+                return Dispatched.WAITING
             decision = decided
         pending.tokens = tokens = task.cost * group.tokens_per_cost + group.expected_tokens(task)
         state.shares.pass_by(task.app, tokens)
@@ -233,7 +239,7 @@ class RequestScheduler:
         if pending.hedger is not None:
             self.hedging.plan(pending, pending.hedger, attempt, now)
         self.hang_detection.accompany(pending, attempt, now)
-        return True
+        return Dispatched.STARTED
 
     def record_first_token(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
         """Record that the answer begins: this attempt has won."""

@@ -3,6 +3,8 @@
 Late binding: a task waits in its model's queue until a node has a free slot, and the choice is made then. Batches stand
 in the same queue and are cut into chunks as slots free. When nothing waits, an idle node takes over what is expected to
 finish last (`core.takeover`). Every task ends in exactly one Complete.
+
+Over 400 lines, because each event has its handler here: callers, answers, nodes, time.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from sollol.core.fault_recovery import FaultRecovery, fault_outcome
 from sollol.core.learned import Learned
 from sollol.core.measurements import Measurements
 from sollol.core.policy import Policies
-from sollol.core.request_scheduler import RequestScheduler
+from sollol.core.request_scheduler import Dispatched, RequestScheduler
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.stall_detection import StallDetection
@@ -74,12 +76,12 @@ class Scheduler:
         self._measurements = Measurements(state, self._requests, self._slot_discovery)
         self._recovery = FaultRecovery(state, self._binding)
         self._wake_at: Micros = NEVER
-        self._looking_after = False
+        self._checks_late = False
         self._restore_node: Callable[[Node], None] = Learned().restore_node
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
-            ItemsAdded: self._fed,
+            ItemsAdded: self._items_added,
             Cancelled: self._cancelled,
-            TaskFailed: self._broken,
+            TaskFailed: self._task_failed,
             Responding: self._responding,
             NodeAdded: self._node_added,
             NodeRemoved: self._node_removed,
@@ -155,21 +157,23 @@ class Scheduler:
             self._single_submitted(pending, group, now)
 
     def _single_submitted(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> None:
-        if not self._looking_after:
-            self._looking_after = True
-            self._state.call_at(now + LOOK_AFTER, self._look_after)
-        started: bool | None = None
+        if not self._checks_late:
+            self._checks_late = True
+            self._state.call_at(now + LOOK_AFTER, self._check_late)
+        result = Dispatched.UNDECIDED
         if group.with_capacity and not group.queue.waiting:
-            started = self._requests.start_now(pending, group, now)
-            if started:
+            result = self._requests.start_now(pending, group, now)
+            if result is Dispatched.STARTED:
                 return
         self._state.enqueue(pending, group, now, now)
-        if started is None and (group.with_capacity or not group.replicas):
+        if result is Dispatched.WAITING:
+            return
+        if group.with_capacity or not group.replicas:
             self._binding.bind_new(pending, group, now)
-        elif started is None:  # the answer that it waits for brings us back, if it is not far off
+        else:  # every slot is taken: the next answer binds it
             self._binding.probe_slots(group, now)
 
-    def _fed(self, event: ItemsAdded, now: Micros) -> None:
+    def _items_added(self, event: ItemsAdded, now: Micros) -> None:
         pending = self._state.current_task = self._tasks.get(event.task)
         if pending is not None and pending.batch is not None:
             self._batches.fed(pending, list(event.costs), event.closed, now)
@@ -191,7 +195,7 @@ class Scheduler:
             self._state.current_task = self._tasks.get(attempt.task.id)
             self._slot_discovery.responds(attempt, now)
 
-    def _broken(self, event: TaskFailed, now: Micros) -> None:
+    def _task_failed(self, event: TaskFailed, now: Micros) -> None:
         pending = self._tasks.get(event.task)
         if pending is not None:
             self._recovery.expel(pending, fault_outcome(event.error), now)
@@ -406,10 +410,10 @@ class Scheduler:
             self._state.current_task = self._tasks.get(attempt.task.id)
             self._overdue(attempt, now)
 
-    def _look_after(self, now: Micros) -> None:
-        self._looking_after = any(pending.batch is None for pending in self._tasks.values())
-        if self._looking_after:
-            self._state.call_at(now + LOOK_AFTER, self._look_after)
+    def _check_late(self, now: Micros) -> None:
+        self._checks_late = any(pending.batch is None for pending in self._tasks.values())
+        if self._checks_late:
+            self._state.call_at(now + LOOK_AFTER, self._check_late)
             for attempt in self._hang_detection.check_all(now):
                 self._state.current_task = self._tasks.get(attempt.task.id)
                 outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")

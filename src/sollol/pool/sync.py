@@ -1,6 +1,7 @@
 """OllamaPool: the pool for programs without an event loop. One background thread runs one.
 
-`pool.thread` has the calls across to that thread. Iterables are read in the caller's thread.
+`pool.thread` has the calls across to that thread. Iterables are read in the caller's thread. Over 400 lines because
+each method has the signature that users see.
 """
 
 from __future__ import annotations
