@@ -109,8 +109,10 @@ def test_a_killed_run_continues_embeds_nothing_twice_and_gives_the_same_file(
     out, partial = tmp_path / "x.npz", tmp_path / "x.npz.partial"
     process = start_embed(docs, out, cluster)
     wait_for_records(partial, process, 40 * (16 + 32 * 4 + 4))
+    cluster.do(lambda nodes: [node.freeze() for node in nodes])  # so that the run cannot end before the signal
     os.kill(process.pid, how)
     _, err = finished(process, code)
+    cluster.do(lambda nodes: [node.thaw() for node in nodes])
     assert not out.exists()
     if how is signal.SIGINT:
         assert f"are kept in {partial}; the same command continues" in err

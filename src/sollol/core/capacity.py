@@ -81,7 +81,7 @@ class Breaker(Protocol):
     """Decide whether a (node, model) may be used."""
 
     closed: bool
-    """It admits everything: looked at for every lane of every decision, so an attribute spares a call."""
+    """It admits everything. An attribute, because each decision reads it for every replica."""
 
     def admits(self, now: Micros) -> bool:
         """Check that a request may be sent now."""

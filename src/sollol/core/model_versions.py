@@ -58,9 +58,9 @@ def _mixed(group: ModelReplicas, found: dict[str, list[str]], digest: str, one: 
     versions = "; ".join(f"{short(each)} on {', '.join(nodes)}" for each, nodes in found.items())
     others = [node for each, nodes in found.items() if each != digest for node in nodes]
     use = "embeddings and chats use" if one else "embeddings use"
-    other_half = "" if one else ", chats use all"
+    others_use = "" if one else ", chats use all"
     return (
-        f"nodes have different versions of {group.model}: {versions}; {use} {short(digest)} only{other_half}. "
+        f"nodes have different versions of {group.model}: {versions}; {use} {short(digest)} only{others_use}. "
         f"To make them alike, pull it on {', '.join(others)}"
     )
 

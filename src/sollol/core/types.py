@@ -463,9 +463,9 @@ def canonical_model(name: str) -> str:
 
 def _canonical(name: str) -> str:
     found = name.strip().lower().removesuffix(":local")
-    _, separator, other_half = found.partition("://")
-    if separator and other_half.count("/") == 2:
-        found = other_half
+    _, separator, rest = found.partition("://")
+    if separator and rest.count("/") == 2:
+        found = rest
     parts = found.split("/")
     if len(parts) == 3 and parts[0] == _HOST:
         parts = parts[1:]

@@ -152,5 +152,5 @@ class _GivenTime:
         self._present = start = self.of(name)
         self._given[name] = start + us
         if len(self._given) > NAMES_MAX:
-            reserved_us = {other: given for other, given in self._given.items() if given > start}
-            self._given = keep_largest(reserved_us, NAMES_MAX // 2)
+            ahead = {other: given for other, given in self._given.items() if given > start}
+            self._given = keep_largest(ahead, NAMES_MAX // 2)

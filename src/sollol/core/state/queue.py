@@ -50,8 +50,8 @@ class FairShares:
     def _forget(self) -> None:
         """Remove applications without a queued task, those with the smallest lead first."""
         waiting = {app: share for app, share in self._apps.items() if share.waiting}
-        reserved_us = {a: s.given for a, s in self._apps.items() if not s.waiting and s.given > self._now}
-        self._apps = waiting | {app: self._apps[app] for app in keep_largest(reserved_us, APPS_MAX // 2)}
+        ahead = {a: s.given for a, s in self._apps.items() if not s.waiting and s.given > self._now}
+        self._apps = waiting | {app: self._apps[app] for app in keep_largest(ahead, APPS_MAX // 2)}
 
     def enter(self, app: str) -> _AppShare:
         """Record a queued task."""

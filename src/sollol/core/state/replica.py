@@ -457,7 +457,7 @@ class Replica:
         return good + (mean - good) / math.pow(2.0, halvings)
 
     def __repr__(self) -> str:
-        return f"<Lane {self.model} on {self.node.key} {len(self.attempts)}/{self.limiter.limit}>"
+        return f"<Replica {self.model} on {self.node.key} {len(self.attempts)}/{self.limiter.limit}>"
 
 
 class Node:
