@@ -118,7 +118,7 @@ def test_a_wrong_variable_is_named_with_its_value(variable: Any, value: Any, exp
         ("nodes = 5", "nodes: 5 cannot be used; node '5' is not an address"),
         ("nodes = ['a:x']", "nodes: ['a:x'] cannot be used; node 'a:x' is not an address"),
         ("nodes = [{host = [1]}]", "nodes: [{'host': [1]}] cannot be used"),
-        ("nods = []", "nods is not a setting; expected nodes, app_name, observer_sampling and [discovery]"),
+        ("nods = []", "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery] and [redis]"),
         ("app_name = 3", "app_name: 3 cannot be used; expected a name"),
         ("app_name = ''", "app_name: '' cannot be used; expected a name"),
         ("observer_sampling = 2", "observer_sampling: 2 cannot be used; expected true, false"),
@@ -126,6 +126,11 @@ def test_a_wrong_variable_is_named_with_its_value(variable: Any, value: Any, exp
         ("[discovery]\nports = ['a']", "discovery.ports: ['a'] cannot be used; expected port numbers"),
         ("[discovery]\nports = [70000]", "discovery.ports: [70000] cannot be used; expected port numbers"),
         ("[discovery]\nports = []", "discovery.ports: [] cannot be used; expected at least one port"),
+        ("[redis]\nurl = 'http://a'", "redis.url: 'http://a' cannot be used; expected redis://"),
+        ("[redis]\nhost = 'a/b'", "redis.host: 'a/b' cannot be used; expected a host name"),
+        ("[redis]\nport = [1, 2]", "redis.port: [1, 2] cannot be used; expected one port number"),
+        ("[redis]\ndb = 1", "redis.db is not a setting; expected url, host and port"),
+        ("redis = 3", "redis: 3 cannot be used; expected a table"),
         ("discovery = 3", "discovery: 3 cannot be used; expected a table"),
         ("nodes", "is not valid TOML"),
     ],
@@ -168,7 +173,7 @@ def test_every_setting_is_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
     for variable, field in VARIABLES.items():
         assert f"`{variable}`" in text
-        key = field.replace("discovery_", "")
+        key = field.replace("discovery_", "").replace("redis_", "")
         assert f"`{key}`" in text or variable == "OLLAMA_HOST"
     assert "`SOLLOL_CONFIG`" in text
 

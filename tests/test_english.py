@@ -16,7 +16,19 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 ROOMS = (
-    *("core", "policies", "workload", "models", "observe", "discovery", "transport", "backends", "engine", "pool"),
+    *(
+        "core",
+        "policies",
+        "workload",
+        "models",
+        "observe",
+        "exporters",
+        "discovery",
+        "transport",
+        "backends",
+        "engine",
+        "pool",
+    ),
     *("compat", "index", "dashboard", "cli", "sim", "gateway", "http_server"),
 )
 MODULES: tuple[str, ...] = (

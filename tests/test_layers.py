@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 # A room and what it may import of the project, itself apart. `core.types` and `core.endpoint` are words for all.
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
-ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe"}
+ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe", "exporters"}
 FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version"}
 LAW: dict[str, set[str]] = {
     "errors": set(),
@@ -34,6 +34,7 @@ LAW: dict[str, set[str]] = {
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "http_server": {"errors", "core", "duties", "transport"},
     "observe": {"errors", "answers", "core"},
+    "exporters": {"errors", "config", "core", "observe"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
     "engine": ENGINE,
     "models": {"errors", "answers", "core", "transport", "backends"},

@@ -41,8 +41,19 @@ class Settings(NamedTuple):
     discovery_subnets: tuple[str, ...] | None = None
     """None: the private networks of this machine."""
     discovery_ports: tuple[int, ...] = (11434,)
+    redis_url: str | None = None
+    redis_host: str | None = None
+    redis_port: int = 6379
     gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """The file's tables for `sollol serve`, unchanged: parsed by `sollol.gateway.settings`."""
+
+    @property
+    def redis(self) -> str | None:
+        """The URL of the Redis that applications share: `redis_url`, else of `redis_host`; None without both."""
+        if self.redis_url or not self.redis_host:
+            return self.redis_url
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        return f"redis://{host}:{self.redis_port}"
 
 
 def load_settings(
@@ -133,6 +144,26 @@ def _ports(raw: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ports))
 
 
+def _redis_url(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.match(r"(rediss?|unix)://[^\s/]*", raw.strip()):
+        raise BadInput("expected redis://host:port, rediss://host:port or unix:///path")
+    return raw.strip()
+
+
+def _redis_host(raw: Any) -> str:
+    host = raw.strip().strip("[]") if isinstance(raw, str) else ""
+    if not re.fullmatch(r"[\w.:%-]+", host):
+        raise BadInput("expected a host name or an address, without a port")
+    return host
+
+
+def _redis_port(raw: Any) -> int:
+    ports = _ports(raw)
+    if len(ports) > 1:
+        raise BadInput("expected one port number from 1 to 65535")
+    return ports[0]
+
+
 def _listed(raw: Any) -> Sequence[Any]:
     if isinstance(raw, str):
         return [item for item in _SEPARATORS.split(raw) if item]
@@ -148,6 +179,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "observer_sampling": _sampling,
     "discovery_subnets": _subnets,
     "discovery_ports": _ports,
+    "redis_url": _redis_url,
+    "redis_host": _redis_host,
+    "redis_port": _redis_port,
 }
 _IN_FILE = {
     "nodes": "nodes",
@@ -155,7 +189,11 @@ _IN_FILE = {
     "observer_sampling": "observer_sampling",
     "discovery.subnets": "discovery_subnets",
     "discovery.ports": "discovery_ports",
+    "redis.url": "redis_url",
+    "redis.host": "redis_host",
+    "redis.port": "redis_port",
 }
+_TABLES = ("discovery", "redis")
 VARIABLES = {
     "OLLAMA_HOST": "ollama_host",
     "SOLLOL_NODES": "nodes",
@@ -163,6 +201,9 @@ VARIABLES = {
     "SOLLOL_OBSERVER_SAMPLING": "observer_sampling",
     "SOLLOL_DISCOVERY_SUBNETS": "discovery_subnets",
     "SOLLOL_DISCOVERY_PORTS": "discovery_ports",
+    "SOLLOL_REDIS_URL": "redis_url",
+    "SOLLOL_REDIS_HOST": "redis_host",
+    "SOLLOL_REDIS_PORT": "redis_port",
 }
 """Environment variable -> setting. `SOLLOL_CONFIG` names the file."""
 
@@ -255,7 +296,8 @@ def _read(error: type[BadInput], place: str, values: Mapping[str, Any]) -> dict[
         try:
             read[field] = _READERS[field](raw)
         except BadInput as problem:
-            raise error(_sentence(place.format(field), raw, str(problem))) from None
+            shown = without_secrets(raw) if field == "redis_url" and isinstance(raw, str) else raw
+            raise error(_sentence(place.format(field), shown, str(problem))) from None
     return read
 
 
@@ -282,13 +324,14 @@ def _read_file(
 ) -> Iterator[ConfigError]:
     """Yield the problems of a file, and store its settings in `values`."""
     where = f"configuration file {path}"
-    discovery = content.get("discovery", {})
-    for name, table in [*tables.items(), ("discovery", discovery)]:
+    own = {name: content.get(name, {}) for name in _TABLES}
+    for name, table in [*tables.items(), *own.items()]:
         if not isinstance(table, dict):
             yield ConfigError(_sentence(f"{where}: {name}", table, "expected a table"))
-    given = {name: raw for name, raw in content.items() if name != "discovery"}
-    if isinstance(discovery, dict):
-        given |= {f"discovery.{name}": raw for name, raw in discovery.items()}
+    given = {name: raw for name, raw in content.items() if name not in _TABLES}
+    for name, table in own.items():
+        if isinstance(table, dict):
+            given |= {f"{name}.{key}": raw for key, raw in table.items()}
     for name, raw in given.items():
         field = _IN_FILE.get(name)
         if field is None:
@@ -321,9 +364,10 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 _SETTINGS = {
-    "": "nodes, app_name, observer_sampling and [discovery]; for `sollol serve` also "
+    "": "nodes, app_name, observer_sampling, [discovery] and [redis]; for `sollol serve` also "
     + ", ".join(f"[{name}]" for name in GATEWAY_TABLES),
     "discovery": "subnets and ports",
+    "redis": "url, host and port",
 }
 
 
@@ -353,6 +397,22 @@ def _sentence(place: str, raw: Any, problem: str) -> str:
     shown = re.sub(r"(['\"]api_key['\"]: )(['\"]).*?\2", r"\1'***'", repr(raw))
     shown = re.sub(r"//[^/@\s]*@", "//***@", shown)  # keep passwords out of logs
     return f"{place}: {shown} cannot be used; {problem}"
+
+
+def without_secrets(url: str) -> str:
+    """Return the URL of a Redis without its user, password and parameters; "***" where these have no clear place."""
+    if "@" not in url and "?" not in url:
+        return url
+    from urllib.parse import urlsplit
+
+    scheme, found, rest = url.partition("://")
+    try:
+        parts = urlsplit(f"redis://{rest}")
+    except ValueError:
+        return "***"
+    if not found or "@" in parts.path + parts.query + parts.fragment:
+        return "***"
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def config_home() -> Path:

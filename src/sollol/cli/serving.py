@@ -72,6 +72,7 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
     on_signal(loop, ("SIGHUP",), again.set)
     transport = HttpTransport()
     made = AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name)
+    made.use_redis(settings.redis)
     if read.journal is not None:
         made.record_journal(read.journal)
     async with made as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -52,6 +53,7 @@ from sollol.workload.task import Work, build_task, unloads
 from sollol.workload.validation import check_text
 
 if TYPE_CHECKING:
+    from sollol.exporters.redis_feed import RedisFeed
     from sollol.observe.recording import Recording
     from sollol.observe.store import Store
 
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 # (`sollol.core.stall_detection`), the caller's timeout applies, and the connection detects a machine that
 # vanished (`sollol.transport.http`).
 TIMEOUTS: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)
+LEAVE_S: Final = 0.3  # wait for the last message to Redis
 HEDGERS_MAX: Final = 256  # limit of registered hedging policies of callers
 
 
@@ -109,6 +112,7 @@ class Engine:
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self._monitor: Monitor | None = None
         self.storing: Recording | None = None
+        self.redis_feed: RedisFeed | None = None
         self.transport = transport
         self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
         self.recorder = Recorder(self.dispatcher.now)
@@ -206,7 +210,10 @@ class Engine:
         """Cancel all tasks and close the connections."""
         await self.resume_support.aclose()
         await self.dispatcher.aclose()
+        feed = self.redis_feed
         self._close_files()
+        if feed is not None:
+            await asyncio.to_thread(feed.join, LEAVE_S)
 
     def batch(
         self,
@@ -288,6 +295,8 @@ class Engine:
     def _close_files(self) -> None:
         if self._journal_file is not None:
             self._journal_file.close()
+        if self.redis_feed is not None:
+            self.redis_feed.end()
         storing, self.storing = self.storing, None
         if storing is not None:
             storing.close()
@@ -301,11 +310,32 @@ class Engine:
         self.dispatcher.duties.keep("the store", recording.write, EVERY_S)
         self.storing = recording
 
+    def use_redis(self, url: str, version: str) -> None:
+        """Publish finished requests and presence in a Redis from now on. To be called on the engine's loop."""
+        from sollol.exporters.applications import Identity
+        from sollol.exporters.redis_feed import RedisFeed
+
+        loop, view, dispatcher = asyncio.get_running_loop(), self.scheduler.view(), self.dispatcher
+
+        def on_loop(call: Callable[..., object], *given: object) -> None:
+            try:
+                loop.call_soon_threadsafe(call, *given)
+            except RuntimeError:  # the loop has ended
+                pass
+
+        def present() -> tuple[int, int, int]:
+            return len(view.nodes), len(view.attempts), view.waiting()
+
+        identity = Identity(self._app, version)
+        self.redis_feed = RedisFeed(url, identity, self.recorder, present, on_loop, dispatcher.notify_operator)
+
     def metrics(self, version: str) -> bytes:
         """Return the metrics in Prometheus' text format."""
         values = present_values(
             self.scheduler.view(), version=version, faults=self.dispatcher.faults, lost=self.recorder.lost()
         )
+        if self.redis_feed is not None:
+            values |= self.redis_feed.metrics()
         return self.recorder.metrics.render(values)
 
     def next_id(self) -> int:

@@ -94,6 +94,8 @@ class Gateway(HttpServer):
             AddressUnavailable: The address cannot be bound.
         """
         self.engine: Engine = self.pool.engine
+        if self.engine.redis_feed is not None:
+            self.engine.redis_feed.identity.kind = "gateway"
         self.feed = Feed(self._read_snapshot)
         self.apply(self.settings)
         listen = self.settings.listen

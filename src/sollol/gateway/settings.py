@@ -24,7 +24,7 @@ from sollol.http_server.limits import Seconds, ServerLimits
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
-_FIXED: Final = ("store", "alerts")  # tables that are read once, at the start
+_FIXED: Final = ("store", "alerts", "redis")  # tables that are read once, at the start
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
@@ -111,6 +111,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     observer_sampling: float = 1.0
     store: StoreSettings = StoreSettings()
     alerts: AlertSettings = AlertSettings()
+    redis: str | None = None
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -237,6 +238,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.observer_sampling,
         tables.store,
         tables.alerts,
+        settings.redis,
     )
     return found, problems
 

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from sollol.core.types import EMBED, Cause
+from sollol.core.types import EMBED, Cause, Status
 from sollol.observe.request_record import RequestRecord
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -97,6 +97,13 @@ FAMILIES: Final[dict[str, Family]] = {
     "sollol_prefill_tokens_per_second": Family("gauge", ("model", "node"), "Measured speed of reading prompts"),
     "sollol_prompt_cost_total": Family("counter", ("model", "node"), "Size of prompts with a known beginning"),
     "sollol_prompt_cost_reused_total": Family("counter", ("model", "node"), "Part of it that the node had just read"),
+    # --- applications that share a Redis ---
+    "sollol_redis_up": Family("gauge", (), "1 if the shared Redis answers, 0 if not; absent without one"),
+    "sollol_application_processes": Family("gauge", ("app",), "Pools and gateways of the application, of all machines"),
+    "sollol_application_requests_per_second": Family("gauge", ("app",), "Its finished requests in the last 10 s"),
+    "sollol_application_failed_per_second": Family("gauge", ("app",), "Its failed requests in the last 10 s"),
+    "sollol_application_running": Family("gauge", ("app",), "Requests in flight of its processes"),
+    "sollol_application_waiting": Family("gauge", ("app",), "Requests in the queues of its processes"),
     "sollol_faults_total": Family("counter", (), "Unexpected exceptions of SOLLOL itself; see its log"),
     "sollol_records_lost_total": Family("counter", ("subscriber",), "Records that a slow subscriber did not get"),
 }
@@ -176,6 +183,18 @@ class Metrics:
         won = [a for a in record.attempts if a.cause == Cause.HEDGE.value and a.outcome == "ok"]
         if won:
             self._add("sollol_hedges_won_total", (model,), len(won))
+
+    def by_app(self) -> dict[str, tuple[int, int, int]]:
+        """Return finished requests, failed ones, and tokens, by application. Callable from any thread."""
+        found: dict[str, tuple[int, int, int]] = {}
+        for (app, outcome), number in list(self._counters["sollol_app_requests_total"].items()):
+            requests, failed, _ = found.get(app, (0, 0, 0))
+            is_failed = outcome not in (Status.OK.value, Status.LEFT.value)
+            found[app] = requests + int(number), failed + int(number) * is_failed, 0
+        for (app,), number in list(self._counters["sollol_app_tokens_total"].items()):
+            requests, failed, _ = found.get(app, (0, 0, 0))
+            found[app] = requests, failed, int(number)
+        return found
 
     def render(self, present: Mapping[str, Mapping[tuple[str, ...], float]]) -> bytes:
         """Return all families as text. `present` has the values of the state now, by family and labels."""

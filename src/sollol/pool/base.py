@@ -93,6 +93,7 @@ class PoolBase:
         self._engine: Engine | None = None
         self._store: tuple[Path, float, int] | None = None
         self._journal_path: Path | None = None
+        self._redis: str | None = None  # a URL, "" for none; None: by the settings
         self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
         self._closed = False
         self.totals = Totals()
@@ -127,6 +128,9 @@ class PoolBase:
         engine.use_digests(self._one_digest, self._pinned, self._used_digests)
         if self._store is not None:
             engine.use_store(_open_store(*self._store))
+        redis = _own_redis() if self._redis is None else self._redis
+        if redis:
+            engine.use_redis(redis, __version__)
         return engine
 
     def _state(self) -> EngineState | None:
@@ -357,8 +361,15 @@ class PoolBase:
         found = self.snapshot()
         engine = self._engine
         if engine is None:
-            return {**found, "verdict": UNUSED, "findings": [], "events": [], "latest": None, "spans": []}
-        return {**found, **self.read_state(lambda: engine.monitor().report(found)), "spans": list(self._spans())}
+            unused: dict[str, Any] = {"verdict": UNUSED, "findings": [], "events": [], "latest": None, "spans": []}
+            return {**found, **unused, "applications": None}
+        feed = engine.redis_feed
+        return {
+            **found,
+            **self.read_state(lambda: engine.monitor().report(found)),
+            "spans": list(self._spans()),
+            "applications": None if feed is None else feed.applications(),
+        }
 
     def series(self, span: str = "5m") -> dict[str, Any]:
         """Return the work of each node over a span, as columns: "5m", "1h", and with a store "1d" and "30d".
@@ -393,6 +404,18 @@ class PoolBase:
         if engine is not None:
             store = _open_store(*self._store)
             self.read_state(lambda: engine.use_store(store))
+
+    def use_redis(self, url: str | None) -> None:
+        """Publish requests and presence in this Redis instead of that of the settings; None: in none.
+
+        To be called before the first use.
+
+        Raises:
+            BadInput: The pool is in use already.
+        """
+        if self._engine is not None:
+            raise BadInput("use_redis: the pool is in use already; call it before the first request")
+        self._redis = url or ""
 
     def record_journal(self, path: str | os.PathLike[str]) -> None:
         """Write all events of the scheduler to a file, for `sollol replay`. To be called before the first use.
@@ -455,6 +478,12 @@ def _own_name() -> str:
     from sollol.config import load_settings
 
     return load_settings().app_name or ""
+
+
+def _own_redis() -> str | None:
+    from sollol.config import load_settings
+
+    return load_settings().redis
 
 
 def configured_nodes() -> list[Any]:
