@@ -50,7 +50,8 @@ EVENTS: list[Event] = [
     Submitted(Task(1, Kind.CHAT, "m", 10, prefix=((2**63 + 1, 5),), only=("a:1",), hedge=True, stream=True)),
     ItemsAdded(1, [1, 2], True), FirstToken(3, True), Responding(4), Cancelled(1), NodeRemoved("a:1"), Refresh(),
     Tick(), Finished(5, Outcome(Status.BUSY, "try later", 503, Timing(1, 2, 3, 4, 5, 6, 7), 1_000)),
-    NodeLost("a:1", "why", False), NodeAdded(Endpoint("h", 1, "https", "/p")), NodeSeen("h:1", FACTS), Silent((Silence(1, 2, 3, True, False),)),
+    NodeLost("a:1", "why", False),
+    NodeAdded(Endpoint("h", 1, "https", "/p")), NodeSeen("h:1", FACTS), Silent((Silence(1, 2, 3, True, False),)),
     Configure(5, RoutingStrategy.FAIRNESS, True, {"m": "abc"}, {}), Configure(), LearnedRestored({"form": 1}),
 ]  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Write the scheduler's events to a file, and replay them.
 
-The same events give the same state and the same actions. A line is one event as JSON with its time. The first line has the seed of the scheduler's random numbers; every few
-hundred lines, and at the end, there is a digest of all events and actions so far, which a replay compares. Prompts and
-answers are in no event. Keys of nodes are left out.
+The same events give the same state and the same actions. A line is one event as JSON with its time. The first line has
+the seed of the scheduler's random numbers; every few hundred lines, and at the end, there is a digest of all events and
+actions so far, which a replay compares. Prompts and answers are in no event. Keys of nodes are left out.
 """
 
 from __future__ import annotations
