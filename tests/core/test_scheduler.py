@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sollol.core.actions import Accept
-from sollol.core.events import Cancelled, Configure, NodeLost, NodeRemoved, Refresh
+from sollol.core.events import Cancelled, Configure, NodeDrained, NodeLost, NodeRemoved, Refresh
 from sollol.core.state.ranges import Ranges
 from sollol.core.types import (
     MILLISECOND,
@@ -282,3 +282,47 @@ def test_a_model_that_comes_later_is_used(cluster: VirtualCluster) -> None:
     cluster.see(node)
     task, started = embed(cluster, [100] * 4)
     assert started == [Started(task, "node")]
+
+
+def test_a_drained_node_gets_no_new_work_and_ends_what_it_has() -> None:
+    cluster = VirtualCluster()
+    cluster.add("fast", 200_000)
+    cluster.add("slow", 900_000)
+    first = cluster.submit()
+    assert cluster.running[cluster.attempt_of(first)].node == "fast:11434"
+    cluster.feed(NodeDrained("fast:11434", True))
+    second = cluster.submit()
+    assert cluster.running[cluster.attempt_of(second)].node == "slow:11434"
+    assert Completed(first) in cluster.finish(first, after=200_000)
+    cluster.finish(second, after=900_000)
+    third = cluster.submit()
+    assert cluster.running[cluster.attempt_of(third)].node == "slow:11434"
+    cluster.feed(NodeDrained("fast:11434", False))
+    fourth = cluster.submit()
+    assert cluster.running[cluster.attempt_of(fourth)].node == "fast:11434"
+
+
+def test_with_all_nodes_drained_a_request_is_refused_in_words() -> None:
+    cluster = VirtualCluster()
+    for name in ("a", "b"):
+        cluster.add(name, 200_000)
+        cluster.feed(NodeDrained(f"{name}:11434", True))
+    task = cluster.submit()
+    for key in list(cluster.probes):
+        cluster.see(key)
+    completed = cluster.completed[task]
+    assert completed.outcome.status is Status.NO_NODE
+    assert completed.tried[0][1] == "is drained: an operator keeps new work away"
+
+
+def test_an_operator_cancels_a_request() -> None:
+    cluster = VirtualCluster()
+    cluster.add("a", 200_000)
+    task = cluster.submit()
+    cluster.feed(Cancelled(task, "an operator has cancelled it"))
+    outcome = cluster.completed[task].outcome
+    assert (outcome.status, outcome.message, outcome.http_status) == (
+        Status.REFUSED,
+        "an operator has cancelled it",
+        410,
+    )

@@ -23,6 +23,7 @@ from sollol.core.events import (
     ItemsAdded,
     LearnedRestored,
     NodeAdded,
+    NodeDrained,
     NodeLost,
     NodeRemoved,
     NodeSeen,
@@ -48,8 +49,9 @@ from tests.gateway.stage import talker
 FACTS = NodeFacts("0.33", {"m": 5}, {"m": LoadedModel(5, 5, "2026-01-01T00:00:00Z", 4096)}, {"m": "abc"}, ("/api/ps",))
 EVENTS: list[Event] = [
     Submitted(Task(1, Kind.CHAT, "m", 10, prefix=((2**63 + 1, 5),), only=("a:1",), hedge=True, stream=True)),
-    ItemsAdded(1, [1, 2], True), FirstToken(3, True), Responding(4), Cancelled(1), NodeRemoved("a:1"), Refresh(),
-    Tick(), Finished(5, Outcome(Status.BUSY, "try later", 503, Timing(1, 2, 3, 4, 5, 6, 7), 1_000)),
+    ItemsAdded(1, [1, 2], True), FirstToken(3, True), Responding(4), Cancelled(1, "why"), NodeRemoved("a:1"), Refresh(),
+    NodeDrained("a:1", True), Tick(),
+    Finished(5, Outcome(Status.BUSY, "try later", 503, Timing(1, 2, 3, 4, 5, 6, 7), 1_000)),
     NodeLost("a:1", "why", False),
     NodeAdded(Endpoint("h", 1, "https", "/p")), NodeSeen("h:1", FACTS), Silent((Silence(1, 2, 3, True, False),)),
     Configure(5, RoutingStrategy.FAIRNESS, True, {"m": "abc"}, {}), Configure(), LearnedRestored({"form": 1}),

@@ -69,12 +69,13 @@ class Finished(Value):
 
 @mypyc_attr(acyclic=True)
 class Cancelled(Value):
-    """Report that the caller left."""
+    """Report that the caller left, or that an operator ends the task for the reason `why`."""
 
-    __slots__ = ("task",)
+    __slots__ = ("task", "why")
 
-    def __init__(self, task: int) -> None:
+    def __init__(self, task: int, why: str = "") -> None:
         self.task = task
+        self.why = why
 
 
 class TaskFailed(NamedTuple):
@@ -113,6 +114,13 @@ class NodeLost(NamedTuple):
     node: str
     why: str
     certain: bool = True
+
+
+class NodeDrained(NamedTuple):
+    """Keep new work away from a node, or let it come again. What runs there ends as usual."""
+
+    node: str
+    drained: bool
 
 
 class Silence(NamedTuple):
@@ -181,6 +189,7 @@ Event = (
     | NodeRemoved
     | NodeSeen
     | NodeLost
+    | NodeDrained
     | Silent
     | Refresh
     | Configure

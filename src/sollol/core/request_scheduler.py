@@ -94,6 +94,7 @@ class RequestScheduler:
                 for replica in group.replicas.values()
                 if replica.node.key not in pending.tried
                 and replica.node.usable
+                and not replica.node.drained
                 and not replica.attempts
                 and group.suits(replica, task, group.digest_for(task))
             ]

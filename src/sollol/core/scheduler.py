@@ -24,6 +24,7 @@ from sollol.core.events import (
     ItemsAdded,
     LearnedRestored,
     NodeAdded,
+    NodeDrained,
     NodeLost,
     NodeRemoved,
     NodeSeen,
@@ -53,6 +54,8 @@ QUEUE_BOUND: Final = 10_000  # waiting tasks; more are refused, rather than kept
 LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
 RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # longest pause that a node may request
 OURS_PAUSE: Final[Micros] = SECOND // 4  # until this process may have a file descriptor again
+
+CANCELLED: Final = 410  # HTTP status for a caller whose request an operator has cancelled: not to be tried again
 
 
 class Scheduler:
@@ -87,6 +90,7 @@ class Scheduler:
             NodeRemoved: self._node_removed,
             NodeSeen: self._node_seen,
             NodeLost: self._node_lost,
+            NodeDrained: self._node_drained,
             Silent: self._silent,
             Refresh: self._refresh,
             Configure: self._configure,
@@ -206,7 +210,10 @@ class Scheduler:
         if pending is not None:
             self._hang_detection.record_departure(pending, now)
             replicas = self._state.abort_all(pending, now)
-            self._state.settle(pending, Outcome(Status.LEFT, "the caller left"))
+            if event.why:
+                self._state.settle(pending, Outcome(Status.REFUSED, event.why, CANCELLED))
+            else:
+                self._state.settle(pending, Outcome(Status.LEFT, "the caller left"))
             self._binding.bind_model(pending.task.model, now, replicas)
 
     def _deadline(self, task_id: int, now: Micros) -> None:
@@ -344,6 +351,16 @@ class Scheduler:
             if not event.certain and node.up:
                 self._hang_detection.record_silent_node(node, now)
             self._node_down(node, event.why, now)
+        self._binding.bind_all(now)
+
+    def _node_drained(self, event: NodeDrained, now: Micros) -> None:
+        node = self._cluster.nodes.get(event.node)
+        if node is None or node.drained is event.drained:
+            return
+        node.drained = event.drained
+        for replica in node.replicas.values():
+            replica.flag_off_nominal()
+            replica.group.recount(now)
         self._binding.bind_all(now)
 
     def _node_down(self, node: Node, why: str, now: Micros) -> None:

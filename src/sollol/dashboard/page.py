@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 
 STYLES: Final = ("vendor/uplot.css", "page.css")
 SCRIPTS: Final = (
-    "vendor/uplot.js", "format.js", "table.js", "request.js", "chart.js", "nodes.js", "lanes.js", "main.js",
-)  # fmt: skip
+    "vendor/uplot.js",
+    *("format.js", "table.js", "request.js", "chart.js", "actions.js", "nodes.js", "lanes.js", "main.js"),
+)
 
 
 class Page(NamedTuple):
@@ -27,13 +28,22 @@ class Page(NamedTuple):
 
 @cache
 def page() -> Page:
-    """Return the document and its Content-Security-Policy."""
+    """Return the dashboard and its Content-Security-Policy."""
+    return _built("page.html", STYLES, SCRIPTS)
+
+
+@cache
+def login_page() -> Page:
+    """Return the page that takes a key, and its Content-Security-Policy."""
+    return _built("login.html", ("page.css",), ("login.js",))
+
+
+def _built(name: str, styles: tuple[str, ...], scripts: tuple[str, ...]) -> Page:
     folder = files("sollol.dashboard").joinpath("page")
     style, script = (
-        "\n".join(folder.joinpath(name).read_text("utf-8") for name in names) for names in (STYLES, SCRIPTS)
+        "\n".join(folder.joinpath(part).read_text("utf-8") for part in parts) for parts in (styles, scripts)
     )
-    html = folder.joinpath("page.html").read_text("utf-8")
-    html = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script)
+    html = folder.joinpath(name).read_text("utf-8").replace("/*STYLE*/", style).replace("/*SCRIPT*/", script)
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -72,6 +72,7 @@ class Watched:
             "unable": [],
             "loading": [],
             "breakers": [],
+            "drained": False,
             "since": None,
             "has_gpu": any(model.size_vram > 0 for model in loaded.values()),
             "models": sorted(facts.models) if facts else [],

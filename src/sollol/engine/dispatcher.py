@@ -164,10 +164,10 @@ class Dispatcher:
         own, self._own_fault = self._own_fault, None
         return own
 
-    def cancel(self, task: int) -> None:
-        """Cancel a task."""
+    def cancel(self, task: int, why: str = "") -> None:
+        """Cancel a task. With `why`, its caller gets an error with this message."""
         if task in self._jobs:
-            self.feed(Cancelled(task))
+            self.feed(Cancelled(task, why))
 
     def feed(self, event: Event, at: Micros | None = None) -> None:
         """Feed an event to the scheduler and carry out the actions; queue events that arrive meanwhile."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sollol.answers import Answer
 from sollol.backends.ollama import decode, load_call
 from sollol.core.endpoint import Endpoint
-from sollol.core.events import Configure, LearnedRestored, NodeAdded, NodeRemoved, Refresh
+from sollol.core.events import Configure, LearnedRestored, NodeAdded, NodeDrained, NodeRemoved, Refresh
 from sollol.core.policy import Hedger, Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Kind, Micros, RoutingStrategy, Task, TaskType, canonical_model
@@ -128,6 +128,10 @@ class Engine:
     def remove(self, key: str) -> None:
         """Remove a node."""
         self.dispatcher.feed(NodeRemoved(key))
+
+    def drain(self, key: str, drained: bool) -> None:
+        """Keep new work away from a node, or let it come again. Callable from any thread."""
+        self.dispatcher.feed_soon(NodeDrained(key, drained))
 
     def refresh(self) -> None:
         """Probe every node now, after models were pulled, loaded or deleted. Callable from any thread."""

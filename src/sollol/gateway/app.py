@@ -21,6 +21,7 @@ from sollol.gateway.auth.access import check_admin
 from sollol.gateway.auth.cors import Cors
 from sollol.gateway.auth.keys import Keyring
 from sollol.gateway.auth.rate_limit import RateLimiter
+from sollol.gateway.auth.sessions import Sessions
 from sollol.gateway.context import Context, Handler
 from sollol.gateway.decoding_thread import DecodingThread
 from sollol.gateway.formats.api_formats import ApiFormat
@@ -29,7 +30,7 @@ from sollol.gateway.formats.error_responses import error_body
 from sollol.gateway.inference import embeddings, single
 from sollol.gateway.paths import normal_path, redirect
 from sollol.gateway.request_ids import RequestIds
-from sollol.gateway.routes.dashboard import CHALLENGE, ROOT
+from sollol.gateway.routes.dashboard import ROOT
 from sollol.gateway.routes.table import INFERENCE, PASSTHROUGH, PATTERNS, ROUTES, Route
 from sollol.gateway.settings import GatewaySettings, applicable, not_applied
 from sollol.gateway.shared_queries import SharedQueries
@@ -68,6 +69,7 @@ class Gateway(HttpServer):
         self.settings = settings
         self.keyring = Keyring() if keyring is None else keyring
         self.limiter = RateLimiter()
+        self.sessions = Sessions()
         self._cors = Cors(())
         self._decoding = DecodingThread(self.intake)
         self._queries = SharedQueries()
@@ -143,6 +145,7 @@ class Gateway(HttpServer):
             settings,
             self.keyring,
             self.limiter,
+            self.sessions,
             self._request_ids,
             self._queries,
             self._decoding,
@@ -264,8 +267,9 @@ class Gateway(HttpServer):
             RateLimited: The key has used its requests or tokens.
         """
         if self.keyring.is_used:
-            challenge = CHALLENGE if request.path.startswith(ROOT) else "Bearer"
-            admission.identify(self.keyring, request, public=route.public, challenge=challenge)
+            of_dashboard = request.path.startswith(ROOT)
+            if not (of_dashboard and admission.identify_session(self.sessions, self.keyring, request)):
+                admission.identify(self.keyring, request, public=route.public, challenge="Bearer")
             if route.api_format is not None:
                 admission.count(self.limiter, request)
 

@@ -13,6 +13,7 @@ from sollol.gateway.auth import access
 from sollol.gateway.auth.charging import settle
 from sollol.gateway.auth.keys import Keyring
 from sollol.gateway.auth.rate_limit import RateLimiter
+from sollol.gateway.auth.sessions import Sessions
 from sollol.gateway.decoding_thread import DecodingThread
 from sollol.gateway.formats.error_responses import status_of
 from sollol.gateway.request_ids import RequestIds
@@ -37,6 +38,7 @@ class Context:
         settings: GatewaySettings,
         keyring: Keyring,
         limiter: RateLimiter,
+        sessions: Sessions,
         request_ids: RequestIds,
         queries: SharedQueries,
         decoding: DecodingThread,
@@ -50,6 +52,7 @@ class Context:
         self.settings: Final = settings
         self.keyring: Final = keyring
         self.limiter: Final = limiter
+        self.sessions: Final = sessions  # of browsers
         self.request_ids: Final = request_ids
         self.queries: Final = queries
         self.decoding: Final = decoding
@@ -62,7 +65,7 @@ class Context:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state for displays: the pool's overview, and the use of keys."""
-        return {**self.pool.overview(), "keys": self.limiter.usage()}
+        return {**self.pool.overview(), "keys": self.limiter.usage(), "can_act": True, "login": self.keyring.required}
 
     # --- answers ---
 

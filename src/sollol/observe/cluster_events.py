@@ -30,10 +30,11 @@ class ClusterEvent(NamedTuple):
 class _Seen:
     """Hold the state of one node at the last look."""
 
-    __slots__ = ("breakers", "loaded", "up", "version")
+    __slots__ = ("breakers", "drained", "loaded", "up", "version")
 
     def __init__(self, node: Node) -> None:
         self.up = node.up
+        self.drained = node.drained
         self.version = node.version
         self.loaded: dict[str, LoadedModel] = dict(node.loaded)
         self.breakers = {model for model, replica in node.replicas.items() if not replica.breaker.closed}
@@ -80,6 +81,9 @@ def _changes(at: float, node: Node, before: _Seen, now: _Seen) -> list[ClusterEv
         found.append(ClusterEvent(at, "version", INFO, key, "", text))
     if now.up and before.up:
         found += _changes_in_memory(at, key, before.loaded, now.loaded)
+    if now.drained is not before.drained:
+        text = f"{key} is drained: it gets no new work" if now.drained else f"{key} gets work again"
+        found.append(ClusterEvent(at, "drained" if now.drained else "resumed", INFO, key, "", text))
     for model in now.breakers - before.breakers:
         text = f"{key} gets no more requests for {model}: they failed in a row"
         found.append(ClusterEvent(at, "breaker-open", WARNING, key, model, text))

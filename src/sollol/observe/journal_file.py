@@ -99,7 +99,7 @@ PLAIN: Final[dict[str, Any]] = {
     kind.__name__: kind
     for kind in (
         events.ItemsAdded, events.FirstToken, events.Responding, events.Cancelled, events.NodeRemoved, events.NodeLost,
-        events.Refresh, events.LearnedRestored, events.Tick,
+        events.NodeDrained, events.Refresh, events.LearnedRestored, events.Tick,
     )
 }  # fmt: skip
 

@@ -158,7 +158,14 @@ def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint]) -> d
     }
 
 
-NO_DETAILS: dict[str, Any] = {"loaded": [], "loading": [], "since": None, "has_gpu": None, "breakers": []}
+NO_DETAILS: dict[str, Any] = {
+    "loaded": [],
+    "loading": [],
+    "since": None,
+    "has_gpu": None,
+    "breakers": [],
+    "drained": False,
+}
 
 
 def _details(engine: EngineState, state: Node) -> dict[str, Any]:
@@ -174,6 +181,7 @@ def _details(engine: EngineState, state: Node) -> dict[str, Any]:
         "loading": [_load(replica, engine.now) for replica in loading],
         "since": engine.wall_clock(since) if since else None,
         "has_gpu": state.held_bytes > 0 or any(held.size_vram > 0 for held in state.loaded.values()),
+        "drained": state.drained,
         "breakers": [model for model, replica in state.replicas.items() if not replica.breaker.closed],
     }
 

@@ -245,6 +245,16 @@ class PoolBase:
         key = _endpoint(host, port).key
         return key if self._endpoints.pop(key, None) else None
 
+    def drain_node(self, node: str, drained: bool = True) -> None:
+        """Keep new work away from a node; with `drained=False` let it come again. What runs there ends as usual.
+
+        Raises:
+            BadInput: The node is not in the pool.
+        """
+        (endpoint,) = self._find_node(node)
+        if self._engine is not None:
+            self._engine.drain(endpoint.key, drained)
+
     def _find_node(self, node: str | None) -> list[Endpoint]:
         """Return the nodes of a management call: the named one, or all."""
         if node is None:

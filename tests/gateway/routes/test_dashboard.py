@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -52,15 +53,20 @@ def test_the_page_shows_the_gateways_own_pool() -> None:
         until(lambda: stage.look(lambda gateway: gateway.feed.listening) == 0)
 
 
+def keyed(admin: bool = True) -> Keyring:
+    return Keyring([Key("ops", hash_of("secret"), admin=admin)], required=True)
+
+
 @pytest.mark.parametrize("admin", [True, False])
 def test_it_takes_an_admin_key_as_a_password(admin: bool) -> None:
-    key = Key("ops", hash_of("secret"), admin=admin)
-    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=Keyring([key], required=True)) as stage:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=keyed(admin)) as stage:
         for path in PATHS:
             refused = get(stage, path)
             assert refused.status_code == 401
-            assert refused.headers["www-authenticate"].startswith("Basic ")
-            assert get(stage, path, auth=("any", "wrong")).status_code == 401
+            assert refused.headers.get("www-authenticate", "Bearer") == "Bearer"  # no window of the browser's own
+            if path != "/dashboard/":
+                assert get(stage, path, auth=("any", "wrong")).status_code == 401
+        assert "An admin key of this gateway" in get(stage, "/dashboard/").text
         allowed = get(stage, "/dashboard/", auth=("any", "secret")).status_code
         assert allowed == (200 if admin else 403)
         if admin:
@@ -68,6 +74,70 @@ def test_it_takes_an_admin_key_as_a_password(admin: bool) -> None:
         else:
             assert get(stage, "/dashboard/api/events", auth=("any", "secret")).status_code == 403
             assert get(stage, "/dashboard/api/snapshot", auth=("any", "secret")).status_code == 403
+
+
+def login(stage: Stage, client: httpx.Client, token: str = "secret") -> httpx.Response:
+    return client.post(f"{stage.url}/dashboard/login", headers={"Authorization": f"Bearer {token}"})
+
+
+def test_a_browser_logs_in_once() -> None:
+    with (
+        sim_cluster([talker(1)]) as nodes,
+        gateway_over(nodes.urls, keyring=keyed()) as stage,
+        httpx.Client(trust_env=False) as browser,
+    ):
+        assert login(stage, browser, "wrong").status_code == 401
+        opened = login(stage, browser)
+        assert opened.status_code == 204
+        cookie = opened.headers["set-cookie"]
+        assert "secret" not in cookie
+        for part in ("HttpOnly", "SameSite=Strict", "Path=/dashboard/", "Max-Age=28800"):
+            assert part in cookie
+        assert browser.get(f"{stage.url}/dashboard/").status_code == 200
+        assert browser.get(f"{stage.url}/dashboard/api/snapshot").json()["login"] is True
+        assert browser.get(f"{stage.url}/api/tags", headers={"Cookie": cookie}).status_code == 401
+        assert browser.post(f"{stage.url}/dashboard/logout", headers={"Origin": stage.url}).status_code == 204
+        assert browser.get(f"{stage.url}/dashboard/api/snapshot").status_code == 401
+
+
+def test_a_session_ends_with_its_key_and_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        sim_cluster([talker(1)]) as nodes,
+        gateway_over(nodes.urls, keyring=keyed()) as stage,
+        httpx.Client(trust_env=False) as browser,
+    ):
+        login(stage, browser)
+        url = f"{stage.url}/dashboard/api/snapshot"
+        assert browser.get(url).status_code == 200
+        now = time.time()
+        monkeypatch.setattr("sollol.gateway.auth.admission.time.time", lambda: now + 9 * 3_600)
+        assert browser.get(url).status_code == 401
+        monkeypatch.undo()
+        assert browser.get(url).status_code == 200
+        stage.look(lambda gateway: gateway.keyring._by_hash.clear())
+        assert browser.get(url).status_code == 401
+
+
+def test_a_key_without_admin_rights_opens_no_session() -> None:
+    with (
+        sim_cluster([talker(1)]) as nodes,
+        gateway_over(nodes.urls, keyring=keyed(False)) as stage,
+        httpx.Client(trust_env=False) as browser,
+    ):
+        assert login(stage, browser).status_code == 403
+        assert not browser.cookies
+
+
+@pytest.mark.parametrize("origin", [None, "http://127.0.0.1:1", "http://localhost:3000", "null"])
+def test_a_page_of_another_port_changes_nothing(origin: str | None) -> None:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=keyed()) as stage:
+        node = nodes.urls[0].removeprefix("http://")
+        with httpx.Client(trust_env=False) as browser:
+            login(stage, browser)
+            url = f"{stage.url}/dashboard/api/nodes/{node}/drain"
+            headers = {} if origin is None else {"Origin": origin}
+            assert browser.post(url, headers=headers).status_code == 403
+            assert browser.post(url, headers={"Origin": stage.url}).status_code == 200
 
 
 def test_a_page_of_another_site_reads_nothing() -> None:

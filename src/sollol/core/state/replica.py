@@ -210,6 +210,7 @@ class Replica:
         """Check all nominal conditions."""
         return (
             self.node.up is True
+            and not self.node.drained
             and self.breaker.closed
             and self.loaded_by_us
             and self.paused_until <= now
@@ -244,6 +245,7 @@ class Replica:
             return len(self.attempts) < self.limit
         return (
             node.up is True
+            and not node.drained
             and len(self.attempts) + (len(self.still_draining(now)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= now
             and (self.breaker.closed or self.breaker.admits(now))
@@ -256,7 +258,10 @@ class Replica:
 
     def usable(self, now: Micros) -> bool:
         """Check that it takes work, now or when a slot frees."""
-        return self.node.up is True and (bool(self.attempts) or self.breaker.closed or self.breaker.admits(now))
+        node = self.node
+        if node.up is not True or node.drained:
+            return False
+        return bool(self.attempts) or self.breaker.closed or self.breaker.admits(now)
 
     def slowness(self) -> float:
         """Return how many times slower it must be expected to be: it may run on the CPU."""
@@ -468,6 +473,7 @@ class Node:
         self.key = endpoint.key
         self.up: bool | None = None
         self.lost_why = "not seen yet"
+        self.drained = False  # an operator keeps new work away
         self.version = ""
         self.models: Mapping[str, int] = {}  # on disk: name -> bytes
         self.digests: Mapping[str, str] = {}

@@ -194,6 +194,8 @@ class SchedulerState:
                 yield node.key, "not among the nodes that the call may go to"
             elif node.up is not True:
                 yield node.key, node.lost_why
+            elif node.drained:
+                yield node.key, "is drained: an operator keeps new work away"
             elif model not in node.models:
                 have = ", ".join(sorted(node.models)) or "no models"
                 yield node.key, f"does not have {model}; it has {have}"

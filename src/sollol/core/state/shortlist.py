@@ -40,6 +40,7 @@ def shortlist(group: ModelReplicas, task: Task, tried: Collection[str], wide: bo
             for replica in group.replicas.values()
             if (replica.attempts or replica.breaker.closed or replica.breaker.admits(now))
             and replica.node.up
+            and not replica.node.drained
             and (not tried or replica.node.key not in tried)
         ]
     group.rank()

@@ -3,6 +3,8 @@ let frame = null;
 
 function show(next) {
   frame = next;
+  canAct = Boolean(frame.can_act);
+  byId("logout").hidden = !frame.login;
   const how = [frame.app_name, frame.routing_mode && `mode ${frame.routing_mode}`, frame.routing_strategy && `strategy ${frame.routing_strategy}`, `version ${frame.version}`];
   setText(byId("who"), how.filter(Boolean).join(" · "));
   document.title = `${frame.verdict.severity === "ok" ? "" : "! "}${frame.app_name ? `${frame.app_name} – ` : ""}SOLLOL`;
@@ -134,8 +136,15 @@ function listen() {
   });
   source.addEventListener("error", () => {
     setStatus("lost", latest ? `No connection since ${clock(new Date(latest), "2-digit")}; trying again` : "No connection; trying again");
-    if (source && source.readyState === EventSource.CLOSED) { silence(); setTimeout(listen, 3000); }
+    if (source && source.readyState === EventSource.CLOSED) { silence(); setTimeout(again, 3000); }
   });
+}
+
+async function again() {
+  try {
+    if ((await fetch("api/snapshot")).status === 401) { location.reload(); return; } // the session has ended
+  } catch { /* the server is away */ }
+  listen();
 }
 
 function silence() {

@@ -8,6 +8,8 @@ function chips(row) {
     const chip = el("li", onCpu ? "chip warn" : "chip", el("b", "", model.model), " ", el("span", "", (onCpu ? "! " : "") + model.processor));
     const slots = row.slots[model.model], used = row.usedBy.get(model.model) || 0;
     if (slots) chip.append(" ", dots(used, slots));
+    const unload = actButton("×", `Unload ${model.model} from ${row.host}`, "api/models/unload", { model: model.model, node: row.host });
+    if (unload) chip.append(unload);
     chip.title = [model.size ? size(model.size) : "", model.context_length ? `context ${count(model.context_length)}` : "", until(model.expires_at), onCpu ? "a part of it is on the CPU: it can be 20 times slower" : ""].filter(Boolean).join(" · ");
     return chip;
   });
@@ -39,7 +41,8 @@ function makeCard(row) {
   find.type = "button";
   find.setAttribute("aria-label", `Show the calls of ${row.host}`);
   find.addEventListener("click", () => setFilter(`node:${row.host}`));
-  parts.box = el("article", "card node", el("div", "node-head", name, parts.state), el("div", "node-sub", parts.since, find), parts.why, parts.chips, parts.facts, line);
+  parts.drain = el("span");
+  parts.box = el("article", "card node", el("div", "node-head", name, parts.state), el("div", "node-sub", parts.since, el("span", "node-links", parts.drain, find)), parts.why, parts.chips, parts.facts, line);
   return parts;
 }
 
@@ -47,13 +50,21 @@ function fillCard(parts, row, place, at) {
   const down = row.state === "down";
   parts.box.classList.toggle("is-down", down);
   parts.state.className = `state ${row.state}`;
-  setText(parts.state, row.state);
+  setText(parts.state, row.drained && !down ? "drained" : row.state);
+  const drainMark = `${canAct} ${row.drained}`;
+  if (parts.drainMark !== drainMark) {
+    parts.drainMark = drainMark;
+    const verb = row.drained ? "resume" : "drain";
+    const button = actButton(verb, row.drained ? `Let work come to ${row.host} again` : `Keep new work away from ${row.host}`, `api/nodes/${row.host}/${verb}`);
+    if (button) button.className = "link";
+    parts.drain.replaceChildren(...(button ? [button] : []));
+  }
   const since = row.since ? `${down ? "last seen" : "for"} ${ago(at - row.since)}${down ? " ago" : ""}` : "";
   setText(parts.since, [row.version && !down ? `version ${row.version}` : "", since].filter(Boolean).join(" · "));
   const words = [row.why, ...(row.unable || [])].filter(Boolean).join("; ");
   setText(parts.why, words);
   parts.why.hidden = !words;
-  const mark = down ? "" : JSON.stringify([row.loaded, row.slots, row.loading, [...row.usedBy]]);
+  const mark = down ? "" : JSON.stringify([row.loaded, row.slots, row.loading, [...row.usedBy], canAct]);
   if (parts.mark !== mark) {
     parts.mark = mark;
     parts.chips.replaceChildren(...(down ? [] : row.loaded.length || row.loading.length ? chips(row) : [el("li", "quiet", "no model in memory")]));

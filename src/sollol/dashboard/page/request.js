@@ -40,6 +40,10 @@ function explained(found) {
     parts.push(el("h3", "", "Tried before"));
     parts.push(el("ul", "", ...found.tried.map((row) => el("li", "", [row.node, row.outcome, row.why, row.ms === undefined ? "" : time(row.ms)].filter(Boolean).join(": ")))));
   }
+  if (found.state === "running" || found.state === "waiting") {
+    const button = actButton("Cancel this call", `Cancel call ${found.id}`, `api/requests/${found.id}/cancel`, null, true);
+    if (button) parts.push(el("div", "actions", button));
+  }
   for (const seam of found.seams || []) parts.push(el("p", "", `${seam.node} went on with the answer after ${count(seam.characters)} characters.`));
   return parts;
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from sollol.errors import ResponseError
 from sollol.gateway.auth.access import basic_password
 from sollol.gateway.auth.keys import Keyring
 from sollol.gateway.auth.rate_limit import RateLimited, RateLimiter
+from sollol.gateway.auth.sessions import Sessions
 from sollol.http_server.request import Request
 
 
@@ -36,6 +38,27 @@ def identify(keyring: Keyring, request: Request, *, public: bool, challenge: str
             "`sollol keys add NAME` made",
             challenge,
         )
+
+
+def identify_session(sessions: Sessions, keyring: Keyring, request: Request) -> bool:
+    """Set the key of a request by the cookie of a browser's session; return False if it has none.
+
+    A change must come from a page of this address: pages of other ports of the same host send the cookie, too.
+
+    Raises:
+        ResponseError: 403 for a change from elsewhere.
+    """
+    cookie = request.header(b"cookie")
+    if not cookie or request.header(b"authorization") or request.header(b"x-api-key"):
+        return False
+    key = sessions.find(cookie, keyring, time.time())
+    if key is None:
+        return False
+    origin = request.header(b"origin").partition("://")[2]
+    if request.method not in ("GET", "HEAD") and origin != request.header(b"host"):
+        raise ResponseError("a change needs the Origin of this gateway's own page", 403)
+    request.key = key
+    return True
 
 
 def count(limiter: RateLimiter, request: Request) -> None:

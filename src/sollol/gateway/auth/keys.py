@@ -94,6 +94,10 @@ class Keyring:
         key = self._by_hash.get(digest)
         return key if key is not None and hmac.compare_digest(key.hash, digest) else None
 
+    def with_hash(self, digest: str) -> Key | None:
+        """Return the key with a hash, or None if it was revoked."""
+        return self._by_hash.get(digest)
+
     def reload(self) -> bool:
         """Read the file if it has changed; return True if the keys have. Without a change it costs a `stat`.
 

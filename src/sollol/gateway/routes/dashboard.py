@@ -1,17 +1,20 @@
 """Serve the dashboard at /dashboard/, with the state of the gateway's own pool.
 
-If keys are required, an admin key is the password of Basic authentication, which browsers send with each request.
+If keys are required, a page takes an admin key and keeps a session in a cookie. A key in the header Authorization works
+as everywhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import Final
 
 from sollol.dashboard.feed import encode
-from sollol.dashboard.page import page
+from sollol.dashboard.page import login_page, page
 from sollol.dashboard.site import HTML, security_headers, send_events
+from sollol.errors import BadInput
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
 from sollol.gateway.routes import admin
@@ -20,14 +23,33 @@ from sollol.http_server.request import Request
 ROOT: Final = "/dashboard/"
 EXPLAIN: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/explain/([^/]+)")
 SERIES: Final[re.Pattern[str]] = re.compile(r"/dashboard/api/series/([0-9a-z]{1,8})")
-CHALLENGE: Final = 'Basic realm="SOLLOL: any name, and an admin key as password"'
 
 
 async def index(context: Context, request: Request) -> None:
-    """Answer with the page."""
+    """Answer with the page, or with the one that takes a key."""
+    if context.keyring.required and request.key is None:
+        found = login_page()
+        request.answer(401, found.html, HTML, [*security_headers(found.policy), ("Cache-Control", "no-store")])
+        return
     access.check_admin(request, admin.SEE)
     found = page()
     request.answer(200, found.html, HTML, security_headers(found.policy))
+
+
+async def login(context: Context, request: Request) -> None:
+    """Open a session for the key in the header Authorization."""
+    access.check_admin(request, admin.SEE)
+    if request.key is None:
+        raise BadInput("this gateway requires no key; open /dashboard/")
+    is_secure = request.header(b"x-forwarded-proto") == "https"
+    cookie = context.sessions.open(request.key, ROOT, is_secure, time.time())
+    request.answer(204, b"", headers=[("Set-Cookie", cookie), ("Cache-Control", "no-store")])
+
+
+async def logout(context: Context, request: Request) -> None:
+    """End the session of a browser."""
+    cookie = context.sessions.close(request.header(b"cookie"), ROOT)
+    request.answer(204, b"", headers=[("Set-Cookie", cookie)])
 
 
 async def events(context: Context, request: Request) -> None:
@@ -39,9 +61,8 @@ async def events(context: Context, request: Request) -> None:
 async def series(context: Context, request: Request, span: str) -> None:
     """Answer with the work over time."""
     access.check_admin(request, admin.SEE)
-    request.answer(
-        200, encode(await asyncio.to_thread(context.pool.series, span))
-    )  # a month of the store takes a while
+    found = await asyncio.to_thread(context.pool.series, span)  # a month of the store takes a while
+    request.answer(200, encode(found))
 
 
 async def redirected(context: Context, request: Request) -> None:

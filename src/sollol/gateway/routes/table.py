@@ -8,7 +8,7 @@ from typing import Any
 
 from sollol.gateway.formats.api_formats import CHAT_FORMATS, EMBED_FORMATS, ApiFormat
 from sollol.gateway.inference import passthrough
-from sollol.gateway.routes import admin, blobs, dashboard, lists, models
+from sollol.gateway.routes import actions, admin, blobs, dashboard, lists, models
 
 
 class Route:
@@ -60,7 +60,9 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/nodes"): Route(admin.nodes, head=True),
     ("GET", "/sollol/openapi.json"): Route(admin.openapi, head=True),
     ("GET", "/dashboard"): Route(dashboard.redirected, public=True, head=True),
-    ("GET", "/dashboard/"): Route(dashboard.index, head=True),
+    ("GET", "/dashboard/"): Route(dashboard.index, public=True, head=True),
+    ("POST", "/dashboard/login"): Route(dashboard.login),
+    ("POST", "/dashboard/logout"): Route(dashboard.logout),
     ("GET", "/dashboard/api/snapshot"): Route(admin.snapshot, head=True),
     ("GET", "/dashboard/api/events"): Route(dashboard.events),
 }
@@ -73,4 +75,8 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("GET", dashboard.EXPLAIN, Route(admin.explain)),
     ("GET", dashboard.SERIES, Route(dashboard.series)),
     ("GET", admin.QUEUE, Route(admin.queue)),
+    ("POST", actions.DRAIN, Route(actions.drain, admin=True)),
+    ("POST", actions.UNLOAD, Route(actions.unload, admin=True)),
+    ("POST", actions.CANCEL, Route(actions.cancel, admin=True)),
+    ("POST", actions.MODE, Route(actions.mode, admin=True)),
 ]
