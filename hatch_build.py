@@ -48,6 +48,8 @@ ON_THE_WAY = (
     "transport/http.py",
     "observe/attempt_log.py",
     "observe/journal.py",
+    "observe/metrics.py",
+    "observe/recorder.py",
     "observe/totals.py",
     "engine/dispatcher.py",
     "engine/engine.py",

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from sollol.core.types import EMBED, Cause, Status
+from sollol.core.types import EMBED, OK, Cause, Status
 from sollol.observe.request_record import RequestRecord
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -19,6 +19,7 @@ OTHER: Final = "other"
 MODELS_MOST: Final = 500
 NODES_MOST: Final = 1_000
 APPS_MOST: Final = 50
+LINES_MOST: Final = 10_000  # label sets that are found at once
 LOADED_LEAST_S: Final = 0.1  # Ollama reports 1 to 7 ms of loading for a model in memory
 
 LATENCY: Final = (
@@ -109,91 +110,149 @@ FAMILIES: Final[dict[str, Family]] = {
 }
 
 
+class _Counter:
+    """Hold the value of one counter's label set."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
 class _Buckets:
     """Hold the counts of one histogram's label set."""
 
-    __slots__ = ("counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, size: int) -> None:
-        self.counts = [0] * size
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class _Lines:
+    """Hold the counters and histograms of the requests that agree in all their labels, so that each is found once."""
+
+    __slots__ = (
+        "app", "app_tokens", "duration", "first_token", "input_tokens", "output_tokens", "per_token", "predicted",
+        "predicted_first", "queue", "ratio", "requests", "taken",
+    )  # fmt: skip
+
+    def __init__(self, metrics: Metrics, kind: str, model: str, node: str, outcome: str, app: str) -> None:
+        model = metrics.bounded("model", model, MODELS_MOST)
+        node = metrics.bounded("node", node, NODES_MOST)
+        app = metrics.bounded("app", app, APPS_MOST)
+        of_kind, of_node = (kind, model), (model, node)
+        self.requests = metrics.counter("sollol_requests_total", (kind, model, node, outcome))
+        self.app = metrics.counter("sollol_app_requests_total", (app, outcome))
+        self.duration = metrics.histogram("sollol_request_duration_seconds", of_kind)
+        self.queue = metrics.histogram("sollol_request_queue_seconds", of_kind)
+        if outcome != OK.value or not node:
+            return
+        self.taken = metrics.histogram("sollol_attempt_duration_seconds", of_kind)
+        self.predicted = metrics.histogram("sollol_attempt_predicted_seconds", of_kind)
+        self.ratio = metrics.histogram("sollol_prediction_ratio", of_kind)
+        if kind != EMBED.value:
+            self.first_token = metrics.histogram("sollol_time_to_first_token_seconds", of_kind)
+            self.predicted_first = metrics.histogram("sollol_predicted_time_to_first_token_seconds", of_kind)
+            self.per_token = metrics.histogram("sollol_time_per_output_token_seconds", (model,))
+        self.app_tokens = metrics.counter("sollol_app_tokens_total", (app,))
+        self.input_tokens = metrics.counter("sollol_input_tokens_total", of_node)
+        self.output_tokens = metrics.counter("sollol_output_tokens_total", of_node)
 
 
 class Metrics:
     """Count finished requests, and render them with the values of the present state."""
 
     def __init__(self) -> None:
-        self._counters: dict[str, dict[tuple[str, ...], float]] = {
+        self._counters: dict[str, dict[tuple[str, ...], _Counter]] = {
             name: {} for name, family in FAMILIES.items() if family.type == "counter"
         }
         self._histograms: dict[str, dict[tuple[str, ...], _Buckets]] = {
             name: {} for name, family in FAMILIES.items() if family.type == "histogram"
         }
         self._known: dict[str, set[str]] = {"model": set(), "node": set(), "app": set()}
+        self._lines: dict[tuple[str, str, str, str, str], _Lines] = {}
+        self._attempts: dict[tuple[str, str, str], _Counter] = {}
 
     def count(self, record: RequestRecord) -> None:
         """Count a finished request."""
-        kind, outcome = record.kind, record.outcome
-        model = self._bounded("model", record.model, MODELS_MOST)
-        app = self._bounded("app", record.app, APPS_MOST)
-        node = self._bounded("node", record.node, NODES_MOST) if not record.items else ""
-        self._add("sollol_requests_total", (kind, model, node, outcome))
-        self._add("sollol_app_requests_total", (app, outcome))
-        self._observe("sollol_request_duration_seconds", (kind, model), record.total_s)
-        self._observe("sollol_request_queue_seconds", (kind, model), record.queue_s)
-        if record.tokens_in or record.tokens_out:
-            self._add("sollol_app_tokens_total", (app,), record.tokens_in + record.tokens_out)
-            self._add("sollol_input_tokens_total", (model, node), record.tokens_in)
-            self._add("sollol_output_tokens_total", (model, node), record.tokens_out)
+        node = record.node if not record.items else ""
+        key = (record.kind, record.model, node, record.outcome, record.app)
+        lines = self._lines.get(key)
+        if lines is None:
+            if len(self._lines) >= LINES_MOST:
+                self._lines.clear()
+            lines = self._lines[key] = _Lines(self, *key)
+        lines.requests.value += 1
+        lines.app.value += 1
+        lines.duration.add(record.total_s)
+        lines.queue.add(record.queue_s)
         for attempt in record.attempts:
-            where = self._bounded("node", attempt.node, NODES_MOST)
-            self._add("sollol_attempts_total", (where, attempt.cause, attempt.outcome))
-        if len(record.attempts) > 1 or not record.ok:
-            self._count_causes(record, model)
-        if record.takeovers:
-            self._add("sollol_takeovers_total", (model,), record.takeovers)
-        if record.resumptions:
-            self._add("sollol_resumptions_total", (model,), record.resumptions)
-        if record.load_s > LOADED_LEAST_S:
-            self._add("sollol_loads_total", (model, node))
-            self._observe("sollol_load_seconds", (model,), record.load_s)
-        if record.ok and record.node and not record.items:
-            self._count_times(record, kind, model)
+            self._count_attempt(attempt.node, attempt.cause, attempt.outcome)
+        if node and record.ok:
+            self._count_answer(record, lines)
+        if len(record.attempts) > 1 or record.items or record.resumptions or record.load_s > LOADED_LEAST_S:
+            self._count_rare(record)
 
-    def _count_times(self, record: RequestRecord, kind: str, model: str) -> None:
-        labels = (kind, model)
-        self._observe("sollol_attempt_duration_seconds", labels, record.actual_s)
+    def _count_attempt(self, node: str, cause: str, outcome: str) -> None:
+        found = self._attempts.get((node, cause, outcome))
+        if found is None:
+            if len(self._attempts) >= LINES_MOST:
+                self._attempts.clear()
+            labels = (self.bounded("node", node, NODES_MOST), cause, outcome)
+            found = self._attempts[node, cause, outcome] = self.counter("sollol_attempts_total", labels)
+        found.value += 1
+
+    def _count_answer(self, record: RequestRecord, lines: _Lines) -> None:
+        lines.taken.add(record.actual_s)
         if record.predicted_s:
-            self._observe("sollol_attempt_predicted_seconds", labels, record.predicted_s)
-            self._observe("sollol_prediction_ratio", labels, record.actual_s / record.predicted_s)
-        if kind == EMBED.value:
-            return
-        if record.first_token_s is not None:
-            self._observe("sollol_time_to_first_token_seconds", labels, record.first_token_s)
+            lines.predicted.add(record.predicted_s)
+            lines.ratio.add(record.actual_s / record.predicted_s)
+        if record.tokens_in or record.tokens_out:
+            lines.app_tokens.value += record.tokens_in + record.tokens_out
+            lines.input_tokens.value += record.tokens_in
+            lines.output_tokens.value += record.tokens_out
+        if record.first_token_s is not None and record.kind != EMBED.value:
+            lines.first_token.add(record.first_token_s)
             if record.predicted_first_s:
-                self._observe("sollol_predicted_time_to_first_token_seconds", labels, record.predicted_first_s)
-        if record.tokens_out and record.decode_s:
-            self._observe("sollol_time_per_output_token_seconds", (model,), record.decode_s / record.tokens_out)
+                lines.predicted_first.add(record.predicted_first_s)
+            if record.tokens_out and record.decode_s:
+                lines.per_token.add(record.decode_s / record.tokens_out)
 
-    def _count_causes(self, record: RequestRecord, model: str) -> None:
-        for name, cause in (("sollol_retries_total", Cause.RETRY), ("sollol_hedges_total", Cause.HEDGE)):
-            number = record.caused_by(cause)
+    def _count_rare(self, record: RequestRecord) -> None:
+        model = (self.bounded("model", record.model, MODELS_MOST),)
+        won = sum(attempt.cause == Cause.HEDGE.value and attempt.outcome == OK.value for attempt in record.attempts)
+        for name, number in (
+            ("sollol_retries_total", record.caused_by(Cause.RETRY)),
+            ("sollol_hedges_total", record.caused_by(Cause.HEDGE)),
+            ("sollol_hedges_won_total", won),
+            ("sollol_takeovers_total", record.takeovers),
+            ("sollol_resumptions_total", record.resumptions),
+        ):
             if number:
-                self._add(name, (model,), number)
-        won = [a for a in record.attempts if a.cause == Cause.HEDGE.value and a.outcome == "ok"]
-        if won:
-            self._add("sollol_hedges_won_total", (model,), len(won))
+                self.counter(name, model).value += number
+        if record.load_s > LOADED_LEAST_S:
+            where = self.bounded("node", record.node, NODES_MOST)
+            self.counter("sollol_loads_total", (*model, where)).value += 1
+            self.histogram("sollol_load_seconds", model).add(record.load_s)
 
     def by_app(self) -> dict[str, tuple[int, int, int]]:
         """Return finished requests, failed ones, and tokens, by application. Callable from any thread."""
         found: dict[str, tuple[int, int, int]] = {}
-        for (app, outcome), number in list(self._counters["sollol_app_requests_total"].items()):
+        for (app, outcome), counted in list(self._counters["sollol_app_requests_total"].items()):
             requests, failed, _ = found.get(app, (0, 0, 0))
-            is_failed = outcome not in (Status.OK.value, Status.LEFT.value)
-            found[app] = requests + int(number), failed + int(number) * is_failed, 0
-        for (app,), number in list(self._counters["sollol_app_tokens_total"].items()):
+            number = int(counted.value)
+            is_failed = outcome not in (OK.value, Status.LEFT.value)
+            found[app] = requests + number, failed + number * is_failed, 0
+        for (app,), counted in list(self._counters["sollol_app_tokens_total"].items()):
             requests, failed, _ = found.get(app, (0, 0, 0))
-            found[app] = requests, failed, int(number)
+            found[app] = requests, failed, int(counted.value)
         return found
 
     def render(self, present: Mapping[str, Mapping[tuple[str, ...], float]]) -> bytes:
@@ -205,13 +264,14 @@ class Metrics:
                 for labels, held in list(self._histograms[name].items()):
                     lines += _histogram_lines(name, family, labels, held)
                 continue
-            values = present.get(name, ()) or self._counters.get(name, {})
-            for labels, value in list(values.items()):
+            counted = {labels: held.value for labels, held in list(self._counters.get(name, {}).items())}
+            for labels, value in (present.get(name) or counted).items():
                 lines.append(f"{name}{_braced(family.labels, labels)} {_number(value)}")
         lines.append("")
         return "\n".join(lines).encode()
 
-    def _bounded(self, label: str, value: str, most: int) -> str:
+    def bounded(self, label: str, value: str, most: int) -> str:
+        """Return a label value, or OTHER once `most` different ones were counted."""
         known = self._known[label]
         if value in known:
             return value
@@ -220,18 +280,21 @@ class Metrics:
         known.add(value)
         return value
 
-    def _add(self, name: str, labels: tuple[str, ...], amount: float = 1) -> None:
+    def counter(self, name: str, labels: tuple[str, ...]) -> _Counter:
+        """Return the counter of a label set."""
         values = self._counters[name]
-        values[labels] = values.get(labels, 0) + amount
+        found = values.get(labels)
+        if found is None:
+            found = values[labels] = _Counter()
+        return found
 
-    def _observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
+    def histogram(self, name: str, labels: tuple[str, ...]) -> _Buckets:
+        """Return the histogram of a label set."""
         values = self._histograms[name]
-        held = values.get(labels)
-        buckets = FAMILIES[name].buckets
-        if held is None:
-            held = values[labels] = _Buckets(len(buckets) + 1)
-        held.counts[bisect_left(buckets, value)] += 1
-        held.sum += value
+        found = values.get(labels)
+        if found is None:
+            found = values[labels] = _Buckets(FAMILIES[name].buckets)
+        return found
 
 
 def _histogram_lines(name: str, family: Family, labels: tuple[str, ...], held: _Buckets) -> Iterable[str]:

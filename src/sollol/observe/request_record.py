@@ -5,8 +5,6 @@ Prompts and answers are not part of it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from sollol.core.actions import Complete
@@ -17,7 +15,7 @@ from sollol.observe.batch_report import BatchReport
 ERROR_MOST = 1_000  # characters kept of an error
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, array_like=True):
+class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Measurements of one attempt; times in seconds. `started_s` counts from the submission."""
 
     node: str
@@ -30,7 +28,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, array_like=True):
     http_status: int = 0
 
 
-class RequestRecord(msgspec.Struct, frozen=True):
+class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """Measurements of one finished request; times in seconds.
 
     Attributes:
@@ -120,22 +118,35 @@ def record_of_call(settled: Complete, log: AttemptLog, ended_us: Micros, at: flo
     first_us = log.first_us - submitted if log.first_us else None
     if first_us is None and node and timing.total_us and timing.tokens:  # a whole answer: by the node's own clock
         first_us = queue_us + max(0, actual_us - timing.decode_us)
+    outcome = settled.outcome
     return RequestRecord(
-        **_described(task, settled, at),
-        node=node,
-        attempts=attempts,
-        queue_s=(queue_us if node else ended_us - submitted) / 1e6,
-        actual_s=actual_us / 1e6,
-        total_s=(ended_us - submitted) / 1e6,
-        first_token_s=None if first_us is None else first_us / 1e6,
-        predicted_s=predicted_us / 1e6,
-        predicted_first_s=predicted_first_us / 1e6,
-        tokens_in=timing.prompt_tokens,
-        tokens_out=timing.tokens,
-        load_s=timing.load_us / 1e6,
-        prefill_s=timing.prompt_us / 1e6,
-        decode_s=timing.decode_us / 1e6,
-        resumptions=len(log.seams),
+        task.id,
+        at,
+        task.app,
+        task.kind.value,
+        task.model,
+        task.type.value,
+        task.priority,
+        task.mode.value if task.mode else "",
+        task.stream,
+        task.options,
+        node,
+        outcome.status.value,
+        error_of(settled),
+        outcome.http_status,
+        attempts,
+        (queue_us if node else ended_us - submitted) / 1e6,
+        actual_us / 1e6,
+        (ended_us - submitted) / 1e6,
+        None if first_us is None else first_us / 1e6,
+        predicted_us / 1e6,
+        predicted_first_us / 1e6,
+        timing.prompt_tokens,
+        timing.tokens,
+        timing.load_us / 1e6,
+        timing.prompt_us / 1e6,
+        timing.decode_us / 1e6,
+        len(log.seams),
     )
 
 
@@ -151,7 +162,19 @@ def record_of_batch(
         if share.failed
     ]
     return RequestRecord(
-        **_described(task, settled, at),
+        task.id,
+        at,
+        task.app,
+        task.kind.value,
+        task.model,
+        task.type.value,
+        task.priority,
+        task.mode.value if task.mode else "",
+        stream=False,
+        options=task.options,
+        outcome=settled.outcome.status.value,
+        error=error_of(settled),
+        http_status=settled.outcome.http_status,
         node=", ".join(node for node, share in report.nodes.items() if share.items),
         attempts=failed,
         queue_s=queue_s,
@@ -164,21 +187,3 @@ def record_of_batch(
         failed_items=report.failed,
         takeovers=report.takeovers,
     )
-
-
-def _described(task: Task, settled: Complete, at: float) -> dict[str, Any]:
-    return {
-        "id": task.id,
-        "at": at,
-        "app": task.app,
-        "kind": task.kind.value,
-        "model": task.model,
-        "task_type": task.type.value,
-        "priority": task.priority,
-        "mode": task.mode.value if task.mode else "",
-        "stream": task.stream,
-        "options": task.options,
-        "outcome": settled.outcome.status.value,
-        "error": error_of(settled),
-        "http_status": settled.outcome.http_status,
-    }
