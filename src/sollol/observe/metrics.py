@@ -20,6 +20,7 @@ MODELS_MOST: Final = 500
 NODES_MOST: Final = 1_000
 APPS_MOST: Final = 50
 LINES_MOST: Final = 10_000  # label sets that are found at once
+BRACES_MOST: Final = 50_000  # texts of label sets that are kept from scrape to scrape
 LOADED_LEAST_S: Final = 0.1  # Ollama reports 1 to 7 ms of loading for a model in memory
 
 LATENCY: Final = (
@@ -179,6 +180,7 @@ class Metrics:
         self._known: dict[str, set[str]] = {"model": set(), "node": set(), "app": set()}
         self._lines: dict[tuple[str, str, str, str, str], _Lines] = {}
         self._attempts: dict[tuple[str, str, str], _Counter] = {}
+        self._braces: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}  # texts of label sets, for the next scrape
 
     def count(self, record: RequestRecord) -> None:
         """Count a finished request."""
@@ -265,8 +267,15 @@ class Metrics:
                     lines += _histogram_lines(name, family, labels, held)
                 continue
             counted = {labels: held.value for labels, held in list(self._counters.get(name, {}).items())}
+            braces = self._braces.setdefault(family.labels, {})
+            if len(braces) > BRACES_MOST:
+                braces.clear()
             for labels, value in (present.get(name) or counted).items():
-                lines.append(f"{name}{_braced(family.labels, labels)} {_number(value)}")
+                text = braces.get(labels)
+                if text is None:
+                    text = braces[labels] = _braced(family.labels, labels)
+                number = str(value) if value.__class__ is int else _number(value)
+                lines.append(f"{name}{text} {number}")
         lines.append("")
         return "\n".join(lines).encode()
 
@@ -322,4 +331,5 @@ def escaped(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    text = repr(value)
+    return text[:-2] if text.endswith(".0") else text
