@@ -1,0 +1,109 @@
+"""The page at a gateway in a real browser: logging in with a key, and acting on the cluster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
+from sollol.sim import sim_cluster
+from tests.dashboard.test_browser import ARGUMENTS, CHROMIUM, playwright
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with sim_cluster([talker(1, 20.0), talker(2, 20.0)]) as nodes, gateway_over(nodes.urls) as running:
+        yield running
+
+
+def opened(browser: Any, stage: Stage) -> Any:
+    tab = browser.new_page(viewport={"width": 1440, "height": 1000})
+    tab.problems = []
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.goto(f"{stage.url}/dashboard/")
+    return tab
+
+
+def drained(stage: Stage) -> list[bool]:
+    found: list[bool] = stage.look(lambda gateway: [node["drained"] for node in gateway.pool.snapshot()["nodes"]])
+    return found
+
+
+def test_an_action_drains_a_node_after_a_question(browser: Any, stage: Stage) -> None:
+    tab = opened(browser, stage)
+    first = tab.locator("#nodes .node").first
+    first.get_by_role("button", name="Keep new work away from").click()
+    tab.wait_for_selector("#confirm[open]")
+    assert drained(stage) == [False, False]
+    tab.locator("#confirm-no").click()
+    assert drained(stage) == [False, False]
+    first.get_by_role("button", name="Keep new work away from").click()
+    tab.locator("#confirm-yes").click()
+    until(lambda: drained(stage) == [True, False])
+    first.get_by_text("drained", exact=True).wait_for()
+    first.get_by_role("button", name="Let work come to").click()
+    tab.locator("#confirm-yes").click()
+    until(lambda: drained(stage) == [False, False])
+    assert not tab.problems
+    tab.close()
+
+
+def test_a_running_call_is_cancelled_from_its_explanation(browser: Any, stage: Stage) -> None:
+    body = {"model": MODEL, "prompt": "a", "stream": False, "options": {"num_predict": 2_000}}
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{stage.url}/api/generate", json=body, timeout=60, trust_env=False))
+    )
+    asking.start()
+    tab = opened(browser, stage)
+    tab.locator("#running-table .call").first.click()
+    tab.get_by_role("button", name="Cancel call").click()
+    tab.locator("#confirm-yes").click()
+    asking.join(20)
+    assert answers[0].status_code == 410
+    assert not tab.problems
+    tab.close()
+
+
+def test_a_model_is_unloaded_from_its_chip(browser: Any, stage: Stage) -> None:
+    tab = opened(browser, stage)
+    tab.get_by_role("button", name=f"Unload {MODEL}:latest from").first.click()
+    tab.locator("#confirm-yes").click()
+    until(
+        lambda: (
+            stage.look(lambda gateway: [bool(n["loaded"]) for n in gateway.pool.snapshot()["nodes"]]) != [True, True]
+        )
+    )
+    tab.close()
+
+
+def test_a_key_opens_a_session(browser: Any) -> None:
+    keyring = Keyring([Key("ops", hash_of("secret"), admin=True)], required=True)
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=keyring) as stage:
+        tab = opened(browser, stage)
+        tab.get_by_label("An admin key of this gateway").fill("wrong")
+        tab.get_by_role("button", name="Open the dashboard").click()
+        tab.wait_for_selector("#problem >> text=this key is unknown, or was revoked")
+        tab.get_by_label("An admin key of this gateway").fill("secret")
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector("#nodes .node")
+        assert tab.evaluate("document.cookie") == ""  # scripts cannot read it
+        assert not tab.problems
+        tab.get_by_role("button", name="Log out").click()
+        tab.wait_for_selector("#login")
+        tab.close()
