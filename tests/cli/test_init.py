@@ -38,11 +38,12 @@ def test_it_says_the_defaults_of_every_setting() -> None:
                 assert default is None, name
             else:
                 assert told[table][name] == (list(default) if isinstance(default, tuple) else default), name
-    plain = {field for field in VARIABLES.values() if field != "ollama_host" and not field.startswith("discovery")}
-    assert plain | {"discovery", *GATEWAY_TABLES} == set(told)
-    assert {f"discovery_{name}" for name in told["discovery"]} == {
-        field for field in VARIABLES.values() if field.startswith("discovery")
-    }
+    tables = ("discovery", "redis")
+    plain = {field for field in VARIABLES.values() if field != "ollama_host" and not field.startswith(tables)}
+    assert plain | {*tables, *GATEWAY_TABLES} == set(told)
+    for table in tables:
+        fields = {field for field in VARIABLES.values() if field.startswith(table)}
+        assert {f"{table}_{name}" for name in told[table]} == fields
 
 
 def test_each_setting_is_explained() -> None:

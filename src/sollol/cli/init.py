@@ -78,6 +78,15 @@ _HEAD = """\
 # subnets = ["192.168.1.0/24"]
 # The ports at which they may answer.
 # ports = [11434]
+
+# A Redis in which all applications see each other.
+[redis]
+# With a password: "redis://:password@10.0.0.2:6379/0". None by default.
+# url = "redis://10.0.0.2:6379/0"
+# Its host, if there is no url. None by default.
+# host = "10.0.0.2"
+# Its port, if there is no url.
+# port = 6379
 """
 _TAIL = """
 # The version of a model that embeddings use, where nodes have several: as `ollama list` shows it.
