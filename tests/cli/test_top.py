@@ -140,6 +140,11 @@ def test_a_name_cannot_command_the_terminal() -> None:
     assert "[2Jevil[bold]" in "".join(drawn(frame, 140, 50))
 
 
+def interruptible() -> None:
+    """Take Ctrl-C, also where the tests themselves run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pty")
 def test_in_a_terminal_it_follows_until_ctrl_c(cluster: Cluster, pool: OllamaPool) -> None:
     import pty
@@ -148,7 +153,9 @@ def test_in_a_terminal_it_follows_until_ctrl_c(cluster: Cluster, pool: OllamaPoo
     command = [sys.executable, "-m", "sollol", "top", "--interval", "0.2", "--url", dashboard.start()]
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, env=environment)
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, env=environment, preexec_fn=interruptible
+    )
     os.close(slave)
     seen = b""
 
@@ -170,7 +177,8 @@ def test_in_a_terminal_it_follows_until_ctrl_c(cluster: Cluster, pool: OllamaPoo
         seen = b""
         wait_for(b"1 requests")
         process.send_signal(signal.SIGINT)
-        while process.poll() is None:  # what it still draws must find a reader
+        end = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < end:  # what it still draws must find a reader
             if select.select([master], [], [], 0.1)[0]:
                 try:
                     os.read(master, 65536)
