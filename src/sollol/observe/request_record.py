@@ -120,14 +120,7 @@ def record_of_call(settled: Complete, log: AttemptLog, ended_us: Micros, at: flo
         first_us = queue_us + max(0, actual_us - timing.decode_us)
     outcome = settled.outcome
     return RequestRecord(
-        task.id,
-        at,
-        task.app,
-        task.kind.value,
-        task.model,
-        task.type.value,
-        task.priority,
-        task.mode.value if task.mode else "",
+        *_of_task(task, at),
         task.stream,
         task.options,
         node,
@@ -162,14 +155,7 @@ def record_of_batch(
         if share.failed
     ]
     return RequestRecord(
-        task.id,
-        at,
-        task.app,
-        task.kind.value,
-        task.model,
-        task.type.value,
-        task.priority,
-        task.mode.value if task.mode else "",
+        *_of_task(task, at),
         stream=False,
         options=task.options,
         outcome=settled.outcome.status.value,
@@ -187,3 +173,8 @@ def record_of_batch(
         failed_items=report.failed,
         takeovers=report.takeovers,
     )
+
+
+def _of_task(task: Task, at: float) -> tuple[int, float, str, str, str, str, int, str]:
+    mode = task.mode.value if task.mode else ""
+    return task.id, at, task.app, task.kind.value, task.model, task.type.value, task.priority, mode
