@@ -42,8 +42,8 @@ def test_it_says_the_defaults_of_every_setting() -> None:
     plain = {field for field in VARIABLES.values() if field != "ollama_host" and not field.startswith(tables)}
     assert plain | {*tables, *GATEWAY_TABLES} == set(told)
     for table in tables:
-        fields = {field for field in VARIABLES.values() if field.startswith(table)}
-        assert {f"{table}_{name}" for name in told[table]} == fields
+        variables = {field for field in VARIABLES.values() if field.startswith(table)}
+        assert {f"{table}_{name}" for name in told[table]} == variables
 
 
 def test_each_setting_is_explained() -> None:
