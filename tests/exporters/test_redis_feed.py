@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from sollol import OllamaPool
+from sollol import OllamaPool, UnifiedDashboard
+from sollol.cli.app import app
+from sollol.cli.applications import Applications
 from sollol.config import load_settings, without_secrets
-from sollol.errors import ConfigError
+from sollol.errors import BadInput, ConfigError, SollolError
 from sollol.exporters import redis_feed
 from sollol.exporters.applications import REQUESTS, Identity, connect, read_members, read_recent, sums_by_app
 from sollol.exporters.redis_feed import RedisFeed
@@ -312,3 +319,46 @@ def test_a_missing_package_is_reported_once(monkeypatch: pytest.MonkeyPatch, cap
 )
 def test_the_url_wins_over_host_and_port(env: dict[str, str], url: str | None) -> None:
     assert load_settings(env).redis == url
+
+
+def test_top_shows_all_applications(server: RedisServer, pool: OllamaPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOLLOL_REDIS_URL", server.url)
+    with server.client() as client:
+        until(lambda: sum(row["requests"] for row in sums_by_app(read_members(client)).values()) == 1)
+        until(lambda: len(read_recent(client)) == 1)
+    run = CliRunner()
+    shown = run.invoke(app, ["top", "--redis", "--once"])
+    assert shown.exit_code == 0
+    assert re.search(r"one +1 +1 ", shown.stdout)
+    assert re.search(r"one +chat +llama3.2:latest .* ok ", shown.stdout)
+    found = json.loads(run.invoke(app, ["top", "--redis", "--json"]).stdout)
+    assert (found["apps"]["one"]["requests"], found["processes"][0]["pid"]) == (1, os.getpid())
+    server.stop()
+    assert isinstance(run.invoke(app, ["top", "--redis", "--once"]).exception, SollolError | SystemExit)
+
+
+def test_top_without_a_redis_names_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOLLOL_REDIS_URL", raising=False)
+    with pytest.raises(BadInput, match="SOLLOL_REDIS_URL"):
+        Applications()
+
+
+def test_the_page_lists_applications(server: RedisServer, pool: OllamaPool) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with UnifiedDashboard(pool, 0) as dashboard, playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        problems: list[str] = []
+        tab = browser.new_page()
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.goto(dashboard.url)
+        row = tab.locator("#applications-table tbody tr")
+        row.first.wait_for()
+        assert row.locator("th").all_text_contents() == ["one"]
+        row.first.locator("td").nth(3).get_by_text("1", exact=True).wait_for()
+        server.stop()
+        tab.locator("#applications-state").get_by_text("does not answer").wait_for()
+        assert problems == []
+        browser.close()

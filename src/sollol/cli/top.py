@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
+    from rich.console import RenderableType
+
     from sollol.cli.attach import Remote
     from sollol.transport.base import Transport
 
     Read = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
+    Draw = Callable[..., RenderableType]
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -31,12 +34,14 @@ EPILOG = """\
   sollol top
   sollol top --url http://127.0.0.1:8080 --interval 0.5
   sollol top --once --nodes 10.0.0.5,10.0.0.6
+  sollol top --redis
   sollol top --json | jq '.nodes[] | select(.state != "up")'
 
 [bold]What it reads[/bold]
 
   --url, else a gateway (port 11435) or a dashboard (port 8080) on this
-  machine, else the nodes themselves. --nodes means the nodes themselves.
+  machine, else the nodes themselves. --nodes means the nodes themselves,
+  --redis all applications that share the Redis of the settings.
   A gateway with keys requires one with --admin, in SOLLOL_API_KEY.
   Ctrl-C ends it. Without a terminal it prints one frame, as with --once.
 
@@ -51,6 +56,7 @@ def top(
     url: UrlOption = None,
     api_key: KeyOption = None,
     nodes: NodesOption = None,
+    redis: Annotated[bool, typer.Option("--redis", help="Show all applications that share a Redis.")] = False,
     interval: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds from frame to frame.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
@@ -64,6 +70,11 @@ def top(
         raise BadInput(
             "--url and --nodes exclude each other, because a dashboard shows its own nodes; pass one of them"
         )
+    if redis:
+        if url is not None or nodes is not None:
+            raise BadInput("--redis excludes --url and --nodes, because it shows all applications; pass one of them")
+        _watch_redis(interval, once, as_json)
+        return
     with asyncio.Runner() as runner:
         transport = HttpTransport()
         try:
@@ -101,29 +112,50 @@ def _watch_nodes(runner: asyncio.Runner, nodes: str | None, interval: float, onc
         runner.run(watch.aclose())
 
 
-def _watch(runner: asyncio.Runner, read: Read, read_whole: Read, interval: float, once: bool, as_json: bool) -> None:
+def _watch_redis(interval: float, once: bool, as_json: bool) -> None:
+    import asyncio
+
+    from sollol.cli.applications import Applications, draw
+
+    applications = Applications()
+    try:
+        with asyncio.Runner() as runner:
+            _watch(runner, applications.snapshot, applications.snapshot, interval, once, as_json, draw)
+    finally:
+        applications.close()
+
+
+def _watch(
+    runner: asyncio.Runner,
+    read: Read,
+    read_whole: Read,
+    interval: float,
+    once: bool,
+    as_json: bool,
+    draw: Draw | None = None,
+) -> None:
     """Print or draw snapshots; `read_whole` waits for all nodes, `read` leaves late ones to a later frame."""
     import asyncio
 
-    from sollol.cli.screen import draw
+    if draw is None:
+        from sollol.cli import screen
 
+        draw = screen.draw
     if as_json:
         print_json(runner.run(read_whole()))
     elif once or not stdout().is_terminal:
         stdout().print(draw(runner.run(read_whole())))
     else:
         try:
-            _live(runner, read, interval)
+            _live(runner, read, interval, draw)
         except (KeyboardInterrupt, asyncio.CancelledError):  # the normal end, also during a timeout
             note("")
 
 
-def _live(runner: asyncio.Runner, read: Read, interval: float) -> None:
+def _live(runner: asyncio.Runner, read: Read, interval: float, draw: Draw) -> None:
     import asyncio
 
     from rich.live import Live
-
-    from sollol.cli.screen import draw
 
     console = stdout()
     frame = runner.run(read())

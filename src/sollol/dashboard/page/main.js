@@ -18,6 +18,7 @@ function show(next) {
   if (view.tab === "overview") {
     showEvents();
     showRequests();
+    showApplications();
     drawLanes(frame);
     choices("span", Object.fromEntries(Object.entries(SPANS).filter(([name]) => frame.spans.includes(name))), view.span, (span) => { remember({ span }); work.drawn = ""; show(frame); });
     choices("metric", METRICS, view.metric, (metric) => { remember({ metric }); work.drawn = ""; show(frame); });
@@ -58,6 +59,17 @@ function showRequests() {
   tables.running.show(frame.running.filter(wanted), (row) => `${row.id} ${row.attempt}`);
   tables.waiting.show(frame.waiting.filter(wanted), (row) => row.id);
   tables.recent.show(frame.recent.filter(wanted), (row) => row.id);
+}
+
+function showApplications() {
+  const shared = frame.applications;
+  byId("applications-section").hidden = !shared;
+  if (!shared) return;
+  const lost = shared.lost ? `${count(shared.lost)} records of this program were lost` : "";
+  const state = shared.connected ? `by ${shared.redis}` : `${shared.redis} does not answer: ${shared.problem || "no connection yet"}`;
+  const old = !shared.connected && shared.age_s !== null ? `as it was ${ago(shared.age_s)}` : "";
+  setText(byId("applications-state"), [state, old, lost].filter(Boolean).join(" · "));
+  tables.applications.show(Object.entries(shared.apps).map(([app, sums]) => ({ app, ...sums })), (row) => row.app);
 }
 
 function notice(text) {

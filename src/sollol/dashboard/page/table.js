@@ -113,6 +113,16 @@ const tables = {
     { head: "Priority", cls: "minor number", show: (row) => String(row.priority) },
     { head: "App", cls: "minor name", show: (row) => row.app },
   ], "Nothing is waiting."),
+  applications: new LiveTable("applications", [
+    { head: "Application", cls: "name", show: (row) => row.app || "without a name" },
+    { head: "Processes", cls: "number", show: (row) => count(row.processes) },
+    { head: "Requests/s", cls: "number", show: (row) => rate(row.requests_per_s) },
+    { head: "Failed/s", cls: "number", show: (row) => rate(row.failed_per_s) },
+    { head: "Requests", cls: "number", show: (row) => count(row.requests) },
+    { head: "Failed", cls: "number", show: (row) => count(row.failed) },
+    { head: "Running", cls: "minor number", show: (row) => count(row.running) },
+    { head: "Waiting", cls: "minor number", show: (row) => count(row.waiting) },
+  ], "No application has been read yet."),
   recent: new LiveTable("recent", [
     { head: "Call", show: call },
     { head: "At", cls: "minor nowrap", show: (row) => clock(new Date(row.at * 1000), "2-digit") },
