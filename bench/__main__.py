@@ -8,7 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import batches, calls, decisions, discovery, failover, fairness, fleet, gateway, hedging, routing, streams
+from bench import (
+    batches,
+    calls,
+    decisions,
+    discovery,
+    failover,
+    fairness,
+    fleet,
+    gateway,
+    hedging,
+    page,
+    routing,
+    streams,
+)
 from bench.proxies import compiled
 from bench.rows import show
 
@@ -24,6 +37,7 @@ BENCHES: dict[str, Any] = {
     "streams": streams,
     "decisions": decisions,
     "gateway": gateway,
+    "page": page,
 }
 
 

@@ -44,7 +44,7 @@ def served(cluster: Cluster) -> Iterator[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_view_has_a_serious_fault(browser: Any, served: str, scheme: str) -> None:  # noqa: F811
     """The page's policy forbids foreign scripts, so the browser passes by it for axe alone."""
-    context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": 1440, "height": 1000})
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": 1440, "height": 2400})
     tab = context.new_page()
     try:
         tab.goto(served)
@@ -65,7 +65,7 @@ def test_no_view_has_a_serious_fault(browser: Any, served: str, scheme: str) -> 
             found[name] = faults(tab)
     finally:
         context.close()
-    assert found == dict.fromkeys(found, [])
+    assert not {view: lines for view, lines in found.items() if lines}
 
 
 def test_axe_would_find_a_fault(browser: Any) -> None:  # noqa: F811

@@ -208,6 +208,19 @@ def test_many_nodes_are_a_heat_map_with_a_search(browser: Any) -> None:
         assert not page.problems
 
 
+def test_a_long_table_shows_fifty_rows_and_counts_the_others(browser: Any) -> None:
+    from bench.page import RECENT, RUNNING, WAITING, crowd
+
+    with crowd(200, 500) as url:
+        page = Page(browser, url)
+        for name, number in (("running", RUNNING), ("waiting", WAITING), ("recent", RECENT)):
+            page.until(lambda name=name: page.tab.locator(f"#{name}-table tbody tr").count() == 50)  # type: ignore[misc]
+            rest = page.tab.locator(f"#{name}-table .empty").text_content()
+            assert rest == f"and {number - 50} more; the filter finds them"
+        page.tab.close()
+        assert not page.problems
+
+
 def test_nothing_moves_while_numbers_come(page: Page) -> None:
     tab = page.tab
     page.until(lambda: tab.locator("#recent-table tbody tr").count() >= 5)

@@ -53,6 +53,8 @@ function drawLanes(frame) {
     canvas.style.width = `${box.clientWidth}px`;
     canvas.style.height = `${height}px`;
   }
+  const area = box.getBoundingClientRect();
+  if (area.bottom < 0 || area.top > innerHeight) return; // drawn when it is scrolled into view
   const context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(name).trim();
   const x = (at) => left + ((at - (now - WINDOW_S)) / WINDOW_S) * (box.clientWidth - left - 8);

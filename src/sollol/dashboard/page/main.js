@@ -109,6 +109,8 @@ new ResizeObserver(() => {
   if (frame && view.tab === "overview") drawLanes(frame);
 }).observe(byId("chart"));
 
+addEventListener("scroll", () => requestAnimationFrame(() => { if (frame && view.tab === "overview") drawLanes(frame); }), { passive: true });
+
 // --- keyboard ---
 document.addEventListener("keydown", (event) => {
   const typing = ["INPUT", "TEXTAREA"].includes(event.target.tagName);

@@ -1,4 +1,6 @@
 // --- tables: rows are kept from frame to frame, so that focus, selection and place stay ---
+const SHOWN_MOST = 50; // rows; more cost more time to lay out than a reader has use for
+
 class LiveTable {
   constructor(id, columns, empty) {
     this.columns = columns;
@@ -8,6 +10,7 @@ class LiveTable {
     for (const cell of head.children) { cell.scope = "col"; }
     this.table = el("table", "", el("thead", "", head), this.body);
     this.table.setAttribute("aria-labelledby", id);
+    this.nothing = empty;
     this.empty = el("p", "empty", empty);
     byId(`${id}-table`).append(this.table, this.empty);
   }
@@ -15,7 +18,7 @@ class LiveTable {
   show(data, keyOf) {
     const seen = new Map();
     let before = null;
-    for (const row of data) {
+    for (const row of data.slice(0, SHOWN_MOST)) {
       const base = keyOf(row);
       seen.set(base, (seen.get(base) || 0) + 1);
       const key = `${base} ${seen.get(base)}`;
@@ -32,7 +35,9 @@ class LiveTable {
       tr.fresh = false;
     }
     this.table.hidden = !data.length;
-    this.empty.hidden = data.length > 0;
+    const more = data.length - SHOWN_MOST;
+    setText(this.empty, more > 0 ? `and ${more} more; the filter finds them` : this.nothing);
+    this.empty.hidden = data.length > 0 && more <= 0;
   }
 
   make() {
