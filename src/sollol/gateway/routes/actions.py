@@ -16,7 +16,7 @@ from sollol.gateway.formats.bodies import read_fields
 from sollol.http_server.request import Request
 
 PREFIX: Final = r"(?:/sollol|/dashboard/api)"
-DRAIN: Final[re.Pattern[str]] = re.compile(PREFIX + r"/nodes/(.+)/(drain|resume)")
+DRAIN: Final[re.Pattern[str]] = re.compile(PREFIX + r"/nodes/(.+)/(drain|resume)", re.DOTALL)
 CANCEL: Final[re.Pattern[str]] = re.compile(PREFIX + r"/requests/([^/]+)/cancel")
 UNLOAD: Final[re.Pattern[str]] = re.compile(PREFIX + r"/models/unload")
 MODE: Final[re.Pattern[str]] = re.compile(PREFIX + r"/mode")
@@ -58,7 +58,10 @@ async def cancel(context: Context, request: Request, name: str) -> None:
 
 async def mode(context: Context, request: Request) -> None:
     """Set the routing mode of requests without one, until the settings are read again."""
-    value = _fields(request).get("mode")
+    fields = _fields(request)
+    if "mode" not in fields:
+        raise BadInput('expected {"mode": "fast", "reliable", "async" or null}')
+    value = fields["mode"]
     if value is not None and value not in list(RoutingMode):
         raise BadInput(f'mode={value!r}; expected "fast", "reliable", "async" or null')
     context.pool.set_routing_mode(value)

@@ -119,6 +119,19 @@ SCHEMAS: dict[str, Schema] = {
         running=_list(_object(**_ATTEMPT, candidates=_list(_ref("Candidate")))),
     ),
     "Explained": {"oneOf": [_ref("Done"), _ref("Open")]},
+    "Drained": _object(node=_TEXT, drained={"type": "boolean"}),
+    "Unload": {
+        "type": "object",
+        "properties": {"model": {"type": "string", "minLength": 1}, "node": {"type": ["string", "null"]}},
+        "required": ["model"],
+    },
+    "Unloaded": _object(model=_TEXT, nodes={"type": "array", "items": _TEXT}),
+    "Cancelled": _object(id={"type": "integer"}, cancelled={"type": "boolean"}),
+    "Mode": {
+        "type": "object",
+        "properties": {"mode": {"enum": ["fast", "reliable", "async", None]}},
+        "required": ["mode"],
+    },
     "Document": _object(openapi=_TEXT, info={"type": "object"}, paths={"type": "object"}),
 }  # fmt: skip
 
@@ -154,6 +167,32 @@ def _get(
     return {"get": operation}
 
 
+def _post(name: str, summary: str, schema: str, *, body: str = "", parameters: tuple[Schema, ...] = ()) -> Schema:
+    """Return an action that needs an admin key where keys are required."""
+    answers: Schema = {
+        "200": _answer("The answer.", schema),
+        "401": _answer("A key is needed.", "Error"),
+        "404": _answer("No such node, model or request.", "Error"),
+        **_NOT_ADMIN,
+    }
+    operation: Schema = {"operationId": name, "summary": summary, "responses": answers}
+    if parameters:
+        operation["parameters"] = list(parameters)
+    if body:
+        answers["400"] = _answer("The body cannot be used.", "Error")
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
+    return {"post": operation}
+
+
+_NODE: Schema = {
+    "name": "node",
+    "in": "path",
+    "required": True,
+    "description": "A node as /sollol/nodes lists it: host:port.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9.:-]{1,200}$"},
+}
+
+
 @cache
 def document(keys: bool) -> Schema:
     """Return the OpenAPI 3.1 document. `keys`: keys are required."""
@@ -173,6 +212,19 @@ def document(keys: bool) -> Schema:
             "/sollol/nodes": _get("nodes", "The nodes.", "Nodes", refusals=_NOT_ADMIN),
             "/sollol/explain/{id}": _get("explain", "Why a request was sent to its node.", "Explained", of_id=True),
             "/sollol/queue/{id}": _get("queue", "The position of a request in the queue.", "Queue", of_id=True),
+            "/sollol/nodes/{node}/drain": _post(
+                "drain", "Keep new work away from a node.", "Drained", parameters=(_NODE,)
+            ),
+            "/sollol/nodes/{node}/resume": _post(
+                "resume", "Let work come to a node again.", "Drained", parameters=(_NODE,)
+            ),
+            "/sollol/models/unload": _post(
+                "unload", "Put a model out of memory, on one node or on all.", "Unloaded", body="Unload"
+            ),
+            "/sollol/requests/{id}/cancel": _post(
+                "cancel", "Cancel a waiting or running request.", "Cancelled", parameters=(_ID,)
+            ),
+            "/sollol/mode": _post("mode", "Set the routing mode of requests without one.", "Mode", body="Mode"),
             "/sollol/openapi.json": _get("openapi", "This document.", "Document"),
         },
     }
