@@ -146,7 +146,7 @@ def test_a_wrong_file_names_field_value_and_what_was_expected(file: Any, text: A
 def test_a_missing_file_says_where_its_name_came_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file or directory; check SOLLOL_CONFIG"):
         load_settings({"SOLLOL_CONFIG": str(tmp_path / "none.toml")})
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         load_settings({"SOLLOL_CONFIG": str(tmp_path)})
 
 
@@ -184,3 +184,11 @@ def test_importing_loads_neither_msgspec_nor_asyncio() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("secret", ["secret", "sec/ret", "sec@ret", "s:e?c#r@e/t"])
+def test_no_password_of_a_node_is_shown(secret: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"SOLLOL_NODES": f"http://user:{secret}@gpu-box:0"})
+    for part in ("sec", "ret", "e?c#r"):
+        assert part not in str(caught.value).replace("expected", "")

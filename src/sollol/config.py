@@ -395,7 +395,7 @@ def explained(path: str, content: Mapping[str, Any], problem: str, known: Mappin
 
 def _sentence(place: str, raw: Any, problem: str) -> str:
     shown = re.sub(r"(['\"]api_key['\"]: )(['\"]).*?\2", r"\1'***'", repr(raw))
-    shown = re.sub(r"//[^/@\s]*@", "//***@", shown)  # keep passwords out of logs
+    shown = re.sub(r"//[^\s'\"]*@", "//***@", shown)  # keep passwords out of logs, also those with / or @
     return f"{place}: {shown} cannot be used; {problem}"
 
 

@@ -139,7 +139,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping) and "api_key" in value:
         value = {**value, "api_key": "***"}
     text = value if isinstance(value, str) else repr(value)
-    return repr(re.sub(r"//[^/@]*@", "//***@", text))
+    return repr(re.sub(r"//[^\s'\"]*@", "//***@", text))  # also of passwords with / or @
 
 
 def _bad(value: Any) -> BadInput:
