@@ -12,7 +12,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, BadInput, DeadlineExceeded, NoNodeAvailable, OllamaPool
 from sollol.hedging import AdaptiveHedging, HedgingStrategy
-from sollol.policies.hedging import LEAST
+from sollol.policies.hedging import SAMPLES_LEAST
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
 CHAT = "llama3.2"
@@ -99,7 +99,7 @@ def test_a_bound_on_time() -> None:
 def test_the_delay_is_learned_and_the_budget_kept() -> None:
     strategy = HedgingStrategy(2)
     times = {"a": 0.002, "b": 0.002}
-    for _ in range(LEAST + 1):
+    for _ in range(SAMPLES_LEAST + 1):
         strategy.hedge_request(["a", "b"], async_sleeper, {"seconds": times})
     at_first = strategy.get_stats()["total_wasted_requests"]
     assert at_first <= 3  # while nothing is known: the reserve
@@ -111,7 +111,7 @@ def test_the_delay_is_learned_and_the_budget_kept() -> None:
     ]
     assert max(latencies[24::25]) < 400  # each had a second copy
     stats = strategy.get_stats()
-    assert stats["total_requests"] == LEAST + 101
+    assert stats["total_requests"] == SAMPLES_LEAST + 101
     assert stats["total_wasted_requests"] <= 2 + 0.05 * stats["total_requests"]
 
 

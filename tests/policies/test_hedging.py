@@ -23,12 +23,12 @@ DECISION = Decision("n", SECOND, "")
 
 def test_there_is_no_second_copy_before_something_was_learned() -> None:
     hedger = hedging.QuantileHedger()
-    for number in range(hedging.LEAST - 1):
-        expected = None if number < hedging.EARLY else pytest.approx(hedging.EARLY_TIMES * SECOND, rel=0.01)
+    for number in range(hedging.SAMPLES_LEAST - 1):
+        expected = None if number < hedging.EARLY_LEAST else pytest.approx(hedging.EARLY_TIMES * SECOND, rel=0.01)
         assert hedger.after(CHAT, DECISION) == expected
         hedger.learn(CHAT, DECISION, SECOND)
     hedger.learn(CHAT, DECISION, SECOND)
-    assert hedger.after(CHAT, DECISION) == pytest.approx(hedging.LATER * SECOND, rel=0.01)
+    assert hedger.after(CHAT, DECISION) == pytest.approx(hedging.LATE_TIMES * SECOND, rel=0.01)
 
 
 def test_the_delay_follows_the_prediction_and_is_beyond_the_learned_p95() -> None:
@@ -56,6 +56,6 @@ def test_second_copies_are_a_share_of_the_calls() -> None:
 def test_embeddings_have_no_second_copy() -> None:
     hedger = hedging.QuantileHedger()
     task = replaced(CHAT, kind=Kind.EMBED)
-    for _ in range(hedging.LEAST):
+    for _ in range(hedging.SAMPLES_LEAST):
         hedger.learn(task, DECISION, SECOND)
     assert hedger.after(task, DECISION) is None

@@ -10,7 +10,7 @@ import pytest
 from sollol.core.actions import Abort, Start
 from sollol.core.types import Cause, Kind, Status, Task
 from sollol.hedging import AdaptiveHedging
-from sollol.policies.hedging import BUDGET, LEAST, RESERVE, LearnedHedgeBenefit
+from sollol.policies.hedging import BUDGET, RESERVE, SAMPLES_LEAST, LearnedHedgeBenefit
 from sollol.sim import ModelSpec, run
 from sollol.workload.task import unloads
 from tests.pool.breaking import MODEL, Stage, staged, talker
@@ -20,7 +20,7 @@ TOKENS = 20  # 0.4 s
 ASKED: dict[str, Any] = {"options": {"num_predict": TOKENS}}
 
 
-async def learned(stage: Stage, calls: int = LEAST + 4, **more: Any) -> None:
+async def learned(stage: Stage, calls: int = SAMPLES_LEAST + 4, **more: Any) -> None:
     """The pool has seen how long such calls take, on both nodes."""
     for _ in range(calls // 2):
         await asyncio.gather(*(said(stage, **more) for _ in range(2)))
@@ -243,12 +243,12 @@ def test_embeddings_have_none() -> None:
             stage.pool.engine.journal.subscribe(
                 lambda entry: starts.extend(action for action in entry.actions if isinstance(action, Start))
             )
-            for number in range(LEAST + 5):
+            for number in range(SAMPLES_LEAST + 5):
                 await stage.pool.embed(model.name, f"text {number}", mode="fast")
             for node in stage.world.nodes.values():
                 node.slow(20.0)
             await stage.pool.embed(model.name, "late", mode="fast")
-            assert len(starts) == LEAST + 6
+            assert len(starts) == SAMPLES_LEAST + 6
 
     run(main())
 
@@ -305,7 +305,7 @@ def test_adaptive_hedging_is_the_same() -> None:
     async def main() -> None:
         async with staged([talker(1), talker(2)]) as stage:
             hedging = AdaptiveHedging(num_hedges=2)
-            for _ in range(LEAST + 4):
+            for _ in range(SAMPLES_LEAST + 4):
                 await hedging.request_with_hedging(pool=stage.pool, model=MODEL, messages=HELLO, **ASKED)
             aborts: list[Abort] = []
             stage.pool.engine.journal.subscribe(

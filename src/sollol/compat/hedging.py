@@ -22,7 +22,7 @@ from sollol.core.policy import Hedger
 from sollol.core.state.estimators import Quantile
 from sollol.core.types import Decision, Micros, Task
 from sollol.errors import BadInput, DeadlineExceeded, NoNodeAvailable
-from sollol.policies.hedging import BUDGET, LATER, LEAST, RESERVE, SHARE
+from sollol.policies.hedging import BUDGET, LATE_TIMES, QUANTILE, RESERVE, SAMPLES_LEAST
 from sollol.pool.keywords import accept_old, warn_once
 from sollol.workload.validation import short
 
@@ -125,7 +125,9 @@ class HedgingStrategy:
         """
         with self._lock:
             requests, sent = self._requests, self._sent
-            delay_s = self._delay_s() if len(self._times_s) >= LEAST or self.hedge_delay_ms is not None else None
+            delay_s = (
+                self._delay_s() if len(self._times_s) >= SAMPLES_LEAST or self.hedge_delay_ms is not None else None
+            )
         return {
             "total_requests": requests,
             "total_hedge_requests": sent,
@@ -138,8 +140,8 @@ class HedgingStrategy:
     def _delay_s(self) -> float:
         if self.hedge_delay_ms is not None:
             return self.hedge_delay_ms / 1000
-        late_s = self._times_s.read(SHARE) if len(self._times_s) >= LEAST else None
-        return 0.0 if late_s is None else LATER * late_s
+        late_s = self._times_s.read(QUANTILE) if len(self._times_s) >= SAMPLES_LEAST else None
+        return 0.0 if late_s is None else LATE_TIMES * late_s
 
     def _begin(self) -> float:
         """Count a request; return the seconds after which a hedge may be sent."""

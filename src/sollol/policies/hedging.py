@@ -14,22 +14,22 @@ from typing import Final
 from sollol.core.state.estimators import Mean, Quantile
 from sollol.core.types import EMBED, MILLISECOND, Decision, Micros, Task, TaskType
 
-SHARE: Final = 0.95
-KINDS_MAX: Final = 1_000  # kinds of requests that are remembered
-LATER: Final = 1.2  # times the p95: the budget is for stragglers, not for the last of any twenty
-LEAST: Final = 20  # samples before the quantile is used
-EARLY: Final = 5  # samples before any request is late; until LEAST, at EARLY_TIMES its prediction
-EARLY_TIMES: Final = 4.0
+QUANTILE: Final = 0.95  # of actual ÷ predicted time to the first response
+KINDS_MAX: Final = 1_000  # combinations of model, task type and streaming that are remembered
+LATE_TIMES: Final = 1.2  # the delay is this many times that quantile: one request in 20 is beyond it by definition
+SAMPLES_LEAST: Final = 20  # samples before the quantile is used
+EARLY_LEAST: Final = 5  # samples before any second attempt is sent
+EARLY_TIMES: Final = 4.0  # the delay in predictions, from EARLY_LEAST to SAMPLES_LEAST samples
 BUDGET: Final = 0.05
 RESERVE: Final = 2.0  # second attempts that a quiet service may send at once
 MARGIN: Final[Micros] = 5 * MILLISECOND  # added to the prediction: the cost of a timer and a request
 
 HEDGE_AGAIN: Final[Micros] = 50 * MILLISECOND  # until a late request without a free node is considered again
-COPY_WEIGHT: Final = 0.1  # weight of the newest second attempt in the share that answers first
-COPY_FIRST: Final = 0.5  # that share before any was seen
+FIRST_WEIGHT: Final = 0.1  # weight of the newest second attempt in the share of those that answer first
+FIRST_SHARE: Final = 0.5  # that share until one was seen
 HANG_TWICE: Final = 0.2  # share of second attempts of hanging requests that hang, too
 RESTART_TIMES: Final = 3  # delays after which a request without a free node is sent to its own node again
-RESTARTS: Final = 2  # of one request
+RESTARTS: Final = 2  # most of one request
 RESTART_SHARE: Final = 0.4  # least share that answers first; below it, the answers are long, not the nodes slow
 
 
@@ -37,61 +37,61 @@ class QuantileHedger:
     """Send a second attempt after a quantile of the usual delay, within a budget."""
 
     __slots__ = (
-        "_kind",
-        "_kinds",
+        "_balance",
+        "_by_kind",
         "_last",
-        "_tokens",
+        "_last_ratios",
         "budget",
         "early",
         "early_times",
-        "later",
+        "late_times",
         "least",
         "margin_us",
+        "quantile",
         "reserve",
-        "share",
     )
 
     def __init__(
         self,
-        share: float = SHARE,
+        quantile: float = QUANTILE,
         budget: float = BUDGET,
         *,
-        later: float = LATER,
-        least: int = LEAST,
-        early: int = EARLY,
+        late_times: float = LATE_TIMES,
+        least: int = SAMPLES_LEAST,
+        early: int = EARLY_LEAST,
         early_times: float = EARLY_TIMES,
         reserve: float = RESERVE,
         margin_us: Micros = MARGIN,
     ) -> None:
-        self.share = share
+        self.quantile = quantile
         self.budget = budget
-        self.later = later
+        self.late_times = late_times
         self.least = least
         self.early = early
         self.early_times = early_times
         self.reserve = reserve
         self.margin_us = margin_us
-        self._kinds: dict[tuple[str, TaskType, bool], Quantile] = {}
-        self._tokens = reserve
+        self._by_kind: dict[tuple[str, TaskType, bool], Quantile] = {}
+        self._balance = reserve  # second attempts that may be sent now
         self._last: Task | None = None  # the next request is often of the same kind
-        self._kind = Quantile()
+        self._last_ratios = Quantile()
 
     def _ratios(self, task: Task) -> Quantile:
-        """Return the ratios that were measured for such requests."""
+        """Return the measured ratios of requests with the same model, task type and streaming."""
         last = self._last
         if last is None or task.model != last.model or task.type is not last.type or task.stream != last.stream:
             key = task.model, task.type, task.stream
-            kind = self._kinds.get(key)
-            if kind is None:
-                if len(self._kinds) >= KINDS_MAX:
-                    self._kinds.clear()
-                kind = self._kinds[key] = Quantile()
-            self._last, self._kind = task, kind
-        return self._kind
+            ratios = self._by_kind.get(key)
+            if ratios is None:
+                if len(self._by_kind) >= KINDS_MAX:
+                    self._by_kind.clear()
+                ratios = self._by_kind[key] = Quantile()
+            self._last, self._last_ratios = task, ratios
+        return self._last_ratios
 
     def deposit(self, task: Task) -> None:
         """Add one request to the budget."""
-        self._tokens = min(self._tokens + self.budget, max(self.reserve, 100 * self.budget))
+        self._balance = min(self._balance + self.budget, max(self.reserve, 100 * self.budget))
 
     def learn(self, task: Task, decision: Decision, elapsed_us: Micros) -> None:
         """Record the µs until the first token of a stream, or until a whole answer."""
@@ -101,21 +101,21 @@ class QuantileHedger:
         """Return the µs to wait before a second attempt; None for never."""
         if task.kind is EMBED:
             return None
-        kind = self._ratios(task)
-        if len(kind) < self.early:
+        ratios = self._ratios(task)
+        if len(ratios) < self.early:
             return None
         predicted_us = decision.first_response_us(task.stream) + self.margin_us
-        if len(kind) < self.least:
+        if len(ratios) < self.least:
             return round(self.early_times * predicted_us)
-        late = kind.read(self.share)
-        assert late is not None
-        return round(self.later * late * predicted_us)
+        late_ratio = ratios.read(self.quantile)
+        assert late_ratio is not None
+        return round(self.late_times * late_ratio * predicted_us)
 
     def withdraw(self) -> bool:
         """Take one second attempt from the budget; return False if it is empty."""
-        if self._tokens < 1:
+        if self._balance < 1:
             return False
-        self._tokens -= 1
+        self._balance -= 1
         return True
 
 
@@ -141,8 +141,8 @@ class LearnedHedgeBenefit:
         self,
         *,
         check_us: Micros = HEDGE_AGAIN,
-        weight: float = COPY_WEIGHT,
-        first_share: float = COPY_FIRST,
+        weight: float = FIRST_WEIGHT,
+        first_share: float = FIRST_SHARE,
         hangs_twice: float = HANG_TWICE,
         restart_delays: float = RESTART_TIMES,
         restarts: int = RESTARTS,
@@ -188,11 +188,11 @@ class LearnedHedgeBenefit:
     def replaces(self, task: Task, remaining_us: Micros, takes_us: Micros) -> bool:
         """Check that the first attempt should be given up when the second is late, too.
 
-        Two slow nodes at once are rare, so the answer is probably long.
+        It pays only if the first one hangs. Two nodes rarely hang at once, so the answer is probably long.
         """
         share = self.share(task)
-        luck = share * self._hangs_twice / (1 - share + share * self._hangs_twice)
-        return luck * remaining_us >= takes_us
+        both_hang = share * self._hangs_twice / (1 - share + share * self._hangs_twice)
+        return both_hang * remaining_us >= takes_us
 
     def restarts(self, task: Task, waited_us: Micros, delay_us: Micros, restarts: int) -> bool:
         """Check that a late request should be sent to its own node again, since no other is free."""
