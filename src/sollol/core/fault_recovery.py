@@ -41,12 +41,12 @@ class FaultRecovery:
         """Recover from an exception in the handling of an event."""
         state = self._state
         if isinstance(event, Submitted) and state.current_task is None and not self._is_known(event.task.id):
-            self._tell(event.task.id, error)
+            self._report(event.task.id, error)
             state.out.append(Complete(event.task.id, fault_outcome(error)))
             return
-        self._mend()
+        self._recount_all()
         if isinstance(event, NodeSeen | NodeLost):
-            self._ask_again(event.node, now)
+            self._plan_probe(event.node, now)
         if state.health.next_at <= now:
             state.health.next_at = now + AGAIN
         self.recover(error, now)
@@ -56,13 +56,13 @@ class FaultRecovery:
         settled = any(isinstance(action, Complete) and action.task == task for action in self._state.out)
         return settled or any(pending.task.id == task for pending in self._state.tasks.values())
 
-    def _mend(self) -> None:
+    def _recount_all(self) -> None:
         """Rebuild the counts of all replicas."""
         for node in self._state.cluster.nodes.values():
             for replica in node.replicas.values():
                 recount(replica)
 
-    def _ask_again(self, key: str, now: Micros) -> None:
+    def _plan_probe(self, key: str, now: Micros) -> None:
         """Plan a new probe, since the fault may have lost the last one."""
         node = self._state.cluster.nodes.get(key)
         if node is not None:
@@ -75,7 +75,7 @@ class FaultRecovery:
         state = self._state
         while True:  # each turn settles a task
             pending, state.current_task = state.current_task, None
-            self._tell(0 if pending is None else pending.task.id, error)
+            self._report(0 if pending is None else pending.task.id, error)
             if pending is None:
                 if not self._planned:
                     self._planned = True
@@ -94,7 +94,7 @@ class FaultRecovery:
         state, task = self._state, pending.task
         is_over = any(isinstance(action, Complete) and action.task == task.id for action in state.out)
         state.tasks.pop(pending.key, None)
-        self._leave_line(pending)
+        self._leave_queue(pending)
         if pending.waits_for is not None:
             pending.waits_for.waiters -= 1
             pending.waits_for = None
@@ -113,7 +113,7 @@ class FaultRecovery:
         if not is_over:
             state.out.append(Complete(task.id, outcome))
 
-    def _leave_line(self, pending: PendingTask) -> None:
+    def _leave_queue(self, pending: PendingTask) -> None:
         queue = self._state.queues.get(pending.task.model)
         if queue is None:
             return
@@ -130,7 +130,7 @@ class FaultRecovery:
                 touched.append(replica)
         return touched
 
-    def _tell(self, task: int, error: Exception) -> None:
+    def _report(self, task: int, error: Exception) -> None:
         self._state.out.append(SchedulerFault(task, error))
 
     def _serve_all(self, now: Micros) -> None:

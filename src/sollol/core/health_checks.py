@@ -14,7 +14,7 @@ from sollol.core.state.cluster import ClusterState
 from sollol.core.state.replica import Attempt, Node
 from sollol.core.types import EMBED, NEVER, SECOND, Micros, NodeFacts
 
-TOUCH: Final[Micros] = SECOND  # the arrival of the last task is recorded to a second
+RECORD_EVERY: Final[Micros] = SECOND  # the arrival of the last task is recorded to a second
 
 
 class HealthChecks:
@@ -25,12 +25,12 @@ class HealthChecks:
         self._probing = probing
         self._lateness = lateness
         self._last_submit: Micros = 0
-        self.touch_at: Micros = 0  # from then on the next task is of interest here
+        self.record_from: Micros = 0  # the next task from then on is to be recorded
         self.next_at: Micros = NEVER
         self.newcomers_until: Micros = 0
 
-    def touched(self, now: Micros, out: list[Action]) -> None:
-        """Probe all nodes when a task comes after a long idle time."""
+    def record_submit(self, now: Micros, out: list[Action]) -> None:
+        """Record the arrival of a task, and probe all nodes if it comes after a long idle time."""
         if self._idle(now):
             every_us = self._probing.every_us(False)
             for node in self._cluster.nodes.values():
@@ -38,7 +38,7 @@ class HealthChecks:
                     self.ask(node, now, out)
                 self._plan(node, min(node.next_probe_us, now + every_us))
         self._last_submit = now
-        self.touch_at = now + TOUCH
+        self.record_from = now + RECORD_EVERY
 
     def settles_at(self, now: Micros) -> Micros | None:
         """Return until when to wait for new nodes without an answer; None if none is awaited."""

@@ -46,16 +46,16 @@ from sollol.core.stall_detection import StallDetection
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import Attempt, ModelReplicas, Node
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
-from sollol.core.timing_check import true_outcome
+from sollol.core.timing_check import with_checked_timing
 from sollol.core.types import NEVER, OK, SECOND, Micros, Outcome, Status
 from sollol.core.view import SchedulerView
 
 QUEUE_BOUND: Final = 10_000  # waiting tasks; more are refused, rather than kept for ever
-LOOK_AFTER: Final[Micros] = SECOND  # how often single tasks under way are looked after
+LATE_CHECK_EVERY: Final[Micros] = SECOND  # between two checks of the single tasks
 RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # longest pause that a node may request
 OURS_PAUSE: Final[Micros] = SECOND // 4  # until this process may have a file descriptor again
 
-CANCELLED: Final = 410  # HTTP status for a caller whose request an operator has cancelled: not to be tried again
+CANCELLED_STATUS: Final = 410  # HTTP status for a request that an operator has cancelled: not to be tried again
 
 
 class Scheduler:
@@ -79,7 +79,7 @@ class Scheduler:
         self._measurements = Measurements(state, self._requests, self._slot_discovery)
         self._recovery = FaultRecovery(state, self._binding)
         self._wake_at: Micros = NEVER
-        self._checks_late = False
+        self._late_check_planned = False
         self._restore_node: Callable[[Node], None] = Learned().restore_node
         self._handlers: dict[type, Callable[[Any, Micros], None]] = {
             ItemsAdded: self._items_added,
@@ -106,7 +106,7 @@ class Scheduler:
         state.now = now
         state.current_task = None
         try:
-            if isinstance(event, Submitted):  # the three that every request brings: compiled, direct calls
+            if isinstance(event, Submitted):  # every request brings these three; direct calls are faster than the table
                 self._submitted(event, now)
             elif isinstance(event, Finished):
                 self._finished(event, now)
@@ -146,8 +146,8 @@ class Scheduler:
         state.retrier.deposit(task)
         if task.hedge is not None or task.mode is not None:
             self._requests.hedging.choose_hedger(pending)
-        if now >= self._health.touch_at:
-            self._health.touched(now, state.out)
+        if now >= self._health.record_from:
+            self._health.record_submit(now, state.out)
         if task.deadline_us is not None:
             state.call_at(task.deadline_us, lambda later: self._deadline(task.id, later), pending.key)
         group = pending.group = self._cluster.groups.get(task.model) or state.group(task.model, now)
@@ -161,9 +161,9 @@ class Scheduler:
             self._single_submitted(pending, group, now)
 
     def _single_submitted(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> None:
-        if not self._checks_late:
-            self._checks_late = True
-            self._state.call_at(now + LOOK_AFTER, self._check_late)
+        if not self._late_check_planned:
+            self._late_check_planned = True
+            self._state.call_at(now + LATE_CHECK_EVERY, self._check_single_tasks)
         result = Dispatched.UNDECIDED
         if group.with_capacity and not group.queue.waiting:
             result = self._requests.start_now(pending, group, now)
@@ -211,7 +211,7 @@ class Scheduler:
             self._hang_detection.record_departure(pending, now)
             replicas = self._state.abort_all(pending, now)
             if event.why:
-                self._state.settle(pending, Outcome(Status.REFUSED, event.why, CANCELLED))
+                self._state.settle(pending, Outcome(Status.REFUSED, event.why, CANCELLED_STATUS))
             else:
                 self._state.settle(pending, Outcome(Status.LEFT, "the caller left"))
             self._binding.bind_model(pending.task.model, now, replicas)
@@ -237,7 +237,7 @@ class Scheduler:
         self._state.current_task = pending
         outcome = event.outcome
         if outcome.status is OK:
-            outcome = true_outcome(outcome, now - attempt.started_us, attempt.cost)
+            outcome = with_checked_timing(outcome, now - attempt.started_us, attempt.cost)
         inflight = len(replica.attempts)
         began, before = attempt.started_us, replica.last_end_us
         busy_us = now - (began if began > before else before)
@@ -254,7 +254,7 @@ class Scheduler:
             else:
                 self._requests.answered(pending, attempt, outcome, now)
         else:
-            self._debit(attempt, outcome, now)
+            self._record_failure(attempt, outcome, now)
             self._failed(pending, attempt, outcome, now)
         if outcome.status is Status.UNREACHABLE:  # other models of that node have lost work too
             self._binding.bind_all(now)
@@ -270,8 +270,11 @@ class Scheduler:
         else:
             self._requests.failed(pending, attempt, outcome, now)
 
-    def _debit(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
-        """Record a failure. It counts as a slow answer, so that a fast failure is no fast node."""
+    def _record_failure(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
+        """Record a failed attempt: count it, and pause, down or unlist the replica that it speaks against.
+
+        A failure counts as a slow answer. Otherwise a node that fails at once would seem the fastest.
+        """
         replica = attempt.replica
         replica.flag_off_nominal()
         if outcome.status in (Status.REFUSED, Status.LEFT, Status.UNABLE):
@@ -287,7 +290,7 @@ class Scheduler:
         replica.reliability.add(0.0)
         replica.penalised(now - attempt.started_us)
         if outcome.status in (Status.BUSY, Status.TIMEOUT):
-            replica.sample(0.0, 0, 0, True, False)
+            replica.sample(0.0, 0, 0, dropped=True, wanted=False)
         if outcome.status is Status.BUSY:
             pause = self._state.retrier.again(attempt.task, outcome, min(replica.busy_answers, 6), now) or 0
             replica.busy_answers += 1
@@ -385,7 +388,7 @@ class Scheduler:
         except Exception as error:  # of this call: the node had others, too
             self._state.recover(error, now)
 
-    # --- the outside ---
+    # --- the operator ---------------------------------------------------------------------------------------
 
     def _refresh(self, event: Refresh, now: Micros) -> None:
         for node in self._cluster.nodes.values():
@@ -419,27 +422,37 @@ class Scheduler:
         self._state.restore = learned.restore_replica
         self._restore_node = learned.restore_node
 
+    # --- time -------------------------------------------------------------------------------------------
+
     def _tick(self, event: Tick, now: Micros) -> None:
         self._wake_at = NEVER
         self._state.run_timers(now)
         self._state.current_task = None
         for attempt in self._health.tick(now, busy=bool(self._tasks), out=self._state.out):
             self._state.current_task = self._tasks.get(attempt.task.id)
-            self._overdue(attempt, now)
+            self._fail_overdue(attempt, now)
 
-    def _check_late(self, now: Micros) -> None:
-        self._checks_late = any(pending.batch is None for pending in self._tasks.values())
-        if self._checks_late:
-            self._state.call_at(now + LOOK_AFTER, self._check_late)
-            for attempt in self._hang_detection.check_all(now):
-                self._state.current_task = self._tasks.get(attempt.task.id)
-                outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
-                attempt.replica.breaker.record(now, outcome)
-                self._debit(attempt, outcome, now)
-            self._state.current_task = None
-            for model in self._view.waited_for():
-                self._requests.preload(model, LOOK_AFTER, now)
-                self._binding.rescan(model, now)
+    def _check_single_tasks(self, now: Micros) -> None:
+        self._late_check_planned = any(pending.batch is None for pending in self._tasks.values())
+        if self._late_check_planned:
+            self._state.call_at(now + LATE_CHECK_EVERY, self._check_single_tasks)
+            self._record_hanging(now)
+            self._serve_waiting(now)
+
+    def _record_hanging(self, now: Micros) -> None:
+        """Repeat or move the requests whose runners hang, and record the failures."""
+        for attempt in self._hang_detection.check_all(now):
+            self._state.current_task = self._tasks.get(attempt.task.id)
+            outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
+            attempt.replica.breaker.record(now, outcome)
+            self._record_failure(attempt, outcome, now)
+        self._state.current_task = None
+
+    def _serve_waiting(self, now: Micros) -> None:
+        """Load models and open slots for tasks that have waited long."""
+        for model in self._view.waited_for():
+            self._requests.preload(model, LATE_CHECK_EVERY, now)
+            self._binding.rescan(model, now)
 
     def _silent(self, event: Silent, now: Micros) -> None:
         for attempt, why in self._stall_detection.judge(event.streams, now):
@@ -447,15 +460,16 @@ class Scheduler:
                 self._state.current_task = self._tasks.get(attempt.task.id)
                 outcome = Outcome(Status.TIMEOUT, why)
                 attempt.replica.breaker.trip(now)
-                self._debit(attempt, outcome, now)
+                self._record_failure(attempt, outcome, now)
                 self._hang_detection.move(attempt, outcome, now)
                 self._binding.bind(attempt.replica.group, now)
 
-    def _overdue(self, attempt: Attempt, now: Micros) -> None:
+    def _fail_overdue(self, attempt: Attempt, now: Micros) -> None:
+        """End a chunk that took far longer than predicted, and offer its items to others."""
         why = f"no answer in {(now - attempt.started_us) / SECOND:.1f} s, far beyond what was predicted"
         outcome = Outcome(Status.TIMEOUT, why)
         attempt.replica.breaker.record(now, outcome)
-        self._debit(attempt, outcome, now)
+        self._record_failure(attempt, outcome, now)
         if attempt.id in self._attempts:
             self._state.abort(attempt, now)
             self._failed(self._tasks[attempt.task.id], attempt, outcome, now)

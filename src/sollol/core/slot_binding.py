@@ -41,16 +41,16 @@ class SlotBinding:
                 return True
         return False
 
-    def bind_node(self, freed: Replica, well: bool, now: Micros) -> None:
+    def bind_node(self, freed: Replica, slot_only: bool, now: Micros) -> None:
         """Bind tasks of all models of a node that has less to do.
 
         Args:
-            well: Nothing else about the freed replica has changed.
+            slot_only: Nothing about the freed replica has changed but its slot.
         """
         node = freed.node
         waited = [replica for replica in node.replicas.values() if replica is not freed and replica.group.queue.waiting]
         for replica in [freed, *waited]:
-            self.bind(replica.group, now, [replica] if well or replica is not freed else None)
+            self.bind(replica.group, now, [replica] if slot_only or replica is not freed else None)
         if node.active_models < node.concurrency.limit and node.usable:
             # The one whose turn it was has gone elsewhere: the node must not stand idle for it.
             node.concurrency.unordered = True

@@ -46,8 +46,8 @@ def believed(timing: Timing, elapsed_us: Micros, cost: float) -> Timing:
     return timing
 
 
-def true_outcome(outcome: Outcome, elapsed_us: Micros, cost: float) -> Outcome:
-    """Return a good outcome with checked timings."""
+def with_checked_timing(outcome: Outcome, elapsed_us: Micros, cost: float) -> Outcome:
+    """Return a good outcome with its timing, or with none if that cannot be true."""
     timing = outcome.timing
     found = believed(timing, elapsed_us, cost)
     return outcome if found is timing else replaced(outcome, timing=found)
