@@ -11,6 +11,7 @@ from sollol.http_server.request import Request, has_ours
 from sollol.workload.call_options import CallOptions
 from sollol.workload.validation import check_mode, check_only
 
+PRIORITY: Final = 5  # of a request that names none
 NODES_MOST: Final = 100  # nodes that one request may name
 _SECONDS: Final = re.compile(r"-?[0-9]{1,9}")
 _DURATION: Final = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ns|us|ms|s|m|h))+")
@@ -27,21 +28,22 @@ def options_of(request: Request, context: Context) -> CallOptions:
     if request.plain or not has_ours(request.headers):
         if key is None:
             return default
-        return default._replace(priority=min(5, key.priority_max), app=key.app)
-    priority = _number(request, b"x-sollol-priority", 0, 10, 5)
+        return default._replace(priority=min(PRIORITY, key.priority_max), app=key.app)
+    priority = _number(request, b"x-sollol-priority", 0, 10, PRIORITY)
     deadline_ms = _number(request, b"x-sollol-deadline-ms", 1, 86_400_000, 0)
     mode = request.header(b"x-sollol-mode")
     hedge = request.header(b"x-sollol-hedge")
     if hedge and hedge.lower() not in _FLAGS:
         raise BadInput(f"X-Sollol-Hedge: {hedge!r}; expected true or false")
-    app = request.header(b"x-sollol-app")[:64]
+    # A key names its application; a header cannot change that.
+    app = key.app if key is not None else request.header(b"x-sollol-app")[:64] or default.app
     return CallOptions(
-        priority if key is None else min(priority, key.priority_max),
-        deadline_ms / 1000 if deadline_ms else default.timeout_s,
-        check_mode(mode) if mode else default.mode,
-        _FLAGS[hedge.lower()] if hedge else default.hedge,
+        priority=priority if key is None else min(priority, key.priority_max),
+        timeout_s=deadline_ms / 1000 if deadline_ms else default.timeout_s,
+        mode=check_mode(mode) if mode else default.mode,
+        hedge=_FLAGS[hedge.lower()] if hedge else default.hedge,
         only=_nodes(request, context),
-        app=app or default.app if key is None else key.app,
+        app=app,
         keep_alive=_keep_alive(request),
     )
 

@@ -24,13 +24,13 @@ from sollol.errors import BadInput, NoNodeAvailable, ResponseError, SollolError
 from sollol.gateway.auth.access import check_allowed
 from sollol.gateway.auth.charging import prompt_tokens, reserve, settle, size_of, text_tokens
 from sollol.gateway.context import Context
-from sollol.gateway.formats.api_formats import EMBED_FORMATS, ApiFormat, parse_embedding, parsed_embedding
+from sollol.gateway.formats.api_formats import ApiFormat, parse_embedding, parsed_embedding
 from sollol.gateway.formats.error_responses import unknown_model
 from sollol.gateway.formats.request_fields import EmbeddingFields
 from sollol.gateway.inference.call_options import options_of
 from sollol.gateway.inference.model_memory import set_keep_alive
 from sollol.gateway.inference.routing_headers import routing_headers
-from sollol.gateway.inference.single import Inference, no_model, sent_to_cloud
+from sollol.gateway.inference.single import Inference, no_model, send_if_cloud
 from sollol.gateway.node_queries import is_missing
 from sollol.http_server.request import Request
 from sollol.observe.batch_report import BatchReport
@@ -38,17 +38,18 @@ from sollol.workload.call_options import CallOptions
 
 SPLIT: Final = 8  # number of texts from which several nodes are faster than one
 SPLIT_ALWAYS: Final = 64  # number of texts from which one call would occupy a node's slot for too long
+SPLIT_PATHS: Final = ("/api/embed", "/v1/embeddings")  # `/api/embeddings` takes a single text
 _FIELDS: Final = ("truncate", "options", "keep_alive", "dimensions")  # fields of the request that each chunk repeats
 _V1_FIELDS: Final = ("dimensions",)  # nodes ignore the others there
 
 
-class _RowBytes(msgspec.Struct):
+class _RawAnswer(msgspec.Struct):
     embeddings: list[msgspec.Raw] = []
     load_duration: int = 0
     prompt_eval_count: int = 0
 
 
-_rows = json_reader(_RowBytes)
+_read_answer = json_reader(_RawAnswer)
 
 
 class RawBatch(BatchJob):
@@ -60,11 +61,11 @@ class RawBatch(BatchJob):
         self.tokens = 0.0
         self._left: set[int] = set()  # texts of requests that SOLLOL ended
         self.load_ns = 0
-        self._kept: dict[int, tuple[Start, _RowBytes]] = {}
+        self._kept: dict[int, tuple[Start, _RawAnswer]] = {}
 
     def _keep(self, start: Start, answer: bytes, count: int) -> Outcome:
         try:
-            found = _rows(answer)
+            found = _read_answer(answer)
         except msgspec.DecodeError as error:
             return Outcome(Status.FAILED, f"the answer is not in the format of /api/embed: {error}", 200)
         if len(found.embeddings) != count:
@@ -80,10 +81,10 @@ class RawBatch(BatchJob):
         """Keep the rows of an answered request."""
         start, found = self._kept.pop(action.attempt)
         items = (start.items or Ranges()).items()
-        row = dict(zip(items, found.embeddings, strict=True))
+        row_of = dict(zip(items, found.embeddings, strict=True))
         fresh = action.items.items()
         for item in fresh:
-            self.rows[item] = row[item]
+            self.rows[item] = row_of[item]
         tokens, size = found.prompt_eval_count, size_of(self.texts[item] for item in items)
         if not 0 < tokens <= most_prompt_tokens(size):
             tokens = text_tokens(size)
@@ -120,18 +121,18 @@ def embed(api_format: ApiFormat, context: Context, request: Request) -> None:
         if api_format.path == "/v1/embeddings" and not found.input:
             raise BadInput("invalid input")
         raise no_model(request.path)
-    if sent_to_cloud(context, request, found.model):
+    if send_if_cloud(context, request, found.model):
         return
     texts = found.input
     if api_format.path == "/v1/embeddings":
-        check_format(found.encoding_format)
-    if isinstance(texts, list) and len(texts) >= SPLIT and api_format in EMBED_FORMATS[:2]:
+        check_encoding_format(found.encoding_format)
+    if isinstance(texts, list) and len(texts) >= SPLIT and api_format.path in SPLIT_PATHS:
         if not all(isinstance(text, str) for text in texts):
             raise BadInput("invalid input type")
         model = canonical_model(context.settings.resolve_model(found.model))
         group = context.engine.scheduler.view().groups.get(model)
         if len(texts) >= SPLIT_ALWAYS or group is None or len(group.replicas) > 1:
-            context.run(_split, request, api_format, found)
+            context.run(_embed_on_all, request, api_format, found)
             return
     inputs = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
     parsed = parsed_embedding(found.model, found.options, inputs or [found.prompt or ""], found.keep_alive)
@@ -143,7 +144,7 @@ def parse_ahead(request: Request) -> None:
     request.parsed = parse_embedding(request.body)
 
 
-def check_format(name: str | None) -> None:
+def check_encoding_format(name: str | None) -> None:
     """Check the requested format of vectors.
 
     Raises:
@@ -153,10 +154,10 @@ def check_format(name: str | None) -> None:
         raise BadInput(f"Invalid value for 'encoding_format' = {name}. Supported values: ['float', 'base64'].")
 
 
-async def _split(context: Context, request: Request, api_format: ApiFormat, found: EmbeddingFields) -> None:
+async def _embed_on_all(context: Context, request: Request, api_format: ApiFormat, found: EmbeddingFields) -> None:
     """Embed a list on all nodes. A refused text refuses the whole list, as on a node."""
     options = options_of(request, context)
-    models = _models(context, request, str(found.model))
+    models = _allowed_models(context, request, str(found.model))
     reserve(context.limiter, request, prompt_tokens(size_of(found.input)), 0)
     jobs: list[RawBatch] = []
     try:
@@ -165,7 +166,7 @@ async def _split(context: Context, request: Request, api_format: ApiFormat, foun
         settle(request, sum(job.used() for job in jobs))
 
 
-def _models(context: Context, request: Request, name: str) -> list[str]:
+def _allowed_models(context: Context, request: Request, name: str) -> list[str]:
     """Return the model of a name, and those of its fallbacks that the key may use. Raises ResponseError (403)."""
     settings = context.settings
     model = settings.resolve_model(name)
@@ -184,12 +185,12 @@ async def _answer(
     jobs: list[RawBatch],
 ) -> None:
     """Embed with the first of the models that has nodes, and answer. `jobs`: receives the started batches."""
-    for place, model in enumerate(models):
+    for number, model in enumerate(models, 1):
         try:
             fields = _FIELDS if api_format.path == "/api/embed" else _V1_FIELDS
             job, report, took_ns = await _run(context, request, model, found, fields, options, jobs)
         except SollolError as error:
-            if place + 1 < len(models) and isinstance(error, NoNodeAvailable):
+            if number < len(models) and isinstance(error, NoNodeAvailable):
                 continue
             if is_missing(context.engine, model):
                 raise ResponseError(unknown_model(request.path, str(found.model)), 404) from None
@@ -235,9 +236,9 @@ async def _run(
 
     engine, began = context.engine, loop.time()
     fields = {name: value for name in names if (value := getattr(found, name)) is not None}
-    # The setting for hedging concerns single calls, the header this one.
-    call = options if request.header(b"x-sollol-hedge") else options._replace(hedge=None)
-    job = engine.batch(model, fields, call, None, post, make=RawBatch)
+    # The gateway's setting for hedging is meant for single requests: only the header hedges a batch.
+    batch_options = options if request.header(b"x-sollol-hedge") else options._replace(hedge=None)
+    job = engine.batch(model, fields, batch_options, None, post, make=RawBatch)
     assert isinstance(job, RawBatch)
     jobs.append(job)
     request.task = job.task.id

@@ -24,7 +24,10 @@ def set_keep_alive(context: Context, node: str, model: str, task: Task, keep_ali
 
 
 async def unload(context: Context, request: Request, model: str, only: tuple[str, ...] | None) -> None:
-    """Unload a model from all nodes that hold it, or from these: `keep_alive: 0` without a prompt."""
+    """Unload a model from the nodes in `only`, by default from all that hold it.
+
+    The request is one with `keep_alive: 0` and no prompt.
+    """
     fields = {**fields_of(request, "model"), "model": model, "stream": False}
     name = canonical_model(model)
     missing = f"model '{name}' not found"

@@ -42,7 +42,7 @@ from sollol.workload.call_options import CallOptions
 from sollol.workload.task import Work
 
 ERROR_BYTES: Final = 64 * 1024  # limit of the body of an error
-SEE: Final = "use routes of the nodes whose request names no model"
+ADMIN_ACTION: Final = "use routes of the nodes whose request names no model"
 _RELAYED: Final = frozenset((Status.REFUSED, Status.MISSING))
 
 
@@ -54,8 +54,8 @@ async def pass_on(context: Context, request: Request) -> None:
         call, model = _read(context, request)
     options = options_of(request, context)
     if not model:
-        access.check_admin(request, SEE)
-    reserve(context.limiter, request, _prompt(call))
+        access.check_admin(request, ADMIN_ACTION)
+    reserve(context.limiter, request, _tokens_of(call))
     if model and is_listed(context.engine, model) and not is_missing(context.engine, model):
         _submit(context, request, call, model, options)
     else:
@@ -65,11 +65,11 @@ async def pass_on(context: Context, request: Request) -> None:
 async def send_to_any(context: Context, request: Request) -> None:
     """Send a request for a cloud model, which the key may use, to any node."""
     call = Call(request.method, _target(request), request.body, stream=True, timeouts=UNBOUNDED)
-    reserve(context.limiter, request, _prompt(call))
+    reserve(context.limiter, request, _tokens_of(call))
     await _relay_from_any(context, request, call, options_of(request, context))
 
 
-def _prompt(call: Call) -> int:
+def _tokens_of(call: Call) -> int:
     """Estimate the tokens of a request."""
     assert isinstance(call.body, bytes)
     return prompt_tokens(len(call.body))
@@ -117,8 +117,8 @@ def _read(context: Context, request: Request) -> tuple[Call, str]:
         for name in (b"accept", b"content-encoding")
         if request.header(name)
     )
-    given = content_type or "application/json"
-    return Call(request.method, _target(request), body, given, headers, stream=True, timeouts=UNBOUNDED), model
+    sent_type = content_type or "application/json"
+    return Call(request.method, _target(request), body, sent_type, headers, stream=True, timeouts=UNBOUNDED), model
 
 
 def _allowed(context: Context, request: Request, name: str) -> str:
@@ -140,10 +140,10 @@ async def _relay_from_any(context: Context, request: Request, call: Call, option
     try:
         await _try_in_turn(context, request, call, nodes, relayed)
     except asyncio.CancelledError:  # the client has left, and the node may have worked
-        relayed.begun = True
+        relayed.is_charged = True
         raise
     finally:
-        settle(request, relayed.tokens(_prompt(call)))
+        settle(request, relayed.tokens(_tokens_of(call)))
 
 
 async def _try_in_turn(context: Context, request: Request, call: Call, nodes: list[Endpoint], relayed: Relayed) -> None:
@@ -187,22 +187,22 @@ async def _bounded_body(reply: Reply) -> bytes:
 
 
 class Relayed:
-    """The amount of an undecoded answer that the client has received."""
+    """The received size of an undecoded answer, and whether its call is charged."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.is_charged = False  # an answer has begun, or a node may have worked for a client who left
         self.size = 0
 
     def tokens(self, prompt: int) -> int:
-        """Return the tokens to charge: none without an answer."""
-        return prompt + self.size // BYTES_A_TOKEN if self.begun else 0
+        """Return the tokens to charge."""
+        return prompt + self.size // BYTES_A_TOKEN if self.is_charged else 0
 
 
 async def _relay(request: Request, reply: Reply, headers: list[tuple[str, str]], relayed: Relayed) -> None:
     """Relay an answer to the client as it arrives, without its end. Raises TransportFault."""
     async with aclosing(reply):
         request.begin(reply.status, _content_type(reply), headers)
-        relayed.begun = True
+        relayed.is_charged = True
         async for piece in reply:
             relayed.size += len(piece)
             if not request.write(piece):
@@ -220,16 +220,17 @@ def _submit(context: Context, request: Request, call: Call, model: str, options:
     engine = context.engine
     assert isinstance(call.body, bytes)
     cost = min(len(call.body), PROMPT_MOST)
+    # A route that the gateway does not have is scheduled as a chat.
     task = engine.task(Work(Kind.CHAT, model, request.path, cost, stream=True, repeatable=False), options)
     request.task = task.id
     if not request.plain:
         context.request_ids.add(request, task.id)
-    job = PassthroughCall(task, request, call, context)
+    job = PassthroughJob(task, request, call, context)
     request.on_gone = lambda: engine.dispatcher.cancel(task.id)
     engine.submit(job)
 
 
-class PassthroughCall(CallJob):
+class PassthroughJob(CallJob):
     """A call of a route that the gateway does not have, relayed as it arrives."""
 
     def __init__(self, task: Task, request: Request, call: Call, context: Context) -> None:
@@ -267,15 +268,18 @@ class PassthroughCall(CallJob):
 
 def _settled(job: CallJob) -> None:
     """Charge a call, and end its answer."""
-    assert isinstance(job, PassthroughCall)
+    assert isinstance(job, PassthroughJob)
     settled, request, context = job.settled, job.request, job.context
     assert settled is not None
     outcome = settled.outcome
     context.pool.totals.count(outcome.status is OK)
-    job.relayed.begun = job.relayed.begun or (outcome.status in GIVEN_UP and bool(attempts_given_up(job)))
-    settle(request, job.relayed.tokens(_prompt(job.call)))
+    job.relayed.is_charged = job.relayed.is_charged or (outcome.status in GIVEN_UP and bool(attempts_given_up(job)))
+    settle(request, job.relayed.tokens(_tokens_of(job.call)))
     if request.has_begun:
-        (request.end if outcome.status is OK else request.cut)()
+        if outcome.status is OK:
+            request.end()
+        else:
+            request.cut()
     elif outcome.status is Status.REFUSED and outcome.http_status:
         headers = routing_headers(job.task.id, "", len(job.attempt_log.attempts))
         request.answer(outcome.http_status, printable_body(job.body), job.content_type_of(settled.attempt), headers)

@@ -1,8 +1,9 @@
 """Relay inferences between clients and nodes, by callbacks in the turn of the loop in which bytes arrive.
 
-These are jobs of the dispatcher, as the pool's. The answer is relayed as bytes, only deciding fields are decoded, and
-an attempt needs no task. Before the first byte reaches the client, another node can answer unnoticed; after it, another
-node resumes the answer where that can be exact (`engine.resumption`).
+Relays are jobs of the dispatcher (`engine.dispatcher.Job`), as those of the pool are. The answer is relayed as bytes
+and only the fields that decide are decoded. An attempt runs in callbacks, without an asyncio task of its own. Before
+the first byte reaches the client, another node can answer unnoticed; after it, another node resumes the answer where
+that can be exact (`engine.resumption`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sollol.gateway.auth.access import shown_message
 from sollol.gateway.formats.api_formats import ApiFormat
 from sollol.gateway.formats.stream_end import closing_events
 from sollol.gateway.formats.stream_parser import CUT, StreamParser
-from sollol.gateway.inference.routing_headers import ended_lines, routing_lines
+from sollol.gateway.inference.routing_headers import lines_of_attempt, routing_lines
 from sollol.http_server.request import Request
 from sollol.printable import printable_body
 from sollol.transport.base import ERROR_MOST, RawHeaders, Timeouts, TransportFault
@@ -61,7 +62,7 @@ class WholeRelay(CallJob):
         return attempt.abort
 
     def delivered(self) -> tuple[int, int]:
-        """Return the parts that the client has received, and their bytes: none, before a whole answer."""
+        """Return no events and no bytes: the client receives nothing before a whole answer."""
         return 0, 0
 
     def judge_answer(self, attempt: int, status: int, body: bytes, headers: RawHeaders) -> Outcome:
@@ -73,7 +74,7 @@ class WholeRelay(CallJob):
 
     def answer(self, settled: Complete) -> None:
         """Send the node's answer to the client."""
-        lines = ended_lines(self.attempt_log, settled.attempt)
+        lines = lines_of_attempt(self.attempt_log, settled.attempt)
         body = self.body if settled.outcome.status is OK else printable_body(self.body)
         self.request.answer_with(settled.outcome.http_status, body, self.request.json_line, lines)
 
@@ -126,7 +127,7 @@ class StreamRelay(StreamJob):
         self.api_format = api_format
         self.transport = transport
         self._unread: list[bytes] | None = None if partial is None else partial.unread
-        self.refused = b""  # the event by which a node refused an answer that had begun
+        self.refusal_event = b""  # the event by which a node refused an answer that had begun
         self._parts = self._part_bytes = 0  # relayed pieces of a stream that cannot be resumed
         self._events = self._event_bytes = 0  # relayed events
         self.is_whole = False  # a whole answer to a stream, as to a request that only loads the model
@@ -151,7 +152,7 @@ class StreamRelay(StreamJob):
         self._event_bytes += size
 
     def delivered(self) -> tuple[int, int]:
-        """Return the parts that the client has received, and their bytes."""
+        """Return the number of events that the client has received, and their bytes."""
         return self._events, self._event_bytes
 
     def _relay_resumed(self, line: bytes) -> bool:
@@ -162,7 +163,7 @@ class StreamRelay(StreamJob):
         self.request.on_drained = self.drained.set
         return False
 
-    def finish_badly(self, attempt: StreamAttempt, outcome: Outcome) -> None:
+    def report_failure(self, attempt: StreamAttempt, outcome: Outcome) -> None:
         """Report a failed attempt, or the success of one that delivered all tokens before it failed."""
         partial = self.partial
         if self.begun_at and partial is not None and partial.is_complete:
@@ -196,7 +197,7 @@ class StreamRelay(StreamJob):
 
     def answer(self, settled: Complete) -> None:
         """Send the end of the stream, or a refusal before its beginning, to the client."""
-        request, lines = self.request, ended_lines(self.attempt_log, settled.attempt)
+        request, lines = self.request, lines_of_attempt(self.attempt_log, settled.attempt)
         if settled.outcome.status is not OK:
             request.answer_with(settled.outcome.http_status, printable_body(self.body), request.json_line, lines)
         elif not request.has_begun and self.is_whole:
@@ -214,8 +215,8 @@ class StreamRelay(StreamJob):
 
     def break_off(self, settled: Complete) -> None:
         """End a stream that cannot be resumed with an error in the API's format."""
-        if settled.outcome.status is Status.REFUSED and self.refused:
-            self.request.end(self.api_format.framed(self.refused))
+        if settled.outcome.status is Status.REFUSED and self.refusal_event:
+            self.request.end(self.api_format.framed(self.refusal_event))
             return
         error = self.error()
         assert error is not None
@@ -233,8 +234,8 @@ class StreamAttempt(Exchange):
         "_parser",
         "_parts",
         "_recent",
-        "_refused",
-        "_refused_size",
+        "_refusal_body",
+        "_refusal_size",
         "_status",
         "began_us",
         "dispatcher",
@@ -251,8 +252,8 @@ class StreamAttempt(Exchange):
         self._job = job
         self._parser: StreamParser = job.api_format.new_parser()
         self._status = 0
-        self._refused: list[bytes] = []  # the body of an answer with another status than 200
-        self._refused_size = 0
+        self._refusal_body: list[bytes] = []  # the body of an answer with another status than 200
+        self._refusal_size = 0
         self._began = False  # a piece was relayed
         self._parts = 0  # received pieces
         self._counted = 0  # relayed events
@@ -290,7 +291,7 @@ class StreamAttempt(Exchange):
         if self._ending is not None:
             self._ending.cancel()
         self.abort()
-        self._job.finish_badly(self, self.dispatcher.answer_fault(error))
+        self._job.report_failure(self, self.dispatcher.answer_fault(error))
 
     def _read_head(self, status: int, headers: RawHeaders) -> None:
         self._status = status
@@ -302,9 +303,9 @@ class StreamAttempt(Exchange):
 
     def _relay(self, piece: bytes) -> None:
         if self._status != 200:
-            self._refused_size += len(piece)
-            if self._refused_size <= ERROR_MOST:
-                self._refused.append(piece)
+            self._refusal_size += len(piece)
+            if self._refusal_size <= ERROR_MOST:
+                self._refusal_body.append(piece)
             else:
                 self.abort()
                 self._end(None)
@@ -317,10 +318,10 @@ class StreamAttempt(Exchange):
         relayed = parser.feed(piece)
         if relayed:
             if not self._began:
-                strange = wrong_model(relayed, job.task.model, job.call.path)
-                if strange is not None:
+                failure = wrong_model(relayed, job.task.model, job.call.path)
+                if failure is not None:
                     self.abort()
-                    self._finish(strange)
+                    self._finish(failure)
                     return
             job.record(relayed)
             job.count(parser.count - self._counted, len(relayed))
@@ -347,7 +348,7 @@ class StreamAttempt(Exchange):
 
     def _end(self, fault: TransportFault | None) -> None:
         if self._status not in (0, 200):
-            body = b"".join(self._refused)
+            body = b"".join(self._refusal_body)
             self._job.keep(self.start.attempt, body)
             self._finish(refusal(self._status, body, fold(self.headers)))
         elif self._ending is not None:
@@ -379,10 +380,10 @@ class StreamAttempt(Exchange):
     def _report(self, outcome: Outcome) -> None:
         job = self._job
         if outcome.status is Status.REFUSED and self._status == 200:
-            job.refused = self._parser.tail
+            job.refusal_event = self._parser.tail
         if outcome.status is OK:
             outcome = with_part_count(outcome, max(self._parts, self._parser.count))
             job.last = self._parser.tail
             self.dispatcher.finished(self.start.attempt, outcome)
         else:
-            job.finish_badly(self, outcome)
+            job.report_failure(self, outcome)

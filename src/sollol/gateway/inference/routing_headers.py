@@ -12,8 +12,8 @@ def routing_headers(task: int, nodes: str, attempts: int) -> list[tuple[str, str
     return [("X-Sollol-Node", nodes), *headers] if nodes else headers
 
 
-def ended_lines(log: AttemptLog, attempt: int | None) -> bytes:
-    """Return the encoded header lines of an answer whose attempt has ended."""
+def lines_of_attempt(log: AttemptLog, attempt: int | None) -> bytes:
+    """Return the encoded header lines of an answer by one attempt. Without a node if it is not in the log."""
     for start, _, began_us, _ in log.attempts:
         if start.attempt == attempt:
             return routing_lines(log, start.node, start.decision.predicted_us, began_us, len(log.attempts))

@@ -44,7 +44,7 @@ def infer(api_format: ApiFormat, context: Context, request: Request) -> None:
     parsed: ParsedRequest = _parse(api_format, request.body) if request.parsed is None else request.parsed
     if not parsed.model:
         raise no_model(request.path)
-    if sent_to_cloud(context, request, parsed.model):
+    if send_if_cloud(context, request, parsed.model):
         return
     if parsed.unloads:
         model = context.settings.resolve_model(parsed.model)
@@ -75,8 +75,11 @@ def unreadable(error: Exception) -> BadInput:
     return BadInput(f"the request cannot be read: {error}"[:300])
 
 
-def sent_to_cloud(context: Context, request: Request, name: str) -> bool:
-    """Send a call of a cloud model that no node lists to any node, which forwards it to Ollama's cloud."""
+def send_if_cloud(context: Context, request: Request, name: str) -> bool:
+    """Send a call of a cloud model that no node lists to any node; return False for other models.
+
+    The node forwards it to Ollama's cloud.
+    """
     model = context.settings.resolve_model(name)
     if not is_cloud_model(canonical_model(model)) or is_listed(context.engine, model):
         return False
@@ -104,9 +107,9 @@ class Inference:
         "_model",
         "_options",
         "_parsed",
-        "_prompt",
+        "_prompt_tokens",
         "_request",
-        "_task",
+        "_task_id",
     )
 
     def __init__(self, api_format: ApiFormat, context: Context, request: Request, parsed: ParsedRequest) -> None:
@@ -117,8 +120,8 @@ class Inference:
         self._options = options_of(request, context)
         self._fallbacks: list[str] | None = None  # models not yet tried
         self._model = ""  # of the current task
-        self._task = 0
-        self._prompt = 0  # its expected tokens
+        self._task_id = 0
+        self._prompt_tokens = 0  # an estimate
 
     def submit(self, name: str) -> None:
         """Submit the task for a model. `name`: the model, or an alias.
@@ -132,13 +135,13 @@ class Inference:
         check_allowed(request, model, name)
         body = request.body if model == parsed.model else _renamed(request.body, model)
         task = context.engine.task(self._work(model, body), self._options)
-        self._task = request.task = task.id
+        self._task_id = request.task = task.id
         if not request.plain:
             context.request_ids.add(request, task.id)
         job = self._job(task, body)
         if request.key is not None:
-            self._prompt = prompt_tokens(parsed.size or len(body))
-            reserve(context.limiter, request, self._prompt, task.tokens_out if task.kind is not EMBED else 0)
+            self._prompt_tokens = prompt_tokens(parsed.size or len(body))
+            reserve(context.limiter, request, self._prompt_tokens, task.tokens_out if task.kind is not EMBED else 0)
         request.on_gone = self._cancel
         context.engine.submit(job)
 
@@ -179,7 +182,7 @@ class Inference:
         )
 
     def _cancel(self) -> None:
-        self._context.engine.dispatcher.cancel(self._task)
+        self._context.engine.dispatcher.cancel(self._task_id)
 
     def _done(self, job: CallJob) -> None:
         try:
@@ -189,7 +192,7 @@ class Inference:
         self._context.engine.record_call(job)  # when the client has its answer
 
     def _deliver(self, job: CallJob) -> None:
-        """Charge the call, and send its result to the client."""
+        """Charge the call and send its result to the client, or submit it for a fallback of its model."""
         model = self._model
         assert isinstance(job, (WholeRelay, StreamRelay))
         settled, request, context = job.settled, self._request, self._context
@@ -201,7 +204,7 @@ class Inference:
         if request.charge is not None:
             parts, size = job.delivered()
             last = job.last if isinstance(job, StreamRelay) else job.body
-            settle(request, used(job, context.engine, self._prompt, parts, size, last), status is OK)
+            settle(request, used(job, context.engine, self._prompt_tokens, parts, size, last), status is OK)
         if status is Status.LEFT:
             return
         if status is OK and self._options.keep_alive is not None:
@@ -221,7 +224,7 @@ class Inference:
         set_keep_alive(self._context, node, self._model, job.task, keep_alive)
 
     def _fall_back(self) -> bool:
-        """Submit the request for the next fallback of its model; return False if there is none."""
+        """Submit the request for the next fallback of its model, or refuse a bad one; return False if none is left."""
         if self._fallbacks is None:
             self._fallbacks = list(self._context.settings.fallbacks_of(self._model))
         while self._fallbacks:
