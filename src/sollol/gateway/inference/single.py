@@ -224,7 +224,7 @@ class Inference:
         set_keep_alive(self._context, node, self._model, job.task, keep_alive)
 
     def _fall_back(self) -> bool:
-        """Submit the request for the next fallback of its model, or refuse a bad one; return False if none is left."""
+        """Submit the request for the next fallback of its model, or refuse it; return False if none is left."""
         if self._fallbacks is None:
             self._fallbacks = list(self._context.settings.fallbacks_of(self._model))
         while self._fallbacks:
