@@ -47,6 +47,14 @@ def test_requests_come_back_newest_first(tmp_path: Path) -> None:
     assert found[1] == record(1)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no modes of files")
+def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "x.sqlite3")
+    store.write([record()], {}, None, AT)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o600"}
+    store.close()
+
+
 def test_minutes_are_sums_by_node_and_model() -> None:
     failed = AttemptRecord("b:1", "first", "failed", "500", 0.0, 0.1, 0.2)
     left = AttemptRecord("c:1", "hedge", "left", "", 0.0, 0.1, 0.2)

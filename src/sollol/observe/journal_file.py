@@ -112,6 +112,7 @@ class JournalFile:
     """
 
     def __init__(self, path: Path, seed: int) -> None:
+        path.touch(0o600, exist_ok=True)  # names of models and applications are for its owner only
         self._file = path.open("wb")
         self._encode = msgspec.json.Encoder().encode
         self._digest = Digest()

@@ -19,6 +19,7 @@ import msgspec
 from sollol.observe.request_record import RequestRecord
 
 FORM: Final = 1  # of the tables
+PRIVATE: Final = 0o600
 DAYS: Final = 30.0
 REQUESTS_MOST: Final = 100_000
 DAY_S: Final = 86_400.0
@@ -190,6 +191,7 @@ def minutes_of(records: Iterable[RequestRecord]) -> Minutes:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    path.touch(PRIVATE, exist_ok=True)  # names of applications and errors are for its owner only
     db = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
