@@ -12,7 +12,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, BadInput, NoNodeAvailable, OllamaPool, SollolError
 from sollol.observe import history
-from sollol.pool import base
+from sollol.pool import displays
 from sollol.sim import NodeSpec, run, sim_cluster
 from tests.pool.universe import CHAT, EMBED, MODELS, node, texts, universe
 
@@ -248,7 +248,7 @@ def test_it_can_be_read_from_any_thread(kind: str) -> None:
 
 
 def test_a_loop_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "READ_S", 0.05)
+    monkeypatch.setattr(displays, "READ_S", 0.05)
 
     async def main() -> None:
         async with AsyncOllamaPool(["127.0.0.1:1"]) as pool:
