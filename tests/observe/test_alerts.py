@@ -113,8 +113,7 @@ def test_an_address_is_shown_without_its_secret() -> None:
 
 def test_a_gateway_tells_that_a_node_is_down_and_well_again(webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alerting, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("sollol.gateway.app.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("sollol.gateway.app.AlertPolicy", lambda *given: AlertPolicy(hold_s=0.0, well_s=0.1))
+    monkeypatch.setattr(alerting, "AlertPolicy", lambda *given: AlertPolicy(hold_s=0.0, well_s=0.1))
     settings = GatewaySettings(alerts=AlertSettings(urls=(webhook,)))
     with sim_cluster([talker(1)]) as cluster, gateway_over([cluster.urls[0], "127.0.0.1:9"], settings) as stage:
         until(lambda: any("127.0.0.1:9 is down" in body["title"] for body in Webhook.received))
@@ -125,9 +124,9 @@ def test_a_gateway_tells_that_a_node_is_down_and_well_again(webhook: str, monkey
 
 def test_a_webhook_that_fails_is_reported_once(webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Webhook.status = 500
-    monkeypatch.setattr("sollol.gateway.app.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(alerting, "LOOK_EVERY_S", 0.05)
     policy = lambda *given: AlertPolicy("warning", 0.0, hold_s=0.0)  # noqa: E731
-    monkeypatch.setattr("sollol.gateway.app.AlertPolicy", policy)
+    monkeypatch.setattr(alerting, "AlertPolicy", policy)
     settings = GatewaySettings(alerts=AlertSettings(urls=(f"{webhook}/secret",)))
     with sim_cluster([talker(1)]) as cluster, gateway_over([cluster.urls[0], "127.0.0.1:9"], settings) as stage:
         until(lambda: len(Webhook.received) >= 3)

@@ -6,12 +6,21 @@ import asyncio
 import time
 from typing import Any, Final
 
+from sollol.duties import Duties
 from sollol.engine.engine import Engine
+from sollol.gateway.settings import AlertSettings
 from sollol.observe.alerts import AlertMessage, AlertPolicy, send, shown_address
 from sollol.observe.findings import findings_of
 from sollol.pool.aio import AsyncOllamaPool
 
 LOOK_EVERY_S: Final = 10.0
+
+
+def keep_alerting(duties: Duties, pool: AsyncOllamaPool, engine: Engine, settings: AlertSettings) -> None:
+    """Start the duty that sends findings, if the settings name an address."""
+    if settings.urls:
+        policy = AlertPolicy(settings.severity, settings.every_s)
+        duties.keep("alerts", Alerting(pool, engine, settings.urls, policy).look, LOOK_EVERY_S)
 
 
 class Alerting:

@@ -15,7 +15,7 @@ from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, ResponseError, SollolError
-from sollol.gateway.alerting import LOOK_EVERY_S, Alerting
+from sollol.gateway.alerting import keep_alerting
 from sollol.gateway.auth import admission
 from sollol.gateway.auth.access import check_admin
 from sollol.gateway.auth.cors import Cors
@@ -37,7 +37,6 @@ from sollol.gateway.shared_queries import SharedQueries
 from sollol.http_server.host_guard import HostGuard, is_loopback
 from sollol.http_server.request import Request
 from sollol.http_server.server import HttpServer
-from sollol.observe.alerts import AlertPolicy
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.transport.http import HttpTransport
 from sollol.version import __version__
@@ -102,11 +101,7 @@ class Gateway(HttpServer):
         self.apply(self.settings)
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
-        alerts = self.settings.alerts
-        if alerts.urls:
-            policy = AlertPolicy(alerts.severity, alerts.every_s)
-            alerting = Alerting(self.pool, self.engine, alerts.urls, policy)
-            duties.keep("alerts", alerting.look, LOOK_EVERY_S)
+        keep_alerting(duties, self.pool, self.engine, self.settings.alerts)
         try:
             return await self.listen(duties, self.transport.on_this_loop(), listen.host, listen.port)
         except (OSError, UnicodeError) as error:
