@@ -34,7 +34,7 @@ LAW: dict[str, set[str]] = {
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "http_server": {"errors", "core", "duties", "transport"},
     "observe": {"errors", "answers", "core"},
-    "exporters": {"errors", "config", "core", "observe"},
+    "exporters": {"errors", "config", "core", "observe", "duties"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
     "engine": ENGINE,
     "models": {"errors", "answers", "core", "transport", "backends"},

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.config import without_secrets
+from sollol.duties import in_thread
 from sollol.exporters.applications import (
     EXPIRES_S,
     MEMBER,
@@ -84,8 +85,7 @@ class RedisFeed:
         self._read_until = 0.0
         self._wake = threading.Event()
         self._is_ending = False
-        self._thread = threading.Thread(target=self._run, name="sollol-redis", daemon=True)
-        self._thread.start()
+        self._thread = in_thread("sollol-redis", self._run)
 
     # --- for readers, on any thread ---
 
