@@ -10,8 +10,7 @@ import pytest
 
 from sollol import OllamaPool, UnifiedDashboard
 from sollol.sim import Cluster
-from tests.dashboard.conftest import CHAT, EMBED
-from tests.dashboard.test_browser import CHROMIUM, browser  # noqa: F401
+from tests.dashboard.conftest import CHAT, CHROMIUM, EMBED
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
@@ -42,7 +41,7 @@ def served(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_view_has_a_serious_fault(browser: Any, served: str, scheme: str) -> None:  # noqa: F811
+def test_no_view_has_a_serious_fault(browser: Any, served: str, scheme: str) -> None:
     """The page's policy forbids foreign scripts, so the browser passes by it for axe alone."""
     context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": 1440, "height": 2400})
     tab = context.new_page()
@@ -68,7 +67,7 @@ def test_no_view_has_a_serious_fault(browser: Any, served: str, scheme: str) -> 
     assert not {view: lines for view, lines in found.items() if lines}
 
 
-def test_axe_would_find_a_fault(browser: Any) -> None:  # noqa: F811
+def test_axe_would_find_a_fault(browser: Any) -> None:
     tab = browser.new_page()
     tab.set_content("<html><body><button></button><p style='color:#ddd;background:#fff'>pale</p></body></html>")
     tab.add_script_tag(content=AXE)

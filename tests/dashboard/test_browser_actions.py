@@ -11,18 +11,11 @@ import pytest
 
 from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import sim_cluster
-from tests.dashboard.test_browser import ARGUMENTS, CHROMIUM, playwright
+from tests.dashboard.conftest import CHROMIUM
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -5,15 +5,12 @@ They are found by comparing the state with that of the last look, once a second,
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from sollol.core.state.replica import Node
 from sollol.core.types import LoadedModel
 from sollol.core.view import SchedulerView
-
-INFO: Final = "info"
-WARNING: Final = "warning"
-ERROR: Final = "error"
+from sollol.observe.findings import ERROR, INFO, WARNING
 
 
 class ClusterEvent(NamedTuple):

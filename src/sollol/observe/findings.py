@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+from sollol.core.types import LoadedModel
+
 INFO: Final = "info"
 WARNING: Final = "warning"
 ERROR: Final = "error"
@@ -383,8 +385,7 @@ def duration(seconds: float) -> str:
 
 
 def _share(held: Mapping[str, Any]) -> float | None:
-    size = held.get("size", 0)
-    return None if size <= 0 else max(0.0, min(1.0, held.get("size_vram", 0) / size))
+    return LoadedModel(held.get("size", 0), held.get("size_vram", 0)).gpu_share
 
 
 def _moment(text: str, otherwise: float) -> float:

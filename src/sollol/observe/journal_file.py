@@ -123,9 +123,10 @@ class JournalFile:
         """Write one entry."""
         if self._file.closed or self._bytes > MOST_BYTES:
             return
-        event = entry.event
-        self._line({"at": entry.at, "event": type(event).__name__, **event_to_values(event)})
-        self._digest(Entry(entry.at, event_from_values(type(event).__name__, event_to_values(event)), entry.actions))
+        name, values = type(entry.event).__name__, event_to_values(entry.event)
+        self._line({"at": entry.at, "event": name, **values})
+        # The digest is of the event as a replay reads it: exceptions and credentials come back otherwise.
+        self._digest(Entry(entry.at, event_from_values(name, values), entry.actions))
         self._count += 1
         if self._count % DIGEST_EVERY == 0:
             self._line({"digest": self._digest.hexdigest()})

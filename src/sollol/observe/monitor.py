@@ -10,7 +10,9 @@ from typing import Any, Final
 from sollol.observe.cluster_events import ClusterEvent, EventDetector
 from sollol.observe.findings import (
     ERROR,
+    INFO,
     LOADS_WITHIN_S,
+    WARNING,
     Evidence,
     Finding,
     ModelLoad,
@@ -92,7 +94,7 @@ class Monitor:
         new = state.noticed - self._noticed
         self._noticed = state.noticed
         if new > 0:
-            found += [ClusterEvent(at, NOTICED, "warning", "", "", text) for text in list(state.notices)[-new:]]
+            found += [ClusterEvent(at, NOTICED, WARNING, "", "", text) for text in list(state.notices)[-new:]]
         self.events.extend(found)
         for event in found:
             for listener in self._listeners:
@@ -167,14 +169,14 @@ class Monitor:
 def verdict(snapshot: Mapping[str, Any], found: list[Finding], first_token_s: float | None) -> dict[str, str]:
     """Return one sentence about the cluster, and its severity."""
     starts = "" if first_token_s is None else f" A new chat starts in {_short(first_token_s)}."
-    worst = [finding for finding in found if finding.severity == ERROR] or [f for f in found if f.severity == "warning"]
+    worst = [finding for finding in found if finding.severity == ERROR] or [f for f in found if f.severity == WARNING]
     if worst:
         more = len(worst) - 1
         others = f" And {more} more like it." if more else ""
         return {"severity": worst[0].severity, "text": worst[0].summary + others + starts}
     up = sum(node["state"] == "up" for node in snapshot["nodes"])
     if not up:
-        return {"severity": "info", "text": "The nodes have not answered yet."}
+        return {"severity": INFO, "text": "The nodes have not answered yet."}
     return {"severity": "ok", "text": f"All well: {up} {'node' if up == 1 else 'nodes'} up.{starts}"}
 
 

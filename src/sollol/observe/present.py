@@ -46,7 +46,7 @@ def present_values(view: SchedulerView, *, version: str, faults: int, lost: Mapp
                 if rate is not None:
                     found[family][labels] = rate * SECOND
         for model in node.models:
-            found["sollol_model_loaded"][model, key] = int(model in node.loaded and node.up is True)
+            found["sollol_model_loaded"][model, key] = 0
         for model, held in node.loaded.items() if node.up else ():
             found["sollol_model_loaded"][model, key] = 1
             if held.size:

@@ -6,13 +6,13 @@ All need an admin key where keys are required. Pages of other sites are refused 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from sollol.backends.ollama import encode, load_call
 from sollol.core.types import Kind, RoutingMode, canonical_model
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.context import Context
-from sollol.gateway.formats.bodies import read_fields
+from sollol.gateway.formats.bodies import fields_of
 from sollol.http_server.request import Request
 
 PREFIX: Final = r"(?:/sollol|/dashboard/api)"
@@ -31,7 +31,7 @@ async def drain(context: Context, request: Request, node: str, verb: str) -> Non
 
 async def unload(context: Context, request: Request) -> None:
     """Put a model out of the memory of one node, or of all that hold it."""
-    fields = _fields(request)
+    fields = fields_of(request)
     name = fields.get("model")
     if not isinstance(name, str) or not name:
         raise BadInput('expected {"model": NAME} and, for one node only, "node": HOST:PORT')
@@ -58,7 +58,7 @@ async def cancel(context: Context, request: Request, name: str) -> None:
 
 async def mode(context: Context, request: Request) -> None:
     """Set the routing mode of requests without one, until the settings are read again."""
-    fields = _fields(request)
+    fields = fields_of(request)
     if "mode" not in fields:
         raise BadInput('expected {"mode": "fast", "reliable", "async" or null}')
     value = fields["mode"]
@@ -66,10 +66,6 @@ async def mode(context: Context, request: Request) -> None:
         raise BadInput(f'mode={value!r}; expected "fast", "reliable", "async" or null')
     context.pool.set_routing_mode(value)
     request.answer(200, encode({"mode": value}))
-
-
-def _fields(request: Request) -> dict[str, Any]:
-    return request.fields if request.fields is not None else read_fields(request.body)
 
 
 def _node(context: Context, name: str) -> str:
