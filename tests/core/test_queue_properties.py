@@ -20,7 +20,7 @@ def drain(line: WaitQueue, at: int) -> list[int]:
     order = []
     while (task := line.peek(at)) is not None:
         order.append(task)
-        line.serve(task, at)
+        line.charge(task, at)
     return order
 
 
@@ -44,7 +44,7 @@ def test_every_task_that_was_pushed_is_served_once_or_removed(steps: list[tuple[
             head = line.peek(at)
             assert (head is None) == (not waiting)
             if head is not None:
-                line.serve(head, at)
+                line.charge(head, at)
                 waiting.remove(head)
                 served.append(head)
         assert len(line) == len(waiting)
@@ -84,7 +84,7 @@ def test_a_low_task_is_served_under_an_endless_flood_of_urgent_ones() -> None:
         number += 1
         task = line.peek(at)
         assert task is not None
-        line.serve(task, at)
+        line.charge(task, at)
         if task == 0:
             assert at <= 7 * AGEING
             return
@@ -98,7 +98,7 @@ def test_a_flood_of_old_low_tasks_does_not_bar_an_urgent_one() -> None:
     at = 20 * AGEING
     task = line.peek(at)
     assert task is not None
-    line.serve(task, at)  # the level was served: its age is spent
+    line.charge(task, at)  # the level was served: its age is spent
     line.push(1_000, 9, at, at)
     assert line.peek(at) == 1_000
 
@@ -119,7 +119,7 @@ def test_applications_share_by_tokens_while_both_wait() -> None:
         assert task is not None
         app, tokens = ("loud", 10.0) if task < 400 else ("quiet", 30.0)
         given_to[app] += tokens
-        line.serve(task, at)
+        line.charge(task, at)
     a, b = given_to.values()
     assert (a + b) ** 2 / (2 * (a * a + b * b)) >= 0.99
 
@@ -131,7 +131,7 @@ def test_an_application_that_was_away_gets_no_credit_for_it() -> None:
     for at in range(40):
         task = line.peek(at)
         assert task is not None
-        line.serve(task, at)
+        line.charge(task, at)
     for number in range(100, 110):
         line.push(number, 5, number, 40, "new", 10.0)
     first = line.first(6, 40)

@@ -20,7 +20,7 @@ from sollol.core.actions import (
     Notice,
     Probe,
     Refuse,
-    SchedulerFault,
+    SchedulerException,
     Start,
     WakeAt,
 )
@@ -176,7 +176,7 @@ class VirtualCluster:
                 self.probes.add(action.node)
             case WakeAt():
                 self.wake = action.at
-            case Accept() | Refuse() | ItemsRequested() | Load() | Notice() | SchedulerFault():
+            case Accept() | Refuse() | ItemsRequested() | Load() | Notice() | SchedulerException():
                 return action
         return None
 

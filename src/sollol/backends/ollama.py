@@ -34,7 +34,7 @@ _BLANKS: Final = re.compile(rb"\n[ \t\r\n]+")
 
 _FAULTS: Final = {
     Fault.CONNECT: Status.UNREACHABLE,
-    Fault.LOCAL: Status.OURS,
+    Fault.LOCAL: Status.NOT_SENT,
     Fault.CONNECT_TIMEOUT: Status.UNREACHABLE,
     Fault.FIRST_BYTE_TIMEOUT: Status.TIMEOUT,
     Fault.IDLE_TIMEOUT: Status.TIMEOUT,

@@ -288,7 +288,15 @@ class _Follower:
         severity = (
             "warning"
             if event.outcome.status
-            in (Status.BUSY, Status.REFUSED, Status.MISSING, Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.OURS)
+            in (
+                Status.BUSY,
+                Status.REFUSED,
+                Status.MISSING,
+                Status.UNABLE,
+                Status.UNSUITED,
+                Status.LOCKED,
+                Status.NOT_SENT,
+            )
             else "error"
         )
         self._publish(EventType.OLLAMA_ERROR, node, details, kept, severity)

@@ -131,7 +131,7 @@ class Notice(NamedTuple):
     text: str
 
 
-class SchedulerFault(NamedTuple):
+class SchedulerException(NamedTuple):
     """Log an exception of the scheduler.
 
     Attributes:
@@ -164,5 +164,5 @@ Action = (
     | WakeAt
     | DigestChosen
     | Notice
-    | SchedulerFault
+    | SchedulerException
 )

@@ -50,7 +50,7 @@ class BatchScheduler:
 
     # --- serving ---
 
-    def serve(
+    def bind(
         self, pending: PendingTask, batch: Batch, group: ModelReplicas, only: list[Replica] | None, now: Micros
     ) -> None:
         """Cut chunks for free slots.
@@ -94,7 +94,7 @@ class BatchScheduler:
                     fruitless.add(replica.node.key)
         if batch.pending_count and not batch.live and only is not None:
             # The freed replicas leave it to others, and no event will come for these: try them now.
-            self.serve(pending, batch, group, None, now)
+            self.bind(pending, batch, group, None, now)
             return
         self._after_cutting(pending, batch, group, cost_before - batch.pending_cost, now)
         self._ended(pending, now)
@@ -105,7 +105,7 @@ class BatchScheduler:
         if batch.digest is None and now < state.health.newcomers_until:
             settled_at = state.health.settles_at(now)
             if settled_at is not None:
-                state.serve_at(task.model, settled_at)
+                state.bind_at(task.model, settled_at)
                 return False
         if group.checked < FOR_EMBED:
             review(state, group, FOR_EMBED)
@@ -185,7 +185,7 @@ class BatchScheduler:
         task = pending.task
         queue = self._state.queue(task.model)
         if taken and task.id in queue:
-            queue.serve(task.id, now, taken * group.tokens_per_cost)
+            queue.charge(task.id, now, taken * group.tokens_per_cost)
             self._enqueue(pending, now)
         if not batch.pending_count:
             queue.remove(task.id)
@@ -204,7 +204,7 @@ class BatchScheduler:
         times = [replica.breaker.retry_at() for replica in group.replicas.values() if replica.node.usable]
         due = min((t for t in times if t is not None and t > now), default=None)
         if due is not None:
-            self._state.serve_at(group.model, due)
+            self._state.bind_at(group.model, due)
 
     def _no_replica(self, pending: PendingTask, batch: Batch, group: ModelReplicas, now: Micros) -> None:
         """Wait for a node that may come, up to PATIENCE, or settle the batch."""
@@ -218,7 +218,7 @@ class BatchScheduler:
         ]
         hope = any(replica.node.succeeded or replica.node.usable for replica in replicas)
         if hope and now - batch.stuck_since < PATIENCE:
-            self._state.serve_at(group.model, batch.stuck_since + PATIENCE)
+            self._state.bind_at(group.model, batch.stuck_since + PATIENCE)
             self._wake_for_replicas(group, now)
             return
         self._state.settle_no_node(pending, "no node can take the rest of the batch", now)

@@ -40,7 +40,7 @@ class Failover:
             tries = min((replica.busy_answers for replica in replicas), default=attempt.replica.busy_answers)
             if all_paused(pending.task, [replica for replica in replicas if replica.key not in pending.tried]):
                 tries = NEVER_AGAIN
-        elif outcome.status is Status.OURS:
+        elif outcome.status is Status.NOT_SENT:
             pending.tries_here += 1
             tries = pending.tries_here
         else:
@@ -79,7 +79,7 @@ class Failover:
         if outcome.status is Status.REFUSED:
             pending.fallback = FallbackAnswer(attempt, outcome)
             return before is not None and before.outcome.status is Status.REFUSED
-        if outcome.status in (Status.BUSY, Status.OURS) or (
+        if outcome.status in (Status.BUSY, Status.NOT_SENT) or (
             before is not None and before.outcome.status is Status.REFUSED
         ):
             return False
@@ -109,7 +109,7 @@ class Failover:
         """Check that the request has had its tries. A healthy node is always worth another."""
         if outcome.status in FREE:
             return False
-        if outcome.status is Status.OURS:
+        if outcome.status is Status.NOT_SENT:
             return tries >= TRIES_HERE
         if outcome.status is not Status.BUSY and self._well(pending, attempt, now):
             return False

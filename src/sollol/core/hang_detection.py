@@ -116,7 +116,7 @@ class HangDetection:
             if not shortlist(group, pending.task, tried, False, now):
                 return False
             self.move(attempt, Outcome(Status.TIMEOUT, "did not go on with the answer"), now)
-            self._state.serve_at(group.model, now)
+            self._state.bind_at(group.model, now)
             return True
         replicas = [replica for replica in shortlist(group, pending.task, tried, False, now) if replica.ready(now)]
         if replicas:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.actions import SchedulerFault
+from sollol.core.actions import SchedulerException
 from sollol.core.request_scheduler import RequestScheduler
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.state import memory
@@ -31,7 +31,7 @@ class Measurements:
         try:
             self._learn(attempt, timing, busy_us, inflight, now)
         except Exception as error:
-            self._state.out.append(SchedulerFault(attempt.task.id, error))
+            self._state.out.append(SchedulerException(attempt.task.id, error))
 
     def _learn(self, attempt: Attempt, timing: Timing, busy_us: Micros, inflight: int, now: Micros) -> None:
         """Update rates, latencies and slots."""

@@ -50,7 +50,7 @@ class RequestScheduler:
         self.hang_detection = HangDetection(state, self.hedging)
         self.failover = Failover(state)
 
-    def serve(
+    def bind(
         self,
         pending: PendingTask,
         group: ModelReplicas,
@@ -75,7 +75,7 @@ class RequestScheduler:
         if now < state.health.newcomers_until:
             settled_at = state.health.settles_at(now)
             if settled_at is not None:
-                state.serve_at(task.model, settled_at)
+                state.bind_at(task.model, settled_at)
                 return True
         self._check_digests(group, task)
         router = router_of(state, task)
@@ -118,7 +118,7 @@ class RequestScheduler:
             if decided is not None:
                 free, decision = True, decided
         if free:
-            pending.tokens += group.queue.serve(pending.key, now)
+            pending.tokens += group.queue.charge(pending.key, now)
             attempt = state.start(pending, replica, task.cost, decision, now)
             if pending.hedger is not None and not pending.delivering:
                 self.hedging.plan(pending, pending.hedger, attempt, now)
@@ -312,7 +312,7 @@ class RequestScheduler:
                     replica.breaker.postpone(now, late)
                 else:
                     self._state.abort(other, now)
-                self._state.serve_at(other.replica.model, now)  # its slot is free
+                self._state.bind_at(other.replica.model, now)  # its slot is free
 
     def failed(self, pending: PendingTask, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
         """Try another node, queue the request, or settle it."""

@@ -35,7 +35,7 @@ from sollol.core.events import (
     TaskFailed,
     Tick,
 )
-from sollol.core.fault_recovery import FaultRecovery, fault_outcome
+from sollol.core.exception_recovery import ExceptionRecovery, exception_outcome
 from sollol.core.learned import Learned
 from sollol.core.measurements import Measurements
 from sollol.core.policy import Policies
@@ -59,7 +59,7 @@ CANCELLED_STATUS: Final = 410  # HTTP status for a request that an operator has 
 
 
 class Scheduler:
-    """Turn events into actions. It never raises (`core.fault_recovery`)."""
+    """Turn events into actions. It never raises (`core.exception_recovery`)."""
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
         self._queue_bound = queue_bound
@@ -74,10 +74,10 @@ class Scheduler:
         self._batches = BatchScheduler(state)
         self._stall_detection = StallDetection(state)
         self._binding = SlotBinding(state, self._requests, self._batches)
-        state.serve = self._binding.bind_model
+        state.bind_model = self._binding.bind_model
         self._slot_discovery = SlotDiscovery(state, self._binding)
         self._measurements = Measurements(state, self._requests, self._slot_discovery)
-        self._recovery = FaultRecovery(state, self._binding)
+        self._recovery = ExceptionRecovery(state, self._binding)
         self._wake_at: Micros = NEVER
         self._late_check_planned = False
         self._restore_node: Callable[[Node], None] = Learned().restore_node
@@ -202,7 +202,7 @@ class Scheduler:
     def _task_failed(self, event: TaskFailed, now: Micros) -> None:
         pending = self._tasks.get(event.task)
         if pending is not None:
-            self._recovery.expel(pending, fault_outcome(event.error), now)
+            self._recovery.expel(pending, exception_outcome(event.error), now)
             self._binding.bind_all(now)
 
     def _cancelled(self, event: Cancelled, now: Micros) -> None:
@@ -279,7 +279,7 @@ class Scheduler:
         replica.flag_off_nominal()
         if outcome.status in (Status.REFUSED, Status.LEFT, Status.UNABLE):
             return
-        if outcome.status is Status.OURS:
+        if outcome.status is Status.NOT_SENT:
             self._state.pause(replica, now + OURS_PAUSE)
             return
         if outcome.status in (Status.UNSUITED, Status.LOCKED):
@@ -437,7 +437,7 @@ class Scheduler:
         if self._late_check_planned:
             self._state.call_at(now + LATE_CHECK_EVERY, self._check_single_tasks)
             self._record_hanging(now)
-            self._serve_waiting(now)
+            self._bind_waiting(now)
 
     def _record_hanging(self, now: Micros) -> None:
         """Repeat or move the requests whose runners hang, and record the failures."""
@@ -448,7 +448,7 @@ class Scheduler:
             self._record_failure(attempt, outcome, now)
         self._state.current_task = None
 
-    def _serve_waiting(self, now: Micros) -> None:
+    def _bind_waiting(self, now: Micros) -> None:
         """Load models and open slots for tasks that have waited long."""
         for model in self._view.waited_for():
             self._requests.preload(model, LATE_CHECK_EVERY, now)

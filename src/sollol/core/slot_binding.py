@@ -124,7 +124,7 @@ class SlotBinding:
             head = queue.peek(now)
             assert head is not None
             reserved_us: dict[str, Micros] = {}
-            if self._serve(head, group, reserved_us, freed, now):
+            if self._bind_task(head, group, reserved_us, freed, now):
                 self._bind_behind_head(group, head, reserved_us, freed, now)
                 break
         for batch in list(batches.values()) if batches else ():
@@ -147,23 +147,23 @@ class SlotBinding:
         for task in queue.first(LOOKAHEAD, now):
             if task == head or task not in queue.waiting:
                 continue
-            self._serve(task, group, reserved_us, freed, now)
+            self._bind_task(task, group, reserved_us, freed, now)
             if not _any_free(group, now):
                 return
 
     def _plan_rescan(self, group: ModelReplicas) -> None:
         if not group.rescan_planned:
             group.rescan_planned = True
-            self._state.serve_at(group.model, group.rescan_after)
+            self._state.bind_at(group.model, group.rescan_after)
 
-    def _serve(
+    def _bind_task(
         self, task: Key, group: ModelReplicas, reserved_us: dict[str, Micros], freed: list[Replica] | None, now: Micros
     ) -> bool:
         """Bind one task. Return True if it still waits."""
         pending = self._state.current_task = self._state.tasks[task]
         if pending.batch is None:
-            return self._requests.serve(pending, group, reserved_us, freed, now)
-        self._batches.serve(pending, pending.batch, group, freed, now)
+            return self._requests.bind(pending, group, reserved_us, freed, now)
+        self._batches.bind(pending, pending.batch, group, freed, now)
         return task in group.queue.waiting
 
 

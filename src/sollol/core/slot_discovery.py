@@ -44,7 +44,7 @@ class SlotDiscovery:
             return
         self._state.current_task = self._state.tasks[attempt.task.id]
         if cancelled_prefill.holds(replica, attempt):
-            self._state.serve_at(replica.model, replica.left_until)
+            self._state.bind_at(replica.model, replica.left_until)
             replica.left_until = 0
             self._withdraw(attempt, now)
             return

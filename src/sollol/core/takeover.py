@@ -103,4 +103,4 @@ def look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, now: M
     when = now + min(pauses)
     if batch.look_at is None or batch.look_at <= now or when < batch.look_at:
         batch.look_at = when
-        state.serve_at(group.model, when)
+        state.bind_at(group.model, when)

@@ -196,7 +196,7 @@ class Status(enum.Enum):
     UNREACHABLE = "unreachable"  # no connection: the node is down
     UNSUITED = "unsuited"  # this node does not serve such calls: it lacks the route, or something stands before it
     LOCKED = "needs a key"  # 401, 403, 407 of a proxy in front of the node
-    OURS = "not asked"  # no file descriptor is left in this process: no evidence about the node
+    NOT_SENT = "not sent"  # no file descriptor is left in this process: no evidence about the node
     UNABLE = "incapable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
     # and, of tasks only:
@@ -231,7 +231,7 @@ TRANSIENT: Final = frozenset(
         Status.UNABLE,
         Status.UNSUITED,
         Status.LOCKED,
-        Status.OURS,
+        Status.NOT_SENT,
     }
 )
 

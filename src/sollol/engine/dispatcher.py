@@ -28,7 +28,7 @@ from sollol.core.actions import (
     Notice,
     Probe,
     Refuse,
-    SchedulerFault,
+    SchedulerException,
     Start,
     WakeAt,
 )
@@ -45,7 +45,7 @@ from sollol.core.events import (
     TaskFailed,
     Tick,
 )
-from sollol.core.fault_recovery import fault_outcome
+from sollol.core.exception_recovery import exception_outcome
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
 from sollol.duties import Duties
@@ -224,9 +224,9 @@ class Dispatcher:
             job.settle(action, at)
         except Exception as error:  # its caller must get an end in any case
             self.fault(f"delivering the end of task {action.task}", error)
-            job.settle(Complete(action.task, fault_outcome(error)), at)
+            job.settle(Complete(action.task, exception_outcome(error)), at)
 
-    def _faulted(self, action: SchedulerFault) -> None:
+    def _faulted(self, action: SchedulerException) -> None:
         """Report a fault of the scheduler; raise that of a caller's own policy where it was submitted."""
         job = self._jobs.get(action.task)
         hedge = None if job is None else job.task.hedge

@@ -65,7 +65,7 @@ class FairShares:
         """Record that a task has left the queue."""
         share.waiting -= 1
 
-    def serve(self, share: _AppShare, tokens: float) -> None:
+    def charge(self, share: _AppShare, tokens: float) -> None:
         """Charge tokens to an application whose turn it was."""
         given = share.given
         if given > self._now:
@@ -185,12 +185,12 @@ class WaitQueue:
         place = self.waiting[task]
         return place.level.priority, place.level.since, place.app, place.since
 
-    def serve(self, task: Key, now: Micros, tokens: float | None = None) -> float:
+    def charge(self, task: Key, now: Micros, tokens: float | None = None) -> float:
         """Remove a task, or a chunk of it, that is bound to a node, and charge its application."""
         place = self.waiting[task]
         place.level.since = now
         paid = place.tokens if tokens is None else tokens
-        self._shares.serve(place.share, paid)
+        self._shares.charge(place.share, paid)
         self._take(place)
         return paid
 

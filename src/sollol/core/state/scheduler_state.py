@@ -45,7 +45,7 @@ class SchedulerState:
         self.restore: Callable[[Replica, Micros], None] = _not_restored  # what was learned of a new replica before
         self.out: list[Action] = []
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
-        self.serve: Callable[[str, Micros], None] = _nobody
+        self.bind_model: Callable[[str, Micros], None] = _nobody
         self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
         self.recover: Callable[[Exception, Micros], None] = _not_recovered
         self.current_task: PendingTask | None = None  # the task being handled, which a fault would settle
@@ -129,7 +129,7 @@ class SchedulerState:
         if not withdrawn and not attempt.delivering and now < reading_until and replica.node.usable:
             until = taken_until(replica, attempt, self.policies.prefill, now)
             replica.draining.append(until)
-            self.serve_at(replica.model, until)
+            self.bind_at(replica.model, until)
         self.out.append(Abort(attempt.id, outcome, withdrawn))
         self.let_others(replica, now)
 
@@ -138,7 +138,7 @@ class SchedulerState:
         if len(replica.node.replicas) > 1:
             for other in replica.node.replicas.values():
                 if other is not replica and other.group.queue.waiting:
-                    self.serve_at(other.model, now)
+                    self.bind_at(other.model, now)
 
     def abort_all(self, pending: PendingTask, now: Micros) -> list[Replica]:
         """Abort all attempts of a task. Return their replicas."""
@@ -318,15 +318,15 @@ class SchedulerState:
         self._timers = [timer for timer in self._timers if timer[3] is None or timer[3] in self.tasks]
         heapq.heapify(self._timers)
 
-    def serve_at(self, model: str, when: Micros) -> None:
+    def bind_at(self, model: str, when: Micros) -> None:
         """Plan to bind the tasks of a model."""
-        self.call_at(when, lambda later: self.serve(model, later))
+        self.call_at(when, lambda later: self.bind_model(model, later))
 
     def pause(self, replica: Replica, until: Micros) -> None:
         """Send nothing to a replica until a moment."""
         replica.paused_until = max(replica.paused_until, until)
         replica.flag_off_nominal()
-        self.serve_at(replica.model, until)
+        self.bind_at(replica.model, until)
 
     def run_timers(self, now: Micros) -> None:
         """Run the timers that are due."""

@@ -88,7 +88,7 @@ def settle(request: Request, tokens: int, complete: bool = False) -> None:
         charge.settle(tokens, asyncio.get_running_loop().time(), complete=complete)
 
 
-def used(job: CallJob, engine: Engine, prompt: int, parts: int, size: int, last: bytes = b"") -> int:
+def used(job: CallJob, engine: Engine, *, prompt: int, parts: int, size: int, last: bytes = b"") -> int:
     """Return the tokens of a call that has ended.
 
     Args:

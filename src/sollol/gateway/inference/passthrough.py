@@ -49,9 +49,9 @@ _RELAYED: Final = frozenset((Status.REFUSED, Status.MISSING))
 async def pass_on(context: Context, request: Request) -> None:
     """Send a request to a node that has its route."""
     if is_large(request):
-        call, model = await context.decoding.run(_read, context, request)
+        call, model = await context.decoding.run(_parse_call, context, request)
     else:
-        call, model = _read(context, request)
+        call, model = _parse_call(context, request)
     options = options_of(request, context)
     if not model:
         access.check_admin(request, ADMIN_ACTION)
@@ -80,7 +80,7 @@ def _target(request: Request) -> str:
     return quoted(request.path) + (f"?{query}" if query else "")
 
 
-def _read(context: Context, request: Request) -> tuple[Call, str]:
+def _parse_call(context: Context, request: Request) -> tuple[Call, str]:
     """Return the call to send, and its model behind an alias, or "".
 
     Raises:

@@ -204,7 +204,8 @@ class Inference:
         if request.charge is not None:
             parts, size = job.delivered()
             last = job.last if isinstance(job, StreamRelay) else job.body
-            settle(request, used(job, context.engine, self._prompt_tokens, parts, size, last), status is OK)
+            tokens = used(job, context.engine, prompt=self._prompt_tokens, parts=parts, size=size, last=last)
+            settle(request, tokens, status is OK)
         if status is Status.LEFT:
             return
         if status is OK and self._options.keep_alive is not None:

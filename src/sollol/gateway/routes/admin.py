@@ -17,7 +17,7 @@ from sollol.policies.probing import EVERY
 from sollol.version import __version__
 
 EXPLAIN: Final[re.Pattern[str]] = re.compile(r"/sollol/explain/([^/]+)")
-SEE: Final = "see requests of others"
+VIEW_OTHERS: Final = "see requests of others"
 QUEUE: Final[re.Pattern[str]] = re.compile(r"/sollol/queue/([^/]+)")
 
 
@@ -50,19 +50,19 @@ async def ready(context: Context, request: Request) -> None:
 
 async def snapshot(context: Context, request: Request) -> None:
     """Answer with the state of nodes, queue and requests."""
-    access.check_admin(request, SEE)
+    access.check_admin(request, VIEW_OTHERS)
     request.answer(200, encode(context.snapshot()))
 
 
 async def metrics(context: Context, request: Request) -> None:
     """Answer with the metrics in Prometheus' text format."""
-    access.check_admin(request, SEE)
+    access.check_admin(request, VIEW_OTHERS)
     request.answer(200, context.engine.metrics(__version__), METRICS_TYPE)
 
 
 async def nodes(context: Context, request: Request) -> None:
     """Answer with the state of the nodes."""
-    access.check_admin(request, SEE)
+    access.check_admin(request, VIEW_OTHERS)
     request.answer(200, encode({"nodes": context.pool.snapshot()["nodes"]}))
 
 

@@ -31,14 +31,14 @@ async def index(context: Context, request: Request) -> None:
         found = login_page()
         request.answer(401, found.html, HTML, [*security_headers(found.policy), ("Cache-Control", "no-store")])
         return
-    access.check_admin(request, admin.SEE)
+    access.check_admin(request, admin.VIEW_OTHERS)
     found = page()
     request.answer(200, found.html, HTML, security_headers(found.policy))
 
 
 async def login(context: Context, request: Request) -> None:
     """Open a session for the key in the header Authorization."""
-    access.check_admin(request, admin.SEE)
+    access.check_admin(request, admin.VIEW_OTHERS)
     if request.key is None:
         raise BadInput("this gateway requires no key; open /dashboard/")
     is_secure = request.header(b"x-forwarded-proto") == "https"
@@ -54,13 +54,13 @@ async def logout(context: Context, request: Request) -> None:
 
 async def events(context: Context, request: Request) -> None:
     """Stream a snapshot twice a second."""
-    access.check_admin(request, admin.SEE)
+    access.check_admin(request, admin.VIEW_OTHERS)
     await send_events(context.feed, request)
 
 
 async def series(context: Context, request: Request, span: str) -> None:
     """Answer with the work over time."""
-    access.check_admin(request, admin.SEE)
+    access.check_admin(request, admin.VIEW_OTHERS)
     found = await asyncio.to_thread(context.pool.series, span)  # a month of the store takes a while
     request.answer(200, encode(found))
 

@@ -16,7 +16,7 @@ import pytest
 
 import sollol.core
 import sollol.policies
-from sollol.core.actions import Abort, Action, SchedulerFault
+from sollol.core.actions import Abort, Action, SchedulerException
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import Cancelled, Event, NodeAdded, NodeRemoved, TaskFailed
 from sollol.core.scheduler import Scheduler
@@ -66,7 +66,7 @@ class Watched(World):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.faults: list[SchedulerFault] = []
+        self.faults: list[SchedulerException] = []
 
     def feed(self, event: Event) -> list[Any]:
         Watched.handling = True
@@ -78,7 +78,7 @@ class Watched(World):
         return []
 
     def act(self, action: Action) -> Any:
-        if isinstance(action, SchedulerFault):
+        if isinstance(action, SchedulerException):
             self.faults.append(action)
         elif isinstance(action, Abort) and action.attempt not in self.running:
             pass  # its start was never reported

@@ -1,4 +1,4 @@
-"""Limit a fault of the scheduler to one task: it is settled, all others go on.
+"""Limit an exception of the scheduler to one task: it is settled, all others go on.
 
 Between two events the state is consistent. An exception in the middle of one may leave a task half bound. So the
 current task is removed without the code that has just failed, and the counts of its replicas are rebuilt.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.actions import Abort, Complete, SchedulerFault
+from sollol.core.actions import Abort, Complete, SchedulerException
 from sollol.core.events import Event, NodeLost, NodeSeen, Submitted
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.state.pending import PendingTask
@@ -16,18 +16,18 @@ from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
 from sollol.core.types import NEVER, SECOND, Micros, Outcome, Status
 
-AGAIN: Final[Micros] = SECOND  # until waiting tasks are bound after a fault without a task
+AGAIN: Final[Micros] = SECOND  # until waiting tasks are bound after an exception without a task
 INTERNAL: Final = 500
 
 
-def fault_outcome(error: Exception) -> Outcome:
-    """Return the outcome of a task after a fault of this program."""
+def exception_outcome(error: Exception) -> Outcome:
+    """Return the outcome of a task after an exception of this program."""
     cause = f"{type(error).__name__}: {error}"[:300]
     return Outcome(Status.REFUSED, f"SOLLOL failed at this call, which is no fault of its own: {cause}", INTERNAL)
 
 
-class FaultRecovery:
-    """Settle the tasks that faults concern, and report the faults."""
+class ExceptionRecovery:
+    """Settle the tasks that exceptions concern, and report the exceptions."""
 
     __slots__ = ("_binding", "_planned", "_state")
 
@@ -42,7 +42,7 @@ class FaultRecovery:
         state = self._state
         if isinstance(event, Submitted) and state.current_task is None and not self._is_known(event.task.id):
             self._report(event.task.id, error)
-            state.out.append(Complete(event.task.id, fault_outcome(error)))
+            state.out.append(Complete(event.task.id, exception_outcome(error)))
             return
         self._recount_all()
         if isinstance(event, NodeSeen | NodeLost):
@@ -63,7 +63,7 @@ class FaultRecovery:
                 recount(replica)
 
     def _plan_probe(self, key: str, now: Micros) -> None:
-        """Plan a new probe, since the fault may have lost the last one."""
+        """Plan a new probe, since the exception may have lost the last one."""
         node = self._state.cluster.nodes.get(key)
         if node is not None:
             node.probing = False
@@ -71,7 +71,7 @@ class FaultRecovery:
             self._state.health.next_at = min(self._state.health.next_at, now + AGAIN)
 
     def recover(self, error: Exception, now: Micros) -> None:
-        """Settle the current task, report the fault, and bind waiting tasks."""
+        """Settle the current task, report the exception, and bind waiting tasks."""
         state = self._state
         while True:  # each turn settles a task
             pending, state.current_task = state.current_task, None
@@ -79,9 +79,9 @@ class FaultRecovery:
             if pending is None:
                 if not self._planned:
                     self._planned = True
-                    state.call_at(now + AGAIN, self._serve_all)
+                    state.call_at(now + AGAIN, self._bind_all)
                 return
-            self.expel(pending, fault_outcome(error), now)
+            self.expel(pending, exception_outcome(error), now)
             try:
                 self._binding.bind_all(now)
             except Exception as another:
@@ -131,9 +131,9 @@ class FaultRecovery:
         return touched
 
     def _report(self, task: int, error: Exception) -> None:
-        self._state.out.append(SchedulerFault(task, error))
+        self._state.out.append(SchedulerException(task, error))
 
-    def _serve_all(self, now: Micros) -> None:
+    def _bind_all(self, now: Micros) -> None:
         self._planned = False
         self._binding.bind_all(now)
 
