@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bench import (
     streams,
 )
 from bench.proxies import compiled
-from bench.rows import show
+from bench.rows import failed, show
 
 BENCHES: dict[str, Any] = {
     "calls": calls,
@@ -53,7 +54,11 @@ def main() -> int:
     rows: list[Any] = []
     for name in given.names or BENCHES:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += BENCHES[name].run()
+        try:
+            rows += BENCHES[name].run()
+        except Exception as error:  # the rows of the others are kept
+            traceback.print_exc()
+            rows.append(failed(name, f"{type(error).__name__}: {error}"))
     show(rows)
     print(json.dumps(rows))
     if given.json:

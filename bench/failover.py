@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bench.rows import Row, row
@@ -179,7 +180,7 @@ REAL_BEFORE_S, REAL_OUTAGE_S, REAL_AFTER_S = 2.0, 5.0, 11.0
 
 def real(stop: bool) -> Seen:
     """Three processes, of which the fastest is killed and started again, or stopped and continued."""
-    specs = [node(1, 300.0), node(2, 200.0), node(3, 100.0)]
+    specs = [replace(node(place, rate), host="127.0.0.1") for place, rate in enumerate((300.0, 200.0, 100.0))]
     nodes = spawn_many(specs)
     port = int(nodes[0].url.rpartition(":")[2])
     try:

@@ -39,6 +39,10 @@ def skipped(name: str, why: str) -> Row:
     return row(name, None, "", "", note=f"skipped: {why}")
 
 
+def failed(name: str, why: str) -> Row:
+    return {**skipped(name, why), "ok": False, "note": f"failed: {why}"}
+
+
 def show(rows: Iterable[Any]) -> None:
     """The rows as a table on stdout."""
     from rich.console import Console
