@@ -168,5 +168,41 @@ async def _raw(url: str, inputs: list[str]) -> float:
         await transport.aclose()
 
 
+def answers() -> list[Row]:
+    """200 prompts on nodes of speed 4:2:1, the middle one killed midway."""
+    model, tokens, prompts = "llama3.2", 40, [f"question {i}: what is this?" for i in range(200)]
+    specs = [
+        NodeSpec(
+            models=(ModelSpec(model, mean_words=float("inf")),), loaded=(model,), decode_tokens_per_s=200.0 * speed
+        )
+        for speed in (4, 2, 1)
+    ]
+    nodes = spawn_many(specs)
+    try:
+        rates: list[float] = []
+        for node in nodes:  # alone, on as many prompts as it may get
+            with OllamaPool([node.url]) as pool:
+                rates.append(
+                    30 / pool.batch_generate(model, prompts[:30], options={"num_predict": tokens}).report.seconds
+                )
+        with OllamaPool([node.url for node in nodes]) as pool:
+            pool.wait_ready()
+            import threading
+
+            dies_s = 100 / sum(rates)
+            timer = threading.Timer(dies_s, nodes[1].kill)
+            timer.start()
+            result = pool.batch_generate(model, prompts, on_error="return", options={"num_predict": tokens})
+            bound = fluid_bound(200, [(rates[0], 0.0, 1e9), (rates[1], 0.0, dies_s), (rates[2], 0.0, 1e9)])
+            lost = 200 - len(result) + len(result.errors)
+    finally:
+        for node in nodes:
+            node.kill()
+    return [
+        row("200 prompts on 4:2:1, one dies", result.report.seconds / bound, "x", "bound that knows", 1.08),
+        row("  prompts lost", lost, "", "", 0),
+    ]
+
+
 def run() -> list[Row]:
-    return [*two_nodes(), *eight_nodes(), *faults(), *instant()]
+    return [*two_nodes(), *eight_nodes(), *faults(), *instant(), *answers()]

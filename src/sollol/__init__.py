@@ -38,12 +38,13 @@ if TYPE_CHECKING:
         StreamBroken,
     )
     from sollol.pool.aio import AsyncOllamaPool
-    from sollol.pool.batch_result import BatchResult
+    from sollol.pool.batch_result import BatchAnswers, BatchResult
     from sollol.pool.sync import OllamaPool
 
 _HOMES = {
     "OllamaPool": "sollol.pool.sync",
     "AsyncOllamaPool": "sollol.pool.aio",
+    "BatchAnswers": "sollol.pool.batch_result",
     "BatchResult": "sollol.pool.batch_result",
     **dict.fromkeys(
         [
@@ -90,6 +91,7 @@ __all__ = [
     "Answer",
     "AsyncOllamaPool",
     "BadInput",
+    "BatchAnswers",
     "BatchError",
     "BatchResult",
     "ChatResponse",

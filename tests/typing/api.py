@@ -11,6 +11,7 @@ from typing import assert_type
 from sollol import (
     Answer,
     AsyncOllamaPool,
+    BatchAnswers,
     BatchResult,
     ChatResponse,
     EmbeddingsResponse,
@@ -50,6 +51,8 @@ def synchronous(pool: OllamaPool, flag: bool) -> None:
     assert_type(pool.embed("mxbai", "a").embeddings, list[list[float]])
     assert_type(pool.embeddings("mxbai", "a"), EmbeddingsResponse)
     assert_type(pool.embed_batch("mxbai", (str(n) for n in range(3)), on_error="return"), BatchResult)
+    assert_type(pool.batch_chat("llama3.2", ["a", MESSAGES], task_type="code"), BatchAnswers[ChatResponse])
+    assert_type(pool.batch_generate("llama3.2", ["a"], system="b"), BatchAnswers[GenerateResponse])
     assert_type(pool.pull("llama3.2"), Answer)
     assert_type(pool.pull("llama3.2", stream=True), Generator[Answer])
     assert_type(pool.list(), Answer)

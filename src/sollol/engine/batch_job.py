@@ -18,17 +18,14 @@ from sollol.core.events import ItemsAdded
 from sollol.core.state.batch import joined
 from sollol.core.state.incapability import OF_THE_REQUEST
 from sollol.core.state.ranges import Ranges
-from sollol.core.types import SECOND, Cause, Micros, Outcome, Status, Task
+from sollol.core.types import Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import error_of
 from sollol.errors import BadInput, ResponseError, SollolError
-from sollol.observe.batch_report import BatchReport, NodeShare, NodeWork
+from sollol.observe.batch_report import BatchAccount, BatchReport
 from sollol.transport.base import Call, Timeouts, Transport
 from sollol.workload.cost import item_cost
-
-ERROR_MOST = 1_000  # characters kept of an error in a report
-ERRORS_KEPT = 20  # failed items with an error in a report
 
 
 class VectorsDelivered(NamedTuple):
@@ -83,17 +80,11 @@ class BatchJob:
         self._fed = 0
         self._dim = 0
         self._answers: dict[int, tuple[Start, Vectors]] = {}
-        self._began = now
-        self._nodes: dict[str, NodeWork] = {}
-        self._available = available  # (node, since, until) -> share of that time in which it was up
+        self._account = BatchAccount(now, available)
         self._digests = digests  # model -> {node: version}
         self._digest = ""
-        self._failed = 0
-        self._errors: dict[int, str] = {}
         self._unsendable: dict[int, BadInput] = {}  # items without a UTF-8 form
         self._control: int | None = None  # first answered item, whose text is kept for control requests
-        self._takeovers = 0
-        self.wait_us: Micros | None = None  # time until its first request, in microseconds
         self.on_end: Callable[[BatchReport], None] | None = None  # called with the report at the end
         self.on_settled: Callable[[Complete, Task, BatchReport, Micros | None], None] | None = None
 
@@ -164,19 +155,7 @@ class BatchJob:
 
     def ended(self, start: Start, outcome: Outcome, began: Micros, at: Micros) -> None:
         """Count the end of an attempt."""
-        work = self._nodes.setdefault(start.node, NodeWork())
-        work.requests += 1
-        if self.wait_us is None or began - self._began < self.wait_us:
-            self.wait_us = began - self._began
-        self._takeovers += start.cause is Cause.TAKEOVER
-        if outcome.status is Status.OK:
-            work.busy_us += at - max(began, work.last_end)
-        elif outcome.status is Status.LEFT:
-            work.overtaken += 1
-        else:
-            work.failed += 1
-            work.error = outcome.message[:ERROR_MOST] or outcome.status.value
-        work.last_end = at
+        self._account.ended(start.node, start.cause, outcome, began, at)
 
     def accept(self, action: Accept) -> None:
         """Deliver the new items of an attempt."""
@@ -212,7 +191,7 @@ class BatchJob:
 
     def count_items(self, node: str, count: int) -> None:
         """Count delivered items of a node."""
-        self._nodes[node].items += count
+        self._account.answered(node, count)
 
     def refuse(self, action: Refuse) -> None:
         """Deliver the error of failed items."""
@@ -222,11 +201,7 @@ class BatchJob:
 
     def count_refused(self, action: Refuse) -> None:
         """Count failed items and keep the errors of the first."""
-        self._failed += action.items.total()
-        for item in action.items.items():
-            if len(self._errors) >= ERRORS_KEPT:
-                break
-            self._errors[item] = action.outcome.message[:ERROR_MOST]
+        self._account.refused(action.items.items(), action.outcome.message)
 
     def _drop_texts(self, items: Ranges) -> None:
         if isinstance(self.texts, dict):
@@ -243,49 +218,17 @@ class BatchJob:
         self._answers.clear()
         report = self._report(at)
         if self.on_settled is not None:
-            self.on_settled(action, self.task, report, self.wait_us)
+            self.on_settled(action, self.task, report, self._account.wait_us)
         if self.on_end is not None:
             self.on_end(report)
         self.post(BatchEnded(error_of(action, self.task), report))
 
     def _report(self, at: Micros) -> BatchReport:
-        seconds = max(at - self._began, 1) / SECOND
-        done = sum(work.items for work in self._nodes.values())
-        rates = {node: work.items / (work.busy_us / SECOND) for node, work in self._nodes.items() if work.busy_us}
-        capacity = sum(rate * self._available(node, self._began, at) for node, rate in rates.items())
-        bound = done / capacity if capacity else 0.0
-        shares = {
-            node: NodeShare(
-                work.items,
-                work.items / max(done, 1),
-                rates.get(node, 0.0),
-                work.requests,
-                work.failed,
-                work.overtaken,
-                work.error,
-            )
-            for node, work in sorted(self._nodes.items())
-        }
-        return BatchReport(
-            items=done,
-            failed=self._failed,
-            seconds=seconds,
-            items_per_s=done / seconds,
-            nodes=shares,
-            requests=sum(work.requests for work in self._nodes.values()),
-            retries=sum(work.failed for work in self._nodes.values()),
-            takeovers=self._takeovers,
-            fluid_bound_s=bound,
-            efficiency=bound / seconds,
-            digest=self._digest,
-            left_out=self._left_out(),
-            errors=dict(self._errors),
-            id=self.task.id,
-        )
+        return self._account.report(at, self.task.id, self._digest, self._left_out())
 
     def _left_out(self) -> dict[str, str]:
         versions = self._digests(self.task.model).items() if self._digest else ()
-        return {node: digest for node, digest in versions if digest != self._digest and node not in self._nodes}
+        return {node: digest for node, digest in versions if digest != self._digest and node not in self._account.nodes}
 
 
 def _item_error(outcome: Outcome) -> Exception:

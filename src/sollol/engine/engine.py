@@ -137,9 +137,14 @@ class Engine:
         """Probe every node now, after models were pulled, loaded or deleted. Callable from any thread."""
         self.dispatcher.feed_soon(Refresh())
 
-    def call(self, request: InferenceRequest, done: Callable[[CallJob], None]) -> CallJob:
-        """Submit a request with a whole answer; `done` is called at its end."""
-        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.recording(done))
+    def call(
+        self,
+        request: InferenceRequest,
+        done: Callable[[CallJob], None],
+        launched: Callable[[], None] | None = None,
+    ) -> CallJob:
+        """Submit a request with a whole answer; `done` is called at its end, `launched` when an attempt starts."""
+        job = CallJob(self._task(request), request.path, request.body, TIMEOUTS, self.recording(done), launched)
         return self.submit(job)
 
     def stream(
@@ -235,7 +240,7 @@ class Engine:
         at_end = unloads(fields.get("keep_alive"))
         if at_end:  # applied at the end: in each chunk it would make the node load the model again
             fields = {name: value for name, value in fields.items() if name != "keep_alive"}
-        job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self._available, self.digests)
+        job = make(task, fields, TIMEOUTS, post, self.dispatcher.now(), self.available, self.digests)
         if at_end:
             job.on_end = lambda report: self._unload(task, fields, report)
         job.on_settled = self.recorder.add_batch
@@ -387,7 +392,7 @@ class Engine:
         self._hedgers[name] = hedge
         return name
 
-    def _available(self, key: str, since: Micros, until: Micros) -> float:
+    def available(self, key: str, since: Micros, until: Micros) -> float:
         """Return the share of a span in which a node was up."""
         node = self.scheduler.view().nodes.get(key)
         if node is None:

@@ -52,7 +52,15 @@ Started = Callable[[bool], None]  # called at the first part, with True if anoth
 class CallJob:
     """One request with a whole answer."""
 
-    def __init__(self, task: Task, path: str, body: bytes, timeouts: Timeouts, done: Callable[[CallJob], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        path: str,
+        body: bytes,
+        timeouts: Timeouts,
+        done: Callable[[CallJob], None],
+        launched: Callable[[], None] | None = None,
+    ) -> None:
         self.task = task
         self.call = Call("POST", path, body, timeouts=timeouts, most=answer_most(task.kind, body))
         self.attempt_log = AttemptLog(task)
@@ -60,9 +68,12 @@ class CallJob:
         self.settled: Complete | None = None
         self._bodies: dict[int, bytes] = {}
         self._done = done
+        self._launched = launched  # called at the start of each attempt
 
     def launch(self, dispatcher: Dispatcher, start: Start, node: Endpoint) -> GiveUp:
         """Start one attempt; return the function that aborts it."""
+        if self._launched is not None:
+            self._launched()
         return dispatcher.run(self.perform, start, node)
 
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:

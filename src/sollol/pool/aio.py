@@ -28,7 +28,7 @@ from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.inputs import as_sequence
 from sollol.engine.jobs import STREAM_AHEAD, CallJob
 from sollol.errors import SollolError
-from sollol.pool.async_models import AsyncModelCalls
+from sollol.pool.async_batches import AsyncAnswerBatches
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import (
@@ -43,7 +43,7 @@ from sollol.pool.requests import chat_request, embed_request, generate_request, 
 from sollol.pool.stream_rows import rows_of
 
 
-class AsyncOllamaPool(AsyncModelCalls):
+class AsyncOllamaPool(AsyncAnswerBatches):
     """All nodes as one asynchronous client.
 
     async with AsyncOllamaPool(["gpu-box", "http://10.0.0.7:11434"]) as pool:

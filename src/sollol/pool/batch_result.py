@@ -1,19 +1,54 @@
-"""Result of `embed_batch`: answers in the order of the inputs, vectors and a report."""
+"""Results of batches: answers in the order of the inputs, their errors and a report."""
 
 from __future__ import annotations
 
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
-from sollol.answers import EmbedResponse
+from sollol.answers import Answer, EmbedResponse
 from sollol.engine.batch_job import BatchEnded, ItemsRefused, VectorsDelivered
 from sollol.errors import BatchError, SollolError
 from sollol.observe.batch_report import BatchReport
 
+A = TypeVar("A", bound=Answer)
 
-class BatchResult(Sequence[EmbedResponse | None]):
+
+class BatchItems(Sequence[A | None], Generic[A]):
+    """The answers of a batch, in the order of the inputs, None for a failed one; `errors` by position; `report`."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.errors: dict[int, Exception] = {}
+        self.report: BatchReport  # set at the end
+
+    def raise_errors(self, on_error: str, cause: Exception | None = None) -> Self:
+        """Return the result, or with `on_error="raise"` raise BatchError for failed items."""
+        if self.errors and on_error == "raise":
+            failed = BatchError(self.errors, self)
+            failed.task_id = self.report.id or None
+            raise failed from cause
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with the items of another result, or of a list: an empty result equals []."""
+        if isinstance(other, (list, tuple, BatchItems)):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def model_dump(self, **_: Any) -> list[dict[str, Any] | None]:
+        """Return the items as plain dicts, None for a failed one, for `json.dumps` and similar."""
+        return [None if item is None else item.model_dump() for item in self]
+
+    def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:
+        """Return `model_dump()` as JSON."""
+        return json.dumps(self.model_dump(), indent=indent, ensure_ascii=False)
+
+
+class BatchResult(BatchItems[EmbedResponse]):
     """The vectors of a batch, in the order of the inputs.
 
     Item `i` reads as an EmbedResponse of one input; `.vectors` is an (n, d) float32 numpy array (rows of failed items
@@ -21,9 +56,7 @@ class BatchResult(Sequence[EmbedResponse | None]):
     """
 
     def __init__(self, model: str, count: int = 0) -> None:
-        self.model = model
-        self.errors: dict[int, Exception] = {}
-        self.report: BatchReport  # set by `_finish`
+        super().__init__(model)
         self._count = count
         self._have = bytearray(count)
         self._dim = 0
@@ -98,28 +131,51 @@ class BatchResult(Sequence[EmbedResponse | None]):
                 if not self._have[item]:
                     self.errors.setdefault(item, ended.error)
         self._grow(self._count)
-        if self.errors and on_error == "raise":
-            failed = BatchError(self.errors, self)
-            failed.task_id = ended.report.id
-            raise failed from ended.error
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with the items of another result, or of a list: an empty result equals []."""
-        if isinstance(other, (list, tuple, BatchResult)):
-            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def model_dump(self, **_: Any) -> list[dict[str, Any] | None]:
-        """Return the items as plain dicts, None for a failed one, for `json.dumps` and similar."""
-        return [None if item is None else item.model_dump() for item in self]
-
-    def model_dump_json(self, *, indent: int | None = None, **_: Any) -> str:
-        """Return `model_dump()` as JSON."""
-        return json.dumps(self.model_dump(), indent=indent, ensure_ascii=False)
+        return self.raise_errors(on_error, ended.error)
 
     def __repr__(self) -> str:
         failed = f" ({len(self.errors)} failed)" if self.errors else ""
         return f"<BatchResult {self._count} x {self._dim} of {self.model}{failed}>"
+
+
+class BatchAnswers(BatchItems[A]):
+    """The answers of `batch_chat` and `batch_generate`, in the order of the inputs; None for a failed item."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._answers: dict[int, A] = {}
+        self._count = 0
+
+    def add(self, item: int, answer: A | Exception) -> None:
+        """Set the answer or the error of an item."""
+        self._count = max(self._count, item + 1)
+        if isinstance(answer, Exception):
+            self.errors[item] = answer
+        else:
+            self._answers[item] = answer
+
+    def finish(self, report: BatchReport, on_error: str) -> Self:
+        """Return the result, or raise its exception: the error of the first item if no item was answered."""
+        self.report = report
+        if self.errors and not self._answers and on_error == "raise":
+            raise self.errors[min(self.errors)]
+        return self.raise_errors(on_error)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> A | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[A | None]: ...
+    def __getitem__(self, index: int | slice) -> A | list[A | None] | None:
+        if isinstance(index, slice):
+            return [self._answers.get(i) for i in range(*index.indices(self._count))]
+        position = index + self._count if index < 0 else index
+        if not 0 <= position < self._count:
+            raise IndexError(f"item {index} of a batch of {self._count}")
+        return self._answers.get(position)
+
+    def __repr__(self) -> str:
+        failed = f" ({len(self.errors)} failed)" if self.errors else ""
+        return f"<BatchAnswers {self._count} of {self.model}{failed}>"

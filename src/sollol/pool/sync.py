@@ -7,7 +7,7 @@ each method has the signature that users see.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, Literal, Unpack, overload
@@ -32,12 +32,13 @@ from sollol.pool.call_types import (
     GenerateKeywords,
     Node,
 )
+from sollol.pool.progress import progress_bar
 from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.stream_rows import rows_of
-from sollol.pool.sync_models import ModelCalls
+from sollol.pool.sync_batches import AnswerBatches
 
 
-class OllamaPool(ModelCalls):
+class OllamaPool(AnswerBatches):
     """All nodes as one client; thread-safe; a context manager.
 
     pool = OllamaPool.auto_configure()
@@ -372,9 +373,7 @@ class OllamaPool(ModelCalls):
         texts = as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else iter(inputs)
-        advance, finished = (
-            _progress_bar(len(texts) if texts is not None else None) if progress else (_nothing, _nothing)
-        )
+        advance, finished = progress_bar(progress, "embedding", len(texts) if texts is not None else None)
         try:
             for message in self._batch(batch, source):
                 if isinstance(message, VectorsDelivered):
@@ -386,7 +385,7 @@ class OllamaPool(ModelCalls):
                 elif isinstance(message, BatchEnded):
                     return result._finish(message, on_error)
         finally:
-            finished(0)
+            finished()
         raise AssertionError("a batch ends with a message")
 
     def embed_stream(
@@ -447,19 +446,3 @@ class OllamaPool(ModelCalls):
             if not ended:
                 self.count(False)
             self._cancel(engine, [job])
-
-
-def _nothing(count: int) -> None:
-    pass
-
-
-def _progress_bar(total: int | None) -> tuple[Callable[[int], None], Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    )
-    task = bar.add_task("embedding", total=total)
-    bar.start()
-    return (lambda count: bar.advance(task, count)), (lambda count: bar.stop())
