@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -16,11 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rich.console import Console
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import Result
 
 from sollol import OllamaPool, UnifiedDashboard
 from sollol.cli import attach, screen
+from sollol.cli.terminal import Keys
+from sollol.cli.top_session import Action, Session
 from sollol.sim import Cluster, ModelSpec, NodeSpec, free_port, sim_cluster
 
 Run = Callable[..., Result]
@@ -97,10 +98,11 @@ def test_what_is_no_dashboard(run: Run, cluster: Cluster, url: str) -> None:
 
 
 def drawn(frame: dict[str, Any], width: int, height: int) -> list[str]:
-    console = Console(width=width, height=height, force_terminal=True, color_system=None, legacy_windows=False)
-    with console.capture() as said:
-        console.print(screen.draw(frame, height))
-    return said.get().splitlines()
+    """The lines of a whole screen."""
+    session = Session(screen.listings_of, lambda verb, frame: "")
+    session.update(frame)
+    head = [screen.headline(frame, width), screen.verdict(frame)]
+    return [line.plain for line in session.screen(head, width, height)]
 
 
 def full_frame(nodes: int, tasks: int) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def full_frame(nodes: int, tasks: int) -> dict[str, Any]:
     task = {"kind": "chat", "model": "m", "app": "a", "priority": 5, "node": "n", "reason": "r", "items": 0}
     task |= {"elapsed_ms": 5.0, "predicted_ms": 1.0, "waited_ms": 1.0, "eta_ms": 1.0, "position": 1}
     task |= {"outcome": "ok", "actual_ms": 3.0, "attempts": 1, "at": 0.0}
-    tasks_ = [{**task, "id": number} for number in range(tasks)]
+    tasks_ = [{**task, "id": number, "attempt": number} for number in range(tasks)]
     return {
         "app_name": "trial",
         "totals": {"total_requests": 9, "successful_requests": 8, "failed_requests": 1},
@@ -123,72 +125,115 @@ def full_frame(nodes: int, tasks: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("nodes", [1, 4, 300])
 @pytest.mark.parametrize("tasks", [0, 3, 100])
-@pytest.mark.parametrize(("width", "height"), [(80, 30), (140, 50)])
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (80, 24), (80, 30), (200, 50)])
 def test_a_frame_fits_the_terminal(nodes: int, tasks: int, width: int, height: int) -> None:
     lines = drawn(full_frame(nodes, tasks), width, height)
     assert max(map(len, lines)) <= width
-    assert len(lines) <= height
-    if tasks == 100:
+    assert len(lines) == height
+    if tasks == 100 and height >= 24:
         assert sum("more" in line for line in lines) >= 3
-        assert len(lines) > height - 8  # and uses it
+        assert sum(not line for line in lines) <= 5  # and uses it
 
 
 def test_a_name_cannot_command_the_terminal() -> None:
     frame = full_frame(1, 1)
-    frame["app_name"] = frame["nodes"][0]["host"] = frame["recent"][0]["reason"] = "\x1b[2Jevil[bold]"
-    assert "\x1b[2J" not in "".join(drawn(frame, 140, 50))
-    assert "[2Jevil[bold]" in "".join(drawn(frame, 140, 50))
+    frame["app_name"] = frame["nodes"][0]["host"] = frame["recent"][0]["reason"] = "\x1b[2Jevil[bold]\nline"
+    text = "".join(drawn(frame, 200, 50))
+    assert "\x1b" not in text
+    assert "\n" not in text
+    assert "[2Jevil[bold]" in text
 
 
-def interruptible() -> None:
-    """Take Ctrl-C, also where the tests themselves run in the background of a shell, which ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.mark.parametrize(
+    ("rows", "height", "focus", "shares"),
+    [
+        ([3, 0, 0, 0], 20, 0, [3, 0, 0, 0]),
+        ([3, 2, 2, 100], 24, 0, [3, 2, 2, 13]),
+        ([300, 100, 100, 100], 24, 0, [10, 4, 3, 3]),
+        ([300, 100, 100, 100], 24, 3, [8, 4, 3, 5]),
+        ([300, 100, 100, 100], 4, 0, [0, 0, 0, 0]),
+        ([5], 3, 0, [2]),
+    ],
+)
+def test_the_lines_are_shared_out(rows: list[int], height: int, focus: int, shares: list[int]) -> None:
+    assert screen.share_out(rows, height, focus) == shares
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pty")
-def test_in_a_terminal_it_follows_until_ctrl_c(cluster: Cluster, pool: OllamaPool) -> None:
-    import pty
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=5), st.integers(0, 120), st.data())
+def test_no_list_gets_more_than_there_is(rows: list[int], height: int, data: st.DataObject) -> None:
+    shares = screen.share_out(rows, height, data.draw(st.integers(0, len(rows) - 1)))
+    assert all(0 <= share <= number for share, number in zip(shares, rows, strict=True))
+    assert sum(shares) == max(0, min(height - len(rows), sum(rows)))
 
-    dashboard = UnifiedDashboard(pool, 0)
-    command = [sys.executable, "-m", "sollol", "top", "--interval", "0.2", "--url", dashboard.start()]
-    master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
-    process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, env=environment, preexec_fn=interruptible
-    )
-    os.close(slave)
-    seen = b""
 
-    def wait_for(text: bytes) -> None:
-        nonlocal seen
-        end = time.monotonic() + 20
-        while text not in seen:
-            assert time.monotonic() < end, seen
-            if select.select([master], [], [], 0.1)[0]:
-                seen += os.read(master, 65536)
+@pytest.mark.parametrize(
+    ("rates", "bars"),
+    [
+        ([], "        "),
+        ([0.0, 0.0], "        "),
+        ([8.0], "       █"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], "▂▃▄▅▆▇██"),
+        ([0.0, 0.0, 8.0, 8.0, 0.0, 0.0, 4.0, 4.0, 8.0, 8.0, 0.0, 8.0, 0.0, 0.0, 0.1, 0.1], " █ ▅█▅ ▁"),
+    ],
+)
+def test_a_sparkline(rates: list[float], bars: str) -> None:
+    assert screen.sparkline(rates, 8.0, 8) == bars
 
-    try:
-        wait_for(b"no requests yet")
-        pool.chat("llama3.2", HELLO)
-        wait_for(b"1 requests")
-        dashboard.stop()
-        wait_for(b"trying again")
-        dashboard.start()
-        seen = b""
-        wait_for(b"1 requests")
-        process.send_signal(signal.SIGINT)
-        end = time.monotonic() + 20
-        while process.poll() is None and time.monotonic() < end:  # what it still draws must find a reader
-            if select.select([master], [], [], 0.1)[0]:
-                try:
-                    os.read(master, 65536)
-                except OSError:  # the other end is closed
-                    break
-        assert process.wait(10) == 0
-    finally:
-        dashboard.stop()
-        process.kill()
-        process.wait()
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        (b"q", ["q"]),
+        (b"\x1b[A\x1b[B\x1bOA", ["up", "down", "up"]),
+        (b"\x1b[5~x", ["pageup", "x"]),
+        (b"\x1b[1;5A", []),  # with Ctrl: no key of ours
+        (b"\x1b[200~y\x1b[201~", ["y"]),
+        ("\u00e9\t\r\x7f".encode(), ["\u00e9", "tab", "enter", "backspace"]),
+        (b"\x1bq", ["q"]),
+        (b"\x01\x02", []),
+        (b"\xff", ["\ufffd"]),
+    ],
+)
+def test_keys_are_parsed_in_any_cutting(data: bytes, keys: list[str]) -> None:
+    for cut in range(len(data) + 1):
+        parser = Keys()
+        assert parser.feed(data[:cut]) + parser.feed(data[cut:]) == keys
+
+
+def test_an_escape_alone_is_a_key() -> None:
+    parser = Keys()
+    assert parser.feed(b"\x1b") == []
+    assert parser.is_escaped
+    assert parser.flush() == ["esc"]
+    assert parser.flush() == []
+    assert parser.feed(b"\x1b[") == []
+    assert parser.flush() == []  # the begin of a sequence whose end is lost
+
+
+def test_the_selection_follows_its_row() -> None:
+    frame = full_frame(5, 0)
+    session = Session(screen.listings_of, lambda verb, frame: "")
+    session.update(frame)
+    session.press("down")
+    session.press("down")
+    session.update({**frame, "nodes": frame["nodes"][::-1][1:]})
+    assert session.press("d") is None
+    assert "Drain node-2:11434?" in session.screen([], 80, 24)[-1].plain
+    assert session.press("y") == Action("drain", node="node-2:11434")
+    session.update({**frame, "nodes": []})
+    assert session.press("d") is None
+    assert "no row is selected" in session.screen([], 80, 24)[-1].plain
+
+
+def test_what_is_long_scrolls_to_the_selection() -> None:
+    session = Session(screen.listings_of, lambda verb, frame: "")
+    session.update(full_frame(300, 0))
+    session.press("end")
+    assert any("node-299:" in line.plain for line in session.screen([], 80, 24))
+    session.press("g")
+    lines = [line.plain for line in session.screen([], 80, 24)]
+    assert any("node-0:" in line for line in lines)
+    assert not any("node-299:" in line for line in lines)
 
 
 # --- explain ---

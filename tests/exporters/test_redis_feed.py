@@ -337,6 +337,22 @@ def test_top_shows_all_applications(server: RedisServer, pool: OllamaPool, monke
     assert isinstance(run.invoke(app, ["top", "--redis", "--once"]).exception, SollolError | SystemExit)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pty")
+def test_top_of_a_redis_only_looks(server: RedisServer, pool: OllamaPool) -> None:
+    from tests.cli.screens import screen_of
+
+    with screen_of("top", "--redis", "--interval", "0.2", SOLLOL_REDIS_URL=server.url) as screen:
+        screen.shows("1 application  1 processes", "pool", "llama3.2:latest")
+        for key, verb in (("d", "drain"), ("u", "unload"), ("c", "cancel"), ("e", "explain")):
+            screen.press(key)
+            screen.shows(f"{verb}: a shared Redis is only read")
+        screen.press("/", *"nobody", "\r")
+        screen.shows("applications: nothing matches the filter")
+        screen.press("q")
+        assert screen.ended() == 0
+        assert screen.is_restored()
+
+
 def test_top_without_a_redis_names_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOLLOL_REDIS_URL", raising=False)
     with pytest.raises(BadInput, match="SOLLOL_REDIS_URL"):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sollol.cli.console import plural, printable, table
-from sollol.cli.screen import Uncut
+from sollol.cli.console import one_line, plural
+from sollol.cli.listings import Column, Listing, Row
+from sollol.cli.screen import title
 from sollol.config import find_file, load_settings, without_secrets
 from sollol.errors import BadInput, SollolError
 from sollol.exporters.applications import CannotConnect, connect, read_members, read_recent, sums_by_app
 from sollol.exporters.redis_feed import is_redis_error
-
-SECTIONS = 3
-LEAST = 2  # rows of a section
 
 
 class Applications:
@@ -64,56 +60,60 @@ class Applications:
         self._client.close()
 
 
-def draw(frame: Mapping[str, Any], height: int | None = None, trouble: str = "") -> RenderableType:
-    """Return a snapshot as tables, for a terminal of `height` lines or, with None, for a file."""
-    apps, processes = frame["apps"], frame["processes"]
-    head = f"{plural(len(apps), 'application')}  {len(processes):,} processes  {frame['redis']}"
-    columns: tuple[str, ...] = (
-        "application",
-        "processes",
-        "requests",
-        "requests/s",
-        "failed",
-        "failed/s",
-        "running",
-        "waiting",
-    )
-    parts = [_table(columns, [_app(*item) for item in apps.items()], height)]
-    columns = ("process", "kind", "host", "pid", "nodes", "running", "waiting", "records lost")
-    parts.append(_table(columns, [_process(row) for row in processes], height))
-    columns = ("recent", "application", "kind", "model", "node", "outcome", "seconds")
-    parts.append(_table(columns, [_request(row) for row in frame["recent"]], height))
-    spaced = [part for each in parts for part in (Text(), each)]
-    return Group(
-        Text(trouble, style="red"), Text.assemble(("SOLLOL  ", "bold"), printable(head)), Uncut(Group(*spaced))
-    )
+def headline(frame: Row, width: int) -> Text:
+    """Return the counts of a frame as one line."""
+    processes = len(frame["processes"])
+    return title([plural(len(frame["apps"]), "application"), f"{processes:,} processes", frame["redis"]], width)
 
 
-def _app(app: str, sums: Mapping[str, float]) -> Sequence[str]:
-    rates = f"{sums['requests_per_s']:,.1f}", f"{sums['failed_per_s']:,.1f}"
-    counts = [f"{sums[name]:,.0f}" for name in ("processes", "requests", "failed", "running", "waiting")]
-    return app or "-", counts[0], counts[1], rates[0], counts[2], rates[1], counts[3], counts[4]
+def _number(name: str, rank: int = 0, title: str = "", form: str = ",.0f") -> Column:
+    """Return the column of a number."""
+    return Column(title or name, lambda row: format(row[name], form), lambda row: row[name], True, rank)
 
 
-def _process(row: Mapping[str, Any]) -> Sequence[str]:
-    return row["app"] or "-", row["kind"], row["host"], *(
-        str(row[name]) for name in ("pid", "nodes", "running", "waiting", "lost")
-    )  # fmt: skip
+def _app(row: Row) -> str:
+    return row["app"] or "-"
 
 
-def _request(row: Mapping[str, Any]) -> Sequence[str]:
-    at = datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S")
-    return at, row["app"] or "-", row["kind"], row["model"], row["node"] or "-", row["outcome"], f"{row['total_s']:.2f}"
+def _apps(frame: Row) -> list[Row]:
+    return [{"app": app, **sums} for app, sums in frame["apps"].items()]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], height: int | None) -> RenderableType:
-    if not rows:
-        return Text("no requests yet" if columns[0] == "recent" else "no application is there", style="dim")
-    most = len(rows) if height is None else max(LEAST, height // SECTIONS - 3)
-    made = table(*columns)
-    for column in made.columns:
-        column.no_wrap = True
-    for row in rows[:most]:
-        made.add_row(*(printable(cell) for cell in row))
-    more = len(rows) - most
-    return Group(made, Text(f"and {more:,} more", style="dim")) if more > 0 else made
+def _at(row: Row) -> str:
+    return datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S")
+
+
+_APPS: Final = (
+    Column("application", _app),
+    _number("processes", 3),
+    _number("requests", 1),
+    _number("requests_per_s", 0, "requests/s", ",.1f"),
+    _number("failed", 2),
+    _number("failed_per_s", 4, "failed/s", ",.1f"),
+    _number("running"),
+    _number("waiting"),
+)
+_PROCESSES: Final = (
+    Column("process", _app),
+    Column("kind", lambda row: row["kind"], None, False, 1),
+    Column("host", lambda row: row["host"], None, False, 2),
+    Column("pid", lambda row: str(row["pid"]), lambda row: row["pid"], True),
+    _number("nodes", 3),
+    _number("running"),
+    _number("waiting"),
+    _number("lost", 4, "records lost"),
+)
+_RECENT: Final = (
+    Column("recent", _at, lambda row: row["at"]),
+    Column("application", _app),
+    Column("kind", lambda row: row["kind"], None, False, 2),
+    Column("model", lambda row: row["model"]),
+    Column("node", lambda row: row["node"] or "-", None, False, 1),
+    Column("outcome", lambda row: Text(one_line(row["outcome"]), style="" if row["outcome"] == "ok" else "red")),
+    _number("total_s", 0, "seconds", ".2f"),
+)
+LISTINGS: Final = (
+    Listing("applications", _APPS, _apps, _app, "no application is there"),
+    Listing("processes", _PROCESSES, lambda frame: frame["processes"], lambda row: row["id"], "no process is there"),
+    Listing("recent", _RECENT, lambda frame: frame["recent"], lambda row: (row["at"], row["id"]), "no requests yet"),
+)

@@ -48,7 +48,7 @@ class Refused(NoAnswer):
 
 
 class Remote:
-    """Read the JSON of a dashboard or a gateway over HTTP.
+    """Read the JSON of a dashboard or a gateway over HTTP, and send changes to a gateway.
 
     The key is sent only to a gateway's own routes.
     """
@@ -60,6 +60,11 @@ class Remote:
     def url(self) -> str:
         """Return the address."""
         return self._endpoint.url
+
+    @property
+    def is_gateway(self) -> bool:
+        """Check whether it is a gateway, which can be changed."""
+        return self._prefix == GATEWAY
 
     async def greet(self) -> None:
         """Check that a dashboard or gateway answers; a gateway does so without a key.
@@ -83,16 +88,40 @@ class Remote:
         """Return why a request was sent to its node."""
         return await self._get(f"explain/{task_id}")
 
+    async def series(self) -> dict[str, Any]:
+        """Return the work of the last five minutes, in the shape of `pool.series()`."""
+        return await self._send("GET", "series/5m", prefix="/dashboard/api" if self.is_gateway else DASHBOARD)
+
+    async def post(self, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send a change to a gateway; return its answer.
+
+        Raises:
+            NoAnswer: The gateway refuses it or does not answer.
+        """
+        return await self._send("POST", route, body or {})
+
     async def _get(self, route: str, *, keyless: bool = False) -> dict[str, Any]:
+        return await self._send("GET", route, keyless=keyless)
+
+    async def _send(
+        self,
+        method: str,
+        route: str,
+        fields: dict[str, Any] | None = None,
+        *,
+        keyless: bool = False,
+        prefix: str | None = None,
+    ) -> dict[str, Any]:
         import msgspec
 
         from sollol.transport.base import Call, Timeouts, TransportFault
 
-        path = f"{self._prefix}/{route}"
+        path = f"{self._prefix if prefix is None else prefix}/{route}"
         with_key = self._key is not None and self._prefix == GATEWAY and not keyless
         # A URL with a user and a password already uses the header Authorization.
         headers = (("X-Api-Key", self._key or ""),) if with_key else ()
-        call = Call("GET", path, headers=headers, timeouts=Timeouts(1.5, 6.0, 6.0))
+        content = b"" if fields is None else msgspec.json.encode(fields)
+        call = Call(method, path, content, headers=headers, timeouts=Timeouts(1.5, 6.0, 6.0))
         try:
             reply = await self._transport.send(self._endpoint, call)
             body = await reply.read()

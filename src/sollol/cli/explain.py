@@ -9,8 +9,10 @@ import typer
 from rich.text import Text
 
 from sollol.cli.attach import HOW_TO_START, KeyOption, NoAnswer, UrlOption, attach
-from sollol.cli.console import millis, print_json, printable, say, stdout, table
+from sollol.cli.console import millis, one_line, print_json, stdout
 from sollol.cli.fleet import JsonOption
+from sollol.cli.listings import Column, Listing, arrange, lines
+from sollol.cli.screen import WIDEST
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -44,7 +46,8 @@ def explain(
     if as_json:
         print_json(record)
         return
-    _say(record)
+    for line in explanation(record):
+        stdout().print(line, soft_wrap=True)
 
 
 async def _read(number: int, url: str | None, key: str | None) -> dict[str, Any]:
@@ -60,32 +63,32 @@ async def _read(number: int, url: str | None, key: str | None) -> dict[str, Any]
         await transport.aclose()
 
 
-def _say(record: Mapping[str, Any]) -> None:
+def explanation(record: Mapping[str, Any]) -> list[Text]:
+    """Return an explanation as lines."""
     state = record.get("outcome") if record.get("state") == "done" else record.get("state")
-    stdout().print(
-        Text(printable(f"Call {record['id']}: {record['kind']} with {record['model']}, {state}"), style="bold")
-    )
-    for name, value in _facts(record):
-        say(f"{name:<10} {printable(value)}")
+    found = [Text(one_line(f"Call {record['id']}: {record['kind']} with {record['model']}, {state}"), style="bold")]
+    found += [_line(f"{name:<10} {value}") for name, value in _facts(record)]
     for attempt in record.get("running", ()):
-        say()
-        say(printable(f"Running on {attempt['node']} ({attempt['reason']})"))
-        say(f"{millis(attempt['elapsed_ms'])} of {millis(attempt['predicted_ms'])} predicted")
-        _say_candidates(attempt["candidates"], attempt["node"])
-    _say_candidates(record.get("candidates", ()), record.get("node", ""))
+        found += [Text(), _line(f"Running on {attempt['node']} ({attempt['reason']})")]
+        found.append(_line(f"{millis(attempt['elapsed_ms'])} of {millis(attempt['predicted_ms'])} predicted"))
+        found += _candidates(attempt["candidates"], attempt["node"])
+    found += _candidates(record.get("candidates", ()), record.get("node", ""))
     if record.get("tried"):
-        say(
-            "\nTried before"
-            if record.get("outcome") == "ok" or record.get("state") != "done"
-            else "\nWhat each node said"
-        )
+        is_well = record.get("outcome") == "ok" or record.get("state") != "done"
+        found += [Text(), _line("Tried before" if is_well else "What each node said")]
         for row in record["tried"]:
             parts = [row["node"], row.get("outcome", ""), row["why"], millis(row["ms"]) if "ms" in row else ""]
-            say("  " + printable(": ".join(part for part in parts if part)))
+            found.append(_line("  " + ": ".join(part for part in parts if part)))
     for seam in record.get("seams", ()):
-        say(printable(f"{seam['node']} went on after {seam['characters']:,} characters ({seam['tokens']:,} tokens)"))
+        went_on = f"{seam['node']} went on after {seam['characters']:,} characters ({seam['tokens']:,} tokens)"
+        found.append(_line(went_on))
     for item, error in record.get("item_errors", {}).items():
-        say(printable(f"item {item}: {error}"))
+        found.append(_line(f"item {item}: {error}"))
+    return found
+
+
+def _line(text: str) -> Text:
+    return Text(one_line(text))
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -113,13 +116,19 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value]
 
 
-def _say_candidates(rows: Sequence[Mapping[str, Any]], chosen: str) -> None:
+def _candidates(rows: Sequence[Mapping[str, Any]], chosen: str) -> list[Text]:
+    """Return a table of the candidates, with an empty line before it."""
     if not rows:
-        return
+        return []
     terms = list(dict.fromkeys(name for row in rows for name in row["terms"]))
-    made = table("candidate", *map(printable, terms), "would finish in", right=(*terms, "would finish in"))
-    for row in rows:
-        name = printable(row["node"]) + (" (chosen)" if row["node"] == chosen else "")
-        made.add_row(name, *(millis(row["terms"].get(term)) for term in terms), millis(row["finish_ms"]))
-    say()
-    stdout().print(made)
+
+    def term(name: str) -> Column:
+        return Column(name, lambda row: millis(row["terms"].get(name)), right=True)
+
+    columns = (
+        Column("candidate", lambda row: row["node"] + (" (chosen)" if row["node"] == chosen else "")),
+        *(term(one_line(name)) for name in terms),
+        Column("would finish in", lambda row: millis(row["finish_ms"]), right=True),
+    )
+    listing = Listing("candidates", columns, lambda record: record["rows"], lambda row: row["node"], "")
+    return [Text(), *lines(arrange(listing, {"rows": rows}), WIDEST, len(rows))]

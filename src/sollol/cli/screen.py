@@ -1,69 +1,62 @@
-"""Draw a snapshot for `sollol top`, as tables of nodes, queue and requests that fit the terminal."""
+"""Draw a snapshot for `sollol top`: the lists of nodes and requests, and whole frames that fit the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 
-from sollol.cli.console import millis, printable, table
+from sollol.cli.console import millis, one_line, printable
+from sollol.cli.listings import Column, Drawn, Listing, Row, lines
 
-Row = Mapping[str, Any]
-_HEAD = 3  # lines: the headline, which may need two, and one for trouble
-_NODES_PART = 3  # nodes get at most a third of the height
-_LINES_APART = 3  # between sections: an empty line, the names of the columns, the count of omitted rows
-_LEAST = 1
-_SHOWN = 20  # rows of a section where the height sets no bound
-_WIDEST = 500
+LATE = 1.5  # times the prediction, from which on a running request is marked
+SPARK_S = 60.0
+SPARK = "▁▂▃▄▅▆▇█"
+SPARK_CELLS = 15
+RATE_S = 10.0  # over which the shown rate is taken
+SHOWN = 20  # rows of a list where the height sets no bound
+WIDEST = 500
+APART = 30  # lines from which on an empty line is between lists
+_VERDICTS = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "red"}
 
-
-class Uncut:
-    """Draw tables as wide as their content, cut at the right edge of a terminal."""
-
-    def __init__(self, content: RenderableType) -> None:
-        self._content = content
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = options.max_width if console.is_terminal else _WIDEST
-        for line in console.render_lines(self._content, options.update(width=_WIDEST, height=None), pad=False):
-            yield from Segment.adjust_line_length(line, width, pad=False)
-            yield Segment.line()
+Rates = Mapping[str, Sequence[float]]  # tokens per second by node, for each of the last intervals
 
 
-def draw(frame: Row, height: int | None = None, trouble: str = "") -> RenderableType:
-    """Return a snapshot as tables, for a terminal of `height` lines or, with None, for a file."""
-    watching = bool(frame.get("watching"))
-    nodes = _watched(frame, height) if watching else _nodes(frame, height)
-    parts: list[RenderableType] = [Text(trouble, style="red"), nodes]
-    if not watching:
-        sections = (_running, _waiting, _recent)
-        left = None if height is None else height - _HEAD - min(len(frame["nodes"]) + 1, height // _NODES_PART)
-        for section, rows in zip(sections, _shares(frame, left), strict=True):
-            parts += [Text(), section(frame, rows)]
-    return Group(_headline(frame, watching), Uncut(Group(*parts)))
+class Spark(NamedTuple):
+    """Hold the tokens per second of each node over the last minute; `step_s` is the length of an interval."""
+
+    rates: Rates
+    step_s: float
+
+    @property
+    def highest(self) -> float:
+        """Return the highest rate of all nodes, so that their rows can be compared."""
+        return max((rate for row in self.rates.values() for rate in row), default=0.0)
 
 
-def _shares(frame: Row, left: int | None) -> list[int]:
-    """Return the lines for running, waiting and recent; unused lines go to the later ones."""
-    if left is None:
-        return [_SHOWN] * 3
-    shares: list[int] = []
-    for name, part in (("running", 0.4), ("waiting", 0.35), ("recent", 1.0)):
-        share = max(_LEAST, min(len(frame[name]), int(left * part) - _LINES_APART))
-        shares.append(share)
-        left -= min(share, max(1, len(frame[name]))) + _LINES_APART
-    return shares
+NO_SPARK = Spark({}, 2.0)
 
 
-def _headline(frame: Row, watching: bool) -> Text:
+def listings_of(frame: Row, spark: Spark = NO_SPARK) -> list[Listing]:
+    """Return the lists that a frame has."""
+    if frame.get("watching"):
+        return [Listing("nodes", _WATCHED, lambda frame: frame["nodes"], lambda row: row["host"], "no nodes")]
+    return [
+        Listing("nodes", _node_columns(spark), lambda frame: frame["nodes"], lambda row: row["host"], "no nodes"),
+        Listing("running", _RUNNING, lambda frame: frame["running"], lambda row: row["attempt"], "nothing running"),
+        Listing("waiting", _WAITING, lambda frame: frame["waiting"], lambda row: row["id"], "nothing waiting"),
+        Listing("recent", _RECENT, lambda frame: frame["recent"], lambda row: row["id"], "no requests yet"),
+    ]
+
+
+def headline(frame: Row, width: int = WIDEST) -> Text:
+    """Return the counts of a frame as one line, without the last ones where they do not fit."""
     up = sum(1 for node in frame["nodes"] if node["state"] == "up")
     parts = [frame["app_name"], f"{up} of {len(frame['nodes'])} nodes up"]
-    if watching:
+    if frame.get("watching"):
         parts.append("the nodes alone: what programs ask of them is not seen")
     else:
         totals, ratio = frame["totals"], frame["calibration"]
@@ -75,122 +68,179 @@ def _headline(frame: Row, watching: bool) -> Text:
         ]
         if ratio["count"]:
             parts.append(f"of predicted time: median {ratio['median']:.2f}, p90 {ratio['p90']:.2f}")
-    return Text.assemble(("SOLLOL  ", "bold"), printable("  ".join(part for part in parts if part)))
+    return title(parts, width)
 
 
-def _nodes(frame: Row, height: int | None) -> RenderableType:
-    columns = ("node", "state", "running", "latency", "items/s", "requests", "success", "models in memory")
-    made = _one_line(table(*columns, right=("running", "latency", "items/s", "requests", "success")))
-    rows = _shown(frame, height)
-    for node in rows:
-        has_requests = bool(node["total_requests"])
-        made.add_row(
-            printable(node["host"]),
-            _state(node),
-            str(node["active_requests"]),
-            millis(node["latency_ms"]) if node["latency_ms"] else "-",
-            f"{node['batch_throughput']:,.1f}" if node["batch_throughput"] else "-",
-            f"{node['total_requests']:,}",
-            f"{node['success_rate']:.1%}" if has_requests else "-",
-            _memories(node),
-        )
-    return _with_rest(made, len(frame["nodes"]) - len(rows))
+def title(parts: Sequence[str], width: int) -> Text:
+    """Return the name of the program and as many parts as fit."""
+    line = Text("SOLLOL", style="bold")
+    for part in filter(None, parts):
+        if line.cell_len + cell_len(part) + 2 > width:
+            break
+        line.append(f"  {one_line(part)}", style="not bold")
+    return line
 
 
-def _watched(frame: Row, height: int | None) -> RenderableType:
-    """Return the table of nodes that are watched without a pool."""
-    made = _one_line(table("node", "state", "latency", "models in memory", right=("latency",)))
-    rows = _shown(frame, height)
-    for node in rows:
-        latency = millis(node["latency_ms"]) if node["latency_ms"] else "-"
-        made.add_row(printable(node["host"]), _state(node), latency, _memories(node))
-    return _with_rest(made, len(frame["nodes"]) - len(rows))
+def verdict(frame: Row) -> Text:
+    """Return the verdict of a frame as one line, empty where there is none."""
+    found = frame.get("verdict") or {}
+    return Text(one_line(found.get("text", "")), style=_VERDICTS.get(found.get("severity", ""), ""))
 
 
-def _shown(frame: Row, height: int | None) -> Sequence[Row]:
-    rows: Sequence[Row] = frame["nodes"]
-    if height is None or len(rows) + 1 <= height // _NODES_PART:
-        return rows
-    return rows[: max(_LEAST, height // _NODES_PART - 2)]
+def once(head: Text, drawn: Sequence[Drawn], width: int) -> list[Text]:
+    """Return a whole frame for a file, a pipe or `--once`."""
+    found = [head]
+    for part in drawn:
+        found += [Text(), *lines(part, width, SHOWN)]
+    return found
 
 
-def _state(node: Row) -> Text:
-    return Text(printable(node["state"]), style={"up": "green", "down": "red"}.get(node["state"], "dim"))
+def share_out(rows: Sequence[int], height: int, focus: int) -> list[int]:
+    """Return the lines of each list under its header, for lists of these lengths in `height` lines.
+
+    The first list gets up to a third at first. The rest is shared; the list with the focus gets three parts of it.
+    """
+    height -= len(rows)  # the headers; an empty list has nothing else
+    shares = [min(number, 2) for number in rows]
+    shares[0] = min(rows[0], max(2, height // 3))
+    while sum(shares) > max(0, height):
+        shares[max(range(len(shares)), key=lambda number: (shares[number], number != focus))] -= 1
+    left = height - sum(shares)
+    while left > 0 and any(share < number for share, number in zip(shares, rows, strict=True)):
+        for number in (*range(len(rows)), focus, focus):
+            if left > 0 and shares[number] < rows[number]:
+                shares[number] += 1
+                left -= 1
+    return shares
 
 
-def _memories(node: Row) -> Text:
-    if node["state"] == "down":
-        return Text(printable(node["why"]), style="red")
-    parts = [memory(model) for model in node["loaded"]]
-    parts += [Text(printable(words), style="yellow") for words in node.get("unable") or ()]
+def sparkline(rates: Sequence[float], highest: float, cells: int = SPARK_CELLS) -> str:
+    """Return rates as bars of one line, the newest at the right; a rate of 0 is a space."""
+    if not rates or highest <= 0:
+        return " " * cells
+    per_cell = max(1, -(-len(rates) // cells))
+    sums = [rates[max(0, end - per_cell) : end] for end in range(len(rates), 0, -per_cell)][:cells]
+    means = [sum(part) / len(part) for part in reversed(sums)]
+    bars = [SPARK[min(7, int(mean / highest * 8))] if mean > 0 else " " for mean in means]
+    return "".join(bars).rjust(cells)
+
+
+def _node_columns(spark: Spark) -> tuple[Column, ...]:
+    newest = max(1, int(RATE_S / spark.step_s))
+    highest = spark.highest
+
+    def rate(row: Row) -> float:
+        rates = spark.rates.get(row["host"], ())[-newest:]
+        return sum(rates) / len(rates) if rates else 0.0
+
+    def bars(row: Row) -> Text:
+        return Text(sparkline(spark.rates.get(row["host"], ()), highest), style="cyan")
+
+    found = (
+        Column("node", lambda row: row["host"]),
+        Column("state", _state, _state_key),
+        Column("running", _slots, lambda row: row["active_requests"], right=True),
+        Column("tokens/s", lambda row: _rate(rate(row)), rate, right=True, rank=1),
+        Column("last minute", bars, rate, rank=2),
+        Column("items/s", lambda row: _rate(row["batch_throughput"]), lambda row: row["batch_throughput"], True, 4),
+        Column("latency", _latency, lambda row: row["latency_ms"], True, 3),
+        Column("requests", lambda row: f"{row['total_requests']:,}", lambda row: row["total_requests"], True, 5),
+        Column("success", _success, lambda row: row["success_rate"], True, 6),
+        Column("models in memory", _memories),
+    )
+    return found if spark.rates else tuple(column for column in found if column.name not in ("tokens/s", "last minute"))
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.1f}" if value else "-"
+
+
+def _latency(row: Row) -> str:
+    return millis(row["latency_ms"]) if row["latency_ms"] else "-"
+
+
+def _success(row: Row) -> str:
+    return f"{row['success_rate']:.1%}" if row["total_requests"] else "-"
+
+
+def _slots(row: Row) -> str:
+    return str(row["active_requests"])
+
+
+def _state_key(row: Row) -> int:
+    return {"down": 0, "unknown": 1}.get(row["state"], 2 if row.get("drained") else 3)
+
+
+def _state(row: Row) -> Text:
+    if row["state"] == "up" and row.get("drained"):
+        return Text("drained", style="yellow")
+    return Text(printable(row["state"]), style={"up": "green", "down": "red"}.get(row["state"], "dim"))
+
+
+def _memories(row: Row) -> Text:
+    if row["state"] == "down":
+        return Text(one_line(row["why"]), style="red")
+    parts = [_memory(model) for model in row["loaded"]]
+    parts += [Text(one_line(words), style="yellow") for words in row.get("unable") or ()]
     return Text(", ").join(parts)
 
 
-def memory(model: Row) -> Text:
+def _memory(model: Row) -> Text:
     """Return a loaded model's name, with its processor if a part of it is on the CPU."""
-    name, where = printable(model["model"]), printable(model["processor"])
+    name, where = one_line(model["model"]), one_line(model["processor"])
     return Text.assemble(name, (f" ! {where}", "yellow")) if "CPU" in where else Text(name)
 
 
-def _running(frame: Row, limit: int) -> RenderableType:
-    def cells(row: Row) -> tuple[str | Text, ...]:
-        late = row["elapsed_ms"] > 1.5 * row["predicted_ms"]
-        elapsed = Text(millis(row["elapsed_ms"]), style="yellow" if late else "")
-        items = f" {row['items']}" if row["items"] else ""
-        kind = f"{row['kind']}{items}"
-        return _id(row), row["model"], kind, row["node"], elapsed, millis(row["predicted_ms"]), row["reason"]
-
-    columns = ("running", "model", "kind", "node", "elapsed", "predicted", "reason")
-    return _section(frame["running"], limit, columns, ("running", "elapsed", "predicted"), cells)
+def _elapsed(row: Row) -> Text:
+    late = row["elapsed_ms"] > LATE * row["predicted_ms"]
+    return Text(millis(row["elapsed_ms"]), style="yellow" if late else "")
 
 
-def _waiting(frame: Row, limit: int) -> RenderableType:
-    def cells(row: Row) -> tuple[str | Text, ...]:
-        place = str(row["position"])
-        times = millis(row["waited_ms"]), millis(row["eta_ms"])
-        return _id(row), place, row["model"], row["kind"], *times, str(row["priority"]), row["app"]
-
-    columns = ("waiting", "position", "model", "kind", "waited", "starts in", "priority", "app")
-    return _section(frame["waiting"], limit, columns, ("waiting", "position", "waited", "starts in", "priority"), cells)
+def _kind(row: Row) -> str:
+    return f"{row['kind']} {row['items']}" if row.get("items") else str(row["kind"])
 
 
-def _recent(frame: Row, limit: int) -> RenderableType:
-    def cells(row: Row) -> tuple[str | Text, ...]:
-        at = datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S")
-        outcome = Text(row["outcome"], style="" if row["outcome"] == "ok" else "red")
-        times = millis(row["predicted_ms"] or None), millis(row["actual_ms"])
-        return _id(row), at, row["model"], row["node"], outcome, *times, str(row["attempts"]), row["reason"]
-
-    columns = ("recent", "at", "model", "node", "outcome", "predicted", "actual", "attempts", "reason")
-    return _section(frame["recent"], limit, columns, ("recent", "predicted", "actual", "attempts"), cells)
-
-
-def _id(row: Row) -> str:
+def _number(row: Row) -> str:
     return str(row["id"])
 
 
-def _section(
-    rows: Sequence[Row],
-    limit: int,
-    columns: Sequence[str],
-    right: Sequence[str],
-    cells: Callable[[Row], tuple[str | Text, ...]],
-) -> RenderableType:
-    made = _one_line(table(*columns, right=right))
-    if not rows:
-        return Text(f"nothing {columns[0]}" if columns[0] != "recent" else "no requests yet", style="dim")
-    shown = rows[:limit]
-    for row in shown:
-        made.add_row(*(cell if isinstance(cell, Text) else printable(cell) for cell in cells(row)))
-    return _with_rest(made, len(rows) - len(shown))
+def _outcome(row: Row) -> Text:
+    return Text(one_line(row["outcome"]), style="" if row["outcome"] == "ok" else "red")
 
 
-def _one_line(made: Table) -> Table:
-    """Keep each row of a table on one line, so that its height is known."""
-    for column in made.columns:
-        column.no_wrap, column.overflow = True, "ellipsis"
-    return made
-
-
-def _with_rest(made: Table, more: int) -> RenderableType:
-    return Group(made, Text(f"and {more:,} more", style="dim")) if more > 0 else made
+_WATCHED = (
+    Column("node", lambda row: row["host"]),
+    Column("state", _state, _state_key),
+    Column("latency", _latency, lambda row: row["latency_ms"], True, 1),
+    Column("models in memory", _memories),
+)
+_RUNNING = (
+    Column("running", _number, lambda row: row["id"], True),
+    Column("model", lambda row: row["model"]),
+    Column("kind", _kind, None, False, 3),
+    Column("node", lambda row: row["node"]),
+    Column("elapsed", _elapsed, lambda row: row["elapsed_ms"], True, 1),
+    Column("predicted", lambda row: millis(row["predicted_ms"]), lambda row: row["predicted_ms"], True, 2),
+    Column("reason", lambda row: row["reason"], None, False, 4),
+)
+_WAITING = (
+    Column("waiting", _number, lambda row: row["id"], True),
+    Column("position", lambda row: str(row["position"]), lambda row: row["position"], True, 4),
+    Column("model", lambda row: row["model"]),
+    Column("kind", lambda row: row["kind"], None, False, 3),
+    Column("waited", lambda row: millis(row["waited_ms"]), lambda row: row["waited_ms"], True, 1),
+    Column("starts in", lambda row: millis(row["eta_ms"]), lambda row: row["eta_ms"], True, 2),
+    Column("priority", lambda row: str(row["priority"]), lambda row: row["priority"], True, 5),
+    Column("app", lambda row: row["app"], None, False, 6),
+)
+_RECENT = (
+    Column("recent", _number, lambda row: row["id"], True),
+    Column("at", lambda row: datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S"), lambda row: row["at"], False, 2),
+    Column("model", lambda row: row["model"]),
+    Column("node", lambda row: row["node"]),
+    Column("outcome", _outcome),
+    Column("predicted", lambda row: millis(row["predicted_ms"] or None), lambda row: row["predicted_ms"], True, 3),
+    Column("actual", lambda row: millis(row["actual_ms"]), lambda row: row["actual_ms"], True, 1),
+    Column("attempts", lambda row: str(row["attempts"]), lambda row: row["attempts"], True, 5),
+    Column("reason", lambda row: row["reason"], None, False, 4),
+)

@@ -6,27 +6,22 @@ runs, the nodes are probed directly, and only their state is shown.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sollol.cli import fleet
 from sollol.cli.attach import KeyOption, Refused, UrlOption, attach
-from sollol.cli.console import note, print_json, printable, stdout
+from sollol.cli.console import note, print_json, stdout
 from sollol.cli.fleet import NodesOption
-from sollol.errors import BadInput, SollolError
+from sollol.errors import BadInput
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Coroutine
-
-    from rich.console import RenderableType
-
     from sollol.cli.attach import Remote
+    from sollol.cli.top_sources import Source
     from sollol.transport.base import Transport
-
-    Read = Callable[[], Coroutine[Any, Any, dict[str, Any]]]
-    Draw = Callable[..., RenderableType]
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -43,7 +38,13 @@ EPILOG = """\
   machine, else the nodes themselves. --nodes means the nodes themselves,
   --redis all applications that share the Redis of the settings.
   A gateway with keys requires one with --admin, in SOLLOL_API_KEY.
-  Ctrl-C ends it. Without a terminal it prints one frame, as with --once.
+  Without a terminal it prints one frame, as with --once.
+
+[bold]Keys[/bold]
+
+  ? shows all. / filters, s sorts, Tab goes from list to list. On the selected
+  row d drains or resumes a node, u unloads a model, c cancels a request, and
+  e explains one; d, u and c ask first. q or Ctrl-C ends it.
 
 [bold]Exit codes[/bold]
 
@@ -61,30 +62,69 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
 ) -> None:
-    """Watch nodes, queue and requests live in the terminal."""
+    """Watch nodes, queue and requests live in the terminal, and act on them."""
     import asyncio
-
-    from sollol.transport.http import HttpTransport
 
     if url is not None and nodes is not None:
         raise BadInput(
             "--url and --nodes exclude each other, because a dashboard shows its own nodes; pass one of them"
         )
+    if redis and (url is not None or nodes is not None):
+        raise BadInput("--redis excludes --url and --nodes, because it shows all applications; pass one of them")
+    asyncio.run(_show(url, api_key, nodes, redis, interval, once, as_json))
+
+
+async def _show(
+    url: str | None, key: str | None, nodes: str | None, redis: bool, interval: float, once: bool, as_json: bool
+) -> None:
+    console = stdout()
+    async with _opened(url, key, nodes, redis) as source:
+        if as_json:
+            print_json(await source.whole())
+        elif once or not console.is_terminal:
+            from sollol.cli import screen
+            from sollol.cli.listings import arrange
+
+            frame = await source.whole()
+            width = console.width if console.is_terminal else screen.WIDEST
+            head = source.head(frame, width)[0]
+            for line in screen.once(head, [arrange(each, frame) for each in source.listings(frame)], width):
+                console.print(line, soft_wrap=True)
+        else:
+            from sollol.cli.top_live import show_live
+
+            await show_live(source, interval)
+
+
+@contextlib.asynccontextmanager
+async def _opened(url: str | None, key: str | None, nodes: str | None, redis: bool) -> AsyncIterator[Source]:
+    """Yield what is watched, and close it at the end."""
+    import asyncio
+
+    from sollol.cli.top_sources import NodesSource, RedisSource, RemoteSource
+    from sollol.transport.http import HttpTransport
+
     if redis:
-        if url is not None or nodes is not None:
-            raise BadInput("--redis excludes --url and --nodes, because it shows all applications; pass one of them")
-        _watch_redis(interval, once, as_json)
-        return
-    with asyncio.Runner() as runner:
-        transport = HttpTransport()
+        shared = RedisSource()
         try:
-            remote = runner.run(_attach(transport, url, api_key)) if nodes is None else None
-            if remote is not None:
-                _watch(runner, remote.snapshot, remote.snapshot, interval, once, as_json)
-            else:
-                _watch_nodes(runner, nodes, interval, once, as_json)
+            yield shared
         finally:
-            runner.run(transport.aclose())
+            shared.close()
+        return
+    transport = HttpTransport()
+    try:
+        remote = await _attach(transport, url, key) if nodes is None else None
+        if remote is not None:
+            yield RemoteSource(remote)
+            return
+    finally:
+        await transport.aclose()
+    endpoints = await asyncio.to_thread(lambda: fleet.choose(nodes).endpoints)
+    alone = NodesSource(endpoints)
+    try:
+        yield alone
+    finally:
+        await alone.aclose()
 
 
 async def _attach(transport: Transport, url: str | None, key: str | None) -> Remote | None:
@@ -100,71 +140,3 @@ async def _attach(transport: Transport, url: str | None, key: str | None) -> Rem
             note(f"{error}\nWithout it, the nodes themselves are shown.")
             return None
     return remote
-
-
-def _watch_nodes(runner: asyncio.Runner, nodes: str | None, interval: float, once: bool, as_json: bool) -> None:
-    from sollol.dashboard.watch import Watch
-
-    watch = Watch(fleet.choose(nodes).endpoints)
-    try:
-        _watch(runner, watch.snapshot, lambda: watch.snapshot(None), interval, once, as_json)
-    finally:
-        runner.run(watch.aclose())
-
-
-def _watch_redis(interval: float, once: bool, as_json: bool) -> None:
-    import asyncio
-
-    from sollol.cli.applications import Applications, draw
-
-    applications = Applications()
-    try:
-        with asyncio.Runner() as runner:
-            _watch(runner, applications.snapshot, applications.snapshot, interval, once, as_json, draw)
-    finally:
-        applications.close()
-
-
-def _watch(
-    runner: asyncio.Runner,
-    read: Read,
-    read_whole: Read,
-    interval: float,
-    once: bool,
-    as_json: bool,
-    draw: Draw | None = None,
-) -> None:
-    """Print or draw snapshots; `read_whole` waits for all nodes, `read` leaves late ones to a later frame."""
-    import asyncio
-
-    if draw is None:
-        from sollol.cli import screen
-
-        draw = screen.draw
-    if as_json:
-        print_json(runner.run(read_whole()))
-    elif once or not stdout().is_terminal:
-        stdout().print(draw(runner.run(read_whole())))
-    else:
-        try:
-            _live(runner, read, interval, draw)
-        except (KeyboardInterrupt, asyncio.CancelledError):  # the normal end, also during a timeout
-            note("")
-
-
-def _live(runner: asyncio.Runner, read: Read, interval: float, draw: Draw) -> None:
-    import asyncio
-
-    from rich.live import Live
-
-    console = stdout()
-    frame = runner.run(read())
-    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-        trouble = ""
-        while True:
-            live.update(draw(frame, console.height, trouble), refresh=True)
-            runner.run(asyncio.sleep(interval))
-            try:
-                frame, trouble = runner.run(read()), ""
-            except SollolError as error:
-                trouble = f"{printable(error)}; trying again"
