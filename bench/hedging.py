@@ -48,7 +48,7 @@ class Straggling(SimNode):
         super().__init__(node(number, WRITES, prefill_tokens_per_s=READS))
         self._seed = seed
 
-    def toss(self) -> float:
+    def duration_factor(self) -> float:
         rng = random.Random(f"{self._seed} {self.spec.key} {COPY.get()}")
         return rng.uniform(0.9, 1.1) * (FACTOR if rng.random() < SHARE else 1.0)
 

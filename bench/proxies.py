@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -68,6 +69,15 @@ class Running:
     def cpu_s(self) -> float:
         """Seconds of processor time that it and its children have used."""
         return sum(_cpu_s(pid) for pid in _family(self.process.pid))
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the process, and continue it at the end."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def rss_bytes(self) -> int:
         """Memory that it and its children hold."""
@@ -236,15 +246,27 @@ def litellm(backends: Sequence[int]) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def sollol(backends: Sequence[int], program: Sequence[str] = ("sollol",), **settings: str) -> Iterator[Running]:
+def sollol(
+    backends: Sequence[int], program: Sequence[str] = ("sollol",), options: Sequence[str] = (), **settings: str
+) -> Iterator[Running]:
     """Our gateway, as it comes. `program`: a module and what precedes `serve`; `settings`: environment variables."""
     port = free_port()
     nodes = ",".join(f"127.0.0.1:{backend}" for backend in backends)
     with tempfile.TemporaryDirectory() as home:
-        env = {"SOLLOL_NODES": nodes, "XDG_CONFIG_HOME": home, "SOLLOL_CONFIG": "", "SOLLOL_API_KEYS": "", **settings}
-        command = [sys.executable, "-m", *program, "serve", "--port", str(port)]
+        homes = dict.fromkeys(("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"), home)
+        env = {"SOLLOL_NODES": nodes, "SOLLOL_CONFIG": "", "SOLLOL_API_KEYS": "", **homes, **settings}
+        command = [sys.executable, "-m", *program, "serve", "--port", str(port), *options]
         with running("sollol", port, command, wait_s=20.0, more=env) as found:
             yield found
+
+
+@contextlib.contextmanager
+def redis() -> Iterator[Running]:
+    """An empty Redis without persistence."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with running("Redis", port, command, core=LOAD_CORE) as found:
+        yield found
 
 
 def missing(*programs: str) -> str:

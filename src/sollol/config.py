@@ -46,6 +46,8 @@ class Settings(NamedTuple):
     redis_port: int = 6379
     gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """The file's tables for `sollol serve`, unchanged: parsed by `sollol.gateway.settings`."""
+    origins: Mapping[str, str] = MappingProxyType({})
+    """Field of these settings -> where its value came from; without those that have their default."""
 
     @property
     def redis(self) -> str | None:
@@ -77,9 +79,12 @@ def load_settings(
     variables = os.environ if env is None else env
     path = config if config is not None else variables.get("SOLLOL_CONFIG", "").strip() or None
     found: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     if path is not None:
         found.update(_from_file(os.fspath(path)))
+        origins = dict.fromkeys(found, f"file {os.fspath(path)}")
     found.update(_from_environment(variables))
+    origins |= {field: name for name, field in VARIABLES.items() if variables.get(name, "").strip()}
     given = {
         "nodes": nodes,
         "app_name": app_name,
@@ -87,8 +92,10 @@ def load_settings(
         "discovery_subnets": discovery_subnets,
         "discovery_ports": discovery_ports,
     }
-    found.update(_read(BadInput, "argument {}", {k: v for k, v in given.items() if v is not None}))
-    return Settings(**found)
+    given = {name: value for name, value in given.items() if value is not None}
+    found.update(_read(BadInput, "argument {}", given))
+    origins |= dict.fromkeys(given, "argument")
+    return Settings(**found, origins=origins)
 
 
 # Each reader receives a raw value (text from the environment, or a typed one) and returns the setting, or

@@ -59,7 +59,7 @@ def test_no_view_has_a_serious_fault(browser: Any, served: str, scheme: str) -> 
         tab.locator("#help-open").click()
         found["help"] = faults(tab)
         tab.keyboard.press("Escape")
-        for name in ("models", "calibration"):
+        for name in ("models", "calibration", "history"):
             tab.locator(f"[data-tab={name}]").click()
             found[name] = faults(tab)
     finally:

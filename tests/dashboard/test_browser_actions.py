@@ -56,6 +56,25 @@ def test_an_action_drains_a_node_after_a_question(browser: Any, stage: Stage) ->
     tab.close()
 
 
+def test_history_and_settings_have_views_of_their_own(browser: Any, stage: Stage) -> None:
+    for words in ("one", "two"):
+        body = {"model": MODEL, "prompt": words, "stream": False, "options": {"num_predict": 2}}
+        httpx.post(f"{stage.url}/api/generate", json=body, timeout=60, trust_env=False)
+    tab = opened(browser, stage)
+    tab.locator("[data-tab=history]").click()
+    tab.wait_for_selector("#history-table tbody tr:nth-child(2)")
+    tab.keyboard.press("/")
+    tab.keyboard.type("failed")
+    tab.get_by_text("No stored request fits.").wait_for()
+    assert "filter=failed" in tab.evaluate("location.hash")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("#history-table tbody tr:nth-child(2)")
+    tab.keyboard.press("5")
+    tab.get_by_role("rowheader", name="gateway.port").wait_for()
+    assert not tab.problems
+    tab.close()
+
+
 def test_a_running_call_is_cancelled_from_its_explanation(browser: Any, stage: Stage) -> None:
     body = {"model": MODEL, "prompt": "a", "stream": False, "options": {"num_predict": 2_000}}
     answers: list[httpx.Response] = []

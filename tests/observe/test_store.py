@@ -16,6 +16,7 @@ import pytest
 
 from sollol import AsyncOllamaPool, OllamaPool
 from sollol.errors import SollolError
+from sollol.observe.request_filter import matcher
 from sollol.observe.request_record import AttemptRecord, RequestRecord
 from sollol.observe.store import Store, minutes_of
 from sollol.sim import ModelSpec, sim_cluster
@@ -45,6 +46,41 @@ def test_requests_come_back_newest_first(tmp_path: Path) -> None:
     assert [one.id for one in found] == [2, 1]
     assert found[0].error == "it broke"
     assert found[1] == record(1)
+
+
+def test_a_search_finds_by_words_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    store = Store(tmp_path / "x.sqlite3")
+    store.write([record(number, model="m" if number % 2 else "other") for number in range(1, 11)], {}, None, AT)
+    first = store.search(matcher("model:other"), 3)
+    assert [one.id for _, one in first] == [10, 8, 6]
+    assert [one.id for _, one in store.search(matcher("model:other"), 3, first[-1][0])] == [4, 2]
+    assert store.search(matcher("model:none"), 3) == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", [1, 2, 3, 4]),
+        ("model:LLAMA", [1, 2]),
+        ("model:llama failed", [2]),
+        ("late", [3]),
+        ("node:gpu app:flock", [4]),
+        ("broke", [2]),
+        ("2", [1, 2]),
+        ("kind:embed", []),
+        ("http://x", []),
+    ],
+)
+def test_the_filter_takes_words_and_fields(words: str, found: list[int]) -> None:
+    records = [
+        record(1, model="llama3.2"),
+        record(2, model="llama3.2", outcome="failed", error="It broke"),
+        record(3, actual_s=9.0),
+        record(4, node="gpu1:11434", app="Flock"),
+    ]
+    wanted = matcher(words)
+    assert [one.id for one in records if wanted(one)] == found
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no modes of files")

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 STYLES: Final = ("vendor/uplot.css", "page.css")
 SCRIPTS: Final = (
     "vendor/uplot.js",
-    *("format.js", "table.js", "request.js", "chart.js", "actions.js", "nodes.js", "lanes.js", "main.js"),
+    *("format.js", "table.js", "request.js", "chart.js", "actions.js", "nodes.js", "lanes.js", "history.js", "main.js"),
 )
 
 

@@ -40,6 +40,7 @@ class Site(HttpServer):
             "/": self._index,
             "/api/snapshot": self._snapshot,
             "/api/events": self._events,
+            "/api/history": self._history,
             "/healthz": self._health,
         }
 
@@ -94,11 +95,26 @@ class Site(HttpServer):
     async def _series(self, request: Request) -> None:
         request.answer(200, encode(await self._source.series(request.parts[0])))
 
+    async def _history(self, request: Request) -> None:
+        request.answer(200, encode(await self._source.history(*history_query(request))))
+
     async def _health(self, request: Request) -> None:
         request.answer(200, encode({"status": "ok", "version": __version__}))
 
     async def _events(self, request: Request) -> None:
         await send_events(self.feed, request)
+
+
+def history_query(request: Request) -> tuple[str, int | None]:
+    """Return the filter, and the row before which requests are wanted, of `?filter=…&before=…`.
+
+    Raises:
+        BadInput: `before` is no number.
+    """
+    before = request.query.get("before", "")
+    if before and not (before.isascii() and before.isdigit() and len(before) < 19):
+        raise BadInput(f"before={before[:40]!r} is no row; expected `next` of an earlier answer")
+    return request.query.get("filter", ""), int(before) if before else None
 
 
 def security_headers(policy: str) -> list[tuple[str, str]]:

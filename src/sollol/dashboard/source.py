@@ -31,6 +31,10 @@ class Source(Protocol):
         """Return the work over time in the shape of `pool.series()`."""
         ...
 
+    async def history(self, words: str, before: int | None) -> dict[str, Any]:
+        """Return finished requests in the shape of `pool.history()`."""
+        ...
+
     async def explain(self, task_id: int) -> dict[str, Any]:
         """Return why a request was sent to its node."""
         ...
@@ -77,6 +81,11 @@ class PoolSource:
     async def series(self, span: str) -> dict[str, Any]:
         """Return the pool's work over time."""
         found: dict[str, Any] = await self._apart(lambda: self._pool.series(span))
+        return found
+
+    async def history(self, words: str, before: int | None) -> dict[str, Any]:
+        """Return the pool's finished requests."""
+        found: dict[str, Any] = await self._apart(lambda: self._pool.history(words, before=before))
         return found
 
     async def explain(self, task_id: int) -> dict[str, Any]:

@@ -136,6 +136,10 @@ class Watch:
         """Raise BadInput, because requests are not seen."""
         raise BadInput(f"span={span!r}: the nodes are watched without a pool, so no requests are seen; pass a pool")
 
+    async def history(self, words: str, before: int | None) -> dict[str, Any]:
+        """Return no requests, because none are seen."""
+        return {"rows": [], "next": None, "stored": False}
+
     async def explain(self, task_id: int) -> dict[str, Any]:
         """Raise BadInput, because there are no requests to explain."""
         raise BadInput(f"task_id={task_id}: the nodes are watched without a pool, so no requests are seen; pass a pool")

@@ -65,7 +65,13 @@ class Context:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state for displays: the pool's overview, and the use of keys."""
-        return {**self.pool.overview(), "keys": self.limiter.usage(), "can_act": True, "login": self.keyring.required}
+        return {
+            **self.pool.overview(),
+            "keys": self.limiter.usage(),
+            "can_act": True,
+            "login": self.keyring.required,
+            "has_settings": True,
+        }
 
     # --- answers ---
 

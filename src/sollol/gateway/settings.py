@@ -25,6 +25,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
 _FIXED: Final = ("store", "alerts", "redis")  # tables that are read once, at the start
+ARGUMENT: Final = "command line"
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
@@ -112,6 +113,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     store: StoreSettings = StoreSettings()
     alerts: AlertSettings = AlertSettings()
     redis: str | None = None
+    origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -159,7 +161,9 @@ class GatewaySettings(msgspec.Struct, frozen=True):
             port=own.port if port is None else port,
             insecure=own.insecure or insecure,
         )
-        return msgspec.structs.replace(self, listen=listen)
+        given = {"host": host is not None, "port": port is not None, "insecure": insecure}
+        origins = {**self.origins, **{f"gateway.{name}": ARGUMENT for name, is_given in given.items() if is_given}}
+        return msgspec.structs.replace(self, listen=listen, origins=origins)
 
 
 def gateway_settings(settings: Settings, path: str = "") -> GatewaySettings:
@@ -199,7 +203,11 @@ def not_applied(new: GatewaySettings, old: GatewaySettings) -> list[str]:
 def applicable(new: GatewaySettings, old: GatewaySettings) -> GatewaySettings:
     """Return the new settings with the old values that a running gateway cannot change."""
     fixed = {name: getattr(old, name) for name in _FIXED}
-    return msgspec.structs.replace(new.listening(old.listen.host, old.listen.port), **fixed)
+    address = ("gateway.host", "gateway.port")
+    origins = {name: origin for name, origin in new.origins.items() if name not in address}
+    origins |= {name: old.origins[name] for name in address if name in old.origins}
+    found = new.listening(old.listen.host, old.listen.port)
+    return msgspec.structs.replace(found, **fixed, origins=origins)
 
 
 def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
@@ -239,8 +247,16 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         tables.store,
         tables.alerts,
         settings.redis,
+        _origins(settings),
     )
     return found, problems
+
+
+def _origins(settings: Settings) -> dict[str, str]:
+    """Return where each setting came from that has not its default."""
+    file = settings.origins.get("gateway", "")
+    found = {f"{table}.{name}": file for table, values in settings.gateway.items() for name in values}
+    return found | {name: origin for name, origin in settings.origins.items() if name != "gateway"}
 
 
 def _keys_path(setting: str | None) -> Path:

@@ -88,43 +88,11 @@ class FinishedRequest:
 
     def row(self) -> dict[str, Any]:
         """Return what displays list of the request; times in milliseconds."""
-        record, routing = self.record, self.log.record(self.attempt)
+        routing = self.log.record(self.attempt)
         return {
-            "id": record.id,
-            "kind": record.kind,
-            "model": record.model,
-            "app": record.app,
-            "node": routing["node"],
-            "outcome": record.outcome,
-            "predicted_ms": routing["predicted_ms"],
-            "actual_ms": routing["actual_ms"],
-            "queue_ms": routing["queue_ms"],
-            "attempts": routing["attempts"],
+            **row_of(self.record),
+            **{name: routing[name] for name in ("node", "predicted_ms", "actual_ms", "queue_ms", "attempts")},
             "reason": "; ".join(routing["reasons"]),
-            "error": record.error,
-            "task_type": record.task_type,
-            "priority": record.priority,
-            "at": record.at,
-            "total_ms": record.total_s * 1000,
-            "first_token_ms": None if record.first_token_s is None else record.first_token_s * 1000,
-            "load_ms": record.load_s * 1000,
-            "prefill_ms": record.prefill_s * 1000,
-            "decode_ms": record.decode_s * 1000,
-            "tokens_in": record.tokens_in,
-            "tokens_out": record.tokens_out,
-            "items": record.items,
-            "tries": [
-                {
-                    "node": attempt.node,
-                    "cause": attempt.cause,
-                    "outcome": attempt.outcome,
-                    "error": attempt.error,
-                    "started_ms": attempt.started_s * 1000,
-                    "ms": attempt.duration_s * 1000,
-                    "predicted_ms": attempt.predicted_s * 1000,
-                }
-                for attempt in record.attempts
-            ],
         }
 
     def explained(self) -> dict[str, Any]:
@@ -138,6 +106,47 @@ class FinishedRequest:
             "status": self.record.http_status,
             "tried": [*routing["tried"], *others],
         }
+
+
+def row_of(record: RequestRecord) -> dict[str, Any]:
+    """Return what displays list of a request, from its record alone; times in milliseconds."""
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "model": record.model,
+        "app": record.app,
+        "node": record.node,
+        "outcome": record.outcome,
+        "predicted_ms": record.predicted_s * 1000,
+        "actual_ms": record.actual_s * 1000,
+        "queue_ms": record.queue_s * 1000,
+        "attempts": len(record.attempts),
+        "reason": "",
+        "error": record.error,
+        "task_type": record.task_type,
+        "priority": record.priority,
+        "at": record.at,
+        "total_ms": record.total_s * 1000,
+        "first_token_ms": None if record.first_token_s is None else record.first_token_s * 1000,
+        "load_ms": record.load_s * 1000,
+        "prefill_ms": record.prefill_s * 1000,
+        "decode_ms": record.decode_s * 1000,
+        "tokens_in": record.tokens_in,
+        "tokens_out": record.tokens_out,
+        "items": record.items,
+        "tries": [
+            {
+                "node": attempt.node,
+                "cause": attempt.cause,
+                "outcome": attempt.outcome,
+                "error": attempt.error,
+                "started_ms": attempt.started_s * 1000,
+                "ms": attempt.duration_s * 1000,
+                "predicted_ms": attempt.predicted_s * 1000,
+            }
+            for attempt in record.attempts
+        ],
+    }
 
 
 class History:

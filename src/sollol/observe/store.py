@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -118,6 +118,24 @@ class Store:
             "SELECT record FROM requests WHERE id < ? ORDER BY id DESC LIMIT ?", (before or 2**62, most)
         )
         return [msgspec.json.decode(row[0], type=RequestRecord) for row in rows]
+
+    def search(
+        self, wanted: Callable[[RequestRecord], bool], most: int, before: int | None = None
+    ) -> list[tuple[int, RequestRecord]]:
+        """Return the newest finished requests that are `wanted`, each with its row; those before the row `before`.
+
+        It reads through a connection of its own, so that it may run in any thread.
+        """
+        found: list[tuple[int, RequestRecord]] = []
+        with closing(sqlite3.connect(self.path, timeout=1.0)) as db:
+            rows = db.execute("SELECT id, record FROM requests WHERE id < ? ORDER BY id DESC", (before or 2**62,))
+            for number, content in rows:
+                record = msgspec.json.decode(content, type=RequestRecord)
+                if wanted(record):
+                    found.append((number, record))
+                    if len(found) == most:
+                        break
+        return found
 
     def series(self, span: str, nodes: Iterable[str], at: float) -> dict[str, Any]:
         """Return the work of each node over the last day ("1d") or month ("30d"), as columns of rates per second.

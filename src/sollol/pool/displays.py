@@ -13,6 +13,8 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.engine.engine import Engine
 from sollol.errors import BadInput, SollolError
+from sollol.observe.history import row_of
+from sollol.observe.request_filter import matcher
 from sollol.observe.snapshot import EngineState, explained, snapshot_of, stats_of
 from sollol.observe.totals import Totals
 from sollol.version import __version__
@@ -26,6 +28,7 @@ T = TypeVar("T")
 SPANS = ("5m", "1h")
 STORED_SPANS = ("1d", "30d")
 UNUSED = {"severity": "info", "text": "The pool was not used yet."}
+HISTORY_MOST = 1_000
 READ_S = 5.0  # wait of a reader on another thread for the pool's loop
 
 
@@ -136,6 +139,33 @@ class PoolDisplays:
         if span not in SPANS and engine.storing is not None:
             return engine.storing.store.series(span, list(self._endpoints), time.time())
         return self.read_state(lambda: engine.monitor().series(span, list(self._endpoints)))
+
+    def history(self, words: str = "", *, before: int | None = None, most: int = 100) -> dict[str, Any]:
+        """Return finished requests, newest first: those of the store, else the last 1,000 of this process.
+
+        Args:
+            words: A filter: words, and `model:` `node:` `app:` `kind:` `failed` `late`.
+            before: `next` of the previous answer, for older requests.
+            most: Number of requests, at most 1,000.
+
+        Returns:
+            `rows` (times in milliseconds), `next` (None at the end) and `stored` (whether a store was read).
+        """
+        engine, most = self._engine, max(1, min(most, HISTORY_MOST))
+        if engine is None:
+            return {"rows": [], "next": None, "stored": False}
+        wanted = matcher(words)
+        if engine.storing is None:
+            records = [
+                record for record in reversed(self.read_state(engine.recorder.history.records)) if wanted(record)
+            ]
+            return {"rows": [row_of(record) for record in records[:most]], "next": None, "stored": False}
+        found = engine.storing.store.search(wanted, most, before)
+        return {
+            "rows": [row_of(record) for _, record in found],
+            "next": found[-1][0] if len(found) == most else None,
+            "stored": True,
+        }
 
     def _spans(self) -> tuple[str, ...]:
         return SPANS if self._engine is None or self._engine.storing is None else (*SPANS, *STORED_SPANS)

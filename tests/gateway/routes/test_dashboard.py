@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from sollol.config import load_settings
 from sollol.gateway.auth.keys import Key, Keyring, hash_of
+from sollol.gateway.settings import gateway_settings
+from sollol.gateway.settings_in_force import settings_in_force
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 
-PATHS = ("/dashboard/", "/dashboard/api/snapshot", "/dashboard/api/events", "/dashboard/api/explain/1")
+PATHS = (
+    "/dashboard/",
+    *(f"/dashboard/api/{name}" for name in ("snapshot", "events", "explain/1", "history", "settings")),
+)
 
 
 def get(stage: Stage, path: str, **more: Any) -> httpx.Response:
@@ -51,6 +58,46 @@ def test_the_page_shows_the_gateways_own_pool() -> None:
         assert get(stage, "/dashboard/api/snapshot").json()["totals"]["total_requests"] == 1
         assert get(stage, "/dashboard/api/explain/99").status_code == 404
         until(lambda: stage.look(lambda gateway: gateway.feed.listening) == 0)
+
+
+def test_the_history_is_filtered_and_says_whether_it_is_stored(tmp_path: Path) -> None:
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage:
+        for number in range(3):
+            body = {
+                "model": MODEL if number else "absent",
+                "stream": False,
+                "prompt": "a",
+                "options": {"num_predict": 2},
+            }
+            httpx.post(f"{stage.url}/api/generate", json=body, trust_env=False)
+        found = get(stage, "/dashboard/api/history").json()
+        assert [row["outcome"] == "ok" for row in found["rows"]] == [True, True, False]
+        assert (found["next"], found["stored"]) == (None, False)
+        assert len(get(stage, "/dashboard/api/history?filter=failed").json()["rows"]) == 1
+        stage.look(lambda gateway: gateway.pool.use_store(tmp_path / "store.sqlite3"))
+        httpx.post(f"{stage.url}/api/generate", json=body, trust_env=False)
+        until(lambda: len(get(stage, "/dashboard/api/history").json()["rows"]) == 1)
+        assert get(stage, "/dashboard/api/history").json()["stored"]
+        for wrong in ("x", "-1", "9" * 30):
+            assert get(stage, f"/dashboard/api/history?before={wrong}").status_code == 400
+
+
+def test_the_settings_say_where_each_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sollol.toml"
+    path.write_text('[limits]\nqueue = 7\n[alerts]\nurls = ["https://hooks.example.org/secret"]\n')
+    monkeypatch.setenv("SOLLOL_APP_NAME", "flock")
+    monkeypatch.setenv("SOLLOL_REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+    settings = gateway_settings(load_settings(config=str(path)), str(path)).listening(port=0)
+    rows = {row["name"]: row for row in settings_in_force(settings)}
+    assert (rows["limits.queue"]["value"], rows["limits.queue"]["origin"]) == (7, f"file {path}")
+    assert (rows["app_name"]["value"], rows["app_name"]["origin"]) == ("flock", "SOLLOL_APP_NAME")
+    assert (rows["gateway.port"]["value"], rows["gateway.port"]["origin"]) == (0, "command line")
+    assert rows["redis"]["origin"] == "SOLLOL_REDIS_URL"
+    assert rows["routing.strategy"]["origin"] == "default"
+    assert "secret" not in str(rows)
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls) as stage:
+        shown = {row["name"] for row in get(stage, "/dashboard/api/settings").json()["settings"]}
+    assert shown == set(rows)
 
 
 def keyed(admin: bool = True) -> Keyring:

@@ -46,6 +46,7 @@ const share = (value) => `${(100 * value).toFixed(value > 0.995 && value < 1 ? 2
 const times = (value) => `${Number(value).toFixed(2)}×`;
 const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`);
 const clock = (date, seconds) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: seconds, hourCycle: "h23" });
+const day = (at) => { const when = new Date(at * 1000); return `${when.toLocaleDateString([], { day: "2-digit", month: "short" })} ${clock(when, "2-digit")}`; };
 function until(text) {
   const when = new Date(text);
   if (!text || Number.isNaN(when.getTime()) || when.getFullYear() < 2000) return "";

@@ -5,6 +5,7 @@ function show(next) {
   frame = next;
   canAct = Boolean(frame.can_act);
   byId("logout").hidden = !frame.login;
+  byId("tabs").lastElementChild.hidden = !frame.has_settings;
   const how = [frame.app_name, frame.routing_mode && `mode ${frame.routing_mode}`, frame.routing_strategy && `strategy ${frame.routing_strategy}`, `version ${frame.version}`];
   setText(byId("who"), how.filter(Boolean).join(" · "));
   document.title = `${frame.verdict.severity === "ok" ? "" : "! "}${frame.app_name ? `${frame.app_name} – ` : ""}SOLLOL`;
@@ -78,11 +79,11 @@ function notice(text) {
 }
 
 function setFilter(text) {
-  byId("filter").value = text;
+  for (const box of ["filter", "history-filter"]) if (byId(box).value !== text) byId(box).value = text;
   remember({ filter: text });
   if (frame) show(frame);
 }
-byId("filter").value = view.filter;
+for (const box of ["filter", "history-filter"]) byId(box).value = view.filter;
 byId("filter").addEventListener("input", (event) => setFilter(event.target.value));
 byId("node-search").addEventListener("input", () => { if (frame) showNodes(frame); });
 
@@ -91,6 +92,8 @@ function openTab(tab) {
   remember({ tab });
   for (const part of document.querySelectorAll("[data-view]")) part.hidden = part.dataset.view !== tab;
   for (const button of byId("tabs").children) button.setAttribute("aria-selected", String(button.dataset.tab === tab));
+  if (tab === "history") showHistory(false);
+  if (tab === "settings") showSettings();
   if (frame) show(frame);
 }
 for (const button of byId("tabs").children) button.addEventListener("click", () => openTab(button.dataset.tab));
@@ -116,9 +119,9 @@ document.addEventListener("keydown", (event) => {
   const typing = ["INPUT", "TEXTAREA"].includes(event.target.tagName);
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (typing) { if (event.key === "Escape") { event.target.value = ""; event.target.dispatchEvent(new Event("input")); event.target.blur(); } return; }
-  if (event.key === "/") { openTab("overview"); byId("filter").focus(); } else if (event.key === "?") byId("help").showModal();
+  if (event.key === "/") { if (view.tab !== "history") openTab("overview"); byId(view.tab === "history" ? "history-filter" : "filter").focus(); } else if (event.key === "?") byId("help").showModal();
   else if (event.key === "p") byId("pause").click();
-  else if (["1", "2", "3"].includes(event.key)) openTab(byId("tabs").children[event.key - 1].dataset.tab);
+  else if (/^[1-5]$/.test(event.key) && !byId("tabs").children[event.key - 1].hidden) openTab(byId("tabs").children[event.key - 1].dataset.tab);
   else if (["ArrowDown", "ArrowUp"].includes(event.key) && event.target.classList.contains("call")) {
     const all = [...event.target.closest("table").querySelectorAll(".call")];
     all[all.indexOf(event.target) + (event.key === "ArrowDown" ? 1 : -1)]?.focus();
@@ -176,6 +179,6 @@ document.addEventListener("visibilitychange", () => (document.hidden ? silence()
 setInterval(() => {
   if (source && source.readyState === EventSource.OPEN && latest && Date.now() - latest > 5000) setStatus("lost", `No news since ${clock(new Date(latest), "2-digit")}`);
 }, 1000);
-openTab(view.tab in { overview: 1, models: 1, calibration: 1 } ? view.tab : "overview");
+openTab([...byId("tabs").children].some((button) => button.dataset.tab === view.tab) ? view.tab : "overview");
 if (/^\d+$/.test(view.call)) explain(view.call);
 listen();

@@ -2,7 +2,8 @@
 const SHOWN_MOST = 50; // rows; more cost more time to lay out than a reader has use for
 
 class LiveTable {
-  constructor(id, columns, empty) {
+  constructor(id, columns, empty, most = SHOWN_MOST) {
+    this.most = most;
     this.columns = columns;
     this.rows = new Map();
     this.body = el("tbody");
@@ -18,7 +19,7 @@ class LiveTable {
   show(data, keyOf) {
     const seen = new Map();
     let before = null;
-    for (const row of data.slice(0, SHOWN_MOST)) {
+    for (const row of data.slice(0, this.most)) {
       const base = keyOf(row);
       seen.set(base, (seen.get(base) || 0) + 1);
       const key = `${base} ${seen.get(base)}`;
@@ -35,7 +36,7 @@ class LiveTable {
       tr.fresh = false;
     }
     this.table.hidden = !data.length;
-    const more = data.length - SHOWN_MOST;
+    const more = data.length - this.most;
     setText(this.empty, more > 0 ? `and ${more} more; the filter finds them` : this.nothing);
     this.empty.hidden = data.length > 0 && more <= 0;
   }
@@ -99,6 +100,23 @@ const what = (row) => `${row.kind}${row.items ? `, ${count(row.items)} ${row.ite
 const outcome = (row) => [row.outcome, row.error, () => [el("span", row.outcome === "ok" ? "" : "badge bad", row.outcome), row.error ? el("div", "why", row.error) : ""]];
 const actual = (row) => [time(row.actual_ms), String(isLate(row)), () => [el("span", row.outcome === "ok" && isLate(row) ? "late" : "", time(row.actual_ms))]];
 
+// The columns of finished requests.
+const finished = [
+  { head: "Call", show: call },
+  { head: "At", cls: "minor nowrap", show: (row) => clock(new Date(row.at * 1000), "2-digit") },
+  { head: "Model", cls: "name", show: (row) => row.model },
+  { head: "Task", cls: "minor", show: (row) => (row.items ? what(row) : row.task_type === row.kind ? row.kind : `${row.kind}: ${row.task_type}`) },
+  { head: "Node", cls: "name", show: nodeName },
+  { head: "Outcome", cls: "outcome", show: outcome },
+  { head: "Predicted", cls: "minor number", show: (row) => (row.predicted_ms ? time(row.predicted_ms) : "") },
+  { head: "Actual", cls: "number", show: actual },
+  { head: "First token", cls: "minor number", show: (row) => (row.first_token_ms ? time(row.first_token_ms) : "") },
+  { head: "Waited", cls: "minor number", show: (row) => time(row.queue_ms) },
+  { head: "Tokens", cls: "minor number", show: (row) => (row.tokens_out ? count(row.tokens_out) : "") },
+  { head: "Attempts", cls: "minor number", show: (row) => String(row.attempts) },
+  { head: "App", cls: "minor name", show: (row) => row.app },
+];
+
 const tables = {
   running: new LiveTable("running", [
     { head: "Call", show: call },
@@ -128,21 +146,13 @@ const tables = {
     { head: "Running", cls: "minor number", show: (row) => count(row.running) },
     { head: "Waiting", cls: "minor number", show: (row) => count(row.waiting) },
   ], "No application has been read yet."),
-  recent: new LiveTable("recent", [
-    { head: "Call", show: call },
-    { head: "At", cls: "minor nowrap", show: (row) => clock(new Date(row.at * 1000), "2-digit") },
-    { head: "Model", cls: "name", show: (row) => row.model },
-    { head: "Task", cls: "minor", show: (row) => (row.items ? what(row) : row.task_type === row.kind ? row.kind : `${row.kind}: ${row.task_type}`) },
-    { head: "Node", cls: "name", show: nodeName },
-    { head: "Outcome", cls: "outcome", show: outcome },
-    { head: "Predicted", cls: "minor number", show: (row) => (row.predicted_ms ? time(row.predicted_ms) : "") },
-    { head: "Actual", cls: "number", show: actual },
-    { head: "First token", cls: "minor number", show: (row) => (row.first_token_ms ? time(row.first_token_ms) : "") },
-    { head: "Waited", cls: "minor number", show: (row) => time(row.queue_ms) },
-    { head: "Tokens", cls: "minor number", show: (row) => (row.tokens_out ? count(row.tokens_out) : "") },
-    { head: "Attempts", cls: "minor number", show: (row) => String(row.attempts) },
-    { head: "App", cls: "minor name", show: (row) => row.app },
-  ], "No requests yet."),
+  recent: new LiveTable("recent", finished, "No requests yet."),
+  history: new LiveTable("history", [{ ...finished[0], show: (row) => String(row.id) }, { ...finished[1], show: (row) => day(row.at) }, ...finished.slice(2)], "No stored request fits.", Infinity),
+  settings: new LiveTable("settings", [
+    { head: "Setting", cls: "name", show: (row) => row.name },
+    { head: "Value", cls: "name", show: (row) => (row.value === null || row.value === "" ? "not set" : typeof row.value === "string" ? row.value : JSON.stringify(row.value)) },
+    { head: "From", cls: "quiet name", show: (row) => row.origin },
+  ], "No settings.", Infinity),
 };
 
 // --- the filter: words, and model: node: app: kind: failed late ---

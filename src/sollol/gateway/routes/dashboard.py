@@ -13,11 +13,12 @@ from typing import Final
 
 from sollol.dashboard.feed import encode
 from sollol.dashboard.page import login_page, page
-from sollol.dashboard.site import HTML, security_headers, send_events
+from sollol.dashboard.site import HTML, history_query, security_headers, send_events
 from sollol.errors import BadInput
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
 from sollol.gateway.routes import admin
+from sollol.gateway.settings_in_force import settings_in_force
 from sollol.http_server.request import Request
 
 ROOT: Final = "/dashboard/"
@@ -63,6 +64,20 @@ async def series(context: Context, request: Request, span: str) -> None:
     access.check_admin(request, admin.VIEW_OTHERS)
     found = await asyncio.to_thread(context.pool.series, span)  # a month of the store takes a while
     request.answer(200, encode(found))
+
+
+async def history(context: Context, request: Request) -> None:
+    """Answer with finished requests of the store, newest first."""
+    access.check_admin(request, admin.VIEW_OTHERS)
+    words, before = history_query(request)
+    found = await asyncio.to_thread(context.pool.history, words, before=before)
+    request.answer(200, encode(found))
+
+
+async def settings(context: Context, request: Request) -> None:
+    """Answer with the settings in force and where each came from."""
+    access.check_admin(request, "see the settings")
+    request.answer(200, encode({"settings": settings_in_force(context.settings)}))
 
 
 async def redirected(context: Context, request: Request) -> None:

@@ -65,6 +65,8 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/dashboard/logout"): Route(dashboard.logout),
     ("GET", "/dashboard/api/snapshot"): Route(admin.snapshot, head=True),
     ("GET", "/dashboard/api/events"): Route(dashboard.events),
+    ("GET", "/dashboard/api/history"): Route(dashboard.history),
+    ("GET", "/dashboard/api/settings"): Route(dashboard.settings),
 }
 PASSTHROUGH = Route(passthrough.pass_on)  # all other paths
 PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
