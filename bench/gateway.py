@@ -140,26 +140,34 @@ def _latency() -> list[Added]:
 
 def recording() -> list[Row]:
     """Return the cost of all records, alone, with Redis, and with a Redis that is stopped."""
-    rows = [_recording("history, store, journal and metrics", 0.95)]
+    rows = [
+        _recording("history, store and metrics", 0.95),
+        _recording("  with a journal file as well", None, "--journal"),
+    ]
     if lacking := missing("redis-server"):
         return [*rows, skipped("  with Redis as well", lacking)]
     with proxies.redis() as redis:
         address = {"SOLLOL_REDIS_URL": f"redis://127.0.0.1:{redis.port}"}
-        rows.append(_recording("  with Redis as well", 0.93, address))
-        rows.append(_recording("  with a Redis that is stopped", 0.93, address, redis))
+        rows.append(_recording("  with Redis as well", 0.93, settings=address))
+        rows.append(_recording("  with a Redis that is stopped", 0.93, settings=address, stopped=redis))
     return rows
 
 
 def _recording(
-    name: str, target: float, settings: Mapping[str, str] = MappingProxyType({}), stopped: Running | None = None
+    name: str,
+    target: float | None,
+    *options: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    stopped: Running | None = None,
 ) -> Row:
-    """Return the requests/s with all records against none, in one process in turn."""
+    """Return the requests/s with all records against none, in one process in turn. `options`: each takes a file."""
     with tempfile.TemporaryDirectory() as home:
-        kept, journal = Path(home) / "slices.json", ("--journal", str(Path(home) / "journal"))
+        kept = Path(home) / "slices.json"
+        more = [part for option in options for part in (option, str(Path(home) / "file"))]
         program = ("bench.recorded", str(kept))
         with contextlib.ExitStack() as stack:
             ports = stack.enter_context(proxies.instant_backend())
-            ours = stack.enter_context(proxies.sollol(ports, program, journal, **settings))
+            ours = stack.enter_context(proxies.sollol(ports, program, more, **settings))
             if stopped is not None:
                 load.wrk(ours, "/api/chat", CHAT, seconds=2)
                 stack.enter_context(stopped.frozen())

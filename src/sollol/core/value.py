@@ -6,11 +6,13 @@ part of a cycle are not tracked by the garbage collector.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sollol.core.hints import mypyc_attr
 
 V = TypeVar("V", bound="Value")
+
+_names: Final[dict[type, list[str]]] = {}  # of the fields of each class
 
 
 @mypyc_attr(acyclic=True)
@@ -32,9 +34,10 @@ class Value:
 def fields_of(value: Any) -> dict[str, Any]:
     """Return the fields by name, in the order of their names."""
     cls = type(value)
-    # Compiled, a class keeps the names of its slots elsewhere.
-    names = getattr(cls, "__mypyc_attrs__", None) or cls.__slots__
-    return {name: getattr(value, name) for name in sorted(names)}
+    names = _names.get(cls)
+    if names is None:  # compiled, a class keeps the names of its slots elsewhere
+        names = _names[cls] = sorted(getattr(cls, "__mypyc_attrs__", None) or cls.__slots__)
+    return {name: getattr(value, name) for name in names}
 
 
 def replaced(value: V, **changes: Any) -> V:

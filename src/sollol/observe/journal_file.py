@@ -1,20 +1,23 @@
 """Write the scheduler's events to a file, and replay them.
 
 The same events give the same state and the same actions. A line is one event as JSON with its time. The first line has
-the seed of the scheduler's random numbers; every few hundred lines, and at the end, there is a digest of all events and
-actions so far, which a replay compares. Prompts and answers are in no event. Keys of nodes are left out.
+the seed of the scheduler's random numbers; every few hundred lines, and at the end, there is a digest of all lines and
+of the actions so far, which a replay compares. Of the start of an attempt it has the node and the prediction, which
+depends on all that was learned. Prompts and answers are in no event. Keys of nodes are left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from sollol.core import events
+from sollol.core.actions import Action, Complete, SchedulerException, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
@@ -30,18 +33,23 @@ from sollol.core.types import (
 )
 from sollol.core.value import Value, fields_of
 from sollol.errors import BadInput
-from sollol.observe.journal import Digest, Entry
+from sollol.observe.journal import Entry
 
-FORM: Final = 1
+FORM: Final = 2
 DIGEST_EVERY: Final = 500  # events
 MOST_BYTES: Final = 500_000_000
 
 
 def event_to_values(event: events.Event) -> dict[str, Any]:
     """Return the fields of an event as values that JSON can hold."""
-    if isinstance(event, events.Submitted):
-        task = task_to_values(event.task)
-        return {"task": {name: _plain(value) for name, value in task.items()}}
+    if isinstance(event, events.Submitted):  # every request brings these two; their fields are plain already
+        return {"task": task_to_values(event.task)}
+    if isinstance(event, events.Finished):
+        outcome = fields_of(event.outcome)
+        return {
+            "attempt": event.attempt,
+            "outcome": {**outcome, "status": outcome["status"].value, "timing": fields_of(outcome["timing"])},
+        }
     fields = fields_of(event) if isinstance(event, Value) else event._asdict()
     return {name: _plain(value) for name, value in fields.items()}
 
@@ -57,8 +65,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(held) for name, held in value.items()}
     if isinstance(value, str | int | float | bool | None):
         return value.value if isinstance(value, RoutingStrategy) else value
-    if isinstance(value, Status):
-        return value.value
     return f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else [_plain(held) for held in value]
 
 
@@ -115,7 +121,7 @@ class JournalFile:
         path.touch(0o600, exist_ok=True)  # names of models and applications are for its owner only
         self._file = path.open("wb")
         self._encode = msgspec.json.Encoder().encode
-        self._digest = Digest()
+        self._digest = _LineDigest()
         self._count = self._bytes = 0
         self._line({"form": FORM, "seed": seed})
 
@@ -123,10 +129,9 @@ class JournalFile:
         """Write one entry."""
         if self._file.closed or self._bytes > MOST_BYTES:
             return
-        name, values = type(entry.event).__name__, event_to_values(entry.event)
-        self._line({"at": entry.at, "event": name, **values})
-        # The digest is of the event as a replay reads it: exceptions and credentials come back otherwise.
-        self._digest(Entry(entry.at, event_from_values(name, values), entry.actions))
+        event = entry.event
+        line = self._line({"at": entry.at, "event": type(event).__name__, **event_to_values(event)})
+        self._digest.add(line, entry.actions)
         self._count += 1
         if self._count % DIGEST_EVERY == 0:
             self._line({"digest": self._digest.hexdigest()})
@@ -138,10 +143,38 @@ class JournalFile:
             self._line({"digest": self._digest.hexdigest()})
             self._file.close()
 
-    def _line(self, values: Mapping[str, Any]) -> None:
+    def _line(self, values: Mapping[str, Any]) -> bytes:
         line = self._encode(values) + b"\n"
         self._bytes += len(line)
         self._file.write(line)
+        return line
+
+
+class _LineDigest:
+    """Hash the lines of a journal and the actions that followed."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, line: bytes, actions: Sequence[Action]) -> None:
+        """Add the line of an event, and its actions."""
+        self._hash.update(line)
+        self._hash.update("".join([_named(action) for action in actions]).encode())
+
+    def hexdigest(self) -> str:
+        """Return the hash so far."""
+        return self._hash.hexdigest()
+
+
+def _named(action: Action) -> str:
+    """Return the decision in an action. The text of an exception may name an address in memory, so it is left out."""
+    if isinstance(action, Start):
+        return (
+            f"{action.attempt} {action.task} {action.node} {action.decision.predicted_us} {action.cause} {action.items}"
+        )
+    if isinstance(action, Complete):
+        return f"{action.task} {action.outcome.status} {action.attempt}"
+    return "exception" if isinstance(action, SchedulerException) else repr(action)
 
 
 class Replay(NamedTuple):
@@ -161,12 +194,12 @@ def replay(path: Path, policies: Policies) -> Replay:
         BadInput: The file is no journal.
     """
     lines = _lines(path)
-    head = next(lines, {})
+    head = next(lines, (b"", {}))[1]
     if head.get("form") != FORM:
         raise BadInput(f"{path} is no journal of this version; expected a file that `sollol serve --journal` wrote")
     scheduler = Scheduler(policies, random.Random(head["seed"]))
-    digest, number, digests, differs_at, equal = Digest(), 0, 0, None, 0
-    for line in lines:
+    digest, number, digests, differs_at, equal = _LineDigest(), 0, 0, None, 0
+    for raw, line in lines:
         if "digest" in line:
             digests += 1
             if line["digest"] == digest.hexdigest():
@@ -179,18 +212,18 @@ def replay(path: Path, policies: Policies) -> Replay:
             event = event_from_values(name, line)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{path}, event {number + 1}: it cannot be read ({error})") from None
-        digest(Entry(at, event, scheduler.handle(event, at)))
+        digest.add(raw, scheduler.handle(event, at))
         number += 1
     return Replay(number, digests, differs_at, digest.hexdigest(), scheduler)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 return  # the program was killed while it wrote
             try:
-                yield decode(line)
+                yield line, decode(line)
             except msgspec.DecodeError as error:
                 raise BadInput(f"{path} is no journal: {error}") from None
