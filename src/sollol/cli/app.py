@@ -27,6 +27,7 @@ from sollol.cli import (
     explain,
     init,
     keys,
+    models,
     nodes,
     ping,
     ps,
@@ -49,6 +50,7 @@ EPILOG = """\
   sollol search notes.npz "what did we decide about backups?"
   sollol chat "Name a colour." --model llama3.2
   sollol top         nodes, queue and requests, live
+  sollol models      list, pull and pin models on all nodes
   sollol serve       one address for all of them
   sollol doctor      what is wrong, and the exact fix
 
@@ -152,6 +154,7 @@ app.command(epilog=replay.EPILOG)(replay.replay)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=sim.EPILOG)(sim.sim)

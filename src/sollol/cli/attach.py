@@ -84,6 +84,13 @@ class Remote:
             raise NoAnswer(f"{self.url} does not answer as a SOLLOL dashboard")
         return found
 
+    async def models(self) -> dict[str, Any]:
+        """Return the models of each node, as a gateway lists them."""
+        found = await self._get("models")
+        if not isinstance(found.get("models"), list):
+            raise NoAnswer(f"{self.url} does not list models as a SOLLOL gateway")
+        return found
+
     async def explain(self, task_id: int) -> dict[str, Any]:
         """Return why a request was sent to its node."""
         return await self._get(f"explain/{task_id}")

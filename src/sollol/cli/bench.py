@@ -22,7 +22,7 @@ from sollol.errors import BadInput, NoNodeAvailable, SollolError
 
 if TYPE_CHECKING:
     from sollol.cli.measure import Plan
-    from sollol.cli.models import Disks
+    from sollol.cli.model_choice import Disks
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ def _place(nodes: str | None, simulated: bool, model: str | None, chat_model: st
 def _measure(place: Place, plan: Plan, model: str | None, chat_model: str | None, no_chat: bool) -> Findings:
     import asyncio
 
-    from sollol.cli import models
+    from sollol.cli import model_choice
     from sollol.cli.nodes import look
 
     states = asyncio.run(look(place.endpoints))
@@ -172,10 +172,12 @@ def _measure(place: Place, plan: Plan, model: str | None, chat_model: str | None
         if state.facts is None:
             row.errors.append(state.why)
     if disks:
-        found.model = _model("--model", model, disks, models.EMBED) or asyncio.run(models.embedding_model(disks))
+        found.model = _model("--model", model, disks, model_choice.EMBED) or asyncio.run(
+            model_choice.embedding_model(disks)
+        )
         if not no_chat:
-            wanted = _model("--chat-model", chat_model, disks, models.CHAT)
-            found.chat_model = wanted or asyncio.run(models.chat_model(disks))
+            wanted = _model("--chat-model", chat_model, disks, model_choice.CHAT)
+            found.chat_model = wanted or asyncio.run(model_choice.chat_model(disks))
         for row, state in zip(found.rows, states, strict=True):
             row.was_loaded = found.model in state.facts.loaded if state.facts and found.model else None
         with Steps() as steps:
@@ -192,7 +194,7 @@ def _model(option: str, wanted: str | None, disks: Disks, ability: str) -> str |
     """
     import asyncio
 
-    from sollol.cli.models import abilities
+    from sollol.cli.model_choice import abilities
 
     if wanted is None:
         return None

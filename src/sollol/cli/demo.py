@@ -215,7 +215,7 @@ def _compare(node: Endpoint, model: str, sample: list[tuple[Passage, Any]]) -> t
 
     import numpy as np
 
-    from sollol.cli.models import post
+    from sollol.cli.model_choice import post
 
     body = {"model": model, "input": [passage.text for passage, _ in sample]}
     answer = asyncio.run(post(node, "/api/embed", body))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sollol.cli import fleet
-from sollol.cli.models import embedding_model
+from sollol.cli.model_choice import embedding_model
 from sollol.cli.nodes import look
 from sollol.cli.simulated import running, unequal
 from sollol.core.endpoint import Endpoint

@@ -100,6 +100,10 @@ _TAIL = """
 # Models to try, in this order, when no node can serve the first.
 [fallbacks]
 # "llama3.3:70b" = ["llama3.2"]
+
+# The nodes that have a model, for `sollol models sync` and `sollol serve --sync-models`.
+[models]
+# "llama3.2" = { replicas = 2, nodes = ["gpu-box", "10.0.0.7:11434"], pin = true }
 """
 
 

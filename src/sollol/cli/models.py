@@ -1,69 +1,423 @@
-"""Choose the model of a command where none is named, by the nodes' lists and capabilities."""
+"""Implement `sollol models`: list, pull, delete, copy, keep in memory and unload the models of all nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from sollol.core.endpoint import Endpoint
-from sollol.transport.base import Call, TransportFault
+import typer
 
-EMBED, CHAT = "embedding", "completion"  # Ollama's names of these abilities
-_ASKED_MODELS = 50
+from sollol.cli import fleet
+from sollol.cli.console import note, plural, print_json, printable, say, seconds, size, stdout, table, warn
+from sollol.cli.fleet import JsonOption, NodesOption
+from sollol.core.endpoint import Endpoint, parse_endpoint
+from sollol.core.types import canonical_model
+from sollol.errors import BadInput, ResponseError
 
-Disks = Mapping[Endpoint, Mapping[str, int]]  # by node that answers: its models and their bytes
+if TYPE_CHECKING:
+    from sollol.answers import Answer
+    from sollol.models.desired import ModelPlan
+    from sollol.models.inventory import NodeInventory
+    from sollol.transport.base import Transport
+
+T = TypeVar("T")
+EPILOG = """\
+[bold]Examples[/bold]
+
+  sollol models list
+  sollol models pull llama3.2 --on gpu-1 --on gpu-2
+  sollol models pin llama3.2
+  sollol models unload llama3.2 --on gpu-1
+  sollol models rm llama2 --all
+  sollol models sync --dry-run
+
+[bold]Which nodes[/bold]
+
+  --nodes names the cluster, as for all commands; --on the nodes of a change.
+  Without --on, a change concerns every node of the cluster that it can.
+
+[bold]Room[/bold]
+
+  Ollama's API does not report the room on a node's disk. `sollol agent`
+  does; without it a pull to a full disk fails there.
+
+[bold]Exit codes[/bold]
+
+  0    done on all nodes
+  1    it failed on a node, or no node has the model
+"""
+
+app = typer.Typer(help="Models over all nodes: list, pull, delete, copy, keep in memory, unload.", epilog=EPILOG,
+                  no_args_is_help=True)  # fmt: skip
+
+OnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on", metavar="HOST:PORT", help="A node of the change; repeatable. Default: all.", show_default=False
+    ),
+]
+Model = Annotated[str, typer.Argument(help="The name of the model.", show_default=False)]
 
 
-async def embedding_model(disks: Disks) -> str | None:
-    """Return the embedding model that most nodes have, by name among equals."""
-    holders = _holders(disks)
-    return await _first(holders, EMBED, lambda name: (-len(holders[name]), name))
+def _run(work: Callable[[Transport], Awaitable[T]]) -> T:
+    from sollol.transport.http import HttpTransport
+
+    async def run() -> T:
+        transport = HttpTransport()
+        try:
+            return await work(transport)
+        finally:
+            await transport.aclose()
+
+    return asyncio.run(run())
 
 
-async def chat_model(disks: Disks) -> str | None:
-    """Return the smallest chat model that several nodes have, or else the smallest of all."""
-    holders = _holders(disks)
-    return await _first(holders, CHAT, lambda name: (len(holders[name]) < 2, disks[holders[name][0]][name], name))
+def _targets(nodes: str | None, on: Sequence[str] | None) -> tuple[Endpoint, ...]:
+    """Return the nodes of a change.
+
+    Raises:
+        BadInput: A node of --on is not in the cluster.
+    """
+    chosen = fleet.choose(nodes).endpoints
+    if not on:
+        return chosen
+    by_key = {endpoint.key: endpoint for endpoint in chosen} | {endpoint.host: endpoint for endpoint in chosen}
+    found = []
+    for name in on:
+        endpoint = by_key.get(name) or by_key.get(parse_endpoint(name).key)
+        if endpoint is None:
+            raise BadInput(f"--on {name} is not a node here; expected one of {', '.join(e.key for e in chosen)}")
+        found.append(endpoint)
+    return tuple(dict.fromkeys(found))
 
 
-def _holders(disks: Disks) -> dict[str, list[Endpoint]]:
-    found: dict[str, list[Endpoint]] = {}
-    for endpoint, models in disks.items():
-        for name in models:
-            found.setdefault(name, []).append(endpoint)
+# --- list ---
+
+
+@app.command("list")
+def list_models(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Show the models of all nodes: digest, size, place in memory, last use."""
+    chosen = fleet.choose(nodes)
+    found, used = _run(lambda transport: _look(transport, chosen.endpoints))
+    rows = _rows(found, used)
+    down = [{"node": node.key, "why": node.why} for node in found if node.why]
+    if as_json:
+        print_json({"models": rows, "down": down})
+        return
+    if rows:
+        made = table("model", "node", "size", "digest", "in memory", "last used", right=("size",))
+        before = ""
+        for row in rows:
+            name = "" if row["model"] == before else printable(row["model"])
+            before = row["model"]
+            digest = row["digest"].removeprefix("sha256:")[:12] + (" !" if row["differs"] else "")
+            made.add_row(name, row["node"], size(row["size"]), digest, _memory(row), _ago(row["last_used"]))
+        stdout().print(made)
+    models = len({row["model"] for row in rows})
+    note(f"{plural(models, 'model')} on {len(found) - len(down)} of {plural(len(found), 'node')} (from {chosen.how}).")
+    if any(row["differs"] for row in rows):
+        note("! marks a model whose version differs between nodes; `sollol models pull NAME` makes them the same.")
+    for node in down:
+        note(f"  {node['node']} is down: {printable(node['why'])}")
+
+
+async def _look(
+    transport: Transport, endpoints: Sequence[Endpoint]
+) -> tuple[list[NodeInventory], dict[tuple[str, str], float]]:
+    """Return the models of the nodes, and when a gateway on this machine used them last."""
+    from sollol.cli.attach import NoAnswer, attach
+    from sollol.models.inventory import read_inventory
+
+    async def used() -> dict[tuple[str, str], float]:
+        with contextlib.suppress(NoAnswer):
+            remote = await attach(transport, None, None)
+            if remote is not None and remote.is_gateway:
+                rows = (await remote.models())["models"]
+                return {(row["model"], row["node"]): row["last_used"] for row in rows if row["last_used"]}
+        return {}
+
+    return await asyncio.gather(read_inventory(transport, endpoints), used())
+
+
+def _rows(found: Sequence[NodeInventory], used: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
+    from sollol.models.inventory import is_pinned
+
+    digests: dict[str, set[str]] = {}
+    for node in found:
+        for name, stored in node.stored.items():
+            digests.setdefault(name, set()).add(stored.digest)
+    rows = []
+    for node in found:
+        for name, stored in node.stored.items():
+            loaded = node.loaded.get(name)
+            rows.append(
+                {
+                    "model": name,
+                    "node": node.key,
+                    **stored._asdict(),
+                    "differs": len(digests[name]) > 1,
+                    "processor": loaded.processor if loaded else None,
+                    "gpu_share": loaded.gpu_share if loaded else None,
+                    "pinned": is_pinned(loaded),
+                    "last_used": used.get((name, node.key)),
+                }
+            )
+    return sorted(rows, key=lambda row: (row["model"], row["node"]))
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    if row["processor"] is None:
+        return "-"
+    return f"{row['processor']}, pinned" if row["pinned"] else str(row["processor"])
+
+
+def _ago(at: float | None) -> str:
+    return "-" if at is None else f"{seconds(max(0.0, datetime.now(UTC).timestamp() - at))} ago"
+
+
+# --- changes of the disks ---
+
+
+@app.command()
+def pull(model: Model, on: OnOption = None, nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Pull a model to nodes, with one progress bar for all."""
+    targets = _targets(nodes, on)
+    if not as_json:
+        note(f"{plural(len(targets), 'node')}; the room on their disks is unknown to Ollama's API.")
+
+    def lines(transport: Transport) -> AsyncGenerator[Answer, None]:
+        from sollol.models.changes import plain_pull
+
+        return plain_pull(transport)(model, targets)
+
+    outcomes = _run(lambda transport: _follow(lines(transport), model, len(targets)))
+    _report(model, {node.key: outcomes.get(node.key, "no outcome") for node in targets}, as_json, "pulled")
+
+
+async def _follow(lines: AsyncGenerator[Answer, None], what: str, nodes: int) -> dict[str, str]:
+    """Show the progress of all nodes as one bar; return the outcome of each node."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from sollol.cli.console import stderr
+    from sollol.models.progress import MergedProgress
+
+    merged = MergedProgress(nodes)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr(), transient=True, disable=not stderr().is_terminal) as bar:
+        task = bar.add_task(printable(what), total=None)
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                merged.add(line)
+                done = len(merged.outcomes)
+                bar.update(
+                    task,
+                    total=merged.total or None,
+                    completed=merged.completed,
+                    description=f"{printable(what)}, {done} of {plural(nodes, 'node')}",
+                )
+    return merged.outcomes
+
+
+@app.command()
+def rm(
+    model: Model,
+    on: OnOption = None,
+    everywhere: Annotated[bool, typer.Option("--all", help="Delete it from every node that has it.")] = False,
+    nodes: NodesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a model from nodes."""
+    if bool(on) == everywhere:
+        raise BadInput("expected the nodes to delete it from: --on HOST:PORT, or --all")
+    _change(model, _targets(nodes, on), as_json, "deleted", "DELETE", "/api/delete", {"model": model})
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="The name of the model.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="The new name.", show_default=False)],
+    on: OnOption = None,
+    nodes: NodesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a model a second name, on every node that has it."""
+    body = {"source": source, "destination": target}
+    _change(source, _targets(nodes, on), as_json, f"copied to {target}", "POST", "/api/copy", body)
+
+
+def _change(
+    model: str, targets: Sequence[Endpoint], as_json: bool, done: str, method: str, path: str, body: dict[str, Any]
+) -> None:
+    from sollol.models import operations
+
+    async def change(transport: Transport) -> Answer:
+        found = await _holding(transport, model, targets)
+        return await operations.call_all(transport, found, method, path, body)
+
+    _report(model, _run(change)["nodes"], as_json, done)
+
+
+async def _holding(transport: Transport, model: str, targets: Sequence[Endpoint]) -> list[Endpoint]:
+    """Return the nodes that have a model on disk, and print which lack it."""
+    from sollol.models import operations
+
+    found = await operations.holders(transport, targets, model)
+    for node in targets:
+        if node not in found:
+            note(f"{node.key} lacks {printable(model)}: `sollol models pull {printable(model)} --on {node.key}`")
     return found
 
 
-async def _first(holders: Mapping[str, list[Endpoint]], ability: str, order: Callable[[str], Any]) -> str | None:
-    for name in sorted(holders, key=order)[:_ASKED_MODELS]:
-        details = await _shown(holders[name][0], name)
-        # The lists of nodes contain models in the cloud, too, which do not run there.
-        if ability in (details.get("capabilities") or ()) and not details.get("remote_host"):
-            return name
-    return None
+# --- changes of the memory ---
 
 
-async def abilities(endpoint: Endpoint, model: str) -> frozenset[str]:
-    """Return the capabilities of a model as its node reports them; empty if it does not."""
-    return frozenset((await _shown(endpoint, model)).get("capabilities") or ())
+@app.command()
+def warm(model: Model, on: OnOption = None, nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Load a model into memory, on every node that has it."""
+    _keep(model, on, nodes, as_json, "in memory", None)
 
 
-async def _shown(endpoint: Endpoint, model: str) -> dict[str, Any]:
-    return await post(endpoint, "/api/show", {"model": model}) or {}
+@app.command()
+def pin(model: Model, on: OnOption = None, nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Load a model and keep it in memory until it is unpinned or the node restarts."""
+    from sollol.models.changes import FOREVER
+
+    _keep(model, on, nodes, as_json, "pinned", FOREVER)
+    if not as_json:
+        note(f'For good: pin = true in [models."{canonical_model(model)}"] of the file, and `sollol models sync`.')
 
 
-async def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-    """Send a request to one node without a pool; return None if it does not answer or refuses."""
-    from sollol.backends.ollama import decode, encode
-    from sollol.transport.http import HttpTransport
+@app.command()
+def unpin(model: Model, on: OnOption = None, nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Let a model leave the memory once it is unused for five minutes."""
+    from sollol.models.changes import USUAL
 
-    transport = HttpTransport()
-    try:
-        reply = await transport.send(endpoint, Call("POST", path, encode(body)))
-        answer = await reply.read()
-        value = decode(answer) if reply.status == 200 else None
-        return value if isinstance(value, dict) else None
-    except (TransportFault, ValueError):
-        return None
-    finally:
-        await transport.aclose()
+    _keep(model, on, nodes, as_json, "unpinned", USUAL, in_memory=True)
+
+
+@app.command()
+def unload(model: Model, on: OnOption = None, nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+    """Unload a model from memory, on every node that holds it. Running calls end first."""
+    _keep(model, on, nodes, as_json, "unloaded", 0, in_memory=True)
+
+
+def _keep(
+    model: str,
+    on: Sequence[str] | None,
+    nodes: str | None,
+    as_json: bool,
+    done: str,
+    keep_alive: int | str | None,
+    in_memory: bool = False,
+) -> None:
+    targets = _targets(nodes, on)
+
+    async def keep(transport: Transport) -> Answer:
+        from sollol.models import operations
+        from sollol.models.inventory import read_inventory
+
+        name = canonical_model(model)
+        if in_memory:
+            found = await read_inventory(transport, targets)
+            chosen = [node.node for node in found if name in node.loaded]
+            if not chosen:
+                raise ResponseError(f"{name} is not in the memory of {_words(targets)}; `sollol ps` lists what is", 404)
+        else:
+            chosen = await _holding(transport, model, targets)
+        body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
+        return await operations.load(transport, chosen, body)
+
+    _report(model, _run(keep)["nodes"], as_json, done)
+
+
+def _words(targets: Sequence[Endpoint]) -> str:
+    return ", ".join(node.key for node in targets)
+
+
+def _report(model: str, outcomes: Mapping[str, str], as_json: bool, done: str) -> None:
+    """Print the outcome of each node; exit with 1 if one failed."""
+    failed = {node: why for node, why in outcomes.items() if why != "success"}
+    if as_json:
+        print_json({"model": canonical_model(model), "nodes": dict(outcomes)})
+    else:
+        for node, why in outcomes.items():
+            if node not in failed:
+                say(f"{node}: {printable(model)} {printable(done)}")
+            else:
+                warn(f"{node}: {printable(why)}")
+    if failed:
+        raise typer.Exit(1)
+
+
+# --- the desired state ---
+
+
+@app.command()
+def sync(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the changes and their reasons.")] = False,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="FILE", help="The file with the tables [models].", show_default=False),
+    ] = None,
+    nodes: NodesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the models of the nodes as the tables of models in the file name them. Deletes nothing."""
+    from sollol.config import find_file, load_settings
+    from sollol.gateway.settings import gateway_settings
+    from sollol.models.desired import plan
+    from sollol.models.inventory import read_inventory
+
+    file = find_file(config)
+    settings = gateway_settings(load_settings(config=file), file or "")
+    if not settings.models:
+        raise BadInput(f'{file or "no file"} names no model; expected tables such as [models."llama3.2"] replicas = 2')
+    chosen = settings.nodes if nodes is None and settings.nodes else fleet.choose(nodes).endpoints
+    found = plan(settings.models, _run(lambda transport: read_inventory(transport, chosen)))
+    outcomes = {} if dry_run else _carry_out(found, chosen)
+    _show_plan(found, outcomes, dry_run, as_json)
+    if found.unmet or any(outcome != "success" for outcome in outcomes.values()):
+        raise typer.Exit(1)
+
+
+def _carry_out(found: ModelPlan, nodes: Sequence[Endpoint]) -> dict[tuple[str, str, str], str]:
+    from sollol.models.changes import carry_out
+
+    outcomes: dict[tuple[str, str, str], str] = {}
+
+    async def work(transport: Transport) -> None:
+        lines = carry_out(transport, {node.key: node for node in nodes}, found.changes)
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                if "error" in line or line.get("status") == "success":
+                    key = (line["verb"], line["model"], line["node"])
+                    outcomes[key] = str(line.get("error") or "success")
+                    note(f"{' '.join(key)}: {printable(outcomes[key])}")
+
+    _run(work)
+    return {change[:3]: outcomes.get(change[:3], "no outcome") for change in found.changes}
+
+
+def _show_plan(found: ModelPlan, outcomes: Mapping[tuple[str, str, str], str], dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        rows = [{**change._asdict(), "outcome": outcomes.get(change[:3])} for change in found.changes]
+        print_json({"changes": rows, "unmet": found.unmet, "dry_run": dry_run})
+        return
+    if found.changes:
+        made = table("change", "model", "node", "reason")
+        for change in found.changes:
+            made.add_row(change.verb, printable(change.model), change.node, printable(change.reason))
+        stdout().print(made)
+    for line in found.unmet:
+        warn(printable(line))
+    made_or_not = "to be made" if dry_run else "made"
+    note(f"{plural(len(found.changes), 'change')} {made_or_not}." if found.changes else "Nothing has to change.")

@@ -85,6 +85,10 @@ def serve(
         Path | None,
         typer.Option("--journal", metavar="FILE", help="Record all events for `sollol replay`.", show_default=False),
     ] = None,
+    sync_models: Annotated[
+        bool,
+        typer.Option("--sync-models", help="Keep the models of the nodes as the file's tables of models name them."),
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check the settings, keys and nodes.")] = False,
 ) -> None:
     """Serve the whole cluster at one address: Ollama's, OpenAI's and Anthropic's API."""
@@ -93,7 +97,7 @@ def serve(
 
     if access_log not in (None, "text", "json"):
         raise BadInput(f"--access-log {access_log}; expected text or json")
-    read = Reading(config, nodes, host, port, insecure, access_log, journal)
+    read = Reading(config, nodes, host, port, insecure, access_log, journal, sync_models)
     settings = read.settings()
     keyring = read.keyring(settings)
     if check:
@@ -115,12 +119,13 @@ class Reading:
         insecure: bool,
         access_log: str | None = None,
         journal: Path | None = None,
+        sync_models: bool = False,
     ) -> None:
         from sollol.config import find_file
 
         self.access_log = access_log
         self.journal = journal
-
+        self.sync_models = sync_models
         self.file = find_file(config)
         if self.file is not None:
             os.environ["SOLLOL_CONFIG"] = self.file  # discovery reads it, too; the process ends with the command

@@ -11,6 +11,7 @@ from sollol.cli.access_log import AccessLog
 from sollol.cli.console import note, plural, printable, say, warn
 from sollol.errors import SollolError
 from sollol.gateway.app import Gateway
+from sollol.gateway.model_sync import ModelSync
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.signals import on_signal
 from sollol.transport.http import HttpTransport
@@ -82,6 +83,8 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
         await _greet(gateway, port, read.file)
         engine = pool.engine
         engine.monitor().subscribe(_report_event)
+        if read.sync_models:
+            ModelSync(lambda: gateway.context).start(gateway.duties)
         log = None
         if read.access_log:
             log = AccessLog(engine.recorder.subscribe("access log", sampled=False), read.access_log)

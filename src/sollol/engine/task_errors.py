@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.actions import Complete
 from sollol.core.types import Status, Task
 from sollol.errors import DeadlineExceeded, NoNodeAvailable, QueueFull, ResponseError, SollolError, StreamBroken
+
+LACKS: Final = "does not have"  # how the reason of a node without the model begins
 
 
 def error_of(settled: Complete, task: Task) -> SollolError | None:
@@ -30,7 +34,11 @@ def _error_of(settled: Complete, task: Task) -> SollolError | None:
                     "OLLAMA_HOST, or let OllamaPool.auto_configure() look for them."
                 )
             wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
-            return NoNodeAvailable(f"{what}: {outcome.message}; of {len(settled.tried)} nodes:", settled.tried, wait_s)
+            lacking = [node for node, why in settled.tried if why.startswith(LACKS)]
+            on = f" --on {lacking[0]}" if len(lacking) == 1 else ""
+            bring = f" (`sollol models pull {task.model}{on}` brings it)" if lacking else ""
+            head = f"{what}: {outcome.message}{bring}; of {len(settled.tried)} nodes:"
+            return NoNodeAvailable(head, settled.tried, wait_s)
         case Status.QUEUE_FULL:
             wait_s = None if outcome.retry_us is None else outcome.retry_us / 1e6
             return QueueFull(f"{what}: {outcome.message}; retry later, or add nodes", wait_s)

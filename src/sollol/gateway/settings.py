@@ -1,7 +1,7 @@
 """Validate the settings of `sollol serve`: the tables of the configuration file, with all defaults.
 
 `sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks],
-[digests], [store] and [alerts]. The limits protect the server's memory from everybody who reaches it.
+[digests], [store], [alerts] and [models]. The limits protect the server's memory from everybody who reaches it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
 from sollol.http_server.host_guard import is_loopback
 from sollol.http_server.limits import Seconds, ServerLimits
+from sollol.models.desired import DesiredModel
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
@@ -84,6 +85,7 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digests: dict[Name, Digest] = {}
     store: StoreSettings = StoreSettings()
     alerts: AlertSettings = AlertSettings()
+    models: dict[Name, DesiredModel] = {}
 
 
 _KNOWN: Final = {
@@ -94,6 +96,7 @@ _KNOWN: Final = {
         ("routing", Routing),
         ("store", StoreSettings),
         ("alerts", AlertSettings),
+        ("models[...]", DesiredModel),  # as msgspec names the table of one model
     )
 }
 
@@ -112,6 +115,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     observer_sampling: float = 1.0
     store: StoreSettings = StoreSettings()
     alerts: AlertSettings = AlertSettings()
+    models: Mapping[str, DesiredModel] = {}
     redis: str | None = None
     origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
 
@@ -246,6 +250,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.observer_sampling,
         tables.store,
         tables.alerts,
+        tables.models,
         settings.redis,
         _origins(settings),
     )

@@ -233,7 +233,8 @@ async def holders(transport: Transport, nodes: Sequence[Endpoint], model: str) -
     found = [node for node in nodes if canonical in map(canonical_model, have.get(node.key, ()))]
     if not found:
         present = "; ".join(f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in have.items())
-        raise ResponseError(f"model '{model}' not found on any node ({present})", 404)
+        bring = f"`sollol models pull {model}` brings it"
+        raise ResponseError(f"model '{model}' not found on any node ({present}); {bring}", 404)
     return found
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Literal, overload
+
+import msgspec
 
 from sollol.answers import Answer
 from sollol.core.endpoint import Endpoint
-from sollol.models import operations
+from sollol.core.types import canonical_model
+from sollol.errors import BadInput, ResponseError
+from sollol.models import changes, operations
+from sollol.models.desired import Change, DesiredModel, ModelPlan, plan
+from sollol.models.inventory import NodeInventory, read_inventory
 from sollol.pool.base import PoolBase
 from sollol.pool.requests import encode_body
-from sollol.workload.validation import check_model
+from sollol.workload.validation import check_count, check_model
 
 
 class AsyncModelCalls(PoolBase):
@@ -26,6 +33,84 @@ class AsyncModelCalls(PoolBase):
     async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
         """Run `warm_model` for each model in turn: a node loads one at a time."""
         return {model: await self.warm_model(model) for model in models}
+
+    async def unload(self, model: str, *, node: str | None = None) -> Answer:
+        """Unload a model from the memory of every node that holds it, or of `node`. Running calls end first.
+
+        Raises:
+            ResponseError: 404: none of these nodes holds it in memory.
+        """
+        return await self._keep(model, node, 0)
+
+    async def pin(self, model: str, *, node: str | None = None) -> Answer:
+        """Load a model on every node that has it, or on `node`, and keep it in memory."""
+        return await self.warm_model(model, node=node, keep_alive=changes.FOREVER)
+
+    async def unpin(self, model: str, *, node: str | None = None, keep_alive: float | str = changes.USUAL) -> Answer:
+        """Let a model in memory go once it is unused for `keep_alive`."""
+        return await self._keep(model, node, keep_alive)
+
+    async def _keep(self, model: str, node: str | None, keep_alive: float | str) -> Answer:
+        name, engine = canonical_model(check_model(model)), self._running()
+        found = await read_inventory(engine.transport, self._find_node(node))
+        holding = [each.node for each in found if name in each.loaded]
+        if not holding:
+            where = node or "any node"
+            raise ResponseError(f"{name} is not in the memory of {where}; `sollol ps` lists what is", 404)
+        body = {"model": model, "keep_alive": keep_alive}
+        return self._changed(await operations.load(engine.transport, holding, body))
+
+    async def free_memory(self, node: str, size_bytes: int) -> Answer:
+        """Unload models of a node until so many bytes are free, the one unused for longest first.
+
+        Models at work and pinned ones stay. Returns: `freed` (bytes), `unloaded`, `kept` (model -> reason), and
+        `status`, "partial" if less was freed than needed.
+        """
+        (endpoint,) = self._find_node(node)
+        needed, engine = check_count("size_bytes", size_bytes), self._running()
+        (found,) = await read_inventory(engine.transport, [endpoint])
+        if found.why:
+            raise ResponseError(f"{endpoint.key} did not send its lists: {found.why}", 502)
+        state = engine.scheduler.view().nodes.get(endpoint.key)
+        held = []
+        for name, loaded in found.loaded.items():
+            replica = state.replicas.get(name) if state else None
+            last_use = state.last_use(name) if state else 0
+            held.append(changes.HeldModel(name, loaded, last_use, bool(replica and replica.attempts)))
+        chosen = changes.choose_unloads(held, needed)
+        for name in chosen.models:
+            await operations.load(engine.transport, [endpoint], {"model": name, "keep_alive": 0})
+        return self._changed(
+            Answer(
+                status="success" if chosen.freed_bytes >= needed else "partial",
+                freed=chosen.freed_bytes,
+                unloaded=list(chosen.models),
+                kept=dict(chosen.kept),
+            )
+        )
+
+    async def inventory(self) -> Sequence[NodeInventory]:
+        """Return the models of each node: on disk, and in memory."""
+        return await read_inventory(self._running().transport, self._find_node(None))
+
+    async def plan_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> ModelPlan:
+        """Return the changes after which the nodes have the desired models, without making them."""
+        tables = check_desired(desired)
+        return plan(tables, await self.inventory())
+
+    async def sync_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> Answer:
+        """Make the changes of `plan_models`, and return their outcomes and what no change can reach."""
+        found = await self.plan_models(desired)
+        outcomes: dict[Change, str] = {}
+        nodes = {endpoint.key: endpoint for endpoint in self._find_node(None)}
+        async with aclosing(changes.carry_out(self._running().transport, nodes, found.changes)) as lines:
+            async for line in lines:
+                if "error" in line or line.get("status") == "success":
+                    for change in found.changes:
+                        if (change.verb, change.model, change.node) == (line["verb"], line["model"], line["node"]):
+                            outcomes[change] = line.get("error") or "success"
+        rows = [{**change._asdict(), "outcome": outcomes.get(change, "no outcome")} for change in found.changes]
+        return self._changed(Answer(changes=rows, unmet=list(found.unmet)))
 
     def _reachable(self) -> list[Endpoint]:
         """Return the nodes that are not known to be down, all if there is none."""
@@ -141,3 +226,20 @@ class AsyncModelCalls(PoolBase):
         """Probe the nodes, which have other models now."""
         self._running().refresh()
         return answer
+
+
+def check_desired(desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> dict[str, DesiredModel]:
+    """Return the tables of models with their fields checked.
+
+    Raises:
+        BadInput: A field is unknown, or its value cannot be used.
+    """
+    found = {}
+    for name, table in desired.items():
+        try:
+            found[check_model(name)] = (
+                table if isinstance(table, DesiredModel) else msgspec.convert(table, DesiredModel)
+            )
+        except msgspec.ValidationError as problem:
+            raise BadInput(f"models.{name}: {table!r} cannot be used; {problem}") from None
+    return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from sollol.answers import Answer
+from sollol.models.desired import DesiredModel, ModelPlan
+from sollol.models.inventory import NodeInventory
 from sollol.pool.thread import LoopThread
 
 
@@ -19,6 +21,42 @@ class ModelCalls(LoopThread):
     def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
         """Run `warm_model` for each model in turn: a node loads one at a time."""
         return self._on_loop(lambda inner: inner.warm_models(models))
+
+    def unload(self, model: str, *, node: str | None = None) -> Answer:
+        """Unload a model from the memory of every node that holds it, or of `node`. Running calls end first.
+
+        Raises:
+            ResponseError: 404: none of these nodes holds it in memory.
+        """
+        return self._on_loop(lambda inner: inner.unload(model, node=node))
+
+    def pin(self, model: str, *, node: str | None = None) -> Answer:
+        """Load a model on every node that has it, or on `node`, and keep it in memory."""
+        return self._on_loop(lambda inner: inner.pin(model, node=node))
+
+    def unpin(self, model: str, *, node: str | None = None, keep_alive: float | str = "5m") -> Answer:
+        """Let a model in memory go once it is unused for `keep_alive`."""
+        return self._on_loop(lambda inner: inner.unpin(model, node=node, keep_alive=keep_alive))
+
+    def free_memory(self, node: str, size_bytes: int) -> Answer:
+        """Unload models of a node until so many bytes are free, the one unused for longest first.
+
+        Models at work and pinned ones stay. Returns: `freed` (bytes), `unloaded`, `kept` (model -> reason), and
+        `status`, "partial" if less was freed than needed.
+        """
+        return self._on_loop(lambda inner: inner.free_memory(node, size_bytes))
+
+    def inventory(self) -> Sequence[NodeInventory]:
+        """Return the models of each node: on disk, and in memory."""
+        return self._on_loop(lambda inner: inner.inventory())
+
+    def plan_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> ModelPlan:
+        """Return the changes after which the nodes have the desired models, without making them."""
+        return self._on_loop(lambda inner: inner.plan_models(desired))
+
+    def sync_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> Answer:
+        """Make the changes of `plan_models`, and return their outcomes and what no change can reach."""
+        return self._on_loop(lambda inner: inner.sync_models(desired))
 
     def list(self) -> Answer:
         """Return all models on the nodes' disks, each once, with `nodes`: the nodes that have it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from typing import Any
 
@@ -29,7 +30,23 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_PLAIN = re.compile(r"[\w.:/@-]{1,200}", re.ASCII)
 _OPENAI = {400, 404, 401, 403, 429}  # others are its "api_error"
+
+
+class UnknownModel(ResponseError):
+    """No node has a model. The message is that of a node's route; the command that brings it is in a header."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.name = name
+        super().__init__(unknown_model(path, name), 404)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The header with the hint; none for a name that a header cannot have."""
+        if not _PLAIN.fullmatch(self.name):
+            return ()
+        return (("X-Sollol-Hint", f"no node has {self.name}; sollol models pull {self.name}"),)
 
 
 def unknown_model(path: str, name: str) -> str:
@@ -65,6 +82,8 @@ def status_of(error: SollolError) -> tuple[int, tuple[tuple[str, str], ...]]:
             return error.status_code, (("Retry-After", str(error.retry_after_s)),)
         case Unauthorized():
             return error.status_code, (("WWW-Authenticate", error.challenge),)
+        case UnknownModel():
+            return 404, error.headers
         case ResponseError():
             return error.status_code if 400 <= error.status_code < 600 else 502, ()
         case BadInput():

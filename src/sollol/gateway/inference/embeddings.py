@@ -25,7 +25,7 @@ from sollol.gateway.auth.access import check_allowed
 from sollol.gateway.auth.charging import prompt_tokens, reserve, settle, size_of, text_tokens
 from sollol.gateway.context import Context
 from sollol.gateway.formats.api_formats import ApiFormat, parse_embedding, parsed_embedding
-from sollol.gateway.formats.error_responses import unknown_model
+from sollol.gateway.formats.error_responses import UnknownModel
 from sollol.gateway.formats.request_fields import EmbeddingFields
 from sollol.gateway.inference.call_options import options_of
 from sollol.gateway.inference.model_memory import set_keep_alive
@@ -193,7 +193,7 @@ async def _answer(
             if number < len(models) and isinstance(error, NoNodeAvailable):
                 continue
             if is_missing(context.engine, model):
-                raise ResponseError(unknown_model(request.path, str(found.model)), 404) from None
+                raise UnknownModel(request.path, str(found.model)) from None
             raise
         settle(request, sum(each.used() for each in jobs))
         tokens = round(job.tokens)

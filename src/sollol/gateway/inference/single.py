@@ -20,7 +20,7 @@ from sollol.gateway.auth.access import check_allowed, shown_message
 from sollol.gateway.auth.charging import prompt_tokens, reserve, settle, used
 from sollol.gateway.context import Context
 from sollol.gateway.formats.api_formats import ApiFormat, ParsedRequest, parse_request
-from sollol.gateway.formats.error_responses import status_of, unknown_model
+from sollol.gateway.formats.error_responses import UnknownModel, status_of
 from sollol.gateway.inference.call_options import options_of
 from sollol.gateway.inference.model_memory import set_keep_alive, unload
 from sollol.gateway.inference.passthrough import send_to_any
@@ -243,7 +243,8 @@ class Inference:
         assert error is not None
         request, headers = self._request, routing_headers(job.task.id, "", len(job.attempt_log.attempts))
         if isinstance(error, NoNodeAvailable) and is_missing(self._context.engine, model):
-            request.refuse(404, unknown_model(request.path, self._parsed.model), headers)
+            error = UnknownModel(request.path, self._parsed.model)
+            request.refuse(404, error.error, [*headers, *error.headers])
             return
         status, more = status_of(error)
         request.refuse(status, shown_message(request, error), [*headers, *more])

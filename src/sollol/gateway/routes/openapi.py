@@ -126,6 +126,24 @@ SCHEMAS: dict[str, Schema] = {
         "required": ["model"],
     },
     "Unloaded": _object(model=_TEXT, nodes={"type": "array", "items": _TEXT}),
+    "ModelOnNode": _object(
+        model=_TEXT, node=_TEXT, size=_COUNT, digest=_TEXT, format=_TEXT, processor=_or_null(_TEXT),
+        gpu_share=_or_null(_SHARE), pinned=_FLAG, last_used=_or_null(_NUMBER),
+    ),
+    "Inventory": _object(models=_list(_ref("ModelOnNode")), down={"type": "object", "additionalProperties": _TEXT}),
+    "Kept": _object(model=_TEXT, status=_TEXT, nodes={"type": "object", "additionalProperties": _TEXT}),
+    "Free": {
+        "type": "object",
+        "properties": {"node": {"type": "string"}, "bytes": {"type": "integer", "minimum": 1}},
+        "required": ["node", "bytes"],
+    },
+    "Freed": _object(
+        status=_state("success", "partial"), node=_TEXT, freed=_COUNT, unloaded=_list(_TEXT),
+        kept={"type": "object", "additionalProperties": _TEXT},
+    ),
+    "Sync": {"type": "object", "properties": {"dry_run": {"type": "boolean"}}},
+    "Change": _object(verb=_state("pull", "warm", "unpin", "unload"), model=_TEXT, node=_TEXT, reason=_TEXT),
+    "Synced": _object(changes=_list(_ref("Change")), unmet=_list(_TEXT)),
     "Cancelled": _object(id={"type": "integer"}, cancelled={"type": "boolean"}),
     "Mode": {
         "type": "object",
@@ -221,6 +239,12 @@ def document(keys: bool) -> Schema:
             "/sollol/models/unload": _post(
                 "unload", "Put a model out of memory, on one node or on all.", "Unloaded", body="Unload"
             ),
+            "/sollol/models": _get("models", "The models of each node.", "Inventory", refusals=_NOT_ADMIN),
+            "/sollol/models/warm": _post("warm", "Load a model.", "Kept", body="Unload"),
+            "/sollol/models/pin": _post("pin", "Load a model, and keep it in memory.", "Kept", body="Unload"),
+            "/sollol/models/unpin": _post("unpin", "Let a model leave the memory.", "Kept", body="Unload"),
+            "/sollol/models/free": _post("free", "Unload models until bytes are free.", "Freed", body="Free"),
+            "/sollol/models/sync": _post("sync", "Make the models as [models] names them.", "Synced", body="Sync"),
             "/sollol/requests/{id}/cancel": _post(
                 "cancel", "Cancel a waiting or running request.", "Cancelled", parameters=(_ID,)
             ),

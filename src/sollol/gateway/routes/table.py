@@ -8,7 +8,7 @@ from typing import Any
 
 from sollol.gateway.formats.api_formats import CHAT_FORMATS, EMBED_FORMATS, ApiFormat
 from sollol.gateway.inference import passthrough
-from sollol.gateway.routes import actions, admin, blobs, dashboard, lists, models
+from sollol.gateway.routes import actions, admin, blobs, dashboard, lists, model_state, models
 
 
 class Route:
@@ -58,6 +58,9 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/snapshot"): Route(admin.snapshot, head=True),
     ("GET", "/metrics"): Route(admin.metrics),
     ("GET", "/sollol/nodes"): Route(admin.nodes, head=True),
+    ("GET", "/sollol/models"): Route(model_state.inventory, head=True),
+    ("POST", "/sollol/models/free"): Route(model_state.free, admin=True),
+    ("POST", "/sollol/models/sync"): Route(model_state.sync, admin=True),
     ("GET", "/sollol/openapi.json"): Route(admin.openapi, head=True),
     ("GET", "/dashboard"): Route(dashboard.redirected, public=True, head=True),
     ("GET", "/dashboard/"): Route(dashboard.index, public=True, head=True),
@@ -79,6 +82,7 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("GET", admin.QUEUE, Route(admin.queue)),
     ("POST", actions.DRAIN, Route(actions.drain, admin=True)),
     ("POST", actions.UNLOAD, Route(actions.unload, admin=True)),
+    ("POST", model_state.KEEP, Route(model_state.keep, admin=True)),
     ("POST", actions.CANCEL, Route(actions.cancel, admin=True)),
     ("POST", actions.MODE, Route(actions.mode, admin=True)),
 ]

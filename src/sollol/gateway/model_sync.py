@@ -1,0 +1,70 @@
+"""Make the models of the nodes as the tables [models] name them, in the background of `sollol serve`.
+
+A pull moves gigabytes, so it is made only after it has been in the plan for HOLD_S seconds: a node that restarts has
+its copy back by then. The other changes are made at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Final
+
+from sollol.duties import Duties
+from sollol.gateway.context import Context
+from sollol.models.changes import carry_out
+from sollol.models.desired import Change
+
+EVERY_S: Final = 60.0
+HOLD_S: Final = 300.0
+WORDS: Final = {"pull": "pulled", "warm": "pinned", "unpin": "unpinned", "unload": "unloaded"}
+
+
+class ModelSync:
+    """Compare the nodes with the tables, and make the changes that are due."""
+
+    def __init__(self, context: Callable[[], Context]) -> None:
+        self._context = context  # the present one: new settings replace it
+        self._since: dict[Change, float] = {}  # pulls in the plan -> when they appeared
+        self._failed: dict[Change, str] = {}
+
+    def start(self, duties: Duties) -> None:
+        """Compare now, and every minute from now on."""
+        duties.keep("the models of the file", self.look, EVERY_S)
+
+    async def look(self) -> None:
+        """Compare once."""
+        context = self._context()
+        if not context.settings.models:
+            return
+        found = await context.pool.plan_models(context.settings.models)
+        due = self.due(found.changes, asyncio.get_running_loop().time())
+        nodes = {node.key: node.endpoint for node in context.pool.nodes}
+        engine = context.engine
+        async with aclosing(carry_out(engine.transport, nodes, due)) as lines:
+            async for line in lines:
+                change = next(each for each in due if each[:3] == (line["verb"], line["model"], line["node"]))
+                if "error" in line:
+                    self._report(change, f"is not {WORDS[change.verb]} on {change.node}: {line['error']}")
+                elif line.get("status") == "success":
+                    self._report(change, f"is {WORDS[change.verb]} on {change.node}: {change.reason}")
+        if due:
+            engine.refresh()
+
+    def due(self, changes: tuple[Change, ...], now_s: float) -> list[Change]:
+        """Return the changes that are made now."""
+        pulls = {Change(c.verb, c.model, c.node, ""): c for c in changes if c.verb == "pull"}
+        self._since = {key: self._since.get(key, now_s) for key in pulls}
+        return [
+            change
+            for change in changes
+            if change.verb != "pull" or now_s - self._since[Change(*change[:3], "")] >= HOLD_S
+        ]
+
+    def _report(self, change: Change, text: str) -> None:
+        """Notify the operator of an outcome; of a failure that repeats only once."""
+        key = Change(*change[:3], "")
+        if self._failed.get(key) != text:
+            self._failed[key] = text
+            self._context().engine.dispatcher.notify_operator(f"{change.model} {text}")
