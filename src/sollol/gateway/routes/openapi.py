@@ -141,7 +141,7 @@ SCHEMAS: dict[str, Schema] = {
         status=_state("success", "partial"), node=_TEXT, freed=_COUNT, unloaded=_list(_TEXT),
         kept={"type": "object", "additionalProperties": _TEXT},
     ),
-    "Sync": {"type": "object", "properties": {"dry_run": {"type": "boolean"}}},
+    "Sync": {"type": ["object", "null"], "properties": {"dry_run": {"type": "boolean"}}},
     "Change": _object(verb=_state("pull", "warm", "unpin", "unload"), model=_TEXT, node=_TEXT, reason=_TEXT),
     "Synced": _object(changes=_list(_ref("Change")), unmet=_list(_TEXT)),
     "Cancelled": _object(id={"type": "integer"}, cancelled={"type": "boolean"}),
