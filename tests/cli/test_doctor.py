@@ -14,8 +14,9 @@ from typer.testing import Result
 from sollol.cli import attach, local_checks
 from sollol.cli.link import Link
 from sollol.cli.report import redacted
+from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
-from tests.gateway.stage import MODEL, gateway_over, talker
+from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 
 Run = Callable[..., Result]
 CHAT = ModelSpec(MODEL, size_bytes=2_000_000_000)
@@ -59,6 +60,29 @@ def test_a_gateway_tells_what_only_it_knows(run: Run) -> None:
         result = run("doctor", "--json", "--url", stage.url, code=1)
     assert ids(result) == ["node-down"]
     assert json.loads(result.stdout)["looked_at"]["source"] == stage.url
+
+
+def test_two_gateways_on_the_same_nodes_are_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyed = Keyring([Key("ops", hash_of("secret"))], required=True)
+    with (
+        sim_cluster([talker(1)]) as nodes,
+        sim_cluster([talker(2)]) as others,
+        gateway_over(nodes.urls) as own,
+        gateway_over(nodes.urls) as same,
+        gateway_over(others.urls) as apart,
+        gateway_over(nodes.urls, keyring=keyed) as closed,
+    ):
+
+        def found(at: Stage, *words: str) -> list[str]:
+            monkeypatch.setattr(attach, "GATEWAY_PORT", int(at.url.rpartition(":")[2]))
+            return ids(run("doctor", "--json", *words, code=None))
+
+        by_nodes, by_own = ("--nodes", nodes.urls[0]), ("--url", own.url)
+        assert found(same, *by_nodes) == found(same, *by_own) == ["two-gateways"]
+        assert found(apart, *by_nodes) == found(apart, *by_own) == []
+        assert found(own, *by_own) == []
+        assert found(closed, *by_nodes) == []
+        assert found(closed, *by_own) == ["two-gateways"]
 
 
 def test_without_nodes_it_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

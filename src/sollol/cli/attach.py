@@ -32,7 +32,8 @@ KeyOption = Annotated[
         show_default=False,
     ),
 ]
-LOCAL = ("http://127.0.0.1:11435", "http://127.0.0.1:8080")  # gateway, dashboard
+GATEWAY_PORT = 11435
+LOCAL = (f"http://127.0.0.1:{GATEWAY_PORT}", "http://127.0.0.1:8080")  # gateway, dashboard
 DASHBOARD, GATEWAY = "/api", "/sollol"  # where they have their own routes
 _DASHBOARD_PORT = 8080
 _NEEDED = {"app_name", "totals", "nodes", "waiting", "running", "recent", "calibration"}

@@ -122,6 +122,8 @@ async def _findings(transport: Transport, overview: dict[str, Any], chosen: Chos
 
     found = [Finding(**row) for row in overview.get("findings", ())]
     found += await _local_findings(transport, chosen)
+    if overview.get("applications") is None:
+        found += await _other_gateways(transport, overview, chosen)
     if fix:
         await _mend(transport, overview, found)
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -140,6 +142,19 @@ async def _local_findings(transport: Transport, chosen: Chosen | None) -> list[F
         for node, link in zip(chosen.endpoints, links, strict=True):
             found += link_findings(node.key, link)
     return found
+
+
+async def _other_gateways(transport: Transport, overview: dict[str, Any], chosen: Chosen | None) -> list[Finding]:
+    """Return findings about gateways on this machine and on those of the nodes that use the same nodes."""
+    from sollol.cli.attach import GATEWAY_PORT
+    from sollol.cli.local_checks import other_gateways
+    from sollol.core.endpoint import Endpoint, parse_endpoint
+
+    endpoints = [parse_endpoint(node["url"]) for node in overview["nodes"]]
+    hosts = dict.fromkeys(["127.0.0.1", *(endpoint.host for endpoint in endpoints)])
+    urls = [Endpoint(host, GATEWAY_PORT).url for host in hosts]
+    own = overview["source"] if chosen is None else None
+    return await other_gateways(transport, urls, own, {endpoint.key for endpoint in endpoints})
 
 
 async def _mend(transport: Transport, overview: dict[str, Any], found: list[Finding]) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from sollol.cli.link import Link
 from sollol.config import find_file, problems_of
+from sollol.core.endpoint import parse_endpoint
+from sollol.errors import BadInput
 from sollol.observe.findings import ERROR, INFO, WARNING, Finding
+from sollol.transport.base import Call, Timeouts, Transport, TransportFault
 
 SLOW_CONNECT_S: Final = 0.1
 SLOW_HTTP_S: Final = 0.5
 SKEW_S: Final = 30.0
+TIMEOUTS: Final = Timeouts(1.0, 2.0, 2.0)
+ANSWER_MOST: Final = 4_000_000  # bytes
 DISK_LEAST: Final = 1_000_000_000  # bytes
 DISK_SHARE_LEAST: Final = 0.02
 
@@ -42,6 +50,52 @@ def disk(folder: Path | None = None) -> Iterator[Finding]:
             "disk-full", WARNING, str(folder), f"{usage.free / 1e6:,.0f} MB are free on the disk of {folder}.",
             "Indexes, keys and settings cannot be written.", "Free some space.", {"free": usage.free},
         )  # fmt: skip
+
+
+async def other_gateways(
+    transport: Transport, urls: Iterable[str], own: str | None, nodes: Collection[str]
+) -> list[Finding]:
+    """Find gateways at these URLs that use some of these nodes.
+
+    Args:
+        transport: The transport.
+        urls: Addresses where a gateway may listen.
+        own: URL of the gateway that is examined; None without one.
+        nodes: The nodes, as host:port.
+    """
+    health = {url: _answer(transport, url, "/sollol/health") for url in dict.fromkeys([*urls, *([own] if own else [])])}
+    answers = dict(zip(health, await asyncio.gather(*health.values()), strict=True))
+    seen = {answers[own]["instance"]} if own and "instance" in answers[own] else set()
+    found = []
+    for url, answer in answers.items():
+        if "instance" not in answer or answer["instance"] in seen:
+            continue
+        seen.add(answer["instance"])
+        listed = (await _answer(transport, url, "/sollol/nodes")).get("nodes")
+        shared = None
+        if isinstance(listed, list):
+            hosts = {str(row.get("host")) for row in listed if isinstance(row, dict)}
+            shared = [node for node in nodes if node in hosts]
+        if shared or (shared is None and own):
+            which = f"uses {', '.join(shared)}, too" if shared else "may use the same nodes (it asks for a key)"
+            found.append(Finding(
+                "two-gateways", WARNING if shared else INFO, url, f"Another gateway at {url} {which}.",
+                "Neither sees the requests of the other: both predict free slots that are taken, and wait longer.",
+                "Send all requests through one gateway; or give both the same SOLLOL_REDIS_URL, so that each shows the "
+                "other's.", {"nodes": shared or []},
+            ))  # fmt: skip
+    return found
+
+
+async def _answer(transport: Transport, url: str, path: str) -> dict[str, Any]:
+    """Return the answer of a gateway as an object, {} without one."""
+    try:
+        reply = await transport.send(parse_endpoint(url), Call("GET", path, timeouts=TIMEOUTS, most=ANSWER_MOST))
+        content = await reply.read()
+        found = msgspec.json.decode(content) if reply.status == 200 else {}
+    except (TransportFault, BadInput, msgspec.DecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def link_findings(node: str, link: Link) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ task each, which is cancelled when the client leaves.
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 from typing import Any, Final
 
@@ -73,6 +74,7 @@ class Gateway(HttpServer):
         self._decoding = DecodingThread(self.intake)
         self._queries = SharedQueries()
         self._request_ids = RequestIds()
+        self._instance = secrets.token_hex(6)
         self._hosts: HostGuard | None = None  # where other machines have no access
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns = list(PATTERNS)
@@ -147,6 +149,7 @@ class Gateway(HttpServer):
             self.feed,
             self.spawn,
             lambda: self.draining,
+            self._instance,
         )
         return left
 

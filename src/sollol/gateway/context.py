@@ -45,6 +45,7 @@ class Context:
         feed: Feed,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         is_draining: Callable[[], bool],
+        instance: str,
     ) -> None:
         self.pool: Final = pool
         self.engine: Final[Engine] = pool.engine
@@ -59,6 +60,7 @@ class Context:
         self.feed: Final = feed  # of the dashboard
         self.spawn: Final = spawn
         self.is_draining: Final = is_draining
+        self.instance: Final = instance  # by which a gateway with two addresses is known as one
         self.default_options: Final = CallOptions(  # of a request without headers
             5, settings.limits.request_timeout_s, settings.mode, settings.routing.hedge, app=settings.app_name
         )

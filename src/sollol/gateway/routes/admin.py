@@ -23,7 +23,7 @@ QUEUE: Final[re.Pattern[str]] = re.compile(r"/sollol/queue/([^/]+)")
 
 async def health(context: Context, request: Request) -> None:
     """Answer that the gateway serves."""
-    request.answer(200, encode({"status": "ok", "version": __version__}))
+    request.answer(200, encode({"status": "ok", "version": __version__, "instance": context.instance}))
 
 
 async def ready(context: Context, request: Request) -> None:

@@ -50,7 +50,7 @@ _ATTEMPT = {"node": _TEXT, "reason": _TEXT, "predicted_ms": _MS, "elapsed_ms": _
 
 SCHEMAS: dict[str, Schema] = {
     "Error": _object(error=_TEXT),
-    "Health": _object(status={"const": "ok"}, version=_TEXT),
+    "Health": _object(status={"const": "ok"}, version=_TEXT, instance=_TEXT),
     "Ready": _object(
         status=_state("ready", "not ready"),
         nodes_up=_COUNT,
