@@ -7,6 +7,8 @@ at once. Optional fields that are absent read as None.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 # Optional in Ollama's answers: absent reads as None, while a typo still raises.
@@ -87,6 +89,18 @@ class Answer(dict[str, Any]):
         """The routing record: node, reasons, predicted_ms, actual_ms, queue_ms, attempts."""
         found: Answer = self.get("_sollol_routing", Answer())
         return found
+
+    if not TYPE_CHECKING:  # for programs of SOLLOL's fork for Hydra, which await a synchronous pool
+
+        def __await__(self) -> Iterator[Any]:
+            """Return the answer; the call before it has blocked the event loop."""
+            warnings.warn(
+                "an answer of OllamaPool is awaited: its call has blocked the event loop; use chat_async, "
+                "generate_async, embed_async, or AsyncOllamaPool",
+                stacklevel=2,
+            )
+            yield from ()
+            return self
 
     def __repr__(self) -> str:
         """Return Ollama's fields without the routing record, which does not belong in a text."""

@@ -50,6 +50,7 @@ class UnifiedDashboard:
     """
 
     def __init__(self, pool: Any = None, port: int = DEFAULT_PORT, *, host: str = "127.0.0.1", **old: Any) -> None:
+        pool, port = old.pop("router", pool), old.pop("dashboard_port", port)  # their names in older versions
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise BadInput(f"port={port!r}; expected a number from 0 (any free one) to 65535")
         accept_old("UnifiedDashboard", old, frozenset(old))
@@ -84,8 +85,11 @@ class UnifiedDashboard:
         self._thread.start()
         return self.url
 
-    def run(self) -> None:
-        """Serve until `stop()` is called, or Ctrl-C is pressed."""
+    def run(self, host: str | None = None, **old: Any) -> None:
+        """Serve until `stop()` is called, or Ctrl-C is pressed. `host`: another address to listen on."""
+        accept_old("UnifiedDashboard.run", old, frozenset(["debug", "allow_fallback"]))
+        if host is not None and not self.running:
+            self._host = host
         self.start()
         try:
             while self.running:

@@ -58,7 +58,7 @@ def discover_ollama_nodes(
     Args:
         timeout: Seconds for the whole search. On a machine that is too busy to try the nearest /24 within it, one pass
             over that is made nevertheless (5 s more at most).
-        exclude_localhost: Leave out this machine.
+        exclude_localhost: Leave out this machine, except nodes of it that SOLLOL_NODES or the config file names.
         auto_resolve_docker: Inside a container, try the host, too.
         discover_all_nodes: Widen the search from the nearest /24 of a large network to its /16.
         subnets: Networks to search instead of this machine's private ones.
@@ -107,7 +107,10 @@ async def discover(
         found = await search.run()
     finally:
         await transport.aclose()
-    return [node for node in found if not (exclude_localhost and node.host_id == identity.THIS_MACHINE)]
+    if not exclude_localhost:
+        return found
+    named = {endpoint.key for endpoint in settings.nodes}  # by the user, which goes before the exclusion
+    return [node for node in found if node.host_id != identity.THIS_MACHINE or node.endpoint.key in named]
 
 
 def physical_hosts(endpoints: Iterable[Endpoint], *, timeout: float = 0.5) -> dict[str, str]:

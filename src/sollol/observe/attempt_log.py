@@ -28,6 +28,8 @@ class AttemptLog:
         record = Answer(
             id=task.id,
             node="",
+            host="",
+            port=0,
             reasons=[],
             predicted_ms=0.0,
             actual_ms=0.0,
@@ -41,8 +43,11 @@ class AttemptLog:
         )
         for start, _, began, ended in answered:
             decision = start.decision
+            host, _, port = decision.node.rpartition(":")
             record.update(
                 node=decision.node,
+                host=host.strip("[]"),
+                port=int(port) if port.isdigit() else 0,
                 reasons=[decision.reason],
                 predicted_ms=decision.predicted_us / 1000,
                 actual_ms=(ended - began) / 1000,

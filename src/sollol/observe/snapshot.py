@@ -31,6 +31,11 @@ class EngineState(NamedTuple):
         return time.time() - (self.now - at) / SECOND
 
 
+READABLE = (
+    "host", "port", "url", "is_healthy", "version", "models", "loaded_models", "node_id", "gpu_available", "healthy"
+)  # fmt: skip
+
+
 class NodeView:
     """A node for users: `n["host"]`, `n["port"]`, `n.url`, `n.is_healthy`, `n.loaded_models` ..."""
 
@@ -95,21 +100,36 @@ class NodeView:
         """The names of the models in its memory."""
         return sorted(self._state.loaded) if self._state else []
 
+    @property
+    def node_id(self) -> str:
+        """`host:port`, as `key`."""
+        return self._endpoint.key
+
+    @property
+    def gpu_available(self) -> bool:
+        """True if a model was seen in the memory of its GPU. Before it has loaded one, this is not known."""
+        return self._state is not None and has_gpu(self._state)
+
+    @property
+    def healthy(self) -> bool:
+        """As `is_healthy`."""
+        return self.is_healthy
+
     def keys(self) -> list[str]:
         """Return the names that can be read as items."""
-        return ["host", "port", "url", "is_healthy", "version", "models", "loaded_models"]
+        return list(READABLE)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
+        if name not in READABLE:
             raise KeyError(name)
         return getattr(self, name)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an item, or `default` if there is none."""
-        return self[name] if name in self.keys() else default
+        return self[name] if name in READABLE else default
 
     def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+        return name in READABLE
 
     def __repr__(self) -> str:
         return f"<Node {self.url} {self.state}>"
@@ -180,10 +200,15 @@ def _details(engine: EngineState, state: Node) -> dict[str, Any]:
         ],
         "loading": [_load(replica, engine.now) for replica in loading],
         "since": engine.wall_clock(since) if since else None,
-        "has_gpu": state.held_bytes > 0 or any(held.size_vram > 0 for held in state.loaded.values()),
+        "has_gpu": has_gpu(state),
         "drained": state.drained,
         "breakers": [model for model, replica in state.replicas.items() if not replica.breaker.closed],
     }
+
+
+def has_gpu(state: Node) -> bool:
+    """Check that a node was seen to hold a model in the memory of a GPU."""
+    return state.held_bytes > 0 or any(held.size_vram > 0 for held in state.loaded.values())
 
 
 def _load(replica: Replica, now: Micros) -> dict[str, Any]:

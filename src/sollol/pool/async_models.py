@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, overload
@@ -16,6 +17,7 @@ from sollol.models import changes, operations
 from sollol.models.desired import Change, DesiredModel, ModelPlan, plan
 from sollol.models.inventory import NodeInventory, read_inventory
 from sollol.pool.base import PoolBase
+from sollol.pool.call_types import Node
 from sollol.pool.requests import encode_body
 from sollol.workload.validation import check_count, check_model
 
@@ -23,15 +25,19 @@ from sollol.workload.validation import check_count, check_model
 class AsyncModelCalls(PoolBase):
     """List, load, pull, push, create, copy and delete models on the nodes."""
 
-    async def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
+    async def warm_model(
+        self, model: str, node: Node | None = None, *, keep_alive: float | str | None = None
+    ) -> Answer:
         """Load a model on every node that has it, or on `node`; `nodes` has the results."""
         engine = self._running()
         nodes = await operations.holders(engine.transport, self._find_node(node), check_model(model))
         body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
         return self._changed(await operations.load(engine.transport, nodes, body))
 
-    async def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
-        """Run `warm_model` for each model in turn: a node loads one at a time."""
+    async def warm_models(self, models: Sequence[str], parallel: bool = False) -> dict[str, Answer]:
+        """Run `warm_model` for each model in turn, since a node loads one at a time; with `parallel` at once."""
+        if parallel:
+            return dict(zip(models, await asyncio.gather(*map(self.warm_model, models)), strict=True))
         return {model: await self.warm_model(model) for model in models}
 
     async def unload(self, model: str, *, node: str | None = None) -> Answer:

@@ -17,7 +17,10 @@ from sollol.errors import BadInput, SollolError
 from sollol.observe.snapshot import NodeView
 from sollol.observe.totals import Totals
 from sollol.pool import keywords, payload, processes
+from sollol.pool.call_types import Node
 from sollol.pool.displays import PoolDisplays, open_store
+from sollol.pool.former_keywords import take_former
+from sollol.pool.node_list import NodeList
 from sollol.pool.requests import EMBED_FIELDS, OLD_KEYWORDS, check_fields
 from sollol.transport.base import Transport
 from sollol.version import __version__
@@ -88,6 +91,7 @@ class PoolBase(PoolDisplays):
         self._engine: Engine | None = None
         self._store: tuple[Path, float, int] | None = None
         self._journal_path: Path | None = None
+        self._notes: dict[str, dict[str, Any]] = {}  # what programs wrote into the statistics of nodes
         self._redis: str | None = None  # a URL, "" for none; None: by the settings
         self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
         self._closed = False
@@ -220,9 +224,25 @@ class PoolBase(PoolDisplays):
 
     @property
     def nodes(self) -> list[NodeView]:
-        """The pool's nodes, in the order of their addition."""
+        """The pool's nodes, in the order of their addition. Changes of the list change the pool."""
+        return NodeList(map(self._node_view, list(self._endpoints.values())), self._append_node, self.remove_node)
+
+    def _node_view(self, endpoint: Endpoint) -> NodeView:
         nodes = self._engine.scheduler.view().nodes if self._engine else {}
-        return [NodeView(endpoint, nodes.get(key)) for key, endpoint in list(self._endpoints.items())]
+        return NodeView(endpoint, nodes.get(endpoint.key))
+
+    def _append_node(self, node: Any) -> NodeView | None:
+        """Add a node; return None if it was in the pool."""
+        endpoint = parse_endpoint(node)
+        return self._node_view(endpoint) if self.add_node(endpoint.url) is not False else None
+
+    def add_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Add a node; return False if it is in the pool already."""
+        raise NotImplementedError
+
+    def remove_node(self, host: Any, port: int = DEFAULT_PORT) -> bool:
+        """Remove a node; return False if it was not in the pool."""
+        raise NotImplementedError
 
     def _register_node(self, host: Any, port: int, api_key: str | None = None) -> Endpoint | None:
         endpoint = _endpoint(host, port)
@@ -247,7 +267,7 @@ class PoolBase(PoolDisplays):
         if self._engine is not None:
             self._engine.drain(endpoint.key, drained)
 
-    def _find_node(self, node: str | None) -> list[Endpoint]:
+    def _find_node(self, node: Node | None) -> list[Endpoint]:
         """Return the nodes of a management call: the named one, or all."""
         if node is None:
             return list(self._endpoints.values())
@@ -288,6 +308,7 @@ class PoolBase(PoolDisplays):
         check_model(model)
         if call.hedge is not None and not isinstance(call.hedge, bool):
             raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
+        call, extra = take_former(verb, call, extra, EMBED_FIELDS)
         check_fields(verb, extra, EMBED_FIELDS)
         payload.check_types(verb, extra)
         if on_error not in ("raise", "return"):

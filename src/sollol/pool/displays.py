@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from sollol.observe.history import row_of
 from sollol.observe.request_filter import matcher
 from sollol.observe.snapshot import EngineState, explained, snapshot_of, stats_of
 from sollol.observe.totals import Totals
+from sollol.pool.statistics import Statistics, with_notes
 from sollol.version import __version__
 from sollol.workload.validation import short
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 SPANS = ("5m", "1h")
 STORED_SPANS = ("1d", "30d")
+NOTES_MOST = 1_000  # nodes
+NO_CACHE = {"enabled": False, "size": 0, "max_size": 0, "hits": 0, "misses": 0, "hit_rate": 0.0}
 UNUSED = {"severity": "info", "text": "The pool was not used yet."}
 HISTORY_MOST = 1_000
 READ_S = 5.0  # wait of a reader on another thread for the pool's loop
@@ -43,6 +46,7 @@ class PoolDisplays:
     _store: tuple[Path, float, int] | None
     _journal_path: Path | None
     _redis: str | None
+    _notes: dict[str, dict[str, Any]]
 
     @property
     def routing_mode(self) -> RoutingMode | None:
@@ -59,7 +63,23 @@ class PoolDisplays:
 
     def get_stats(self) -> dict[str, Any]:
         """Return a copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        return self.read_state(lambda: stats_of(self._state(), dict(self._endpoints), self.totals.as_dict()))
+        found = self.read_state(lambda: stats_of(self._state(), dict(self._endpoints), self.totals.as_dict()))
+        found |= {
+            "node_performance": with_notes(found["node_performance"], self._notes),
+            "nodes_configured": len(self._endpoints),
+            "routing_strategy": self.routing_strategy.value,
+            "intelligent_routing_enabled": self.routing_strategy is RoutingStrategy.INTELLIGENT,
+            "cache": dict(NO_CACHE),
+        }
+        return Statistics(found, self._keep_note)
+
+    def _keep_note(self, node: str, values: Mapping[str, Any]) -> None:
+        """Keep what a program writes into the statistics of a node."""
+        if node not in self._notes and len(self._notes) >= NOTES_MOST:
+            raise BadInput(
+                f"pool.stats['node_performance'][{short(node)}]: notes for {NOTES_MOST} nodes are kept at most"
+            )
+        self._notes.setdefault(node, {}).update(values)
 
     def read_state(self, read: Callable[[], T]) -> T:
         """Run `read` on the loop that alone changes the engine's state; return its result."""

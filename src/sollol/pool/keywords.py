@@ -26,6 +26,8 @@ OWN: Final[Mapping[str, frozenset[str]]] = {
     "embed": CALL | {"input"},
     "embeddings": CALL | {"prompt"},
     "embed_batch": CALL | {"inputs", "use_adaptive", "max_workers", "on_error", "progress"},
+    "batch_chat": CALL | {"inputs", "max_workers", "on_error", "progress", "task_type"},
+    "batch_generate": CALL | {"inputs", "max_workers", "on_error", "progress", "task_type"},
     "embed_stream": CALL | {"inputs", "use_adaptive", "max_workers", "on_error"},
     "OllamaPool": frozenset(
         ["nodes", "routing_mode", "routing_strategy", "app_name", "timeout", "on_mixed_digests", "digests", "seed"]
@@ -124,7 +126,7 @@ def refuse(verb: str, name: str, value: Any, known: frozenset[str]) -> NoReturn:
 def _advice(name: str, value: Any, has: frozenset[str], takes_options: bool) -> str:
     option = name if name in OPTIONS else RENAMED_OPTIONS.get(name, "")
     if takes_options and option:
-        return _in_options(option, value)
+        return in_options(option, value)
     for now in RENAMED.get(name, ()):
         if now in has:
             unit = f", in seconds: {now}={value / 1000:g}" if name.endswith("_ms") and _is_number(value) else ""
@@ -141,8 +143,9 @@ def _advice(name: str, value: Any, has: frozenset[str], takes_options: bool) -> 
     return f"expected one of {', '.join(sorted(has))}"
 
 
-def _in_options(option: str, value: Any) -> str:
-    text = short(value)
+def in_options(option: str, value: Any) -> str:
+    """Return the place of an option in words."""
+    text = "..." if value is ... else short(value)
     return f"it is one of Ollama's options: options={{{option!r}: {text if len(text) <= 40 else '...'}}}"
 
 

@@ -14,6 +14,7 @@ from sollol.core.types import Kind, TaskType, canonical_model
 from sollol.engine.inference_request import InferenceRequest
 from sollol.errors import BadInput
 from sollol.pool import keywords, payload
+from sollol.pool.former_keywords import take_former
 from sollol.workload.call_options import CallOptions
 from sollol.workload.classification import detect_task_type
 from sollol.workload.cost import item_cost
@@ -44,6 +45,8 @@ OLD_KEYWORDS = frozenset(
         "enable_cache",
         "cache_max_size",
         "cache_ttl",
+        "setup_local_gpu_monitoring",
+        "enable_vram_monitoring",
     ]
 )
 
@@ -56,6 +59,7 @@ def chat_request(
     extra: Mapping[str, Any],
 ) -> InferenceRequest:
     """Build the request of a chat."""
+    call, extra = take_former("chat", call, extra, CHAT_FIELDS)
     check_fields("chat", extra, CHAT_FIELDS)
     if messages is None or isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise BadInput(
@@ -69,6 +73,7 @@ def generate_request(
     model: str, prompt: str | None, stream: bool, call: CallOptions, extra: Mapping[str, Any]
 ) -> InferenceRequest:
     """Build the request of a completion."""
+    call, extra = take_former("generate", call, extra, GENERATE_FIELDS)
     check_fields("generate", extra, GENERATE_FIELDS)
     if prompt is not None and not isinstance(prompt, str):
         raise BadInput(f"generate: prompt={short(prompt)}; expected a string")
@@ -80,6 +85,7 @@ def embed_request(
     model: str, input: str | Sequence[str], call: CallOptions, extra: Mapping[str, Any]
 ) -> InferenceRequest:
     """Build the request of one `/api/embed` call."""
+    call, extra = take_former("embed", call, extra, EMBED_FIELDS)
     check_fields("embed", extra, EMBED_FIELDS)
     texts = [input] if isinstance(input, str) else input
     if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
@@ -94,6 +100,7 @@ def embed_request(
 
 def old_embed_request(model: str, prompt: str, call: CallOptions, extra: Mapping[str, Any]) -> InferenceRequest:
     """Build the request of the older `/api/embeddings`: one prompt, a vector without normalisation."""
+    call, extra = take_former("embeddings", call, extra, EMBED_FIELDS)
     check_fields("embeddings", extra, EMBED_FIELDS)
     check_text("prompt", None, prompt)
     payload.check_types("embeddings", extra)

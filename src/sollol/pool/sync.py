@@ -35,6 +35,7 @@ from sollol.pool.call_types import (
 from sollol.pool.progress import progress_bar
 from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.stream_rows import rows_of
+from sollol.pool.streams import Stream
 from sollol.pool.sync_batches import AnswerBatches
 
 
@@ -216,7 +217,7 @@ class OllamaPool(AnswerBatches):
     def _perform(self, request: InferenceRequest) -> Any:
         engine = self._running()
         if request.stream:
-            return self._stream(request)
+            return Stream(self._stream(request), lambda: self._stream_elsewhere(request))
         waiter = threading.Lock()
         waiter.acquire()
         jobs: list[CallJob] = []
@@ -350,10 +351,10 @@ class OllamaPool(AnswerBatches):
         self,
         model: str,
         inputs: Iterable[str],
-        *,
+        max_workers: int | None = None,
         priority: int = 5,
         use_adaptive: bool = True,
-        max_workers: int | None = None,
+        *,
         on_error: str = "raise",
         progress: bool = False,
         timeout: float | None = None,

@@ -8,19 +8,20 @@ from typing import Any, Literal, overload
 from sollol.answers import Answer
 from sollol.models.desired import DesiredModel, ModelPlan
 from sollol.models.inventory import NodeInventory
-from sollol.pool.thread import LoopThread
+from sollol.pool.call_types import Node
+from sollol.pool.former_methods import FormerMethods
 
 
-class ModelCalls(LoopThread):
+class ModelCalls(FormerMethods):
     """List, load, pull, push, create, copy and delete models on the nodes."""
 
-    def warm_model(self, model: str, *, node: str | None = None, keep_alive: float | str | None = None) -> Answer:
+    def warm_model(self, model: str, node: Node | None = None, *, keep_alive: float | str | None = None) -> Answer:
         """Load a model on every node that has it, or on `node`; `nodes` has the results."""
         return self._on_loop(lambda inner: inner.warm_model(model, node=node, keep_alive=keep_alive))
 
-    def warm_models(self, models: Sequence[str]) -> dict[str, Answer]:
-        """Run `warm_model` for each model in turn: a node loads one at a time."""
-        return self._on_loop(lambda inner: inner.warm_models(models))
+    def warm_models(self, models: Sequence[str], parallel: bool = False) -> dict[str, Answer]:
+        """Run `warm_model` for each model in turn, since a node loads one at a time; with `parallel` at once."""
+        return self._on_loop(lambda inner: inner.warm_models(models, parallel))
 
     def unload(self, model: str, *, node: str | None = None) -> Answer:
         """Unload a model from the memory of every node that holds it, or of `node`. Running calls end first.

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from sollol.core.endpoint import DEFAULT_PORT
 from sollol.engine.batch_job import BatchJob
 from sollol.engine.engine import Engine
+from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.jobs import CallJob
 from sollol.errors import SollolError
 from sollol.pool.aio import AsyncOllamaPool
@@ -192,6 +193,14 @@ class LoopThread(PoolBase):
             if not self._closed:
                 self._schedule(_close(stream))
 
+    async def _stream_elsewhere(self, request: InferenceRequest) -> AsyncIterator[Any]:
+        """Yield the parts of a streamed request on the caller's event loop."""
+        self._running()
+        assert self._inner is not None
+        parts = await asyncio.wrap_future(self._schedule(self._inner._perform(request)))
+        async for part in self._foreign_stream(parts):
+            yield part
+
     def _managed(self, stream: bool, make: Callable[[AsyncOllamaPool], Coroutine[Any, Any, Any]]) -> Any:
         answer = self._on_loop(make)
         return self._local_stream(answer) if stream else answer
@@ -232,6 +241,10 @@ class LoopThread(PoolBase):
 
     def close(self) -> None:
         """Cancel all calls, close every connection, end the thread, in under a second. Idempotent."""
+        self._close()
+        return DONE  # type: ignore[return-value]  # programs of SOLLOL's fork for Hydra await it
+
+    def _close(self) -> None:
         with self._lock:
             if self._closed:
                 return
@@ -256,7 +269,15 @@ class LoopThread(PoolBase):
         self.close()
 
 
+class _Done:
+    """The result of a method that has ended, for programs that await it."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
 _END = object()
+DONE = _Done()
 
 
 async def _next(stream: AsyncIterator[Any]) -> Any:
