@@ -118,7 +118,10 @@ def test_a_wrong_variable_is_named_with_its_value(variable: Any, value: Any, exp
         ("nodes = 5", "nodes: 5 cannot be used; node '5' is not an address"),
         ("nodes = ['a:x']", "nodes: ['a:x'] cannot be used; node 'a:x' is not an address"),
         ("nodes = [{host = [1]}]", "nodes: [{'host': [1]}] cannot be used"),
-        ("nods = []", "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery] and [redis]"),
+        (
+            "nods = []",
+            "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery], [redis] and [otel]",
+        ),
         ("app_name = 3", "app_name: 3 cannot be used; expected a name"),
         ("app_name = ''", "app_name: '' cannot be used; expected a name"),
         ("observer_sampling = 2", "observer_sampling: 2 cannot be used; expected true, false"),
@@ -173,7 +176,7 @@ def test_every_setting_is_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
     for variable, field in VARIABLES.items():
         assert f"`{variable}`" in text
-        key = field.replace("discovery_", "").replace("redis_", "")
+        key = field.replace("discovery_", "").replace("redis_", "").replace("otel_", "")
         assert f"`{key}`" in text or variable == "OLLAMA_HOST"
     assert "`SOLLOL_CONFIG`" in text
 

@@ -29,6 +29,12 @@ GATEWAY_TABLES = ("gateway", "limits", "routing", "aliases", "fallbacks", "diges
 _SEPARATORS = re.compile(r"[\s,;]+")
 
 
+class OtelSettings(NamedTuple):
+    """Where spans and metrics are sent. `endpoint` None: by the variables of OpenTelemetry."""
+
+    endpoint: str | None = None
+
+
 class Settings(NamedTuple):
     """All settings. Frozen; compare two with ==."""
 
@@ -44,6 +50,9 @@ class Settings(NamedTuple):
     redis_url: str | None = None
     redis_host: str | None = None
     redis_port: int = 6379
+    otel_enabled: bool = False
+    otel_endpoint: str | None = None
+    """The base URL of an OTLP/HTTP receiver; the variables of OpenTelemetry go before it."""
     gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """The file's tables for `sollol serve`, unchanged: parsed by `sollol.gateway.settings`."""
     origins: Mapping[str, str] = MappingProxyType({})
@@ -56,6 +65,11 @@ class Settings(NamedTuple):
             return self.redis_url
         host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
         return f"redis://{host}:{self.redis_port}"
+
+    @property
+    def otel(self) -> OtelSettings | None:
+        """Where spans and metrics are sent; None for nowhere."""
+        return OtelSettings(self.otel_endpoint) if self.otel_enabled else None
 
 
 def load_settings(
@@ -171,6 +185,20 @@ def _redis_port(raw: Any) -> int:
     return ports[0]
 
 
+def _flag(raw: Any) -> bool:
+    if isinstance(raw, str):
+        raw = {1.0: True, 0.0: False}.get(_WORDS.get(raw.strip().lower(), -1.0), raw)
+    if not isinstance(raw, bool):
+        raise BadInput("expected true or false")
+    return raw
+
+
+def _http_url(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"https?://[^\s/]+(/\S*)?", raw.strip()):
+        raise BadInput("expected the URL of a receiver, such as http://127.0.0.1:4318")
+    return raw.strip().rstrip("/")
+
+
 def _listed(raw: Any) -> Sequence[Any]:
     if isinstance(raw, str):
         return [item for item in _SEPARATORS.split(raw) if item]
@@ -189,6 +217,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "redis_url": _redis_url,
     "redis_host": _redis_host,
     "redis_port": _redis_port,
+    "otel_enabled": _flag,
+    "otel_endpoint": _http_url,
 }
 _IN_FILE = {
     "nodes": "nodes",
@@ -199,8 +229,10 @@ _IN_FILE = {
     "redis.url": "redis_url",
     "redis.host": "redis_host",
     "redis.port": "redis_port",
+    "otel.enabled": "otel_enabled",
+    "otel.endpoint": "otel_endpoint",
 }
-_TABLES = ("discovery", "redis")
+_TABLES = ("discovery", "redis", "otel")
 VARIABLES = {
     "OLLAMA_HOST": "ollama_host",
     "SOLLOL_NODES": "nodes",
@@ -211,6 +243,7 @@ VARIABLES = {
     "SOLLOL_REDIS_URL": "redis_url",
     "SOLLOL_REDIS_HOST": "redis_host",
     "SOLLOL_REDIS_PORT": "redis_port",
+    "SOLLOL_OTEL": "otel_enabled",
 }
 """Environment variable -> setting. `SOLLOL_CONFIG` names the file."""
 
@@ -371,10 +404,11 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 _SETTINGS = {
-    "": "nodes, app_name, observer_sampling, [discovery] and [redis]; for `sollol serve` also "
+    "": "nodes, app_name, observer_sampling, [discovery], [redis] and [otel]; for `sollol serve` also "
     + ", ".join(f"[{name}]" for name in GATEWAY_TABLES),
     "discovery": "subnets and ports",
     "redis": "url, host and port",
+    "otel": "enabled and endpoint",
 }
 
 

@@ -38,11 +38,12 @@ def test_it_says_the_defaults_of_every_setting() -> None:
                 assert default is None, name
             else:
                 assert told[table][name] == (list(default) if isinstance(default, tuple) else default), name
-    tables = ("discovery", "redis")
+    tables = ("discovery", "redis", "otel")
     plain = {field for field in VARIABLES.values() if field != "ollama_host" and not field.startswith(tables)}
     assert plain | {*tables, *GATEWAY_TABLES} == set(told)
     for table in tables:
         variables = {field for field in VARIABLES.values() if field.startswith(table)}
+        variables |= {"otel_endpoint"} if table == "otel" else set()  # OpenTelemetry has its own variable
         assert {f"{table}_{name}" for name in told[table]} == variables
 
 

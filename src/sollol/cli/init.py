@@ -61,7 +61,7 @@ EXAMPLES = {
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
 # `sollol serve --config {name} --check` checks it. A running gateway applies changes by itself,
-# all but host, port, [store] and [alerts].
+# all but host, port, [redis], [otel], [store] and [alerts].
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
 # nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]
@@ -87,6 +87,13 @@ _HEAD = """\
 # host = "10.0.0.2"
 # Its port, if there is no url.
 # port = 6379
+
+# A receiver of OpenTelemetry, with the extra "otel".
+[otel]
+# Whether spans and metrics are sent.
+# enabled = false
+# Its base URL; OTEL_EXPORTER_OTLP_ENDPOINT goes before it.
+# endpoint = "http://localhost:4318"
 """
 _TAIL = """
 # The version of a model that embeddings use, where nodes have several: as `ollama list` shows it.

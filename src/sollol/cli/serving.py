@@ -74,6 +74,8 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
     transport = HttpTransport()
     made = AsyncOllamaPool(nodes, transport=transport, app_name=settings.app_name)
     made.use_redis(settings.redis)
+    otel = settings.otel
+    made.use_otel(None if otel is None else otel.endpoint, enabled=otel is not None)
     if read.journal is not None:
         made.record_journal(read.journal)
     async with made as pool:

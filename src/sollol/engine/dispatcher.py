@@ -53,6 +53,7 @@ from sollol.engine.node_aliases import Aliases
 from sollol.engine.stream_watch import StreamWatch, WatchedStream
 from sollol.errors import SollolError
 from sollol.observe.journal import Journal
+from sollol.observe.tracing import Tracing
 from sollol.transport.base import Call, Transport, TransportFault
 
 log: Final = logging.getLogger("sollol")
@@ -104,6 +105,7 @@ class Dispatcher:
         self.scheduler = scheduler
         self.transport = transport
         self.journal = journal
+        self.tracing: Tracing | None = None
         self._loop = asyncio.get_running_loop()
         # uvloop's own clock has a resolution of 1 ms only.
         self._clock = time.monotonic if type(self._loop).__module__.startswith("uvloop") else self._loop.time
@@ -265,10 +267,14 @@ class Dispatcher:
     def _start(self, start: Start, at: Micros) -> None:
         job = self._jobs[start.task]
         node = self.scheduler.view().nodes[start.node].endpoint
+        tracing = self.tracing
+        entered = None if tracing is None else tracing.enter(start)
         try:
             give_up = job.launch(self, start, node)
         except Exception as error:  # the task must end after any error
             give_up = self.run(_raise(error), start, node)
+        if tracing is not None and entered is not None:
+            tracing.leave(entered)
         self._running[start.attempt] = (give_up, start, job, at)
 
     def run(self, perform: Perform, start: Start, node: Endpoint) -> GiveUp:
@@ -324,6 +330,8 @@ class Dispatcher:
         try:
             self._stream_watch.forget(start.attempt)
             job.ended(start, outcome, began, at)
+            if self.tracing is not None:
+                self.tracing.end(start, outcome, began, at)
         except Exception as error:  # a failing log must not block the slot
             self.fault(f"the log of task {start.task}", error)
 
@@ -344,13 +352,20 @@ class Dispatcher:
         if not self._closed:
             self.duties.once(f"a message to {node.key}", self._send(node, call))
 
+    def _forget_trace(self) -> None:
+        """Leave the trace of the request in whose turn this coroutine was started."""
+        if self.tracing is not None:
+            self.tracing.forget()
+
     async def _send(self, node: Endpoint, call: Call) -> None:
+        self._forget_trace()
         try:
             await self.transport.send(node, call)
         except TransportFault as fault:
             log.info("the call to unload a model on %s failed: %s", node.key, fault)
 
     async def _load(self, action: Load) -> None:
+        self._forget_trace()
         node = self.scheduler.view().nodes.get(action.node)
         if node is not None:
             try:
@@ -362,6 +377,7 @@ class Dispatcher:
             await self._probe(action.node)
 
     async def _probe(self, key: str) -> None:
+        self._forget_trace()
         node = self.scheduler.view().nodes.get(key)
         if node is None:
             return

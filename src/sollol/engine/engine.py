@@ -31,6 +31,7 @@ from sollol.observe.monitor import EVERY_S, Monitor
 from sollol.observe.present import present_values
 from sollol.observe.recorder import Recorder
 from sollol.observe.snapshot import EngineState
+from sollol.observe.tracing import Tracing
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit
@@ -53,6 +54,8 @@ from sollol.workload.task import Work, build_task, unloads
 from sollol.workload.validation import check_text
 
 if TYPE_CHECKING:
+    from sollol.config import OtelSettings
+    from sollol.exporters.otel import OtelExporter
     from sollol.exporters.redis_feed import RedisFeed
     from sollol.observe.recording import Recording
     from sollol.observe.store import Store
@@ -113,6 +116,7 @@ class Engine:
         self._monitor: Monitor | None = None
         self.storing: Recording | None = None
         self.redis_feed: RedisFeed | None = None
+        self.otel: OtelExporter | None = None
         self.transport = transport
         self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
         self.recorder = Recorder(self.dispatcher.now)
@@ -221,8 +225,9 @@ class Engine:
         await self.dispatcher.aclose()
         feed = self.redis_feed
         self._close_files()
-        if feed is not None:
-            await asyncio.to_thread(feed.join, LEAVE_S)
+        for thread in (feed, self.otel):
+            if thread is not None:
+                await asyncio.to_thread(thread.join, LEAVE_S)
 
     def batch(
         self,
@@ -306,6 +311,8 @@ class Engine:
             self._journal_file.close()
         if self.redis_feed is not None:
             self.redis_feed.end()
+        if self.otel is not None:
+            self.otel.end()
         storing, self.storing = self.storing, None
         if storing is not None:
             storing.close()
@@ -324,19 +331,26 @@ class Engine:
         from sollol.exporters.applications import Identity
         from sollol.exporters.redis_feed import RedisFeed
 
-        loop, view, dispatcher = asyncio.get_running_loop(), self.scheduler.view(), self.dispatcher
-
-        def on_loop(call: Callable[..., object], *given: object) -> None:
-            try:
-                loop.call_soon_threadsafe(call, *given)
-            except RuntimeError:  # the loop has ended
-                pass
+        view, dispatcher = self.scheduler.view(), self.dispatcher
 
         def present() -> tuple[int, int, int]:
             return len(view.nodes), len(view.attempts), view.waiting()
 
         identity = Identity(self._app, version)
-        self.redis_feed = RedisFeed(url, identity, self.recorder, present, on_loop, dispatcher.notify_operator)
+        self.redis_feed = RedisFeed(url, identity, self.recorder, present, _on_this_loop(), dispatcher.notify_operator)
+
+    def use_otel(self, settings: OtelSettings, version: str) -> None:
+        """Send spans and metrics to an OTLP receiver from now on. To be called on the engine's loop."""
+        from sollol.exporters.otel import OtelExporter
+
+        tracing = Tracing(self.recorder.is_sampled)
+        self.recorder.tracing = self.dispatcher.tracing = tracing
+        transport: Any = self.transport
+        if hasattr(transport, "propagate"):  # not a simulated one
+            transport.propagate = tracing.header_lines
+        self.otel = OtelExporter(
+            settings.endpoint, self._app, version, tracing, _on_this_loop(), self.dispatcher.notify_operator
+        )
 
     def metrics(self, version: str) -> bytes:
         """Return the metrics in Prometheus' text format."""
@@ -360,7 +374,10 @@ class Engine:
 
     def task(self, work: Work, call: CallOptions) -> Task:
         """Return the task of a request with a new id."""
-        return build_task(self.next_id(), work, call, self._hedge(call), self._app, self.dispatcher.now())
+        id = self.next_id()
+        if self.recorder.tracing is not None:
+            self.recorder.tracing.begin(id, call.trace)
+        return build_task(id, work, call, self._hedge(call), self._app, self.dispatcher.now())
 
     def _task(self, request: InferenceRequest) -> Task:
         work = Work(
@@ -400,6 +417,19 @@ class Engine:
         begin = max(since, node.up_since)
         end = until if node.up else node.down_since
         return max(0.0, end - begin) / max(1, until - since)
+
+
+def _on_this_loop() -> Callable[..., None]:
+    """Return a function that runs another one on the running loop, from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def on_loop(call: Callable[..., object], *given: object) -> None:
+        try:
+            loop.call_soon_threadsafe(call, *given)
+        except RuntimeError:  # the loop has ended
+            pass
+
+    return on_loop
 
 
 def finish(job: CallJob, request: InferenceRequest) -> Answer:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from sollol.config import Settings, config_home, each_problem, explained, state_home
+from sollol.config import OtelSettings, Settings, config_home, each_problem, explained, state_home
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
@@ -25,7 +25,7 @@ from sollol.models.desired import DesiredModel
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
-_FIXED: Final = ("store", "alerts", "redis")  # tables that are read once, at the start
+_FIXED: Final = ("store", "alerts", "redis", "otel")  # tables that are read once, at the start
 ARGUMENT: Final = "command line"
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -118,6 +118,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     models: Mapping[str, DesiredModel] = {}
     redis: str | None = None
     origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
+    otel: OtelSettings | None = None
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -253,6 +254,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         tables.models,
         settings.redis,
         _origins(settings),
+        settings.otel,
     )
     return found, problems
 

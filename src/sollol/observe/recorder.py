@@ -14,6 +14,7 @@ from sollol.observe.history import BatchLog, FinishedRequest, History
 from sollol.observe.metrics import Metrics
 from sollol.observe.request_record import RequestRecord, record_of_batch, record_of_call
 from sollol.observe.subscription import MOST, Subscription
+from sollol.observe.tracing import Tracing
 
 MULTIPLIER: Final = 0x9E3779B1  # spreads consecutive numbers evenly
 
@@ -28,6 +29,7 @@ class Recorder:
     def __init__(self, now: Callable[[], Micros]) -> None:
         self.history = History()
         self.metrics = Metrics()
+        self.tracing: Tracing | None = None
         self._now = now
         self._share = 1.0
         self._subscriptions: list[Subscription[RequestRecord]] = []
@@ -48,7 +50,10 @@ class Recorder:
 
     def lost(self) -> dict[str, int]:
         """Return the number of lost records by subscriber."""
-        return {subscription.name: subscription.lost for subscription in self._subscriptions}
+        lost = {subscription.name: subscription.lost for subscription in self._subscriptions}
+        if self.tracing is not None:
+            lost[self.tracing.finished.name] = self.tracing.finished.lost
+        return lost
 
     def add_call(self, settled: Complete, log: AttemptLog) -> None:
         """Record a finished single request."""
@@ -62,13 +67,15 @@ class Recorder:
 
     def _add(self, record: RequestRecord, finished: FinishedRequest) -> None:
         self.metrics.count(record)
-        is_sampled = self._is_sampled(record.id)
+        if self.tracing is not None:
+            self.tracing.finish(record, self._now())
+        is_sampled = self.is_sampled(record.id)
         if is_sampled:
             self.history.add(finished)
         for subscription in self._subscriptions:
             if is_sampled or not subscription.sampled:
                 subscription.put(record)
 
-    def _is_sampled(self, task: int) -> bool:
+    def is_sampled(self, task: int) -> bool:
         """Check whether a request belongs to the sample: by its number, so that all parts agree."""
         return self._share >= 1.0 or (task * MULTIPLIER & 0xFFFFFFFF) < self._share * 0x100000000

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
@@ -18,6 +18,7 @@ from sollol.observe.snapshot import NodeView
 from sollol.observe.totals import Totals
 from sollol.pool import keywords, payload, processes
 from sollol.pool.call_types import Node
+from sollol.pool.callers_trace import current_trace
 from sollol.pool.displays import PoolDisplays, open_store
 from sollol.pool.former_keywords import take_former
 from sollol.pool.node_list import NodeList
@@ -38,9 +39,12 @@ from sollol.workload.validation import (
 )
 
 if TYPE_CHECKING:
+    from sollol.config import OtelSettings, Settings
+
     pass
 
 T = TypeVar("T")
+BY_SETTINGS: Final = "by the settings"
 
 
 class BatchCall(NamedTuple):
@@ -93,6 +97,7 @@ class PoolBase(PoolDisplays):
         self._journal_path: Path | None = None
         self._notes: dict[str, dict[str, Any]] = {}  # what programs wrote into the statistics of nodes
         self._redis: str | None = None  # a URL, "" for none; None: by the settings
+        self._otel: OtelSettings | Literal["by the settings"] | None = BY_SETTINGS
         self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
         self._closed = False
         self.totals = Totals()
@@ -127,9 +132,16 @@ class PoolBase(PoolDisplays):
         engine.use_digests(self._one_digest, self._pinned, self._used_digests)
         if self._store is not None:
             engine.use_store(open_store(*self._store))
-        redis = _own_redis() if self._redis is None else self._redis
+        redis, otel = self._redis, self._otel
+        if redis is None or otel == BY_SETTINGS:
+            settings = _settings()
+            engine.observe(settings.observer_sampling)
+            redis = settings.redis if redis is None else redis
+            otel = settings.otel if otel == BY_SETTINGS else otel
         if redis:
             engine.use_redis(redis, __version__)
+        if isinstance(otel, tuple):
+            engine.use_otel(otel, __version__)
         return engine
 
     # --- processes ---
@@ -213,12 +225,14 @@ class PoolBase(PoolDisplays):
 
     def _call_options(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> CallOptions:
         """Validate the options of a call, with the pool's defaults."""
-        return call_options(
+        found = call_options(
             priority,
             self.timeout if timeout is None else timeout,
             self.routing_mode if mode is None else mode,
             *more,
         )
+        trace = current_trace()
+        return found if trace is None else found._replace(trace=trace)
 
     # --- nodes ---
 
@@ -358,10 +372,10 @@ def _own_name() -> str:
     return load_settings().app_name or ""
 
 
-def _own_redis() -> str | None:
+def _settings() -> Settings:
     from sollol.config import load_settings
 
-    return load_settings().redis
+    return load_settings()
 
 
 def configured_nodes() -> list[Any]:

@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from sollol.config import OtelSettings
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.engine.engine import Engine
@@ -47,6 +48,7 @@ class PoolDisplays:
     _journal_path: Path | None
     _redis: str | None
     _notes: dict[str, dict[str, Any]]
+    _otel: OtelSettings | Literal["by the settings"] | None
 
     @property
     def routing_mode(self) -> RoutingMode | None:
@@ -218,6 +220,22 @@ class PoolDisplays:
         if self._engine is not None:
             raise BadInput("use_redis: the pool is in use already; call it before the first request")
         self._redis = url or ""
+
+    def use_otel(self, endpoint: str | None = None, *, enabled: bool = True) -> None:
+        """Send spans and metrics to this OTLP/HTTP receiver instead of to that of the settings.
+
+        To be called before the first use.
+
+        Args:
+            endpoint: Its base URL; None: by the variables of OpenTelemetry.
+            enabled: False sends none.
+
+        Raises:
+            BadInput: The pool is in use already.
+        """
+        if self._engine is not None:
+            raise BadInput("use_otel: the pool is in use already; call it before the first request")
+        self._otel = OtelSettings(endpoint) if enabled else None
 
     def record_journal(self, path: str | os.PathLike[str]) -> None:
         """Write all events of the scheduler to a file, for `sollol replay`. To be called before the first use.

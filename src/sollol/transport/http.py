@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from sollol.core.endpoint import Endpoint
@@ -155,7 +156,7 @@ class Exchange:
         """Send the call on an idle connection, or on a new one."""
         self._transport = transport
         self._host = host
-        self._head = head = host.heads.for_call(call)
+        self._head = head = transport.head_of(host, call)
         self._call = call
         self._body = body
         connection = host.take()
@@ -231,6 +232,7 @@ class HttpTransport:
         self._closed = False
         self._requests = self._opened = self._reused = 0
         self.refuses_gateways = False  # for a pool that serves as a gateway itself
+        self.propagate: Callable[[], bytes] | None = None  # return further header lines of the present request
 
     async def send(self, node: Endpoint, call: Call) -> Reply:
         """Send a call; see `Transport`.
@@ -244,7 +246,7 @@ class HttpTransport:
         host = self._hosts.get(node)
         if host is None:
             host = self._add_host(node)
-        head = host.heads.for_call(call)
+        head = self.head_of(host, call)
         self._requests += 1
         body = call.body
         if not isinstance(body, bytes):
@@ -285,6 +287,18 @@ class HttpTransport:
         exchange.begin(self, host, call, body)
         if exchange.reused:
             self._reused += 1
+
+    def head_of(self, host: _Host, call: Call) -> bytes:
+        """Return the head of a call to a node.
+
+        Raises:
+            BadInput: The call must not be sent.
+        """
+        head = host.heads.for_call(call)
+        if self.propagate is None or not (lines := self.propagate()):
+            return head
+        begin = head.index(b"\r\n") + 2
+        return b"%b%b%b" % (head[:begin], lines, head[begin:])
 
     def on_this_loop(self) -> Outbox:
         """Bind the transport to the running loop; return the outbox for writes at the end of a turn."""

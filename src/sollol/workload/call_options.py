@@ -29,6 +29,7 @@ class CallOptions(NamedTuple):
     gpu: bool = False
     app: str | None = None
     keep_alive: int | str | None = None  # set in the request's body where that has none
+    trace: tuple[str, str] | None = None  # the caller's `traceparent` and `tracestate`
 
 
 def call_options(

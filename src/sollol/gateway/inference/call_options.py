@@ -19,11 +19,18 @@ _FLAGS: Final = {"1": True, "true": True, "yes": True, "0": False, "false": Fals
 
 
 def options_of(request: Request, context: Context) -> CallOptions:
-    """Return the constraints of a request.
+    """Return the constraints of a request, with its place in a trace if traces are recorded.
 
     Raises:
         BadInput: A header has a value that is not permitted.
     """
+    options = _constraints_of(request, context)
+    if context.engine.otel is not None and (parent := request.header(b"traceparent")):
+        return options._replace(trace=(parent, request.header(b"tracestate")))
+    return options
+
+
+def _constraints_of(request: Request, context: Context) -> CallOptions:
     key, default = request.key, context.default_options
     if request.plain or not has_ours(request.headers):
         if key is None:

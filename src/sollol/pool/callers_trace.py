@@ -1,0 +1,20 @@
+"""Read the caller's place in a trace from OpenTelemetry, where the program uses it."""
+
+from __future__ import annotations
+
+import sys
+
+
+def current_trace() -> tuple[str, str] | None:
+    """Return `traceparent` and `tracestate` of the current span, None without one.
+
+    A program that has a current span has imported OpenTelemetry; it is not imported here.
+    """
+    module = sys.modules.get("opentelemetry.trace")
+    if module is None:
+        return None
+    context = module.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return parent, context.trace_state.to_header()
