@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sollol.exporters import genai, otel
 from sollol.gateway.settings import GatewaySettings
 from sollol.observe import tracing
 from sollol.observe.tracing import parent_of
+from sollol.pool.callers_trace import current_trace
 from sollol.sim import NodeSpec, free_port
 from sollol.sim.serve import Cluster, sim_cluster
 from sollol.transport.base import Call
@@ -222,6 +224,11 @@ def test_from_the_span_of_a_program_through_a_pool(cluster: Cluster, sink: Recei
         assert request.trace_id == f"{context.trace_id:032x}"
         assert request.parent_id == f"{context.span_id:016x}"
         assert f"00-{request.trace_id}-{attempt.span_id}-01" in sent.headers("/api/chat")
+
+
+def test_a_call_while_another_thread_imports_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", ModuleType("opentelemetry.trace"))
+    assert current_trace() is None
 
 
 def test_a_trace_that_is_not_recorded_is_passed_on(

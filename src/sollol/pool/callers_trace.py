@@ -10,10 +10,10 @@ def current_trace() -> tuple[str, str] | None:
 
     A program that has a current span has imported OpenTelemetry; it is not imported here.
     """
-    module = sys.modules.get("opentelemetry.trace")
-    if module is None:
+    read = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if read is None:  # also while another thread imports it
         return None
-    context = module.get_current_span().get_span_context()
+    context = read().get_span_context()
     if not context.is_valid:
         return None
     parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
