@@ -48,6 +48,8 @@ MEANINGS = {
     "days": "The age of the oldest sums by minute.",
     "requests": "Finished requests that are kept, without prompts and answers.",
     "urls": 'Where findings are sent: webhooks, and with the extra "alerts" all addresses of Apprise.',
+    "listen": 'An address of their own for the metrics: "127.0.0.1:9464". None by default: only /metrics here.',
+    "keys": 'Who may read them, where keys are needed: "admin", "any" key, or "none".',
     "severity": 'The least severity that is sent: "error", "warning" or "info".',
     "every_s": "The least time between two messages about one finding.",
 }
@@ -57,11 +59,12 @@ EXAMPLES = {
     "path": '"store.sqlite3"',
     "mode": '"fast"',
     "hedge": "true",
+    "listen": '"127.0.0.1:9464"',
 }
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
 # `sollol serve --config {name} --check` checks it. A running gateway applies changes by itself,
-# all but host, port, [redis], [otel], [store] and [alerts].
+# all but host, port, [redis], [otel], [store], [alerts] and [metrics].
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
 # nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]

@@ -121,6 +121,9 @@ async def _greet(gateway: Gateway, port: int, file: str | None) -> None:
     url = f"http://{host}:{port}"
     say(url)
     note(f"Dashboard: {url}/dashboard")
+    if gateway.metrics_port:
+        own = gateway.settings.metrics.address[0]
+        note(f"Metrics: http://{f'[{own}]' if ':' in own else own}:{gateway.metrics_port}/metrics")
     await _first_answers(gateway)
     nodes = gateway.pool.nodes
     for node in nodes[:NODES_SHOWN]:

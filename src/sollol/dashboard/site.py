@@ -15,6 +15,7 @@ from sollol.http_server.host_guard import HostGuard
 from sollol.http_server.limits import ServerLimits
 from sollol.http_server.request import SSE, Request
 from sollol.http_server.server import HttpServer
+from sollol.observe.metrics import CONTENT_TYPE as METRICS_TYPE
 from sollol.version import __version__
 
 log: Final = logging.getLogger("sollol.dashboard")
@@ -42,6 +43,7 @@ class Site(HttpServer):
             "/api/events": self._events,
             "/api/history": self._history,
             "/healthz": self._health,
+            "/metrics": self._metrics,
         }
 
     def header_lines(self) -> bytes:
@@ -100,6 +102,9 @@ class Site(HttpServer):
 
     async def _health(self, request: Request) -> None:
         request.answer(200, encode({"status": "ok", "version": __version__}))
+
+    async def _metrics(self, request: Request) -> None:
+        request.answer(200, await self._source.metrics(), METRICS_TYPE)
 
     async def _events(self, request: Request) -> None:
         await send_events(self.feed, request)

@@ -39,6 +39,10 @@ class Source(Protocol):
         """Return why a request was sent to its node."""
         ...
 
+    async def metrics(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        ...
+
     async def aclose(self) -> None:
         """Release the source."""
         ...
@@ -91,6 +95,11 @@ class PoolSource:
     async def explain(self, task_id: int) -> dict[str, Any]:
         """Return the pool's explanation of a request."""
         found: dict[str, Any] = await self._apart(lambda: self._pool.explain(task_id))
+        return found
+
+    async def metrics(self) -> bytes:
+        """Return the pool's metrics."""
+        found: bytes = await self._apart(lambda: self._pool.metrics())
         return found
 
     async def aclose(self) -> None:

@@ -144,6 +144,10 @@ class Watch:
         """Raise BadInput, because there are no requests to explain."""
         raise BadInput(f"task_id={task_id}: the nodes are watched without a pool, so no requests are seen; pass a pool")
 
+    async def metrics(self) -> bytes:
+        """Raise BadInput, because requests are not seen."""
+        raise BadInput("the nodes are watched without a pool, so there are no metrics; pass a pool")
+
     async def aclose(self) -> None:
         """Cancel the probes and close the connections."""
         for node in self._nodes:

@@ -29,6 +29,7 @@ from sollol.gateway.formats.api_formats import ApiFormat
 from sollol.gateway.formats.bodies import is_large, normalise_body, read_fields
 from sollol.gateway.formats.error_responses import error_body
 from sollol.gateway.inference import embeddings, single
+from sollol.gateway.metrics_server import MetricsServer
 from sollol.gateway.paths import normal_path, redirect
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.routes.dashboard import ROOT
@@ -40,6 +41,7 @@ from sollol.http_server.request import Request
 from sollol.http_server.server import HttpServer
 from sollol.pool.aio import AsyncOllamaPool
 from sollol.transport.http import HttpTransport
+from sollol.transport.outbox import Outbox
 from sollol.version import __version__
 
 GATEWAY_HEADER: Final = b"X-Sollol-Gateway"
@@ -75,6 +77,8 @@ class Gateway(HttpServer):
         self._queries = SharedQueries()
         self._request_ids = RequestIds()
         self._instance = secrets.token_hex(6)
+        self._metrics: MetricsServer | None = None  # at an address of its own
+        self.metrics_port = 0
         self._hosts: HostGuard | None = None  # where other machines have no access
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns = list(PATTERNS)
@@ -104,13 +108,23 @@ class Gateway(HttpServer):
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
         keep_alerting(duties, self.pool, self.engine, self.settings.alerts)
-        try:
-            return await self.listen(duties, self.transport.on_this_loop(), listen.host, listen.port)
-        except (OSError, UnicodeError) as error:
-            where = f"{listen.host}:{listen.port}"
-            raise AddressUnavailable(
-                f"cannot listen on {where}: {error}; choose another --host or --port", _may_pass(error)
-            ) from None
+        outbox = self.transport.on_this_loop()
+        port = await _bound(self, duties, outbox, listen.host, listen.port, "--host or --port")
+        if self.settings.metrics.listen is not None:
+            try:
+                await self._serve_metrics(outbox)
+            except AddressUnavailable:
+                await self.close(0.0)
+                await duties.aclose()
+                raise
+        return port
+
+    async def _serve_metrics(self, outbox: Outbox) -> None:
+        """Serve the metrics at their own address."""
+        metrics = MetricsServer(self.settings.metrics, self.keyring, self.engine)
+        duties = Duties(self.engine.dispatcher.fault)
+        self.metrics_port = await _bound(metrics, duties, outbox, *metrics.settings.address, "listen in [metrics]")
+        self._metrics = metrics
 
     def apply(self, settings: GatewaySettings) -> list[str]:
         """Use new settings for later requests and for the nodes.
@@ -159,6 +173,9 @@ class Gateway(HttpServer):
     async def aclose(self, drain_s: float | None = None) -> int:
         """Stop listening, wait up to `drain_s` seconds for requests, and return the number cut off."""
         self.feed.close()
+        if self._metrics is not None:
+            await self._metrics.close(0.0)
+            await self._metrics.duties.aclose()
         left = await self.close(self.settings.listen.drain_s if drain_s is None else drain_s)
         await self.duties.aclose()
         self._decoding.close()
@@ -311,6 +328,20 @@ class Gateway(HttpServer):
         else:
             normalise_body(request)
             infer(api_format, self.context, request)
+
+
+async def _bound(server: HttpServer, duties: Duties, outbox: Outbox, host: str, port: int, setting: str) -> int:
+    """Listen, and return the port.
+
+    Raises:
+        AddressUnavailable: The address cannot be bound.
+    """
+    try:
+        return await server.listen(duties, outbox, host, port)
+    except (OSError, UnicodeError) as error:
+        raise AddressUnavailable(
+            f"cannot listen on {host}:{port}: {error}; choose another {setting}", _may_pass(error)
+        ) from None
 
 
 def infer(api_format: ApiFormat, context: Context, request: Request) -> None:

@@ -25,8 +25,9 @@ from sollol.models.desired import DesiredModel
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
-_FIXED: Final = ("store", "alerts", "redis", "otel")  # tables that are read once, at the start
+_FIXED: Final = ("store", "alerts", "metrics", "redis", "otel")  # tables that are read once, at the start
 ARGUMENT: Final = "command line"
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]]+):([0-9]{1,5})")
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
@@ -76,6 +77,19 @@ class AlertSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     every_s: Annotated[float, msgspec.Meta(ge=60)] = 3_600.0
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [metrics]."""
+
+    listen: str | None = None
+    keys: Literal["admin", "any", "none"] = "admin"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of an own address, ("", 0) without one."""
+        host, _, port = (self.listen or ":0").rpartition(":")
+        return host.strip("[]"), int(port)
+
+
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: Listen = Listen()
     limits: Limits = Limits()
@@ -85,6 +99,7 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digests: dict[Name, Digest] = {}
     store: StoreSettings = StoreSettings()
     alerts: AlertSettings = AlertSettings()
+    metrics: MetricsSettings = MetricsSettings()
     models: dict[Name, DesiredModel] = {}
 
 
@@ -96,6 +111,7 @@ _KNOWN: Final = {
         ("routing", Routing),
         ("store", StoreSettings),
         ("alerts", AlertSettings),
+        ("metrics", MetricsSettings),
         ("models[...]", DesiredModel),  # as msgspec names the table of one model
     )
 }
@@ -119,6 +135,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     redis: str | None = None
     origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
     otel: OtelSettings | None = None
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -230,6 +247,13 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         for origin in tables.gateway.cors_origins
         if not _ORIGIN.fullmatch(origin)
     ]
+    own = tables.metrics.listen
+    address = _ADDRESS.fullmatch(own) if own is not None else None
+    if own is not None and (address is None or int(address[2]) > 65_535):
+        problems.append(
+            f"configuration file {where}: metrics.listen: {own!r} cannot be used; expected HOST:PORT such as "
+            '"127.0.0.1:9464"'
+        )
     aliases: dict[str, str] = {}
     try:
         aliases = _resolved(tables.aliases)
@@ -255,6 +279,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.redis,
         _origins(settings),
         settings.otel,
+        tables.metrics,
     )
     return found, problems
 
@@ -316,5 +341,6 @@ def template() -> dict[str, list[tuple[str, Any]]]:
             ("routing", Routing),
             ("store", StoreSettings),
             ("alerts", AlertSettings),
+            ("metrics", MetricsSettings),
         )
     }

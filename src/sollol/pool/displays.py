@@ -189,6 +189,17 @@ class PoolDisplays:
             "stored": True,
         }
 
+    def metrics(self) -> bytes:
+        """Return the metrics in Prometheus' text format, for a program with an HTTP server of its own.
+
+        Raises:
+            BadInput: The pool was not used yet.
+        """
+        engine = self._engine
+        if engine is None:
+            raise BadInput("metrics: the pool was not used yet; call it after the first request")
+        return self.read_state(lambda: engine.metrics(__version__))
+
     def _spans(self) -> tuple[str, ...]:
         return SPANS if self._engine is None or self._engine.storing is None else (*SPANS, *STORED_SPANS)
 

@@ -21,8 +21,8 @@ class Unauthorized(ResponseError):
         self.challenge = challenge
 
 
-def identify(keyring: Keyring, request: Request, *, public: bool, challenge: str) -> None:
-    """Set the key of a request.
+def identify(keyring: Keyring, request: Request, *, public: bool, challenge: str, required: bool | None = None) -> None:
+    """Set the key of a request. `required`: True if it needs one; None for the keyring's rule.
 
     Raises:
         Unauthorized: A key is required and the request has none, or it has an unknown one.
@@ -31,7 +31,7 @@ def identify(keyring: Keyring, request: Request, *, public: bool, challenge: str
     if scheme.lower() != "bearer":
         token = request.header(b"x-api-key") or basic_password(scheme, token)  # of Anthropic's clients; of a URL
     request.key = keyring.find(token.strip()) if token else None
-    if request.key is None and keyring.required and not public:
+    if request.key is None and (keyring.required if required is None else required) and not public:
         problem = "this key is unknown, or was revoked" if token else "this server requires a key"
         raise Unauthorized(
             f"{problem}; send 'Authorization: Bearer KEY' (in a URL: http://any:KEY@host) with a key that "

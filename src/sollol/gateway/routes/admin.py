@@ -9,6 +9,7 @@ from sollol.backends.ollama import encode
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
+from sollol.gateway.metrics_server import check_reader
 from sollol.gateway.node_queries import nodes_of
 from sollol.gateway.routes.openapi import document
 from sollol.http_server.request import Request
@@ -56,7 +57,8 @@ async def snapshot(context: Context, request: Request) -> None:
 
 async def metrics(context: Context, request: Request) -> None:
     """Answer with the metrics in Prometheus' text format."""
-    access.check_admin(request, VIEW_OTHERS)
+    keyring = context.keyring
+    check_reader(context.settings.metrics, keyring, request, required=keyring.required)
     request.answer(200, context.engine.metrics(__version__), METRICS_TYPE)
 
 

@@ -56,7 +56,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/health"): Route(admin.health, public=True, head=True),
     ("GET", "/sollol/ready"): Route(admin.ready, public=True, head=True),
     ("GET", "/sollol/snapshot"): Route(admin.snapshot, head=True),
-    ("GET", "/metrics"): Route(admin.metrics),
+    ("GET", "/metrics"): Route(admin.metrics, public=True, head=True),  # its key: [metrics]
     ("GET", "/sollol/nodes"): Route(admin.nodes, head=True),
     ("GET", "/sollol/models"): Route(model_state.inventory, head=True),
     ("POST", "/sollol/models/free"): Route(model_state.free, admin=True),
