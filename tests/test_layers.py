@@ -17,16 +17,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
 ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe", "exporters"}
-FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version"}
+FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version", "former"}
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "former": {"errors"},  # names of 0.9, looked up in compat only when a program imports one
     "printable": set(),
     "answers": set(),
     "signals": set(),
     "files": set(),
     "duties": set(),
-    "config": WORDS | {"files"},  # which imports nothing, and reads without waiting for pipes
+    "config": WORDS | {"files", "former"},  # files imports nothing, and reads without waiting for pipes
     "core": {"errors"},
     "policies": {"errors", "core"},
     "workload": {"errors", "core"},
@@ -35,24 +36,24 @@ LAW: dict[str, set[str]] = {
     "http_server": {"errors", "core", "duties", "transport"},
     "observe": {"errors", "answers", "core"},
     "exporters": {"errors", "config", "core", "observe", "duties"},
-    "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties"},
+    "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties", "former"},
     "engine": ENGINE,
     "models": {"errors", "answers", "core", "transport", "backends"},
-    "pool": ENGINE | {"engine", "files", "models", "discovery", "version"},
+    "pool": ENGINE | {"engine", "files", "models", "discovery", "version", "former"},
     "sim": {"errors", "core", "transport", "backends", "signals"},
     "gateway": FACES | {"dashboard"},
     "dashboard": FACES,
-    "compat": FACES,
+    "compat": FACES | {"dashboard", "gateway"},
     "index": FACES,
     "cli": FACES | {"index", "signals", "sim", "dashboard", "gateway"},
-    "__main__": {"cli", "sim"},
-    "routing_modes": {"core"},
+    "__main__": {"cli", "sim", "compat", "errors", "printable"},
+    "routing_modes": {"core", "former"},
     "routing_strategy": {"core"},
-    "hedging": {"compat"},
-    "gpu_controller": {"compat"},
-    "intelligence": {"compat"},
-    "network_observer": {"compat"},
-    "": {"errors", "version", "answers", "core", "discovery", "pool", "dashboard", "compat"},
+    "hedging": {"compat", "former"},
+    "gpu_controller": {"compat", "former"},
+    "intelligence": {"compat", "former"},
+    "network_observer": {"compat", "former"},
+    "": {"errors", "version", "former", "answers", "core", "discovery", "pool", "dashboard", "compat"},
 }
 PURE = ("core", "policies", "workload")
 IMPURE = {"asyncio", "time", "socket", "logging", "threading", "os", "subprocess", "datetime", "selectors"}

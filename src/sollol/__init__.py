@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sollol.former import find_former, install
 from sollol.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         ConfigError,
         DeadlineExceeded,
         NoNodeAvailable,
+        NotSupported,
         QueueFull,
         ResponseError,
         SollolError,
@@ -77,6 +79,7 @@ _HOMES = {
             "ConfigError",
             "DeadlineExceeded",
             "NoNodeAvailable",
+            "NotSupported",
             "QueueFull",
             "ResponseError",
             "SollolError",
@@ -104,6 +107,7 @@ __all__ = [
     "IntelligentRouter",
     "Message",
     "NoNodeAvailable",
+    "NotSupported",
     "OllamaPool",
     "QueueFull",
     "ResponseError",
@@ -124,12 +128,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'sollol' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    value = find_former("", name) if home is None else getattr(import_module(home), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+install()  # modules of SOLLOL 0.9 are found when they are imported

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, ConfigError
 from sollol.files import read_bounded
+from sollol.former import find_former
 
 SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
@@ -477,3 +478,7 @@ def find_file(given: str | None = None) -> str | None:
         if path.is_file():
             return str(path)
     return None
+
+
+def __getattr__(name: str) -> Any:
+    return find_former("config", name)

@@ -9,6 +9,8 @@ SollolError
 ├── BatchError                          some items of a batch failed; carries all results
 ├── StreamBroken                        an answer ended early; carries the received part
 ├── QueueFull                           the queue is at its limit
+├── NotSupported        (NotImplementedError)  a capability that SOLLOL does not have
+│   └── FormerName      (ImportError)   a name of SOLLOL 0.9 that is gone
 └── DeadlineExceeded    (TimeoutError)  the caller's time ran out, waiting included
 """
 
@@ -107,6 +109,14 @@ class StreamBroken(SollolError):
         self.thinking = thinking
         self.tool_calls = list(tool_calls)
         super().__init__(message)
+
+
+class NotSupported(SollolError, NotImplementedError):
+    """SOLLOL does not have this capability. The message has what to use instead."""
+
+
+class FormerName(NotSupported, ImportError):
+    """A name of SOLLOL 0.9 is gone. The message has the reason, and what to use instead."""
 
 
 class QueueFull(SollolError):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sollol.compat.hedging import (
     AdaptiveHedging,
     HedgeResult,
     HedgingStrategy,
 )
+from sollol.former import find_former
 
 __all__ = [
     "AdaptiveHedging",
     "HedgeResult",
     "HedgingStrategy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_former("hedging", name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sollol.compat.network_observer import (
     EventType,
     NetworkEvent,
@@ -11,6 +13,7 @@ from sollol.compat.network_observer import (
     log_ollama_request,
     log_ollama_response,
 )
+from sollol.former import find_former
 
 __all__ = [
     "EventType",
@@ -21,3 +24,7 @@ __all__ = [
     "log_ollama_request",
     "log_ollama_response",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_former("network_observer", name)

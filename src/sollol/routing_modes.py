@@ -3,6 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sollol.core.types import RoutingMode, TaskPriority
+from sollol.former import find_former
 
 __all__ = ["RoutingMode", "TaskPriority"]
+
+
+def __getattr__(name: str) -> Any:
+    return find_former("routing_modes", name)

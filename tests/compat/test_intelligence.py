@@ -227,7 +227,8 @@ def test_a_payload_becomes_a_context() -> None:
     context = router.analyze_request(payload, priority=7)
     assert (context.task_type, context.priority, context.model_preference) == (TaskType.SUMMARISE, 7, CHAT)
     assert context.estimated_tokens == len(SUMMARY[0]["content"]) // 4
-    assert context.estimated_duration_ms is None
+    assert context.estimated_duration_ms == pytest.approx(6440)  # 128 tokens and the prompt at usual rates
+    assert context.metadata == {"estimated_from": "prior"}
     for duration_ms in (1000, 2000, 9000):
         router.record_performance("summarization", CHAT, duration_ms)
     assert router.analyze_request(payload).estimated_duration_ms == 2000

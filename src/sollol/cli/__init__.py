@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sollol.former import find_former
+
 
 def main() -> None:
     """Run the command in `sys.argv`, and end with SystemExit."""
@@ -13,3 +17,7 @@ def main() -> None:
 
     tell_warnings()
     app(prog_name="sollol")
+
+
+def __getattr__(name: str) -> Any:
+    return find_former("cli", name)

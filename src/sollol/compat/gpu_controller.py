@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sollol.compat.background import check_number, submit, wait_for
 from sollol.compat.gpu_placement import FOREVER, FRESH_S, ForceResult, Location, NodeModels, Placements, location_of
+from sollol.compat.http_calls import call
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import LoadedModel, canonical_model
 from sollol.duties import in_thread
-from sollol.errors import BadInput, SollolError
+from sollol.errors import BadInput, ResponseError, SollolError
 from sollol.pool.keywords import accept_old
 from sollol.workload.validation import check_count, check_model, short
 
@@ -184,6 +185,36 @@ class SOLLOLGPUController:
         bound_s = check_number("timeout_s", timeout_s, 0)
         node, name = parse_endpoint(node_url), check_model(model_name)
         return _as_result(wait_for(self._force(node, name, keep_alive, bound_s)))
+
+    def force_cpu_load(self, node_url: Any, model_name: str, *, timeout_s: float = FORCE_S) -> dict[str, Any]:
+        """Load a model on a node without its GPU, and check its location.
+
+        It stays there until it is unused for an hour, or a request without the option `num_gpu` loads it again.
+
+        Returns:
+            As `force_gpu_load`; `success` is true only if /api/ps reports the CPU.
+        """
+        node, name = parse_endpoint(node_url), check_model(model_name)
+        bound_s = check_number("timeout_s", timeout_s, 0)
+        body = {"model": name, "keep_alive": KEEP_ALIVE, "options": {"num_gpu": 0}}
+        try:
+            for request in ({"model": name, "keep_alive": 0}, body):
+                try:
+                    call(node, "/api/generate", {**request, "stream": False}, bound_s)
+                except ResponseError:  # an embedding model
+                    call(node, "/api/embed", {**request, "input": []}, bound_s)
+        except SollolError as error:
+            return {"success": False, "location": Location.UNKNOWN.value, "message": str(error)}
+        self._moved()
+        (seen,) = self._look([node])
+        held = seen.loaded.get(canonical_model(name))
+        place = Location.UNKNOWN if held is None else location_of(held)
+        success = place is Location.CPU
+        message = (
+            f"{name} is on the CPU" if success else f"{name} is at: {place.value}; {seen.why or 'no CPU reported'}"
+        )
+        sizes = {"size_mb": held.size / MB, "vram_mb": held.size_vram / MB} if held else {}
+        return {"success": success, "location": place.value, "message": message, **sizes}
 
     def pin(self, node_url: Any, model_name: str, *, timeout_s: float = FORCE_S) -> dict[str, Any]:
         """Run `force_gpu_load` and keep the model in memory until `unpin`, also after this program."""
@@ -387,7 +418,8 @@ def _endpoints(source: Any) -> list[Endpoint]:
         nodes = [nodes]
     if not isinstance(nodes, Iterable):
         raise BadInput(f"pool={short(source)}; expected a pool, something with nodes, or a list of nodes")
-    return [parse_endpoint(node) for node in nodes]
+    plain = (str, Mapping, Endpoint)
+    return [parse_endpoint(node if isinstance(node, plain) else getattr(node, "url", node)) for node in nodes]
 
 
 def _row(seen: NodeModels, name: str, model: LoadedModel) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sollol.compat.background import check_number, wait_for
+from sollol.compat.http_calls import call_async
 from sollol.core.policy import Hedger
 from sollol.core.state.estimators import Quantile
 from sollol.core.types import Decision, Micros, Task
@@ -27,6 +28,10 @@ from sollol.pool.keywords import accept_old, warn_once
 from sollol.workload.validation import short
 
 TIMEOUT_MS = 30_000.0
+LOAD_MOST = 0.8  # share of a busy cluster, above which second attempts would delay others
+URGENT_LEAST = 7
+COMPLEX_LEAST = 8
+LONG_MS = 1_000.0
 
 
 class HedgeResult(NamedTuple):
@@ -205,6 +210,19 @@ class AdaptiveHedging:
         if messages is None:
             return pool.generate(model, prompt, **more)
         return pool.chat(model, messages, **more)
+
+    def should_hedge(self, task_context: Any, estimated_latency_ms: float, cluster_load: float) -> bool:
+        """Return whether a request of your own is worth a second attempt.
+
+        It is with a priority of 7 or more, if it should take a second or longer, or is complex, unless the cluster is
+        more than 80 % busy. A pool compares each call with its prediction instead.
+        """
+        if self.num_hedges < 2 or cluster_load > LOAD_MOST:
+            return False
+        complexity = getattr(task_context, "complexity", None)
+        complex_ = complexity == "complex" or (isinstance(complexity, int) and complexity >= COMPLEX_LEAST)
+        urgent = getattr(task_context, "priority", 0) >= URGENT_LEAST
+        return urgent or complex_ or (estimated_latency_ms or 0) >= LONG_MS
 
     def _hedge(self) -> bool | Hedger:
         if self.num_hedges > 2:
@@ -392,3 +410,39 @@ def _takes_cancelled(function: Callable[..., Any]) -> bool:
         return "cancelled" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # builtins have none
         return False
+
+
+def create_hedge_request_wrapper(
+    base_url: str, endpoint: str, payload: Mapping[str, Any], timeout: float = 30
+) -> Callable[[Any], Any]:
+    """Return a function that sends a payload to a path of the node that it is called with.
+
+    `base_url` is not used; `timeout` in seconds.
+    """
+
+    async def request(node: Any) -> Any:
+        return await call_async(node, endpoint, dict(payload), timeout)
+
+    return request
+
+
+def hedge_embed_request(nodes: Sequence[Any], model: str, text: str, num_hedges: int = 2) -> HedgeResult:
+    """Race an embedding over nodes; `response` of the result is Ollama's answer.
+
+    Raises:
+        NoNodeAvailable: All nodes failed.
+    """
+    request = create_hedge_request_wrapper("", "/api/embed", {"model": model, "input": text})
+    return HedgingStrategy(num_hedges).hedge_request(nodes, request)
+
+
+def hedge_chat_request(
+    nodes: Sequence[Any], model: str, messages: Sequence[Mapping[str, Any]], num_hedges: int = 2
+) -> HedgeResult:
+    """Race a chat over nodes; `response` of the result is Ollama's answer.
+
+    Raises:
+        NoNodeAvailable: All nodes failed.
+    """
+    body = {"model": model, "messages": list(messages), "stream": False}
+    return HedgingStrategy(num_hedges).hedge_request(nodes, create_hedge_request_wrapper("", "/api/chat", body))

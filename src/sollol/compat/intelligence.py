@@ -9,6 +9,7 @@ translates a description of a task into the arguments of the pool.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from sollol.answers import Answer
 from sollol.compat.background import check_number
 from sollol.compat.hosts import Host, read_host
+from sollol.core.state.replica import DECODE, PREFILL, TOKENS_OUT
 from sollol.core.types import TaskType, canonical_model
 from sollol.errors import BadInput, NoNodeAvailable
+from sollol.pool.keywords import accept_old
 from sollol.workload import classification
 from sollol.workload.validation import check_model, check_priority, check_type, short
 
@@ -46,6 +49,9 @@ _OPERATIONS = (
     ("generat", TaskType.CHAT),
     ("complet", TaskType.CHAT),
 )
+MIN_VRAM_THRESHOLD_MB = 1000  # of older versions; not used
+# Parts of the names of embedding models.
+_EMBEDDERS = re.compile(r"embed|minilm|(?:^|[/-])(?:bge|gte|e5)[-:]|paraphrase-|gtr-t5")
 REMEMBERED = 100  # durations kept for each task type, model and host
 BYTES_PER_TOKEN = 4
 
@@ -98,12 +104,18 @@ class IntelligentRouter:
     """Calls of a pool by TaskContext. A context manager; can be shared by threads.
 
     `pool`: an OllamaPool or an AsyncOllamaPool. Without one: the pool of its GPU controller, else a pool that is
-    constructed at first use, with the nodes of the settings or of discovery.
+    constructed at first use, with the nodes of `registry`, else of the settings or of discovery.
     """
 
-    def __init__(self, pool: Any = None) -> None:
+    def __init__(self, pool: Any = None, *, registry: Any = None, **old: Any) -> None:
+        accept_old("IntelligentRouter", old, frozenset(["coordinator", "gpu_router"]))
+        if pool is None and callable(getattr(registry, "chat", None)):
+            pool, registry = registry, None
         if pool is not None and not callable(getattr(pool, "chat", None)):
             raise BadInput(f"pool={short(pool)}; expected an OllamaPool or an AsyncOllamaPool, or None")
+        if registry is not None and not hasattr(registry, "nodes"):
+            raise BadInput(f"registry={short(registry)}; expected an object with nodes, such as a NodeRegistry")
+        self._registry = registry
         self.gpu_controller: SOLLOLGPUController | None = None
         self._pool = pool
         self._own: Any = None
@@ -119,7 +131,7 @@ class IntelligentRouter:
             return self.gpu_controller.pool
         with self._lock:
             if self._own is None:
-                self._own = _configured_pool()
+                self._own = _configured_pool() if self._registry is None else _pool_of(self._registry)
             return self._own
 
     def route_request(
@@ -193,24 +205,29 @@ class IntelligentRouter:
         """Return the TaskContext of a payload of Ollama's API.
 
         `estimated_tokens` are those of the input; the duration is the median of the recorded ones for this type and
-        model.
+        model. Before the first it comes from usual rates, and `metadata["estimated_from"]` is "prior".
         """
         if not isinstance(payload, Mapping):
             raise BadInput(f"payload is {type(payload).__name__}; expected a dict with messages, prompt or input")
-        type_, model = classification.detect_task_type(payload), payload.get("model")
+        type_, model = self.detect_task_type(payload), payload.get("model")
         known = [ms for (kind, name, _), list_ in self._recorded() if (kind, name) == (type_, model) for ms in list_]
+        tokens = _size(payload) // BYTES_PER_TOKEN
         return TaskContext(
             operation=type_.value,
             task_type=type_,
             complexity=classification.estimate_complexity(payload),
             priority=priority,
-            estimated_tokens=_size(payload) // BYTES_PER_TOKEN,
+            estimated_tokens=tokens,
             model_preference=model,
-            estimated_duration_ms=median(known) if known else None,
+            estimated_duration_ms=median(known) if known else _usual_ms(type_, tokens),
+            metadata={"estimated_from": "measured" if known else "prior"},
         )
 
     def detect_task_type(self, payload: Any) -> TaskType:
-        """Return the task type of a payload, a list of messages or a text."""
+        """Return the task type of a payload, a list of messages or a text. An embedding model makes it EMBED."""
+        model = payload.get("model") if isinstance(payload, Mapping) else None
+        if isinstance(model, str) and _EMBEDDERS.search(model.lower()) and not payload.get("messages"):
+            return TaskType.EMBED
         return classification.detect_task_type(payload)
 
     def estimate_complexity(self, payload: Any) -> int:
@@ -218,12 +235,21 @@ class IntelligentRouter:
         return classification.estimate_complexity(payload)
 
     def record_performance(
-        self, task_type: TaskType | str, model: str, duration_ms: float, host: str = "", success: bool = True
+        self,
+        task_type: TaskType | str,
+        model: str,
+        duration_ms: float | None = None,
+        host: str = "",
+        success: bool = True,
+        *,
+        actual_duration_ms: float | None = None,
     ) -> None:
         """Record the duration of your own request in ms for `select_optimal_node`.
 
-        A failed request counts four times its duration: a quick failure is not a quick host.
+        A failed request counts four times its duration: a quick failure is not a quick host. `actual_duration_ms` is
+        another name of `duration_ms`.
         """
+        duration_ms = actual_duration_ms if duration_ms is None else duration_ms
         type_ = _type_of(task_type) or check_type(task_type)
         taken_ms = check_number("duration_ms", duration_ms, 0) * (1 if success else 4)
         with self._lock:
@@ -297,6 +323,30 @@ class IntelligentRouter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pool_of(registry: Any) -> Any:
+    """Return a pool of a registry's nodes."""
+    from sollol.pool.sync import OllamaPool
+
+    nodes = registry.nodes.values() if isinstance(registry.nodes, Mapping) else registry.nodes
+    return OllamaPool([getattr(node, "url", node) for node in nodes])
+
+
+def _usual_ms(type_: TaskType, tokens_in: int) -> float:
+    """Return the ms of a request at the rates that a pool assumes before it has measured a node."""
+    tokens_out = 0.0 if type_ is TaskType.EMBED else TOKENS_OUT
+    return (tokens_in / PREFILL + tokens_out / DECODE) / 1000
+
+
+_routers: list[IntelligentRouter] = []
+
+
+def get_router(coordinator: Any = None) -> IntelligentRouter:
+    """Return the router of this process. `coordinator` is not used."""
+    if not _routers:
+        _routers.append(IntelligentRouter())
+    return _routers[0]
 
 
 def _configured_pool() -> Any:

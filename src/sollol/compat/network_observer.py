@@ -26,6 +26,7 @@ from sollol.core.events import Finished, NodeAdded, NodeLost, NodeRemoved, NodeS
 from sollol.core.types import Micros, Status, Task
 from sollol.errors import BadInput
 from sollol.observe.journal import Entry
+from sollol.pool import processes
 from sollol.pool.keywords import accept_old
 from sollol.workload.validation import check_count, short
 
@@ -43,6 +44,21 @@ class EventType(StrEnum):
     OLLAMA_ERROR = "ollama_error"
     OLLAMA_CANCELLED = "ollama_cancelled"
     OLLAMA_MODEL_LOAD = "ollama_model_load"
+    # Published by programs only.
+    OLLAMA_MODEL_UNLOAD = "ollama_model_unload"
+    RPC_REQUEST = "rpc_request"
+    RPC_RESPONSE = "rpc_response"
+    RPC_ERROR = "rpc_error"
+    RPC_BACKEND_CONNECT = "rpc_backend_connect"
+    RPC_BACKEND_DISCONNECT = "rpc_backend_disconnect"
+    COORDINATOR_START = "coordinator_start"
+    COORDINATOR_STOP = "coordinator_stop"
+    COORDINATOR_MODEL_LOAD = "coordinator_model_load"
+    NODE_HEALTH_CHECK = "node_health_check"
+    HIGH_LATENCY = "high_latency"
+    VRAM_EXHAUSTED = "vram_exhausted"
+    BACKEND_OVERLOADED = "backend_overloaded"
+    # Published by pools.
     NODE_DISCOVERED = "node_discovered"
     NODE_REMOVED = "node_removed"
     NODE_STATUS_CHANGE = "node_status_change"
@@ -75,7 +91,7 @@ class NetworkObserver:
     def __init__(
         self, pool: Any = None, *, sample_rate: float | None = None, max_events: int = MAX_EVENTS, **old: Any
     ) -> None:
-        accept_old("NetworkObserver", old, frozenset(["redis_url", "enable_sampling"]))
+        accept_old("NetworkObserver", old, frozenset(["redis_url", "enable_sampling", "batch_size", "batch_timeout"]))
         self.sample_rate = load_settings().observer_sampling if sample_rate is None else sample_rate
         self.events: deque[NetworkEvent] = deque(maxlen=check_count("max_events", max_events))
         self._listeners: list[Callable[[NetworkEvent], Any]] = []
@@ -88,6 +104,13 @@ class NetworkObserver:
         self._lock = threading.Lock()
         if pool is not None:
             self.attach(pool)
+
+    redis_client = None  # of older versions: events stay in this process
+    batch_size = 1
+    batch_timeout = 0.0
+
+    def _flush_dashboard_batch(self) -> None:
+        """Do nothing: events are published at once. A name of older versions, which programs call."""
 
     @property
     def sample_rate(self) -> float:
@@ -183,12 +206,36 @@ class NetworkObserver:
                 "errors_by_backend": dict(self._errors),
                 "events_in_memory": len(self.events),
                 "sample_rate": self.sample_rate,
+                "sampling_enabled": self.sample_rate < 1,
+                "backends_tracked": len(self._by_backend),
             }
+
+    def get_backend_metrics(self, backend: str | None = None) -> dict[str, Any]:
+        """Return the numbers of kept events and errors of a node, or of each node."""
+        with self._lock:
+            nodes = list(self._by_backend) if backend is None else [backend]
+            found = {node: {"events": self._by_backend[node], "errors": self._errors[node]} for node in nodes}
+        return found if backend is None else found[backend]
+
+    def get_active_requests(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the kept requests that have no response yet, by node."""
+        active: dict[str, dict[Any, dict[str, Any]]] = {}
+        for event in list(self.events):
+            number = event.details.get("attempt")
+            if number is None:
+                continue
+            if event.event_type is EventType.OLLAMA_REQUEST:
+                active.setdefault(event.backend, {})[number] = event.to_dict()
+            else:
+                active.get(event.backend, {}).pop(number, None)
+        return {node: list(found.values()) for node, found in active.items() if found}
 
     def close(self) -> None:
         """Stop following all pools."""
         for detach in list(self._detach):
             detach()
+
+    shutdown = close
 
     # --- internals ---
 
@@ -268,6 +315,7 @@ class _Follower:
             return
         self._attempts[start.attempt] = (start.node, task, kept, at)
         details = _details(task) | {
+            "attempt": start.attempt,
             "priority": task.priority,
             "reason": start.decision.reason,
             "predicted_ms": start.decision.predicted_us / 1000,
@@ -280,7 +328,7 @@ class _Follower:
         node, task, kept, since = self._attempts.pop(event.attempt, ("", None, False, 0))
         if task is None:
             return
-        details = _details(task) | {"latency_ms": (at - since) / 1000}
+        details = _details(task) | {"attempt": event.attempt, "latency_ms": (at - since) / 1000}
         if event.outcome.status is Status.OK:
             self._publish(EventType.OLLAMA_RESPONSE, node, details, kept)
             return
@@ -340,10 +388,16 @@ _making = threading.Lock()
 
 
 def get_observer() -> NetworkObserver:
-    """Return the observer of this process, used by `log_ollama_request` and similar; constructed by the first call."""
+    """Return the observer of this process, which follows all its pools; constructed by the first call."""
     with _making:
         if not _observers:
-            _observers.append(NetworkObserver())
+            made = NetworkObserver()
+            _observers.append(made)
+            processes.on_engine(lambda engine: engine.journal.subscribe(_Follower(made)))
+            started = {id(engine): pool for pool in processes.living() if (engine := getattr(pool, "_engine", None))}
+            for pool in started.values():  # a synchronous pool shares its engine with an inner one
+                journal = getattr(pool, "_engine").journal  # noqa: B009
+                pool.read_state(lambda journal=journal: journal.subscribe(_Follower(made)))
         return _observers[0]
 
 
@@ -361,3 +415,30 @@ def log_ollama_error(backend: str, model: str, error: str, **details: Any) -> No
     """Log the failure of your own request. Never dropped by sampling."""
     details = {"model": model, "error": error, **details}
     get_observer().log_event(EventType.OLLAMA_ERROR, backend, details, "error")
+
+
+def log_rpc_request(backend: str, model: str, **details: Any) -> None:
+    """Log your own request to a worker of llama.cpp."""
+    get_observer().log_event(EventType.RPC_REQUEST, backend, {"model": model, **details})
+
+
+def log_rpc_response(backend: str, model: str, latency_ms: float, **details: Any) -> None:
+    """Log the answer of a worker; `latency_ms` in milliseconds."""
+    get_observer().log_event(EventType.RPC_RESPONSE, backend, {"model": model, "latency_ms": latency_ms, **details})
+
+
+def log_rpc_error(backend: str, model: str, error: str, **details: Any) -> None:
+    """Log the failure of a worker."""
+    get_observer().log_event(EventType.RPC_ERROR, backend, {"model": model, "error": error, **details}, "error")
+
+
+def log_node_health_check(backend: str, status: str, latency_ms: float, **details: Any) -> None:
+    """Log a check of your own; `latency_ms` in milliseconds."""
+    details = {"status": status, "latency_ms": latency_ms, **details}
+    get_observer().log_event(EventType.NODE_HEALTH_CHECK, backend, details)
+
+
+def log_node_status_change(backend: str, old_status: str, new_status: str, **details: Any) -> None:
+    """Log a change that you have seen yourself."""
+    details = {"old_status": old_status, "new_status": new_status, **details}
+    get_observer().log_event(EventType.NODE_STATUS_CHANGE, backend, details, "warning")

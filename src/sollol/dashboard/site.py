@@ -44,6 +44,8 @@ class Site(HttpServer):
             "/api/history": self._history,
             "/healthz": self._health,
             "/metrics": self._metrics,
+            "/health": self._health,  # its name in older versions
+            "/api/applications": self._applications,
         }
 
     def header_lines(self) -> bytes:
@@ -105,6 +107,11 @@ class Site(HttpServer):
 
     async def _metrics(self, request: Request) -> None:
         request.answer(200, await self._source.metrics(), METRICS_TYPE)
+
+    async def _applications(self, request: Request) -> None:
+        shown = (await self._source.overview()).get("applications") or {}
+        found = shown.get("processes", [])
+        request.answer(200, encode({"applications": found, "total": len(found)}))
 
     async def _events(self, request: Request) -> None:
         await send_events(self.feed, request)

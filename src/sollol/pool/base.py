@@ -142,6 +142,7 @@ class PoolBase(PoolDisplays):
             engine.use_redis(redis, __version__)
         if isinstance(otel, tuple):
             engine.use_otel(otel, __version__)
+        processes.announce(engine)
         return engine
 
     # --- processes ---

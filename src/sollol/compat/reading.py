@@ -1,0 +1,132 @@
+"""Read programs and find the names of SOLLOL that they use. Nothing of them is run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from sollol.compat import names
+from sollol.errors import BadInput, FormerName
+from sollol.files import read_bounded
+from sollol.pool.former_keywords import ROUTING
+from sollol.pool.requests import OLD_KEYWORDS
+
+FILE_MOST: Final = 4 * 1024 * 1024
+OURS: Final = "ours"  # a name of this version that 0.9.66 did not have
+UNKNOWN: Final = "unknown"
+VERBS: Final = frozenset(["chat", "generate", "embed", "embeddings", "embed_batch", "chat_async", "generate_async"])
+
+
+class Use(NamedTuple):
+    """One use of a name: the place, the name, its fate, and a sentence for the reader."""
+
+    path: Path
+    line: int
+    name: str
+    fate: str
+    advice: str
+
+
+def read_program(path: Path) -> list[Use]:
+    """Return the uses of SOLLOL's names in a file, or in the Python files of a folder.
+
+    Raises:
+        BadInput: The file cannot be read, or is no Python.
+    """
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return [use for file in files for use in _read_file(file)]
+
+
+def _read_file(path: Path) -> list[Use]:
+    try:
+        tree = ast.parse(read_bounded(path, FILE_MOST), str(path))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}; expected a Python file or a folder") from None
+    except (SyntaxError, ValueError) as error:
+        raise BadInput(f"{path} is no Python: {error}") from None
+    return sorted({*_names(path, tree), *_keywords(path, tree)}, key=lambda use: (use.line, use.name))
+
+
+def _names(path: Path, tree: ast.AST) -> Iterator[Use]:
+    modules: dict[str, str] = {}  # local name -> module of SOLLOL, "" for the package
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "sollol":
+                    module = alias.name.partition(".")[2]
+                    modules[alias.asname or "sollol"] = module if alias.asname else ""
+                    if module:
+                        yield _module_use(path, node.lineno, module)
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "sollol":
+            module = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                if alias.name == "*":
+                    yield _module_use(path, node.lineno, module)
+                else:
+                    yield _use(path, node.lineno, module, alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            module = modules[node.value.id]
+            if module or not _is_module(node.attr):
+                yield _use(path, node.lineno, module, node.attr)
+
+
+def _use(path: Path, line: int, module: str, name: str) -> Use:
+    full = ".".join(filter(None, ("sollol", module, name)))
+    row = names.find(module, name)
+    if row is not None and row.fate != names.HERE:
+        return Use(path, line, full, row.fate, f"{row.note}; use {row.ours}")
+    if row is not None:
+        return Use(path, line, full, names.HERE, f"works; today: {row.ours}")
+    if not module and _is_module(name):
+        return _module_use(path, line, name)
+    if _exists(module, name):
+        return Use(path, line, full, OURS, "works")
+    return Use(path, line, full, UNKNOWN, "neither SOLLOL 0.9.66 nor this version has it")
+
+
+def _module_use(path: Path, line: int, module: str) -> Use:
+    full = f"sollol.{module}".rstrip(".")
+    if _is_module(module) or not module:
+        return Use(path, line, full, names.HERE, "can be imported")
+    return Use(path, line, full, UNKNOWN, "neither SOLLOL 0.9.66 nor this version has it")
+
+
+def _is_module(module: str) -> bool:
+    if module in names.MODULES:
+        return True
+    try:
+        import_module(f"sollol.{module}")
+    except ImportError:
+        return False
+    return True
+
+
+def _exists(module: str, name: str) -> bool:
+    try:
+        return hasattr(import_module(f"sollol.{module}".rstrip(".")), name)
+    except FormerName:
+        return False
+    except ImportError:
+        return False
+
+
+def _keywords(path: Path, tree: ast.AST) -> Iterator[Use]:
+    """Yield former keywords of calls of a pool, as far as these can be seen."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for keyword in node.keywords:
+            name = keyword.arg or ""
+            if (
+                called == "OllamaPool"
+                and name in OLD_KEYWORDS
+                and name not in ("discover_all_nodes", "exclude_localhost")
+            ):
+                yield Use(path, node.lineno, f"OllamaPool({name}=)", names.HERE, "is taken and has no effect")
+            elif called in VERBS and name in ROUTING:
+                yield Use(path, node.lineno, f"{called}({name}=)", names.HERE, "is taken; today: mode=")
