@@ -108,14 +108,43 @@ def test_a_key_opens_a_session(browser: Any) -> None:
     keyring = Keyring([Key("ops", hash_of("secret"), admin=True)], required=True)
     with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=keyring) as stage:
         tab = opened(browser, stage)
-        tab.get_by_label("An admin key of this gateway").fill("wrong")
+        tab.get_by_label("A key of this gateway").fill("wrong")
         tab.get_by_role("button", name="Open the dashboard").click()
         tab.wait_for_selector("#problem >> text=this key is unknown, or was revoked")
-        tab.get_by_label("An admin key of this gateway").fill("secret")
+        tab.get_by_label("A key of this gateway").fill("secret")
         tab.keyboard.press("Enter")
         tab.wait_for_selector("#nodes .node")
         assert tab.evaluate("document.cookie") == ""  # scripts cannot read it
         assert not tab.problems
         tab.get_by_role("button", name="Log out").click()
         tab.wait_for_selector("#login")
+        tab.close()
+
+
+def test_a_key_without_admin_rights_sees_its_own_application(browser: Any) -> None:
+    tokens = {"ann": "ann-0123456789", "bob": "bob-0123456789"}
+    keyring = Keyring([Key(name, hash_of(token), app=f"{name}s-app") for name, token in tokens.items()], required=True)
+    with sim_cluster([talker(1)]) as nodes, gateway_over(nodes.urls, keyring=keyring) as stage:
+        for token in tokens.values():
+            with stage.client(headers={"Authorization": f"Bearer {token}"}) as client:
+                body = {"model": MODEL, "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+                assert client.post("/api/generate", json=body).status_code == 200
+        tab = opened(browser, stage)
+        tab.get_by_label("A key of this gateway").fill(tokens["ann"])
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector("#nodes .node")
+        tab.get_by_text("1 of 1 nodes up. This key shows the requests of 'anns-app' only.").wait_for()
+        assert tab.locator("#recent-table tbody tr").count() == 1
+        assert "bobs-app" not in tab.content()
+        for hidden in ("#chart", "#events", "#applications-section", "[data-tab=settings]"):
+            assert not tab.locator(hidden).is_visible()
+        assert tab.get_by_role("button", name="Keep new work away from").count() == 0
+        assert tab.get_by_role("button", name="Unload").count() == 0
+        tab.locator("#recent-table .call").first.click()
+        tab.get_by_text("would finish in").or_(tab.locator("#explain-body")).first.wait_for()
+        tab.keyboard.press("Escape")
+        tab.locator("[data-tab=history]").click()
+        tab.wait_for_selector("#history-table tbody tr")
+        assert tab.locator("#history-table tbody tr").count() == 1
+        assert not tab.problems
         tab.close()

@@ -30,6 +30,7 @@ from sollol.gateway.formats.bodies import is_large, normalise_body, read_fields
 from sollol.gateway.formats.error_responses import error_body
 from sollol.gateway.inference import embeddings, single
 from sollol.gateway.metrics_server import MetricsServer
+from sollol.gateway.own_view import OwnFeeds
 from sollol.gateway.paths import normal_path, redirect
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.routes.dashboard import ROOT
@@ -104,6 +105,7 @@ class Gateway(HttpServer):
         if self.engine.redis_feed is not None:
             self.engine.redis_feed.identity.kind = "gateway"
         self.feed = Feed(self._read_snapshot)
+        self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
         self.apply(self.settings)
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
@@ -161,6 +163,7 @@ class Gateway(HttpServer):
             self._queries,
             self._decoding,
             self.feed,
+            self._own_feeds,
             self.spawn,
             lambda: self.draining,
             self._instance,
@@ -173,6 +176,7 @@ class Gateway(HttpServer):
     async def aclose(self, drain_s: float | None = None) -> int:
         """Stop listening, wait up to `drain_s` seconds for requests, and return the number cut off."""
         self.feed.close()
+        self._own_feeds.close()
         if self._metrics is not None:
             await self._metrics.close(0.0)
             await self._metrics.duties.aclose()

@@ -16,6 +16,7 @@ from sollol.gateway.auth.rate_limit import RateLimiter
 from sollol.gateway.auth.sessions import Sessions
 from sollol.gateway.decoding_thread import DecodingThread
 from sollol.gateway.formats.error_responses import status_of
+from sollol.gateway.own_view import OwnFeeds
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.settings import GatewaySettings
 from sollol.gateway.shared_queries import SharedQueries
@@ -43,6 +44,7 @@ class Context:
         queries: SharedQueries,
         decoding: DecodingThread,
         feed: Feed,
+        own_feeds: OwnFeeds,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         is_draining: Callable[[], bool],
         instance: str,
@@ -58,6 +60,7 @@ class Context:
         self.queries: Final = queries
         self.decoding: Final = decoding
         self.feed: Final = feed  # of the dashboard
+        self.own_feeds: Final = own_feeds  # of keys without admin rights
         self.spawn: Final = spawn
         self.is_draining: Final = is_draining
         self.instance: Final = instance  # by which a gateway with two addresses is known as one

@@ -172,18 +172,25 @@ class History:
         found = self._shown.get(task) or next((past for past in self._calls if past.record.id == task), None)
         return None if found is None else found.explained()
 
-    def recent(self) -> list[dict[str, Any]]:
-        """Return the last calls, newest first; `find` returns them until SHOWN_KEPT others were shown."""
-        recent = list(islice(reversed(self._calls), SHOWN))
+    def recent(self, app: str | None = None) -> list[dict[str, Any]]:
+        """Return the last calls, newest first; `find` returns them until SHOWN_KEPT others were shown.
+
+        `app`: only those of this application.
+        """
+        recent = list(islice((past for past in reversed(self._calls) if _is_of(past.record, app)), SHOWN))
         self._shown |= {past.record.id: past for past in reversed(recent)}
         for task in list(islice(self._shown, max(0, len(self._shown) - SHOWN_KEPT))):
             del self._shown[task]
         return [past.row() for past in recent]
 
-    def calibration(self) -> dict[str, Any]:
-        """Return actual ÷ predicted time of the attempts that answered: median, p90, count."""
+    def calibration(self, app: str | None = None) -> dict[str, Any]:
+        """Return actual ÷ predicted time of the attempts that answered: median, p90, count. `app`: only its own."""
         found = Quantile(REMEMBERED)
         for past in self._calls:
-            if past.record.ok and past.record.predicted_s:
+            if past.record.ok and past.record.predicted_s and _is_of(past.record, app):
                 found.add(past.record.actual_s / past.record.predicted_s)
         return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}
+
+
+def _is_of(record: RequestRecord, app: str | None) -> bool:
+    return app is None or record.app == app

@@ -158,8 +158,8 @@ def stats_of(engine: EngineState | None, endpoints: dict[str, Endpoint], totals:
     }
 
 
-def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint]) -> dict[str, Any]:
-    """Return the state of the pool for displays, as plain values."""
+def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint], app: str | None = None) -> dict[str, Any]:
+    """Return the state of the pool for displays, as plain values. `app`: only requests of this application."""
     view, at = (engine.view, engine.now) if engine else (None, 0)
     rows = []
     for key, endpoint in endpoints.items():
@@ -169,10 +169,10 @@ def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint]) -> d
         rows.append(row | {"models": node.models, **(_details(engine, state) if engine and state else NO_DETAILS)})
     return {
         "nodes": rows,
-        "waiting": _waiting(engine) if engine else [],
-        "running": _running(engine) if engine else [],
-        "recent": engine.history.recent() if engine else [],
-        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
+        "waiting": _waiting(engine, app) if engine else [],
+        "running": _running(engine, app) if engine else [],
+        "recent": engine.history.recent(app) if engine else [],
+        "calibration": engine.history.calibration(app) if engine else NO_CALIBRATION,
         "mixed_digests": mixed_digests(engine) if engine else {},
         "notices": list(engine.notices) if engine else [],
     }
@@ -237,19 +237,22 @@ def _task(task: Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _waiting(engine: EngineState) -> list[dict[str, Any]]:
+def _waiting(engine: EngineState, app: str | None) -> list[dict[str, Any]]:
     view, at = engine.view, engine.now
     rows: list[dict[str, Any]] = []
     for model in view.waited_for():
         for position, (task, wait) in enumerate(view.queue_of(model, at), 1):
             pending = view.tasks[task]
+            if app is not None and pending.task.app != app:
+                continue
             waited = (at - pending.since) / 1000
             rows.append(_task(pending.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
     return rows[:WAITING_SHOWN]
 
 
-def _running(engine: EngineState) -> list[dict[str, Any]]:
+def _running(engine: EngineState, app: str | None) -> list[dict[str, Any]]:
     at = engine.now
+    attempts = [one for one in engine.view.attempts.values() if app is None or one.task.app == app]
     return [
         _task(attempt.task)
         | {
@@ -263,7 +266,7 @@ def _running(engine: EngineState) -> list[dict[str, Any]]:
             "reason": attempt.decision.reason,
             "items": attempt.items.total(),
         }
-        for attempt in list(engine.view.attempts.values())[:RUNNING_SHOWN]
+        for attempt in attempts[:RUNNING_SHOWN]
     ]
 
 

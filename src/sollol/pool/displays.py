@@ -16,6 +16,7 @@ from sollol.engine.engine import Engine
 from sollol.errors import BadInput, SollolError
 from sollol.observe.history import row_of
 from sollol.observe.request_filter import matcher
+from sollol.observe.request_record import RequestRecord
 from sollol.observe.snapshot import EngineState, explained, snapshot_of, stats_of
 from sollol.observe.totals import Totals
 from sollol.pool.statistics import Statistics, with_notes
@@ -122,15 +123,19 @@ class PoolDisplays:
             )
         return found
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return nodes, waiting and running tasks, recent calls and calibration, as plain values for displays."""
+    def snapshot(self, *, app: str | None = None) -> dict[str, Any]:
+        """Return nodes, waiting and running tasks, recent calls and calibration, as plain values for displays.
+
+        Args:
+            app: Return only the tasks and calls of this application; nodes and totals are of all.
+        """
         return {
             "app_name": self.app_name,
             "version": __version__,
             "routing_mode": self.routing_mode.value if self.routing_mode else None,
             "routing_strategy": self.routing_strategy.value,
             "totals": {**self.totals.as_dict(), "faults": self._engine.dispatcher.faults if self._engine else 0},
-            **self.read_state(lambda: snapshot_of(self._state(), dict(self._endpoints))),
+            **self.read_state(lambda: snapshot_of(self._state(), dict(self._endpoints), app)),
         }
 
     def overview(self) -> dict[str, Any]:
@@ -162,13 +167,16 @@ class PoolDisplays:
             return engine.storing.store.series(span, list(self._endpoints), time.time())
         return self.read_state(lambda: engine.monitor().series(span, list(self._endpoints)))
 
-    def history(self, words: str = "", *, before: int | None = None, most: int = 100) -> dict[str, Any]:
+    def history(
+        self, words: str = "", *, before: int | None = None, most: int = 100, app: str | None = None
+    ) -> dict[str, Any]:
         """Return finished requests, newest first: those of the store, else the last 1,000 of this process.
 
         Args:
             words: A filter: words, and `model:` `node:` `app:` `kind:` `failed` `late`.
             before: `next` of the previous answer, for older requests.
             most: Number of requests, at most 1,000.
+            app: Return only the requests of this application.
 
         Returns:
             `rows` (times in milliseconds), `next` (None at the end) and `stored` (whether a store was read).
@@ -176,7 +184,11 @@ class PoolDisplays:
         engine, most = self._engine, max(1, min(most, HISTORY_MOST))
         if engine is None:
             return {"rows": [], "next": None, "stored": False}
-        wanted = matcher(words)
+        fits = matcher(words)
+
+        def wanted(record: RequestRecord) -> bool:
+            return (app is None or record.app == app) and fits(record)
+
         if engine.storing is None:
             records = [
                 record for record in reversed(self.read_state(engine.recorder.history.records)) if wanted(record)

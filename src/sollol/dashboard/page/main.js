@@ -10,6 +10,7 @@ function show(next) {
   setText(byId("who"), how.filter(Boolean).join(" · "));
   document.title = `${frame.verdict.severity === "ok" ? "" : "! "}${frame.app_name ? `${frame.app_name} – ` : ""}SOLLOL`;
   document.body.classList.toggle("watching", Boolean(frame.watching));
+  document.body.classList.toggle("own", Boolean(frame.own)); // one application's view
   notice(frame.watching ? "The nodes are watched from outside: requests that programs send to them are not seen here. A program shows its own with run_unified_dashboard(pool)." : "");
   showVerdict();
   showNodes(frame);

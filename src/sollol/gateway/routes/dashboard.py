@@ -1,7 +1,7 @@
 """Serve the dashboard at /dashboard/, with the state of the gateway's own pool.
 
-If keys are required, a page takes an admin key and keeps a session in a cookie. A key in the header Authorization works
-as everywhere.
+If keys are required, a page takes a key and keeps a session in a cookie. A key in the header Authorization works as
+everywhere. A key without admin rights sees its own application (`gateway.own_view`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sollol.dashboard.site import HTML, history_query, security_headers, send_ev
 from sollol.errors import BadInput
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
+from sollol.gateway.own_view import own_view
 from sollol.gateway.routes import admin
 from sollol.gateway.settings_in_force import settings_in_force
 from sollol.http_server.request import Request
@@ -32,14 +33,12 @@ async def index(context: Context, request: Request) -> None:
         found = login_page()
         request.answer(401, found.html, HTML, [*security_headers(found.policy), ("Cache-Control", "no-store")])
         return
-    access.check_admin(request, admin.VIEW_OTHERS)
     found = page()
     request.answer(200, found.html, HTML, security_headers(found.policy))
 
 
 async def login(context: Context, request: Request) -> None:
     """Open a session for the key in the header Authorization."""
-    access.check_admin(request, admin.VIEW_OTHERS)
     if request.key is None:
         raise BadInput("this gateway requires no key; open /dashboard/")
     is_secure = request.header(b"x-forwarded-proto") == "https"
@@ -55,8 +54,17 @@ async def logout(context: Context, request: Request) -> None:
 
 async def events(context: Context, request: Request) -> None:
     """Stream a snapshot twice a second."""
-    access.check_admin(request, admin.VIEW_OTHERS)
-    await send_events(context.feed, request)
+    key = request.key
+    await send_events(context.feed if key is None or key.admin else context.own_feeds.of(key), request)
+
+
+async def snapshot(context: Context, request: Request) -> None:
+    """Answer with the present state."""
+    key = request.key
+    if key is None or key.admin:
+        request.answer(200, encode(context.snapshot()))
+    else:
+        request.answer(200, encode({**own_view(context.pool, key), "login": context.keyring.required}))
 
 
 async def series(context: Context, request: Request, span: str) -> None:
@@ -68,9 +76,9 @@ async def series(context: Context, request: Request, span: str) -> None:
 
 async def history(context: Context, request: Request) -> None:
     """Answer with finished requests of the store, newest first."""
-    access.check_admin(request, admin.VIEW_OTHERS)
     words, before = history_query(request)
-    found = await asyncio.to_thread(context.pool.history, words, before=before)
+    app = None if request.key is None or request.key.admin else request.key.app
+    found = await asyncio.to_thread(context.pool.history, words, before=before, app=app)
     request.answer(200, encode(found))
 
 

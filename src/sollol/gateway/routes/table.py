@@ -66,7 +66,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/dashboard/"): Route(dashboard.index, public=True, head=True),
     ("POST", "/dashboard/login"): Route(dashboard.login),
     ("POST", "/dashboard/logout"): Route(dashboard.logout),
-    ("GET", "/dashboard/api/snapshot"): Route(admin.snapshot, head=True),
+    ("GET", "/dashboard/api/snapshot"): Route(dashboard.snapshot, head=True),
     ("GET", "/dashboard/api/events"): Route(dashboard.events),
     ("GET", "/dashboard/api/history"): Route(dashboard.history),
     ("GET", "/dashboard/api/settings"): Route(dashboard.settings),
