@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sollol.sim.models import ModelSpec
 from sollol.sim.reply import JSON, SimReply
 from sollol.sim.request import Refusal, SimRequest, encode, keep_alive_s, options_of
-from sollol.sim.runner import Runner, ServerBusy
+from sollol.sim.runner import LoadFailed, Runner, ServerBusy
 from sollol.sim.vectors import cheap_fragments, encoded
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ async def embed(
                 await _work(node, runner, texts)
     except ServerBusy as busy:
         raise Refusal(503, str(busy)) from None
+    except LoadFailed as failed:
+        raise Refusal(500, str(failed)) from None
     node.counters.items_embedded += len(texts)
     total_ns = round((asyncio.get_running_loop().time() - began_s) * 1e9) + _WARM_LOAD_NS
     load_ns = round((loaded_s - began_s) * 1e9) + _WARM_LOAD_NS

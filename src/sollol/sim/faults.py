@@ -13,7 +13,7 @@ Wrong = Literal["missing-vector", "extra-vector", "dimension", "not-a-number", "
 
 _ACTIONS = """
     die revive freeze thaw black_hole reachable slow error_rate busy_above cut_after late_error_after
-    stall_after wrong stragglers lose_gpu regain_gpu heal
+    stall_after wrong stragglers lose_gpu regain_gpu fall_to_cpu hang_loads go_on_loading heal
 """
 ACTIONS = tuple(_ACTIONS.split())
 

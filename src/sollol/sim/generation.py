@@ -16,7 +16,7 @@ from sollol.sim.machine import NodeDied
 from sollol.sim.models import ModelSpec
 from sollol.sim.reply import PLAIN_JSON, SimReply
 from sollol.sim.request import Refusal
-from sollol.sim.runner import Runner, ServerBusy
+from sollol.sim.runner import LoadFailed, Runner, ServerBusy
 from sollol.sim.words import GeneratedText, common_prefix, count_tokens, generated_json, generated_text
 from sollol.transport.base import Fault, TransportFault
 
@@ -200,6 +200,8 @@ class _AnswerRun:
                 return await self._in_slot(runner, write)
         except ServerBusy as busy:
             raise Refusal(503, str(busy)) from None
+        except LoadFailed as failed:
+            raise Refusal(500, str(failed)) from None
 
     def _measure(self, runner: Runner) -> None:
         """Count the tokens of the prompt. Refuse or halve one that does not fit."""

@@ -298,10 +298,30 @@ class SimNode:
         """Run models on the GPU again from the next load on."""
         self.runners.gpu_lost = False
 
+    def fall_to_cpu(self, listed: bool = True) -> None:
+        """Run the loaded models on the CPU, too, from the next token on. `listed`: `/api/ps` shows it."""
+        self.lose_gpu()
+        for runner in self.runners.look().values():
+            runner.slowdown = self.spec.cpu_slowdown
+            if listed:
+                runner.size_vram = 0
+
+    def hang_loads(self) -> None:
+        """Begin every load and end none, while everything else goes on."""
+        if self.runners.stuck is None:
+            self.runners.stuck = asyncio.get_running_loop().create_future()
+
+    def go_on_loading(self) -> None:
+        """End what `hang_loads` began."""
+        stuck, self.runners.stuck = self.runners.stuck, None
+        if stuck is not None and not stuck.done():
+            stuck.set_result(None)
+
     def heal(self) -> None:
         """Reset all switches. A dead node starts again."""
         self.faults = Faults()
         self.runners.gpu_lost = False
+        self.go_on_loading()
         self.machine.set_pace(slow=1.0, frozen=False)
         self._notify_healed()
         self._set_state("up")

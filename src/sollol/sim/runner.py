@@ -25,6 +25,10 @@ class ServerBusy(Exception):
     """The line of requests that need a load is full."""
 
 
+class LoadFailed(Exception):
+    """The model does not fit into the memory of the node, whatever else leaves it."""
+
+
 class Slots:
     """Limit the requests of a runner, first come, first served. A slot may stay taken after its request has ended."""
 
@@ -98,6 +102,7 @@ class Runners:
         self.loaded: dict[str, Runner] = {}
         self.loads: dict[str, int] = {}
         self.gpu_lost = False
+        self.stuck: asyncio.Future[None] | None = None  # loads wait for it (ollama#17408)
 
     def options_of(self, model: ModelSpec, asked: dict[str, Any]) -> tuple[Any, ...]:
         """Return the options that must agree for a runner to be reused. The first is the context length."""
@@ -134,7 +139,12 @@ class Runners:
 
     @asynccontextmanager
     async def use(self, model: ModelSpec, asked: dict[str, Any], keep_alive_s: float | None) -> AsyncIterator[Runner]:
-        """Hold a runner for one request. Raises ServerBusy."""
+        """Hold a runner for one request.
+
+        Raises:
+            ServerBusy: Too many requests wait for a load.
+            LoadFailed: The model does not fit into the memory.
+        """
         runner = await self._get(model, self.options_of(model, asked))
         if keep_alive_s is not None:  # else it keeps the one it has: a pinned model stays pinned
             runner.keep_alive_s = keep_alive_s
@@ -165,11 +175,25 @@ class Runners:
             await self._evict(runner)
         while victim := self._in_the_way(model):
             await self._evict(victim)
+        while self.stuck is not None:
+            await self._machine.wait(self.stuck)
+        self._check_fit(model)
         rate = self._spec.load_bytes_per_s
         await self._machine.work(model.size_bytes / rate if rate else 0.0)
         runner = self.put(model, options)
         runner.users += 1
         return runner
+
+    def _check_fit(self, model: ModelSpec) -> None:
+        spec = self._spec
+        if spec.ram_bytes is None:
+            return
+        room = spec.ram_bytes + (spec.vram_bytes or 0)
+        if model.size_bytes > room:
+            required, available = model.size_bytes / 2**30, room / 2**30
+            raise LoadFailed(
+                f"model requires more system memory ({required:.1f} GiB) than is available ({available:.1f} GiB)"
+            )
 
     def _in_the_way(self, model: ModelSpec) -> Runner | None:
         runners = list(self.look().values())

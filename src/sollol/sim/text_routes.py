@@ -9,7 +9,7 @@ from sollol.sim.models import ModelSpec
 from sollol.sim.ollama_writer import SimChatWriter, SimGenerateWriter, SimOllamaWriter
 from sollol.sim.reply import SimReply
 from sollol.sim.request import Refusal, SimRequest, keep_alive_s, options_of
-from sollol.sim.runner import ServerBusy
+from sollol.sim.runner import LoadFailed, ServerBusy
 from sollol.sim.words import render, tool_arguments
 
 if TYPE_CHECKING:
@@ -134,3 +134,5 @@ async def _preload(
             return writer.empty("load")
     except ServerBusy as busy:
         raise Refusal(503, str(busy)) from None
+    except LoadFailed as failed:
+        raise Refusal(500, str(failed)) from None
