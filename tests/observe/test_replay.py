@@ -29,6 +29,7 @@ from sollol.core.events import (
     NodeSeen,
     Refresh,
     Responding,
+    Retested,
     Silence,
     Silent,
     Submitted,
@@ -50,7 +51,7 @@ FACTS = NodeFacts("0.33", {"m": 5}, {"m": LoadedModel(5, 5, "2026-01-01T00:00:00
 EVENTS: list[Event] = [
     Submitted(Task(1, Kind.CHAT, "m", 10, prefix=((2**63 + 1, 5),), only=("a:1",), hedge=True, stream=True)),
     ItemsAdded(1, [1, 2], True), FirstToken(3, True), Responding(4), Cancelled(1, "why"), NodeRemoved("a:1"), Refresh(),
-    NodeDrained("a:1", True), Tick(),
+    NodeDrained("a:1", True), Tick(), Retested("a:1", "m", 5.0),
     Finished(5, Outcome(Status.BUSY, "try later", 503, Timing(1, 2, 3, 4, 5, 6, 7), 1_000)),
     NodeLost("a:1", "why", False),
     NodeAdded(Endpoint("h", 1, "https", "/p")), NodeSeen("h:1", FACTS), Silent((Silence(1, 2, 3, True, False),)),

@@ -20,9 +20,10 @@ import msgspec
 from sollol.backends.decoding import read_any
 from sollol.backends.ollama_answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, Timing
-from sollol.transport.base import Call, Fault, TransportFault
+from sollol.transport.base import Call, Fault, Timeouts, TransportFault
 from sollol.transport.call import UNBOUNDED
 
+RETEST_TIMEOUTS: Final = Timeouts(3.0, 60.0, 60.0)
 RETRY_AFTER_MOST_S: Final = 3_600  # a longer pause is implausible, and read as none
 WHOLE_MOST: Final = 64 * 2**20  # bytes of a whole answer that is a text, or of the joined parts of one
 VECTOR_MOST: Final = 512 * 1024  # bytes of a vector: 20,000 numbers of 25 digits; at most one input for each comma
@@ -30,6 +31,8 @@ LINE_MOST: Final = 16 * 2**20  # bytes of a line or event of a stream
 # Blank lines and comments in a row: a node that sends nothing else is not answering.
 BLANKS_BEFORE: Final = 64 * 1024  # bytes before the first part
 BLANKS_BETWEEN: Final = 2**20  # bytes between two parts
+# Of a model that does not fit, even alone. An error without both sizes may be of this moment only.
+_NO_MEMORY: Final = re.compile(r"requires more (system )?memory .+ than is available")
 _BLANKS: Final = re.compile(rb"\n[ \t\r\n]+")
 
 _FAULTS: Final = {
@@ -67,17 +70,30 @@ decode: Final = read_any
 
 def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:
     """Return the request that only loads a model with the options of a `runner_key`, or sets its `keep_alive`."""
-    pairs = [pair.partition("=") for pair in options.split(",") if pair]
-    body: dict[str, Any] = {
-        "model": model,
-        "stream": False,
-        "options": {name: _number(value) for name, _, value in pairs},
-    }
+    body: dict[str, Any] = {"model": model, "stream": False, "options": _options_of(options)}
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
     if kind is EMBED:
         return Call("POST", "/api/embed", encode({**body, "input": []}), timeouts=UNBOUNDED)
     return Call("POST", "/api/generate", encode(body), timeouts=UNBOUNDED)
+
+
+RETEST_TOKENS: Final = 8
+
+
+def retest_call(model: str, options: str) -> Call:
+    """Return the request that writes RETEST_TOKENS tokens, with the options of a `runner_key`."""
+    body = {
+        "model": model,
+        "prompt": "Count from one to ten in words.",
+        "stream": False,
+        "options": {**_options_of(options), "num_predict": RETEST_TOKENS},
+    }
+    return Call("POST", "/api/generate", encode(body), timeouts=RETEST_TIMEOUTS, most=WHOLE_MOST)
+
+
+def _options_of(options: str) -> dict[str, Any]:
+    return {name: _number(value) for name, _, value in (pair.partition("=") for pair in options.split(",") if pair)}
 
 
 def _number(text: str) -> Any:
@@ -199,7 +215,9 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) 
         )
     if 400 <= status < 500 or status == 501:
         return Outcome(Status.UNSUITED, text if own else f"status {status}: {_short(text)}", status)
-    return Outcome(Status.FAILED, text, status)
+    return Outcome(
+        Status.TOO_LARGE if status == 500 and own and _NO_MEMORY.search(text) else Status.FAILED, text, status
+    )
 
 
 def _short(text: str) -> str:

@@ -112,6 +112,14 @@ class Load(NamedTuple):
     options: str
 
 
+class Retest(NamedTuple):
+    """Generate a few tokens on a node to measure its rate; the result comes back as Retested."""
+
+    node: str
+    model: str
+    options: str
+
+
 class Probe(NamedTuple):
     """Read a node's lists; the result comes back as NodeSeen or NodeLost."""
 
@@ -160,6 +168,7 @@ Action = (
     | Refuse
     | ItemsRequested
     | Complete
+    | Retest
     | Probe
     | WakeAt
     | DigestChosen

@@ -6,6 +6,7 @@ from sollol.core import takeover
 from sollol.core.actions import Accept, ItemsRequested, Refuse
 from sollol.core.batch_replicas import is_limited, suitable_replicas
 from sollol.core.fault_attribution import FaultAttribution
+from sollol.core.gpu_proof import prove_gpu
 from sollol.core.model_versions import FOR_EMBED, review
 from sollol.core.policy import BatchView, ChunkRetry
 from sollol.core.state.batch import Batch, joined
@@ -211,10 +212,16 @@ class BatchScheduler:
         if batch.stuck_since is None:
             batch.stuck_since = now
             pending.since = now
+        task = pending.task
+        excluded = self._state.cluster.excluded_for(task, now)
+        if task.gpu and prove_gpu(self._state, group, task, excluded, now):
+            return
         if self._state.may_yet_come(pending, now):
             return
         replicas = [
-            replica for replica in group.replicas.values() if group.suits(replica, pending.task, batch.digest or "")
+            replica
+            for replica in group.replicas.values()
+            if replica.key not in excluded and group.suits(replica, task, batch.digest or "")
         ]
         hope = any(replica.node.succeeded or replica.node.usable for replica in replicas)
         if hope and now - batch.stuck_since < PATIENCE:
@@ -338,7 +345,7 @@ class BatchScheduler:
                 return False
             others = {replica.key for replica in suitable_replicas(self._state, batch, group, now)}
             return len(batch.refused_on) > 1 or others <= batch.refused_on
-        unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED) or (
+        unsuited = outcome.status in (Status.UNSUITED, Status.LOCKED, Status.TOO_LARGE) or (
             outcome.status is Status.MISSING and attempt.replica.key in self._state.cluster.unable_for(batch.task, now)
         )
         return unsuited and not batch.live and not suitable_replicas(self._state, batch, group, now)
@@ -349,7 +356,7 @@ class BatchScheduler:
         node, count = attempt.replica.node.key, orphans.total()
         counts = outcome.status in (Status.FAILED, Status.REFUSED, Status.TIMEOUT)
         tries = attempt.tries + counts
-        avoided = counts or outcome.status in (Status.UNSUITED, Status.LOCKED)
+        avoided = counts or outcome.status in (Status.UNSUITED, Status.LOCKED, Status.TOO_LARGE)
         failed_on = attempt.failed_on | {node} if avoided else attempt.failed_on
         evidence = attempt.evidence
         if counts:

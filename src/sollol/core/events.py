@@ -123,6 +123,14 @@ class NodeDrained(NamedTuple):
     drained: bool
 
 
+class Retested(NamedTuple):
+    """Report the rate that a `Retest` has measured, in tokens per second; 0 if it was not answered."""
+
+    node: str
+    model: str
+    tokens_per_s: float
+
+
 class Silence(NamedTuple):
     """Describe a stream without a part for `silent_us`.
 
@@ -190,6 +198,7 @@ Event = (
     | NodeSeen
     | NodeLost
     | NodeDrained
+    | Retested
     | Silent
     | Refresh
     | Configure

@@ -18,7 +18,7 @@ from sollol.core.value import replaced
 
 TRIES_HERE: Final = 60  # of a call for which this process has no file descriptor left: some 15 s
 FREE: Final = frozenset(
-    (Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.REFUSED)
+    (Status.UNABLE, Status.UNSUITED, Status.LOCKED, Status.REFUSED, Status.TOO_LARGE)
 )  # attempts that cost the node no work
 
 

@@ -36,7 +36,7 @@ class HangDetection:
             hangs = not attempt.delivering and lateness.hangs(
                 waited_us, attempt.first_response_us(), overdue_us, attempt.resumed
             )
-            if hangs and self._rescue(attempt, now):
+            if hangs and self.rescue(attempt, now):
                 hung.append(attempt)
         return hung
 
@@ -67,7 +67,7 @@ class HangDetection:
             late = [attempt for attempt in replica.attempts.values() if self.is_late(attempt, now)]
             if not late or any(attempt.delivering for attempt in replica.attempts.values()):
                 continue
-            rescued = [attempt for attempt in late if self._rescue(attempt, now)]
+            rescued = [attempt for attempt in late if self.rescue(attempt, now)]
             if rescued:
                 replica.breaker.trip(now)
                 replica.flag_off_nominal()
@@ -102,7 +102,7 @@ class HangDetection:
             urgent = int(TaskPriority.CRITICAL) if pending.delivering else None
             state.enqueue(pending, attempt.replica.group, pending.since, now, urgent)
 
-    def _rescue(self, attempt: Attempt, now: Micros) -> bool:
+    def rescue(self, attempt: Attempt, now: Micros) -> bool:
         """Send one more attempt if a node is idle; move a resumed answer, which cannot have two.
 
         The first attempt goes on, since it may be late for a good reason.

@@ -74,6 +74,7 @@ class HealthChecks:
         node.version, node.models, node.loaded = facts.version, facts.models, facts.loaded
         node.digests = facts.digests
         for held in facts.loaded.values():
+            node.gpu_seen = node.gpu_seen or held.size_vram > 0
             if held.size_vram >= held.size > node.held_bytes:
                 node.held_bytes = held.size
         for model, replica in node.replicas.items():

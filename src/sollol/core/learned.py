@@ -71,6 +71,7 @@ class Learned:
         _try(lambda: node.speed.restore(values["speed"]))
         if isinstance(values.get("held_bytes"), int):
             node.held_bytes = max(node.held_bytes, values["held_bytes"])
+            node.gpu_seen = node.held_bytes > 0
         if isinstance(values.get("reads_on"), bool):
             node.reads_on = values["reads_on"]
 

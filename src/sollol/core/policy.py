@@ -310,6 +310,46 @@ class SuspicionPolicy(Protocol):
         ...
 
 
+class DemotionPolicy(Protocol):
+    """Judge whether a replica has become much slower than it was."""
+
+    def is_slow(self, times: float) -> bool:
+        """Check that an answer that was so many `times` slower than usual is evidence."""
+        ...
+
+    def demotes(self, in_row: int) -> bool:
+        """Check that so many slow answers in a row mean a slow replica."""
+        ...
+
+    def is_due(self, since_us: Micros) -> bool:
+        """Check that a demoted replica should be tested, `since_us` after the last test."""
+        ...
+
+
+class LoadWatchPolicy(Protocol):
+    """Judge how late a load is."""
+
+    def late_after_us(self, predicted_us: Micros) -> Micros:
+        """Return the µs after which another node should load the model, too."""
+        ...
+
+    def hangs(self, elapsed_us: Micros, predicted_us: Micros, measured: bool) -> bool:
+        """Check that the node should get no further loads. `measured`: it has loaded models before."""
+        ...
+
+    def is_overtaken(self, elapsed_us: Micros, predicted_us: Micros, other_us: Micros) -> bool:
+        """Check that a late load hangs, since another node has needed only `other_us`."""
+        ...
+
+    def pause_us(self, hung: int) -> Micros:
+        """Return the µs without loads after so many loads that hung in a row."""
+        ...
+
+    def deadline_us(self, size: int, predicted_us: Micros, measured: bool) -> Micros:
+        """Return the µs after which a load of `size` bytes is given up."""
+        ...
+
+
 class EvictionPolicy(Protocol):
     """Price what a load costs the users of the models that it evicts."""
 
@@ -357,6 +397,8 @@ class Policies(NamedTuple):
     overlap: OverlapPolicy
     prefill: PrefillPolicy
     preloader: Preloader
+    load_watch: LoadWatchPolicy
+    demotion: DemotionPolicy
     model_limiter: Callable[[], ModelLimiter]
     modes: Mapping[RoutingMode, Router] = {}
     strategies: Mapping[RoutingStrategy, Router] = {}

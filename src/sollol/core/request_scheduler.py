@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping
 
-from sollol.core.actions import Load
+from sollol.core.demotion import Demotion
 from sollol.core.failover import Failover, all_paused
+from sollol.core.gpu_proof import load, prove_gpu
 from sollol.core.hang_detection import HangDetection
 from sollol.core.hedging import NO_RESERVATIONS, Hedging, router_of
 from sollol.core.model_versions import FOR_CHAT, FOR_EMBED, review
@@ -49,6 +50,7 @@ class RequestScheduler:
         self.hedging = Hedging(state)
         self.hang_detection = HangDetection(state, self.hedging)
         self.failover = Failover(state)
+        self.demotion = Demotion(state)
 
     def bind(
         self,
@@ -85,20 +87,24 @@ class RequestScheduler:
             pending.busy = None
             avoided = self._avoided(pending, now)
             replicas = shortlist(group, task, avoided, router.wide, now)
-        if not replicas and len(avoided) > len(pending.tried):  # one that was unable may be able by now
-            replicas = shortlist(group, task, pending.tried, router.wide, now)
+        excluded = {*pending.tried, *state.cluster.excluded_for(task, now)} if not replicas else pending.tried
+        if not replicas and len(avoided) > len(excluded):  # one that was unable may be able by now
+            replicas = shortlist(group, task, excluded, router.wide, now)
         if not replicas:
             # A node behind an open breaker is still better than no answer, if nothing else is left.
             replicas = [
                 replica
                 for replica in group.replicas.values()
-                if replica.node.key not in pending.tried
+                if replica.node.key not in excluded
+                and not replica.is_barred(now)
                 and replica.node.usable
                 and not replica.node.drained
                 and not replica.attempts
                 and group.suits(replica, task, group.digest_for(task))
             ]
         if not replicas:
+            if task.gpu and prove_gpu(state, group, task, excluded, now):
+                return True
             if state.may_yet_come(pending, now):
                 return True
             self.failover.give_up(pending, "no node can serve it", now)
@@ -123,6 +129,8 @@ class RequestScheduler:
             if pending.hedger is not None and not pending.delivering:
                 self.hedging.plan(pending, pending.hedger, attempt, now)
             self.hang_detection.accompany(pending, attempt, now)
+            if group.demoted:
+                self.demotion.retest(group, now)
             return False
         reserved_us[decision.node] = reserved_us.get(decision.node, 0) + self._reserve(
             pending, router, replica, decision, reserved_us, now
@@ -240,6 +248,8 @@ class RequestScheduler:
         if pending.hedger is not None:
             self.hedging.plan(pending, pending.hedger, attempt, now)
         self.hang_detection.accompany(pending, attempt, now)
+        if group.demoted:
+            self.demotion.retest(group, now)
         return Dispatched.STARTED
 
     def record_first_token(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
@@ -264,6 +274,7 @@ class RequestScheduler:
                 attempt.trial or attempt.behind_prefill
             ) and timing.total_us:  # its wait for a slot is no part of its cost
                 elapsed_us -= max(0, timing.total_us - timing.load_us - timing.prompt_us - timing.decode_us)
+            self.demotion.record(replica, timing, now)
             measured_tokens(replica, timing, warm, elapsed_us)
         if not attempt.resumed:
             if timing.prompt_tokens:
@@ -304,6 +315,8 @@ class RequestScheduler:
         for other in list(pending.attempts.values()):
             if other is not winner:
                 replica = other.replica
+                if other.loads:
+                    self._state.load_lost(other, winner, now)
                 if (
                     not replica.nominal and not replica.breaker.closed
                 ):  # a trial that lost: not now, and later still if it hangs
@@ -345,12 +358,10 @@ class RequestScheduler:
             return
         group.cold_wait_us += span_us * len(queue)
         best = min(idle, key=lambda replica: replica.startup_us())
-        load_us = best.startup_us()
-        if not state.policies.preloader.loads(group.cold_wait_us, load_us):
+        if not state.policies.preloader.loads(group.cold_wait_us, best.startup_us()):
             return
         first = queue.peek(now)
         assert first is not None
         task = state.tasks[first].task
         group.cold_wait_us = 0
-        best.loading_until = now + 2 * load_us
-        state.out.append(Load(best.node.key, model, task.kind, task.options))
+        load(state, best, task, now)

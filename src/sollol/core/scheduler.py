@@ -30,6 +30,7 @@ from sollol.core.events import (
     NodeSeen,
     Refresh,
     Responding,
+    Retested,
     Silent,
     Submitted,
     TaskFailed,
@@ -37,6 +38,7 @@ from sollol.core.events import (
 )
 from sollol.core.exception_recovery import ExceptionRecovery, exception_outcome
 from sollol.core.learned import Learned
+from sollol.core.load_watch import LoadWatch
 from sollol.core.measurements import Measurements
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import Dispatched, RequestScheduler
@@ -71,6 +73,9 @@ class Scheduler:
         self._view = SchedulerView(state)
         self._requests = RequestScheduler(state)
         self._hang_detection = self._requests.hang_detection
+        self._load_watch = LoadWatch(state, self._hang_detection, self._requests.failover)
+        state.check_loads = self._load_watch.check_all
+        state.load_lost = self._load_watch.lost
         self._batches = BatchScheduler(state)
         self._stall_detection = StallDetection(state)
         self._binding = SlotBinding(state, self._requests, self._batches)
@@ -91,6 +96,7 @@ class Scheduler:
             NodeSeen: self._node_seen,
             NodeLost: self._node_lost,
             NodeDrained: self._node_drained,
+            Retested: self._retested,
             Silent: self._silent,
             Refresh: self._refresh,
             Configure: self._configure,
@@ -248,6 +254,8 @@ class Scheduler:
         else:
             replica.record(now, outcome)
         if outcome.status is OK:
+            if attempt.loads:
+                self._load_watch.ended(replica.node, now)
             self._measurements.answered(attempt, outcome.timing, busy_us, inflight, now)
             if pending.batch is not None:
                 self._batches.answered(pending, attempt, now)
@@ -282,7 +290,7 @@ class Scheduler:
         if outcome.status is Status.NOT_SENT:
             self._state.pause(replica, now + OURS_PAUSE)
             return
-        if outcome.status in (Status.UNSUITED, Status.LOCKED):
+        if outcome.status in (Status.UNSUITED, Status.LOCKED, Status.TOO_LARGE):
             self._cluster.learn_unable(replica.node, attempt.task, outcome, now)
             return
         replica.node.failed += 1
@@ -333,6 +341,10 @@ class Scheduler:
         if came_up or node.version != event.facts.version:
             node.incapable.clear()
             self._cluster.incapable.pop(node.key, None)
+            self._load_watch.ended(node, now)
+        elif not node.incapable.is_empty:
+            for model in [name for name, digest in node.digests.items() if event.facts.digests.get(name) != digest]:
+                node.incapable.forget(model)
         if node.denied:
             node.denied.intersection_update(event.facts.models)
         changed = self._health.seen(node, event.facts, now)
@@ -365,6 +377,13 @@ class Scheduler:
             replica.flag_off_nominal()
             replica.group.recount(now)
         self._binding.bind_all(now)
+
+    def _retested(self, event: Retested, now: Micros) -> None:
+        node = self._cluster.nodes.get(event.node)
+        replica = node.replicas.get(event.model) if node is not None else None
+        if replica is not None:
+            self._requests.demotion.retested(replica, event.tokens_per_s / SECOND)
+            self._binding.bind_model(replica.model, now)
 
     def _node_down(self, node: Node, why: str, now: Micros) -> None:
         if node.up is not False:
@@ -437,6 +456,7 @@ class Scheduler:
         if self._late_check_planned:
             self._state.call_at(now + LATE_CHECK_EVERY, self._check_single_tasks)
             self._record_hanging(now)
+            self._load_watch.check_all(now)
             self._bind_waiting(now)
 
     def _record_hanging(self, now: Micros) -> None:

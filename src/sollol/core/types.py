@@ -197,6 +197,7 @@ class Status(enum.Enum):
     UNSUITED = "unsuited"  # this node does not serve such calls: it lacks the route, or something stands before it
     LOCKED = "needs a key"  # 401, 403, 407 of a proxy in front of the node
     NOT_SENT = "not sent"  # no file descriptor is left in this process: no evidence about the node
+    TOO_LARGE = "too large"  # the model does not fit into the memory of this node, whatever else leaves it
     UNABLE = "incapable"  # this node cannot go on with an answer that another began; no fault of it
     LEFT = "left"  # we closed it
     # and, of tasks only:
@@ -232,6 +233,7 @@ TRANSIENT: Final = frozenset(
         Status.UNSUITED,
         Status.LOCKED,
         Status.NOT_SENT,
+        Status.TOO_LARGE,
     }
 )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
-from sollol.backends.ollama import load_call, outcome_of
+from sollol.backends.ollama import judge, load_call, outcome_of, retest_call
 from sollol.backends.probe import ProbeFailed, probe_version, probes
 from sollol.core.actions import (
     Abort,
@@ -28,6 +28,7 @@ from sollol.core.actions import (
     Notice,
     Probe,
     Refuse,
+    Retest,
     SchedulerException,
     Start,
     WakeAt,
@@ -41,13 +42,14 @@ from sollol.core.events import (
     NodeLost,
     NodeSeen,
     Responding,
+    Retested,
     Submitted,
     TaskFailed,
     Tick,
 )
 from sollol.core.exception_recovery import exception_outcome
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import Micros, NodeFacts, Outcome, Status, Task
+from sollol.core.types import SECOND, Kind, Micros, NodeFacts, Outcome, Status, Task
 from sollol.duties import Duties
 from sollol.engine.node_aliases import Aliases
 from sollol.engine.stream_watch import StreamWatch, WatchedStream
@@ -257,6 +259,8 @@ class Dispatcher:
             self.used_digests[action.model] = action.digest
         elif isinstance(action, Notice):
             self.notify_operator(action.text)
+        elif isinstance(action, Retest):
+            self.duties.once(f"testing a model on {action.node}", self._retest(action))
         elif isinstance(action, Load):
             self.duties.once(f"loading a model on {action.node}", self._load(action))
         elif isinstance(action, Refuse):
@@ -375,6 +379,18 @@ class Dispatcher:
             except Exception as error:
                 self.duties.failed(f"loading a model on {action.node}", error)
             await self._probe(action.node)
+
+    async def _retest(self, action: Retest) -> None:
+        node, rate = self.scheduler.view().nodes.get(action.node), 0.0
+        if node is None:
+            return
+        try:
+            reply = await self.transport.send(node.endpoint, retest_call(action.model, action.options))
+            timing = judge(reply.status, await reply.read(), Kind.GENERATE).timing
+            rate = timing.tokens / timing.decode_us * SECOND if timing.decode_us > 0 else 0.0
+        except TransportFault:
+            pass  # the next test is due in a minute
+        self.feed(Retested(action.node, action.model, rate))
 
     async def _probe(self, key: str) -> None:
         self._forget_trace()

@@ -35,8 +35,10 @@ from sollol.observe.tracing import Tracing
 from sollol.policies.batching import GuidedBatcher
 from sollol.policies.breaker import ConsecutiveBreaker
 from sollol.policies.concurrency import LearnedLimit
+from sollol.policies.demotion import DemotionByRate
 from sollol.policies.hedging import LearnedHedgeBenefit, QuantileHedger
 from sollol.policies.lateness import LatenessByPrediction, StallByGap
+from sollol.policies.load_watch import LoadWatchByPrediction
 from sollol.policies.model_concurrency import ModelConcurrency
 from sollol.policies.overlap import OverlapShort
 from sollol.policies.prefill import AbandonedPrefill
@@ -86,6 +88,8 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
         overlap=OverlapShort(),
         prefill=AbandonedPrefill(),
         preloader=SkiRentalPreloader(),
+        load_watch=LoadWatchByPrediction(),
+        demotion=DemotionByRate(),
         model_limiter=ModelConcurrency,
         modes=MODES,
         strategies={strategy: router_of(strategy) for strategy in RoutingStrategy},

@@ -105,7 +105,7 @@ PLAIN: Final[dict[str, Any]] = {
     kind.__name__: kind
     for kind in (
         events.ItemsAdded, events.FirstToken, events.Responding, events.Cancelled, events.NodeRemoved, events.NodeLost,
-        events.NodeDrained, events.Refresh, events.LearnedRestored, events.Tick,
+        events.NodeDrained, events.Retested, events.Refresh, events.LearnedRestored, events.Tick,
     )
 }  # fmt: skip
 

@@ -134,7 +134,7 @@ class NodeSpec:
             0.055; GPUs have more.
         cpu_slowdown: Factor for a model whose weights are not in VRAM.
         vram_bytes: Size of the GPU memory; None is enough for everything.
-        ram_bytes: Size of the other memory; a model larger than both together is refused. None is enough for everything.
+        ram_bytes: Size of the other memory; a model larger than both together is refused. None is enough for all.
         vectors: "cheap" answers with vectors from a small table, for clusters whose vectors are not used.
         prefill_batch: Tokens after which a runner in prefill notices that its client left (512 in today's nodes).
             None reads on to the end.

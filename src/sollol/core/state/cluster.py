@@ -27,6 +27,15 @@ class ClusterState(ModelSettings):
         if node.incapable.is_empty:
             self.incapable.pop(node.key, None)
 
+    def excluded_for(self, task: Task, now: Micros) -> set[str]:
+        """Return the nodes that are not tried with this task, even if no other is left."""
+        found = set()
+        for key, node in self.incapable.items():
+            incapable = node.incapable.of(task, now)
+            if incapable is not None and incapable.is_final:
+                found.add(key)
+        return found
+
     def unable_for(self, task: Task, now: Micros) -> set[str]:
         """Return the nodes that cannot serve this task."""
         return {key for key, node in self.incapable.items() if node.incapable.stops(task, now)}

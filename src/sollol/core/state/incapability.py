@@ -1,7 +1,8 @@
 """Record what a node cannot do, for a bounded time: a missing route, a refused model, a missing key.
 
 Such a node is used last. A record ends with UNABLE_FOR (longer each time that it is confirmed), with a good answer of
-the same kind, or when the node comes back or has another version.
+the same kind, or when the node comes back or has another version. A model that does not fit into the memory is not
+tried at all for TOO_LARGE_FOR, since Ollama has made all the room that there is before it refuses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sollol.core.types import SECOND, Micros, Outcome, Status, Task
 
 UNABLE_FOR: Final[Micros] = 60 * SECOND
 UNABLE_MAX: Final[Micros] = 960 * SECOND
+TOO_LARGE_FOR: Final[Micros] = 3_600 * SECOND
 KNOWN_MAX: Final = 256  # things that are remembered of one node
 CONTRADICTED: Final = 3  # requests in a row that a node refused and another one answered
 OF_THE_ROUTE: Final = frozenset((404, 405, 421, 426, 501))  # status by which a node lacks a route, for all models
@@ -24,6 +26,7 @@ class Incapability(NamedTuple):
     until_us: Micros
     for_us: Micros
     why: str
+    is_final: bool = False  # it is not tried before, even if nothing else is left
 
 
 class Incapabilities:
@@ -39,6 +42,8 @@ class Incapabilities:
         status = outcome.http_status
         if outcome.status is Status.LOCKED:
             self._add(("", ""), outcome.message, now)
+        elif outcome.status is Status.TOO_LARGE:
+            self._known["", task.model] = Incapability(now + TOO_LARGE_FOR, TOO_LARGE_FOR, outcome.message, True)
         elif status in OF_THE_REQUEST:
             return False
         elif (outcome.status is not Status.MISSING and status in OF_THE_ROUTE) or 300 <= status < 400:
@@ -63,16 +68,21 @@ class Incapabilities:
     def of(self, task: Task, now: Micros) -> Incapability | None:
         """Return what keeps the node from serving this task; None if nothing does."""
         known, route = self._known, task.route
-        for key in (("", ""), (route, ""), (route, task.model)):
+        for key in (("", ""), ("", task.model), (route, ""), (route, task.model)):
             found = known.get(key)
             if found is not None and found.until_us > now:
                 return found
         return None
 
+    def forget(self, model: str) -> None:
+        """Remove what is recorded of a model, because it has changed."""
+        for key in [key for key in self._known if key[1] == model]:
+            del self._known[key]
+
     def served(self, task: Task) -> None:
         """Remove what contradicts an answer to this task."""
         route = task.route
-        for key in (("", ""), (route, ""), (route, task.model)):
+        for key in (("", ""), ("", task.model), (route, ""), (route, task.model)):
             self._known.pop(key, None)
 
     def words(self, now: Micros) -> list[str]:
@@ -80,7 +90,7 @@ class Incapabilities:
         sentences = []
         for (route, model), incapable in self._known.items():
             if incapable.until_us > now:
-                of = f"{route} with {model}" if model else route or "any call"
+                of = f"{route} with {model}" if route and model else route or model or "any call"
                 seconds = round((incapable.until_us - now) / SECOND)
                 sentences.append(f"cannot serve {of}: {incapable.why}; tried again in {seconds} s")
         return sentences

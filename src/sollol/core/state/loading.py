@@ -32,6 +32,11 @@ class LoadTimeEstimator:
         self._fixed_seen = 0.0  # loads seen by each, counted by their share
         self._bandwidth_seen = 0.0
 
+    @property
+    def is_measured(self) -> bool:
+        """Return whether a load of this node was recorded."""
+        return self._fixed_seen + self._bandwidth_seen > 0
+
     def predict(self, size: int) -> Micros:
         """Return the microseconds that loading `size` bytes should take."""
         return round(self.fixed_us + size * self._per_byte)

@@ -44,6 +44,15 @@ def expect(node: Node, model: str) -> None:
     node.loaded = held
 
 
+def expect_no_longer(node: Node) -> None:
+    """Take back what was expected in memory and was neither listed nor has answered."""
+    node.loaded = {
+        model: held
+        for model, held in node.loaded.items()
+        if held.size or ((replica := node.replicas.get(model)) is not None and replica.loaded_by_us)
+    }
+
+
 def learn_from_load(node: Node, replica: Replica, since: Micros) -> None:
     """Learn from an unexpected load: models that answered since did not fit beside this one."""
     others = [

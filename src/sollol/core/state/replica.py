@@ -177,10 +177,15 @@ class Replica:
         self.decode = Rate(RATE_MEMORY)
         self.overhead = Mean()  # µs of a request beyond the node's own timings
         self.reliability = Mean(0.05)  # share of attempts that ended well
+        self.slow_in_row = 0  # answers much slower than before (`core.demotion`)
+        self.rate_before = 0.0  # tokens per microsecond, before it was demoted
+        self.demoted_us: Micros = 0  # since when it is much slower than before; 0 if it is not
+        self.retested_us: Micros = 0
         self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
         self.options = ""  # runner options of its last load, by our own requests
         self.options_used_us: Micros = 0
-        self.loading_until: Micros = 0  # a load without a request is under way
+        self.loading_until: Micros = 0  # a load without a request is under way, by its prediction
+        self.loading_since: Micros = 0
         self.warm: dict[
             PrefixHash, int
         ] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
@@ -246,6 +251,7 @@ class Replica:
         return (
             node.up is True
             and not node.drained
+            and not (node.loads_barred_until and self.is_barred(now))
             and len(self.attempts) + (len(self.still_draining(now)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= now
             and (self.breaker.closed or self.breaker.admits(now))
@@ -259,9 +265,13 @@ class Replica:
     def usable(self, now: Micros) -> bool:
         """Check that it takes work, now or when a slot frees."""
         node = self.node
-        if node.up is not True or node.drained:
+        if node.up is not True or node.drained or (node.loads_barred_until and self.is_barred(now)):
             return False
         return bool(self.attempts) or self.breaker.closed or self.breaker.admits(now)
+
+    def is_barred(self, now: Micros) -> bool:
+        """Check that work here would need a load on a node where loads hang."""
+        return self.node.loads_barred_until > now and (self.is_loading or not self.is_loaded)
 
     def slowness(self) -> float:
         """Return how many times slower it must be expected to be: it may run on the CPU."""
@@ -273,8 +283,16 @@ class Replica:
         """Check the caller's `only` and `gpu` constraints."""
         if task.only is not None and self.node.key not in task.only:
             return False
-        loaded = self.node.loaded.get(self.model) if task.gpu else None
-        return loaded is None or loaded.size <= 0 or loaded.size_vram > 0
+        return not task.gpu or self.is_on_gpu() is True
+
+    def is_on_gpu(self) -> bool | None:
+        """Return whether the model runs, or would run, on a GPU; None if nothing proves the one or the other."""
+        if self.demoted_us:
+            return False
+        loaded = self.node.loaded.get(self.model)
+        if loaded is not None and loaded.size > 0:
+            return loaded.size_vram > 0
+        return True if self.node.gpu_seen else None
 
     @property
     def digest(self) -> str:
@@ -478,6 +496,7 @@ class Node:
         self.models: Mapping[str, int] = {}  # on disk: name -> bytes
         self.digests: Mapping[str, str] = {}
         self.loaded: Mapping[str, LoadedModel] = {}
+        self.gpu_seen = False  # a model was seen in the memory of its GPU
         self.held_bytes = 0  # of the largest model that was ever seen wholly in its GPU
         self.replicas: dict[str, Replica] = {}
         self.running = 0
@@ -494,6 +513,10 @@ class Node:
         self.asked_us: Micros = -1
         self.silences = 0
         self.load_time = LoadTimeEstimator()
+        self.load_ended_us: Micros = 0  # when the last load ended
+        self.loads_barred_until: Micros = 0  # a load hangs: it gets no others until then (`core.load_watch`)
+        self.loads_barred_why = ""
+        self.hung_loads = 0  # in a row
         self.memory = MemoryFit()
         self.denied: set[str] = set()  # models that are in its last list and that it answered 404 for
         self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
@@ -571,6 +594,7 @@ class ModelReplicas:
         self.replicas: dict[str, Replica] = {}
         self.with_capacity: dict[str, Replica] = {}  # replicas with fewer requests in flight than their limit
         self.off_nominal: dict[str, Replica] = {}  # replicas that may not be nominal (`core.state.replica`)
+        self.demoted: dict[str, Replica] = {}  # replicas that became much slower (`core.demotion`)
         self.queue = WaitQueue() if queue is None else queue  # tasks that wait for this model
         self.total_rate = 0.0  # sum of the work rates of usable replicas, cost units per µs
         self.best_rate = 0.0
@@ -621,6 +645,7 @@ class ModelReplicas:
         self.with_capacity.pop(key, None)
         self.checked = 0
         self.off_nominal.pop(key, None)
+        self.demoted.pop(key, None)
         if replica is not None:
             self._forget_options(replica)
         self._ranked_at = -1

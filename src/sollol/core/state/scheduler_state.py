@@ -22,7 +22,7 @@ from sollol.core.state.pending import PendingTask
 from sollol.core.state.queue import FairShares, WaitQueue
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Attempt, ModelReplicas, Node, Replica
-from sollol.core.types import EMBED, NEVER, Cause, Decision, Key, Micros, Outcome, Status, Task
+from sollol.core.types import EMBED, NEVER, SECOND, Cause, Decision, Key, Micros, Outcome, Status, Task
 
 TIMERS: Final = 4_096  # kept without a look; beyond, those of settled tasks go when they are most
 TIMERS_EACH: Final = 4
@@ -46,6 +46,8 @@ class SchedulerState:
         self.out: list[Action] = []
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.bind_model: Callable[[str, Micros], None] = _nobody
+        self.check_loads: Callable[[Micros], None] = _nothing
+        self.load_lost: Callable[[Attempt, Attempt, Micros], None] = _not_lost
         self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
         self.recover: Callable[[Exception, Micros], None] = _not_recovered
         self.current_task: PendingTask | None = None  # the task being handled, which a fault would settle
@@ -83,6 +85,9 @@ class SchedulerState:
             pending.wait_for(None)
         same_options = task.options == replica.options or not replica.answers
         begin(replica, attempt)
+        if attempt.loads:
+            late_us = self.policies.load_watch.late_after_us(replica.load_us())
+            self.call_at(now + late_us, self.check_loads)
         observe = False
         if task.kind is not EMBED:
             attempt.behind_prefill = behind_prefill = now < replica.left_until
@@ -209,6 +214,10 @@ class SchedulerState:
                 )
             else:
                 incapable = node.incapable.of(pending.task, now)
+                replica = node.replicas.get(model)
+                if incapable is None and replica is not None and replica.is_barred(now):
+                    yield node.key, f"loads hang there: {node.loads_barred_why}"
+                    continue
                 yield node.key, "not tried" if incapable is None else f"not tried again: {incapable.why}"
 
     def _needed_digest(self, pending: PendingTask) -> str:
@@ -220,6 +229,7 @@ class SchedulerState:
     def may_yet_come(self, pending: PendingTask, now: Micros) -> bool:
         """Probe nodes whose lists are older than the task. Return True while one is awaited."""
         probing = False
+        model = pending.task.model
         for node in self.cluster.nodes.values():
             if node.key in pending.tried and pending.batch is None:
                 continue
@@ -227,14 +237,19 @@ class SchedulerState:
                 continue
             if node.asked_us < pending.since:
                 self.health.ask(node, now, self.out)
-            probing = probing or node.probing
+            replica = node.replicas.get(model)
+            loading = replica is not None and replica.is_barred(now) and replica.is_loading
+            if loading:  # its load may end yet
+                self.bind_at(model, now + SECOND)
+            probing = probing or node.probing or loading
         return probing
 
     def able(self, task: Task, replicas: list[Replica], now: Micros) -> list[Replica]:
         """Return the replicas that can serve a task; if none, those that it has not tried."""
         incapable, tried = self.cluster.unable_for(task, now), self.tasks[task.id].tried
         able = [replica for replica in replicas if replica.key not in incapable]
-        return able or [replica for replica in replicas if replica.key not in tried]
+        excluded = self.cluster.excluded_for(task, now) if incapable and not able else set()
+        return able or [replica for replica in replicas if replica.key not in tried and replica.key not in excluded]
 
     # --- queues and replicas ---
 
@@ -369,6 +384,14 @@ class SchedulerState:
             else:
                 pending.batch.invariants(task.id in queue)
         assert self.waiting() <= len(self.tasks)
+
+
+def _not_lost(loser: Attempt, winner: Attempt, now: Micros) -> None:
+    raise RuntimeError("the state has no scheduler")
+
+
+def _nothing(now: Micros) -> None:
+    raise RuntimeError("the state has no scheduler")
 
 
 def _nobody(model: str, now: Micros) -> None:

@@ -1,0 +1,38 @@
+"""Find out by a load whether a node runs a model on a GPU, for tasks that require one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from sollol.core.actions import Load
+from sollol.core.state.replica import ModelReplicas, Replica
+from sollol.core.state.scheduler_state import SchedulerState
+from sollol.core.types import SECOND, Micros, Task
+
+PROOF_EVERY: Final[Micros] = SECOND  # between two looks at such a load
+
+
+def prove_gpu(state: SchedulerState, group: ModelReplicas, task: Task, excluded: Collection[str], now: Micros) -> bool:
+    """Load the model on a node of which it is unknown. Return True while such a load goes on."""
+    unknown = [
+        replica
+        for replica in group.replicas.values()
+        if replica.key not in excluded
+        and (task.only is None or replica.key in task.only)
+        and replica.is_on_gpu() is None
+        and replica.usable(now)
+    ]
+    if not unknown:
+        return False
+    if not any(replica.loading_until > now for replica in unknown):
+        idle = [replica for replica in unknown if not replica.node.running]
+        load(state, min(idle or unknown, key=lambda replica: replica.load_us()), task, now)
+    state.bind_at(group.model, now + PROOF_EVERY)
+    return True
+
+
+def load(state: SchedulerState, replica: Replica, task: Task, now: Micros) -> None:
+    """Load the model of a replica with the options of a task, without a request."""
+    replica.loading_since, replica.loading_until = now, now + 2 * replica.load_us()
+    state.out.append(Load(replica.key, replica.model, task.kind, task.options))
