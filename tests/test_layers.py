@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
 ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe", "exporters"}
-FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version", "former"}
+FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version", "former", "registry"}
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -34,11 +34,12 @@ LAW: dict[str, set[str]] = {
     "transport": {"errors", "config", "core", "duties"},
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "http_server": {"errors", "core", "duties", "transport"},
+    "registry": {"errors", "core", "duties", "transport", "http_server"},
     "observe": {"errors", "answers", "core"},
     "exporters": {"errors", "config", "core", "observe", "duties"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties", "former"},
     "engine": ENGINE,
-    "models": {"errors", "answers", "core", "transport", "backends"},
+    "models": {"errors", "answers", "core", "transport", "backends", "registry"},
     "pool": ENGINE | {"engine", "files", "models", "discovery", "version", "former"},
     "sim": {"errors", "core", "transport", "backends", "signals"},
     "gateway": FACES | {"dashboard"},

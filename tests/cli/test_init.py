@@ -15,7 +15,7 @@ from sollol.config import GATEWAY_TABLES, VARIABLES, load_settings
 from sollol.gateway.settings import GatewaySettings, gateway_settings, template
 
 Run = Callable[..., Result]
-NONE_BY_DEFAULT = {"path", "keys_file", "request_timeout_s", "mode", "hedge", "listen"}
+NONE_BY_DEFAULT = {"folder", "path", "keys_file", "request_timeout_s", "mode", "hedge", "listen"}
 
 
 def uncommented() -> dict[str, Any]:

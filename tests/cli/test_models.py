@@ -144,3 +144,24 @@ def test_merged_progress_never_goes_back() -> None:
     merged.add({"node": "b", "error": "gone"})
     assert (merged.completed, merged.total) == (110, 110)
     assert merged.outcomes == {"a": "success", "b": "gone"}
+
+
+def test_over_the_lan_the_model_comes_from_a_node_that_has_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    model = ModelSpec("llama3.2", size_bytes=1_000_000)
+    specs = [NodeSpec(models=(model,) * (i == 0), models_dir=str(tmp_path / f"node{i}")) for i in range(3)]
+    with sim_cluster(specs) as running:
+        where = ["--nodes", ",".join(running)]
+        result = run("models", "pull", "llama3.2", "--lan", *where)
+        assert result.stdout.count("llama3.2 pulled") == 3
+        rows = json.loads(run("models", "list", *where, "--json").stdout)["models"]
+        assert len(rows) == 3
+        assert not any(row["differs"] for row in rows)
+        absent = run("models", "pull", "absent", "--lan", *where, code=1)
+        assert "no such host" in absent.stderr
+        bad = tmp_path / "sollol.toml"
+        bad.write_text('[registry]\nfolder = "/dev/null/x"\n')
+        refused = run("models", "pull", "llama3.2", "--lan", "--config", bad, *where, code=2)
+        assert "the registry cannot start" in refused.stderr

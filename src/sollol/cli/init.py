@@ -51,12 +51,20 @@ MEANINGS = {
     "listen": 'An address of their own for the metrics: "127.0.0.1:9464". None by default: only /metrics here.',
     "keys": 'Who may read them, where keys are needed: "admin", "any" key, or "none".',
     "severity": 'The least severity that is sent: "error", "warning" or "info".',
+    "registry.enabled": "Serve models from one node to the others; the same as `sollol serve --registry`.",
+    "registry.host": "The address at which nodes can call it: 0.0.0.0 for those of the private network.",
+    "registry.port": "Its port; blobs are sent at another free one.",
+    "folder": "Where the registry keeps blobs. By default ~/.local/state/sollol/registry.",
+    "max_gb": "All of them together; the one unused for longest goes first.",
+    "upstream": 'Fetch models that no node has from here, once: "https://registry.ollama.ai".',
+    "key": "A path under which nodes can pull every model of the upstream registry, of 20 letters or more.",
     "every_s": "The least time between two messages about one finding.",
 }
 EXAMPLES = {
     "request_timeout_s": "600.0",
     "keys_file": '"keys.json"',
     "path": '"store.sqlite3"',
+    "folder": '"registry"',
     "mode": '"fast"',
     "hedge": "true",
     "listen": '"127.0.0.1:9464"',
@@ -64,7 +72,7 @@ EXAMPLES = {
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
 # `sollol serve --config {name} --check` checks it. A running gateway applies changes by itself,
-# all but host, port, [redis], [otel], [store], [alerts] and [metrics].
+# all but host, port, [redis], [otel], [store], [alerts], [metrics] and [registry].
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
 # nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]
@@ -138,7 +146,10 @@ def text_of(name: str = "sollol.toml") -> str:
 
     tables = []
     for table, fields in template().items():
-        lines = [f"# {MEANINGS[field]}\n# {field} = {_toml(field, default)}" for field, default in fields]
+        lines = [
+            f"# {MEANINGS.get(f'{table}.{field}') or MEANINGS[field]}\n# {field} = {_toml(field, default)}"
+            for field, default in fields
+        ]
         tables.append(f"[{table}]\n" + "\n".join(lines) + "\n")
     return _HEAD.replace("{name}", name) + "\n" + "\n".join(tables) + _TAIL
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from sollol.answers import Answer
     from sollol.models.desired import ModelPlan
     from sollol.models.inventory import NodeInventory
+    from sollol.registry.server import Registry
     from sollol.transport.base import Transport
+    from sollol.transport.http import HttpTransport
 
 T = TypeVar("T")
 EPILOG = """\
@@ -29,6 +31,7 @@ EPILOG = """\
 
   sollol models list
   sollol models pull llama3.2 --on gpu-1 --on gpu-2
+  sollol models pull llama3.2 --lan
   sollol models pin llama3.2
   sollol models unload llama3.2 --on gpu-1
   sollol models rm llama2 --all
@@ -59,10 +62,14 @@ OnOption = Annotated[
         "--on", metavar="HOST:PORT", help="A node of the change; repeatable. Default: all.", show_default=False
     ),
 ]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="The file with the settings.", show_default=False),
+]
 Model = Annotated[str, typer.Argument(help="The name of the model.", show_default=False)]
 
 
-def _run(work: Callable[[Transport], Awaitable[T]]) -> T:
+def _run(work: Callable[[HttpTransport], Awaitable[T]]) -> T:
     from sollol.transport.http import HttpTransport
 
     async def run() -> T:
@@ -182,19 +189,54 @@ def _ago(at: float | None) -> str:
 
 
 @app.command()
-def pull(model: Model, on: OnOption = None, nodes: NodesOption = None, as_json: JsonOption = False) -> None:
+def pull(
+    model: Model,
+    on: OnOption = None,
+    lan: Annotated[
+        bool,
+        typer.Option("--lan", help="Download it once: from a node that has it, over a registry of this machine."),
+    ] = False,
+    config: ConfigOption = None,
+    nodes: NodesOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Pull a model to nodes, with one progress bar for all."""
     targets = _targets(nodes, on)
+    everyone = fleet.choose(nodes).endpoints
     if not as_json:
         note(f"{plural(len(targets), 'node')}; the room on their disks is unknown to Ollama's API.")
 
-    def lines(transport: Transport) -> AsyncGenerator[Answer, None]:
+    async def work(transport: HttpTransport) -> dict[str, str]:
         from sollol.models.changes import plain_pull
 
-        return plain_pull(transport)(model, targets)
+        if not lan:
+            return await _follow(plain_pull(transport)(model, targets), model, len(targets))
+        from sollol.models.distribution import Distribution
 
-    outcomes = _run(lambda transport: _follow(lines(transport), model, len(targets)))
+        registry = await _registry(transport, targets, config)
+        try:
+            return await _follow(Distribution(transport, registry, model).run(targets, everyone), model, len(targets))
+        finally:
+            await registry.aclose()
+
+    outcomes = _run(work)
     _report(model, {node.key: outcomes.get(node.key, "no outcome") for node in targets}, as_json, "pulled")
+
+
+async def _registry(transport: HttpTransport, targets: Sequence[Endpoint], config: str | None) -> Registry:
+    """Open a registry for the time of a command, at an address that the targets can call."""
+    import msgspec
+
+    from sollol.cli.serving import start_registry
+    from sollol.config import find_file, load_settings
+    from sollol.duties import log_fault
+    from sollol.gateway.settings import gateway_settings
+    from sollol.http_server.host_guard import is_loopback
+
+    file = find_file(config)
+    settings = gateway_settings(load_settings(config=file), file or "").registry
+    host = "127.0.0.1" if all(is_loopback(node.host) for node in targets) else "0.0.0.0"
+    return await start_registry(msgspec.structs.replace(settings, host=host, port=0), transport, log_fault)
 
 
 async def _follow(lines: AsyncGenerator[Answer, None], what: str, nodes: int) -> dict[str, str]:
@@ -216,6 +258,9 @@ async def _follow(lines: AsyncGenerator[Answer, None], what: str, nodes: int) ->
         task = bar.add_task(printable(what), total=None)
         async with contextlib.aclosing(lines):
             async for line in lines:
+                if line.get("phase") == "push":
+                    bar.update(task, description=f"{printable(what)} from {line['node']}")
+                    continue
                 merged.add(line)
                 done = len(merged.outcomes)
                 bar.update(
@@ -364,10 +409,7 @@ def _report(model: str, outcomes: Mapping[str, str], as_json: bool, done: str) -
 @app.command()
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the changes and their reasons.")] = False,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", metavar="FILE", help="The file with the tables [models].", show_default=False),
-    ] = None,
+    config: ConfigOption = None,
     nodes: NodesOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -85,6 +85,10 @@ def serve(
         Path | None,
         typer.Option("--journal", metavar="FILE", help="Record all events for `sollol replay`.", show_default=False),
     ] = None,
+    registry: Annotated[
+        bool,
+        typer.Option("--registry", help="Send models from one node to the others, over a registry of this machine."),
+    ] = False,
     sync_models: Annotated[
         bool,
         typer.Option("--sync-models", help="Keep the models of the nodes as the file's tables of models name them."),
@@ -97,7 +101,7 @@ def serve(
 
     if access_log not in (None, "text", "json"):
         raise BadInput(f"--access-log {access_log}; expected text or json")
-    read = Reading(config, nodes, host, port, insecure, access_log, journal, sync_models)
+    read = Reading(config, nodes, host, port, insecure, access_log, journal, sync_models, registry)
     settings = read.settings()
     keyring = read.keyring(settings)
     if check:
@@ -120,12 +124,14 @@ class Reading:
         access_log: str | None = None,
         journal: Path | None = None,
         sync_models: bool = False,
+        registry: bool = False,
     ) -> None:
         from sollol.config import find_file
 
         self.access_log = access_log
         self.journal = journal
         self.sync_models = sync_models
+        self.registry = registry
         self.file = find_file(config)
         if self.file is not None:
             os.environ["SOLLOL_CONFIG"] = self.file  # discovery reads it, too; the process ends with the command

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sollol.cli.access_log import AccessLog
 from sollol.cli.console import note, plural, printable, say, warn
-from sollol.errors import SollolError
+from sollol.errors import BadInput, SollolError
 from sollol.gateway.app import Gateway
 from sollol.gateway.model_sync import ModelSync
 from sollol.pool.aio import AsyncOllamaPool
+from sollol.registry.server import Registry
 from sollol.signals import on_signal
 from sollol.transport.http import HttpTransport
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from sollol.cli.serve import Reading
     from sollol.core.endpoint import Endpoint
     from sollol.gateway.auth.keys import Keyring
-    from sollol.gateway.settings import GatewaySettings
+    from sollol.gateway.settings import GatewaySettings, RegistrySettings
     from sollol.observe.cluster_events import ClusterEvent
 
 LOG_EVERY_S = 0.25
@@ -80,6 +82,8 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
         made.record_journal(read.journal)
     async with made as pool:
         gateway = Gateway(pool, settings, keyring, transport=transport)
+        if read.registry or settings.registry.enabled:
+            gateway.registry = await start_registry(settings.registry, transport, pool.engine.dispatcher.fault)
         port = await gateway.start()
         _use_store(gateway, port)
         await _greet(gateway, port, read.file)
@@ -95,11 +99,37 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
         await stop.wait()
         watching.cancel()
         note("Ending: running requests may finish.")
+        if gateway.registry is not None:
+            await gateway.registry.aclose()
         cut = await gateway.aclose()
         if log is not None:
             await log.write()
         if cut:
             warn(f"{plural(cut, 'request')} did not end in time and was cut off")
+
+
+async def start_registry(
+    settings: RegistrySettings, transport: HttpTransport, fault: Callable[[str, Exception], object]
+) -> Registry:
+    """Open the registry of models.
+
+    Raises:
+        BadInput: Its folder or its address cannot be used.
+    """
+    try:
+        registry = Registry(
+            settings.path,
+            int(settings.max_gb * 1e9),
+            transport,
+            fault,
+            upstream=settings.upstream,
+            key=settings.key,
+        )
+        await registry.start(settings.host, settings.port)
+    except (OSError, UnicodeError) as error:
+        where = f"{settings.host}:{settings.port}, {settings.path}"
+        raise BadInput(f"the registry cannot start ({where}): {error}; see [registry]") from None
+    return registry
 
 
 def _use_store(gateway: Gateway, port: int) -> None:
@@ -138,6 +168,9 @@ async def _greet(gateway: Gateway, port: int, file: str | None) -> None:
          f"Store: {storing.store.path if storing is not None else 'none'}.")  # fmt: skip
     keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
     note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
+    if gateway.registry is not None:
+        where = gateway.settings.registry.host
+        note(f"Registry: models go from node to node over {where}:{gateway.registry.port}.")
     if listen.insecure:
         warn("everybody who reaches this address can use the nodes and delete their models")
 

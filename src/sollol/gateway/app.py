@@ -41,6 +41,7 @@ from sollol.http_server.host_guard import HostGuard, is_loopback
 from sollol.http_server.request import Request
 from sollol.http_server.server import HttpServer
 from sollol.pool.aio import AsyncOllamaPool
+from sollol.registry.server import Registry
 from sollol.transport.http import HttpTransport
 from sollol.transport.outbox import Outbox
 from sollol.version import __version__
@@ -73,6 +74,7 @@ class Gateway(HttpServer):
         self.keyring = Keyring() if keyring is None else keyring
         self.limiter = RateLimiter()
         self.sessions = Sessions()
+        self.registry: Registry | None = None  # started by the owner, before `start`
         self._cors = Cors(())
         self._decoding = DecodingThread(self.intake)
         self._queries = SharedQueries()
@@ -167,6 +169,7 @@ class Gateway(HttpServer):
             self.spawn,
             lambda: self.draining,
             self._instance,
+            self.registry,
         )
         return left
 

@@ -22,6 +22,7 @@ from sollol.gateway.settings import GatewaySettings
 from sollol.gateway.shared_queries import SharedQueries
 from sollol.http_server.request import Request
 from sollol.pool.aio import AsyncOllamaPool
+from sollol.registry.server import Registry
 from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
 from sollol.workload.call_options import CallOptions
@@ -48,6 +49,7 @@ class Context:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         is_draining: Callable[[], bool],
         instance: str,
+        registry: Registry | None = None,
     ) -> None:
         self.pool: Final = pool
         self.engine: Final[Engine] = pool.engine
@@ -64,6 +66,7 @@ class Context:
         self.spawn: Final = spawn
         self.is_draining: Final = is_draining
         self.instance: Final = instance  # by which a gateway with two addresses is known as one
+        self.registry: Final = registry  # of models, for the nodes; None unless it was requested
         self.default_options: Final = CallOptions(  # of a request without headers
             5, settings.limits.request_timeout_s, settings.mode, settings.routing.hedge, app=settings.app_name
         )

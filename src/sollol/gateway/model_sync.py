@@ -7,18 +7,34 @@ its copy back by then. The other changes are made at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from sollol.answers import Answer
+from sollol.core.endpoint import Endpoint
 from sollol.duties import Duties
 from sollol.gateway.context import Context
-from sollol.models.changes import carry_out
+from sollol.gateway.node_queries import up_nodes
+from sollol.models.changes import Pull, carry_out, plain_pull
 from sollol.models.desired import Change
+from sollol.models.distribution import Distribution
 
 EVERY_S: Final = 60.0
 HOLD_S: Final = 300.0
 WORDS: Final = {"pull": "pulled", "warm": "pinned", "unpin": "unpinned", "unload": "unloaded"}
+
+
+def pull_of(context: Context) -> Pull:
+    """Return the way in which the gateway pulls: over its registry where it has one."""
+    registry, transport = context.registry, context.engine.transport
+    if registry is None:
+        return plain_pull(transport)
+
+    def pull(model: str, nodes: Sequence[Endpoint]) -> AsyncGenerator[Answer, None]:
+        return Distribution(transport, registry, model).run(nodes, up_nodes(context))
+
+    return pull
 
 
 class ModelSync:
@@ -42,7 +58,7 @@ class ModelSync:
         due = self.due(found.changes, asyncio.get_running_loop().time())
         nodes = {node.key: node.endpoint for node in context.pool.nodes}
         engine = context.engine
-        async with aclosing(carry_out(engine.transport, nodes, due)) as lines:
+        async with aclosing(carry_out(engine.transport, nodes, due, pull_of(context))) as lines:
             async for line in lines:
                 change = next(each for each in due if each[:3] == (line["verb"], line["model"], line["node"]))
                 if "error" in line:

@@ -1,7 +1,8 @@
 """Validate the settings of `sollol serve`: the tables of the configuration file, with all defaults.
 
 `sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks],
-[digests], [store], [alerts] and [models]. The limits protect the server's memory from everybody who reaches it.
+[digests], [store], [alerts], [models] and [registry]. The limits protect the server's memory from everybody who reaches
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sollol.models.desired import DesiredModel
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
-_FIXED: Final = ("store", "alerts", "metrics", "redis", "otel")  # tables that are read once, at the start
+_FIXED: Final = ("store", "alerts", "metrics", "registry", "redis", "otel")  # tables that are read once, at the start
 ARGUMENT: Final = "command line"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]]+):([0-9]{1,5})")
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -90,6 +91,23 @@ class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return host.strip("[]"), int(port)
 
 
+class RegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [registry]."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 11436
+    folder: str | None = None
+    max_gb: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 200.0
+    upstream: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/\s]+)?$")] = ""
+    key: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{19,79})?$")] = ""
+
+    @property
+    def path(self) -> Path:
+        """The folder of the blobs."""
+        return Path(self.folder).expanduser() if self.folder else state_home() / "registry"
+
+
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: Listen = Listen()
     limits: Limits = Limits()
@@ -101,6 +119,7 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alerts: AlertSettings = AlertSettings()
     metrics: MetricsSettings = MetricsSettings()
     models: dict[Name, DesiredModel] = {}
+    registry: RegistrySettings = RegistrySettings()
 
 
 _KNOWN: Final = {
@@ -112,6 +131,7 @@ _KNOWN: Final = {
         ("store", StoreSettings),
         ("alerts", AlertSettings),
         ("metrics", MetricsSettings),
+        ("registry", RegistrySettings),
         ("models[...]", DesiredModel),  # as msgspec names the table of one model
     )
 }
@@ -132,6 +152,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     store: StoreSettings = StoreSettings()
     alerts: AlertSettings = AlertSettings()
     models: Mapping[str, DesiredModel] = {}
+    registry: RegistrySettings = RegistrySettings()
     redis: str | None = None
     origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
     otel: OtelSettings | None = None
@@ -276,6 +297,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         tables.store,
         tables.alerts,
         tables.models,
+        tables.registry,
         settings.redis,
         _origins(settings),
         settings.otel,
@@ -342,5 +364,6 @@ def template() -> dict[str, list[tuple[str, Any]]]:
             ("store", StoreSettings),
             ("alerts", AlertSettings),
             ("metrics", MetricsSettings),
+            ("registry", RegistrySettings),
         )
     }

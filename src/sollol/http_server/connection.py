@@ -100,6 +100,12 @@ class ClientConnection(Writer, asyncio.Protocol):
         return self._deadline
 
     @property
+    def peer(self) -> str:
+        """Return the address of the client."""
+        found = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(found[0]) if found else ""
+
+    @property
     def is_answering(self) -> bool:
         return self.current is not None
 

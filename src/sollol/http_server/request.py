@@ -38,6 +38,7 @@ class Request:
         "_drain",
         "_early",
         "_ended",
+        "_left",
         "_upload",
         "body",
         "charge",
@@ -100,6 +101,7 @@ class Request:
         self.on_drained: Callable[[], object] | None = None  # called when the client has caught up
         self._begun = False
         self._ended = False
+        self._left = -1  # bytes to come of an answer of known length; -1 for chunks
         self._early: tuple[int, bytes, bytes, bytes] | None = None  # an answer given before its turn
         self._drain: asyncio.Future[None] | None = None
         self._upload: asyncio.Queue[bytes] | None = None
@@ -186,6 +188,24 @@ class Request:
         """Begin a streamed answer: `write` its pieces, then `end`."""
         self.begin_with(status, type_line(content_type), _lines(headers))
 
+    def begin_sized(self, status: int, content_type: str, length: int, headers: Headers = ()) -> None:
+        """Begin a streamed answer of `length` bytes. An answer to HEAD ends with its head."""
+        connection = self._connection
+        if connection is None or self._begun:
+            return
+        self._begun = True
+        self._left = length
+        extra = _lines(headers)
+        framing = b"Content-Length: %d\r\n" % length
+        connection.send(self._head(connection, status, type_line(content_type), extra, framing))
+        if self.method == "HEAD":
+            self._left = 0
+
+    @property
+    def peer(self) -> str:
+        """Return the address of the client, "" if it has left."""
+        return self._connection.peer if self._connection is not None else ""
+
     def begin_with(self, status: int, type_line: bytes, extra: bytes, first: bytes = b"") -> None:
         """Begin a streamed answer with encoded header lines and its first piece, in one write."""
         connection = self._connection
@@ -211,6 +231,10 @@ class Request:
         return b"%b%b%b%b%b%b\r\n" % (line, type_line, common, extra, more, framing)
 
     def _chunk(self, piece: bytes) -> bytes:
+        if self._left >= 0:
+            self._left -= len(piece)
+            assert self._left >= 0, "an answer is longer than its head announces"
+            return piece
         if self.version == "1.0":
             return piece
         size = len(piece)
@@ -230,7 +254,12 @@ class Request:
         connection = self._connection
         if connection is None or self._ended:
             return
-        if self.version == "1.0":
+        if self._left > 0:
+            self.cut()  # shorter than announced
+            return
+        if self._left == 0:
+            pass
+        elif self.version == "1.0":
             connection.send(last)
         elif last and self.method != "HEAD":
             connection.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))

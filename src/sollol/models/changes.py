@@ -56,6 +56,16 @@ async def carry_out(
                 yield Answer({**head, **line})
 
 
+async def outcomes_of(lines: AsyncGenerator[Answer, None]) -> dict[tuple[str, str, str], str]:
+    """Read the lines of `carry_out`; return (verb, model, node) -> "success", or the error."""
+    outcomes: dict[tuple[str, str, str], str] = {}
+    async with aclosing(lines):
+        async for line in lines:
+            if "error" in line or line.get("status") == "success":
+                outcomes[line["verb"], line["model"], line["node"]] = str(line.get("error") or "success")
+    return outcomes
+
+
 async def _kept(transport: Transport, node: Endpoint, model: str, keep_alive: int | str) -> dict[str, Any]:
     try:
         await operations.load(transport, [node], {"model": model, "keep_alive": keep_alive})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, Literal, overload
 
 import msgspec
@@ -14,7 +13,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ResponseError
 from sollol.models import changes, operations
-from sollol.models.desired import Change, DesiredModel, ModelPlan, plan
+from sollol.models.desired import DesiredModel, ModelPlan, plan
 from sollol.models.inventory import NodeInventory, read_inventory
 from sollol.pool.base import PoolBase
 from sollol.pool.call_types import Node
@@ -107,15 +106,9 @@ class AsyncModelCalls(PoolBase):
     async def sync_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> Answer:
         """Make the changes of `plan_models`, and return their outcomes and what no change can reach."""
         found = await self.plan_models(desired)
-        outcomes: dict[Change, str] = {}
         nodes = {endpoint.key: endpoint for endpoint in self._find_node(None)}
-        async with aclosing(changes.carry_out(self._running().transport, nodes, found.changes)) as lines:
-            async for line in lines:
-                if "error" in line or line.get("status") == "success":
-                    for change in found.changes:
-                        if (change.verb, change.model, change.node) == (line["verb"], line["model"], line["node"]):
-                            outcomes[change] = line.get("error") or "success"
-        rows = [{**change._asdict(), "outcome": outcomes.get(change, "no outcome")} for change in found.changes]
+        outcomes = await changes.outcomes_of(changes.carry_out(self._running().transport, nodes, found.changes))
+        rows = [{**change._asdict(), "outcome": outcomes.get(change[:3], "no outcome")} for change in found.changes]
         return self._changed(Answer(changes=rows, unmet=list(found.unmet)))
 
     def _reachable(self) -> list[Endpoint]:

@@ -1,6 +1,6 @@
 """Serve the routes about state: models on disk, models in memory, and operations on models.
 
-Pull and push answer as a node without a way to the registry does. `create` takes `from`.
+Pull and push answer as a node without a way to the public registry does. `create` takes `from`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from sollol.sim.machine import NodeDied
 from sollol.sim.models import ModelSpec, blob_of, full_name, sha256
+from sollol.sim.ollama_store import parse_name
 from sollol.sim.reply import JSON, NDJSON, PLAIN_JSON, SimReply
 from sollol.sim.request import FOREVER_S, Refusal, SimRequest, encode
+from sollol.sim.transfer_routes import host_name, transfer
 
 if TYPE_CHECKING:
     from sollol.sim.node import SimNode
@@ -84,6 +86,9 @@ async def copy(node: SimNode, request: SimRequest) -> SimReply:
     found = node.find(source)
     if found is None:
         raise Refusal(404, f'model "{source}" not found')
+    if node.store is not None:
+        target = parse_name(target).shortest
+        node.store.copy(parse_name(found.name), parse_name(target))
     node.disk = {target: found.renamed(target), **node.disk}
     return SimReply.of(200, b"", "")
 
@@ -94,6 +99,8 @@ async def delete(node: SimNode, request: SimRequest) -> SimReply:
     name = str(request.data.get("model") or request.data.get("name") or "")
     model = node.model(name, "model '{}' not found")
     del node.disk[model.name]
+    if node.store is not None:
+        node.store.delete(parse_name(model.name))
     node.runners.unload(model.name)
     return SimReply.of(200, b"", "")
 
@@ -125,6 +132,8 @@ async def pull(node: SimNode, request: SimRequest) -> SimReply:
     """
     request.read_json("PullRequest")
     name = str(request.data.get("model") or request.data.get("name") or "")
+    if (there := host_name(node, name)) is not None:
+        return await transfer(node, request, there, "pull")
     if node.find(name) is not None:
         steps = [{"status": "pulling manifest"}, {"status": "verifying sha256 digest"}, {"status": "success"}]
         return _stream(200, steps) if request.streams else SimReply.of(200, encode(steps[-1]), PLAIN_JSON)
@@ -158,7 +167,7 @@ async def _download(node: SimNode, model: ModelSpec, reply: SimReply) -> None:
     for part in range(1, _PARTS + 1):
         await node.machine.work(size / _PARTS / rate if rate else 0.0)
         say(layer | {"completed": size * part // _PARTS})
-    node.disk[model.name] = model
+    node.disk[model.name] = node.store.make(model) if node.store is not None else model
     for text in ("verifying sha256 digest", "writing manifest", "success"):
         say({"status": text})
 
@@ -176,6 +185,8 @@ async def push(node: SimNode, request: SimRequest) -> SimReply:
     request.read_json("PushRequest")
     name = str(request.data.get("model") or request.data.get("name") or "")
     model = node.model(name, "model '{}' not found")
+    if (there := host_name(node, model.name)) is not None:
+        return await transfer(node, request, there, "push")
     bare = model.name.partition(":")[0]
     blob = f"https://registry.ollama.ai/v2/library/{bare}/blobs/sha256:{blob_of(model)}"
     return _failed_transfer(request, "retrieving manifest", f'Head "{blob}": {_NO_WAY_OUT}')
@@ -203,6 +214,8 @@ async def blob_head(node: SimNode, request: SimRequest) -> SimReply:
     if not _DIGEST.match(request.rest):
         return _json(400, {"error": "invalid digest format"})
     digest = request.rest.replace("-", ":")
+    if node.store is not None and node.store.blob(digest).exists():
+        return SimReply.of(200, b"", "")
     if digest in node.blobs or digest in (f"sha256:{blob_of(model)}" for model in node.disk.values()):
         return SimReply.of(200, b"", "")
     return _json(404, {"error": f'blob "{request.rest}" not found'})

@@ -138,6 +138,8 @@ class NodeSpec:
         vectors: "cheap" answers with vectors from a small table, for clusters whose vectors are not used.
         prefill_batch: Tokens after which a runner in prefill notices that its client left (512 in today's nodes).
             None reads on to the end.
+        models_dir: A folder for the files of its models, as Ollama keeps them. With it, models are pushed to registries
+            and pulled from them for real, at `pull_bytes_per_s`.
         renders: False for a node too old for `_debug_render_only`.
     """
 
@@ -169,6 +171,7 @@ class NodeSpec:
     loaded: tuple[str, ...] = ()
     registry: tuple[ModelSpec, ...] = ()
     pull_bytes_per_s: float | None = None
+    models_dir: str = ""
 
     @property
     def key(self) -> str:

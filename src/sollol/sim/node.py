@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from sollol.core.types import canonical_model
@@ -23,6 +24,8 @@ from sollol.sim.faults import Faults, Wrong
 from sollol.sim.loop import SimLoop
 from sollol.sim.machine import Machine, NodeDied
 from sollol.sim.models import ModelSpec, NodeSpec, full_name
+from sollol.sim.ollama_store import OllamaStore, RegistryName
+from sollol.sim.registry_client import RegistryClient
 from sollol.sim.reply import SimReply
 from sollol.sim.request import Refusal, SimRequest
 from sollol.sim.runner import Runner, Runners
@@ -68,12 +71,24 @@ class SimNode:
         self._stalled: list[asyncio.Future[None]] = []
         self._writers: dict[asyncio.Task[Any], bool] = {}  # whether it counts as a running request
         self._epoch_s: float | None = None
+        self.store = OllamaStore(Path(self.spec.models_dir)) if self.spec.models_dir else None
+        self.registry_client: RegistryClient | None = None
+        if self.store is not None:
+            self.registry_client = RegistryClient(self.store, self.spec.pull_bytes_per_s)
+            self.disk = {name: self.store.make(model) for name, model in self.disk.items()}
+            self.disk |= {name.shortest: self.store.read(name) for name in self.store.names()}
         self._preload()
 
     def __repr__(self) -> str:
         c = self.counters
         served = sum(c.requests.values())
         return f"<SimNode {self.spec.key} {self.state} · {c.inflight} running · {served} served>"
+
+    def add_pulled(self, name: RegistryName) -> None:
+        """List a model whose files were pulled."""
+        assert self.store is not None
+        model = self.store.read(name)
+        self.disk = {model.name: model, **self.disk}
 
     def _preload(self) -> None:
         for name in self.spec.loaded:

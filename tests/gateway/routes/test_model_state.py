@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from sollol.gateway.auth.keys import Key, Keyring, hash_of
 from sollol.gateway.model_sync import HOLD_S, ModelSync
 from sollol.gateway.settings import GatewaySettings
 from sollol.models.desired import Change, DesiredModel
+from sollol.registry.server import Registry
 from sollol.sim import ModelSpec, NodeSpec, sim_cluster
 from tests.gateway.stage import Stage, gateway_over
 
@@ -128,3 +131,41 @@ def test_an_unknown_model_comes_with_the_command_that_brings_it(stage: Stage) ->
     odd = httpx.post(f"{stage.url}/api/embed", json={"model": "ü\n: x", "input": "x"}, trust_env=False, timeout=20)
     assert odd.status_code == 404
     assert "x-sollol-hint" not in odd.headers
+
+
+def lines_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_a_pull_has_lines_and_outcomes(stage: Stage) -> None:
+    second = stage.nodes.urls[1].removeprefix("http://")
+    found = lines_of(post(stage, "pull", {"model": "a", "nodes": [second]}))
+    assert found[-1] == {"status": "success", "nodes": {second: "success"}}
+    assert any(line.get("completed") for line in found)
+    mixed = lines_of(post(stage, "pull", {"model": "b"}))
+    assert mixed[-1]["status"] == "success"
+    assert lines_of(post(stage, "pull", {"model": "absent"}))[-1]["status"] == "failed"
+    assert post(stage, "pull", {"model": "a", "nodes": "x"}).status_code == 400
+    assert post(stage, "pull", {"model": "a", "nodes": ["x"]}).status_code == 404
+
+
+def test_with_a_registry_models_go_from_node_to_node(tmp_path: Path) -> None:
+    specs = [NodeSpec(models=MODELS[:1] * (i == 0), models_dir=str(tmp_path / f"node{i}")) for i in range(3)]
+    tables = {"a": DesiredModel(replicas=2)}
+    with sim_cluster(specs) as nodes, gateway_over(nodes.urls, GatewaySettings(models=tables)) as running:
+
+        async def open_registry(gateway: Any) -> Registry:
+            made = Registry(tmp_path / "registry", 10**9, gateway.transport, gateway.engine.dispatcher.fault)
+            await made.start("127.0.0.1", 0)
+            gateway.registry = made
+            gateway.apply(gateway.settings)
+            return made
+
+        registry = running.on_loop(open_registry)
+        done = post(running, "sync", {}).json()
+        assert [change["outcome"] for change in done["changes"]] == ["success"]
+        assert registry.service.received_bytes > 2_000_000
+        keys = [url.removeprefix("http://") for url in nodes.urls]
+        assert lines_of(post(running, "pull", {"model": "a"}))[-1]["nodes"] == dict.fromkeys(keys, "success")
+        assert registry.service.received_bytes < 2_100_000
+        running.on_loop(lambda gateway: registry.aclose())

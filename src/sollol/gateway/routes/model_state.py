@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from typing import Any, Final
 
 from sollol.backends.ollama import encode
@@ -10,9 +11,11 @@ from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
-from sollol.gateway.formats.bodies import fields_of
+from sollol.gateway.formats.bodies import fields_of, model_name
+from sollol.gateway.model_sync import pull_of
 from sollol.gateway.node_queries import nodes_of, up_nodes, wait_until_probed
-from sollol.http_server.request import Request
+from sollol.http_server.request import NDJSON, Request
+from sollol.models.changes import carry_out, outcomes_of
 from sollol.models.inventory import NodeInventory, is_pinned, read_inventory
 
 SEE: Final = "see the models of all nodes"
@@ -75,17 +78,45 @@ async def free(context: Context, request: Request) -> None:
     request.answer(200, encode({"node": node, **await context.pool.free_memory(node, size)}))
 
 
+async def pull(context: Context, request: Request) -> None:
+    """Pull a model to nodes, over the registry where there is one: lines of progress, then the outcomes."""
+    fields = fields_of(request, "model")
+    named = fields.get("nodes")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise BadInput('"nodes" is no list; expected HOST:PORT, …, or none for all nodes')
+    keys = {_node(context, {"node": name}) for name in named or ()}
+    nodes = [node for node in up_nodes(context) if not keys or node.key in keys]
+    outcomes: dict[str, str] = {}
+    lines = pull_of(context)(context.settings.resolve_model(model_name(fields)), nodes)
+    request.begin(200, NDJSON)
+    async with aclosing(lines):
+        async for line in lines:
+            if "error" in line or line.get("status") == "success":
+                outcomes[str(line["node"])] = str(line.get("error") or "success")
+            if not request.write(encode(line) + b"\n"):
+                await request.drained()
+    await wait_until_probed(context, outcomes)
+    good = sum(outcome == "success" for outcome in outcomes.values())
+    status = "success" if good == len(outcomes) else "partial" if good else "failed"
+    request.write(encode({"status": status, "nodes": outcomes}) + b"\n")
+    request.end()
+
+
 async def sync(context: Context, request: Request) -> None:
     """Make the models of the nodes as the file names them, or list the changes (`dry_run`)."""
     dry_run = fields_of(request).get("dry_run", False)
     if not isinstance(dry_run, bool):
         raise BadInput('"dry_run" is not true or false')
-    if dry_run:
-        found = await context.pool.plan_models(context.settings.models)
-        answer = {"changes": [change._asdict() for change in found.changes], "unmet": found.unmet}
-    else:
-        answer = dict(await context.pool.sync_models(context.settings.models))
-    request.answer(200, encode(answer))
+    found = await context.pool.plan_models(context.settings.models)
+    rows: list[dict[str, Any]] = [change._asdict() for change in found.changes]
+    if not dry_run:
+        nodes = {node.key: node.endpoint for node in context.pool.nodes}
+        outcomes = await outcomes_of(carry_out(context.engine.transport, nodes, found.changes, pull_of(context)))
+        rows = [
+            row | {"outcome": outcomes.get(c[:3], "no outcome")} for row, c in zip(rows, found.changes, strict=True)
+        ]
+        context.engine.refresh()
+    request.answer(200, encode({"changes": rows, "unmet": found.unmet}))
 
 
 def _node(context: Context, fields: dict[str, Any]) -> str | None:

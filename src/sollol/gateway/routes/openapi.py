@@ -141,6 +141,14 @@ SCHEMAS: dict[str, Schema] = {
         status=_state("success", "partial"), node=_TEXT, freed=_COUNT, unloaded=_list(_TEXT),
         kept={"type": "object", "additionalProperties": _TEXT},
     ),
+    "Pull": {
+        "type": "object",
+        "properties": {
+            "model": {"type": "string", "minLength": 1},
+            "nodes": {"type": ["array", "null"], "items": {"type": "string"}},
+        },
+        "required": ["model"],
+    },
     "Sync": {"type": ["object", "null"], "properties": {"dry_run": {"type": "boolean"}}},
     "Change": _object(verb=_state("pull", "warm", "unpin", "unload"), model=_TEXT, node=_TEXT, reason=_TEXT),
     "Synced": _object(changes=_list(_ref("Change")), unmet=_list(_TEXT)),
@@ -185,8 +193,10 @@ def _get(
     return {"get": operation}
 
 
-def _post(name: str, summary: str, schema: str, *, body: str = "", parameters: tuple[Schema, ...] = ()) -> Schema:
-    """Return an action that needs an admin key where keys are required."""
+def _post(
+    name: str, summary: str, schema: str, *, body: str = "", parameters: tuple[Schema, ...] = (), lines: bool = False
+) -> Schema:
+    """Return an action that needs an admin key where keys are required. `lines`: its answer is one object a line."""
     answers: Schema = {
         "200": _answer("The answer.", schema),
         "401": _answer("A key is needed.", "Error"),
@@ -194,6 +204,8 @@ def _post(name: str, summary: str, schema: str, *, body: str = "", parameters: t
         **_NOT_ADMIN,
     }
     operation: Schema = {"operationId": name, "summary": summary, "responses": answers}
+    if lines:
+        answers["200"] = {"description": "Lines of progress.", "content": {"application/x-ndjson": {}}}
     if parameters:
         operation["parameters"] = list(parameters)
     if body:
@@ -244,6 +256,7 @@ def document(keys: bool) -> Schema:
             "/sollol/models/pin": _post("pin", "Load a model, and keep it in memory.", "Kept", body="Unload"),
             "/sollol/models/unpin": _post("unpin", "Let a model leave the memory.", "Kept", body="Unload"),
             "/sollol/models/free": _post("free", "Unload models until bytes are free.", "Freed", body="Free"),
+            "/sollol/models/pull": _post("pull", "Pull a model to nodes.", "Error", body="Pull", lines=True),
             "/sollol/models/sync": _post("sync", "Make the models as [models] names them.", "Synced", body="Sync"),
             "/sollol/requests/{id}/cancel": _post(
                 "cancel", "Cancel a waiting or running request.", "Cancelled", parameters=(_ID,)

@@ -60,6 +60,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/nodes"): Route(admin.nodes, head=True),
     ("GET", "/sollol/models"): Route(model_state.inventory, head=True),
     ("POST", "/sollol/models/free"): Route(model_state.free, admin=True),
+    ("POST", "/sollol/models/pull"): Route(model_state.pull, admin=True),
     ("POST", "/sollol/models/sync"): Route(model_state.sync, admin=True),
     ("GET", "/sollol/openapi.json"): Route(admin.openapi, head=True),
     ("GET", "/dashboard"): Route(dashboard.redirected, public=True, head=True),
