@@ -435,6 +435,8 @@ def explained(path: str, content: Mapping[str, Any], problem: str, known: Mappin
             break
     field = field.replace("[...]", "")
     expected = re.sub(r", got .*", "", what).removeprefix("Expected ").replace("`", "").replace("object", "table")
+    if field.endswith(".key"):
+        value = "***"  # a secret
     return _sentence(f"configuration file {path}: {field}", value, f"expected {expected}")
 
 

@@ -193,3 +193,9 @@ def test_what_a_running_gateway_cannot_change_is_reported_and_stays(changed: dic
     new = msgspec.structs.replace(old, **changed)
     assert not_applied(new, old) == [message]
     assert applicable(new, old) == old
+
+
+def test_the_key_of_the_registry_is_not_in_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"registry\.key: '\*\*\*' cannot be used; expected .*A-Za-z0-9") as raised:
+        read(tmp_path, '[registry]\nkey = "short secret"\n')
+    assert "short secret" not in str(raised.value)

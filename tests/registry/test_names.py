@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sollol.registry.manifest import MOST_BYTES, MOST_LAYERS, TENSOR, BadManifest, parse_manifest, spelled_as
-from sollol.registry.names import Target, parse_content_range, parse_path, parse_range, split_model
+from sollol.registry.names import RegistryPath, parse_content_range, parse_path, parse_range, split_model
 from sollol.registry.seeders import LINK_S, Seeder, SeederChoice, is_signed, signature
 from sollol.registry.server import is_private
 
@@ -20,13 +20,13 @@ DIGEST = "sha256:" + "0a" * 32
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/v2/space/llama3.2/manifests/1b", Target("manifest", "space", "llama3.2", "1b")),
-        (f"/v2/space/m/blobs/{DIGEST}", Target("blob", "space", "m", DIGEST)),
-        ("/v2/space/m/blobs/uploads/", Target("uploads", "space", "m", "")),
-        ("/v2/space/m/blobs/uploads/abc", Target("upload", "space", "m", "abc")),
+        ("/v2/space/llama3.2/manifests/1b", RegistryPath("manifest", "space", "llama3.2", "1b")),
+        (f"/v2/space/m/blobs/{DIGEST}", RegistryPath("blob", "space", "m", DIGEST)),
+        ("/v2/space/m/blobs/uploads/", RegistryPath("uploads", "space", "m", "")),
+        ("/v2/space/m/blobs/uploads/abc", RegistryPath("upload", "space", "m", "abc")),
     ],
 )
-def test_paths_of_the_protocol(path: str, expected: Target) -> None:
+def test_paths_of_the_protocol(path: str, expected: RegistryPath) -> None:
     assert parse_path(path) == expected
 
 

@@ -1,4 +1,4 @@
-"""Hold the rights to push and pull models: a secret namespace in the path, a model, and an end in time."""
+"""Hold the rights to push and pull models: a secret namespace in the path, and an end in time."""
 
 from __future__ import annotations
 

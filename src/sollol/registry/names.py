@@ -20,7 +20,7 @@ _CONTENT_RANGE: Final = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/(
 Kind = Literal["manifest", "blob", "uploads", "upload"]
 
 
-class Target(NamedTuple):
+class RegistryPath(NamedTuple):
     """The object of a request. `reference`: a tag, a digest or the id of an upload, "" for `uploads`."""
 
     kind: Kind
@@ -29,7 +29,7 @@ class Target(NamedTuple):
     reference: str
 
 
-def parse_path(path: str) -> Target | None:
+def parse_path(path: str) -> RegistryPath | None:
     """Return the object of a path, None for a path that the registry does not have."""
     found = _PATH.fullmatch(path)
     if found is None:
@@ -39,12 +39,12 @@ def parse_path(path: str) -> Target | None:
         return None
     if what == "manifests":
         good = reference is not None and PART.fullmatch(reference) is not None
-        return Target("manifest", namespace, model, reference) if good else None
+        return RegistryPath("manifest", namespace, model, reference) if good else None
     if uploads:
         if upload and not PART.fullmatch(upload):
             return None
-        return Target("upload" if upload else "uploads", namespace, model, upload)
-    return Target("blob", namespace, model, reference) if DIGEST.fullmatch(reference) else None
+        return RegistryPath("upload" if upload else "uploads", namespace, model, upload)
+    return RegistryPath("blob", namespace, model, reference) if DIGEST.fullmatch(reference) else None
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:

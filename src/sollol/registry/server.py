@@ -14,7 +14,7 @@ from sollol.http_server.limits import ServerLimits
 from sollol.http_server.request import Request
 from sollol.http_server.server import HttpServer
 from sollol.registry.grants import Grant, Grants
-from sollol.registry.names import Target, parse_path
+from sollol.registry.names import RegistryPath, parse_path
 from sollol.registry.service import RegistryService, error_json
 from sollol.registry.store import BlobStore, NoRoom
 from sollol.registry.upstream import Fetches, Upstream
@@ -25,7 +25,7 @@ SWEEP_S: Final = 30.0
 DRAIN_S: Final = 1.0
 LIMITS: Final = ServerLimits(max_body_mb=16, max_connections=1_000, idle_timeout_s=120.0)
 
-Handle = Callable[[Request, Grant, Target], Coroutine[Any, Any, None]]
+Handle = Callable[[Request, Grant, RegistryPath], Coroutine[Any, Any, None]]
 
 
 class RegistryRoute(NamedTuple):
@@ -33,7 +33,7 @@ class RegistryRoute(NamedTuple):
 
     handle: Handle
     grant: Grant
-    target: Target
+    target: RegistryPath
     redirects: bool
 
 
@@ -92,7 +92,7 @@ class RegistryServer(HttpServer):
         request.route = RegistryRoute(handler, grant, target, self._redirects)
 
     @staticmethod
-    def _is_covered(grant: Grant, target: Target) -> bool:
+    def _is_covered(grant: Grant, target: RegistryPath) -> bool:
         tag = target.reference if target.kind == "manifest" else grant.name.rpartition(":")[2]
         return grant.covers(target.model, tag)
 

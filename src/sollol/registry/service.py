@@ -24,7 +24,7 @@ from sollol.errors import ResponseError
 from sollol.http_server.request import Request
 from sollol.registry.grants import Grant, Grants
 from sollol.registry.manifest import MOST_BYTES, TYPE, BadManifest, parse_manifest, spelled_as
-from sollol.registry.names import DIGEST, Target, parse_content_range, parse_range
+from sollol.registry.names import DIGEST, RegistryPath, parse_content_range, parse_range
 from sollol.registry.seeders import SeederChoice
 from sollol.registry.store import BlobStore
 from sollol.registry.uploads import Uploads
@@ -69,7 +69,7 @@ class RegistryService:
 
     # --- manifests ---
 
-    async def manifest(self, request: Request, grant: Grant, target: Target) -> None:
+    async def manifest(self, request: Request, grant: Grant, target: RegistryPath) -> None:
         """Answer with the manifest of a model, from the nodes or from upstream."""
         found = grant.manifest
         if found is None and grant.upstream and self.fetches is not None:
@@ -83,7 +83,7 @@ class RegistryService:
             request.write(found.raw)
         request.end()
 
-    async def put_manifest(self, request: Request, grant: Grant, target: Target) -> None:
+    async def put_manifest(self, request: Request, grant: Grant, target: RegistryPath) -> None:
         """Accept the manifest of a model whose blobs are here."""
         if not grant.pushes:
             raise ResponseError("this path is for pulling only", 403)
@@ -107,7 +107,7 @@ class RegistryService:
 
     # --- blobs ---
 
-    async def blob(self, request: Request, grant: Grant, target: Target) -> None:
+    async def blob(self, request: Request, grant: Grant, target: RegistryPath) -> None:
         """Answer with a blob or a part of it, or redirect to where it is sent."""
         digest = target.reference
         size = self._size(grant, target)
@@ -124,7 +124,7 @@ class RegistryService:
         else:
             await self._send(request, grant, target, part, headers)
 
-    def _size(self, grant: Grant, target: Target) -> int:
+    def _size(self, grant: Grant, target: RegistryPath) -> int:
         """Return the bytes of a blob.
 
         Raises:
@@ -140,7 +140,12 @@ class RegistryService:
         return size
 
     async def _send(
-        self, request: Request, grant: Grant, target: Target, part: tuple[int, int], headers: list[tuple[str, str]]
+        self,
+        request: Request,
+        grant: Grant,
+        target: RegistryPath,
+        part: tuple[int, int],
+        headers: list[tuple[str, str]],
     ) -> None:
         digest, (start, stop) = target.reference, part
         is_part = b"range" in request.headers
@@ -220,7 +225,7 @@ class RegistryService:
 
     # --- uploads ---
 
-    async def start_upload(self, request: Request, grant: Grant, target: Target) -> None:
+    async def start_upload(self, request: Request, grant: Grant, target: RegistryPath) -> None:
         """Open an upload, or answer that the blob is here."""
         self._check_pushes(grant)
         mount = request.query.get("mount", "")
@@ -231,7 +236,7 @@ class RegistryService:
         headers = [("Location", _url(request, f"{request.path.rstrip('/')}/{upload.name}")), ("Range", "0-0")]
         request.answer(202, b"", headers=headers)
 
-    async def append(self, request: Request, grant: Grant, target: Target) -> None:
+    async def append(self, request: Request, grant: Grant, target: RegistryPath) -> None:
         """Receive a part of an upload."""
         self._check_pushes(grant)
         upload = self.uploads.find(target.reference, grant)
@@ -242,7 +247,7 @@ class RegistryService:
         headers = [("Location", own_url(request)), ("Range", f"0-{max(0, upload.size - 1)}")]
         request.answer(202, b"", headers=headers)
 
-    async def finish(self, request: Request, grant: Grant, target: Target) -> None:
+    async def finish(self, request: Request, grant: Grant, target: RegistryPath) -> None:
         """Receive the rest of an upload, and name it by its digest."""
         self._check_pushes(grant)
         upload = self.uploads.find(target.reference, grant)
@@ -274,7 +279,7 @@ class RegistryService:
         return f"http://{host_of(request)}:{self.blob_port}{request.path}"
 
 
-def blob_path(target: Target, digest: str) -> str:
+def blob_path(target: RegistryPath, digest: str) -> str:
     """Return the path of a blob of a model."""
     return f"/v2/{target.namespace}/{target.model}/blobs/{digest}"
 

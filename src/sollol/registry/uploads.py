@@ -18,7 +18,7 @@ IDLE_S: Final = 600.0  # without a byte, after which an upload is deleted
 BATCH: Final = 1024 * 1024  # bytes that are written and hashed together, in a thread
 
 
-class Upload:
+class PushedBlob:
     """One upload into a file of its own."""
 
     def __init__(self, name: str, grant: Grant, file: Path, now_s: float) -> None:
@@ -44,9 +44,9 @@ class Uploads:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._open: dict[str, Upload] = {}
+        self._open: dict[str, PushedBlob] = {}
 
-    def start(self, grant: Grant, now_s: float) -> Upload:
+    def start(self, grant: Grant, now_s: float) -> PushedBlob:
         """Open an upload.
 
         Raises:
@@ -55,12 +55,12 @@ class Uploads:
         if sum(each.grant is grant for each in self._open.values()) >= OPEN_MOST:
             raise ResponseError(f"more than {OPEN_MOST} uploads are open; end one first", 429)
         name = secrets.token_hex(16)
-        upload = Upload(name, grant, self._store.folder / f"{name}.upload", now_s)
+        upload = PushedBlob(name, grant, self._store.folder / f"{name}.upload", now_s)
         upload.file.touch(mode=0o600)
         self._open[name] = upload
         return upload
 
-    def find(self, name: str, grant: Grant) -> Upload:
+    def find(self, name: str, grant: Grant) -> PushedBlob:
         """Return an upload of a grant.
 
         Raises:
@@ -72,7 +72,7 @@ class Uploads:
         return upload
 
     async def append(
-        self, upload: Upload, pieces: AsyncIterator[bytes], part: tuple[int, int] | None, now_s: float
+        self, upload: PushedBlob, pieces: AsyncIterator[bytes], part: tuple[int, int] | None, now_s: float
     ) -> None:
         """Append a part. One that begins earlier than the end replaces what is behind its beginning.
 
@@ -104,7 +104,7 @@ class Uploads:
                 out.close()
 
     async def _receive(
-        self, upload: Upload, out: BinaryIO, pieces: AsyncIterator[bytes], part: tuple[int, int] | None
+        self, upload: PushedBlob, out: BinaryIO, pieces: AsyncIterator[bytes], part: tuple[int, int] | None
     ) -> None:
         batch: list[bytes] = []
         size = received = 0
@@ -125,12 +125,12 @@ class Uploads:
         if part is not None and received < part[1] - part[0]:
             raise ResponseError(f"the part ended after {received:,} of {part[1] - part[0]:,} bytes", 400)
 
-    def _check(self, upload: Upload, more: int) -> None:
+    def _check(self, upload: PushedBlob, more: int) -> None:
         grant = upload.grant
         if grant.pushed + more > grant.size_most:
             raise ResponseError(f"more than the {grant.size_most:,} bytes that the model may have", 413)
 
-    async def finish(self, upload: Upload, digest: str) -> None:
+    async def finish(self, upload: PushedBlob, digest: str) -> None:
         """Name the uploaded bytes by their digest.
 
         Raises:
@@ -148,7 +148,7 @@ class Uploads:
         if not good:
             raise ResponseError(f"the uploaded bytes do not have the digest {digest}", 400)
 
-    def drop(self, upload: Upload) -> None:
+    def drop(self, upload: PushedBlob) -> None:
         """Delete an upload."""
         self._open.pop(upload.name, None)
         upload.file.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ class Uploads:
                 self.drop(upload)
 
 
-def _opened(upload: Upload, start: int) -> BinaryIO:
+def _opened(upload: PushedBlob, start: int) -> BinaryIO:
     """Open the file of an upload at `start`; later bytes are repeated and dropped."""
     out = open(upload.file, "r+b", buffering=0)  # noqa: SIM115 - the caller closes it
     if start < upload.size or out.seek(0, 2) != start:
