@@ -70,6 +70,7 @@ def test_a_queue_by_priority_then_by_age() -> None:
             await queue.enqueue({})
         assert (await queue.get_stats())["current_priorities"] == {8: 1, 5: 2, 1: 1}
         assert (await queue.get_stats())["utilization"] == 1.0
+        assert [task.task_id for task in queue.queue] == ["b", "a", "c", "d"]
         taken = [await queue.dequeue() for _ in range(5)]
         assert [task and task.task_id for task in taken] == ["b", "a", "c", "d", None]
         assert taken[0] is not None
@@ -263,6 +264,7 @@ def test_a_memory_of_durations_falls_back_to_what_the_pool_measured(pool: Ollama
     memory.record_execution("http://a", "chat", CHAT, 999.0, False)
     assert memory.get_average_duration("http://a", "chat", CHAT) == 20.0
     assert memory.get_average_duration("http://a", "code") == 0.0
+    assert {each["model"] for each in memory.history} == {CHAT}
     assert memory.get_success_rate("http://a") == pytest.approx(2 / 3)
     assert memory.get_success_rate("http://b") == 1.0
     node = pool.nodes[0]
@@ -281,7 +283,7 @@ def test_whether_several_nodes_are_worth_it(pool: OllamaPool, capsys: pytest.Cap
     first, second = (node.key for node in pool.nodes)
     rows = {first: {"latency_ms": 1.0, "available": True}, second: {"latency_ms": 1000.0, "available": True}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "get_stats", lambda: {"node_performance": rows})
+        patch.setattr(pool, "get_stats", lambda: {"nodes": list(rows), "node_performance": rows})
         parallel, why = strategy.should_parallelize(100)
         assert (parallel, why["reason"], why["recommended_node"]) == (False, "dominant_node", first)
         assert strategy.should_parallelize(2000)[0]

@@ -18,7 +18,7 @@ from sollol.errors import FormerName, NotSupported, SollolError
 from tests.test_docs import DOCS, tool_of
 
 LISTED = 330
-OWN_MODULES = {("gateway", "app"), ("cli", "app")}  # other things of these names
+OWN_MODULES = {("gateway", "app"), ("cli", "app"), ("cli", "up")}  # other things of these names
 EACH = [(row, name) for row in ROWS for name in row.names]
 
 

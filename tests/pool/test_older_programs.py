@@ -180,6 +180,8 @@ def test_statistics_have_the_names_of_older_versions(url: str) -> None:
 def test_calls_in_the_words_of_0_9(url: str) -> None:
     with OllamaPool([url]) as pool:
         assert len(pool.embed_batch("nomic-embed-text", ["a", "b"], 4, use_adaptive=False)) == 2
+        with pytest.warns(UserWarning, match="embed_batch"):
+            assert len(pool.batch_embed("nomic-embed-text", ["a", "b"])) == 2
         warmed = pool.warm_models(["llama3.2", "nomic-embed-text"], parallel=True)
         assert list(warmed) == ["llama3.2", "nomic-embed-text"]
         assert all(warmed.values())

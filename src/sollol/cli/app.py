@@ -37,6 +37,7 @@ from sollol.cli import (
     serve,
     sim,
     top,
+    up,
 )
 from sollol.config import find_file
 from sollol.errors import SollolError
@@ -152,6 +153,7 @@ app.command(epilog=ping.EPILOG)(ping.ping)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=replay.EPILOG)(replay.replay)
 app.command(epilog=serve.EPILOG)(serve.serve)
+app.command(hidden=True)(up.up)
 app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")

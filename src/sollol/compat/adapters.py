@@ -5,17 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 KEPT: Final = 10_000  # requests
-
-
-class _Execution(NamedTuple):
-    node_url: str
-    task_type: str
-    model: str
-    duration_ms: float
-    success: bool
 
 
 class PerformanceMemory:
@@ -26,31 +18,39 @@ class PerformanceMemory:
 
     def __init__(self, pool: Any = None) -> None:
         self._pool = pool
-        self.history: deque[_Execution] = deque(maxlen=KEPT)
+        self.history: deque[dict[str, Any]] = deque(maxlen=KEPT)
 
     def record_execution(self, node_url: str, task_type: str, model: str, duration_ms: float, success: bool) -> None:
         """Record a request of a program's own."""
-        self.history.append(_Execution(node_url, str(task_type), model, duration_ms, success))
+        self.history.append(
+            {
+                "node_url": node_url,
+                "task_type": str(task_type),
+                "model": model,
+                "duration_ms": duration_ms,
+                "success": success,
+            }
+        )
 
     def get_average_duration(self, node_url: str, task_type: str, model: str | None = None) -> float:
         """Return the mean duration in ms of good requests, 0.0 if none is known."""
-        good = [
-            each.duration_ms
-            for each in list(self.history)
-            if each.success
-            and (each.node_url, each.task_type) == (node_url, str(task_type))
-            and model in (None, each.model)
-        ]
+        found = self._of(node_url, str(task_type), model)
+        good = [each["duration_ms"] for each in found if each["success"]]
         return sum(good) / len(good) if good else float(self._measured(node_url).get("latency_ms", 0.0))
 
     def get_success_rate(self, node_url: str, task_type: str | None = None) -> float:
         """Return the share of good requests, 1.0 if none is known."""
-        found = [
-            each.success
-            for each in list(self.history)
-            if each.node_url == node_url and task_type in (None, each.task_type)
-        ]
+        found = [each["success"] for each in self._of(node_url, task_type and str(task_type), None)]
         return sum(found) / len(found) if found else float(self._measured(node_url).get("success_rate", 1.0))
+
+    def _of(self, node_url: str, task_type: str | None, model: str | None) -> list[dict[str, Any]]:
+        return [
+            each
+            for each in list(self.history)
+            if each["node_url"] == node_url
+            and task_type in (None, each["task_type"])
+            and model in (None, each["model"])
+        ]
 
     def _measured(self, node_url: str) -> dict[str, Any]:
         if self._pool is None:

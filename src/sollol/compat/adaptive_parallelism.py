@@ -28,11 +28,11 @@ class AdaptiveParallelismStrategy:
         """
         if self.pool is None:
             return True, {"reason": "no_pool", "detail": "no pool is set", "available_nodes": 0}
-        rows = self.pool.get_stats()["node_performance"]
+        rows = _rows(self.pool)
         healthy = {key: row["latency_ms"] for key, row in rows.items() if row.get("available", True)}
         known = sorted((ms, key) for key, ms in healthy.items() if ms > 0)
         best = known[0][1] if known else next(iter(healthy), None)
-        why = {
+        why: dict[str, Any] = {
             "available_nodes": len(healthy),
             "batch_size": batch_size,
             "fastest_node": best,
@@ -81,6 +81,12 @@ def integrate_with_pool(pool: Any, strategy: AdaptiveParallelismStrategy) -> Non
 def print_parallelism_report(pool: Any) -> None:
     """Print the measures of a pool's nodes, and how it would spread 100 tasks."""
     AdaptiveParallelismStrategy(pool).print_parallelism_report(100)
-    for key, row in pool.get_stats()["node_performance"].items():
+    for key, row in _rows(pool).items():
         rate = row.get("batch_throughput", 0.0)
         print(f"  {key}: {row['latency_ms']:.0f} ms a request, {rate:.1f} items/s, {row['total_requests']} requests")
+
+
+def _rows(pool: Any) -> dict[str, Any]:
+    """Return the rows of the pool's nodes, without notes of programs on others."""
+    stats = pool.get_stats()
+    return {key: stats["node_performance"][key] for key in stats["nodes"]}

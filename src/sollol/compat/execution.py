@@ -7,6 +7,7 @@ The nodes come from a pool, a registry, or a load balancer with `route_request`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from sollol.errors import DeadlineExceeded
 from sollol.workload.validation import check_count
 
 WORKERS = 10
+log = logging.getLogger("sollol.execution")
 
 
 class DistributedExecutor:
@@ -122,6 +124,7 @@ def _done(task: DistributedTask, url: str, seconds: float, value: Any) -> TaskRe
 
 
 def _failed(task: DistributedTask, url: str, seconds: float, error: Exception) -> TaskResult:
+    log.warning("task %s on %s failed: %s: %s", task.task_id, url or "no node", type(error).__name__, error)
     return TaskResult(task.task_id, url, None, 1000 * seconds, False, str(error) or type(error).__name__)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ class GatewayThread:
         self._pool = pool
         self._ready = threading.Event()
         self._failed: list[BaseException] = []
-        self._loop = new_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="sollol-gateway", daemon=True)
 
@@ -63,18 +64,20 @@ class GatewayThread:
 
     def stop(self) -> None:
         """End it; running requests may finish for a moment. It may be called more than once."""
-        if self.running:
-            self._loop.call_soon_threadsafe(self._end.set)
+        if self.running and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+                self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join(STOP_S)
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._serve())
+            with asyncio.Runner(loop_factory=new_loop) as runner:  # which cancels what is left
+                self._loop = runner.get_loop()
+                runner.run(self._serve())
         except BaseException as error:
             self._failed.append(error)
         finally:
             self._ready.set()
-            self._loop.close()
 
     async def _serve(self) -> None:
         transport = HttpTransport()

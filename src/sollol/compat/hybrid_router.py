@@ -19,7 +19,7 @@ UNUSED: Final = frozenset(
         "coordinator_host", "coordinator_port", "coordinator_base_port", "auto_setup_rpc", "num_rpc_backends",
         "auto_fallback", "debug_coordinator_recovery", "backends_per_pool", "num_pools", "model_vram_threshold_mb",
         "enable_remote_coordinator", "ctx_size", "warm_models", "enable_batching", "enable_speculation", "batch_size",
-        "batch_timeout_ms",
+        "batch_timeout_ms", "min_sharding_layers",
     ]
 )  # fmt: skip
 

@@ -57,6 +57,11 @@ class PriorityQueue:
         self._tasks: list[tuple[int, int, PrioritizedTask]] = []
         self._numbers = count()
 
+    @property
+    def queue(self) -> list[PrioritizedTask]:
+        """The queued tasks, the next first."""
+        return [task for _, _, task in sorted(self._tasks)]
+
     async def enqueue(
         self, payload: dict[str, Any], priority: int = PRIORITY_NORMAL, task_id: str | None = None
     ) -> asyncio.Future[Any]:

@@ -15,6 +15,7 @@ class FormerMethods(LoopThread):
 
     chat: Any
     generate: Any
+    embed_batch: Any
 
     @property
     def router(self) -> Self:
@@ -32,6 +33,11 @@ class FormerMethods(LoopThread):
         warn_once("pool.generate_stream(...) is pool.generate(..., stream=True) today")
         parts: Generator[Any] = self.generate(model, prompt, stream=True, **call)
         return parts
+
+    def batch_embed(self, model: str, inputs: Any, **call: Any) -> Any:
+        """Return `embed_batch(...)`."""
+        warn_once("pool.batch_embed(...) is pool.embed_batch(...) today")
+        return self.embed_batch(model, inputs, **call)
 
     def discover_nodes(self, timeout: float = 2.0) -> list[Any]:
         """Search the network and add the nodes that are found; return them."""

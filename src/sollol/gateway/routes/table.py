@@ -54,6 +54,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/api/copy"): Route(models.copy, admin=True),
     ("DELETE", "/api/delete"): Route(models.delete, admin=True),
     ("GET", "/sollol/health"): Route(admin.health, public=True, head=True),
+    ("GET", "/api/health"): Route(admin.health, public=True, head=True),  # its path in SOLLOL 0.9
     ("GET", "/sollol/ready"): Route(admin.ready, public=True, head=True),
     ("GET", "/sollol/snapshot"): Route(admin.snapshot, head=True),
     ("GET", "/metrics"): Route(admin.metrics, public=True, head=True),  # its key: [metrics]
