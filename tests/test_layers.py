@@ -34,7 +34,7 @@ LAW: dict[str, set[str]] = {
     "transport": {"errors", "config", "core", "duties"},
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "http_server": {"errors", "core", "duties", "transport"},
-    "registry": {"errors", "core", "duties", "transport", "http_server"},
+    "registry": {"errors", "core", "duties", "transport", "http_server", "former"},
     "observe": {"errors", "answers", "core"},
     "exporters": {"errors", "config", "core", "observe", "duties"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties", "former"},

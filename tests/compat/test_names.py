@@ -74,6 +74,17 @@ def test_modules_are_one_object_by_both_names() -> None:
             assert sys.modules[home] is found
 
 
+def test_a_room_of_this_version_with_the_name_of_a_module_looks_names_up() -> None:
+    """A new file or room of such a name needs `__getattr__`, as `sollol.registry` has."""
+    source = Path(sollol.__file__).parent
+    for module in names.MODULES:
+        if (source / f"{module}.py").exists() or (source / module).is_dir():
+            rows = [row for row in ROWS if row.module == module]
+            found = import_module(f"sollol.{module}")
+            plain = all(hasattr(found, name) for row in rows for name in row.names if row.fate != GONE)
+            assert hasattr(found, "__getattr__") or (plain and all(row.fate != GONE for row in rows)), module
+
+
 @pytest.mark.parametrize("name", ["nothing", "node", "compat_names"])
 def test_what_0_9_did_not_have_stays_unknown(name: str) -> None:
     with pytest.raises(ModuleNotFoundError):
