@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-core test-compiled lint compile pure bench bench-tools clients clean
+.PHONY: demo test test-core test-compiled lint compile pure bench bench-tools clients companions clean
 
 # The interpreter is recorded, so that a newer pyproject.toml or another Python installs again.
 $(VENV)/.installed-demo: pyproject.toml
@@ -54,6 +54,10 @@ bench-tools:
 	else echo "nginx, caddy and wrk are installed by root on Debian; without them their rows say that they are missing"; fi
 	$(PYTHON) -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
+
+# Programs for SOLLOL 0.9 from the package index, over simulated nodes, in the folder .companions.
+companions: $(VENV)/.installed-dev
+	$(BIN)/python tools/companions.py
 
 # What other people's clients get through the gateway, against what they get from a node.
 clients: $(VENV)/.installed-dev

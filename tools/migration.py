@@ -26,6 +26,12 @@ python -m sollol.compat your_program/    # reads it, runs nothing, and shows eac
   itself is used, it raises `NotSupported`, which says so.
 - **gone**: importing it raises `FormerName` (a `NotSupported`, and an `ImportError`), with the reason and what to use.
 
+FlockParser, SynapticLlamas, Hydra, NERVA and the launcher of LlamaForge run with this version as they were published.
+`make companions`, in a checkout, fetches what the package index has of them (flockparser, synaptic-llamas) and runs
+their main jobs over simulated nodes; `tests/compat/test_companions.py` uses the names as the others do.
+
+Type checkers do not find the former modules; `sollol.compat.NAME` is the same module with its types.
+
 ## What is different
 
 | in 0.9 | here |
