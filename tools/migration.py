@@ -42,6 +42,8 @@ Type checkers do not find the former modules; `sollol.compat.NAME` is the same m
 | `temperature=` and other options beside `options=` were ignored | they become options, with one warning |
 | `routing_mode=`, `prefer_cpu=`, `min_success_rate=` | become `mode=`, with one warning |
 | `pool.nodes` and `pool.stats` were plain lists and dicts | changes of `pool.nodes` change the pool; writes into `pool.stats["node_performance"]` can be read back, others raise `BadInput` |
+| task types were `generation`, `embedding`, `classification`, `summarization`, `extraction` | they are `chat`, `code`, `embed`, `classify`, `summarise`, `extract`; the older words are taken as arguments |
+| `SOLLOL_OBSERVER_SAMPLING=false` kept all events | it keeps none; `true`, or no setting, keeps all |
 | answers were cached | they are not; `get_cache_stats()` says so |
 | errors were `RuntimeError` | `NoNodeAvailable` still is one; see [pools.md](pools.md#when-something-goes-wrong) |
 | the gateway listened on all addresses, without keys | it listens on this machine only, or asks for [keys](keys.md) |

@@ -364,6 +364,19 @@ def test_a_prompt_to_an_embedding_model_is_an_embedding(model: str) -> None:
     assert router.detect_task_type({"model": "e5mistral", "prompt": "Hello"}) is TaskType.CHAT
 
 
+def test_a_complexity_is_a_number_and_unpacks_to_a_word_and_tokens() -> None:
+    router = intelligence.IntelligentRouter()
+    short, long = ({"model": CHAT, "prompt": "x" * size} for size in (40, 40_000))
+    complexity = router.estimate_complexity(short)
+    assert 1 <= complexity <= 10
+    word, tokens = complexity
+    assert (word, tokens) == ("simple", 10)
+    word, tokens = router.estimate_complexity(long)
+    assert tokens == 10_000
+    assert word in ("medium", "complex")
+    assert router.estimate_complexity("a text") == int(router.estimate_complexity("a text"))
+
+
 def test_whether_a_request_of_a_programs_own_is_hedged() -> None:
     adaptive = hedging.AdaptiveHedging(hedging.HedgingStrategy(num_hedges=2))
     context = intelligence.TaskContext

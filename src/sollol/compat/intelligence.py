@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,20 @@ class TaskContext:
             check_model(self.model_preference)
         if not isinstance(self.metadata, Mapping):
             raise BadInput(f"metadata={self.metadata!r}; expected a dict")
+
+
+class Complexity(int):
+    """A complexity from 1 to 10. It unpacks to "simple", "medium" or "complex", and the tokens of the input."""
+
+    tokens = 0
+
+    @property
+    def word(self) -> str:
+        """The word that `TaskContext` takes for such a complexity."""
+        return "simple" if self < 4 else "medium" if self < 7 else "complex"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.word, self.tokens))
 
 
 class IntelligentRouter:
@@ -230,9 +244,11 @@ class IntelligentRouter:
             return TaskType.EMBED
         return classification.detect_task_type(payload)
 
-    def estimate_complexity(self, payload: Any) -> int:
-        """Return the complexity of a payload, 1 to 10."""
-        return classification.estimate_complexity(payload)
+    def estimate_complexity(self, payload: Any) -> Complexity:
+        """Return the complexity of a payload, 1 to 10. It unpacks as in 0.9, to a word and the tokens of the input."""
+        found = Complexity(classification.estimate_complexity(payload))
+        found.tokens = _size(payload) // BYTES_PER_TOKEN if isinstance(payload, Mapping) else 0
+        return found
 
     def record_performance(
         self,
