@@ -110,6 +110,14 @@ class Load(NamedTuple):
     model: str
     kind: Kind
     options: str
+    keep_alive: str = ""
+
+
+class Unload(NamedTuple):
+    """Unload a model from a node's memory, then probe the node."""
+
+    node: str
+    model: str
 
 
 class Retest(NamedTuple):
@@ -168,6 +176,7 @@ Action = (
     | Refuse
     | ItemsRequested
     | Complete
+    | Unload
     | Retest
     | Probe
     | WakeAt

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.hints import mypyc_attr
-from sollol.core.types import Micros, NodeFacts, Outcome, RoutingStrategy, Task
+from sollol.core.types import Kind, Micros, NodeFacts, Outcome, RoutingStrategy, Task
 from sollol.core.value import Value
 
 
@@ -123,6 +123,29 @@ class NodeDrained(NamedTuple):
     drained: bool
 
 
+class LoadRequested(NamedTuple):
+    """Load a model on a node for the reason `why`, unless the node cannot, or needs no load.
+
+    Attributes:
+        keep_alive: Ollama's keep-alive, such as "30m"; "" for the node's own.
+    """
+
+    node: str
+    model: str
+    kind: Kind
+    options: str
+    keep_alive: str
+    why: str
+
+
+class UnloadRequested(NamedTuple):
+    """Unload a model from a node for the reason `why`, unless it is in use or waited for."""
+
+    node: str
+    model: str
+    why: str
+
+
 class Retested(NamedTuple):
     """Report the rate that a `Retest` has measured, in tokens per second; 0 if it was not answered."""
 
@@ -198,6 +221,8 @@ Event = (
     | NodeSeen
     | NodeLost
     | NodeDrained
+    | LoadRequested
+    | UnloadRequested
     | Retested
     | Silent
     | Refresh

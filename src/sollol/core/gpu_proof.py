@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from sollol.core.actions import Load
-from sollol.core.state.replica import ModelReplicas, Replica
+from sollol.core.model_loading import load
+from sollol.core.state.replica import ModelReplicas
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import SECOND, Micros, Task
 
@@ -27,12 +27,7 @@ def prove_gpu(state: SchedulerState, group: ModelReplicas, task: Task, excluded:
         return False
     if not any(replica.loading_until > now for replica in unknown):
         idle = [replica for replica in unknown if not replica.node.running]
-        load(state, min(idle or unknown, key=lambda replica: replica.load_us()), task, now)
+        best = min(idle or unknown, key=lambda replica: replica.load_us())
+        load(state, best, task.kind, task.options, now)
     state.bind_at(group.model, now + PROOF_EVERY)
     return True
-
-
-def load(state: SchedulerState, replica: Replica, task: Task, now: Micros) -> None:
-    """Load the model of a replica with the options of a task, without a request."""
-    replica.loading_since, replica.loading_until = now, now + 2 * replica.load_us()
-    state.out.append(Load(replica.key, replica.model, task.kind, task.options))

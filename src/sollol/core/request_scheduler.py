@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 
 from sollol.core.demotion import Demotion
 from sollol.core.failover import Failover, all_paused
-from sollol.core.gpu_proof import load, prove_gpu
+from sollol.core.gpu_proof import prove_gpu
 from sollol.core.hang_detection import HangDetection
 from sollol.core.hedging import NO_RESERVATIONS, Hedging, router_of
+from sollol.core.model_loading import load
 from sollol.core.model_versions import FOR_CHAT, FOR_EMBED, review
 from sollol.core.overlap import may_overlap, overlapped, tries_slot
 from sollol.core.policy import Router
@@ -364,4 +365,4 @@ class RequestScheduler:
         assert first is not None
         task = state.tasks[first].task
         group.cold_wait_us = 0
-        load(state, best, task, now)
+        load(state, best, task.kind, task.options, now)

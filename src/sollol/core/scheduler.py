@@ -23,6 +23,7 @@ from sollol.core.events import (
     FirstToken,
     ItemsAdded,
     LearnedRestored,
+    LoadRequested,
     NodeAdded,
     NodeDrained,
     NodeLost,
@@ -35,11 +36,13 @@ from sollol.core.events import (
     Submitted,
     TaskFailed,
     Tick,
+    UnloadRequested,
 )
 from sollol.core.exception_recovery import ExceptionRecovery, exception_outcome
 from sollol.core.learned import Learned
 from sollol.core.load_watch import LoadWatch
 from sollol.core.measurements import Measurements
+from sollol.core.model_loading import load_requested, unload_requested
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import Dispatched, RequestScheduler
 from sollol.core.slot_binding import SlotBinding
@@ -97,6 +100,8 @@ class Scheduler:
             NodeLost: self._node_lost,
             NodeDrained: self._node_drained,
             Retested: self._retested,
+            LoadRequested: self._load_requested,
+            UnloadRequested: self._unload_requested,
             Silent: self._silent,
             Refresh: self._refresh,
             Configure: self._configure,
@@ -384,6 +389,12 @@ class Scheduler:
         if replica is not None:
             self._requests.demotion.retested(replica, event.tokens_per_s / SECOND)
             self._binding.bind_model(replica.model, now)
+
+    def _load_requested(self, event: LoadRequested, now: Micros) -> None:
+        load_requested(self._state, event, now)
+
+    def _unload_requested(self, event: UnloadRequested, now: Micros) -> None:
+        unload_requested(self._state, event)
 
     def _node_down(self, node: Node, why: str, now: Micros) -> None:
         if node.up is not False:

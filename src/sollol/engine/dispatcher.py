@@ -7,6 +7,7 @@ the answer, and its caller.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -31,6 +32,7 @@ from sollol.core.actions import (
     Retest,
     SchedulerException,
     Start,
+    Unload,
     WakeAt,
 )
 from sollol.core.endpoint import Endpoint
@@ -259,6 +261,8 @@ class Dispatcher:
             self.used_digests[action.model] = action.digest
         elif isinstance(action, Notice):
             self.notify_operator(action.text)
+        elif isinstance(action, Unload):
+            self.duties.once(f"unloading a model on {action.node}", self._unload(action))
         elif isinstance(action, Retest):
             self.duties.once(f"testing a model on {action.node}", self._retest(action))
         elif isinstance(action, Load):
@@ -373,11 +377,20 @@ class Dispatcher:
         node = self.scheduler.view().nodes.get(action.node)
         if node is not None:
             try:
-                await self.transport.send(node.endpoint, load_call(action.kind, action.model, action.options))
+                keep_alive = action.keep_alive or None
+                call = load_call(action.kind, action.model, action.options, keep_alive)
+                await self.transport.send(node.endpoint, call)
             except TransportFault:
                 pass  # the probe reports the state
             except Exception as error:
                 self.duties.failed(f"loading a model on {action.node}", error)
+            await self._probe(action.node)
+
+    async def _unload(self, action: Unload) -> None:
+        node = self.scheduler.view().nodes.get(action.node)
+        if node is not None:
+            with contextlib.suppress(TransportFault):  # the probe reports the state
+                await self.transport.send(node.endpoint, load_call(Kind.GENERATE, action.model, "", 0))
             await self._probe(action.node)
 
     async def _retest(self, action: Retest) -> None:

@@ -22,6 +22,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.policy import Policies
 from sollol.core.scheduler import Scheduler
 from sollol.core.types import (
+    Kind,
     LoadedModel,
     NodeFacts,
     Outcome,
@@ -96,6 +97,7 @@ READERS: Final[dict[str, Callable[[dict[str, Any]], events.Event]]] = {
     "Submitted": lambda given: events.Submitted(task_from_values(given["task"])),
     "Finished": lambda given: events.Finished(given["attempt"], _outcome(given["outcome"])),
     "TaskFailed": lambda given: events.TaskFailed(given["task"], RuntimeError(given["error"])),
+    "LoadRequested": lambda given: events.LoadRequested(**{**given, "kind": Kind(given["kind"])}),
     "NodeAdded": lambda given: events.NodeAdded(Endpoint(**given["endpoint"])),
     "NodeSeen": lambda given: events.NodeSeen(given["node"], _facts(given["facts"])),
     "Silent": lambda given: events.Silent(tuple(events.Silence(**stream) for stream in given["streams"])),
@@ -105,7 +107,8 @@ PLAIN: Final[dict[str, Any]] = {
     kind.__name__: kind
     for kind in (
         events.ItemsAdded, events.FirstToken, events.Responding, events.Cancelled, events.NodeRemoved, events.NodeLost,
-        events.NodeDrained, events.Retested, events.Refresh, events.LearnedRestored, events.Tick,
+        events.NodeDrained, events.Retested, events.UnloadRequested, events.Refresh, events.LearnedRestored,
+        events.Tick,
     )
 }  # fmt: skip
 

@@ -109,6 +109,16 @@ class MemoryFit:
         self._fits = count, size
 
     @property
+    def fitting_bytes(self) -> int:
+        """Return the most bytes of models that were seen in memory together."""
+        return self._fits[1]
+
+    @property
+    def full_bytes(self) -> int | None:
+        """Return the fewest bytes of models that did not fit together; None if all did."""
+        return min((size for _, size in self._full), default=None)
+
+    @property
     def is_tight(self) -> bool:
         """Return whether some models did not fit together."""
         return bool(self._full)

@@ -1,0 +1,291 @@
+"""Keep the models where they are wanted: measure the demand, plan, try the plan on paper, carry it out.
+
+It belongs to the engine's loop. All changes go through the scheduler as events with a reason, so that they stand in its
+journal, and so that no model in use is unloaded. It also loads a model again that fell to the CPU of a node with a GPU.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sollol.core.events import LoadRequested, UnloadRequested
+from sollol.core.state.replica import Node, Replica
+from sollol.core.types import SECOND, Kind, LoadedModel, canonical_model
+from sollol.engine.engine import Engine
+from sollol.observe.request_record import RequestRecord
+from sollol.policies.placement import GreedyPlacement, ModelNeed, NodeRoom, PlacementPlan, PlacementStep
+from sollol.policies.placement_check import arrivals, try_placement
+
+EVERY_S: Final = 30.0
+REMEMBERED_S: Final = 900.0  # demand that counts
+TRIED_S: Final = 900.0  # of demand, with which a plan is tried
+TRIED_MOST: Final = 2_000  # requests of such a trial
+SERVICE_S: Final = 2.0  # of a request, where nothing was measured
+REPAIR_EVERY_S: Final = 600.0
+REPAIRS_MOST: Final = 3  # of one replica, until it was on the GPU again
+KEEP_LEAST_S, KEEP_MOST_S = 300.0, 86_400.0
+KEEP_TIMES: Final = 3.0  # usual pauses between two requests
+PINNED_S: Final = 10 * 365 * 86_400.0  # a model that stays longer is pinned
+ACTIONS_KEPT: Final = 100
+
+
+class _Use(NamedTuple):
+    at: float
+    model: str
+    node: str
+    service_s: float
+    kind: str
+    options: str
+
+
+class Controller:
+    """PlacementPlan the placement of models every few seconds.
+
+    Args:
+        engine: The engine of the pool.
+        priority_models: Models of which one replica stays warm whatever the demand.
+        least: Replicas that are wanted, by model.
+        dry_run: Only plan; `status` shows what would be done.
+        budgets: Most bytes of models by node.
+        clock: Return the seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        priority_models: tuple[str, ...] = (),
+        least: Mapping[str, int] | None = None,
+        dry_run: bool = False,
+        budgets: Callable[[str], int | None] = lambda node: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._least = {canonical_model(name): count for name, count in (least or {}).items()}
+        for name in priority_models:
+            self._least.setdefault(canonical_model(name), 1)
+        self._dry_run = dry_run
+        self._budgets = budgets
+        self._clock = clock
+        self._policy = GreedyPlacement()
+        self._records = engine.recorder.subscribe("controller", sampled=False)
+        self._uses: deque[_Use] = deque()
+        self._began = clock()
+        self._repaired: dict[tuple[str, str], tuple[float, int]] = {}
+        self._again: dict[tuple[str, str], tuple[Kind, str]] = {}  # unloaded for a repair, and to be loaded
+        self._plan: PlacementPlan | None = None
+        self._planned_at = 0.0
+        self._verdict = ""
+        self._actions: deque[dict[str, Any]] = deque(maxlen=ACTIONS_KEPT)
+
+    async def tick(self) -> None:
+        """PlacementPlan once, and carry the plan out."""
+        now = self._clock()
+        self._remember(now)
+        self._repair(now)
+        needs, rooms = self._needs(now), self._rooms(now)
+        plan = self._policy.plan(needs, rooms)
+        self._plan, self._planned_at, self._verdict = plan, now, self._judge(plan, needs, rooms)
+        if plan.steps and not self._verdict:
+            self._carry_out(plan, needs)
+
+    def status(self) -> dict[str, Any]:
+        """Return the last plan, whether it is carried out, and the last actions with their reasons."""
+        plan = self._plan
+        return {
+            "dry_run": self._dry_run,
+            "planned_at": self._planned_at,
+            "expected_s": None if plan is None else {"before": plan.before_s, "after": plan.after_s},
+            "steps": [] if plan is None else [_row(step) for step in plan.steps],
+            "not_carried_out": self._verdict or ("it is a dry run" if self._dry_run else ""),
+            "actions": list(self._actions),
+        }
+
+    def close(self) -> None:
+        """Receive no more records."""
+        self._engine.recorder.unsubscribe(self._records)
+
+    # --- demand ---
+
+    def _remember(self, now: float) -> None:
+        for record in self._records.take():
+            if record.ok and record.node:
+                self._uses.append(_use_of(record))
+        while self._uses and self._uses[0].at < now - REMEMBERED_S:
+            self._uses.popleft()
+
+    def _needs(self, now: float) -> list[ModelNeed]:
+        counts = Counter(use.model for use in self._uses)
+        for model in self._engine.scheduler.view().waited_for():
+            counts[model] += 1
+        span_s = min(max(now - self._began, EVERY_S), REMEMBERED_S)
+        sizes: dict[str, int] = {}
+        for node in self._nodes():
+            for model, size in node.models.items():
+                held = node.loaded.get(model)
+                sizes[model] = max(sizes.get(model, 0), size, held.size if held is not None else 0)
+        return [
+            ModelNeed(model, size, counts[model] / span_s, self._least.get(model, 0))
+            for model, size in sizes.items()
+            if counts[model] or model in self._least
+        ]
+
+    def _nodes(self) -> list[Node]:
+        return [node for node in self._engine.scheduler.view().nodes.values() if node.usable and not node.drained]
+
+    # --- nodes ---
+
+    def _rooms(self, now: float) -> list[NodeRoom]:
+        service = self._service_s()
+        rooms = []
+        for node in self._nodes():
+            held = {model: row.size or node.models.get(model, 0) for model, row in node.loaded.items()}
+            pinned = {model for model, row in node.loaded.items() if _is_pinned(row, now)}
+            busy = {model for model, replica in node.replicas.items() if replica.attempts or replica.is_waited_for()}
+            speed = node.speed.read() or 1.0
+            rooms.append(
+                NodeRoom(
+                    node.key,
+                    self._room(node, held, bool(pinned)),
+                    {
+                        model: service.get((node.key, model)) or service.get(("", model), SERVICE_S) / speed
+                        for model in node.models
+                    },
+                    {model: node.load_time.predict(size) / SECOND for model, size in node.models.items()},
+                    held,
+                    frozenset(pinned | (busy & held.keys())),
+                )
+            )
+        return rooms
+
+    def _room(self, node: Node, held: Mapping[str, int], has_pinned: bool) -> int:
+        """Return the bytes for models that were seen to fit, and for one more where all did."""
+        present = sum(held.values())
+        known = max(node.memory.fitting_bytes, node.held_bytes, present)
+        full = node.memory.full_bytes
+        if full is not None:
+            room = max(present, min(known, full - 1))
+        else:
+            room = known if has_pinned else known + max(node.models.values(), default=0)
+        budget = self._budgets(node.key)
+        return room if budget is None else min(room, budget)
+
+    def _service_s(self) -> dict[tuple[str, str], float]:
+        """Return the middle seconds of a request by (node, model), and by ("", model) over all nodes."""
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for use in self._uses:
+            for key in ((use.node, use.model), ("", use.model)):
+                seconds.setdefault(key, []).append(use.service_s)
+        return {key: sorted(values)[len(values) // 2] for key, values in seconds.items()}
+
+    # --- carrying out ---
+
+    def _judge(self, plan: PlacementPlan, needs: list[ModelNeed], rooms: list[NodeRoom]) -> str:
+        """Return why a plan is not worth its loads on paper; "" if it is."""
+        if not plan.steps or any(need.least for need in needs):
+            return ""
+        rate = sum(need.per_s for need in needs)
+        span_s = min(TRIED_S, TRIED_MOST / rate) if rate else TRIED_S
+        requests = arrivals(needs, span_s, random.Random(1))
+        before = {room.node: frozenset(room.held) for room in rooms}
+        old, new = (try_placement(needs, rooms, warm, requests) for warm in (before, plan.warm))
+        if requests and new.mean_s >= old.mean_s:
+            return f"on paper a request takes {new.mean_s:.2f} s with it, and {old.mean_s:.2f} s without"
+        return ""
+
+    def _carry_out(self, plan: PlacementPlan, needs: list[ModelNeed]) -> None:
+        loading: set[str] = set()
+        per_s = {need.model: need.per_s for need in needs}
+        for step in plan.steps:
+            if self._dry_run or step.node in loading:
+                continue  # a node loads one model at a time; the next plan has the others
+            self._log(step)
+            if step.load:
+                loading.add(step.node)
+                kind, options = self._usual(step.model)
+                keep = keep_alive(per_s.get(step.model, 0.0))
+                self._engine.dispatcher.feed(LoadRequested(step.node, step.model, kind, options, keep, step.reason))
+            else:
+                self._engine.dispatcher.feed(UnloadRequested(step.node, step.model, step.reason))
+
+    def _usual(self, model: str) -> tuple[Kind, str]:
+        """Return the kind and the runner options of most requests for a model."""
+        found = Counter((use.kind, use.options) for use in self._uses if use.model == model)
+        kind, options = found.most_common(1)[0][0] if found else (Kind.GENERATE.value, "")
+        return Kind(kind), options
+
+    def _log(self, step: PlacementStep) -> None:
+        self._actions.appendleft({"at": self._clock(), **_row(step)})
+
+    # --- repair ---
+
+    def _repair(self, now: float) -> None:
+        """Unload idle models that fell to the CPU, and load them again at the next look."""
+        for (key, model), (kind, options) in list(self._again.items()):
+            del self._again[key, model]
+            self._engine.dispatcher.feed(
+                LoadRequested(key, model, kind, options, "", "it ran on the CPU, and may find room on the GPU now")
+            )
+        for node in self._nodes():
+            for model, replica in node.replicas.items():
+                why = _fallen(node, replica)
+                if not why:
+                    if replica.is_on_gpu():
+                        self._repaired.pop((node.key, model), None)
+                    continue
+                at, times = self._repaired.get((node.key, model), (-REPAIR_EVERY_S, 0))
+                if replica.attempts or now - at < REPAIR_EVERY_S or times >= REPAIRS_MOST:
+                    continue
+                self._log(PlacementStep(False, node.key, model, why))
+                if self._dry_run:
+                    continue
+                self._repaired[node.key, model] = now, times + 1
+                self._again[node.key, model] = self._usual(model)
+                self._engine.dispatcher.feed(UnloadRequested(node.key, model, why))
+
+
+def keep_alive(per_s: float) -> str:
+    """Return the keep-alive for a model with this demand: some usual pauses between two requests."""
+    seconds = KEEP_TIMES / per_s if per_s > 0 else KEEP_MOST_S
+    return f"{round(min(max(seconds, KEEP_LEAST_S), KEEP_MOST_S))}s"
+
+
+def _use_of(record: RequestRecord) -> _Use:
+    node = record.node.partition(",")[0]
+    service_s = max(0.001, record.actual_s - record.load_s)
+    return _Use(record.at, record.model, node, service_s, record.kind, record.options)
+
+
+def _fallen(node: Node, replica: Replica) -> str:
+    """Return why a replica should be loaded again; "" if it runs where it can."""
+    held = node.loaded.get(replica.model)
+    if held is None or not node.gpu_seen:
+        return ""
+    share = held.gpu_share
+    if share is not None and share < 1.0 and held.size <= node.held_bytes:
+        return f"{100 - round(100 * share)}% of it runs on the CPU, and a model of its size was on the GPU before"
+    if replica.demoted_us:
+        return "it became many times slower than before"
+    return ""
+
+
+def _is_pinned(held: LoadedModel, now: float) -> bool:
+    try:
+        return datetime.fromisoformat(held.expires_at.replace("Z", "+00:00")).timestamp() - now > PINNED_S
+    except (ValueError, OverflowError):
+        return False
+
+
+def _row(step: PlacementStep) -> dict[str, Any]:
+    return {
+        "do": "load" if step.load else "unload",
+        "node": step.node,
+        "model": step.model,
+        "reason": step.reason,
+        "gain_s": step.gain_s,
+    }
