@@ -20,6 +20,7 @@ from bench import (
     gateway,
     hedging,
     page,
+    placement,
     routing,
     streams,
 )
@@ -39,6 +40,7 @@ BENCHES: dict[str, Any] = {
     "decisions": decisions,
     "gateway": gateway,
     "page": page,
+    "placement": placement,
 }
 
 

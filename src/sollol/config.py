@@ -28,7 +28,7 @@ SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
 GATEWAY_TABLES = (
     "gateway", "limits", "routing", "aliases", "fallbacks", "digests", "store", "alerts", "metrics", "models",
-    "registry",
+    "registry", "controller",
 )  # fmt: skip
 _SEPARATORS = re.compile(r"[\s,;]+")
 

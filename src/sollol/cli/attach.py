@@ -92,6 +92,10 @@ class Remote:
             raise NoAnswer(f"{self.url} does not list models as a SOLLOL gateway")
         return found
 
+    async def plan(self) -> dict[str, Any]:
+        """Return the last plan of a gateway's controller."""
+        return await self._get("plan")
+
     async def explain(self, task_id: int) -> dict[str, Any]:
         """Return why a request was sent to its node."""
         return await self._get(f"explain/{task_id}")

@@ -13,6 +13,7 @@ import typer
 from sollol.cli import fleet
 from sollol.cli.console import note, plural, print_json, printable, say, seconds, size, stdout, table, warn
 from sollol.cli.fleet import JsonOption, NodesOption
+from sollol.cli.model_plan import plan
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ResponseError
@@ -55,6 +56,8 @@ EPILOG = """\
 
 app = typer.Typer(help="Models over all nodes: list, pull, delete, copy, keep in memory, unload.", epilog=EPILOG,
                   no_args_is_help=True)  # fmt: skip
+
+app.command("plan")(plan)
 
 OnOption = Annotated[
     list[str] | None,

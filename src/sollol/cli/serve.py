@@ -93,6 +93,10 @@ def serve(
         bool,
         typer.Option("--sync-models", help="Keep the models of the nodes as the file's tables of models name them."),
     ] = False,
+    controller: Annotated[
+        bool, typer.Option("--controller", help="Load and unload models by demand, and repair those on a CPU.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Let the controller only plan: see /sollol/plan.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check the settings, keys and nodes.")] = False,
 ) -> None:
     """Serve the whole cluster at one address: Ollama's, OpenAI's and Anthropic's API."""
@@ -101,7 +105,9 @@ def serve(
 
     if access_log not in (None, "text", "json"):
         raise BadInput(f"--access-log {access_log}; expected text or json")
-    read = Reading(config, nodes, host, port, insecure, access_log, journal, sync_models, registry)
+    if dry_run and not controller:
+        raise BadInput("--dry-run is of the controller; pass --controller, too")
+    read = Reading(config, nodes, host, port, insecure, access_log, journal, sync_models, registry, controller, dry_run)
     settings = read.settings()
     keyring = read.keyring(settings)
     if check:
@@ -125,6 +131,8 @@ class Reading:
         journal: Path | None = None,
         sync_models: bool = False,
         registry: bool = False,
+        controller: bool = False,
+        dry_run: bool = False,
     ) -> None:
         from sollol.config import find_file
 
@@ -140,6 +148,7 @@ class Reading:
             named.endpoints if named else None
         )  # the command line takes precedence over the file, also after changes
         self._given = (host, port, insecure)
+        self._controller = (controller, dry_run)
 
     def settings(self) -> GatewaySettings:
         """Read the settings.
@@ -152,7 +161,8 @@ class Reading:
 
         try:
             read = load_settings(config=self.file, nodes=self._nodes)
-            return gateway_settings(read, self.file or "").listening(*self._given)
+            found = gateway_settings(read, self.file or "").listening(*self._given)
+            return found.controlling(*self._controller)
         except ConfigError as first:
             problems = self._problems()
             if len(problems) < 2:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from sollol.core.types import EMBED
 from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
+from sollol.engine.controller import Controller
 from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, ResponseError, SollolError
 from sollol.gateway.alerting import keep_alerting
@@ -74,6 +75,7 @@ class Gateway(HttpServer):
         self.keyring = Keyring() if keyring is None else keyring
         self.limiter = RateLimiter()
         self.sessions = Sessions()
+        self.controller: Controller | None = None
         self.registry: Registry | None = None  # started by the owner, before `start`
         self._cors = Cors(())
         self._decoding = DecodingThread(self.intake)
@@ -108,9 +110,12 @@ class Gateway(HttpServer):
             self.engine.redis_feed.identity.kind = "gateway"
         self.feed = Feed(self._read_snapshot)
         self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
+        self.controller = self._new_controller()
         self.apply(self.settings)
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
+        if self.controller is not None:
+            duties.keep("the controller", self.controller.tick, self.settings.controller.every_s)
         keep_alerting(duties, self.pool, self.engine, self.settings.alerts)
         outbox = self.transport.on_this_loop()
         port = await _bound(self, duties, outbox, listen.host, listen.port, "--host or --port")
@@ -122,6 +127,14 @@ class Gateway(HttpServer):
                 await duties.aclose()
                 raise
         return port
+
+    def _new_controller(self) -> Controller | None:
+        """Return the controller of the settings; None without one."""
+        settings, models = self.settings.controller, self.settings.models
+        if not settings.enabled:
+            return None
+        least = {name: table.replicas or 1 for name, table in models.items() if table.pin}
+        return Controller(self.engine, priority_models=settings.priority_models, least=least, dry_run=settings.dry_run)
 
     async def _serve_metrics(self, outbox: Outbox) -> None:
         """Serve the metrics at their own address."""
@@ -170,6 +183,7 @@ class Gateway(HttpServer):
             lambda: self.draining,
             self._instance,
             self.registry,
+            self.controller,
         )
         return left
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from sollol.dashboard.feed import Feed
+from sollol.engine.controller import Controller
 from sollol.engine.engine import Engine
 from sollol.errors import SollolError
 from sollol.gateway.auth import access
@@ -50,6 +51,7 @@ class Context:
         is_draining: Callable[[], bool],
         instance: str,
         registry: Registry | None = None,
+        controller: Controller | None = None,
     ) -> None:
         self.pool: Final = pool
         self.engine: Final[Engine] = pool.engine
@@ -67,6 +69,7 @@ class Context:
         self.is_draining: Final = is_draining
         self.instance: Final = instance  # by which a gateway with two addresses is known as one
         self.registry: Final = registry  # of models, for the nodes; None unless it was requested
+        self.controller: Final = controller  # of the placement of models; None unless it was requested
         self.default_options: Final = CallOptions(  # of a request without headers
             5, settings.limits.request_timeout_s, settings.mode, settings.routing.hedge, app=settings.app_name
         )

@@ -26,7 +26,15 @@ from sollol.models.desired import DesiredModel
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:)?[0-9a-f]{7,64}$")]
-_FIXED: Final = ("store", "alerts", "metrics", "registry", "redis", "otel")  # tables that are read once, at the start
+_FIXED: Final = (
+    "store",
+    "alerts",
+    "metrics",
+    "registry",
+    "controller",
+    "redis",
+    "otel",
+)  # tables that are read once, at the start
 ARGUMENT: Final = "command line"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]]+):([0-9]{1,5})")
 _ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -91,6 +99,15 @@ class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return host.strip("[]"), int(port)
 
 
+class ControllerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [controller]."""
+
+    enabled: bool = False
+    dry_run: bool = False
+    priority_models: tuple[Name, ...] = ()
+    every_s: Annotated[float, msgspec.Meta(ge=5, le=3_600)] = 30.0
+
+
 class RegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table [registry]."""
 
@@ -120,6 +137,7 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: MetricsSettings = MetricsSettings()
     models: dict[Name, DesiredModel] = {}
     registry: RegistrySettings = RegistrySettings()
+    controller: ControllerSettings = ControllerSettings()
 
 
 _KNOWN: Final = {
@@ -132,6 +150,7 @@ _KNOWN: Final = {
         ("alerts", AlertSettings),
         ("metrics", MetricsSettings),
         ("registry", RegistrySettings),
+        ("controller", ControllerSettings),
         ("models[...]", DesiredModel),  # as msgspec names the table of one model
     )
 }
@@ -157,6 +176,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
     otel: OtelSettings | None = None
     metrics: MetricsSettings = MetricsSettings()
+    controller: ControllerSettings = ControllerSettings()
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -194,6 +214,14 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     def fallbacks_of(self, name: str) -> tuple[str, ...]:
         """Return the models to try if no node can serve this one."""
         return self.fallbacks.get(canonical_model(name), ()) if self.fallbacks else ()
+
+    def controlling(self, enabled: bool, dry_run: bool) -> GatewaySettings:
+        """Return the settings with the arguments of the command line for the controller."""
+        own = self.controller
+        found = msgspec.structs.replace(own, enabled=own.enabled or enabled, dry_run=own.dry_run or dry_run)
+        given = {"enabled": enabled, "dry_run": dry_run}
+        origins = {**self.origins, **{f"controller.{name}": ARGUMENT for name, is_given in given.items() if is_given}}
+        return msgspec.structs.replace(self, controller=found, origins=origins)
 
     def listening(self, host: str | None = None, port: int | None = None, insecure: bool = False) -> GatewaySettings:
         """Return the settings with the arguments of the command line."""
@@ -302,6 +330,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         _origins(settings),
         settings.otel,
         tables.metrics,
+        tables.controller,
     )
     return found, problems
 

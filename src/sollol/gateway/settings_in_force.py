@@ -10,7 +10,7 @@ from sollol.config import without_secrets
 from sollol.gateway.settings import GatewaySettings
 
 DEFAULT: Final = "default"
-TABLES: Final = ("limits", "routing", "store", "alerts")
+TABLES: Final = ("limits", "routing", "store", "alerts", "metrics", "registry", "controller")
 
 
 def settings_in_force(settings: GatewaySettings) -> list[dict[str, Any]]:
@@ -24,8 +24,11 @@ def settings_in_force(settings: GatewaySettings) -> list[dict[str, Any]]:
     for table in TABLES:
         values |= {f"{table}.{name}": value for name, value in msgspec.structs.asdict(getattr(settings, table)).items()}
     values["alerts.urls"] = [f"{url.partition(':')[0]}://***" for url in settings.alerts.urls]
+    values["registry.key"] = "***" if settings.registry.key else None
     for table in ("aliases", "fallbacks", "digests"):
         values |= {f"{table}.{name}": value for name, value in getattr(settings, table).items()}
+    values |= {f"models.{name}": msgspec.structs.asdict(table) for name, table in settings.models.items()}
+    values["otel"] = None if settings.otel is None else without_secrets(settings.otel.endpoint or "")
     values["redis"] = None if settings.redis is None else without_secrets(settings.redis)
     origins = settings.origins
     redis = next((origin for name, origin in origins.items() if name in ("redis_url", "redis_host")), DEFAULT)

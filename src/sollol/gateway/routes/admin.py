@@ -68,6 +68,16 @@ async def nodes(context: Context, request: Request) -> None:
     request.answer(200, encode({"nodes": context.pool.snapshot()["nodes"]}))
 
 
+async def plan(context: Context, request: Request) -> None:
+    """Answer with the last plan of the controller, and what it has done."""
+    access.check_admin(request, "see the plan of the controller")
+    if context.controller is None:
+        raise ResponseError(
+            "there is no controller; start one with `sollol serve --controller`, or in [controller]", 404
+        )
+    request.answer(200, encode(context.controller.status()))
+
+
 async def explain(context: Context, request: Request, task: str) -> None:
     """Answer with the reasons for the routing of a request."""
     request.answer(200, encode(access.without_others(request, _explained(context, request, task))))

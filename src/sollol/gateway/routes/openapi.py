@@ -50,6 +50,15 @@ _ATTEMPT = {"node": _TEXT, "reason": _TEXT, "predicted_ms": _MS, "elapsed_ms": _
 
 SCHEMAS: dict[str, Schema] = {
     "Error": _object(error=_TEXT),
+    "Plan": _object(
+        dry_run=_FLAG,
+        planned_at=_NUMBER,
+        expected_s=_or_null(_object(before=_NUMBER, after=_NUMBER)),
+        steps=_list(_ref("PlanStep")),
+        not_carried_out=_TEXT,
+        actions=_list(_ref("PlanStep")),
+    ),
+    "PlanStep": _object(do=_state("load", "unload"), node=_TEXT, model=_TEXT, reason=_TEXT, gain_s=_NUMBER),
     "Health": _object(status={"const": "ok"}, version=_TEXT, instance=_TEXT),
     "Ready": _object(
         status=_state("ready", "not ready"),
@@ -250,6 +259,12 @@ def document(keys: bool) -> Schema:
             ),
             "/sollol/models/unload": _post(
                 "unload", "Put a model out of memory, on one node or on all.", "Unloaded", body="Unload"
+            ),
+            "/sollol/plan": _get(
+                "plan",
+                "The plan of the controller.",
+                "Plan",
+                refusals={**_NOT_ADMIN, "404": _answer("There is no controller.", "Error")},
             ),
             "/sollol/models": _get("models", "The models of each node.", "Inventory", refusals=_NOT_ADMIN),
             "/sollol/models/warm": _post("warm", "Load a model.", "Kept", body="Unload"),

@@ -59,6 +59,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/sollol/snapshot"): Route(admin.snapshot, head=True),
     ("GET", "/metrics"): Route(admin.metrics, public=True, head=True),  # its key: [metrics]
     ("GET", "/sollol/nodes"): Route(admin.nodes, head=True),
+    ("GET", "/sollol/plan"): Route(admin.plan, head=True),
     ("GET", "/sollol/models"): Route(model_state.inventory, head=True),
     ("POST", "/sollol/models/free"): Route(model_state.free, admin=True),
     ("POST", "/sollol/models/pull"): Route(model_state.pull, admin=True),
