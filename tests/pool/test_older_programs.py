@@ -101,6 +101,12 @@ def test_changes_of_the_list_of_nodes_change_the_pool(make: Any) -> None:
         nodes[0] = "g"
     with pytest.raises(BadInput, match="port"):
         nodes.append("h:x")
+    for wrong in (nodes.sort, nodes.reverse):
+        with pytest.raises(BadInput, match="order of addition"):
+            wrong()
+    pool.nodes = [nodes[1], "http://g:1", "h"]
+    assert hosts() == ["e", "g", "h"]
+    nodes = pool.nodes
     nodes.clear()
     assert hosts() == []
 
@@ -142,9 +148,12 @@ def test_what_is_written_into_the_statistics_can_be_read_back_or_raises(url: str
         pool.stats["node_performance"][other] = {"latency_ms": 1.0}
         pool.stats["node_performance"][other]["mine"] = 1
         pool.stats["node_performance"].setdefault("gone:1", {"mine": 2})
+        rows = pool.stats["node_performance"]
+        rows |= {other: {"more": 3}}
         rows = pool.get_stats()["node_performance"]
         assert (rows[key]["latency_ms"], rows[key]["batch_throughput"], rows[key]["available"]) == (12.0, 6.0, True)
         assert (rows[other]["latency_ms"], rows[other]["mine"], rows["gone:1"]) == (1.0, 1, {"mine": 2})
+        assert rows[other]["more"] == 3
         pool.generate("llama3.2", "x", options={"num_predict": 1})
         row = pool.stats["node_performance"][key]
         assert row["primed"] is True
@@ -156,6 +165,8 @@ def test_what_is_written_into_the_statistics_can_be_read_back_or_raises(url: str
             lambda stats: stats.pop("nodes"),
             lambda stats: stats.setdefault("mine", 5),
             lambda stats: stats["node_performance"].__setitem__(key, 5),
+            lambda stats: stats["node_performance"].pop(key),
+            lambda stats: stats["node_performance"][key].clear(),
         ]
         for change in changes:
             with pytest.raises(BadInput, match="stats"):

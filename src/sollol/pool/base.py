@@ -242,6 +242,14 @@ class PoolBase(PoolDisplays):
         """The pool's nodes, in the order of their addition. Changes of the list change the pool."""
         return NodeList(map(self._node_view, list(self._endpoints.values())), self._append_node, self.remove_node)
 
+    @nodes.setter
+    def nodes(self, nodes: Iterable[Any]) -> None:
+        wanted = [node if isinstance(node, NodeView) else parse_endpoint(node) for node in nodes]
+        for key in self._endpoints.keys() - {node.key for node in wanted}:
+            self.remove_node(self._endpoints[key].url)
+        for node in wanted:
+            self._append_node(node.endpoint if isinstance(node, NodeView) else node)
+
     def _node_view(self, endpoint: Endpoint) -> NodeView:
         nodes = self._engine.scheduler.view().nodes if self._engine else {}
         return NodeView(endpoint, nodes.get(endpoint.key))

@@ -22,6 +22,28 @@ class BatchItems(Sequence[A | None], Generic[A]):
         self.model = model
         self.errors: dict[int, Exception] = {}
         self.report: BatchReport  # set at the end
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> A | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[A | None]: ...
+    def __getitem__(self, index: int | slice) -> A | list[A | None] | None:
+        if isinstance(index, slice):
+            return [self._item(i) for i in range(*index.indices(self._count))]
+        position = index + self._count if index < 0 else index
+        if not 0 <= position < self._count:
+            raise IndexError(f"item {index} of a batch of {self._count}")
+        return self._item(position)
+
+    def __iter__(self) -> Iterator[A | None]:
+        return map(self._item, range(self._count))
+
+    def _item(self, position: int) -> A | None:
+        raise NotImplementedError
 
     def raise_errors(self, on_error: str, cause: Exception | None = None) -> Self:
         """Return the result, or with `on_error="raise"` raise BatchError for failed items."""
@@ -81,26 +103,11 @@ class BatchResult(BatchItems[EmbedResponse]):
         if missing > 0:
             self._flat.frombytes(bytes(4 * max(missing, min(len(self._flat), 1 << 22))))
 
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> EmbedResponse | None: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EmbedResponse | None]: ...
-    def __getitem__(self, index: int | slice) -> EmbedResponse | list[EmbedResponse | None] | None:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        position = index + self._count if index < 0 else index
-        if not 0 <= position < self._count:
-            raise IndexError(f"item {index} of a batch of {self._count}")
+    def _item(self, position: int) -> EmbedResponse | None:
         if position in self.errors:
             return None
         start = position * self._dim
         return EmbedResponse(model=self.model, embeddings=[self._flat[start : start + self._dim].tolist()])
-
-    def __iter__(self) -> Iterator[EmbedResponse | None]:
-        return (self[i] for i in range(self._count))
 
     @property
     def vectors(self) -> Any:
@@ -144,7 +151,6 @@ class BatchAnswers(BatchItems[A]):
     def __init__(self, model: str) -> None:
         super().__init__(model)
         self._answers: dict[int, A] = {}
-        self._count = 0
 
     def add(self, item: int, answer: A | Exception) -> None:
         """Set the answer or the error of an item."""
@@ -161,19 +167,7 @@ class BatchAnswers(BatchItems[A]):
             raise self.errors[min(self.errors)]
         return self.raise_errors(on_error)
 
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> A | None: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[A | None]: ...
-    def __getitem__(self, index: int | slice) -> A | list[A | None] | None:
-        if isinstance(index, slice):
-            return [self._answers.get(i) for i in range(*index.indices(self._count))]
-        position = index + self._count if index < 0 else index
-        if not 0 <= position < self._count:
-            raise IndexError(f"item {index} of a batch of {self._count}")
+    def _item(self, position: int) -> A | None:
         return self._answers.get(position)
 
     def __repr__(self) -> str:

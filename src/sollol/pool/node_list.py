@@ -67,6 +67,14 @@ class NodeList(list[NodeView]):
     def __setitem__(self, place: Any, node: Any) -> NoReturn:
         raise BadInput("pool.nodes[...] = ...: a node cannot be replaced; use pool.remove_node() and pool.add_node()")
 
+    def sort(self, **_: Any) -> NoReturn:
+        """Raise BadInput: the pool keeps the order of addition."""
+        raise BadInput("pool.nodes.sort(): the pool keeps the order of addition; use sorted(pool.nodes, ...)")
+
+    def reverse(self) -> NoReturn:
+        """Raise BadInput: the pool keeps the order of addition."""
+        raise BadInput("pool.nodes.reverse(): the pool keeps the order of addition; use reversed(pool.nodes)")
+
 
 def key_of(node: Any) -> str:
     """Return "host:port" of a node, a dict, a host or a URL."""

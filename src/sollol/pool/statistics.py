@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from sollol.errors import BadInput
 from sollol.pool.keywords import warn_once
@@ -14,7 +14,34 @@ KEPT = (
 )
 
 
-class Statistics(dict[str, Any]):
+class WrittenDict(dict[str, Any]):
+    """A dict whose every change is an assignment of one item."""
+
+    def update(self, *given: Any, **values: Any) -> None:
+        """Set several items."""
+        for name, value in dict(*given, **values).items():
+            self[name] = value
+
+    def setdefault(self, name: str, value: Any = None) -> Any:
+        """Return an item; set it if there is none."""
+        if name not in self:
+            self[name] = value
+        return self[name]
+
+    def __ior__(self, values: Any) -> Self:  # type: ignore[override,misc]
+        self.update(values)
+        return self
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise BadInput("pool.stats is a copy of what SOLLOL counts; nothing can be removed from it")
+
+    __delitem__ = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class Statistics(WrittenDict):
     """A copy of the statistics. `keep` receives what is written for a node."""
 
     def __init__(self, values: Mapping[str, Any], keep: Callable[[str, Mapping[str, Any]], None]) -> None:
@@ -31,22 +58,8 @@ class Statistics(dict[str, Any]):
             )
         self["node_performance"].update(value)
 
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """Return a value; set none."""
-        if name not in self:
-            self[name] = default
-        return self[name]
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise BadInput("pool.stats is a copy of what SOLLOL counts; nothing can be removed from it")
-
-    update = __delitem__ = pop = popitem = clear = __ior__ = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-class PerformanceRows(dict[str, Any]):
+class PerformanceRows(WrittenDict):
     """The rows of `node_performance`, by "host:port"."""
 
     def __init__(self, rows: Mapping[str, Any], keep: Callable[[str, Mapping[str, Any]], None]) -> None:
@@ -62,22 +75,8 @@ class PerformanceRows(dict[str, Any]):
         warn_once(KEPT)
         super().__setitem__(key, PerformanceRow(row, key, self._keep))
 
-    def update(self, *given: Any, **rows: Any) -> None:
-        """Set several rows."""
-        for key, row in dict(*given, **rows).items():
-            self[key] = row
 
-    def setdefault(self, key: str, row: Any = None) -> Any:
-        """Return a row; set it if there is none."""
-        if key not in self:
-            self[key] = row
-        return self[key]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-class PerformanceRow(dict[str, Any]):
+class PerformanceRow(WrittenDict):
     """One row of `node_performance`."""
 
     def __init__(self, values: Mapping[str, Any], key: str, keep: Callable[[str, Mapping[str, Any]], None]) -> None:
@@ -89,20 +88,6 @@ class PerformanceRow(dict[str, Any]):
         self._keep(self._key, {name: value})
         warn_once(KEPT)
         super().__setitem__(name, value)
-
-    def update(self, *given: Any, **values: Any) -> None:
-        """Set several values."""
-        for name, value in dict(*given, **values).items():
-            self[name] = value
-
-    def setdefault(self, name: str, value: Any = None) -> Any:
-        """Return a value; set it if there is none."""
-        if name not in self:
-            self[name] = value
-        return self[name]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
 
 
 def with_notes(rows: Mapping[str, Mapping[str, Any]], notes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
