@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -77,9 +80,50 @@ def say(line: str = "") -> None:
     stdout().print(line, soft_wrap=True)
 
 
+PLAIN, TIMED, JOURNAL = "plain", "timed", "journal"  # forms of lines on stderr
+_SEVERITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # of syslog
+
+
+class Messages:
+    """Hold the form and the least level of lines on stderr, of the whole process."""
+
+    form = ""  # "": JOURNAL if stderr is a stream of journald, else PLAIN
+    level = logging.DEBUG
+
+
+def is_plain() -> bool:
+    """Check whether lines on stderr are for a person, and not for a log."""
+    if not Messages.form:
+        Messages.form = JOURNAL if _is_journal() else PLAIN
+    return Messages.form == PLAIN
+
+
+def _is_journal() -> bool:
+    """Check whether journald reads stderr: it names device and inode of its stream."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _print_message(level: int, text: str, label: tuple[str, str] = ("", "")) -> None:
+    """Print a message on stderr: with its label for a person, severity for journald, or time for a file."""
+    if level < Messages.level:
+        return
+    if is_plain():
+        stderr().print(Text.assemble(label, text) if label[0] else text, soft_wrap=True)
+        return
+    if Messages.form == JOURNAL:
+        begin = f"<{_SEVERITIES.get(level, 3)}>"
+    else:
+        begin = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {logging.getLevelName(level).lower()} "
+    print("\n".join(begin + line for line in printable(text).split("\n")), file=sys.stderr, flush=True)
+
+
 def note(line: str) -> None:
     """Print a line about the work on stderr."""
-    stderr().print(line, soft_wrap=True)
+    _print_message(logging.INFO, line)
 
 
 def print_json(value: Any) -> None:
@@ -111,7 +155,7 @@ def tell_error(error: BaseException) -> None:
         return
     head = ("Interrupted: ", "bold") if isinstance(error, Stopped) else ("Error: ", "bold red")
     notes = getattr(error, "__notes__", ())
-    stderr().print(Text.assemble(head, "\n".join([str(error), *notes])), soft_wrap=True)
+    _print_message(logging.ERROR, "\n".join([str(error), *notes]), head)
 
 
 def tell_failure(error: OSError) -> None:
@@ -154,7 +198,30 @@ class ShownFormatter(logging.Formatter):
 
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    stderr().print(Text.assemble(("Warning: ", "bold yellow"), message), soft_wrap=True)
+    _print_message(logging.WARNING, message, ("Warning: ", "bold yellow"))
+
+
+class MessageHandler(logging.Handler):
+    """Print log records as messages on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, with its traceback if it has one."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        least = max((level for level in _SEVERITIES if level <= record.levelno), default=logging.DEBUG)
+        _print_message(least, text)
+
+
+def log_messages(level: str, form: str) -> None:
+    """Print log records and messages from this level on, in this form ("auto": as `is_plain` finds)."""
+    Messages.form = "" if form == "auto" else form
+    Messages.level = logging.getLevelNamesMapping()[level.upper()]
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, MessageHandler)]:
+        root.removeHandler(handler)
+    root.addHandler(MessageHandler())
+    logging.getLogger("sollol").setLevel(Messages.level)
 
 
 def plural(count: int, noun: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sollol.cli import fleet
-from sollol.cli.console import stdout, table
+from sollol.cli.console import JOURNAL, PLAIN, TIMED, log_messages, stdout, table
 from sollol.cli.fleet import NodesOption
 from sollol.errors import BadInput, ConfigError, NoNodeAvailable
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sollol.gateway.auth.keys import Keyring
     from sollol.gateway.settings import GatewaySettings
 
+LEVELS = ("debug", "info", "warning", "error")
+FORMS = ("auto", PLAIN, TIMED, JOURNAL)
 EPILOG = """\
 [bold]Examples[/bold]
 
@@ -81,6 +83,18 @@ def serve(
         str | None,
         typer.Option("--access-log", metavar="text|json", help="Print a line for each request.", show_default=False),
     ] = None,
+    log_level: Annotated[
+        str,
+        typer.Option("--log-level", metavar="LEVEL", help="The least level on stderr: debug, info, warning or error."),
+    ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(
+            "--log-format",
+            metavar="FORM",
+            help="Lines on stderr: plain, timed, or journal (with severities). auto: journal under systemd.",
+        ),
+    ] = "auto",
     journal: Annotated[
         Path | None,
         typer.Option("--journal", metavar="FILE", help="Record all events for `sollol replay`.", show_default=False),
@@ -107,6 +121,11 @@ def serve(
         raise BadInput(f"--access-log {access_log}; expected text or json")
     if dry_run and not controller:
         raise BadInput("--dry-run is of the controller; pass --controller, too")
+    if log_level not in LEVELS:
+        raise BadInput(f"--log-level {log_level}; expected {', '.join(LEVELS)}")
+    if log_format not in FORMS:
+        raise BadInput(f"--log-format {log_format}; expected {', '.join(FORMS)}")
+    log_messages(log_level, log_format)
     read = Reading(config, nodes, host, port, insecure, access_log, journal, sync_models, registry, controller, dry_run)
     settings = read.settings()
     keyring = read.keyring(settings)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sollol.cli.access_log import AccessLog
-from sollol.cli.console import note, plural, printable, say, warn
+from sollol.cli.console import Messages, is_plain, note, plural, printable, say, warn
+from sollol.cli.service_log import log_attempts
+from sollol.cli.service_notify import READY, STOPPING, WATCHDOG, notify, reloading, status, watchdog_s
 from sollol.errors import BadInput, SollolError
 from sollol.gateway.app import Gateway
 from sollol.gateway.model_sync import ModelSync
@@ -30,6 +33,7 @@ FIRST_LOOK_S = 0.02
 FIRST_ANSWERS_S = 2.0  # wait for the first probes, so that the first screen shows nodes as they are
 NODES_SHOWN = 20
 REPORTED = ("node-up", "node-down", "node-added", "node-removed", "cpu-fallback", "breaker-open", "breaker-closed")
+CLOSING_S = 10.0  # beside the time for running requests
 FEW_FILES = 4096  # below it a busy gateway may run out
 WATCH = "the watch over settings and keys"
 WATCH_S = 2.0  # between checks of the files
@@ -86,18 +90,25 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
             gateway.registry = await start_registry(settings.registry, transport, pool.engine.dispatcher.fault)
         port = await gateway.start()
         _use_store(gateway, port)
-        await _greet(gateway, port, read.file)
         engine = pool.engine
-        engine.monitor().subscribe(_report_event)
-        if read.sync_models:
-            ModelSync(lambda: gateway.context).start(gateway.duties)
         log = None
         if read.access_log:
             log = AccessLog(engine.recorder.subscribe("access log", sampled=False), read.access_log)
             gateway.duties.keep("the access log", log.write, LOG_EVERY_S)
-        watching = gateway.duties.keep(WATCH, Watch(read, gateway, again).look)
+        if Messages.level <= logging.DEBUG:
+            engine.journal.subscribe(log_attempts)
+        _watch_for_systemd(gateway)
+        watch = Watch(read, gateway, again)  # what changes from here on is seen
+        await _greet(gateway, port, read.file)
+        engine.monitor().subscribe(_report_event)
+        if read.sync_models:
+            ModelSync(lambda: gateway.context).start(gateway.duties)
+        notify(READY, status(f"{_up(gateway)}; port {port}"))
+        watching = gateway.duties.keep(WATCH, watch.look)
         await stop.wait()
         watching.cancel()
+        drain_us = int((gateway.settings.listen.drain_s + CLOSING_S) * 1e6)
+        notify(STOPPING, f"EXTEND_TIMEOUT_USEC={drain_us}", status("running requests may finish"))
         note("Ending: running requests may finish.")
         if gateway.registry is not None:
             await gateway.registry.aclose()
@@ -175,6 +186,23 @@ async def _greet(gateway: Gateway, port: int, file: str | None) -> None:
         warn("everybody who reaches this address can use the nodes and delete their models")
 
 
+def _up(gateway: Gateway) -> str:
+    nodes = gateway.pool.nodes
+    return f"{sum(node.state == 'up' for node in nodes)} of {plural(len(nodes), 'node')} up"
+
+
+def _watch_for_systemd(gateway: Gateway) -> None:
+    """Send the messages of the watchdog from the event loop, with the state of the nodes."""
+    every_s = watchdog_s()
+    if every_s is None:
+        return
+
+    async def report() -> None:
+        notify(WATCHDOG, status(_up(gateway)))
+
+    gateway.duties.keep("the watchdog of systemd", report, every_s)
+
+
 async def _first_answers(gateway: Gateway) -> None:
     """Wait until every node has answered its first probe, for at most FIRST_ANSWERS_S."""
     for _ in range(round(FIRST_ANSWERS_S / FIRST_LOOK_S)):
@@ -186,7 +214,8 @@ async def _first_answers(gateway: Gateway) -> None:
 def _report_event(event: ClusterEvent) -> None:
     """Print a line where something breaks or is well again."""
     if event.kind in REPORTED:
-        note(f"{time.strftime('%H:%M:%S', time.localtime(event.at))} {printable(event.text)}")
+        at = f"{time.strftime('%H:%M:%S', time.localtime(event.at))} " if is_plain() else ""
+        note(f"{at}{printable(event.text)}")
 
 
 class Watch:
@@ -212,6 +241,8 @@ class Watch:
             pass
         requested = self._again.is_set()
         self._again.clear()
+        if requested:
+            notify(*reloading())
         problems: list[Exception] = []
         try:
             self._settings(requested)
@@ -228,6 +259,8 @@ class Watch:
                 if not isinstance(failed, (SollolError, OSError)):  # a defect of SOLLOL
                     self._gateway.duties.failed(WATCH, failed)
         self._shown = now
+        if requested:
+            notify(READY, status(_up(self._gateway)))
 
     def _settings(self, requested: bool) -> None:
         version = self._read.version()

@@ -112,7 +112,8 @@ class Context:
 
     def fail(self, request: Request, error: Exception) -> None:
         """Log and count a defect of SOLLOL, and answer with the name of its log entry."""
-        name = self.engine.dispatcher.fault(f"{request.method} {request.path[:200]}", error)
+        which = f" (request {request.task})" if request.task else ""
+        name = self.engine.dispatcher.fault(f"{request.method} {request.path[:200]}{which}", error)
         settle(request, 0)
         if request.has_begun:
             request.cut()
