@@ -138,6 +138,14 @@ class LoadRequested(NamedTuple):
     why: str
 
 
+class LoadEnded(NamedTuple):
+    """Report the end of a load without a request."""
+
+    node: str
+    model: str
+    outcome: Outcome
+
+
 class UnloadRequested(NamedTuple):
     """Unload a model from a node for the reason `why`, unless it is in use or waited for."""
 
@@ -222,6 +230,7 @@ Event = (
     | NodeLost
     | NodeDrained
     | LoadRequested
+    | LoadEnded
     | UnloadRequested
     | Retested
     | Silent

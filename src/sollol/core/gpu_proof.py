@@ -21,6 +21,7 @@ def prove_gpu(state: SchedulerState, group: ModelReplicas, task: Task, excluded:
         if replica.key not in excluded
         and (task.only is None or replica.key in task.only)
         and replica.is_on_gpu() is None
+        and not (replica.is_loaded and replica.loading_until <= now)  # its node does not report the place
         and replica.usable(now)
     ]
     if not unknown:

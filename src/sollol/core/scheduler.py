@@ -23,6 +23,7 @@ from sollol.core.events import (
     FirstToken,
     ItemsAdded,
     LearnedRestored,
+    LoadEnded,
     LoadRequested,
     NodeAdded,
     NodeDrained,
@@ -101,6 +102,7 @@ class Scheduler:
             NodeDrained: self._node_drained,
             Retested: self._retested,
             LoadRequested: self._load_requested,
+            LoadEnded: self._load_ended,
             UnloadRequested: self._unload_requested,
             Silent: self._silent,
             Refresh: self._refresh,
@@ -392,6 +394,18 @@ class Scheduler:
 
     def _load_requested(self, event: LoadRequested, now: Micros) -> None:
         load_requested(self._state, event, now)
+
+    def _load_ended(self, event: LoadEnded, now: Micros) -> None:
+        node = self._cluster.nodes.get(event.node)
+        replica = node.replicas.get(event.model) if node is not None else None
+        if node is None or replica is None:
+            return
+        replica.loading_until = 0
+        if event.outcome.status is OK:
+            self._load_watch.ended(node, now)
+        elif event.outcome.status is Status.TOO_LARGE:
+            self._cluster.learn_too_large(node, event.model, event.outcome, now)
+        self._binding.bind_model(event.model, now)
 
     def _unload_requested(self, event: UnloadRequested, now: Micros) -> None:
         unload_requested(self._state, event)

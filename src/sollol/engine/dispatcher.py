@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
-from sollol.backends.ollama import judge, load_call, outcome_of, retest_call
+from sollol.backends.ollama import judge, load_call, outcome_of, refusal, retest_call
 from sollol.backends.probe import ProbeFailed, probe_version, probes
 from sollol.core.actions import (
     Abort,
@@ -41,6 +41,7 @@ from sollol.core.events import (
     Event,
     Finished,
     FirstToken,
+    LoadEnded,
     NodeLost,
     NodeSeen,
     Responding,
@@ -51,7 +52,7 @@ from sollol.core.events import (
 )
 from sollol.core.exception_recovery import exception_outcome
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import SECOND, Kind, Micros, NodeFacts, Outcome, Status, Task
+from sollol.core.types import OK, SECOND, Kind, Micros, NodeFacts, Outcome, Status, Task
 from sollol.duties import Duties
 from sollol.engine.node_aliases import Aliases
 from sollol.engine.stream_watch import StreamWatch, WatchedStream
@@ -373,18 +374,25 @@ class Dispatcher:
             log.info("the call to unload a model on %s failed: %s", node.key, fault)
 
     async def _load(self, action: Load) -> None:
-        self._forget_trace()
         node = self.scheduler.view().nodes.get(action.node)
         if node is not None:
             try:
-                keep_alive = action.keep_alive or None
-                call = load_call(action.kind, action.model, action.options, keep_alive)
-                await self.transport.send(node.endpoint, call)
-            except TransportFault:
-                pass  # the probe reports the state
+                outcome = await self._loaded(node.endpoint, action, action.kind)
+                if outcome.status is Status.REFUSED and action.kind is not Kind.EMBED:  # it may be an embedding model
+                    outcome = await self._loaded(node.endpoint, action, Kind.EMBED)
+            except TransportFault as fault:
+                outcome = outcome_of(fault)
             except Exception as error:
+                outcome = Outcome(Status.FAILED, str(error))
                 self.duties.failed(f"loading a model on {action.node}", error)
             await self._probe(action.node)
+            self.feed(LoadEnded(action.node, action.model, outcome))
+
+    async def _loaded(self, endpoint: Endpoint, action: Load, kind: Kind) -> Outcome:
+        call = load_call(kind, action.model, action.options, action.keep_alive or None)
+        reply = await self.transport.send(endpoint, call)
+        body = await reply.read()
+        return Outcome(OK) if reply.status == 200 else refusal(reply.status, body)
 
     async def _unload(self, action: Unload) -> None:
         node = self.scheduler.view().nodes.get(action.node)

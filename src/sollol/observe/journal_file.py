@@ -97,6 +97,7 @@ READERS: Final[dict[str, Callable[[dict[str, Any]], events.Event]]] = {
     "Submitted": lambda given: events.Submitted(task_from_values(given["task"])),
     "Finished": lambda given: events.Finished(given["attempt"], _outcome(given["outcome"])),
     "TaskFailed": lambda given: events.TaskFailed(given["task"], RuntimeError(given["error"])),
+    "LoadEnded": lambda given: events.LoadEnded(given["node"], given["model"], _outcome(given["outcome"])),
     "LoadRequested": lambda given: events.LoadRequested(**{**given, "kind": Kind(given["kind"])}),
     "NodeAdded": lambda given: events.NodeAdded(Endpoint(**given["endpoint"])),
     "NodeSeen": lambda given: events.NodeSeen(given["node"], _facts(given["facts"])),

@@ -153,10 +153,9 @@ class GreedyPlacement:
                 before[node.node].add(model)
                 taken += need.size
                 after = cost.of(before)
-                reason = (
-                    f"{need.per_s * 60:.3g} requests/min want it, and it is warm on "
-                    f"{sum(model in models for models in before.values()) - 1} other nodes"
-                )
+                others = sum(model in models for models in before.values()) - 1
+                wanted = f"{need.per_s * 60:.3g} requests/min want it" if need.per_s else "it is to be always warm"
+                reason = f"{wanted}, and it is warm on {others} other nodes"
                 steps.append(PlacementStep(True, node.node, model, reason, total - after))
                 total = after
         return steps

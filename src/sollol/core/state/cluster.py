@@ -21,6 +21,11 @@ class ClusterState(ModelSettings):
         if node.incapable.learn(task, outcome, now):
             self.incapable[node.key] = node
 
+    def learn_too_large(self, node: Node, model: str, outcome: Outcome, now: Micros) -> None:
+        """Record that a model does not fit into the memory of a node."""
+        node.incapable.learn_too_large(model, outcome, now)
+        self.incapable[node.key] = node
+
     def served(self, node: Node, task: Task) -> None:
         """Record that a node with a known incapability has answered."""
         node.incapable.served(task)

@@ -43,7 +43,7 @@ class Incapabilities:
         if outcome.status is Status.LOCKED:
             self._add(("", ""), outcome.message, now)
         elif outcome.status is Status.TOO_LARGE:
-            self._known["", task.model] = Incapability(now + TOO_LARGE_FOR, TOO_LARGE_FOR, outcome.message, True)
+            self.learn_too_large(task.model, outcome, now)
         elif status in OF_THE_REQUEST:
             return False
         elif (outcome.status is not Status.MISSING and status in OF_THE_ROUTE) or 300 <= status < 400:
@@ -51,6 +51,10 @@ class Incapabilities:
         else:
             self._add((task.route, task.model), outcome.message, now)
         return True
+
+    def learn_too_large(self, model: str, outcome: Outcome, now: Micros) -> None:
+        """Record that a model does not fit into the memory."""
+        self._known["", model] = Incapability(now + TOO_LARGE_FOR, TOO_LARGE_FOR, outcome.message, True)
 
     def _add(self, key: tuple[str, str], why: str, now: Micros) -> None:
         before = self._known.get(key)
