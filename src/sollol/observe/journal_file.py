@@ -66,6 +66,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(held) for name, held in value.items()}
     if isinstance(value, str | int | float | bool | None):
         return value.value if isinstance(value, RoutingStrategy) else value
+    if isinstance(value, Status):
+        return value.value
     return f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else [_plain(held) for held in value]
 
 
