@@ -120,7 +120,7 @@ def test_a_wrong_variable_is_named_with_its_value(variable: Any, value: Any, exp
         ("nodes = [{host = [1]}]", "nodes: [{'host': [1]}] cannot be used"),
         (
             "nods = []",
-            "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery], [redis] and [otel]",
+            "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery], [redis], [otel] and [agents]",
         ),
         ("app_name = 3", "app_name: 3 cannot be used; expected a name"),
         ("app_name = ''", "app_name: '' cannot be used; expected a name"),
@@ -176,7 +176,7 @@ def test_every_setting_is_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
     for variable, field in VARIABLES.items():
         assert f"`{variable}`" in text
-        key = field.replace("discovery_", "").replace("redis_", "").replace("otel_", "")
+        key = field.replace("discovery_", "").replace("redis_", "").replace("otel_", "").replace("agents_", "")
         assert f"`{key}`" in text or variable == "OLLAMA_HOST"
     assert "`SOLLOL_CONFIG`" in text
 
@@ -195,3 +195,9 @@ def test_no_password_of_a_node_is_shown(secret: str) -> None:
         load_settings({"SOLLOL_NODES": f"http://user:{secret}@gpu-box:0"})
     for part in ("sec", "ret", "e?c#r"):
         assert part not in str(caught.value).replace("expected", "")
+
+
+def test_the_key_of_the_agents_is_not_in_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"SOLLOL_AGENTS_KEY: '\*\*\*' cannot be used; expected the key") as caught:
+        load_settings({"SOLLOL_AGENTS_KEY": "too short"})
+    assert "too short" not in str(caught.value)

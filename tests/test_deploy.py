@@ -166,3 +166,18 @@ def test_no_file_names_a_registry_and_all_are_documented() -> None:
             assert not re.search(r"(docker\.io|ghcr\.io|quay\.io|pypi\.org|index-url)", path.read_text()), path
             name = path.relative_to(ROOT)
             assert str(name) in page or f"{name.parent}/" in page or name.suffix == ".dockerignore", name
+
+
+def test_the_files_of_the_agent_start_it_and_keep_its_key_out() -> None:
+    import plistlib
+
+    found = configparser.ConfigParser(strict=False, interpolation=None)
+    found.optionxform = str  # type: ignore[assignment,method-assign]
+    found.read(DEPLOY / "sollol-agent.service")
+    service = found["Service"]
+    job = plistlib.loads((DEPLOY / "io.sollol.agent.plist").read_bytes())
+    for command in (service["ExecStart"].split(), job["ProgramArguments"]):
+        assert command[1:] == ["agent", "--host", "0.0.0.0"]
+    assert service["RestartPreventExitStatus"] == "2"
+    assert "SOLLOL_AGENT_KEY" in job["EnvironmentVariables"]
+    assert "SOLLOL_AGENT_KEY" not in service["Environment"], "the unit is readable for all"

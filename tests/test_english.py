@@ -29,7 +29,7 @@ ROOMS = (
         "engine",
         "pool",
     ),
-    *("compat", "index", "dashboard", "cli", "sim", "gateway", "http_server", "registry"),
+    *("compat", "index", "dashboard", "cli", "sim", "gateway", "http_server", "registry", "agent"),
 )
 MODULES: tuple[str, ...] = (
     "answers.py",

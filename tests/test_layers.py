@@ -17,7 +17,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
 ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe", "exporters"}
-FACES = ENGINE | {"http_server", "engine", "models", "discovery", "pool", "files", "version", "former", "registry"}
+FACES = ENGINE | {
+    "http_server",
+    "engine",
+    "models",
+    "discovery",
+    "pool",
+    "files",
+    "version",
+    "former",
+    "registry",
+    "agent",
+}
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -35,6 +46,7 @@ LAW: dict[str, set[str]] = {
     "backends": {"errors", "config", "core", "workload", "transport", "printable"},
     "http_server": {"errors", "core", "duties", "transport"},
     "registry": {"errors", "core", "duties", "transport", "http_server", "former"},
+    "agent": {"errors", "core", "duties", "transport", "backends", "http_server", "registry", "version", "observe"},
     "observe": {"errors", "answers", "core"},
     "exporters": {"errors", "config", "core", "observe", "duties"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties", "former"},

@@ -56,6 +56,8 @@ class Settings(NamedTuple):
     redis_port: int = 6379
     otel_enabled: bool = False
     otel_endpoint: str | None = None
+    agents_key: str | None = None
+    agents_port: int = 11437
     """The base URL of an OTLP/HTTP receiver; the variables of OpenTelemetry go before it."""
     gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """The file's tables for `sollol serve`, unchanged: parsed by `sollol.gateway.settings`."""
@@ -182,11 +184,17 @@ def _redis_host(raw: Any) -> str:
     return host
 
 
-def _redis_port(raw: Any) -> int:
+def _port(raw: Any) -> int:
     ports = _ports(raw)
     if len(ports) > 1:
         raise BadInput("expected one port number from 1 to 65535")
     return ports[0]
+
+
+def _agents_key(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"[!-~]{16,200}", raw.strip()):
+        raise BadInput("expected the key of `sollol agent`: at least 16 visible ASCII characters")
+    return raw.strip()
 
 
 def _flag(raw: Any) -> bool:
@@ -220,9 +228,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "discovery_ports": _ports,
     "redis_url": _redis_url,
     "redis_host": _redis_host,
-    "redis_port": _redis_port,
+    "redis_port": _port,
     "otel_enabled": _flag,
     "otel_endpoint": _http_url,
+    "agents_key": _agents_key,
+    "agents_port": _port,
 }
 _IN_FILE = {
     "nodes": "nodes",
@@ -235,8 +245,10 @@ _IN_FILE = {
     "redis.port": "redis_port",
     "otel.enabled": "otel_enabled",
     "otel.endpoint": "otel_endpoint",
+    "agents.key": "agents_key",
+    "agents.port": "agents_port",
 }
-_TABLES = ("discovery", "redis", "otel")
+_TABLES = ("discovery", "redis", "otel", "agents")
 VARIABLES = {
     "OLLAMA_HOST": "ollama_host",
     "SOLLOL_NODES": "nodes",
@@ -248,6 +260,8 @@ VARIABLES = {
     "SOLLOL_REDIS_HOST": "redis_host",
     "SOLLOL_REDIS_PORT": "redis_port",
     "SOLLOL_OTEL": "otel_enabled",
+    "SOLLOL_AGENTS_KEY": "agents_key",
+    "SOLLOL_AGENTS_PORT": "agents_port",
 }
 """Environment variable -> setting. `SOLLOL_CONFIG` names the file."""
 
@@ -341,6 +355,7 @@ def _read(error: type[BadInput], place: str, values: Mapping[str, Any]) -> dict[
             read[field] = _READERS[field](raw)
         except BadInput as problem:
             shown = without_secrets(raw) if field == "redis_url" and isinstance(raw, str) else raw
+            shown = "***" if field == "agents_key" else shown
             raise error(_sentence(place.format(field), shown, str(problem))) from None
     return read
 
@@ -408,11 +423,12 @@ def _contents_of(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 _SETTINGS = {
-    "": "nodes, app_name, observer_sampling, [discovery], [redis] and [otel]; for `sollol serve` also "
+    "": "nodes, app_name, observer_sampling, [discovery], [redis], [otel] and [agents]; for `sollol serve` also "
     + ", ".join(f"[{name}]" for name in GATEWAY_TABLES),
     "discovery": "subnets and ports",
     "redis": "url, host and port",
     "otel": "enabled and endpoint",
+    "agents": "key and port",
 }
 
 

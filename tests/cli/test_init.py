@@ -38,7 +38,7 @@ def test_it_says_the_defaults_of_every_setting() -> None:
                 assert default is None, name
             else:
                 assert told[table][name] == (list(default) if isinstance(default, tuple) else default), name
-    tables = ("discovery", "redis", "otel")
+    tables = ("discovery", "redis", "otel", "agents")
     plain = {field for field in VARIABLES.values() if field != "ollama_host" and not field.startswith(tables)}
     assert plain | {*tables, *GATEWAY_TABLES} == set(told)
     for table in tables:

@@ -187,12 +187,16 @@ def test_parts_spread_over_seeders_and_a_repeated_one_goes_elsewhere() -> None:
     seeders = [Seeder(f"http://{name}", "k") for name in "abc"]
     for seeder in seeders:
         choice.add(seeder, [DIGEST])
-    first = [choice.choose(DIGEST, "client", 100 * i, 100 * i + 100) for i in range(6)]
+    first = [choice.choose(DIGEST, "client", 100 * i, 100 * i + 100, alone=False) for i in range(6)]
     assert sorted(str(seeder) for seeder in first) == sorted(str(seeder) for seeder in seeders * 2)
-    again = [choice.choose(DIGEST, "client", 10, 100) for _ in range(3)]  # the first part, from where it was cut
+    again = [
+        choice.choose(DIGEST, "client", 10, 100, alone=False) for _ in range(3)
+    ]  # the first part, from where it was cut
     assert first[0] not in again[:2]
     assert set(again[:2]) | {first[0]} == set(seeders)
     assert again[2] is None, "all were tried: the registry sends it itself, if it can"
+    alone = [choice.choose(DIGEST, "client", 10, 100, alone=True) for _ in range(4)]
+    assert set(alone) == set(seeders), "nobody else has it: they are tried again and again"
     choice.drop(seeders[0])
-    assert all(choice.choose(DIGEST, "other", 0, 100 + i) != seeders[0] for i in range(4))
-    assert choice.choose("sha256:other", "client", 0, 1) is None
+    assert all(choice.choose(DIGEST, "other", 0, 100 + i, alone=True) != seeders[0] for i in range(4))
+    assert choice.choose("sha256:other", "client", 0, 1, alone=True) is None

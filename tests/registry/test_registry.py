@@ -387,6 +387,28 @@ def test_a_path_is_a_secret_for_one_model_and_ends(tmp_path: Path) -> None:
     run(main)
 
 
+def test_the_error_of_a_part_has_no_body_that_could_become_part_of_the_blob(tmp_path: Path) -> None:
+    """Ollama's client copies whatever comes, and does not look at the status."""
+
+    async def main() -> None:
+        upstream, _ = upstream_of(tmp_path / "up")
+        server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        key = "k" * 20
+        async with registry(tmp_path, most=SIZE // 2, upstream=url, key=key) as cache, web() as client:
+            place = f"http://127.0.0.1:{cache.service.blob_port}/v2/{key}/llama3.2"
+            await client.get(f"{place}/manifests/latest")
+            digest = next(d for d, blob in upstream.blobs.items() if len(blob) == SIZE)
+            for path in (f"{place}/blobs/sha256:{'0' * 64}", f"{place.replace(key, 'x' * 20)}/blobs/{digest}"):
+                refused = await client.get(path, headers={"Range": "bytes=0-9"})
+                assert (refused.status_code, refused.content) == (404, b"")
+            with pytest.raises(httpx.RemoteProtocolError):  # there is no room
+                await client.get(f"{place}/blobs/{digest}", headers={"Range": "bytes=0-9"})
+        server.close()
+
+    run(main)
+
+
 def test_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with registry(tmp_path) as made, web() as client:

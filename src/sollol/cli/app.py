@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from sollol.cli import (
+    agent,
     bench,
     chat,
     console,
@@ -157,6 +158,7 @@ app.command(hidden=True)(up.up)
 app.command(epilog=init.EPILOG)(init.init)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
+app.command(epilog=agent.EPILOG)(agent.agent)
 app.command(epilog=dashboard.EPILOG)(dashboard.dashboard)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=sim.EPILOG)(sim.sim)

@@ -14,6 +14,7 @@ from sollol.cli.fleet import Chosen, JsonOption, NodesOption
 from sollol.errors import BadInput, NoNodeAvailable
 
 if TYPE_CHECKING:
+    from sollol.core.types import LoadedModel
     from sollol.observe.findings import Finding
     from sollol.transport.base import Transport
 
@@ -141,7 +142,25 @@ async def _local_findings(transport: Transport, chosen: Chosen | None) -> list[F
         links = await asyncio.gather(*(measure_link(transport, node) for node in chosen.endpoints))
         for node, link in zip(chosen.endpoints, links, strict=True):
             found += link_findings(node.key, link)
+        found += await _agent_findings(transport, chosen)
     return found
+
+
+async def _agent_findings(transport: Transport, chosen: Chosen) -> list[Finding]:
+    """Return findings about the agents of the nodes, if the settings have their key."""
+    from sollol.agent.client import read_agents
+    from sollol.agent.findings import agent_findings
+    from sollol.config import load_settings
+
+    try:
+        settings = load_settings()
+    except BadInput:  # a finding of its own
+        return []
+    if not settings.agents_key:
+        return []
+    nothing: dict[str, LoadedModel] = {}
+    nodes = [(node, nothing) for node in chosen.endpoints]
+    return agent_findings(await read_agents(transport, nodes, settings.agents_port, settings.agents_key, {}))
 
 
 async def _other_gateways(transport: Transport, overview: dict[str, Any], chosen: Chosen | None) -> list[Finding]:

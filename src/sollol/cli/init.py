@@ -99,6 +99,13 @@ _HEAD = """\
 # Its port, if there is no url.
 # port = 6379
 
+# `sollol agent` beside nodes: what it reports is used, and nodes are found by it.
+[agents]
+# The key that all of them have. None by default.
+# key = "the-key-of-the-agents"
+# The port at which they listen.
+# port = 11437
+
 # A receiver of OpenTelemetry, with the extra "otel".
 [otel]
 # Whether spans and metrics are sent.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sollol.answers import Answer
     from sollol.models.desired import ModelPlan
     from sollol.models.inventory import NodeInventory
+    from sollol.registry.seeders import Seeder
     from sollol.registry.server import Registry
     from sollol.transport.base import Transport
     from sollol.transport.http import HttpTransport
@@ -218,12 +219,23 @@ def pull(
 
         registry = await _registry(transport, targets, config)
         try:
-            return await _follow(Distribution(transport, registry, model).run(targets, everyone), model, len(targets))
+            lines = Distribution(transport, registry, model, _seeders(everyone, config)).run(targets, everyone)
+            return await _follow(lines, model, len(targets))
         finally:
             await registry.aclose()
 
     outcomes = _run(work)
     _report(model, {node.key: outcomes.get(node.key, "no outcome") for node in targets}, as_json, "pulled")
+
+
+def _seeders(nodes: Sequence[Endpoint], config: str | None) -> dict[str, Seeder]:
+    """Return the agents that may run beside the nodes, if the settings have their key."""
+    from sollol.config import find_file, load_settings
+    from sollol.registry.seeders import Seeder
+
+    settings = load_settings(config=find_file(config))
+    key = settings.agents_key
+    return {node.key: Seeder(Endpoint(node.host, settings.agents_port).url, key) for node in nodes} if key else {}
 
 
 async def _registry(transport: HttpTransport, targets: Sequence[Endpoint], config: str | None) -> Registry:

@@ -22,8 +22,9 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
+from sollol.backends.agent_proof import has_key
 from sollol.config import load_settings
-from sollol.core.endpoint import Endpoint
+from sollol.core.endpoint import Endpoint, with_key
 from sollol.discovery import candidates, identity, networks
 from sollol.discovery.candidates import CandidateSource, SearchPlan, Surroundings, Target
 from sollol.discovery.identity import Deduplicator, Found, Sighting
@@ -34,6 +35,7 @@ from sollol.discovery.sweep import Sweep
 from sollol.discovery.verify import MAX_BODY_BYTES, identify, loaded
 from sollol.duties import Duties
 from sollol.errors import BadInput
+from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
 
 log = logging.getLogger("sollol.discovery")
@@ -92,17 +94,21 @@ async def discover(
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
         raise BadInput(f"timeout: {timeout!r} cannot be used; expected seconds above 0, such as 0.5")
     around = inspect_machine()
+    tried = settings.discovery_ports
+    if settings.agents_key and ports is DEFAULT_PORTS and settings.agents_port not in tried:
+        tried = (*tried, settings.agents_port)
     plan = candidates.plan(
         around,
         settings,
-        settings.discovery_ports,
+        tried,
         within,
         exclude_localhost=exclude_localhost,
         containers=auto_resolve_docker,
         wide=discover_all_nodes,
     )
     transport = HttpTransport(max_body_bytes=MAX_BODY_BYTES)
-    search = _Search(plan, around, transport, timeout)
+    agents = (settings.agents_port, settings.agents_key) if settings.agents_key else None
+    search = _Search(plan, around, transport, timeout, agents)
     try:
         found = await search.run()
     finally:
@@ -185,7 +191,15 @@ def _as_mapping(endpoint: Endpoint) -> dict[str, Any]:
 class _Search:
     """One search from start to end. All its tasks end with it."""
 
-    def __init__(self, plan: SearchPlan, around: Surroundings, transport: HttpTransport, timeout_s: float) -> None:
+    def __init__(
+        self,
+        plan: SearchPlan,
+        around: Surroundings,
+        transport: HttpTransport,
+        timeout_s: float,
+        agents: tuple[int, str] | None = None,
+    ) -> None:
+        self._agents = agents  # port and key
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout_s
         self._timeout_s = timeout_s
@@ -302,6 +316,14 @@ class _Search:
     async def _identify(
         self, endpoint: Endpoint, source: CandidateSource, ips: tuple[IP, ...], likely: Callable[[], None]
     ) -> None:
+        agents = self._agents
+        if agents is not None and endpoint.port == agents[0] and not endpoint.api_key:
+            try:
+                if not await has_key(self._transport, endpoint, agents[1], self._timeout_s):
+                    return
+            except TransportFault:
+                return
+            endpoint = with_key(endpoint, agents[1])
         answer = await identify(self._transport, endpoint, self._timeout_s, likely)
         if answer is not None:
             self._sightings.append(Sighting(endpoint, source, ips, answer))

@@ -17,6 +17,7 @@ from sollol.duties import Duties
 from sollol.engine.controller import Controller
 from sollol.engine.engine import Engine
 from sollol.errors import AddressUnavailable, ResponseError, SollolError
+from sollol.gateway.agents import Agents
 from sollol.gateway.alerting import keep_alerting
 from sollol.gateway.auth import admission
 from sollol.gateway.auth.access import check_admin
@@ -76,6 +77,7 @@ class Gateway(HttpServer):
         self.limiter = RateLimiter()
         self.sessions = Sessions()
         self.controller: Controller | None = None
+        self._agents: Agents | None = None
         self.registry: Registry | None = None  # started by the owner, before `start`
         self._cors = Cors(())
         self._decoding = DecodingThread(self.intake)
@@ -111,11 +113,15 @@ class Gateway(HttpServer):
         self.feed = Feed(self._read_snapshot)
         self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
         self.controller = self._new_controller()
+        if self.settings.agents_key:
+            self._agents = Agents(self.engine, self.settings.agents_key, self.settings.agents_port)
         self.apply(self.settings)
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
         if self.controller is not None:
             duties.keep("the controller", self.controller.tick, self.settings.controller.every_s)
+        if self._agents is not None:
+            self._agents.start(duties)
         keep_alerting(duties, self.pool, self.engine, self.settings.alerts)
         outbox = self.transport.on_this_loop()
         port = await _bound(self, duties, outbox, listen.host, listen.port, "--host or --port")
@@ -184,6 +190,7 @@ class Gateway(HttpServer):
             self._instance,
             self.registry,
             self.controller,
+            self._agents,
         )
         return left
 

@@ -10,6 +10,7 @@ from sollol.dashboard.feed import Feed
 from sollol.engine.controller import Controller
 from sollol.engine.engine import Engine
 from sollol.errors import SollolError
+from sollol.gateway.agents import Agents
 from sollol.gateway.auth import access
 from sollol.gateway.auth.charging import settle
 from sollol.gateway.auth.keys import Keyring
@@ -52,6 +53,7 @@ class Context:
         instance: str,
         registry: Registry | None = None,
         controller: Controller | None = None,
+        agents: Agents | None = None,
     ) -> None:
         self.pool: Final = pool
         self.engine: Final[Engine] = pool.engine
@@ -68,6 +70,7 @@ class Context:
         self.spawn: Final = spawn
         self.is_draining: Final = is_draining
         self.instance: Final = instance  # by which a gateway with two addresses is known as one
+        self.agents: Final = agents  # beside the nodes; None without their key
         self.registry: Final = registry  # of models, for the nodes; None unless it was requested
         self.controller: Final = controller  # of the placement of models; None unless it was requested
         self.default_options: Final = CallOptions(  # of a request without headers
@@ -76,8 +79,12 @@ class Context:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state for displays: the pool's overview, and the use of keys."""
+        found = self.pool.overview()
+        if self.agents is not None:
+            found["findings"] = [*found["findings"], *(finding.as_dict() for finding in self.agents.findings())]
+            found["agents"] = self.agents.shown()
         return {
-            **self.pool.overview(),
+            **found,
             "keys": self.limiter.usage(),
             "can_act": True,
             "login": self.keyring.required,

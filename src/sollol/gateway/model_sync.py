@@ -17,7 +17,7 @@ from sollol.duties import Duties
 from sollol.gateway.context import Context
 from sollol.gateway.node_queries import up_nodes
 from sollol.models.changes import Pull, carry_out, plain_pull
-from sollol.models.desired import Change
+from sollol.models.desired import Change, ModelPlan, plan
 from sollol.models.distribution import Distribution
 
 EVERY_S: Final = 60.0
@@ -32,9 +32,18 @@ def pull_of(context: Context) -> Pull:
         return plain_pull(transport)
 
     def pull(model: str, nodes: Sequence[Endpoint]) -> AsyncGenerator[Answer, None]:
-        return Distribution(transport, registry, model).run(nodes, up_nodes(context))
+        seeders = context.agents.seeders() if context.agents is not None else {}
+        return Distribution(transport, registry, model, seeders).run(nodes, up_nodes(context))
 
     return pull
+
+
+async def plan_of(context: Context) -> ModelPlan:
+    """Return the changes after which the nodes have the models of the file."""
+    inventory = await context.pool.inventory()
+    if context.agents is not None:
+        inventory = context.agents.with_rooms(inventory)
+    return plan(context.settings.models, inventory)
 
 
 class ModelSync:
@@ -54,7 +63,7 @@ class ModelSync:
         context = self._context()
         if not context.settings.models:
             return
-        found = await context.pool.plan_models(context.settings.models)
+        found = await plan_of(context)
         due = self.due(found.changes, asyncio.get_running_loop().time())
         nodes = {node.key: node.endpoint for node in context.pool.nodes}
         engine = context.engine

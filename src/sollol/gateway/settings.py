@@ -34,6 +34,8 @@ _FIXED: Final = (
     "controller",
     "redis",
     "otel",
+    "agents_key",
+    "agents_port",
 )  # tables that are read once, at the start
 ARGUMENT: Final = "command line"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]]+):([0-9]{1,5})")
@@ -175,6 +177,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     redis: str | None = None
     origins: Mapping[str, str] = {}  # setting, such as "gateway.port" -> where its value came from
     otel: OtelSettings | None = None
+    agents_key: str | None = None
+    agents_port: int = 11437
     metrics: MetricsSettings = MetricsSettings()
     controller: ControllerSettings = ControllerSettings()
 
@@ -329,6 +333,8 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.redis,
         _origins(settings),
         settings.otel,
+        settings.agents_key,
+        settings.agents_port,
         tables.metrics,
         tables.controller,
     )

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
+from urllib.parse import quote
 
 from sollol.answers import Answer
-from sollol.core.endpoint import Endpoint
+from sollol.core.endpoint import Endpoint, parse_endpoint, with_key
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError, SollolError
 from sollol.models import operations
 from sollol.models.desired import stored_somewhere, unfit
 from sollol.models.inventory import NodeInventory, read_inventory
 from sollol.registry.grants import Grant
+from sollol.registry.manifest import MOST_BYTES, BadManifest, Manifest, parse_manifest
 from sollol.registry.names import split_model
+from sollol.registry.seeders import Seeder
 from sollol.registry.server import Registry, address_for
-from sollol.transport.base import Transport, TransportFault
+from sollol.transport.base import Call, Transport, TransportFault
 
 TRIES: Final = 3  # of the pull of a node; a later one goes on where the one before was cut
 PAUSE_S: Final = 1.0  # before the second try; it doubles
@@ -37,7 +40,11 @@ UNREACHABLE: Final = ("dial tcp", "connection refused", "no route to host", "i/o
 class Distribution:
     """One model on its way to nodes."""
 
-    def __init__(self, transport: Transport, registry: Registry, model: str) -> None:
+    def __init__(
+        self, transport: Transport, registry: Registry, model: str, seeders: Mapping[str, Seeder] | None = None
+    ) -> None:
+        """Prepare. `seeders`: node -> its agent, of nodes that can send blobs themselves."""
+        self._seeders = seeders or {}
         self._transport = transport
         self._registry = registry
         self._model = canonical_model(model)
@@ -77,6 +84,8 @@ class Distribution:
         finally:
             if self._grant is not None:
                 self._registry.service.end_grant(self._grant)
+            for seeder in self._seeders.values():
+                self._registry.service.seeders.drop(seeder)
 
     # --- where it is ---
 
@@ -123,6 +132,9 @@ class Distribution:
             self._grant = service.grants.issue(full, loop.time(), pushes=True)
             self._grant.manifest = here
             service.store.hold(here.blobs)
+        elif (seeded := await self._seeded(holders, digest)) is not None:
+            self._grant = service.grants.issue(full, loop.time())
+            self._grant.manifest = seeded
         elif holders:
             size = holders[0].stored[self._model].size
             most = int(size * SLACK) + SLACK_BYTES
@@ -137,6 +149,31 @@ class Distribution:
             async with aclosing(self._pull_first(wanted)) as pulling:
                 async for line in pulling:
                     yield line
+
+    async def _seeded(self, holders: Sequence[NodeInventory], digest: str) -> Manifest | None:
+        """Let the agents of the holders send the blobs; return the manifest, None if no agent can."""
+        found = None
+        for node in holders:
+            seeder = self._seeders.get(node.key)
+            if seeder is None:
+                continue
+            try:
+                manifest = await self._manifest(seeder)
+            except (TransportFault, ResponseError, BadManifest):
+                continue  # as a node without an agent
+            if manifest.digest == digest:
+                found = manifest
+                self._registry.service.seeders.add(seeder, list(manifest.blobs))
+        return found
+
+    async def _manifest(self, seeder: Seeder) -> Manifest:
+        agent = with_key(parse_endpoint(seeder.url), seeder.key)
+        path = f"/agent/manifest?model={quote(self._model)}"
+        call = Call("GET", path, timeouts=operations.LISTING, most=MOST_BYTES)
+        status, body, _ = await operations.fetch(self._transport, agent, call)
+        if status != 200:
+            raise ResponseError(f"{agent.url}{path} answers {status}", 502)
+        return parse_manifest(body)
 
     async def _pull_first(self, wanted: Sequence[Endpoint]) -> AsyncGenerator[Answer, None]:
         """Pull to one target from its usual registry; it sends the model to the others."""
@@ -210,10 +247,17 @@ class Distribution:
                     return
             else:
                 await self._forget(node, long)
+                self._add_seeder(node)
                 yield Answer(node=node.key, status="success")
                 return
         await self._forget(node, long)
         yield _error(node, _text(error))
+
+    def _add_seeder(self, node: Endpoint) -> None:
+        """Let a node that has the model now send it to the others, if its agent can."""
+        manifest = self._grant.manifest if self._grant is not None else None
+        if manifest is not None and node.key in self._seeders:
+            self._registry.service.seeders.add(self._seeders[node.key], list(manifest.blobs))
 
     async def _check(self, node: Endpoint) -> None:
         """Check that a node lists the version that was sent.

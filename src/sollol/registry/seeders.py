@@ -66,17 +66,28 @@ class SeederChoice:
         """Check that a seeder has a blob."""
         return bool(self._blobs.get(digest))
 
-    def choose(self, digest: str, client: str, start: int, stop: int) -> Seeder | None:
-        """Return the seeder of a part, None if there is none that this client has not tried for it.
+    def choose(self, digest: str, client: str, start: int, stop: int, *, alone: bool) -> Seeder | None:
+        """Return the seeder of a part; None if there is none, or if the registry is to send it itself.
 
-        A client that repeats a part sends its end again, while its start may have advanced.
+        A client that repeats a part sends its end again, while its start may have advanced. Several clients may have
+        one address, so a part that was sent to every seeder begins with the first again.
+
+        Args:
+            digest: The blob.
+            client: The address of the client.
+            start: The first byte of the part.
+            stop: The byte behind its last.
+            alone: Only seeders have the blob.
         """
         part = (client, digest, stop)
         tried = self._tried.get(part, [])
-        left = [seeder for seeder in self._blobs.get(digest, ()) if seeder not in tried]
+        seeders = self._blobs.get(digest, [])
+        left = [seeder for seeder in seeders if seeder not in tried]
         if not left:
-            self._tried.pop(part, None)  # the next round begins with the first again
-            return None
+            self._tried.pop(part, None)
+            if not alone or not seeders:
+                return None
+            tried, left = [], seeders
         chosen = min(left, key=lambda seeder: (self._bytes[seeder], seeder))
         self._bytes[chosen] += stop - start
         if len(self._tried) >= PARTS_MOST:

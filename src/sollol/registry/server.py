@@ -67,8 +67,8 @@ class RegistryServer(HttpServer):
         }
 
     def error_body(self, path: str, status: int, message: str) -> bytes:
-        """Return an error in the form of the protocol."""
-        return error_json(status, message)
+        """Return an error in the form of the protocol; none before the path is known."""
+        return error_json(status, message) if path else b""
 
     def decide(self, request: Request) -> None:
         """Find the handler and the grant of a request by its head, or refuse it."""
@@ -82,7 +82,7 @@ class RegistryServer(HttpServer):
         # A path without a grant does not exist: 401 would make Ollama's client look for a server of tokens.
         grant = self._service.grants.find(target.namespace, self._service.now()) if target is not None else None
         if target is None or grant is None or not self._is_covered(grant, target):
-            request.refuse(404, "there is nothing at this path, or its time is over")
+            self._refuse(request, 404, "there is nothing at this path, or its time is over")
             return
         handler = self._handlers.get((request.method, target.kind))
         if handler is None:
@@ -120,6 +120,8 @@ class RegistryServer(HttpServer):
     def _refuse(request: Request, status: int, message: str) -> None:
         if request.has_begun:
             request.cut()
+        elif b"range" in request.headers:  # Ollama's client would copy the message into the blob
+            request.answer(status, b"", headers=[("X-Sollol-Error", message.encode("ascii", "replace").decode()[:500])])
         else:
             request.refuse(status, message)
 

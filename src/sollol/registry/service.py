@@ -4,7 +4,8 @@ Three particularities of Ollama's client decide the answers (server/download.go,
 
 - Before it reads a blob in parts, it requests the whole once and needs a `Location`; then it closes the connection.
   So a whole blob begins with its first bytes and a short pause, and little is sent that nobody reads.
-- It does not check the status of a part, so a part is always answered with 206, or with a redirect.
+- It does not check the status of a part, and copies the text of an error into the blob. So a part is answered with 206,
+  with a redirect, or with an error that has no body.
 - For models of tensors it requests each blob once only to find its place, and downloads it again unless a redirect
   leads to another host or port. So blobs have a port of their own, and the first port always redirects to it.
 """
@@ -151,7 +152,8 @@ class RegistryService:
         is_part = b"range" in request.headers
         has_file = self.store.size(digest) is not None
         if is_part or request.header(b"user-agent").startswith(TENSOR_CLIENT):
-            seeder = self.seeders.choose(digest, request.peer, start, stop)
+            alone = not has_file and not grant.upstream
+            seeder = self.seeders.choose(digest, request.peer, start, stop, alone=alone)
             if seeder is not None:
                 request.answer(307, b"", headers=[("Location", seeder.link(digest, time.time()))])
                 return

@@ -18,6 +18,7 @@ from sollol.http_server.request import Request
 PREFIX: Final = r"(?:/sollol|/dashboard/api)"
 DRAIN: Final[re.Pattern[str]] = re.compile(PREFIX + r"/nodes/(.+)/(drain|resume)", re.DOTALL)
 CANCEL: Final[re.Pattern[str]] = re.compile(PREFIX + r"/requests/([^/]+)/cancel")
+RESTART: Final[re.Pattern[str]] = re.compile(r"/sollol/nodes/(.+)/restart", re.DOTALL)
 UNLOAD: Final[re.Pattern[str]] = re.compile(PREFIX + r"/models/unload")
 MODE: Final[re.Pattern[str]] = re.compile(PREFIX + r"/mode")
 
@@ -27,6 +28,16 @@ async def drain(context: Context, request: Request, node: str, verb: str) -> Non
     key = _node(context, node)
     context.engine.drain(key, verb == "drain")
     request.answer(200, encode({"node": key, "drained": verb == "drain"}))
+
+
+async def restart(context: Context, request: Request, node: str) -> None:
+    """Let the agent of a node restart its Ollama, by the command that its owner has named."""
+    key = _node(context, node)
+    agents = context.agents
+    if agents is None or key not in agents.reports():
+        raise ResponseError(f"no agent of {key} can be used; `sollol agent` there, and its key in [agents]", 409)
+    status, answer = await agents.restart(key)
+    request.answer(status, answer)
 
 
 async def unload(context: Context, request: Request) -> None:

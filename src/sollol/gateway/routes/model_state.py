@@ -12,7 +12,7 @@ from sollol.errors import BadInput, ResponseError
 from sollol.gateway.auth import access
 from sollol.gateway.context import Context
 from sollol.gateway.formats.bodies import fields_of, model_name
-from sollol.gateway.model_sync import pull_of
+from sollol.gateway.model_sync import plan_of, pull_of
 from sollol.gateway.node_queries import nodes_of, up_nodes, wait_until_probed
 from sollol.http_server.request import NDJSON, Request
 from sollol.models.changes import carry_out, outcomes_of
@@ -107,7 +107,7 @@ async def sync(context: Context, request: Request) -> None:
     dry_run = fields_of(request).get("dry_run", False)
     if not isinstance(dry_run, bool):
         raise BadInput('"dry_run" is not true or false')
-    found = await context.pool.plan_models(context.settings.models)
+    found = await plan_of(context)
     rows: list[dict[str, Any]] = [change._asdict() for change in found.changes]
     if not dry_run:
         nodes = {node.key: node.endpoint for node in context.pool.nodes}

@@ -134,6 +134,7 @@ SCHEMAS: dict[str, Schema] = {
         "properties": {"model": {"type": "string", "minLength": 1}, "node": {"type": ["string", "null"]}},
         "required": ["model"],
     },
+    "Restarted": _object(exit_code={"type": "integer"}, output=_TEXT),
     "Unloaded": _object(model=_TEXT, nodes={"type": "array", "items": _TEXT}),
     "ModelOnNode": _object(
         model=_TEXT, node=_TEXT, size=_COUNT, digest=_TEXT, format=_TEXT, processor=_or_null(_TEXT),
@@ -210,6 +211,7 @@ def _post(
         "200": _answer("The answer.", schema),
         "401": _answer("A key is needed.", "Error"),
         "404": _answer("No such node, model or request.", "Error"),
+        "409": _answer("It cannot be done now.", "Error"),
         **_NOT_ADMIN,
     }
     operation: Schema = {"operationId": name, "summary": summary, "responses": answers}
@@ -256,6 +258,9 @@ def document(keys: bool) -> Schema:
             ),
             "/sollol/nodes/{node}/resume": _post(
                 "resume", "Let work come to a node again.", "Drained", parameters=(_NODE,)
+            ),
+            "/sollol/nodes/{node}/restart": _post(
+                "restart", "Let the agent of a node restart its Ollama.", "Restarted", parameters=(_NODE,)
             ),
             "/sollol/models/unload": _post(
                 "unload", "Put a model out of memory, on one node or on all.", "Unloaded", body="Unload"

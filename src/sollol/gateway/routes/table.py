@@ -84,6 +84,7 @@ PATTERNS: list[tuple[str, re.Pattern[str], Route]] = [
     ("GET", dashboard.SERIES, Route(dashboard.series)),
     ("GET", admin.QUEUE, Route(admin.queue)),
     ("POST", actions.DRAIN, Route(actions.drain, admin=True)),
+    ("POST", actions.RESTART, Route(actions.restart, admin=True)),
     ("POST", actions.UNLOAD, Route(actions.unload, admin=True)),
     ("POST", model_state.KEEP, Route(model_state.keep, admin=True)),
     ("POST", actions.CANCEL, Route(actions.cancel, admin=True)),

@@ -1,0 +1,90 @@
+"""Read the machine of an agent: memory, disk, load, temperature, and its Ollama's folder and settings."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from sollol.agent.drivers import GpuDriver, read_gpus
+from sollol.agent.report import AgentReport, OllamaReport
+
+SHOWN_SETTINGS: Final = (
+    "OLLAMA_CONTEXT_LENGTH", "OLLAMA_FLASH_ATTENTION", "OLLAMA_GPU_OVERHEAD", "OLLAMA_HOST", "OLLAMA_KEEP_ALIVE",
+    "OLLAMA_KV_CACHE_TYPE", "OLLAMA_LOAD_TIMEOUT", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_MODELS",
+    "OLLAMA_NUM_PARALLEL", "OLLAMA_SCHED_SPREAD",
+)  # fmt: skip
+FOLDERS: Final = ("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models")
+
+
+def models_folder(given: str | None) -> Path | None:
+    """Return the folder of Ollama's models: the given one, OLLAMA_MODELS, or where Ollama keeps them by default."""
+    named = given or os.environ.get("OLLAMA_MODELS")
+    if named:
+        return Path(named).expanduser()
+    return next((path for path in (Path(name).expanduser() for name in FOLDERS) if (path / "blobs").is_dir()), None)
+
+
+def ollama_settings() -> dict[str, str]:
+    """Return the settings of the Ollama that runs on this machine, as far as this process may read them.
+
+    They are read from the process of `ollama serve`, since the agent's own environment is another one.
+    """
+    for process in psutil.process_iter(["name"]):
+        try:
+            if "ollama" in (process.info["name"] or "").lower() and "serve" in process.cmdline():
+                return _shown(process.environ())
+        except (psutil.Error, OSError):
+            continue
+    return _shown(os.environ)
+
+
+def _shown(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: environment[name][:300] for name in SHOWN_SETTINGS if name in environment}
+
+
+def read_machine(
+    agent: str,
+    drivers: Sequence[GpuDriver],
+    folder: Path | None,
+    ollama: OllamaReport,
+    *,
+    can_restart: bool,
+) -> AgentReport:
+    """Return the report of this machine; runs in a thread."""
+    gpus, problems = read_gpus(drivers)
+    memory = psutil.virtual_memory()
+    disk = psutil.disk_usage(str(folder)) if folder is not None and folder.is_dir() else None
+    return AgentReport(
+        agent,
+        time.time(),
+        gpus,
+        memory.total,
+        memory.available,
+        disk.total if disk else None,
+        disk.free if disk else None,
+        _load(),
+        _temperature(),
+        ollama,
+        can_restart,
+        problems,
+    )
+
+
+def _load() -> float | None:
+    try:
+        return psutil.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def _temperature() -> float | None:
+    """Return the highest temperature of the processor's sensors in °C, None without one."""
+    read = getattr(psutil, "sensors_temperatures", None)  # not on all systems
+    found = read() if read is not None else {}
+    heats = [sensor.current for name in ("coretemp", "k10temp", "cpu_thermal") for sensor in found.get(name, ())]
+    return max(heats, default=None)

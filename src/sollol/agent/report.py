@@ -1,0 +1,109 @@
+"""Define the report of an agent, and check one that came over the network. Pure.
+
+An agent is as little trusted as a node: numbers have bounds, texts have lengths, and what contradicts itself or the
+node's own lists is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+import msgspec
+
+from sollol.core.types import LoadedModel
+
+SKEW_S: Final = 300.0  # of the agent's clock; an older report is stale
+VRAM_SEEN: Final = 0.5  # share of the memory that Ollama lists, which a GPU must have in use
+
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Text = Annotated[str, msgspec.Meta(max_length=300)]
+
+
+class BadReport(ValueError):
+    """A report that cannot be used, with the reason."""
+
+
+class GpuReport(msgspec.Struct, frozen=True):
+    """One GPU. None: the driver does not report it.
+
+    Attributes:
+        driver: nvidia, amd, apple or intel.
+        memory_bytes: All of its memory; what it shares with the machine on Apple's.
+        used_bytes: Memory in use, by all programs.
+        busy: Share of the time in which it worked.
+    """
+
+    name: Text
+    driver: Text
+    memory_bytes: Bytes | None = None
+    used_bytes: Bytes | None = None
+    busy: Share | None = None
+    temperature_c: Annotated[float, msgspec.Meta(ge=-50, le=200)] | None = None
+    power_w: Annotated[float, msgspec.Meta(ge=0, le=5_000)] | None = None
+
+
+class OllamaReport(msgspec.Struct, frozen=True):
+    """The Ollama beside the agent: its version, its OLLAMA_ settings, and why it does not answer."""
+
+    version: Text = ""
+    settings: Annotated[dict[Text, Text], msgspec.Meta(max_length=100)] = {}
+    why: Text = ""
+
+
+class AgentReport(msgspec.Struct, frozen=True):
+    """The facts about one machine.
+
+    Attributes:
+        at: When it was made, in seconds since 1970.
+        memory_bytes, available_bytes: Of the machine.
+        disk_free_bytes: On the disk of the models; None if their folder is unknown.
+        can_restart: Its owner has named a command that restarts Ollama.
+        problems: What could not be read, in words.
+    """
+
+    agent: Text
+    at: float
+    gpus: Annotated[tuple[GpuReport, ...], msgspec.Meta(max_length=64)] = ()
+    memory_bytes: Bytes = 0
+    available_bytes: Bytes = 0
+    disk_bytes: Bytes | None = None
+    disk_free_bytes: Bytes | None = None
+    load: Annotated[float, msgspec.Meta(ge=0, le=100_000)] | None = None
+    temperature_c: Annotated[float, msgspec.Meta(ge=-50, le=200)] | None = None
+    ollama: OllamaReport = OllamaReport()
+    can_restart: bool = False
+    problems: Annotated[tuple[Text, ...], msgspec.Meta(max_length=20)] = ()
+
+
+def parse_report(raw: bytes, now: float) -> AgentReport:
+    """Return the report in `raw`. `now`: in seconds since 1970.
+
+    Raises:
+        BadReport: It has another form, impossible values, or another time.
+    """
+    try:
+        found = msgspec.json.decode(raw, type=AgentReport)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadReport(f"its report cannot be used: {error}") from None
+    if abs(found.at - now) > SKEW_S:
+        raise BadReport(f"its report is {abs(found.at - now):,.0f} s away from the time here")
+    if found.available_bytes > found.memory_bytes:
+        raise BadReport("it reports more free memory than there is")
+    if found.disk_bytes is not None and (found.disk_free_bytes or 0) > found.disk_bytes:
+        raise BadReport("it reports more room on the disk than there is")
+    for gpu in found.gpus:
+        if gpu.memory_bytes is not None and (gpu.used_bytes or 0) > gpu.memory_bytes:
+            raise BadReport(f"it reports more memory in use on {gpu.name} than there is")
+    return found
+
+
+def contradiction(report: AgentReport, loaded: Mapping[str, LoadedModel]) -> str:
+    """Return how a report contradicts the node's own list of models in memory, "" if it does not."""
+    listed = sum(model.size_vram for model in loaded.values())
+    known = [gpu for gpu in report.gpus if gpu.used_bytes is not None]
+    used = sum(gpu.used_bytes or 0 for gpu in known)
+    if listed and report.gpus and len(known) == len(report.gpus) and used < VRAM_SEEN * listed:
+        return f"it reports {used:,} bytes in use on the GPU, while Ollama lists {listed:,} there"
+    return ""
