@@ -120,7 +120,8 @@ def test_a_wrong_variable_is_named_with_its_value(variable: Any, value: Any, exp
         ("nodes = [{host = [1]}]", "nodes: [{'host': [1]}] cannot be used"),
         (
             "nods = []",
-            "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery], [redis], [otel] and [agents]",
+            "nods is not a setting; expected nodes, app_name, observer_sampling, [discovery], [redis], [otel] and "
+            "[agents]",
         ),
         ("app_name = 3", "app_name: 3 cannot be used; expected a name"),
         ("app_name = ''", "app_name: '' cannot be used; expected a name"),
