@@ -43,12 +43,6 @@ def taken(verb: str, given: dict[str, Any]) -> tuple[CallOptions, Mapping[str, A
     return take_former(verb, CallOptions(), given, FIELDS.get(verb, EMBED_FIELDS))
 
 
-@pytest.fixture
-def _unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keywords, "_warned", set())
-
-
-@pytest.mark.usefixtures("_unwarned")
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("option", sorted(keywords.OPTIONS))
 def test_every_option_is_taken_and_shown_its_place(verb: str, option: str) -> None:
@@ -59,7 +53,6 @@ def test_every_option_is_taken_and_shown_its_place(verb: str, option: str) -> No
         taken(verb, {option: 2, "options": {option: 3}})
 
 
-@pytest.mark.usefixtures("_unwarned")
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     ("given", "mode", "words"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sollol.core.endpoint import parse_endpoint
+from sollol.duties import in_thread
 from sollol.errors import SollolError
 from sollol.gateway.app import Gateway
 from sollol.gateway.settings import GatewaySettings, Listen
@@ -33,7 +34,7 @@ class GatewayThread:
         self._failed: list[BaseException] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="sollol-gateway", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> str:
         """Serve in the background; return the URL.
@@ -41,7 +42,7 @@ class GatewayThread:
         Raises:
             AddressUnavailable: The address cannot be bound.
         """
-        self._thread.start()
+        self._thread = in_thread("sollol-gateway", self._run)
         self._ready.wait()
         if self._failed:
             raise self._failed[0]
@@ -55,16 +56,16 @@ class GatewayThread:
     @property
     def running(self) -> bool:
         """Check whether the gateway is being served."""
-        return self._ready.is_set() and self._thread.is_alive()
+        return self._ready.is_set() and self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Wait until the gateway has ended."""
-        while self._thread.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             self._thread.join(0.5)  # bounded, because Windows delivers Ctrl-C only in between
 
     def stop(self) -> None:
         """End it; running requests may finish for a moment. It may be called more than once."""
-        if self.running and self._loop is not None:
+        if self.running and self._thread is not None and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended meanwhile
                 self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join(STOP_S)
@@ -76,6 +77,8 @@ class GatewayThread:
                 runner.run(self._serve())
         except BaseException as error:
             self._failed.append(error)
+            if self._ready.is_set():
+                raise
         finally:
             self._ready.set()
 
