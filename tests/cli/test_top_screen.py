@@ -277,6 +277,14 @@ def test_a_gateway_with_keys_takes_the_admin_key(cluster: Cluster) -> None:
         assert BOSS.encode() not in screen.written
 
 
+def test_a_key_without_admin_rights_only_looks(cluster: Cluster) -> None:
+    ring = Keyring([Key("ann", hash_of(BOSS), app="anns-app")], required=True)
+    with gateway_over(cluster.urls, keyring=ring) as stage, top(stage.url, SOLLOL_API_KEY=BOSS) as screen:
+        screen.shows("SOLLOL  anns-app  2 of 2 nodes up", "shows the requests of 'anns-app' only")
+        screen.press("d")
+        screen.shows("drain: this key may only look; actions need one made with --admin")
+
+
 # --- where there is no gateway ---
 
 

@@ -135,6 +135,8 @@ def test_a_key_without_admin_rights_sees_its_own_application(browser: Any) -> No
         tab.wait_for_selector("#nodes .node")
         tab.get_by_text("1 of 1 nodes up. This key shows the requests of 'anns-app' only.").wait_for()
         assert tab.locator("#recent-table tbody tr").count() == 1
+        assert not tab.locator("#tiles").get_by_text("Requests/s").is_visible()  # a 0 that nobody measured
+        tab.locator("#tiles").get_by_text("of 1 requests").wait_for()
         assert "bobs-app" not in tab.content()
         for hidden in ("#chart", "#events", "#applications-section", "[data-tab=settings]"):
             assert not tab.locator(hidden).is_visible()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -210,6 +211,39 @@ def test_from_the_client_over_the_gateway_to_the_node(
         assert (request.trace_id, request.parent_id, request.state) == (TRACE, SPAN, "vendor=1,other=2")
         assert f"00-{TRACE}-{attempt.span_id}-01" in sent.headers("/api/chat")
     assert [state for state in sent.headers("/api/chat", "tracestate") if state] == ["vendor=1,other=2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/chat/completions", f"chat {MODEL}"),
+        ("/v1/messages", f"chat {MODEL}"),
+        ("/v1/completions", f"text_completion {MODEL}"),
+        ("/api/embed", "embeddings embedder"),
+        ("/v1/embeddings", "embeddings embedder"),
+    ],
+)
+def test_each_api_of_the_gateway_takes_the_context(
+    path: str, name: str, sink: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sollol.sim import ModelSpec
+
+    embedder = ModelSpec("embedder", "embed", 300_000_000, dim=8)
+    spec = talker(1, 5_000.0)
+    with sim_cluster([replace(spec, models=(*spec.models, embedder))]) as nodes:
+        sent = Sent(nodes)
+        with traced_gateway(nodes, sink, monkeypatch) as stage, stage.client() as client:
+            body: dict[str, Any] = {"model": MODEL, "messages": HELLO, "prompt": "x", "max_tokens": 3}
+            if name.startswith("embeddings"):
+                body = {"model": "embedder", "input": [f"text {number}" for number in range(100)]}
+            answer = client.post(path, json=body, headers={"traceparent": f"00-{TRACE}-{SPAN}-01"})
+            assert answer.status_code == 200, answer.text
+            sink.until(lambda: sink.trees())
+    ((request, attempts),) = sink.trees()
+    assert (request.trace_id, request.parent_id, request.name) == (TRACE, SPAN, f"{name}:latest")
+    assert attempts
+    headers = {header for call in sent.calls for key, header in call.headers if key.lower() == "traceparent"}
+    assert {f"00-{TRACE}-{attempt.span_id}-01" for attempt in attempts} == headers
 
 
 def test_from_the_span_of_a_program_through_a_pool(cluster: Cluster, sink: Receiver) -> None:

@@ -67,6 +67,11 @@ class Remote:
         """Check whether it is a gateway, which can be changed."""
         return self._prefix == GATEWAY
 
+    @property
+    def _shown(self) -> str:
+        """Where the data of the dashboard are."""
+        return f"/dashboard{DASHBOARD}" if self.is_gateway else self._prefix
+
     async def greet(self) -> None:
         """Check that a dashboard or gateway answers; a gateway does so without a key.
 
@@ -79,8 +84,8 @@ class Remote:
             raise NoAnswer(f"{self.url} does not answer as a SOLLOL gateway")
 
     async def snapshot(self) -> dict[str, Any]:
-        """Return the present snapshot."""
-        found = await self._get("snapshot")
+        """Return the present snapshot; of a gateway, that of the dashboard, which each key has."""
+        found = await self._send("GET", "snapshot", prefix=self._shown)
         if not found.keys() >= _NEEDED:
             raise NoAnswer(f"{self.url} does not answer as a SOLLOL dashboard")
         return found
@@ -102,7 +107,7 @@ class Remote:
 
     async def series(self) -> dict[str, Any]:
         """Return the work of the last five minutes, in the shape of `pool.series()`."""
-        return await self._send("GET", "series/5m", prefix="/dashboard/api" if self.is_gateway else DASHBOARD)
+        return await self._send("GET", "series/5m", prefix=self._shown)
 
     async def post(self, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send a change to a gateway; return its answer.

@@ -37,7 +37,8 @@ EPILOG = """\
   --url, else a gateway (port 11435) or a dashboard (port 8080) on this
   machine, else the nodes themselves. --nodes means the nodes themselves,
   --redis all applications that share the Redis of the settings.
-  A gateway with keys requires one with --admin, in SOLLOL_API_KEY.
+  A gateway with keys requires one in SOLLOL_API_KEY: with --admin it
+  shows all and acts, else it shows its own application.
   Without a terminal it prints one frame, as with --once.
 
 [bold]Keys[/bold]

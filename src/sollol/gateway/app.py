@@ -6,9 +6,7 @@ task each, which is cancelled when the client leaves.
 
 from __future__ import annotations
 
-import errno
 import secrets
-import socket
 from typing import Any, Final
 
 from sollol.core.types import EMBED
@@ -31,6 +29,7 @@ from sollol.gateway.formats.api_formats import ApiFormat
 from sollol.gateway.formats.bodies import is_large, normalise_body, read_fields
 from sollol.gateway.formats.error_responses import error_body
 from sollol.gateway.inference import embeddings, single
+from sollol.gateway.listening import bound_port
 from sollol.gateway.metrics_server import MetricsServer
 from sollol.gateway.own_view import OwnFeeds
 from sollol.gateway.paths import normal_path, redirect
@@ -124,7 +123,7 @@ class Gateway(HttpServer):
             self._agents.start(duties)
         keep_alerting(duties, self.pool, self.engine, self.settings.alerts)
         outbox = self.transport.on_this_loop()
-        port = await _bound(self, duties, outbox, listen.host, listen.port, "--host or --port")
+        port = await bound_port(self, duties, outbox, listen.host, listen.port, "--host or --port")
         if self.settings.metrics.listen is not None:
             try:
                 await self._serve_metrics(outbox)
@@ -146,7 +145,7 @@ class Gateway(HttpServer):
         """Serve the metrics at their own address."""
         metrics = MetricsServer(self.settings.metrics, self.keyring, self.engine)
         duties = Duties(self.engine.dispatcher.fault)
-        self.metrics_port = await _bound(metrics, duties, outbox, *metrics.settings.address, "listen in [metrics]")
+        self.metrics_port = await bound_port(metrics, duties, outbox, *metrics.settings.address, "listen in [metrics]")
         self._metrics = metrics
 
     def apply(self, settings: GatewaySettings) -> list[str]:
@@ -358,20 +357,6 @@ class Gateway(HttpServer):
             infer(api_format, self.context, request)
 
 
-async def _bound(server: HttpServer, duties: Duties, outbox: Outbox, host: str, port: int, setting: str) -> int:
-    """Listen, and return the port.
-
-    Raises:
-        AddressUnavailable: The address cannot be bound.
-    """
-    try:
-        return await server.listen(duties, outbox, host, port)
-    except (OSError, UnicodeError) as error:
-        raise AddressUnavailable(
-            f"cannot listen on {host}:{port}: {error}; choose another {setting}", _may_pass(error)
-        ) from None
-
-
 def infer(api_format: ApiFormat, context: Context, request: Request) -> None:
     """Answer an inference with a normalised body.
 
@@ -408,10 +393,3 @@ def _parse_ahead(api_format: ApiFormat, request: Request) -> None:
         embeddings.parse_ahead(request)
     else:
         single.parse_ahead(api_format, request)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Check whether an error of listening may end by itself: an address in use, or a network that is down."""
-    if isinstance(error, socket.gaierror):
-        return error.errno == socket.EAI_AGAIN
-    return isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)

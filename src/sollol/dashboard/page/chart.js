@@ -135,11 +135,12 @@ const TILES = [
   { name: "Nodes up" }, { name: "Requests/s" }, { name: "Tokens/s" }, { name: "Items/s" },
   { name: "First token" }, { name: "Waiting" }, { name: "Failed" }, { name: "Of predicted time" },
 ];
+const OF_ALL = ["Requests/s", "Tokens/s", "Items/s", "First token"]; // from the series, which one application does not have
 const tileParts = TILES.map(({ name }) => {
   const value = el("dd"), more = el("small"), line = svg("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" }, "spark");
   const path = svg("polyline", { fill: "none", points: "" });
   line.append(path);
-  const box = el("div", name === "Nodes up" ? "" : "of-requests", el("dt", "", name), value, el("dd", "more", more), line);
+  const box = el("div", `${name === "Nodes up" ? "" : "of-requests"} ${OF_ALL.includes(name) ? "of-all" : ""}`, el("dt", "", name), value, el("dd", "more", more), line);
   byId("tiles").append(box);
   return { value, more, path };
 });
@@ -164,7 +165,8 @@ function showTiles(frame) {
   const eta = Math.max(0, ...frame.waiting.map((row) => row.eta_ms));
   rows.push([count(frame.waiting.length), frame.waiting.length ? `the last starts in ${time(eta)}` : "", series ? series.waiting : []]);
   const failed = series ? series.failed.reduce((a, b) => a + b, 0) : 0;
-  rows.push([count(failed), `in 5 min; ${count(frame.totals.failed_requests)} in all`, series ? series.failed : []]);
+  const total = frame.totals.failed_requests;
+  rows.push(frame.own ? [count(total), `of ${count(frame.totals.total_requests)} requests`, null] : [count(failed), `in 5 min; ${count(total)} in all`, series ? series.failed : []]);
   const { median, p90, count: known } = frame.calibration;
   rows.push([known ? times(median) : "–", known ? `p90 ${times(p90)}` : "", null]);
   rows.forEach(([value, more, values], place) => {
