@@ -30,6 +30,10 @@ def test_the_list_is_whole() -> None:
     assert all(row.ours and row.note for row in ROWS)
 
 
+def test_programs_that_ask_for_0_9_60_or_later_keep_this_version() -> None:
+    assert tuple(int(part) for part in sollol.__version__.split(".")[:2]) >= (0, 10)
+
+
 @pytest.mark.parametrize(("row", "name"), EACH, ids=lambda one: one if isinstance(one, str) else one.module)
 def test_a_name_can_be_imported_or_says_what_to_use(row: names.FormerRow, name: str) -> None:
     code = f"from sollol.{row.module} import {name} as found"
