@@ -165,6 +165,43 @@ def test_the_particularities_of_answers(tmp_path: Path) -> None:
     run(main)
 
 
+async def tensor_pull(client: httpx.AsyncClient, url: str) -> tuple[bytes, list[int]]:
+    """Read a blob as x/transfer/download.go does: find its place first, and read a 200 of that to its end."""
+    headers = {"User-Agent": "ollama-transfer/1.0"}
+    statuses = []
+    place = httpx.URL(url)
+    for _ in range(10):
+        found = await client.get(place, headers=headers)
+        statuses.append(found.status_code)
+        if found.status_code == 200:
+            break
+        target = httpx.URL(found.headers["location"])
+        there = (target.host, target.port) != (place.host, place.port)
+        place = target
+        if there:
+            break
+    answer = await client.get(place, headers=headers, follow_redirects=True)
+    statuses.append(answer.status_code)
+    return answer.content, statuses
+
+
+def test_a_blob_of_a_model_of_tensors_comes_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with registry(tmp_path) as made, web() as client:
+            grant = grant_of(made)
+            source = client_in(tmp_path / "a")
+            with_model(source, name_at(made, grant))
+            await source.push(name_at(made, grant), silent)
+            url = f"{base(made, grant)}/blobs/{weights_of(source.store)}"
+            before = made.service.sent_bytes
+            body, statuses = await tensor_pull(client, url)
+            assert statuses == [307, 200]
+            assert hashlib.sha256(body).hexdigest() in url
+            assert made.service.sent_bytes - before == SIZE, "not twice"
+
+    run(main)
+
+
 def test_a_client_that_needs_only_the_head_costs_little(tmp_path: Path) -> None:
     async def main() -> None:
         async with registry(tmp_path) as made:
