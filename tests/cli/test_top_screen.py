@@ -327,15 +327,26 @@ def test_the_gateway_goes_and_comes_back(cluster: Cluster) -> None:
 # --- the end ---
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "term", "q"])
+@pytest.mark.parametrize("how", ["ctrl-c", "term", "hup", "q"])
 def test_every_end_restores_the_terminal(stage: Stage, how: str) -> None:
     with top(stage.url) as screen:
         screen.shows("2 of 2 nodes up")
         assert screen.display.cursor.hidden
-        if how == "term":
-            screen.process.send_signal(signal.SIGTERM)
+        if how in ("term", "hup"):
+            screen.process.send_signal(signal.SIGTERM if how == "term" else signal.SIGHUP)
         else:
             screen.press("\x03" if how == "ctrl-c" else "q")
         assert screen.ended() == 0
         assert screen.is_restored()
         assert b"Traceback" not in screen.written
+
+
+def test_a_suspended_one_gives_the_terminal_back_and_goes_on(stage: Stage) -> None:
+    with top(stage.url) as screen:
+        screen.shows("2 of 2 nodes up")
+        screen.process.send_signal(signal.SIGTSTP)
+        screen.until(lambda: screen.written.endswith(b"\x1b[?1049l"))
+        screen.process.send_signal(signal.SIGCONT)
+        screen.until(lambda: screen.written.count(b"\x1b[?1049h") == 2)
+        screen.press("?")
+        screen.shows("Esc back")
