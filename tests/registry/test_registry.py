@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from tests.registry.stage import (
     until,
     with_model,
 )
+
+KEY = "k" * 20
 
 
 def web() -> httpx.AsyncClient:
@@ -321,12 +325,17 @@ class CuttingUpstream:
         writer.close()
 
 
-def upstream_of(folder: Path) -> tuple[CuttingUpstream, str]:
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[tuple[CuttingUpstream, str]]:
+    """An upstream registry with the model, and its URL."""
     store = OllamaStore(folder)
-    weights = f"sha256:{store.make(MODEL).digest}"
+    store.make(MODEL)
     raw = store.manifest(parse_name(MODEL.name))
     assert raw is not None
-    return CuttingUpstream({d: store.blob(d).read_bytes() for d in digests_of(json.loads(raw))}, raw), weights
+    upstream = CuttingUpstream({d: store.blob(d).read_bytes() for d in digests_of(json.loads(raw))}, raw)
+    server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
+    yield upstream, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
 
 
 @pytest.mark.parametrize("ignores_range", [False, True])
@@ -334,63 +343,54 @@ def test_a_fetch_that_is_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sollol.registry.upstream.PAUSE_S", 0.001)
 
     async def main() -> None:
-        upstream, _ = upstream_of(tmp_path / "up")
-        upstream.cut_after = 1_300_000 if not ignores_range else None
-        server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        key = "k" * 20
-        if ignores_range:  # the beginning is here from before a restart
-            (tmp_path / "registry").mkdir()
-            digest, body = next((d, b) for d, b in upstream.blobs.items() if len(b) == SIZE)
-            (tmp_path / "registry" / f"{digest.replace(':', '-')}.partial").write_bytes(body[:1_000_000])
-            upstream.ignores_range = True
-        async with registry(tmp_path, upstream=url, key=key) as cache:
-            node = client_in(tmp_path / "n")
-            await node.pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
-            assert cache.service.fetches is not None
-            blobs = sum(map(len, upstream.blobs.values()))
-            assert cache.service.fetches.fetched_bytes == blobs - (1_000_000 if ignores_range else 0)
-        server.close()
+        async with serving(tmp_path / "up") as (upstream, url):
+            upstream.cut_after = 1_300_000 if not ignores_range else None
+            key = KEY
+            if ignores_range:  # the beginning is here from before a restart
+                (tmp_path / "registry").mkdir()
+                digest, body = next((d, b) for d, b in upstream.blobs.items() if len(b) == SIZE)
+                (tmp_path / "registry" / f"{digest.replace(':', '-')}.partial").write_bytes(body[:1_000_000])
+                upstream.ignores_range = True
+            async with registry(tmp_path, upstream=url, key=key) as cache:
+                node = client_in(tmp_path / "n")
+                await node.pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
+                assert cache.service.fetches is not None
+                blobs = sum(map(len, upstream.blobs.values()))
+                assert cache.service.fetches.fetched_bytes == blobs - (1_000_000 if ignores_range else 0)
 
     run(main)
 
 
 def test_an_upstream_that_lies_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        upstream, _ = upstream_of(tmp_path / "up")
-        upstream.lies = True
-        server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        key = "k" * 20
-        async with registry(tmp_path, upstream=url, key=key) as cache:
-            node = client_in(tmp_path / "n")
-            with pytest.raises(TransferFailed):
-                await node.pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
-            assert [f for f in cache.service.store.folder.iterdir() if f.stat().st_size == SIZE] == []
-            sent = upstream.sent
-            with pytest.raises(TransferFailed):
-                await client_in(tmp_path / "m").pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
-            assert upstream.sent == sent, "it is not fetched again and again"
-            upstream.lies = False
-            monkeypatch.setattr("sollol.registry.upstream.WRONG_S", 0.0)
-            await client_in(tmp_path / "o").pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
-        server.close()
+        async with serving(tmp_path / "up") as (upstream, url):
+            upstream.lies = True
+            key = KEY
+            async with registry(tmp_path, upstream=url, key=key) as cache:
+                node = client_in(tmp_path / "n")
+                with pytest.raises(TransferFailed):
+                    await node.pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
+                assert [f for f in cache.service.store.folder.iterdir() if f.stat().st_size == SIZE] == []
+                sent = upstream.sent
+                with pytest.raises(TransferFailed):
+                    await client_in(tmp_path / "m").pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
+                assert upstream.sent == sent, "it is not fetched again and again"
+                upstream.lies = False
+                monkeypatch.setattr("sollol.registry.upstream.WRONG_S", 0.0)
+                await client_in(tmp_path / "o").pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
 
     run(main)
 
 
 def test_no_room_is_noticed_before_the_first_byte(tmp_path: Path) -> None:
     async def main() -> None:
-        upstream, _ = upstream_of(tmp_path / "up")
-        server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        key = "k" * 20
-        async with registry(tmp_path, most=SIZE // 2, upstream=url, key=key) as cache:
-            node = client_in(tmp_path / "n")
-            with pytest.raises(TransferFailed):
-                await node.pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
-            assert upstream.sent == 0
-        server.close()
+        async with serving(tmp_path / "up") as (upstream, url):
+            key = KEY
+            async with registry(tmp_path, most=SIZE // 2, upstream=url, key=key) as cache:
+                node = client_in(tmp_path / "n")
+                with pytest.raises(TransferFailed):
+                    await node.pull(parse_name(f"127.0.0.1:{cache.port}/{key}/llama3.2"), silent)
+                assert upstream.sent == 0
 
     run(main)
 
@@ -428,20 +428,17 @@ def test_the_error_of_a_part_has_no_body_that_could_become_part_of_the_blob(tmp_
     """Ollama's client copies whatever comes, and does not look at the status."""
 
     async def main() -> None:
-        upstream, _ = upstream_of(tmp_path / "up")
-        server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        key = "k" * 20
-        async with registry(tmp_path, most=SIZE // 2, upstream=url, key=key) as cache, web() as client:
-            place = f"http://127.0.0.1:{cache.service.blob_port}/v2/{key}/llama3.2"
-            await client.get(f"{place}/manifests/latest")
-            digest = next(d for d, blob in upstream.blobs.items() if len(blob) == SIZE)
-            for path in (f"{place}/blobs/sha256:{'0' * 64}", f"{place.replace(key, 'x' * 20)}/blobs/{digest}"):
-                refused = await client.get(path, headers={"Range": "bytes=0-9"})
-                assert (refused.status_code, refused.content) == (404, b"")
-            with pytest.raises(httpx.RemoteProtocolError):  # there is no room
-                await client.get(f"{place}/blobs/{digest}", headers={"Range": "bytes=0-9"})
-        server.close()
+        async with serving(tmp_path / "up") as (upstream, url):
+            key = KEY
+            async with registry(tmp_path, most=SIZE // 2, upstream=url, key=key) as cache, web() as client:
+                place = f"http://127.0.0.1:{cache.service.blob_port}/v2/{key}/llama3.2"
+                await client.get(f"{place}/manifests/latest")
+                digest = next(d for d, blob in upstream.blobs.items() if len(blob) == SIZE)
+                for path in (f"{place}/blobs/sha256:{'0' * 64}", f"{place.replace(key, 'x' * 20)}/blobs/{digest}"):
+                    refused = await client.get(path, headers={"Range": "bytes=0-9"})
+                    assert (refused.status_code, refused.content) == (404, b"")
+                with pytest.raises(httpx.RemoteProtocolError):  # there is no room
+                    await client.get(f"{place}/blobs/{digest}", headers={"Range": "bytes=0-9"})
 
     run(main)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -20,6 +20,7 @@ from sollol.errors import BadInput, ResponseError
 
 if TYPE_CHECKING:
     from sollol.answers import Answer
+    from sollol.models.changes import Pull
     from sollol.models.desired import ModelPlan
     from sollol.models.inventory import NodeInventory
     from sollol.registry.seeders import Seeder
@@ -65,6 +66,10 @@ OnOption = Annotated[
     typer.Option(
         "--on", metavar="HOST:PORT", help="A node of the change; repeatable. Default: all.", show_default=False
     ),
+]
+LanOption = Annotated[
+    bool,
+    typer.Option("--lan", help="Download a model once: from a node that has it, over a registry of this machine."),
 ]
 ConfigOption = Annotated[
     str | None,
@@ -196,10 +201,7 @@ def _ago(at: float | None) -> str:
 def pull(
     model: Model,
     on: OnOption = None,
-    lan: Annotated[
-        bool,
-        typer.Option("--lan", help="Download it once: from a node that has it, over a registry of this machine."),
-    ] = False,
+    lan: LanOption = False,
     config: ConfigOption = None,
     nodes: NodesOption = None,
     as_json: JsonOption = False,
@@ -211,21 +213,29 @@ def pull(
         note(f"{plural(len(targets), 'node')}; the room on their disks is unknown to Ollama's API.")
 
     async def work(transport: HttpTransport) -> dict[str, str]:
-        from sollol.models.changes import plain_pull
-
-        if not lan:
-            return await _follow(plain_pull(transport)(model, targets), model, len(targets))
-        from sollol.models.distribution import Distribution
-
-        registry = await _registry(transport, targets, config)
-        try:
-            lines = Distribution(transport, registry, model, _seeders(everyone, config)).run(targets, everyone)
-            return await _follow(lines, model, len(targets))
-        finally:
-            await registry.aclose()
+        async with _pull_way(transport, everyone, config, lan=lan) as way:
+            return await _follow(way(model, targets), model, len(targets))
 
     outcomes = _run(work)
     _report(model, {node.key: outcomes.get(node.key, "no outcome") for node in targets}, as_json, "pulled")
+
+
+@contextlib.asynccontextmanager
+async def _pull_way(
+    transport: HttpTransport, nodes: Sequence[Endpoint], config: str | None, *, lan: bool
+) -> AsyncIterator[Pull]:
+    """Yield the function that pulls: over a registry of this machine with `lan`, else to each node by itself."""
+    from sollol.models.changes import plain_pull
+    from sollol.models.distribution import Distribution
+
+    if not lan:
+        yield plain_pull(transport)
+        return
+    registry, seeders = await _registry(transport, nodes, config), _seeders(nodes, config)
+    try:
+        yield lambda model, targets: Distribution(transport, registry, model, seeders).run(targets, nodes)
+    finally:
+        await registry.aclose()
 
 
 def _seeders(nodes: Sequence[Endpoint], config: str | None) -> dict[str, Seeder]:
@@ -424,6 +434,7 @@ def _report(model: str, outcomes: Mapping[str, str], as_json: bool, done: str) -
 @app.command()
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the changes and their reasons.")] = False,
+    lan: LanOption = False,
     config: ConfigOption = None,
     nodes: NodesOption = None,
     as_json: JsonOption = False,
@@ -440,25 +451,28 @@ def sync(
         raise BadInput(f'{file or "no file"} names no model; expected tables such as [models."llama3.2"] replicas = 2')
     chosen = settings.nodes if nodes is None and settings.nodes else fleet.choose(nodes).endpoints
     found = plan(settings.models, _run(lambda transport: read_inventory(transport, chosen)))
-    outcomes = {} if dry_run else _carry_out(found, chosen)
+    outcomes = {} if dry_run else _carry_out(found, chosen, config, lan=lan)
     _show_plan(found, outcomes, dry_run, as_json)
     if found.unmet or any(outcome != "success" for outcome in outcomes.values()):
         raise typer.Exit(1)
 
 
-def _carry_out(found: ModelPlan, nodes: Sequence[Endpoint]) -> dict[tuple[str, str, str], str]:
+def _carry_out(
+    found: ModelPlan, nodes: Sequence[Endpoint], config: str | None, *, lan: bool
+) -> dict[tuple[str, str, str], str]:
     from sollol.models.changes import carry_out
 
     outcomes: dict[tuple[str, str, str], str] = {}
 
-    async def work(transport: Transport) -> None:
-        lines = carry_out(transport, {node.key: node for node in nodes}, found.changes)
-        async with contextlib.aclosing(lines):
-            async for line in lines:
-                if "error" in line or line.get("status") == "success":
-                    key = (line["verb"], line["model"], line["node"])
-                    outcomes[key] = str(line.get("error") or "success")
-                    note(f"{' '.join(key)}: {printable(outcomes[key])}")
+    async def work(transport: HttpTransport) -> None:
+        async with _pull_way(transport, nodes, config, lan=lan) as way:
+            lines = carry_out(transport, {node.key: node for node in nodes}, found.changes, way)
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    if "error" in line or line.get("status") == "success":
+                        key = (line["verb"], line["model"], line["node"])
+                        outcomes[key] = str(line.get("error") or "success")
+                        note(f"{' '.join(key)}: {printable(outcomes[key])}")
 
     _run(work)
     return {change[:3]: outcomes.get(change[:3], "no outcome") for change in found.changes}

@@ -69,17 +69,20 @@ class Distribution:
             yield line
         if not wanted:
             return
+        left = {node.key: node for node in wanted}
         try:
             async with aclosing(self._supply(holders, wanted)) as supplying:
                 async for line in supplying:
-                    yield line
                     if line.get("status") == "success":  # the first target has it from its usual registry
-                        wanted = [node for node in wanted if node.key != line["node"]]
-            async with aclosing(merged([self._bring(node) for node in wanted])) as bringing:
+                        left.pop(line["node"], None)
+                    yield line
+            async with aclosing(merged([self._bring(node) for node in list(left.values())])) as bringing:
                 async for line in bringing:
+                    if "error" in line or line.get("status") == "success":
+                        left.pop(line["node"], None)
                     yield line
         except (SollolError, TransportFault, OSError) as error:
-            for node in wanted:
+            for node in left.values():
                 yield _error(node, f"{self._model} cannot be had: {_text(error)}")
         finally:
             if self._grant is not None:
@@ -143,7 +146,7 @@ class Distribution:
             async with aclosing(self._push([node.node for node in holders])) as pushing:
                 async for line in pushing:
                     yield line
-        elif service.fetches is not None:
+        elif service.fetches is not None and "/" not in self._namespace:  # no name of another registry
             self._grant = service.grants.issue(full, loop.time(), upstream=self._namespace)
         else:
             async with aclosing(self._pull_first(wanted)) as pulling:
@@ -197,8 +200,8 @@ class Distribution:
         """
         problems = []
         for node in holders:
-            long = self._long_name(node)
             try:
+                long = await self._long_name(node)
                 await self._call(node, "POST", "/api/copy", {"source": self._model, "destination": long})
                 try:
                     body = {"model": long, "insecure": True}
@@ -211,7 +214,7 @@ class Distribution:
                                 yield Answer({**line, "node": node.key, "phase": "push"})
                 finally:
                     await self._forget(node, long)
-            except (ResponseError, TransportFault) as error:
+            except (ResponseError, TransportFault, OSError) as error:
                 problems.append(f"{node.key}: {_text(error)}")
             else:
                 return
@@ -221,37 +224,51 @@ class Distribution:
 
     async def _bring(self, node: Endpoint) -> AsyncGenerator[Answer, None]:
         """Pull the model to one node, and give it its short name."""
-        long = self._long_name(node)
+        try:
+            long = await self._long_name(node)
+        except OSError as failed:
+            yield _error(node, f"there is no way to {node.key}: {failed}")
+            return
         error: Exception | None = None
-        for number in range(TRIES):
-            if number:
-                await asyncio.sleep(PAUSE_S * 2 ** (number - 1))
-            try:
-                lines = operations.stream_progress(
-                    self._transport, [node], "/api/pull", {"model": long, "insecure": True}
-                )
-                async with aclosing(lines):
-                    async for _, line in lines:
-                        if isinstance(line, Exception):
-                            raise line
-                        if line.get("status") != "success":
-                            yield Answer({**line, "node": node.key})
-                await self._call(node, "POST", "/api/copy", {"source": long, "destination": self._model})
-                await self._check(node)
-            except (ResponseError, TransportFault) as problem:
-                error = problem
-                if isinstance(problem, ResponseError) and any(word in problem.error for word in UNREACHABLE):
-                    async with aclosing(self._plain(node)) as plain:
-                        async for line in plain:
+        try:
+            for number in range(TRIES):
+                if number:
+                    await asyncio.sleep(PAUSE_S * 2 ** (number - 1))
+                try:
+                    async with aclosing(self._pulled(node, long)) as lines:
+                        async for line in lines:
                             yield line
+                except (ResponseError, TransportFault) as problem:
+                    error = problem
+                    if isinstance(problem, ResponseError) and any(word in problem.error for word in UNREACHABLE):
+                        async with aclosing(self._plain(node)) as plain:
+                            async for line in plain:
+                                yield line
+                        return
+                else:
+                    self._add_seeder(node)
+                    yield Answer(node=node.key, status="success")
                     return
-            else:
-                await self._forget(node, long)
-                self._add_seeder(node)
-                yield Answer(node=node.key, status="success")
-                return
-        await self._forget(node, long)
-        yield _error(node, _text(error))
+            yield _error(node, _text(error))
+        finally:
+            await self._forget(node, long)
+
+    async def _pulled(self, node: Endpoint, long: str) -> AsyncGenerator[Answer, None]:
+        """Pull the long name once, copy it to the short one, and check the version.
+
+        Raises:
+            ResponseError: The node refused, or lists another version.
+            TransportFault: It did not answer.
+        """
+        body = {"model": long, "insecure": True}
+        async with aclosing(operations.stream_progress(self._transport, [node], "/api/pull", body)) as lines:
+            async for _, line in lines:
+                if isinstance(line, Exception):
+                    raise line
+                if line.get("status") != "success":
+                    yield Answer({**line, "node": node.key})
+        await self._call(node, "POST", "/api/copy", {"source": long, "destination": self._model})
+        await self._check(node)
 
     def _add_seeder(self, node: Endpoint) -> None:
         """Let a node that has the model now send it to the others, if its agent can."""
@@ -278,9 +295,10 @@ class Distribution:
             async for line in lines:
                 yield line
 
-    def _long_name(self, node: Endpoint) -> str:
+    async def _long_name(self, node: Endpoint) -> str:
         assert self._grant is not None
-        return f"{address_for(node)}:{self._registry.port}/{self._grant.namespace}/{self._name}:{self._tag}"
+        address = await asyncio.to_thread(address_for, node)  # may look a name up
+        return f"{address}:{self._registry.port}/{self._grant.namespace}/{self._name}:{self._tag}"
 
     async def _call(self, node: Endpoint, method: str, path: str, body: dict[str, Any]) -> None:
         await operations.fetch_bytes(self._transport, node, method, path, body)

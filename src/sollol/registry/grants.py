@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sollol.registry.manifest import Manifest
 
-KEPT_MOST: Final = 100  # models of a key whose blobs can be requested
+KEPT_MOST: Final = 20  # models of a key whose blobs can be requested
 HOURS_S: Final = 6 * 3600.0  # the longest life of a one-time path
 
 
