@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from sollol.cli import fleet
-from sollol.cli.console import note, plural, print_json, printable, say, seconds, size, stdout, table, warn
+from sollol.cli.console import note, plural, print_json, printable, say, size, stdout, table, warn
 from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.cli.model_plan import plan
+from sollol.cli.model_pull import follow, pull_way
+from sollol.cli.model_table import ago, look, memory_of, rows_of
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ResponseError
 
 if TYPE_CHECKING:
     from sollol.answers import Answer
-    from sollol.models.changes import Pull
     from sollol.models.desired import ModelPlan
-    from sollol.models.inventory import NodeInventory
-    from sollol.registry.seeders import Seeder
-    from sollol.registry.server import Registry
     from sollol.transport.base import Transport
     from sollol.transport.http import HttpTransport
 
@@ -117,8 +114,8 @@ def _targets(nodes: str | None, on: Sequence[str] | None) -> tuple[Endpoint, ...
 def list_models(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
     """Show the models of all nodes: digest, size, place in memory, last use."""
     chosen = fleet.choose(nodes)
-    found, used = _run(lambda transport: _look(transport, chosen.endpoints))
-    rows = _rows(found, used)
+    found, used = _run(lambda transport: look(transport, chosen.endpoints))
+    rows = rows_of(found, used)
     down = [{"node": node.key, "why": node.why} for node in found if node.why]
     if as_json:
         print_json({"models": rows, "down": down})
@@ -130,7 +127,7 @@ def list_models(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
             name = "" if row["model"] == before else printable(row["model"])
             before = row["model"]
             digest = row["digest"].removeprefix("sha256:")[:12] + (" !" if row["differs"] else "")
-            made.add_row(name, row["node"], size(row["size"]), digest, _memory(row), _ago(row["last_used"]))
+            made.add_row(name, row["node"], size(row["size"]), digest, memory_of(row), ago(row["last_used"]))
         stdout().print(made)
     models = len({row["model"] for row in rows})
     note(f"{plural(models, 'model')} on {len(found) - len(down)} of {plural(len(found), 'node')} (from {chosen.how}).")
@@ -138,60 +135,6 @@ def list_models(nodes: NodesOption = None, as_json: JsonOption = False) -> None:
         note("! marks a model whose version differs between nodes; `sollol models pull NAME` makes them the same.")
     for node in down:
         note(f"  {node['node']} is down: {printable(node['why'])}")
-
-
-async def _look(
-    transport: Transport, endpoints: Sequence[Endpoint]
-) -> tuple[list[NodeInventory], dict[tuple[str, str], float]]:
-    """Return the models of the nodes, and when a gateway on this machine used them last."""
-    from sollol.cli.attach import NoAnswer, attach
-    from sollol.models.inventory import read_inventory
-
-    async def used() -> dict[tuple[str, str], float]:
-        with contextlib.suppress(NoAnswer):
-            remote = await attach(transport, None, None)
-            if remote is not None and remote.is_gateway:
-                rows = (await remote.models())["models"]
-                return {(row["model"], row["node"]): row["last_used"] for row in rows if row["last_used"]}
-        return {}
-
-    return await asyncio.gather(read_inventory(transport, endpoints), used())
-
-
-def _rows(found: Sequence[NodeInventory], used: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
-    from sollol.models.inventory import is_pinned
-
-    digests: dict[str, set[str]] = {}
-    for node in found:
-        for name, stored in node.stored.items():
-            digests.setdefault(name, set()).add(stored.digest)
-    rows = []
-    for node in found:
-        for name, stored in node.stored.items():
-            loaded = node.loaded.get(name)
-            rows.append(
-                {
-                    "model": name,
-                    "node": node.key,
-                    **stored._asdict(),
-                    "differs": len(digests[name]) > 1,
-                    "processor": loaded.processor if loaded else None,
-                    "gpu_share": loaded.gpu_share if loaded else None,
-                    "pinned": is_pinned(loaded),
-                    "last_used": used.get((name, node.key)),
-                }
-            )
-    return sorted(rows, key=lambda row: (row["model"], row["node"]))
-
-
-def _memory(row: Mapping[str, Any]) -> str:
-    if row["processor"] is None:
-        return "-"
-    return f"{row['processor']}, pinned" if row["pinned"] else str(row["processor"])
-
-
-def _ago(at: float | None) -> str:
-    return "-" if at is None else f"{seconds(max(0.0, datetime.now(UTC).timestamp() - at))} ago"
 
 
 # --- changes of the disks ---
@@ -213,88 +156,11 @@ def pull(
         note(f"{plural(len(targets), 'node')}; the room on their disks is unknown to Ollama's API.")
 
     async def work(transport: HttpTransport) -> dict[str, str]:
-        async with _pull_way(transport, everyone, config, lan=lan) as way:
-            return await _follow(way(model, targets), model, len(targets))
+        async with pull_way(transport, everyone, config, lan=lan) as way:
+            return await follow(way(model, targets), model, len(targets))
 
     outcomes = _run(work)
     _report(model, {node.key: outcomes.get(node.key, "no outcome") for node in targets}, as_json, "pulled")
-
-
-@contextlib.asynccontextmanager
-async def _pull_way(
-    transport: HttpTransport, nodes: Sequence[Endpoint], config: str | None, *, lan: bool
-) -> AsyncIterator[Pull]:
-    """Yield the function that pulls: over a registry of this machine with `lan`, else to each node by itself."""
-    from sollol.models.changes import plain_pull
-    from sollol.models.distribution import Distribution
-
-    if not lan:
-        yield plain_pull(transport)
-        return
-    registry, seeders = await _registry(transport, nodes, config), _seeders(nodes, config)
-    try:
-        yield lambda model, targets: Distribution(transport, registry, model, seeders).run(targets, nodes)
-    finally:
-        await registry.aclose()
-
-
-def _seeders(nodes: Sequence[Endpoint], config: str | None) -> dict[str, Seeder]:
-    """Return the agents that may run beside the nodes, if the settings have their key."""
-    from sollol.config import find_file, load_settings
-    from sollol.registry.seeders import Seeder
-
-    settings = load_settings(config=find_file(config))
-    key = settings.agents_key
-    return {node.key: Seeder(Endpoint(node.host, settings.agents_port).url, key) for node in nodes} if key else {}
-
-
-async def _registry(transport: HttpTransport, targets: Sequence[Endpoint], config: str | None) -> Registry:
-    """Open a registry for the time of a command, at an address that the targets can call."""
-    import msgspec
-
-    from sollol.cli.serving import start_registry
-    from sollol.config import find_file, load_settings
-    from sollol.duties import log_fault
-    from sollol.gateway.settings import gateway_settings
-    from sollol.http_server.host_guard import is_loopback
-
-    file = find_file(config)
-    settings = gateway_settings(load_settings(config=file), file or "").registry
-    host = "127.0.0.1" if all(is_loopback(node.host) for node in targets) else "0.0.0.0"
-    return await start_registry(msgspec.structs.replace(settings, host=host, port=0), transport, log_fault)
-
-
-async def _follow(lines: AsyncGenerator[Answer, None], what: str, nodes: int) -> dict[str, str]:
-    """Show the progress of all nodes as one bar; return the outcome of each node."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from sollol.cli.console import stderr
-    from sollol.models.progress import MergedProgress
-
-    merged = MergedProgress(nodes)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr(), transient=True, disable=not stderr().is_terminal) as bar:
-        task = bar.add_task(printable(what), total=None)
-        async with contextlib.aclosing(lines):
-            async for line in lines:
-                if line.get("phase") == "push":
-                    bar.update(task, description=f"{printable(what)} from {line['node']}")
-                    continue
-                merged.add(line)
-                done = len(merged.outcomes)
-                bar.update(
-                    task,
-                    total=merged.total or None,
-                    completed=merged.completed,
-                    description=f"{printable(what)}, {done} of {plural(nodes, 'node')}",
-                )
-    return merged.outcomes
 
 
 @app.command()
@@ -465,7 +331,7 @@ def _carry_out(
     outcomes: dict[tuple[str, str, str], str] = {}
 
     async def work(transport: HttpTransport) -> None:
-        async with _pull_way(transport, nodes, config, lan=lan) as way:
+        async with pull_way(transport, nodes, config, lan=lan) as way:
             lines = carry_out(transport, {node.key: node for node in nodes}, found.changes, way)
             async with contextlib.aclosing(lines):
                 async for line in lines:
