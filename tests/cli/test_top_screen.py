@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -345,6 +346,7 @@ def test_a_suspended_one_gives_the_terminal_back_and_goes_on(stage: Stage) -> No
     with top(stage.url) as screen:
         screen.shows("2 of 2 nodes up")
         screen.process.send_signal(signal.SIGTSTP)
+        screen.until(lambda: os.waitid(os.P_PID, screen.process.pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG))
         screen.until(lambda: screen.written.endswith(b"\x1b[?1049l"))
         screen.process.send_signal(signal.SIGCONT)
         screen.until(lambda: screen.written.count(b"\x1b[?1049h") == 2)
