@@ -222,6 +222,21 @@ def test_no_room_here_is_told_before_anything_is_sent(tmp_path: Path) -> None:
         run(main)
 
 
+def test_a_node_whose_agent_reports_a_full_disk_is_left_out(tmp_path: Path) -> None:
+    with nodes_in(tmp_path, 3) as cluster:
+
+        async def main() -> None:
+            nodes = endpoints(cluster)
+            async with opened(tmp_path) as (transport, registry):
+                rooms = {nodes[1].key: SIZE // 2, nodes[2].key: 2 * SIZE}
+                spread = Distribution(transport, registry, "llama3.2", rooms=rooms)
+                errors = {line["node"]: line["error"] async for line in spread.run(nodes, nodes) if "error" in line}
+                assert list(errors) == [nodes[1].key]
+                assert "1,000,000 are free on its disk" in errors[nodes[1].key]
+
+        run(main)
+
+
 def test_an_absent_model_and_a_node_that_is_down(tmp_path: Path) -> None:
     with nodes_in(tmp_path, 1, holders=0) as cluster:
 

@@ -30,6 +30,12 @@ def agent_of(node: Endpoint, port: int, key: str) -> Endpoint:
     return with_key(Endpoint(node.host, port), key)
 
 
+def rooms_of(states: Mapping[str, AgentState]) -> dict[str, int]:
+    """Return node -> free bytes on the disk of its models, where an agent reports them."""
+    reports = {node: state.report for node, state in states.items() if state.report is not None}
+    return {node: found.disk_free_bytes for node, found in reports.items() if found.disk_free_bytes is not None}
+
+
 async def read_agent(
     transport: Transport, agent: Endpoint, loaded: Mapping[str, LoadedModel], *, ran: bool = False
 ) -> AgentState:

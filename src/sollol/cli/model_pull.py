@@ -11,9 +11,11 @@ from sollol.core.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from sollol.answers import Answer
+    from sollol.core.types import LoadedModel
     from sollol.models.changes import Pull
     from sollol.registry.seeders import Seeder
     from sollol.registry.server import Registry
+    from sollol.transport.base import Transport
     from sollol.transport.http import HttpTransport
 
 
@@ -28,11 +30,25 @@ async def pull_way(
     if not lan:
         yield plain_pull(transport)
         return
+    rooms = await read_rooms(transport, nodes, config)
     registry, seeders = await _registry(transport, nodes, config), _seeders(nodes, config)
     try:
-        yield lambda model, targets: Distribution(transport, registry, model, seeders).run(targets, nodes)
+        yield lambda model, targets: Distribution(transport, registry, model, seeders, rooms).run(targets, nodes)
     finally:
         await registry.aclose()
+
+
+async def read_rooms(transport: Transport, nodes: Sequence[Endpoint], config: str | None) -> dict[str, int]:
+    """Return node -> free bytes on its disk, where an agent reports them."""
+    from sollol.agent.client import read_agents, rooms_of
+    from sollol.config import find_file, load_settings
+
+    settings = load_settings(config=find_file(config))
+    if not settings.agents_key:
+        return {}
+    nothing: dict[str, LoadedModel] = {}
+    pairs = [(node, nothing) for node in nodes]
+    return rooms_of(await read_agents(transport, pairs, settings.agents_port, settings.agents_key, {}))
 
 
 def _seeders(nodes: Sequence[Endpoint], config: str | None) -> dict[str, Seeder]:

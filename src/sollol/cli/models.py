@@ -13,7 +13,7 @@ from sollol.cli import fleet
 from sollol.cli.console import note, plural, print_json, printable, say, size, stdout, table, warn
 from sollol.cli.fleet import JsonOption, NodesOption
 from sollol.cli.model_plan import plan
-from sollol.cli.model_pull import follow, pull_way
+from sollol.cli.model_pull import follow, pull_way, read_rooms
 from sollol.cli.model_table import ago, look, memory_of, rows_of
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import canonical_model
@@ -22,6 +22,7 @@ from sollol.errors import BadInput, ResponseError
 if TYPE_CHECKING:
     from sollol.answers import Answer
     from sollol.models.desired import ModelPlan
+    from sollol.models.inventory import NodeInventory
     from sollol.transport.base import Transport
     from sollol.transport.http import HttpTransport
 
@@ -309,14 +310,19 @@ def sync(
     from sollol.config import find_file, load_settings
     from sollol.gateway.settings import gateway_settings
     from sollol.models.desired import plan
-    from sollol.models.inventory import read_inventory
+    from sollol.models.inventory import read_inventory, with_rooms
 
     file = find_file(config)
     settings = gateway_settings(load_settings(config=file), file or "")
     if not settings.models:
         raise BadInput(f'{file or "no file"} names no model; expected tables such as [models."llama3.2"] replicas = 2')
     chosen = settings.nodes if nodes is None and settings.nodes else fleet.choose(nodes).endpoints
-    found = plan(settings.models, _run(lambda transport: read_inventory(transport, chosen)))
+
+    async def look_at(transport: HttpTransport) -> list[NodeInventory]:
+        rooms = await read_rooms(transport, chosen, config)
+        return with_rooms(await read_inventory(transport, chosen), rooms)
+
+    found = plan(settings.models, _run(look_at))
     outcomes = {} if dry_run else _carry_out(found, chosen, config, lan=lan)
     _show_plan(found, outcomes, dry_run, as_json)
     if found.unmet or any(outcome != "success" for outcome in outcomes.values()):

@@ -5,16 +5,15 @@ A node whose agent is absent, has another key, or lies, goes on as one without a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-from sollol.agent.client import AgentState, agent_of, read_agents
+from sollol.agent.client import AgentState, agent_of, read_agents, rooms_of
 from sollol.agent.findings import agent_findings
 from sollol.agent.report import AgentReport
 from sollol.core.state.replica import Node
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
-from sollol.models.inventory import NodeInventory
 from sollol.observe.findings import Finding
 from sollol.registry.seeders import Seeder
 from sollol.transport.base import Call, Timeouts
@@ -49,13 +48,9 @@ class Agents:
         """Return node -> report, of agents that can be trusted."""
         return {key: state.report for key, state in self._states.items() if state.report is not None}
 
-    def with_rooms(self, inventory: Sequence[NodeInventory]) -> list[NodeInventory]:
-        """Return the inventory with the room on the disks that agents report."""
-        reports = self.reports()
-        return [
-            node._replace(free_bytes=reports[node.key].disk_free_bytes) if node.key in reports else node
-            for node in inventory
-        ]
+    def rooms(self) -> dict[str, int]:
+        """Return node -> free bytes on its disk."""
+        return rooms_of(self._states)
 
     def seeders(self) -> dict[str, Seeder]:
         """Return node -> seeder, of nodes whose agents can send blobs."""

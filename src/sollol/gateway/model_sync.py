@@ -19,6 +19,7 @@ from sollol.gateway.node_queries import up_nodes
 from sollol.models.changes import Pull, carry_out, plain_pull
 from sollol.models.desired import Change, ModelPlan, plan
 from sollol.models.distribution import Distribution
+from sollol.models.inventory import with_rooms
 
 EVERY_S: Final = 60.0
 HOLD_S: Final = 300.0
@@ -32,8 +33,9 @@ def pull_of(context: Context) -> Pull:
         return plain_pull(transport)
 
     def pull(model: str, nodes: Sequence[Endpoint]) -> AsyncGenerator[Answer, None]:
-        seeders = context.agents.seeders() if context.agents is not None else {}
-        return Distribution(transport, registry, model, seeders).run(nodes, up_nodes(context))
+        agents = context.agents
+        known = (agents.seeders(), agents.rooms()) if agents is not None else ()
+        return Distribution(transport, registry, model, *known).run(nodes, up_nodes(context))
 
     return pull
 
@@ -42,7 +44,7 @@ async def plan_of(context: Context) -> ModelPlan:
     """Return the changes after which the nodes have the models of the file."""
     inventory = await context.pool.inventory()
     if context.agents is not None:
-        inventory = context.agents.with_rooms(inventory)
+        inventory = with_rooms(inventory, context.agents.rooms())
     return plan(context.settings.models, inventory)
 
 

@@ -21,7 +21,7 @@ from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError, SollolError
 from sollol.models import operations
 from sollol.models.desired import stored_somewhere, unfit
-from sollol.models.inventory import NodeInventory, read_inventory
+from sollol.models.inventory import NodeInventory, read_inventory, with_rooms
 from sollol.registry.grants import Grant
 from sollol.registry.manifest import MOST_BYTES, BadManifest, Manifest, parse_manifest
 from sollol.registry.names import split_model
@@ -41,10 +41,24 @@ class Distribution:
     """One model on its way to nodes."""
 
     def __init__(
-        self, transport: Transport, registry: Registry, model: str, seeders: Mapping[str, Seeder] | None = None
+        self,
+        transport: Transport,
+        registry: Registry,
+        model: str,
+        seeders: Mapping[str, Seeder] | None = None,
+        rooms: Mapping[str, int] | None = None,
     ) -> None:
-        """Prepare. `seeders`: node -> its agent, of nodes that can send blobs themselves."""
+        """Prepare.
+
+        Args:
+            transport: The way to the nodes.
+            registry: The registry of this machine.
+            model: The name of the model.
+            seeders: Node -> its agent, of nodes that can send blobs themselves.
+            rooms: Node -> free bytes on its disk, of nodes whose agents report them.
+        """
         self._seeders = seeders or {}
+        self._rooms = rooms or {}
         self._transport = transport
         self._registry = registry
         self._model = canonical_model(model)
@@ -62,7 +76,8 @@ class Distribution:
             targets: The nodes that are to have it.
             nodes: All nodes, one of which may have it.
         """
-        inventory = await read_inventory(self._transport, list(dict.fromkeys([*targets, *nodes])))
+        found = await read_inventory(self._transport, list(dict.fromkeys([*targets, *nodes])))
+        inventory = with_rooms(found, self._rooms)
         holders = self._holders(inventory)
         wanted, lines = self._sorted_out(targets, inventory)
         for line in lines:

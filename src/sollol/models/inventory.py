@@ -67,6 +67,11 @@ async def read_inventory(transport: Transport, nodes: Sequence[Endpoint]) -> lis
     return [_joined(node, stored[node.key], loaded[node.key]) for node in nodes]
 
 
+def with_rooms(inventory: Sequence[NodeInventory], rooms: Mapping[str, int]) -> list[NodeInventory]:
+    """Return the inventory with the free bytes that agents report: node -> bytes."""
+    return [node._replace(free_bytes=rooms.get(node.key, node.free_bytes)) for node in inventory]
+
+
 def _joined(node: Endpoint, stored: Any, loaded: Any) -> NodeInventory:
     for answer in (stored, loaded):
         if isinstance(answer, Exception):
