@@ -17,6 +17,7 @@ from sollol.registry import service, uploads
 from sollol.registry.grants import Grant
 from sollol.registry.seeders import Seeder
 from sollol.registry.server import Registry
+from sollol.registry.store import NoRoom
 from sollol.sim.ollama_store import OllamaStore, digests_of, parse_name
 from sollol.sim.registry_client import TransferFailed
 from tests.registry.stage import (
@@ -69,6 +70,32 @@ def test_a_model_goes_from_node_to_node_and_keeps_its_digest(tmp_path: Path) -> 
             again = client_in(tmp_path / "a")
             await again.push(name_at(made, grant), silent)
             assert again.sent == 0, "blobs that are there are not sent again"
+
+    run(main)
+
+
+def test_blobs_of_a_push_stay_until_its_path_ends(tmp_path: Path) -> None:
+    """Others need room while a node pushes: what it has pushed, or found here, is not taken away."""
+
+    async def main() -> None:
+        async with registry(tmp_path, most=int(1.5 * SIZE)) as made, web() as client:
+            grant = grant_of(made)
+            source = client_in(tmp_path / "a")
+            with_model(source, name_at(made, grant))
+            digest = weights_of(source.store)
+            blob = source.store.blob(digest).read_bytes()
+            place = (await client.post(f"{base(made, grant)}/blobs/uploads/")).headers["location"]
+            assert (await client.put(place, params={"digest": digest}, content=blob)).status_code == 201
+            with pytest.raises(NoRoom):
+                made.service.store.make_room(SIZE)
+            made.service.end_grant(grant)
+            again = grant_of(made)
+            assert (await client.head(f"{base(made, again)}/blobs/{digest}")).status_code == 200
+            with pytest.raises(NoRoom):
+                made.service.store.make_room(SIZE)
+            made.service.end_grant(again)
+            made.service.store.make_room(SIZE)
+            assert made.service.store.size(digest) is None
 
     run(main)
 

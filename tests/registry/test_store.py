@@ -39,6 +39,21 @@ def test_the_blob_that_is_unused_for_longest_goes_first(tmp_path: Path) -> None:
     assert store.size(new) is None
 
 
+def test_what_a_fetch_left_goes_too_unless_it_runs(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs", 100)
+    digest = "sha256:" + "a" * 64
+    left = store.path(digest).with_name(f"{store.path(digest).name}.partial")
+    left.write_text("x" * 60)
+    upload = store.folder / "b.upload"
+    upload.write_text("x" * 20)
+    store.hold([digest])
+    with pytest.raises(NoRoom, match="and 20 can be had"):
+        store.make_room(80)
+    store.release([digest])
+    store.make_room(80)
+    assert (left.exists(), upload.exists()) == (False, True)
+
+
 def test_a_full_disk_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BlobStore(tmp_path, 10**15)
     with pytest.raises(NoRoom, match="or make room on the disk"):

@@ -149,7 +149,7 @@ class Distribution:
         if here is not None:
             self._grant = service.grants.issue(full, loop.time(), pushes=True)
             self._grant.manifest = here
-            service.store.hold(here.blobs)
+            service.hold(self._grant, here.blobs)
         elif (seeded := await self._seeded(holders, digest)) is not None:
             self._grant = service.grants.issue(full, loop.time())
             self._grant.manifest = seeded

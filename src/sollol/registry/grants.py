@@ -9,7 +9,7 @@ from typing import Any, Final
 from sollol.registry.manifest import Manifest
 
 KEPT_MOST: Final = 20  # models of a key whose blobs can be requested
-HOURS_S: Final = 6 * 3600.0  # the longest life of a one-time path
+LIFE_S: Final = 24 * 3600.0  # of a one-time path whose transfer does not end
 
 
 class Grant:
@@ -45,6 +45,7 @@ class Grant:
         self.digest = digest
         self.manifest: Manifest | None = None
         self.pushed = 0  # bytes that were uploaded
+        self.held: set[str] = set()  # blobs that stay until the grant ends
         self._kept: dict[str, Manifest] = {}  # of a key: the last manifest of each model
 
     def covers(self, model: str, tag: str) -> bool:
@@ -80,7 +81,7 @@ class Grants:
 
     def issue(self, name: str, now_s: float, **more: Any) -> Grant:
         """Return a new grant with a namespace that nobody can guess. `more`: further arguments of `Grant`."""
-        grant = Grant(secrets.token_hex(20), name, now_s + HOURS_S, **more)
+        grant = Grant(secrets.token_hex(20), name, now_s + LIFE_S, **more)
         self._found.append(grant)
         return grant
 

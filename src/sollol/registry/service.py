@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -101,7 +101,7 @@ class RegistryService:
         if missing:
             raise ResponseError(f"{len(missing)} blobs of the manifest are not here, such as {min(missing)}", 400)
         await asyncio.to_thread(self.store.save_manifest, found)
-        self.store.hold(found.blobs)  # until the grant ends
+        self.hold(grant, found.blobs)
         grant.manifest = found
         headers = [("Docker-Content-Digest", found.digest), ("Location", own_url(request))]
         request.answer(201, b"", headers=headers)
@@ -135,7 +135,9 @@ class RegistryService:
         size = manifest.blobs.get(digest) if manifest is not None else None
         if size is None and grant.pushes and manifest is None:  # a node looks which blobs it has to push
             size = self.store.size(digest)
-            self.store.used([digest])
+            if size is not None:
+                self.hold(grant, [digest])
+                self.store.used([digest])
         if size is None:
             raise ResponseError(f"{digest} is not here", 404)
         return size
@@ -261,6 +263,7 @@ class RegistryService:
             before = upload.size
             await self.uploads.append(upload, request.pieces(), None, self.now())
             self.received_bytes += upload.size - before
+        self.hold(grant, [digest])
         await self.uploads.finish(upload, digest)
         request.answer(201, b"", headers=[("Location", _url(request, blob_path(target, digest)))])
 
@@ -270,11 +273,17 @@ class RegistryService:
 
     # --- life ---
 
+    def hold(self, grant: Grant, digests: Iterable[str]) -> None:
+        """Keep blobs until a grant ends."""
+        new = set(digests) - grant.held
+        self.store.hold(new)
+        grant.held |= new
+
     def end_grant(self, grant: Grant) -> None:
         """End a grant, and let the blobs of its model be deleted when room is needed."""
         self.grants.revoke(grant)
-        if grant.pushes and grant.manifest is not None:
-            self.store.release(grant.manifest.blobs)
+        self.store.release(grant.held)
+        grant.held = set()
         self.uploads.sweep(self.now(), self.grants.all())
 
     def _on_blob_port(self, request: Request) -> str:

@@ -25,7 +25,7 @@ from sollol.registry.manifest import BadManifest, Manifest, parse_manifest
 LEFT_S: Final = 3600.0
 RESERVE: Final = 1024**3  # bytes of the disk that are never used
 PIECE: Final = 1024 * 1024
-_SUFFIXES: Final = (".upload", ".partial")
+PARTIAL: Final = ".partial"  # behind the name of a blob that has not come whole
 
 
 class NoRoom(SollolError):
@@ -93,7 +93,7 @@ class BlobStore:
             idle = sorted(
                 (found.st_mtime, found.st_size, file)
                 for file, found in files
-                if not file.name.endswith(_SUFFIXES) and not self._held[file.name.replace("-", ":", 1)]
+                if file.suffix != ".upload" and not self._held[file.name.removesuffix(PARTIAL).replace("-", ":", 1)]
             )
             free = min(self.most_bytes - taken, shutil.disk_usage(self.folder).free - RESERVE)
             possible = free + sum(size for _, size, _ in idle)

@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, ResponseError
 from sollol.registry.manifest import MOST_BYTES, TYPE, BadManifest, Manifest, parse_manifest
-from sollol.registry.store import BlobStore
+from sollol.registry.store import PARTIAL, BlobStore
 from sollol.transport.base import Call, Reply, Timeouts, Transport, TransportFault
 
 TIMEOUTS: Final = Timeouts(connect_s=10.0, first_byte_s=30.0, idle_s=30.0)
@@ -152,7 +152,7 @@ class Fetches:
             if digest in self._wrong:
                 raise ResponseError(f"the upstream registry sends other bytes for {digest}", 502)
             file = self._store.path(digest)
-            fetch = self._running[digest] = Fetch(digest, size, file.with_name(f"{file.name}.partial"))
+            fetch = self._running[digest] = Fetch(digest, size, file.with_name(f"{file.name}{PARTIAL}"))
             fetch.task = asyncio.create_task(self._run(fetch, namespace, model))
         return fetch
 
