@@ -23,6 +23,7 @@ from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, ConfigError
 from sollol.files import read_bounded
 from sollol.former import find_former
+from sollol.node_options import NodeOptions, parse_node_options
 
 SAMPLING_EXPECTED = "true, false (off) or a fraction from 0 to 1, such as 0.1"
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
@@ -61,6 +62,8 @@ class Settings(NamedTuple):
     """The base URL of an OTLP/HTTP receiver; the variables of OpenTelemetry go before it."""
     gateway: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """The file's tables for `sollol serve`, unchanged: parsed by `sollol.gateway.settings`."""
+    node_options: Mapping[str, NodeOptions] = MappingProxyType({})
+    """The wishes of the owners of nodes, by "host:port"."""
     origins: Mapping[str, str] = MappingProxyType({})
     """Field of these settings -> where its value came from; without those that have their default."""
 
@@ -123,8 +126,23 @@ def load_settings(
 
 
 def _nodes(raw: Any) -> tuple[Endpoint, ...]:
-    items = _listed(raw)
+    items = list(raw) if _has_tables(raw) else _listed(raw)
     return tuple(dict.fromkeys(parse_endpoint(item) for item in items))
+
+
+def _has_tables(raw: Any) -> bool:
+    """Check whether the nodes are tables with the wishes of their owners, by address."""
+    return isinstance(raw, Mapping) and bool(raw) and all(isinstance(value, Mapping) for value in raw.values())
+
+
+def _node_options(raw: Any) -> Mapping[str, NodeOptions]:
+    found = {}
+    for name, table in raw.items() if _has_tables(raw) else ():
+        try:
+            found[parse_endpoint(name).key] = parse_node_options(table)
+        except BadInput as problem:
+            raise BadInput(f"of {name}: {problem}") from None
+    return MappingProxyType(found)
 
 
 def _ollama_host(raw: str) -> Endpoint:
@@ -222,6 +240,7 @@ def _listed(raw: Any) -> Sequence[Any]:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "ollama_host": _ollama_host,
     "nodes": _nodes,
+    "node_options": _node_options,
     "app_name": _name,
     "observer_sampling": _sampling,
     "discovery_subnets": _subnets,
@@ -397,6 +416,8 @@ def _read_file(
             yield ConfigError(f"{where}: {name} is not a setting; expected {_SETTINGS[name.rpartition('.')[0]]}")
             continue
         try:
+            if field == "nodes" and _has_tables(raw):
+                values.update(_read(ConfigError, f"{where}: {name}", {"node_options": raw}))
             values.update(_read(ConfigError, f"{where}: {name}", {field: raw}))
         except ConfigError as problem:
             yield problem

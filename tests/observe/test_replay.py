@@ -27,6 +27,7 @@ from sollol.core.events import (
     NodeAdded,
     NodeDrained,
     NodeLost,
+    NodeOwned,
     NodeRemoved,
     NodeSeen,
     Refresh,
@@ -38,6 +39,7 @@ from sollol.core.events import (
     TaskFailed,
     Tick,
     UnloadRequested,
+    WakeRequested,
 )
 from sollol.core.learned import learned_values
 from sollol.core.types import Kind, LoadedModel, NodeFacts, Outcome, RoutingStrategy, Status, Task, Timing
@@ -55,6 +57,7 @@ EVENTS: list[Event] = [
     Submitted(Task(1, Kind.CHAT, "m", 10, prefix=((2**63 + 1, 5),), only=("a:1",), hedge=True, stream=True)),
     ItemsAdded(1, [1, 2], True), FirstToken(3, True), Responding(4), Cancelled(1, "why"), NodeRemoved("a:1"), Refresh(),
     NodeDrained("a:1", True), Tick(), Retested("a:1", "m", 5.0),
+    NodeOwned("a:1", True, 5), WakeRequested("a:1", "wanted"),
     LoadEnded("a:1", "m", Outcome(Status.TOO_LARGE, "no room", 500)),
     LoadRequested("a:1", "m", Kind.EMBED, "num_ctx=4096", "30m", "wanted"), UnloadRequested("a:1", "m", "not wanted"),
     Finished(5, Outcome(Status.BUSY, "try later", 503, Timing(1, 2, 3, 4, 5, 6, 7), 1_000)),

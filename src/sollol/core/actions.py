@@ -120,6 +120,12 @@ class Unload(NamedTuple):
     model: str
 
 
+class Wake(NamedTuple):
+    """Send the packet that starts a sleeping node."""
+
+    node: str
+
+
 class Retest(NamedTuple):
     """Generate a few tokens on a node to measure its rate; the result comes back as Retested."""
 
@@ -177,6 +183,7 @@ Action = (
     | ItemsRequested
     | Complete
     | Unload
+    | Wake
     | Retest
     | Probe
     | WakeAt

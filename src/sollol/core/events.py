@@ -117,10 +117,35 @@ class NodeLost(NamedTuple):
 
 
 class NodeDrained(NamedTuple):
-    """Keep new work away from a node, or let it come again. What runs there ends as usual."""
+    """Keep new work away from a node, or let it come again. What runs there ends as usual.
+
+    Attributes:
+        why: The reason; a node gets work again when none is left.
+    """
 
     node: str
     drained: bool
+    why: str = "an operator keeps new work away"
+
+
+class NodeOwned(NamedTuple):
+    """Record the wishes of a node's owner.
+
+    Attributes:
+        wakeable: A packet starts it, so that it sleeps where others are down.
+        budget: Most bytes of models in its memory; 0 for no bound.
+    """
+
+    node: str
+    wakeable: bool
+    budget: int
+
+
+class WakeRequested(NamedTuple):
+    """Wake a node, if it sleeps, for the reason `why`."""
+
+    node: str
+    why: str
 
 
 class LoadRequested(NamedTuple):
@@ -229,6 +254,8 @@ Event = (
     | NodeSeen
     | NodeLost
     | NodeDrained
+    | NodeOwned
+    | WakeRequested
     | LoadRequested
     | LoadEnded
     | UnloadRequested

@@ -36,7 +36,8 @@ class HealthChecks:
             for node in self._cluster.nodes.values():
                 if now - node.asked_us > every_us:
                     self.ask(node, now, out)
-                self._plan(node, min(node.next_probe_us, now + every_us))
+                if not node.asleep:
+                    self._plan(node, min(node.next_probe_us, now + every_us))
         self._last_submit = now
         self.record_from = now + RECORD_EVERY
 
@@ -54,7 +55,7 @@ class HealthChecks:
 
     def ask(self, node: Node, now: Micros, out: list[Action]) -> None:
         """Probe a node, unless a probe is in flight."""
-        if node.probing:
+        if node.probing or node.asleep:
             return
         node.probing = True
         node.asked_us = now
@@ -110,6 +111,11 @@ class HealthChecks:
         node.down_since = now
         self._back_off(node, now)
 
+    def probe_at(self, node: Node, when: Micros) -> None:
+        """Probe a node next at this time; NEVER for not at all."""
+        node.next_probe_us = when
+        self.next_at = min(self.next_at, when)
+
     def _back_off(self, node: Node, now: Micros) -> None:
         node.probe_backoff_us = self._probing.pause_us(node.probe_backoff_us)
         self._plan(node, now + max(node.probe_backoff_us, self._probing.every_us(True) if self._idle(now) else 0))
@@ -130,11 +136,12 @@ class HealthChecks:
         overdue: list[Attempt] = []
         upcoming = NEVER
         for node in self._cluster.nodes.values():
-            if node.next_probe_us <= now:
+            if node.next_probe_us <= now and not node.asleep:
                 self.ask(node, now, out)
                 node.next_probe_us = now + self._probing.every_us(False)
                 overdue += self._overdue(node, now)
-            upcoming = min(upcoming, node.next_probe_us)
+            if not node.asleep:
+                upcoming = min(upcoming, node.next_probe_us)
         self.next_at = upcoming
         return overdue
 

@@ -39,6 +39,7 @@ def unload_requested(state: SchedulerState, event: UnloadRequested) -> None:
             return
         replica.loaded_by_us = False
         replica.flag_off_nominal()
+    node.put_out.add(event.model)
     node.loaded = {model: held for model, held in node.loaded.items() if model != event.model}
     state.out.append(Unload(node.key, event.model))
     state.out.append(Notice(f"{node.key} unloads {event.model}: {event.why}."))

@@ -310,6 +310,22 @@ class SuspicionPolicy(Protocol):
         ...
 
 
+class WakingPolicy(Protocol):
+    """Decide when a sleeping node is woken.
+
+    Attributes:
+        boot_us: Time of a boot before one was measured.
+        give_up_us: Time after which a node that was woken counts as asleep again.
+    """
+
+    boot_us: Micros
+    give_up_us: Micros
+
+    def wakes(self, wait_us: Micros, boot_us: Micros, since_failure_us: Micros) -> bool:
+        """Check that a node should be woken, by the predicted wait of the last task in the queue."""
+        ...
+
+
 class DemotionPolicy(Protocol):
     """Judge whether a replica has become much slower than it was."""
 
@@ -399,6 +415,7 @@ class Policies(NamedTuple):
     preloader: Preloader
     load_watch: LoadWatchPolicy
     demotion: DemotionPolicy
+    waking: WakingPolicy
     model_limiter: Callable[[], ModelLimiter]
     modes: Mapping[RoutingMode, Router] = {}
     strategies: Mapping[RoutingStrategy, Router] = {}

@@ -28,6 +28,7 @@ from sollol.core.events import (
     NodeAdded,
     NodeDrained,
     NodeLost,
+    NodeOwned,
     NodeRemoved,
     NodeSeen,
     Refresh,
@@ -38,6 +39,7 @@ from sollol.core.events import (
     TaskFailed,
     Tick,
     UnloadRequested,
+    WakeRequested,
 )
 from sollol.core.exception_recovery import ExceptionRecovery, exception_outcome
 from sollol.core.learned import Learned
@@ -46,6 +48,7 @@ from sollol.core.measurements import Measurements
 from sollol.core.model_loading import load_requested, unload_requested
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import Dispatched, RequestScheduler
+from sollol.core.sleep import Sleep
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.stall_detection import StallDetection
@@ -86,6 +89,7 @@ class Scheduler:
         state.bind_model = self._binding.bind_model
         self._slot_discovery = SlotDiscovery(state, self._binding)
         self._measurements = Measurements(state, self._requests, self._slot_discovery)
+        self._sleep = Sleep(state, self._view)
         self._recovery = ExceptionRecovery(state, self._binding)
         self._wake_at: Micros = NEVER
         self._late_check_planned = False
@@ -100,6 +104,8 @@ class Scheduler:
             NodeSeen: self._node_seen,
             NodeLost: self._node_lost,
             NodeDrained: self._node_drained,
+            NodeOwned: self._node_owned,
+            WakeRequested: self._wake_requested,
             Retested: self._retested,
             LoadRequested: self._load_requested,
             LoadEnded: self._load_ended,
@@ -355,6 +361,8 @@ class Scheduler:
         if node.denied:
             node.denied.intersection_update(event.facts.models)
         changed = self._health.seen(node, event.facts, now)
+        if node.asleep or node.waking_us:
+            self._sleep.awake(node, now)
         if event.facts.late:
             self._hang_detection.record_slow_probe(node, now)
         if came_up or changed:
@@ -373,13 +381,19 @@ class Scheduler:
             if not event.certain and node.up:
                 self._hang_detection.record_silent_node(node, now)
             self._node_down(node, event.why, now)
+        elif node.up is False:
+            self._sleep.falls_asleep(node, now)
         self._binding.bind_all(now)
 
     def _node_drained(self, event: NodeDrained, now: Micros) -> None:
         node = self._cluster.nodes.get(event.node)
-        if node is None or node.drained is event.drained:
+        if node is None or (event.why in node.drained_for) is event.drained:
             return
-        node.drained = event.drained
+        if event.drained:
+            node.drained_for.append(event.why)
+        else:
+            node.drained_for.remove(event.why)
+        node.drained = bool(node.drained_for)
         for replica in node.replicas.values():
             replica.flag_off_nominal()
             replica.group.recount(now)
@@ -391,6 +405,19 @@ class Scheduler:
         if replica is not None:
             self._requests.demotion.retested(replica, event.tokens_per_s / SECOND)
             self._binding.bind_model(replica.model, now)
+
+    def _node_owned(self, event: NodeOwned, now: Micros) -> None:
+        node = self._cluster.nodes.get(event.node)
+        if node is not None:
+            node.budget = event.budget
+            self._sleep.set_wakeable(node, event.wakeable, now)
+            for replica in node.replicas.values():
+                replica.flag_off_nominal()
+
+    def _wake_requested(self, event: WakeRequested, now: Micros) -> None:
+        node = self._cluster.nodes.get(event.node)
+        if node is not None:
+            self._sleep.wake(node, event.why, now)
 
     def _load_requested(self, event: LoadRequested, now: Micros) -> None:
         load_requested(self._state, event, now)
@@ -413,6 +440,7 @@ class Scheduler:
     def _node_down(self, node: Node, why: str, now: Micros) -> None:
         if node.up is not False:
             self._health.down(node, why, now)
+            self._sleep.falls_asleep(node, now)
             self._lose_attempts(node, Outcome(Status.UNREACHABLE, why), now)
             for replica in node.replicas.values():
                 replica.group.recount(now)
@@ -495,6 +523,7 @@ class Scheduler:
 
     def _bind_waiting(self, now: Micros) -> None:
         """Load models and open slots for tasks that have waited long."""
+        self._sleep.check(now)
         for model in self._view.waited_for():
             self._requests.preload(model, LATE_CHECK_EVERY, now)
             self._binding.rescan(model, now)

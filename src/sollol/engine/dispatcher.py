@@ -33,6 +33,7 @@ from sollol.core.actions import (
     SchedulerException,
     Start,
     Unload,
+    Wake,
     WakeAt,
 )
 from sollol.core.endpoint import Endpoint
@@ -129,6 +130,7 @@ class Dispatcher:
         self.notices: deque[str] = deque(maxlen=NOTICES)
         self.noticed = 0  # notices so far
         self.duties = Duties(self.fault)
+        self.wake: Callable[[str], None] = _no_packet  # sends the packet that starts a node
         self._stream_watch = StreamWatch(self._loop, self.feed, self.duties)
         self._on_tick = self.duties.guarded("the clock of the scheduler", self._tick)
         self._aliases = Aliases(transport, self.notify_operator)
@@ -262,6 +264,8 @@ class Dispatcher:
             self.used_digests[action.model] = action.digest
         elif isinstance(action, Notice):
             self.notify_operator(action.text)
+        elif isinstance(action, Wake):
+            self.wake(action.node)
         elif isinstance(action, Unload):
             self.duties.once(f"unloading a model on {action.node}", self._unload(action))
         elif isinstance(action, Retest):
@@ -481,3 +485,7 @@ def _raise(error: Exception) -> Perform:
         raise error
 
     return perform
+
+
+def _no_packet(node: str) -> None:
+    """Send nothing: no node can be woken before its owner's wishes are known."""

@@ -49,6 +49,7 @@ from sollol.policies.routing import CompletionRouter
 from sollol.policies.strategies import MODES, router_of
 from sollol.policies.suspicion import ItemSuspicion
 from sollol.policies.takeover import TakeoverIfSooner
+from sollol.policies.waking import WakeWhenSlower
 from sollol.transport.base import Timeouts, Transport
 from sollol.workload.call_options import CallOptions
 from sollol.workload.runner_options import runner_key
@@ -90,6 +91,7 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
         preloader=SkiRentalPreloader(),
         load_watch=LoadWatchByPrediction(),
         demotion=DemotionByRate(),
+        waking=WakeWhenSlower(),
         model_limiter=ModelConcurrency,
         modes=MODES,
         strategies={strategy: router_of(strategy) for strategy in RoutingStrategy},

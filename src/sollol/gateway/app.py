@@ -14,6 +14,8 @@ from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
 from sollol.engine.controller import Controller
 from sollol.engine.engine import Engine
+from sollol.engine.owners import EVERY_S as OWNERS_EVERY_S
+from sollol.engine.owners import Owners
 from sollol.errors import AddressUnavailable, ResponseError, SollolError
 from sollol.gateway.agents import Agents
 from sollol.gateway.alerting import keep_alerting
@@ -111,12 +113,15 @@ class Gateway(HttpServer):
             self.engine.redis_feed.identity.kind = "gateway"
         self.feed = Feed(self._read_snapshot)
         self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
+        self._owners = Owners(self.engine, self.settings.node_options)
         self.controller = self._new_controller()
         if self.settings.agents_key:
             self._agents = Agents(self.engine, self.settings.agents_key, self.settings.agents_port)
         self.apply(self.settings)
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
+        if self.settings.node_options:
+            duties.keep("the wishes of owners", self._owners.tick, OWNERS_EVERY_S)
         if self.controller is not None:
             duties.keep("the controller", self.controller.tick, self.settings.controller.every_s)
         if self._agents is not None:
@@ -139,7 +144,13 @@ class Gateway(HttpServer):
         if not settings.enabled:
             return None
         least = {name: table.replicas or 1 for name, table in models.items() if table.pin}
-        return Controller(self.engine, priority_models=settings.priority_models, least=least, dry_run=settings.dry_run)
+        return Controller(
+            self.engine,
+            priority_models=settings.priority_models,
+            least=least,
+            dry_run=settings.dry_run,
+            budgets=self._owners.budget,
+        )
 
     async def _serve_metrics(self, outbox: Outbox) -> None:
         """Serve the metrics at their own address."""

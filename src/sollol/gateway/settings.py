@@ -22,6 +22,7 @@ from sollol.errors import BadInput, ConfigError
 from sollol.http_server.host_guard import is_loopback
 from sollol.http_server.limits import Seconds, ServerLimits
 from sollol.models.desired import DesiredModel
+from sollol.node_options import NodeOptions
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$")]
@@ -181,6 +182,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     agents_port: int = 11437
     metrics: MetricsSettings = MetricsSettings()
     controller: ControllerSettings = ControllerSettings()
+    node_options: Mapping[str, NodeOptions] = {}  # by "host:port"
 
     @property
     def mode(self) -> RoutingMode | None:
@@ -337,6 +339,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.agents_port,
         tables.metrics,
         tables.controller,
+        settings.node_options,
     )
     return found, problems
 

@@ -127,6 +127,17 @@ def node_down(seen: Evidence) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def asleep(seen: Evidence) -> Iterator[Finding]:
+    """Find nodes that sleep."""
+    for node in seen.nodes:
+        if node["state"] == "asleep":
+            yield Finding(
+                "node-asleep", INFO, node["host"], f"{node['host']} is asleep.",
+                "It is woken when a request would wait longer than it takes to boot.",
+                f"To wake it now: `curl -X POST http://127.0.0.1:11435/sollol/nodes/{node['host']}/wake`.",
+            )  # fmt: skip
+
+
 def key_needed(seen: Evidence) -> Iterator[Finding]:
     """Find nodes behind a proxy that requires a key, and requests that a node cannot serve."""
     for node in seen.up:
@@ -362,7 +373,7 @@ def faults(seen: Evidence) -> Iterator[Finding]:
 Check = Callable[[Evidence], Iterator[Finding]]
 CHECKS: Final[tuple[Check, ...]] = (
     no_nodes, node_down, hung_load, requests_fail, key_needed, on_the_cpu, load_wars, mixed_digests, open_breaker,
-    stuck_unload, long_queue, context, one_slot, version_skew, calibration, faults,
+    asleep, stuck_unload, long_queue, context, one_slot, version_skew, calibration, faults,
 )  # fmt: skip
 
 

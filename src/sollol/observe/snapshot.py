@@ -77,7 +77,9 @@ class NodeView:
 
     @property
     def state(self) -> str:
-        """One of "up", "down" and "unknown" (before the first probe)."""
+        """One of "up", "down", "unknown" (before the first probe), "asleep" and "waking"."""
+        if self._state is not None and (self._state.asleep or self._state.waking_us):
+            return "asleep" if self._state.asleep else "waking"
         return {True: "up", False: "down", None: "unknown"}[self._state.up if self._state else None]
 
     @property

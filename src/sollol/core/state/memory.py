@@ -22,6 +22,9 @@ def remember(node: Node, now: Micros) -> None:
     for model, replica in node.replicas.items():
         if replica.answers and replica.last_end_us > node.listed_us:
             before.setdefault(model, node.models.get(model, 0))
+    for model in node.put_out:
+        before.pop(model, None)
+    node.put_out = node.put_out & current.keys()  # those that are still on their way out
     loading = {model: node.models.get(model, 0) for model, replica in node.replicas.items() if replica.is_loading}
     node.memory.seen(node.listed, before, current, loading, node.used(now))
     node.listed, node.listed_us = current, now

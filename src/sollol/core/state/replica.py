@@ -251,7 +251,7 @@ class Replica:
         return (
             node.up is True
             and not node.drained
-            and not (node.loads_barred_until and self.is_barred(now))
+            and not ((node.loads_barred_until or node.budget) and self.is_barred(now))
             and len(self.attempts) + (len(self.still_draining(now)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= now
             and (self.breaker.closed or self.breaker.admits(now))
@@ -265,13 +265,16 @@ class Replica:
     def usable(self, now: Micros) -> bool:
         """Check that it takes work, now or when a slot frees."""
         node = self.node
-        if node.up is not True or node.drained or (node.loads_barred_until and self.is_barred(now)):
+        if node.up is not True or node.drained or ((node.loads_barred_until or node.budget) and self.is_barred(now)):
             return False
         return bool(self.attempts) or self.breaker.closed or self.breaker.admits(now)
 
     def is_barred(self, now: Micros) -> bool:
-        """Check that work here would need a load on a node where loads hang."""
-        return self.node.loads_barred_until > now and (self.is_loading or not self.is_loaded)
+        """Check that work here would need a load, on a node where loads hang, or beyond the owner's budget."""
+        node = self.node
+        if node.budget and not self.is_loaded and node.models.get(self.model, 0) > node.budget:
+            return True
+        return node.loads_barred_until > now and (self.is_loading or not self.is_loaded)
 
     def slowness(self) -> float:
         """Return how many times slower it must be expected to be: it may run on the CPU."""
@@ -491,7 +494,14 @@ class Node:
         self.key = endpoint.key
         self.up: bool | None = None
         self.lost_why = "not seen yet"
-        self.drained = False  # an operator keeps new work away
+        self.drained = False  # new work is kept away
+        self.drained_for: list[str] = []  # the reasons
+        self.budget = 0  # most bytes of models, by its owner's wish; 0 for no bound
+        self.wakeable = False  # a packet starts it (`core.sleep`)
+        self.asleep = False
+        self.waking_us: Micros = 0  # since when it boots; 0 if it does not
+        self.wake_failed_us: Micros = -NEVER  # when it was last woken in vain
+        self.boot = Mean()  # µs from the packet to the first answer
         self.version = ""
         self.models: Mapping[str, int] = {}  # on disk: name -> bytes
         self.digests: Mapping[str, str] = {}
@@ -521,6 +531,7 @@ class Node:
         self.denied: set[str] = set()  # models that are in its last list and that it answered 404 for
         self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
         self.listed_us: Micros = 0
+        self.put_out: set[str] = set()  # models that we unloaded, which says nothing about what fits
         # True: it reads an abandoned prompt to its end. False: it stops at the next batch. None: untested.
         self.reads_on: bool | None = None
         self.attempted = 0

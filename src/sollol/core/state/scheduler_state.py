@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from sollol.core.actions import Abort, Action, Complete, Start
+from sollol.core.actions import Abort, Action, Complete, Start, Unload
 from sollol.core.cancelled_prefill import taken_until
 from sollol.core.health_checks import HealthChecks
 from sollol.core.policy import Policies
@@ -47,6 +47,7 @@ class SchedulerState:
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.bind_model: Callable[[str, Micros], None] = _nobody
         self.check_loads: Callable[[Micros], None] = _nothing
+        self.wake_for: Callable[[Task, Micros], bool] = _not_woken
         self.load_lost: Callable[[Attempt, Attempt, Micros], None] = _not_lost
         self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
         self.recover: Callable[[Exception, Micros], None] = _not_recovered
@@ -86,6 +87,8 @@ class SchedulerState:
         same_options = task.options == replica.options or not replica.answers
         begin(replica, attempt)
         if attempt.loads:
+            if replica.node.budget:
+                self._keep_budget(replica)
             late_us = self.policies.load_watch.late_after_us(replica.load_us())
             self.call_at(now + late_us, self.check_loads)
         observe = False
@@ -102,6 +105,25 @@ class SchedulerState:
             replica.breaker.begin(now)
         self.out.append(Start(id, task.id, replica.key, decision, ranges, observe, cause))
         return attempt
+
+    def _keep_budget(self, replica: Replica) -> None:
+        """Unload what was used longest ago, so that a load keeps within the budget of the node's owner."""
+        node = replica.node
+        sizes = dict(node.listed)  # what a load is expected to evict is there as yet
+        sizes |= {model: held.size or node.models.get(model, 0) for model, held in node.loaded.items()}
+        sizes[replica.model] = node.models.get(replica.model, 0)
+        total = sum(sizes.values())
+        for model in sorted(sizes, key=node.last_use):
+            other = node.replicas.get(model)
+            if total <= node.budget or model == replica.model or (other is not None and other.attempts):
+                continue
+            total -= sizes[model]
+            node.loaded = {name: held for name, held in node.loaded.items() if name != model}
+            if other is not None:
+                other.loaded_by_us = False
+                other.flag_off_nominal()
+            node.put_out.add(model)
+            self.out.append(Unload(node.key, model))
 
     def watch(self, attempt: Attempt, now: Micros) -> None:
         """Plan a check whether the node has begun to answer: if not, the attempt waits for a slot there."""
@@ -197,10 +219,12 @@ class SchedulerState:
                 yield node.key, pending.tried[node.key]
             elif pending.task.only is not None and node.key not in pending.task.only:
                 yield node.key, "not among the nodes that the call may go to"
+            elif node.asleep or node.waking_us:
+                yield node.key, "is asleep" if node.asleep else "was woken, and has not answered yet"
             elif node.up is not True:
                 yield node.key, node.lost_why
             elif node.drained:
-                yield node.key, "is drained: an operator keeps new work away"
+                yield node.key, f"is drained: {', '.join(node.drained_for)}"
             elif model not in node.models:
                 have = ", ".join(sorted(node.models)) or "no models"
                 yield node.key, f"does not have {model}; it has {have}"
@@ -218,7 +242,12 @@ class SchedulerState:
                 incapable = node.incapable.of(pending.task, now)
                 replica = node.replicas.get(model)
                 if incapable is None and replica is not None and replica.is_barred(now):
-                    yield node.key, f"loads hang there: {node.loads_barred_why}"
+                    is_large = node.budget and node.models.get(model, 0) > node.budget
+                    why = f"loads hang there: {node.loads_barred_why}"
+                    if is_large:
+                        size, budget = node.models.get(model, 0) / 1e9, node.budget / 1e9
+                        why = f"{model} has {size:.1f} GB, and the node's owner permits {budget:.1f} GB"
+                    yield node.key, why
                     continue
                 yield node.key, "not tried" if incapable is None else f"not tried again: {incapable.why}"
 
@@ -244,7 +273,7 @@ class SchedulerState:
             if loading:  # its load may end yet
                 self.bind_at(model, now + SECOND)
             probing = probing or node.probing or loading
-        return probing
+        return probing or self.wake_for(pending.task, now)
 
     def able(self, task: Task, replicas: list[Replica], now: Micros) -> list[Replica]:
         """Return the replicas that can serve a task; if none, those that it has not tried."""
@@ -389,6 +418,10 @@ class SchedulerState:
 
 
 def _not_lost(loser: Attempt, winner: Attempt, now: Micros) -> None:
+    raise RuntimeError("the state has no scheduler")
+
+
+def _not_woken(task: Task, now: Micros) -> bool:
     raise RuntimeError("the state has no scheduler")
 
 

@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from sollol.backends.ollama import encode, load_call
+from sollol.core.events import WakeRequested
 from sollol.core.types import Kind, RoutingMode, canonical_model
 from sollol.errors import BadInput, ResponseError
 from sollol.gateway.context import Context
@@ -16,7 +17,7 @@ from sollol.gateway.formats.bodies import fields_of
 from sollol.http_server.request import Request
 
 PREFIX: Final = r"(?:/sollol|/dashboard/api)"
-DRAIN: Final[re.Pattern[str]] = re.compile(PREFIX + r"/nodes/(.+)/(drain|resume)", re.DOTALL)
+DRAIN: Final[re.Pattern[str]] = re.compile(PREFIX + r"/nodes/(.+)/(drain|resume|wake)", re.DOTALL)
 CANCEL: Final[re.Pattern[str]] = re.compile(PREFIX + r"/requests/([^/]+)/cancel")
 RESTART: Final[re.Pattern[str]] = re.compile(r"/sollol/nodes/(.+)/restart", re.DOTALL)
 UNLOAD: Final[re.Pattern[str]] = re.compile(PREFIX + r"/models/unload")
@@ -24,8 +25,15 @@ MODE: Final[re.Pattern[str]] = re.compile(PREFIX + r"/mode")
 
 
 async def drain(context: Context, request: Request, node: str, verb: str) -> None:
-    """Keep new work away from a node, or let it come again."""
+    """Keep new work away from a node, let it come again, or wake the node."""
     key = _node(context, node)
+    if verb == "wake":
+        wakeable = context.engine.scheduler.view().nodes[key].wakeable
+        if not wakeable:
+            raise ResponseError(f"{key} cannot be woken; name its network card: [nodes.{key!r}] mac = ...", 409)
+        context.engine.dispatcher.feed(WakeRequested(key, "an operator wants it"))
+        request.answer(200, encode({"node": key, "woken": True}))
+        return
     context.engine.drain(key, verb == "drain")
     request.answer(200, encode({"node": key, "drained": verb == "drain"}))
 

@@ -59,6 +59,7 @@ SCHEMAS: dict[str, Schema] = {
         actions=_list(_ref("PlanStep")),
     ),
     "PlanStep": _object(do=_state("load", "unload"), node=_TEXT, model=_TEXT, reason=_TEXT, gain_s=_NUMBER),
+    "Woken": _object(node=_TEXT, woken=_FLAG),
     "Health": _object(status={"const": "ok"}, version=_TEXT, instance=_TEXT),
     "Ready": _object(
         status=_state("ready", "not ready"),
@@ -261,6 +262,9 @@ def document(keys: bool) -> Schema:
             ),
             "/sollol/nodes/{node}/restart": _post(
                 "restart", "Let the agent of a node restart its Ollama.", "Restarted", parameters=(_NODE,)
+            ),
+            "/sollol/nodes/{node}/wake": _post(
+                "wake", "Send the packet that starts a sleeping node.", "Woken", parameters=(_NODE,)
             ),
             "/sollol/models/unload": _post(
                 "unload", "Put a model out of memory, on one node or on all.", "Unloaded", body="Unload"
