@@ -16,7 +16,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "sollol"
 # A room and what it may import of the project, itself apart. `core.types` and `core.endpoint` are words for all.
 WORDS = {"errors", "core.types", "core.endpoint"}
 PURE_ROOMS = {"errors", "core", "policies", "workload"}
-ENGINE = PURE_ROOMS | {"answers", "duties", "config", "transport", "backends", "printable", "observe", "exporters"}
+ENGINE = PURE_ROOMS | {
+    "answers",
+    "duties",
+    "config",
+    "node_options",
+    "transport",
+    "backends",
+    "printable",
+    "observe",
+    "exporters",
+}
 FACES = ENGINE | {
     "http_server",
     "engine",
@@ -37,8 +47,9 @@ LAW: dict[str, set[str]] = {
     "answers": set(),
     "signals": set(),
     "files": set(),
+    "node_options": {"errors"},
     "duties": set(),
-    "config": WORDS | {"files", "former"},  # files imports nothing, and reads without waiting for pipes
+    "config": WORDS | {"files", "former", "node_options"},  # files imports nothing, and reads without waiting for pipes
     "core": {"errors"},
     "policies": {"errors", "core"},
     "workload": {"errors", "core"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import shlex
@@ -71,6 +70,8 @@ def agent(
         command = tuple(shlex.split(restart or ""))
     except ValueError as error:
         raise BadInput(f"--restart {restart!r} cannot be used: {error}") from None
+    import asyncio
+
     from sollol.transport.event_loop import new_loop
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -114,6 +115,8 @@ def _ollama(given: str | None) -> Endpoint:
 async def _serve(
     host: str, port: int, ollama: Endpoint, key: str, models: str | None, restart: tuple[str, ...]
 ) -> None:
+    import asyncio
+
     from sollol.agent.app import Agent
     from sollol.agent.drivers import all_drivers
     from sollol.agent.machine import models_folder

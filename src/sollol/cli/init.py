@@ -58,6 +58,10 @@ MEANINGS = {
     "max_gb": "All of them together; the one unused for longest goes first.",
     "upstream": 'Fetch models that no node has from here, once: "https://registry.ollama.ai".',
     "key": "A path under which nodes can pull every model of the upstream registry, of 20 letters or more.",
+    "controller.enabled": "Load and unload models by demand; the same as `sollol serve --controller`.",
+    "dry_run": "Only plan: `sollol models plan` shows it.",
+    "priority_models": 'Models that stay warm on one node whatever the demand: ["llama3.2"].',
+    "controller.every_s": "Seconds between two plans.",
     "every_s": "The least time between two messages about one finding.",
 }
 EXAMPLES = {
@@ -72,7 +76,7 @@ EXAMPLES = {
 _HEAD = """\
 # Settings of SOLLOL. What is commented out is the default, or an example where the default is none.
 # `sollol serve --config {name} --check` checks it. A running gateway applies changes by itself,
-# all but host, port, [redis], [otel], [store], [alerts], [metrics] and [registry].
+# all but host, port, [redis], [otel], [store], [alerts], [metrics], [controller] and [registry].
 
 # Your nodes. Without any, they are looked for on this machine and its private networks.
 # nodes = ["gpu-box", "10.0.0.7:11434", { url = "https://gate.example/team-a" }]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +12,8 @@ from sollol.cli.fleet import JsonOption
 
 def plan(url: UrlOption = None, api_key: KeyOption = None, as_json: JsonOption = False) -> None:
     """Show the last plan of the controller (`sollol serve --controller`), and what it has done."""
+    import asyncio
+
     found = asyncio.run(_read(url, api_key))
     if as_json:
         print_json(found)

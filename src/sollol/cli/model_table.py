@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,6 +29,8 @@ async def look(
                 rows = (await remote.models())["models"]
                 return {(row["model"], row["node"]): row["last_used"] for row in rows if row["last_used"]}
         return {}
+
+    import asyncio
 
     return await asyncio.gather(read_inventory(transport, endpoints), used())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -85,6 +84,8 @@ def _run(work: Callable[[HttpTransport], Awaitable[T]]) -> T:
             return await work(transport)
         finally:
             await transport.aclose()
+
+    import asyncio
 
     return asyncio.run(run())
 

@@ -403,5 +403,6 @@ def template() -> dict[str, list[tuple[str, Any]]]:
             ("alerts", AlertSettings),
             ("metrics", MetricsSettings),
             ("registry", RegistrySettings),
+            ("controller", ControllerSettings),
         )
     }

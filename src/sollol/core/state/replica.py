@@ -531,7 +531,7 @@ class Node:
         self.denied: set[str] = set()  # models that are in its last list and that it answered 404 for
         self.listed: Mapping[str, int] = {}  # models in memory at the last look, and their bytes
         self.listed_us: Micros = 0
-        self.put_out: set[str] = set()  # models that we unloaded, which says nothing about what fits
+        self.put_out: set[str] = set()  # models that we unloaded; no evidence of what fits
         # True: it reads an abandoned prompt to its end. False: it stops at the next batch. None: untested.
         self.reads_on: bool | None = None
         self.attempted = 0
