@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import pytest
 
-from sollol.agent import app
+from sollol.agent import app, restart
 from sollol.agent.app import Agent
 from sollol.agent.client import AgentState, agent_of, read_agent
 from sollol.agent.findings import agent_findings
@@ -219,7 +219,7 @@ def test_a_restart_is_the_owners_command_and_at_most_one_a_minute(tmp_path: Path
         async with agent_beside("http://127.0.0.1:9", restart=failing) as (url, _), web() as client:
             failed = await client.post(f"{url}/agent/restart", headers=AUTH)
             assert (failed.status_code, failed.json()["exit_code"]) == (502, 3)
-        monkeypatch.setattr(app, "COMMAND_S", 0.05)
+        monkeypatch.setattr(restart, "COMMAND_S", 0.05)
         hanging = (sys.executable, "-c", "import time; time.sleep(60)")
         async with agent_beside("http://127.0.0.1:9", restart=hanging) as (url, _), web() as client:
             failed = await client.post(f"{url}/agent/restart", headers=AUTH)

@@ -19,6 +19,7 @@ import msgspec
 from sollol.agent.drivers import GpuDriver
 from sollol.agent.machine import ollama_settings, read_machine
 from sollol.agent.report import OllamaReport
+from sollol.agent.restart import Restarter
 from sollol.backends.agent_proof import HELLO, NONCE, proof_of
 from sollol.backends.probe import ProbeFailed, probe_version
 from sollol.core.endpoint import Endpoint
@@ -38,8 +39,6 @@ LIMITS: Final = ServerLimits(max_body_mb=16, max_connections=500)
 WHOLE_BYTES: Final = 8 * 1024 * 1024  # bodies up to this are read before they are sent on
 BRIDGED: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)  # the caller limits its calls
 PIECE: Final = 256 * 1024
-RESTART_S: Final = 60.0  # between two restarts
-COMMAND_S: Final = 60.0  # the longest time of the command
 BLOB: Final[re.Pattern[str]] = re.compile(r"/blobs/(sha256:[0-9a-f]{64})", re.ASCII)
 PUBLIC: Final = ("/", "/api/version")  # by which discovery recognises a node
 DROPPED: Final = (
@@ -82,9 +81,8 @@ class Agent(HttpServer):
         self._folder = folder
         self._drivers = drivers
         self._transport = transport
-        self._restart = tuple(restart)
+        self._restarter = Restarter(restart)
         self._fault = fault
-        self._restarted_s = float("-inf")
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port. Raises OSError."""
@@ -182,7 +180,7 @@ class Agent(HttpServer):
         settings = await asyncio.to_thread(ollama_settings)
         ollama = OllamaReport(version, settings, why)
         report = await asyncio.to_thread(
-            read_machine, NAME, self._drivers, self._folder, ollama, can_restart=bool(self._restart)
+            read_machine, NAME, self._drivers, self._folder, ollama, can_restart=bool(self._restarter.command)
         )
         request.answer(200, msgspec.json.encode(report))
 
@@ -203,17 +201,14 @@ class Agent(HttpServer):
 
     async def _restart_ollama(self, request: Request) -> None:
         """Run the owner's command that restarts Ollama; no part of it comes from the request."""
-        now = asyncio.get_running_loop().time()
-        if not self._restart:
+        wait_s = self._restarter.wait_s()
+        if not self._restarter.command:
             request.refuse(403, "the owner of this machine has named no command: `sollol agent --restart COMMAND`")
-        elif now - self._restarted_s < RESTART_S:
-            wait = str(round(RESTART_S - (now - self._restarted_s)) + 1)
-            request.refuse(429, f"Ollama was restarted less than {RESTART_S:g} s ago", [("Retry-After", wait)])
+        elif wait_s > 0:
+            request.refuse(429, "Ollama was restarted a moment ago", [("Retry-After", str(round(wait_s) + 1))])
         else:
-            self._restarted_s = now
-            code, output = await _run_command(self._restart)
-            status = 200 if code == 0 else 502
-            request.answer(status, msgspec.json.encode({"exit_code": code, "output": output}))
+            done = await self._restarter.run()
+            request.answer(200 if done.exit_code == 0 else 502, msgspec.json.encode(done._asdict()))
 
     # --- blobs ---
 
@@ -282,7 +277,10 @@ class Agent(HttpServer):
         length = request.header(b"content-length")
         if not (length.isascii() and length.isdigit() and int(length) <= WHOLE_BYTES):
             return request.pieces()
-        return b"".join([piece async for piece in request.pieces()])
+        pieces = []
+        async for piece in request.pieces():
+            pieces.append(piece)  # noqa: PERF401 - mypyc compiles no asynchronous comprehension
+        return b"".join(pieces)
 
 
 async def _copy(request: Request, source: BinaryIO, start: int, stop: int) -> None:
@@ -300,18 +298,3 @@ async def _copy(request: Request, source: BinaryIO, start: int, stop: int) -> No
 def _read_bounded(file: Path) -> bytes:
     with open(file, "rb") as source:
         return source.read(MOST_BYTES)
-
-
-async def _run_command(command: Sequence[str]) -> tuple[int, str]:
-    """Run a command without a shell; return its exit code and the end of its output."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(COMMAND_S):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return -1, f"it did not end within {COMMAND_S:g} s"
-    return process.returncode or 0, output.decode(errors="replace")[-2_000:]

@@ -19,6 +19,8 @@ async def look(
     transport: Transport, endpoints: Sequence[Endpoint]
 ) -> tuple[list[NodeInventory], dict[tuple[str, str], float]]:
     """Return the models of the nodes, and when a gateway on this machine used them last."""
+    import asyncio
+
     from sollol.cli.attach import NoAnswer, attach
     from sollol.models.inventory import read_inventory
 
@@ -29,8 +31,6 @@ async def look(
                 rows = (await remote.models())["models"]
                 return {(row["model"], row["node"]): row["last_used"] for row in rows if row["last_used"]}
         return {}
-
-    import asyncio
 
     return await asyncio.gather(read_inventory(transport, endpoints), used())
 

@@ -76,6 +76,8 @@ Model = Annotated[str, typer.Argument(help="The name of the model.", show_defaul
 
 
 def _run(work: Callable[[HttpTransport], Awaitable[T]]) -> T:
+    import asyncio
+
     from sollol.transport.http import HttpTransport
 
     async def run() -> T:
@@ -84,8 +86,6 @@ def _run(work: Callable[[HttpTransport], Awaitable[T]]) -> T:
             return await work(transport)
         finally:
             await transport.aclose()
-
-    import asyncio
 
     return asyncio.run(run())
 
