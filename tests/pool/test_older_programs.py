@@ -203,6 +203,14 @@ def test_calls_in_the_words_of_0_9(url: str) -> None:
         assert (routing["host"], routing["port"]) == (node.host, node.port)
 
 
+def test_warnings_name_the_line_of_the_program(url: str) -> None:
+    with OllamaPool([url]) as pool, pytest.warns(UserWarning, match="today|is taken") as told:
+        for _ in pool.generate_stream("llama3.2", "x", temperature=0.1, prefer_cpu=True, num_predict=1):
+            pass
+    assert len(told) == 4
+    assert {warning.filename for warning in told} == {__file__}
+
+
 @pytest.mark.filterwarnings("ignore:.*no effect any more")
 def test_the_setup_of_gpu_monitoring_is_taken(only_here: str) -> None:
     assert only_here

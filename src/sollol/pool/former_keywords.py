@@ -30,7 +30,7 @@ def take_former(
         option = name if name in OPTIONS else RENAMED_OPTIONS.get(name)
         if option is not None and "options" in known:
             options[option] = fields.pop(name)
-            warn_once(f"{verb}({name}=...) is taken; {in_options(option, ...)}", stacklevel=5)
+            warn_once(f"{verb}({name}=...) is taken; {in_options(option, ...)}")
     if options:
         present = fields.get("options")
         if present is not None and not isinstance(present, Mapping):
@@ -49,10 +49,10 @@ def _routed(verb: str, call: CallOptions, fields: dict[str, Any]) -> CallOptions
         return call
     mode = check_mode(former.get("routing_mode"))
     if mode is not None:
-        warn_once(f"{verb}(routing_mode=...) is taken; it is mode={mode.value!r} today", stacklevel=6)
+        warn_once(f"{verb}(routing_mode=...) is taken; it is mode={mode.value!r} today")
     prefers_cpu = check_flag("prefer_cpu", former.get("prefer_cpu") or False)
     if prefers_cpu and mode in (None, RoutingMode.ASYNC):
-        warn_once(f"{verb}(prefer_cpu=True) is taken; it is mode='async' today: fast nodes stay free", stacklevel=6)
+        warn_once(f"{verb}(prefer_cpu=True) is taken; it is mode='async' today: fast nodes stay free")
         mode = RoutingMode.ASYNC
     elif prefers_cpu:
         raise BadInput(f"{verb}: prefer_cpu=True with routing_mode={mode!r}; expected only one: mode='async'")
@@ -60,7 +60,7 @@ def _routed(verb: str, call: CallOptions, fields: dict[str, Any]) -> CallOptions
     if isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 1:
         raise BadInput(f"{verb}: min_success_rate={short(least)}; expected a share from 0 to 1")
     if least and mode in (None, RoutingMode.RELIABLE):
-        warn_once(f"{verb}(min_success_rate=...) is taken; it is mode='reliable' today: failures count", stacklevel=6)
+        warn_once(f"{verb}(min_success_rate=...) is taken; it is mode='reliable' today: failures count")
         mode = RoutingMode.RELIABLE
     elif least:
         raise BadInput(

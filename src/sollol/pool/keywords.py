@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from sollol.errors import BadInput
@@ -93,6 +95,7 @@ RENAMED_OPTIONS: Final = {
 }
 
 
+PACKAGE: Final = Path(__file__).parents[1]
 _warned: set[str] = set()
 
 
@@ -105,14 +108,21 @@ def accept_old(where: str, given: Mapping[str, Any], old: frozenset[str]) -> Non
     for name, value in given.items():
         if name not in old:
             refuse(where, name, value, old)
-        warn_once(f"{where}({name}=...) has no effect any more and can be removed", stacklevel=4)
+        warn_once(f"{where}({name}=...) has no effect any more and can be removed")
 
 
-def warn_once(text: str, stacklevel: int = 3) -> None:
-    """Issue a warning, the first time only."""
+def warn_once(text: str) -> None:
+    """Issue a warning, the first time only. It names the line of the program that called this package."""
     if text not in _warned:
         _warned.add(text)
-        warnings.warn(text, stacklevel=stacklevel)
+        warnings.warn(text, stacklevel=_depth())
+
+
+def _depth() -> int:
+    depth, frame = 2, sys._getframe(2)  # from who called warn_once
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 def refuse(verb: str, name: str, value: Any, known: frozenset[str]) -> NoReturn:
