@@ -71,6 +71,7 @@ class Watched:
             "items": 0,
             "unable": [],
             "loading": [],
+            "replicas": [],
             "breakers": [],
             "drained": False,
             "since": None,

@@ -12,6 +12,7 @@ from sollol.core.types import SECOND, Micros, Task
 from sollol.core.view import SchedulerView
 from sollol.observe.attempt_log import shown_candidates
 from sollol.observe.history import History
+from sollol.observe.replica_state import replica_states
 
 WAITING_SHOWN = 100
 RUNNING_SHOWN = 200
@@ -183,6 +184,7 @@ def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint], app:
 NO_DETAILS: dict[str, Any] = {
     "loaded": [],
     "loading": [],
+    "replicas": [],
     "since": None,
     "has_gpu": None,
     "breakers": [],
@@ -201,6 +203,7 @@ def _details(engine: EngineState, state: Node) -> dict[str, Any]:
             for name, held in sorted(state.loaded.items())
         ],
         "loading": [_load(replica, engine.now) for replica in loading],
+        "replicas": replica_states(state, engine.now, engine.wall_clock(engine.now)),
         "since": engine.wall_clock(since) if since else None,
         "has_gpu": has_gpu(state),
         "drained": state.drained,
@@ -214,7 +217,8 @@ def has_gpu(state: Node) -> bool:
 
 
 def _load(replica: Replica, now: Micros) -> dict[str, Any]:
-    since = min([a.started_us for a in replica.attempts.values() if a.loads], default=now)
+    began = [attempt.started_us for attempt in replica.attempts.values() if attempt.loads]
+    since = min(began, default=replica.loading_since if replica.loading_until > now else now)
     return {"model": replica.model, "elapsed_ms": (now - since) / 1000, "predicted_ms": replica.load_us() / 1000}
 
 

@@ -132,7 +132,7 @@ function showHeat(frame, box) {
 // --- models × nodes ---
 function showModels(frame) {
   const models = [...new Set(frame.nodes.flatMap((row) => [...row.models, ...row.loaded.map((model) => model.model)]))].sort();
-  const mark = JSON.stringify(frame.nodes.map((row) => [row.host, row.state, row.models, row.loaded.map((model) => [model.model, model.processor])]));
+  const mark = JSON.stringify(frame.nodes.map((row) => [row.host, row.state, row.models, row.loaded.map((model) => [model.model, model.processor]), (row.replicas || []).map((one) => [one.model, one.state])]));
   const box = byId("matrix");
   if (box.mark === mark) return;
   box.mark = mark;
@@ -140,6 +140,12 @@ function showModels(frame) {
   const head = el("tr", "", el("th", "", "Model"), ...frame.nodes.map((row) => el("th", row.state === "down" ? "quiet" : "", row.host)));
   const body = models.map((model) => {
     const cells = frame.nodes.map((row) => {
+      const known = row.state === "up" && (row.replicas || []).find((one) => one.model === model);
+      if (known && ["loading", "slow", "stopping", "stuck", "kept away"].includes(known.state)) {
+        const cell = el("td", known.state === "loading" ? "warm" : "warm warn", known.state, el("small", "", ` by ${known.source}`));
+        cell.title = known.why;
+        return cell;
+      }
       const held = row.state === "up" && row.loaded.find((one) => one.model === model);
       if (held) return el("td", held.processor.includes("CPU") ? "warm warn" : "warm", held.processor, el("small", "", held.size ? ` ${size(held.size)}` : ""));
       return el("td", "quiet", row.state === "down" ? "" : row.models.includes(model) ? "○" : "–");

@@ -1,0 +1,67 @@
+"""Describe what each model of a node does, and by what that is known."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from sollol.core.state.replica import Node, Replica
+from sollol.core.types import SECOND, LoadedModel, Micros
+
+STUCK_S: Final = 60.0  # after which a model that should have left the memory is stuck there
+PS: Final = "/api/ps"
+TIMINGS: Final = "timings"
+LOADS: Final = "our loads"
+
+
+def replica_states(node: Node, now: Micros, at: float) -> list[dict[str, Any]]:
+    """Return the models that are in memory, are being loaded, or cannot be, with state, source and reason.
+
+    The states are "loading", "gpu", "part" (of it on the CPU), "cpu", "slow", "loaded" (the place is unknown),
+    "stopping", "stuck", and "kept away" for one that the node is not sent.
+
+    Args:
+        node: The node.
+        now: The present, on the scheduler's clock.
+        at: The same in seconds since 1970.
+    """
+    found = []
+    for model in sorted({*node.loaded, *node.replicas}):
+        replica, held = node.replicas.get(model), node.loaded.get(model)
+        state = _state(replica, held, now, at)
+        if state is None:
+            continue
+        rate = replica.decode.read() if replica is not None else None
+        found.append({"model": model, **state, "tokens_per_s": None if rate is None else round(rate * SECOND, 1)})
+    return found
+
+
+def _state(replica: Replica | None, held: LoadedModel | None, now: Micros, at: float) -> dict[str, str] | None:
+    if replica is not None:
+        if replica.is_loading or replica.loading_until > now:
+            return _row("loading", LOADS)
+        if replica.demoted_us:
+            before = replica.rate_before * SECOND
+            return _row("slow", TIMINGS, f"it wrote {before:.1f} tokens/s before")
+        if replica.is_barred(now):
+            return _row("kept away", LOADS, replica.node.loads_barred_why or "it is larger than its owner's budget")
+    if held is None:
+        return None
+    over_s = at - _expires(held)
+    if over_s > 0:
+        return _row("stuck" if over_s > STUCK_S else "stopping", PS, f"it should have left {over_s:.0f} s ago")
+    share = held.gpu_share
+    if share is None:
+        return _row("loaded", PS, "the node does not report where it runs")
+    return _row("gpu" if share == 1.0 else "part" if share else "cpu", PS, held.processor)
+
+
+def _row(state: str, source: str, why: str = "") -> dict[str, str]:
+    return {"state": state, "source": source, "why": why}
+
+
+def _expires(held: LoadedModel) -> float:
+    try:
+        return datetime.fromisoformat(held.expires_at.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return float("inf")
