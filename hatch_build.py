@@ -22,6 +22,7 @@ ON_THE_WAY = (
     "dashboard/site.py",
     "gateway/app.py",
     "gateway/context.py",
+    "gateway/metrics_server.py",
     "gateway/inference/call_options.py",
     "gateway/inference/routing_headers.py",
     "gateway/formats/stream_parser.py",

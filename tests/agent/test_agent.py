@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import pytest
 
-from sollol.agent import app, restart
+from sollol.agent import bridge, restart
 from sollol.agent.app import Agent
 from sollol.agent.client import AgentState, agent_of, read_agent
 from sollol.agent.findings import agent_findings
@@ -149,7 +149,7 @@ def test_the_way_to_an_ollama_on_loopback(tmp_path: Path) -> None:
                 assert len(lines) == 6
                 missing = await client.post(f"{url}/api/show", json={"model": "absent"}, headers=AUTH)
                 assert missing.status_code == 404
-                big = "x" * (app.WHOLE_BYTES + 10)
+                big = "x" * (bridge.WHOLE_BYTES + 10)
                 embedded = await client.post(
                     f"{url}/api/generate", json={"model": "llama3.2", "prompt": big, "stream": False}, headers=AUTH
                 )

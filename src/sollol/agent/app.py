@@ -10,12 +10,13 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
 
+from sollol.agent.bridge import send_on
 from sollol.agent.drivers import GpuDriver
 from sollol.agent.machine import ollama_settings, read_machine
 from sollol.agent.report import OllamaReport
@@ -31,20 +32,14 @@ from sollol.http_server.server import HttpServer
 from sollol.registry.manifest import MOST_BYTES, TYPE
 from sollol.registry.names import DIGEST, NAMESPACE, PART, parse_range, split_model
 from sollol.registry.seeders import is_signed
-from sollol.transport.base import Call, Timeouts, TransportFault
+from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
 from sollol.version import __version__
 
 LIMITS: Final = ServerLimits(max_body_mb=16, max_connections=500)
-WHOLE_BYTES: Final = 8 * 1024 * 1024  # bodies up to this are read before they are sent on
-BRIDGED: Final = Timeouts(connect_s=3.0, first_byte_s=None, idle_s=None)  # the caller limits its calls
 PIECE: Final = 256 * 1024
 BLOB: Final[re.Pattern[str]] = re.compile(r"/blobs/(sha256:[0-9a-f]{64})", re.ASCII)
 PUBLIC: Final = ("/", "/api/version")  # by which discovery recognises a node
-DROPPED: Final = (
-    "authorization", "connection", "content-length", "content-type", "cookie", "expect", "host", "keep-alive", "origin",
-    "proxy-authorization", "referer", "te", "trailer", "transfer-encoding", "upgrade", "x-api-key",
-)  # fmt: skip
 NAME: Final = f"sollol-agent/{__version__}"
 
 
@@ -210,6 +205,9 @@ class Agent(HttpServer):
             done = await self._restarter.run()
             request.answer(200 if done.exit_code == 0 else 502, msgspec.json.encode(done._asdict()))
 
+    async def _bridge(self, request: Request) -> None:
+        await send_on(self._transport, self._ollama, request)
+
     # --- blobs ---
 
     async def _send_blob(self, request: Request) -> None:
@@ -241,46 +239,6 @@ class Agent(HttpServer):
             finally:
                 source.close()
         request.end()
-
-    # --- the way to Ollama ---
-
-    async def _bridge(self, request: Request) -> None:
-        """Send a request on to Ollama, and its answer back as it arrives."""
-        headers = tuple(
-            (name.decode("latin-1"), value.decode("latin-1").strip())
-            for name, value in request.headers.items()
-            if name.decode("latin-1") not in DROPPED
-        )
-        body = await self._body(request)
-        kind = request.header(b"content-type") or "application/json"
-        call = Call(request.method, request.target, body, kind, headers, stream=True, timeouts=BRIDGED)
-        reply = await self._transport.send(self._ollama, call)
-        try:
-            length = reply.headers.get("content-length", "")
-            type_ = reply.headers.get("content-type", "")
-            more = [(name, value) for name, value in reply.headers.items() if name in ("location", "allow")]
-            if length.isascii() and length.isdigit():
-                request.begin_sized(reply.status, type_ or "application/json", int(length), more)
-            else:
-                request.begin(reply.status, type_ or "application/json", more)
-            if request.method != "HEAD":
-                async for piece in reply:
-                    if not request.write(piece):
-                        await request.drained()
-            request.end()
-        finally:
-            await reply.aclose()
-
-    async def _body(self, request: Request) -> bytes | AsyncIterator[bytes]:
-        if not request.uploads_body:
-            return b""
-        length = request.header(b"content-length")
-        if not (length.isascii() and length.isdigit() and int(length) <= WHOLE_BYTES):
-            return request.pieces()
-        pieces = []
-        async for piece in request.pieces():
-            pieces.append(piece)  # noqa: PERF401 - mypyc compiles no asynchronous comprehension
-        return b"".join(pieces)
 
 
 async def _copy(request: Request, source: BinaryIO, start: int, stop: int) -> None:
