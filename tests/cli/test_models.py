@@ -70,7 +70,7 @@ def test_disks_are_changed(run: Run, cluster: Cluster) -> None:
     both = ["--nodes", ",".join(cluster)]
     pulled = run("models", "pull", "other", "--on", second, *both)
     assert f"{second}: other pulled" in pulled.stdout
-    assert "room on their disks is unknown" in pulled.stderr
+    assert f"no agent reports it, on {second}." in pulled.stderr
     assert run("models", "copy", "other", "another", *both).stdout.count("copied to another") == 2
     run("models", "rm", "other", "--on", first, *both)
     run("models", "rm", "another", "--all", *both)

@@ -154,10 +154,12 @@ def pull(
     """Pull a model to nodes, with one progress bar for all."""
     targets = _targets(nodes, on)
     everyone = fleet.choose(nodes).endpoints
-    if not as_json:
-        note(f"{plural(len(targets), 'node')}; the room on their disks is unknown to Ollama's API.")
 
     async def work(transport: HttpTransport) -> dict[str, str]:
+        rooms = await read_rooms(transport, targets, config)
+        unknown = [node.key for node in targets if node.key not in rooms]
+        if unknown and not as_json:
+            note(f"The room on the disk is unknown to Ollama's API, and no agent reports it, on {', '.join(unknown)}.")
         async with pull_way(transport, everyone, config, lan=lan) as way:
             return await follow(way(model, targets), model, len(targets))
 
