@@ -68,6 +68,15 @@ def test_what_cannot_be_reached_is_named() -> None:
     )
 
 
+def test_a_node_that_sleeps_has_its_copy_and_is_not_woken() -> None:
+    asleep = node("x", "a")._replace(why="it sleeps")
+    found = plan({"a": DesiredModel(replicas=2, pin=True)}, [asleep, node("y", "a"), node("z")])
+    assert verbs(found.changes) == [("warm", "a", "y")]
+    assert found.unmet == ()
+    one = plan({"a": DesiredModel(replicas=1, pin=True)}, [asleep, node("y", "a")])
+    assert verbs(one.changes) == [("warm", "a", "y")], "one that is up comes first"
+
+
 def test_a_safetensors_model_goes_only_where_mlx_is_proven_or_named() -> None:
     mac = node("mac")._replace(stored={A: StoredModel(10, "d", "safetensors")})
     other_mac = node("mac2")._replace(stored={B: StoredModel(10, "d", "safetensors")})

@@ -37,7 +37,7 @@ class Agents:
 
     async def look(self) -> None:
         """Look at all agents once."""
-        nodes = self._nodes()
+        nodes = [node for node in self._nodes() if not node.asleep]  # which a call could wake
         pairs = [(node.endpoint, dict(node.loaded)) for node in nodes]
         self._states = await read_agents(self._engine.transport, pairs, self._port, self._key, self._states)
 

@@ -110,7 +110,7 @@ def _chosen(
     known = stored_somewhere(model, observed)
     refused, fitting = [], []
     for node in allowed:
-        if not node.is_up:
+        if not node.is_up and model not in node.stored:
             continue
         why = "" if model in node.stored else unfit(known, node, named=named)
         if why:
@@ -120,6 +120,7 @@ def _chosen(
     fitting.sort(
         key=lambda node: (
             model not in node.stored,
+            not node.is_up,  # one that sleeps has its copy
             not is_pinned(node.loaded.get(model)),  # so that the choice stands once it is carried out
             model not in node.loaded,
             _bytes_on(node),
@@ -170,6 +171,8 @@ def _pins(model: str, pin: bool, chosen: Sequence[NodeInventory], observed: Sequ
     keys = {node.key for node in chosen} if pin else set()
     found = []
     for node in observed:
+        if not node.is_up:
+            continue
         loaded = node.loaded.get(model)
         if node.key in keys and not is_pinned(loaded):
             what = "it is in memory for a time only" if loaded is not None else "it is not in memory"

@@ -29,7 +29,7 @@ class NodeInventory(NamedTuple):
     """The models of one node, by canonical name.
 
     Attributes:
-        why: The reason why its lists are missing; "" for a node that answered.
+        why: The reason why its lists are missing; "" for a node that answered. A node that sleeps has its last lists.
         free_bytes: The room on its disk, None if no agent reports it.
     """
 

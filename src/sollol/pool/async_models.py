@@ -14,7 +14,7 @@ from sollol.core.types import canonical_model
 from sollol.errors import BadInput, ResponseError
 from sollol.models import changes, operations
 from sollol.models.desired import DesiredModel, ModelPlan, plan
-from sollol.models.inventory import NodeInventory, read_inventory
+from sollol.models.inventory import NodeInventory, StoredModel, read_inventory
 from sollol.pool.base import PoolBase
 from sollol.pool.call_types import Node
 from sollol.pool.requests import encode_body
@@ -95,8 +95,22 @@ class AsyncModelCalls(PoolBase):
         )
 
     async def inventory(self) -> Sequence[NodeInventory]:
-        """Return the models of each node: on disk, and in memory."""
-        return await read_inventory(self._running().transport, self._find_node(None))
+        """Return the models of each node: on disk, and in memory. A node that sleeps is not woken for it."""
+        engine = self._running()
+        known = engine.scheduler.view().nodes
+        asleep = {
+            key: NodeInventory(
+                node.endpoint,
+                {name: StoredModel(size, node.digests.get(name, "")) for name, size in node.models.items()},
+                why="it sleeps",
+            )
+            for key, node in known.items()
+            if node.asleep
+        }
+        nodes = self._find_node(None)
+        found = await read_inventory(engine.transport, [node for node in nodes if node.key not in asleep])
+        by_key = {each.key: each for each in found} | asleep
+        return [by_key[node.key] for node in nodes]
 
     async def plan_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> ModelPlan:
         """Return the changes after which the nodes have the desired models, without making them."""

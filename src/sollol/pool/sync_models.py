@@ -48,7 +48,7 @@ class ModelCalls(FormerMethods):
         return self._on_loop(lambda inner: inner.free_memory(node, size_bytes))
 
     def inventory(self) -> Sequence[NodeInventory]:
-        """Return the models of each node: on disk, and in memory."""
+        """Return the models of each node: on disk, and in memory. A node that sleeps is not woken for it."""
         return self._on_loop(lambda inner: inner.inventory())
 
     def plan_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> ModelPlan:
