@@ -464,6 +464,7 @@ def test_the_error_of_a_part_has_no_body_that_could_become_part_of_the_blob(tmp_
                 for path in (f"{place}/blobs/sha256:{'0' * 64}", f"{place.replace(key, 'x' * 20)}/blobs/{digest}"):
                     refused = await client.get(path, headers={"Range": "bytes=0-9"})
                     assert (refused.status_code, refused.content) == (404, b"")
+                assert refused.headers["x-sollol-error"]
                 with pytest.raises(httpx.RemoteProtocolError):  # there is no room
                     await client.get(f"{place}/blobs/{digest}", headers={"Range": "bytes=0-9"})
 

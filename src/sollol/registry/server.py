@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,8 @@ from sollol.transport.http import HttpTransport
 SWEEP_S: Final = 30.0
 DRAIN_S: Final = 1.0
 LIMITS: Final = ServerLimits(max_body_mb=16, max_connections=1_000, idle_timeout_s=120.0)
+
+_UNPRINTABLE: Final = re.compile(r"[^ -~]")
 
 Handle = Callable[[Request, Grant, RegistryPath], Coroutine[Any, Any, None]]
 
@@ -121,7 +124,8 @@ class RegistryServer(HttpServer):
         if request.has_begun:
             request.cut()
         elif b"range" in request.headers:  # Ollama's client would copy the message into the blob
-            request.answer(status, b"", headers=[("X-Sollol-Error", message.encode("ascii", "replace").decode()[:500])])
+            words = _UNPRINTABLE.sub("?", message)[:500]
+            request.answer(status, b"", headers=[("X-Sollol-Error", words)])
         else:
             request.refuse(status, message)
 
