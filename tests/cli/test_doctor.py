@@ -189,6 +189,27 @@ def test_names_are_replaced_everywhere() -> None:
         assert secret not in text
 
 
+@pytest.mark.parametrize("app", ["e", "up", "host", "llama3.2", "chat", "127", "apps", "node-1"])
+def test_a_common_word_as_a_name_leaves_the_other_fields(app: str) -> None:
+    node = {"host": "model:11434", "url": "http://model:11434", "state": "up", "models": ["llama3.2:latest"]}
+    row = {"app": app, "kind": "chat", "model": "llama3.2:latest", "node": "model:11434", "outcome": "ok"}
+    found = redacted({"overview": {"nodes": [node], "recent": [row], "app_name": ""}, "python": "3.12.7"})
+    named = {"host": "node-1", "url": "node-1"}
+    shown = row | {"app": "app-1", "node": "node-1"}
+    assert found == {"overview": {"nodes": [node | named], "recent": [shown], "app_name": ""}, "python": "3.12.7"}
+
+
+def test_applications_of_other_machines_are_replaced() -> None:
+    process = {"id": "annes-laptop:7:ab12", "app": "payroll", "host": "annes-laptop", "work": {"payslips": {}}}
+    shared = {"redis": "redis://redis.corp.example:6379", "problem": "redis.corp.example refused",
+              "processes": [process], "apps": {"payroll": {"running": 1}}}  # fmt: skip
+    war = {"id": "reload-war", "summary": "m was loaded 4 times (bonus, payroll).", "data": {"apps": "bonus, payroll"}}
+    content = {"findings": [war], "overview": {"nodes": [], "applications": shared}}
+    text = json.dumps(redacted(content))
+    for secret in ("annes", "payroll", "payslips", "bonus", "corp"):
+        assert secret not in text
+
+
 @pytest.fixture
 def cluster() -> Any:
     with sim_cluster([talker(1, 5_000.0)]) as running:

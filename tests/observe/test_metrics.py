@@ -16,7 +16,7 @@ from sollol.observe import metrics as metrics_module
 from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.metrics import FAMILIES, OTHER, Metrics
 from sollol.observe.recorder import Recorder
-from sollol.observe.request_record import RequestRecord, record_of_call
+from sollol.observe.request_record import MODEL_MOST, RequestRecord, record_of_call
 from sollol.observe.subscription import Subscription
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, gateway_over, talker
@@ -103,6 +103,18 @@ def test_labels_are_bounded() -> None:
         counted.count(record_of_call(settled, log, 2_000_000, 0.0))
     found = values(counted.render({}).decode())
     assert found[f'sollol_requests_total{{kind="chat",model="{OTHER}",node="a",outcome="ok"}}'] == 5
+
+
+def test_invented_names_leave_room_for_real_ones() -> None:
+    counted = Metrics()
+    for number in range(2 * metrics_module.MODELS_MOST):
+        log, settled = log_of(model=f"{number}-{'x' * 100_000}")
+        counted.count(record_of_call(settled, log, 2_000_000, 0.0))
+    log, settled = log_of(("a", Cause.FIRST, ANSWERED), model="real")
+    counted.count(record_of_call(settled, log, 2_000_000, 0.0))
+    text = counted.render({}).decode()
+    assert values(text)['sollol_requests_total{kind="chat",model="real",node="a",outcome="ok"}'] == 1
+    assert max(map(len, text.splitlines())) < MODEL_MOST + 200
 
 
 def test_counters_count_all_and_the_sample_goes_to_history_and_subscribers() -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sollol import AsyncOllamaPool, OllamaPool
 from sollol.errors import SollolError
 from sollol.observe.request_filter import matcher
 from sollol.observe.request_record import AttemptRecord, RequestRecord
-from sollol.observe.store import Store, minutes_of
+from sollol.observe.store import INVENTED_MOST, Store, minutes_of
 from sollol.sim import ModelSpec, sim_cluster
 from tests.gateway.stage import MODEL, talker
 
@@ -100,6 +101,20 @@ def test_minutes_are_sums_by_node_and_model() -> None:
     assert sums[minute, "b:1", "m"][2] == 1
     assert (minute, "c:1", "m") not in sums
     assert sums[minute + 1, "n:1", "m"][0] == 1
+
+
+def test_invented_names_do_not_fill_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "x.sqlite3")
+    for write in range(4):
+        invented = [record(model=f"m{write}-{number}", node="", outcome="no node") for number in range(50)]
+        store.write([*invented, record(model=f"real{write}")], {}, None, AT)
+    store.write([record(model="later", node="", outcome="no node", at=AT + 60)], {}, None, AT + 60)
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "x.sqlite3")) as db:
+        rows = dict(db.execute("SELECT model, sum(requests) FROM minutes GROUP BY model"))
+    assert len(rows) == INVENTED_MOST + 1 + 4 + 1
+    assert rows["other"] == 200 - INVENTED_MOST
+    assert rows["real3"] == rows["later"] == 1
 
 
 def test_the_same_minute_adds_up(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 
-from sollol.cli.console import printable, say
+from sollol.cli.console import one_line, say
 from sollol.observe.request_record import RequestRecord
 from sollol.observe.subscription import Subscription
+from sollol.printable import printable_json
 
 
 class AccessLog:
@@ -29,8 +31,8 @@ class AccessLog:
 def text_line(record: RequestRecord) -> str:
     """Return a record as a line of words and name=value pairs."""
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.at))
-    parts = [when, f"id={record.id}", record.kind, printable(record.model), printable(record.outcome)]
-    parts += [f"node={printable(record.node) or '-'}", f"app={printable(record.app) or '-'}"]
+    parts = [when, f"id={record.id}", record.kind, _word(record.model), record.outcome]
+    parts += [f"node={_word(record.node)}", f"app={_word(record.app)}"]
     parts += [f"total={record.total_s:.3f}s", f"queue={record.queue_s:.3f}s"]
     if record.first_token_s is not None:
         parts.append(f"first={record.first_token_s:.3f}s")
@@ -40,11 +42,17 @@ def text_line(record: RequestRecord) -> str:
         parts.append(f"items={record.items}")
     if len(record.attempts) > 1:
         parts.append(f"attempts={len(record.attempts)}")
-    return " ".join([*parts, printable(record.error)]).rstrip()
+    return " ".join([*parts, one_line(record.error)]).rstrip()
+
+
+def _word(name: str) -> str:
+    """Return a name as one word: quoted if it has spaces or quotes, "-" if it is empty."""
+    shown = one_line(name) or "-"
+    return json.dumps(shown, ensure_ascii=False) if any(char.isspace() or char in '"=' for char in shown) else shown
 
 
 def json_line(record: RequestRecord) -> str:
     """Return a record as one JSON object."""
     import msgspec
 
-    return msgspec.json.encode(record).decode()
+    return printable_json(msgspec.json.encode(record).decode())

@@ -6,8 +6,10 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -29,7 +31,7 @@ EPILOG = """\
 
   Versions, findings, nodes, the last requests with their times and errors,
   and the names of the settings that are set. Addresses and names of
-  applications are replaced by node-1, app-1 and so on. Prompts, answers,
+  applications and machines are replaced by node-1, app-1 and so on. Prompts, answers,
   keys and values of settings are never in it. Read it before you send it.
 
 [bold]Exit codes[/bold]
@@ -39,6 +41,9 @@ EPILOG = """\
   2    the command cannot be used as given
 """
 PACKAGES = ("httptools", "msgspec", "uvloop", "typer", "rich", "numpy", "redis")
+APPS = frozenset({"app", "app_name", "apps"})  # fields that name applications
+KEYED_BY_APP = frozenset({"apps", "work"})
+TEXTS = frozenset({"error", "why", "reason", "summary", "cost", "fix", "text", "problem", "notices"})
 ADDRESS = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|\[[0-9a-fA-F:]+\](?::\d+)?")
 
 
@@ -73,27 +78,59 @@ def report(
 
 
 def redacted(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with addresses and names of applications replaced by numbered names."""
-    names: dict[str, str] = {}
-    for number, node in enumerate(content["overview"]["nodes"], 1):
-        names[node["url"]] = names[node["host"]] = f"node-{number}"
-        names[node["host"].rpartition(":")[0]] = f"node-{number}"
-    rows = [row for field in ("running", "waiting", "recent") for row in content["overview"].get(field, ())]
-    apps = sorted({row.get("app", "") for row in rows} | {content["overview"].get("app_name", "")} - {""})
-    names |= {app: f"app-{number}" for number, app in enumerate([app for app in apps if app], 1)}
-    content["overview"].pop("keys", None)
-    longest_first = sorted(filter(None, names), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    """Return the content with addresses and names of applications and machines replaced by numbered names.
 
-    def clean(value: Any) -> Any:
+    In a field of one word only whole addresses and, where applications are named, their names are replaced: an
+    application may be called "up" or "host".
+    """
+    overview = content["overview"]
+    overview.pop("keys", None)
+    nodes: dict[str, str] = {}
+    others: dict[str, str] = {}  # names that are common words in other fields
+    for number, node in enumerate(overview["nodes"], 1):
+        nodes[node["url"]] = nodes[node["host"]] = others[node["host"].rpartition(":")[0]] = f"node-{number}"
+    apps = {app: f"app-{number}" for number, app in enumerate(sorted(_apps(content) - {""}), 1)}
+    shared = overview.get("applications")
+    if shared:
+        machines = {host: f"machine-{number}" for number, host in enumerate(_hosts(shared["processes"]), 1)}
+        rows = [row | {"host": machines[row["host"]], "id": str(number)}
+                for number, row in enumerate(shared["processes"], 1)]  # fmt: skip
+        overview["applications"] = shared | {"redis": "ADDRESS", "processes": rows}
+        others |= machines | {host: "ADDRESS" for host in [urlsplit(shared["redis"]).hostname] if host}
+    whole, everywhere = _replacing(nodes), _replacing({**others, **apps, **nodes})
+
+    def clean(value: Any, field: str) -> Any:
         if isinstance(value, str):
-            return ADDRESS.sub("ADDRESS", pattern.sub(lambda match: names[match[0]], value))
+            is_text = field in TEXTS or field in APPS or any(map(str.isspace, value))
+            return apps.get(value, everywhere(value)) if field in APPS else (everywhere if is_text else whole)(value)
         if isinstance(value, dict):
-            return {clean(name): clean(held) for name, held in value.items()}
-        return [clean(held) for held in value] if isinstance(value, list | tuple) else value
+            named = apps if field in KEYED_BY_APP else {}
+            return {named.get(name) or whole(name): clean(held, name) for name, held in value.items()}
+        return [clean(held, field) for held in value] if isinstance(value, list | tuple) else value
 
-    cleaned: dict[str, Any] = clean(content)
+    cleaned: dict[str, Any] = clean(content, "")
     return cleaned
+
+
+def _replacing(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function that replaces whole names, and addresses of machines, in a text."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)" if longest_first else r"(?!)")
+    return lambda text: ADDRESS.sub("ADDRESS", pattern.sub(lambda match: names[match[0]], text))
+
+
+def _apps(value: Any, field: str = "") -> set[str]:
+    """Return the names of applications in a report."""
+    if isinstance(value, dict):
+        keys = set(value) if field in KEYED_BY_APP else set()
+        return keys.union(*(_apps(held, name) for name, held in value.items()))
+    if isinstance(value, list | tuple):
+        return set().union(*(_apps(held, field) for held in value))
+    return set(value.split(", ") if field == "apps" else [value]) if field in APPS and isinstance(value, str) else set()
+
+
+def _hosts(processes: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({row["host"] for row in processes})
 
 
 def _versions() -> dict[str, str]:

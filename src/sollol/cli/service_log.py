@@ -8,6 +8,7 @@ from typing import Final
 from sollol.core.actions import Complete, Start
 from sollol.core.events import Finished
 from sollol.observe.journal import Entry
+from sollol.printable import one_line
 
 log: Final = logging.getLogger("sollol.requests")
 
@@ -16,7 +17,7 @@ def log_attempts(entry: Entry) -> None:
     """Log the starts and ends of attempts and requests, each with the number of its request."""
     if isinstance(entry.event, Finished):
         outcome = entry.event.outcome
-        log.debug("attempt %s ended: %s %s", entry.event.attempt, outcome.status.value, outcome.message)
+        log.debug("attempt %s ended: %s %s", entry.event.attempt, outcome.status.value, one_line(outcome.message))
     for action in entry.actions:
         if isinstance(action, Start):
             decision = action.decision
@@ -30,4 +31,6 @@ def log_attempts(entry: Entry) -> None:
                 decision.reason,
             )
         elif isinstance(action, Complete):
-            log.debug("request %s ended: %s %s", action.task, action.outcome.status.value, action.outcome.message)
+            log.debug(
+                "request %s ended: %s %s", action.task, action.outcome.status.value, one_line(action.outcome.message)
+            )

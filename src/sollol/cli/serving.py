@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sollol.cli.access_log import AccessLog
-from sollol.cli.console import Messages, is_plain, note, plural, printable, say, warn
+from sollol.cli.console import Messages, is_plain, note, one_line, plural, printable, say, warn
 from sollol.cli.service_log import log_attempts
 from sollol.cli.service_notify import READY, STOPPING, WATCHDOG, notify, reloading, status, watchdog_s
 from sollol.errors import BadInput, SollolError
@@ -215,7 +215,7 @@ def _report_event(event: ClusterEvent) -> None:
     """Print a line where something breaks or is well again."""
     if event.kind in REPORTED:
         at = f"{time.strftime('%H:%M:%S', time.localtime(event.at))} " if is_plain() else ""
-        note(f"{at}{printable(event.text)}")
+        note(f"{at}{one_line(event.text)}")
 
 
 class Watch:

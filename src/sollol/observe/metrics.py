@@ -17,6 +17,9 @@ from sollol.observe.request_record import RequestRecord
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
 MODELS_MOST: Final = 500
+MODELS_WITHOUT_NODE_MOST: Final = (
+    100  # beyond it, only a request that a node answered adds a model: any may be invented
+)
 NODES_MOST: Final = 1_000
 APPS_MOST: Final = 50
 LINES_MOST: Final = 10_000  # label sets that are found at once
@@ -145,7 +148,9 @@ class _Lines:
     )  # fmt: skip
 
     def __init__(self, metrics: Metrics, kind: str, model: str, node: str, outcome: str, app: str) -> None:
-        model = metrics.bounded("model", model, MODELS_MOST)
+        model = metrics.bounded(
+            "model", model, MODELS_MOST if node or outcome == OK.value else MODELS_WITHOUT_NODE_MOST
+        )
         node = metrics.bounded("node", node, NODES_MOST)
         app = metrics.bounded("app", app, APPS_MOST)
         of_kind, of_node = (kind, model), (model, node)

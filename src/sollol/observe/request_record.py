@@ -13,6 +13,7 @@ from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.batch_report import BatchReport
 
 ERROR_MOST = 1_000  # characters kept of an error
+MODEL_MOST = 500  # characters kept of a model's name, which a caller may invent; Ollama's names are shorter
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -177,4 +178,4 @@ def record_of_batch(
 
 def _of_task(task: Task, at: float) -> tuple[int, float, str, str, str, str, int, str]:
     mode = task.mode.value if task.mode else ""
-    return task.id, at, task.app, task.kind.value, task.model, task.type.value, task.priority, mode
+    return task.id, at, task.app, task.kind.value, task.model[:MODEL_MOST], task.type.value, task.priority, mode

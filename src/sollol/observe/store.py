@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from sollol.observe.metrics import OTHER
 from sollol.observe.request_record import RequestRecord
 
 FORM: Final = 1  # of the tables
@@ -24,6 +25,7 @@ DAYS: Final = 30.0
 REQUESTS_MOST: Final = 100_000
 DAY_S: Final = 86_400.0
 PRUNED_EVERY: Final = 60  # writes
+INVENTED_MOST: Final = 20  # models of a minute that no node was tried for; more are added up as OTHER
 SPANS: Final = {"1d": (DAY_S, 600), "30d": (30 * DAY_S, 21_600)}  # span, and the step of its intervals, in seconds
 CREATE: Final = """
 CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, at REAL NOT NULL, record BLOB NOT NULL);
@@ -65,6 +67,7 @@ class Store:
         self._days = days
         self._requests = requests
         self._writes = 0
+        self._invented: tuple[int, set[str]] = (0, set())  # of the newest minute
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = _opened(path)
@@ -83,7 +86,7 @@ class Store:
     ) -> None:
         """Write finished requests, embedded texts by (node, model), and what was learned, in one transaction."""
         records = list(records)
-        minutes = minutes_of(records)
+        minutes = self._bounded(minutes_of(records))
         for (node, model), number in items.items():
             minutes.setdefault((int(at // 60), node, model), [0.0] * len(SUMS))[SUMS.index("items")] += number
         with self._db:
@@ -98,6 +101,20 @@ class Store:
             self._writes += 1
             if self._writes % PRUNED_EVERY == 1:
                 self._prune(at)
+
+    def _bounded(self, minutes: Minutes) -> Minutes:
+        """Return the sums with those of too many models without a node added up: callers may invent any name."""
+        found: Minutes = {}
+        for (minute, node, model), sums in minutes.items():
+            if not node:
+                if minute > self._invented[0]:
+                    self._invented = (minute, set())
+                known = self._invented[1]
+                model = model if model in known or len(known) < INVENTED_MOST else OTHER
+                known.add(model)
+            before = found.setdefault((minute, node, model), [0.0] * len(SUMS))
+            found[minute, node, model] = [one + more for one, more in zip(before, sums, strict=True)]
+        return found
 
     def _prune(self, at: float) -> None:
         self._db.execute("DELETE FROM minutes WHERE minute < ?", (int((at - self._days * DAY_S) // 60),))
