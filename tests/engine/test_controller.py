@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from sollol import AsyncOllamaPool
+from sollol.core.events import NodeSeen
+from sollol.core.types import NodeFacts
 from sollol.engine.controller import Controller, keep_alive
 from sollol.sim import ModelSpec, NodeSpec, SimNode, World
 from sollol.sim import run as simulate
@@ -130,6 +132,22 @@ def test_a_model_that_fell_to_the_cpu_is_loaded_again_when_it_is_idle() -> None:
     assert loads == 2
     assert on_gpu == 4 * GB
     assert any("CPU" in action["reason"] for action in status["actions"])
+
+
+def test_two_versions_in_memory_are_unloaded_until_one_is_left() -> None:
+    async def work(stage: Stage) -> Any:
+        await stage.chat("a", 3)
+        node = next(node for node in stage.pool.engine.scheduler.view().nodes.values() if node.loaded)
+        twin = node.loaded["a:latest"]._replace(runners=2)
+        facts = NodeFacts(node.version, node.models, {"a:latest": twin}, node.digests)
+        stage.pool.engine.dispatcher.feed(NodeSeen(node.key, facts))
+        await stage.controller.tick()
+        return stage.controller.status()["actions"]
+
+    actions = staged(work)
+    (unloaded,) = [action for action in actions if action["do"] == "unload"]
+    assert unloaded["model"] == "a:latest"
+    assert "2 versions" in unloaded["reason"]
 
 
 def test_a_gpu_that_stays_away_is_not_tried_for_ever() -> None:

@@ -53,6 +53,7 @@ GOOD = (node("a:1"), node("b:1"))
 FIRES: list[tuple[str, Evidence, str]] = [
     ("no-nodes", seen(), "No nodes are known"),
     ("all-down", seen(node("a:1", "down")), "The only node is down"),
+    ("twin-runners", seen(node("a:1", loaded=[held() | {"runners": 2}])), "2 versions of"),
     ("node-asleep", seen(*GOOD, node("c:1", "asleep")), "c:1 is asleep"),
     ("node-down", seen(*GOOD, node("c:1", "down")), "c:1 is down for 40 s: it refused the connection"),
     ("hung-load", seen(node("a:1", loading=[{"model": M, "elapsed_ms": 600_000, "predicted_ms": 9_000}])), "10 min"),

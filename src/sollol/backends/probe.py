@@ -144,7 +144,9 @@ def _facts(
         models = {_name(row): int(row.get("size") or 0) for row in rows}
         digests = {_name(row): str(row.get("digest") or "") for row in rows}
         held, also_odd = ([], 0) if PS in late else valid_rows(decode(tasks[PS].result()))
-        loaded = {_name(row): _loaded(row) for row in held}
+        loaded: dict[str, LoadedModel] = {}
+        for row in held:
+            _add_loaded(loaded, _name(row), _loaded(row))
     except TransportFault as fault:
         if fault.fault is Fault.LOCAL:
             raise
@@ -189,6 +191,15 @@ async def _get(transport: Transport, endpoint: Endpoint, path: str, timeouts: Ti
 
 def _name(row: dict[str, object]) -> str:
     return canonical_model(str(row.get("model") or row["name"]))
+
+
+def _add_loaded(loaded: dict[str, LoadedModel], name: str, row: LoadedModel) -> None:
+    """Add a row of /api/ps; rows of the same name are one model with several runners and their sizes together."""
+    before = loaded.get(name)
+    if before is not None:
+        size, size_vram = before.size + row.size, before.size_vram + row.size_vram
+        row = row._replace(size=size, size_vram=size_vram, runners=before.runners + 1)
+    loaded[name] = row
 
 
 def _loaded(row: dict[str, object]) -> LoadedModel:

@@ -408,12 +408,17 @@ class Decision(Value):
 
 
 class LoadedModel(NamedTuple):
-    """Hold a row of /api/ps. `size_vram` below `size`: part runs on the CPU; 0 of 0 is unknown."""
+    """Hold a row of /api/ps. `size_vram` below `size`: part runs on the CPU; 0 of 0 is unknown.
+
+    Attributes:
+        runners: Rows of this name: two after an upgrade that changed its digest while it was in memory.
+    """
 
     size: int = 0
     size_vram: int = 0
     expires_at: str = ""
     context_length: int = 0
+    runners: int = 1
 
     @property
     def gpu_share(self) -> float | None:

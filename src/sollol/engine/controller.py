@@ -228,9 +228,7 @@ class Controller:
         """Unload idle models that fell to the CPU, and load them again at the next look."""
         for (key, model), (kind, options) in list(self._again.items()):
             del self._again[key, model]
-            self._engine.dispatcher.feed(
-                LoadRequested(key, model, kind, options, "", "it ran on the CPU, and may find room on the GPU now")
-            )
+            self._engine.dispatcher.feed(LoadRequested(key, model, kind, options, "", "it was unloaded for a repair"))
         for node in self._nodes():
             for model, replica in node.replicas.items():
                 why = _fallen(node, replica)
@@ -264,7 +262,11 @@ def _use_of(record: RequestRecord) -> _Use:
 def _fallen(node: Node, replica: Replica) -> str:
     """Return why a replica should be loaded again; "" if it runs where it can."""
     held = node.loaded.get(replica.model)
-    if held is None or not node.gpu_seen:
+    if held is None:
+        return ""
+    if held.runners > 1:
+        return f"{held.runners} versions of it are in memory at once, since its digest has changed"
+    if not node.gpu_seen:
         return ""
     share = held.gpu_share
     if share is not None and share < 1.0 and held.size <= node.held_bytes:

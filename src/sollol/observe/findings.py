@@ -127,6 +127,21 @@ def node_down(seen: Evidence) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def twin_runners(seen: Evidence) -> Iterator[Finding]:
+    """Find models of which two versions are in memory at once."""
+    for node in seen.up:
+        for held in node["loaded"]:
+            if held.get("runners", 1) > 1:
+                subject = f"{held['model']} on {node['host']}"
+                yield Finding(
+                    "twin-runners", WARNING, subject,
+                    f"{held['runners']} versions of {subject} are in memory at once, with {held['size'] / 1e9:.1f} GB.",
+                    "The memory of the older one is lost to all other models.",
+                    f"Unload it twice: `sollol models unload {held['model']} --on {node['host']}`; "
+                    "`sollol serve --controller` does it when the model is idle.", {"runners": held["runners"]},
+                )  # fmt: skip
+
+
 def asleep(seen: Evidence) -> Iterator[Finding]:
     """Find nodes that sleep."""
     for node in seen.nodes:
@@ -373,7 +388,7 @@ def faults(seen: Evidence) -> Iterator[Finding]:
 Check = Callable[[Evidence], Iterator[Finding]]
 CHECKS: Final[tuple[Check, ...]] = (
     no_nodes, node_down, hung_load, requests_fail, key_needed, on_the_cpu, load_wars, mixed_digests, open_breaker,
-    asleep, stuck_unload, long_queue, context, one_slot, version_skew, calibration, faults,
+    asleep, twin_runners, stuck_unload, long_queue, context, one_slot, version_skew, calibration, faults,
 )  # fmt: skip
 
 
