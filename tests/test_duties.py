@@ -55,6 +55,10 @@ BY_HAND = {
     "dashboard/source.py": 1,  # a reading for one frame
     "dashboard/server.py": 1,  # the server, started by its owner
     "discovery/search.py": 1,  # a search that its caller waits for
+    "models/distribution.py": 1,  # lines of several transfers, read by one caller
+    "registry/upstream.py": 1,  # a fetch, whose readers get its error
+    "cli/terminal.py": 1,  # keys of a terminal, read while it is shown
+    "cli/top_live.py": 1,  # a task group
 }
 
 
