@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -12,7 +13,7 @@ import pytest
 from sollol.gateway import alerting
 from sollol.gateway.settings import AlertSettings, GatewaySettings
 from sollol.observe import alerts
-from sollol.observe.alerts import MESSAGES_MOST, AlertPolicy, send, shown_address
+from sollol.observe.alerts import MESSAGES_MOST, AlertMessage, AlertPolicy, send, shown_address
 from sollol.observe.findings import Finding
 from sollol.sim import sim_cluster
 from tests.gateway.stage import answering, gateway_over, talker, until
@@ -49,7 +50,18 @@ def test_a_note_when_it_is_well_again() -> None:
     assert titles(policy, [], 30) == []
     (message,) = policy.look([], 60)
     assert (message.title, message.resolved) == ("Well again: a:1", True)
-    assert titles(policy, [finding()], 70) == ["error: a:1 is down."]
+    assert titles(policy, [finding()], 3_600) == ["error: a:1 is down."]
+
+
+@pytest.mark.parametrize("period_s", [40, 100, 200, 500, 1_900])
+def test_what_comes_and_goes_is_sent_once_an_hour(period_s: int) -> None:
+    policy, sent = AlertPolicy(), []
+    for at in range(0, 4 * 3_600, 10):
+        sent += [(at, message) for message in policy.look([finding()] if at // period_s % 2 == 0 else [], at)]
+    alarms = [at for at, message in sent if not message.resolved]
+    assert all(later - at >= 3_600 for at, later in itertools.pairwise(alarms))
+    assert len(alarms) >= 3
+    assert sum(message.resolved for _, message in sent) <= len(alarms)
 
 
 def test_only_what_is_severe_enough() -> None:
@@ -120,6 +132,30 @@ def test_a_gateway_tells_that_a_node_is_down_and_well_again(webhook: str, monkey
         stage.look(lambda gateway: gateway.pool.remove_node("127.0.0.1:9"))
         until(lambda: any(body["resolved"] for body in Webhook.received))
         assert len([body for body in Webhook.received if not body["resolved"]]) == 1
+
+
+def test_what_was_not_sent_is_sent_later(webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Webhook.status = 503
+    monkeypatch.setattr(alerting, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(alerting, "AlertPolicy", lambda *given: AlertPolicy(hold_s=0.0))
+    settings = GatewaySettings(alerts=AlertSettings(urls=(webhook,)))
+    with sim_cluster([talker(1)]) as cluster, gateway_over([cluster.urls[0], "127.0.0.1:9"], settings):
+        until(lambda: len(Webhook.received) >= 2)
+        Webhook.status = 200
+        before = len(Webhook.received)
+        until(lambda: len(Webhook.received) > before)
+    assert all(body["finding"]["id"] == "node-down" for body in Webhook.received)
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b""])
+def test_an_address_that_answers_otherwise_is_an_error(answer: bytes) -> None:
+    class Raw(Webhook):
+        def do_POST(self) -> None:
+            self.wfile.write(answer)
+            self.close_connection = True
+
+    with answering(Raw) as url, pytest.raises((OSError, ValueError)):
+        send(url, AlertMessage("t", "x", None))
 
 
 def test_a_webhook_that_fails_is_reported_once(webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:

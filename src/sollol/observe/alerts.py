@@ -5,6 +5,7 @@ A finding is sent after it was seen for a while, so that a node that restarts al
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.request
 from collections.abc import Sequence
@@ -37,12 +38,14 @@ class AlertMessage(NamedTuple):
 class _Known:
     """Hold what was seen of one finding; times in seconds."""
 
-    __slots__ = ("finding", "first", "last", "sent")
+    __slots__ = ("finding", "first", "is_open", "last", "sent")
 
     def __init__(self, finding: Finding, at: float) -> None:
         self.finding = finding
-        self.first = self.last = at
+        self.first: float | None = at  # since when it is seen; None while it is away
+        self.last = at
         self.sent: float | None = None
+        self.is_open = False  # sent, and not mended yet
 
 
 class AlertPolicy:
@@ -72,22 +75,31 @@ class AlertPolicy:
                 continue
             known = self._known.setdefault((finding.id, finding.subject), _Known(finding, at))
             known.finding, known.last = finding, at
-            due = known.sent is None or at - known.sent >= self._every_s
-            if due and at - known.first >= self._hold_s:
-                known.sent = at
+            if known.first is None:
+                known.first = at
+            if self._is_due(known, at) and at - known.first >= self._hold_s:
+                known.sent, known.is_open = at, True
                 text = f"{finding.cost}\nFix: {finding.fix}"
                 messages.append(AlertMessage(f"{finding.severity}: {finding.summary}", text, finding))
         for key, known in list(self._known.items()):
-            if at - known.last >= self._well_s or (known.sent is None and known.last < at):
-                del self._known[key]
-                if known.sent is not None:
-                    subject = known.finding.subject or "the cluster"
-                    text = f"It was: {known.finding.summary}"
-                    messages.append(AlertMessage(f"Well again: {subject}", text, known.finding, resolved=True))
+            if known.last == at:
+                continue
+            if not known.is_open:
+                known.first = None
+                if self._is_due(known, at):  # else it is remembered, because it may come and go
+                    del self._known[key]
+            elif at - known.last >= self._well_s:
+                known.first, known.is_open = None, False
+                subject = known.finding.subject or "the cluster"
+                text = f"It was: {known.finding.summary}"
+                messages.append(AlertMessage(f"Well again: {subject}", text, known.finding, resolved=True))
         if len(messages) > MESSAGES_MOST:
             left = len(messages) - MESSAGES_MOST
             messages[MESSAGES_MOST:] = [AlertMessage(f"{left} more findings", "`sollol doctor` lists them.", None)]
         return messages
+
+    def _is_due(self, known: _Known, at: float) -> bool:
+        return known.sent is None or at - known.sent >= self._every_s
 
 
 def send(url: str, message: AlertMessage) -> None:
@@ -95,8 +107,11 @@ def send(url: str, message: AlertMessage) -> None:
     if urlsplit(url).scheme in ("http", "https"):
         body = json.dumps(message.as_dict()).encode()
         request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "sollol"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            answer.read(1_000)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                answer.read(1_000)
+        except http.client.HTTPException as error:
+            raise ValueError(f"it does not answer in HTTP ({type(error).__name__})") from None
         return
     try:
         import apprise  # type: ignore[import-untyped, unused-ignore]
