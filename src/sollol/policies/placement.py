@@ -100,7 +100,7 @@ class GreedyPlacement:
         return PlacementPlan(tuple(steps), before_s / demand, after_s / demand, _frozen(chosen))
 
     def _choose(self, cost: _Cost, nodes: Sequence[NodeRoom]) -> Warm:
-        warm: Warm = {node.node: set(node.kept & node.held.keys()) for node in nodes}
+        warm: Warm = {node.node: {model for model in node.kept if model in node.held} for node in nodes}
         for need in cost.needs.values():
             for _ in range(need.least - sum(need.model in models for models in warm.values())):
                 pairs = [(node, need) for node in nodes if _fits(node, need, warm, cost)]
