@@ -182,6 +182,16 @@ def test_any_demand_keeps_within_the_memory(seed: int) -> None:
     staged(work, models=models, vram_bytes=9 * GB)
 
 
+@pytest.mark.parametrize(("memory", "both"), [(10 * GB, True), (8 * GB, False)])
+def test_the_memory_that_an_agent_reports_is_used_at_once(memory: int, both: bool) -> None:
+    async def work(stage: Stage) -> Any:
+        await stage.look(4)
+        return stage.loaded()
+
+    given = {"priority_models": ("a", "b"), "memory": lambda node: memory}
+    assert (staged(work, count=1, given=given) == [["a:latest", "b:latest"]]) is both
+
+
 def test_keep_alive_follows_the_pauses_between_requests() -> None:
     assert keep_alive(1.0) == "300s"
     assert keep_alive(1 / 600) == "1800s"

@@ -76,6 +76,15 @@ class AgentReport(msgspec.Struct, frozen=True):
     can_restart: bool = False
     problems: Annotated[tuple[Text, ...], msgspec.Meta(max_length=20)] = ()
 
+    @property
+    def model_memory_bytes(self) -> int | None:
+        """The memory that models use: of all GPUs, or of a machine without one; None if it is unknown."""
+        sizes = [gpu.memory_bytes for gpu in self.gpus]
+        known = [size for size in sizes if size is not None]
+        if sizes:
+            return sum(known) if len(known) == len(sizes) else None
+        return self.memory_bytes or None
+
 
 def parse_report(raw: bytes, now: float) -> AgentReport:
     """Return the report in `raw`. `now`: in seconds since 1970.

@@ -31,6 +31,7 @@ REPAIRS_MOST: Final = 3  # of one replica, until it was on the GPU again
 KEEP_LEAST_S, KEEP_MOST_S = 300.0, 86_400.0
 KEEP_TIMES: Final = 3.0  # usual pauses between two requests
 PINNED_S: Final = 10 * 365 * 86_400.0  # a model that stays longer is pinned
+MEMORY_SHARE: Final = 0.9  # of the memory that an agent reports; the rest is for contexts and other programs
 ACTIONS_KEPT: Final = 100
 
 
@@ -43,6 +44,11 @@ class _Use(NamedTuple):
     options: str
 
 
+def no_agent(node: str) -> int | None:
+    """Return None: nothing is reported of a node's memory."""
+    return None
+
+
 class Controller:
     """PlacementPlan the placement of models every few seconds.
 
@@ -52,6 +58,7 @@ class Controller:
         least: Replicas that are wanted, by model.
         dry_run: Only plan; `status` shows what would be done.
         budgets: Most bytes of models by node.
+        memory: Bytes of memory for models by node, where an agent reports them.
         clock: Return the seconds since 1970.
     """
 
@@ -62,7 +69,8 @@ class Controller:
         priority_models: tuple[str, ...] = (),
         least: Mapping[str, int] | None = None,
         dry_run: bool = False,
-        budgets: Callable[[str], int | None] = lambda node: None,
+        budgets: Callable[[str], int | None] = no_agent,
+        memory: Callable[[str], int | None] = no_agent,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
@@ -71,6 +79,7 @@ class Controller:
             self._least.setdefault(canonical_model(name), 1)
         self._dry_run = dry_run
         self._budgets = budgets
+        self._memory = memory
         self._clock = clock
         self._policy = GreedyPlacement()
         self._records = engine.recorder.subscribe("controller", sampled=False)
@@ -167,8 +176,10 @@ class Controller:
         """Return the bytes for models that were seen to fit, and for one more where all did."""
         present = sum(held.values())
         known = max(node.memory.fitting_bytes, node.held_bytes, present)
-        full = node.memory.full_bytes
-        if full is not None:
+        full, memory = node.memory.full_bytes, self._memory(node.key)
+        if memory is not None:
+            room = max(present, round(MEMORY_SHARE * memory))
+        elif full is not None:
             room = max(present, min(known, full - 1))
         else:
             room = known if has_pinned else known + max(node.models.values(), default=0)

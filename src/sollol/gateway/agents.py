@@ -48,6 +48,11 @@ class Agents:
         """Return node -> report, of agents that can be trusted."""
         return {key: state.report for key, state in self._states.items() if state.report is not None}
 
+    def memory(self, node: str) -> int | None:
+        """Return the bytes of memory that models use on a node; None if no agent reports them."""
+        report = self.reports().get(node)
+        return None if report is None else report.model_memory_bytes
+
     def rooms(self) -> dict[str, int]:
         """Return node -> free bytes on its disk."""
         return rooms_of(self._states)

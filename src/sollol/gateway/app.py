@@ -12,7 +12,7 @@ from typing import Any, Final
 from sollol.core.types import EMBED
 from sollol.dashboard.feed import Feed
 from sollol.duties import Duties
-from sollol.engine.controller import Controller
+from sollol.engine.controller import Controller, no_agent
 from sollol.engine.engine import Engine
 from sollol.engine.owners import EVERY_S as OWNERS_EVERY_S
 from sollol.engine.owners import Owners
@@ -114,9 +114,10 @@ class Gateway(HttpServer):
         self.feed = Feed(self._read_snapshot)
         self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
         self._owners = Owners(self.engine, self.settings.node_options)
-        self.controller = self._new_controller()
         if self.settings.agents_key:
             self._agents = Agents(self.engine, self.settings.agents_key, self.settings.agents_port)
+            self._owners.use_memory(self._agents.memory)
+        self.controller = self._new_controller()
         self.apply(self.settings)
         listen = self.settings.listen
         duties = Duties(self.engine.dispatcher.fault)
@@ -150,6 +151,7 @@ class Gateway(HttpServer):
             least=least,
             dry_run=settings.dry_run,
             budgets=self._owners.budget,
+            memory=self._agents.memory if self._agents is not None else no_agent,
         )
 
     async def _serve_metrics(self, outbox: Outbox) -> None:
