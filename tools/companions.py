@@ -96,7 +96,7 @@ def main() -> int:
 
 def _row(outcome: Outcome, version: str) -> tuple[str, ...]:
     name = outcome.program.replace("-", "_")
-    fates = [use.fate for use in read_program(FOLDER / "programs" / name)]
+    fates = [use.fate for use in read_program(FOLDER / "programs" / name)[0]]
     return (
         f"{outcome.program} {version}",
         outcome.job,

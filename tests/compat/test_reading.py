@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from sollol.compat.reading import read_program
-from sollol.errors import BadInput
 
 PROGRAM = """
 import os, sollol
@@ -39,7 +38,7 @@ def run(*given: str) -> subprocess.CompletedProcess[str]:
 def test_every_use_has_its_line_and_its_fate(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    found = {use.name: (use.line, use.fate) for use in read_program(tmp_path)}
+    found = {use.name: (use.line, use.fate) for use in read_program(tmp_path)[0]}
     assert found == {
         "sollol.prioritization": (4, "here"),
         "sollol.OllamaPool": (4, "here"),
@@ -74,12 +73,41 @@ def test_the_command_prints_them_and_its_exit_code_tells(tmp_path: Path) -> None
     assert run(str(path)).returncode == 0
 
 
-@pytest.mark.parametrize("text", ["def", "\x00"])
+@pytest.mark.parametrize(
+    ("line", "name", "fate"),
+    [
+        ("import sollol as s; s.metrics_logger.log_metric()", "sollol.metrics_logger.log_metric", "gone"),
+        ("from sollol import metrics_logger as m; m.log_metric()", "sollol.metrics_logger.log_metric", "gone"),
+        ("import sollol.pool; sollol.pool.OllamaPool.chat", "sollol.pool.OllamaPool", "here"),
+        ("import importlib; importlib.import_module('sollol.nothing')", "sollol.nothing", "unknown"),
+        ("__import__('sollol.pool')", "sollol.pool", "here"),
+    ],
+)
+def test_names_behind_modules_are_found(tmp_path: Path, line: str, name: str, fate: str) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(line)
+    assert (name, fate) in {(use.name, use.fate) for use in read_program(path)[0]}
+
+
+def test_a_file_without_an_answer_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "package.py").mkdir()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "module.py").write_text("from sollol import theirs")
+    (tmp_path / "broken.py").write_text("print 'Python 2'")
+    (tmp_path / "program.py").write_text("from sollol import OllamaPool\nx = '\\d'\n")
+    shown = run(str(tmp_path))
+    assert shown.returncode == 2
+    assert "broken.py is no Python" in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+    assert shown.stdout.endswith("1 works, 0 later, 0 gone, 0 unknown\n")
+
+
+@pytest.mark.parametrize("text", ["def", "\x00", "x = " + "+".join(["1"] * 60_000), "x = " + "-" * 90_000 + "1"])
 def test_what_is_no_program_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "program.py"
     path.write_text(text)
     shown = run(str(path))
-    assert (shown.returncode, shown.stdout) == (2, "")
-    assert "program.py is no Python" in shown.stderr
-    with pytest.raises(BadInput, match="expected a Python file"):
-        read_program(tmp_path / "missing.py")
+    assert shown.returncode == 2
+    assert "0 works" in shown.stdout
+    assert "program.py is no Python" in shown.stderr or "nested too deeply" in shown.stderr
+    assert "expected a Python file" in str(read_program(tmp_path / "missing.py")[1][0])

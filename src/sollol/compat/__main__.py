@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sollol.compat.names import GONE, HERE, LATER
 from sollol.compat.reading import OURS, UNKNOWN, read_program
-from sollol.errors import BadInput
 from sollol.printable import printable
 
 WORDS = {HERE: "works", OURS: "works", LATER: "later", GONE: "gone", UNKNOWN: "unknown"}
@@ -29,11 +28,11 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a Python file, or a folder of them")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     given = parser.parse_args()
-    try:
-        uses = [use for path in given.files for use in read_program(path)]
-    except BadInput as error:
+    read = [read_program(path) for path in given.files]
+    uses = [use for found, _ in read for use in found]
+    errors = [error for _, found in read for error in found]
+    for error in errors:
         print(printable(str(error)), file=sys.stderr)
-        return 2
     if given.json:
         print(json.dumps([{**use._asdict(), "path": str(use.path), "fate": WORDS[use.fate]} for use in uses], indent=2))
     else:
@@ -41,7 +40,7 @@ def main() -> int:
             print(printable(f"{use.path}:{use.line}: {WORDS[use.fate]:<7} {use.name}: {use.advice}"))
         counts = {word: sum(WORDS[use.fate] == word for use in uses) for word in dict.fromkeys(WORDS.values())}
         print(", ".join(f"{count} {word}" for word, count in counts.items()))
-    return int(any(use.fate in (GONE, UNKNOWN) for use in uses))
+    return 2 if errors else int(any(use.fate in (GONE, UNKNOWN) for use in uses))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,23 +31,36 @@ class Use(NamedTuple):
     advice: str
 
 
-def read_program(path: Path) -> list[Use]:
-    """Return the uses of SOLLOL's names in a file, or in the Python files of a folder.
+def read_program(path: Path) -> tuple[list[Use], list[BadInput]]:
+    """Return the uses of SOLLOL's names in a file or folder, and the files without an answer.
 
-    Raises:
-        BadInput: The file cannot be read, or is no Python.
+    Hidden folders, such as `.venv`, are left out.
     """
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return [use for file in files for use in _read_file(file)]
+    uses: list[Use] = []
+    errors: list[BadInput] = []
+    for file in _files(path) if path.is_dir() else [path]:
+        try:
+            uses += _read_file(file)
+        except BadInput as error:
+            errors.append(error)
+    return uses, errors
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (file for file in folder.rglob("*.py") if not file.is_dir())
+    return sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def _read_file(path: Path) -> list[Use]:
     try:
-        tree = ast.parse(read_bounded(path, FILE_MOST), str(path))
+        with warnings.catch_warnings(action="ignore"):  # of the program's own text, such as "\\d"
+            tree = ast.parse(read_bounded(path, FILE_MOST), str(path))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}; expected a Python file or a folder") from None
     except (SyntaxError, ValueError) as error:
         raise BadInput(f"{path} is no Python: {error}") from None
+    except (RecursionError, MemoryError):
+        raise BadInput(f"{path} cannot be read: an expression in it is nested too deeply for Python") from None
     return sorted({*_names(path, tree), *_keywords(path, tree)}, key=lambda use: (use.line, use.name))
 
 
@@ -66,12 +80,45 @@ def _names(path: Path, tree: ast.AST) -> Iterator[Use]:
                 if alias.name == "*":
                     yield _module_use(path, node.lineno, module)
                 else:
-                    yield _use(path, node.lineno, module, alias.name)
+                    use = _use(path, node.lineno, module, alias.name)
+                    yield use
+                    inner = _below(module, alias.name)
+                    if use.name == f"sollol.{inner}" and names.find(module, alias.name) is None and _is_module(inner):
+                        modules[alias.asname or alias.name] = inner
+        elif isinstance(node, ast.Call) and (imported := _imported(node)) is not None:
+            yield _module_use(path, node.lineno, imported)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            module = modules[node.value.id]
-            if module or not _is_module(node.attr):
-                yield _use(path, node.lineno, module, node.attr)
+        if isinstance(node, ast.Attribute):
+            yield from _chain_use(path, node, modules)
+
+
+def _chain_use(path: Path, node: ast.Attribute, modules: Mapping[str, str]) -> Iterator[Use]:
+    """Yield the first name behind the modules of a chain such as `sollol.pool.OllamaPool.chat`."""
+    attributes: list[str] = []
+    root: ast.expr = node
+    while isinstance(root, ast.Attribute):
+        attributes.append(root.attr)
+        root = root.value
+    if not isinstance(root, ast.Name) or root.id not in modules:
+        return
+    module = modules[root.id]
+    for name in reversed(attributes):
+        if names.find(module, name) is not None or not _is_module(_below(module, name)):
+            yield _use(path, node.lineno, module, name)
+            return
+        module = _below(module, name)
+
+
+def _imported(call: ast.Call) -> str | None:
+    """Return the module of SOLLOL that `import_module("sollol.pool")` or `__import__` names, "" for the package."""
+    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = call.args[0] if called in ("import_module", "__import__") and call.args else None
+    text = named.value if isinstance(named, ast.Constant) and isinstance(named.value, str) else ""
+    return text.partition(".")[2] if text.partition(".")[0] == "sollol" else None
+
+
+def _below(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
 
 
 def _use(path: Path, line: int, module: str, name: str) -> Use:
