@@ -68,6 +68,8 @@ def test_addresses_are_read() -> None:
         ({"mac": "a4:bb"}, "mac = 'a4:bb'"),
         ({"mac": "a4:bb:6d:01:02:03", "wake": "host"}, "wake = 'host'"),
         ({"mac": "a4:bb:6d:01:02:03", "wake": "10.0.0.1:99999"}, "wake = "),
+        ({"mac": "a4:bb:6d:01:02:03", "wake": "999.1.1.1:9"}, "wake = "),
+        ({"quiet": "Mon 09:00-09:00"}, "no hours"),
         ({"warm_at": "08:45"}, "warm_at needs the mac"),
         ({"qiet": "x"}, "qiet is not a setting"),
         ("12GB", "expected a table"),

@@ -9,6 +9,7 @@ warm_at = "08:45"                  # woken each day at this time
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -82,7 +83,7 @@ def parse_node_options(raw: Any) -> NodeOptions:
         found = found._replace(mac=bytes.fromhex(re.sub("[:-]", "", raw["mac"])))
     if "wake" in raw:
         address = _ADDRESS.fullmatch(raw["wake"])
-        if address is None or not 0 < int(address[2]) < 65_536:
+        if address is None or not 0 < int(address[2]) < 65_536 or not _is_ip(address[1].strip("[]")):
             raise BadInput(f"wake = {raw['wake']!r} cannot be used; expected address:port, such as 192.168.1.255:9")
         found = found._replace(wake=(address[1].strip("[]"), int(address[2])))
     if "warm_at" in raw:
@@ -90,6 +91,14 @@ def parse_node_options(raw: Any) -> NodeOptions:
         if not found.mac:
             raise BadInput("warm_at needs the mac of the node, to which the packet is addressed")
     return found
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _with_budget(found: NodeOptions, raw: str) -> NodeOptions:
@@ -109,7 +118,10 @@ def _hours(text: str) -> Hours:
     expected = 'expected such as "Mon-Fri 09:00-18:00" or "22:00-06:00"'
     if not dash:
         raise BadInput(f"quiet = {text.strip()!r} cannot be used; {expected}")
-    return Hours(_days(days.strip(), expected), _minutes(start, "quiet"), _minutes(end, "quiet"))
+    hours = Hours(_days(days.strip(), expected), _minutes(start, "quiet"), _minutes(end, "quiet"))
+    if hours.start == hours.end:
+        raise BadInput(f"quiet = {text.strip()!r} has no hours; expected 00:00-24:00 for the whole day")
+    return hours
 
 
 def _days(text: str, expected: str) -> frozenset[int]:

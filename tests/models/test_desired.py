@@ -109,7 +109,7 @@ NODES = st.lists(
 TABLES = st.dictionaries(
     MODELS,
     st.builds(
-        DesiredModel,
+        lambda replicas, pin, nodes: DesiredModel(replicas, pin and replicas != 0, nodes),
         replicas=st.none() | st.integers(0, 4),
         pin=st.booleans(),
         nodes=st.lists(st.sampled_from(["n0", "n1", "n2:11434", "absent"]), max_size=3).map(tuple),
@@ -179,6 +179,11 @@ def test_room_is_made_from_what_is_idle_and_unpinned_the_oldest_first(held: list
     assert all(each.last_use >= unused for each in free if each.name not in found.models)
     if found.models:
         assert found.freed_bytes - by_name[found.models[-1]].freed_bytes < needed, "no more than needed"
+
+
+def test_a_pin_of_no_replicas_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="pin = true only with replicas"):
+        msgspec.convert({"replicas": 0, "pin": True}, DesiredModel)
 
 
 def test_a_table_with_a_wrong_field_is_refused() -> None:

@@ -218,6 +218,20 @@ def test_leaving_cancels_what_is_under_way() -> None:
     run(main())
 
 
+def test_an_item_of_an_iterator_that_cannot_be_sent_has_an_error_of_its_own() -> None:
+    async def main() -> None:
+        async with universe([node(1, 1), node(2, 1)]) as u:
+            given = iter(["fine", 7, "fine, too", None, "the last"])
+            result = await u.pool.batch_chat(CHAT, given, options={"num_predict": 5}, on_error="return")
+            assert [answer is not None for answer in result] == [True, False, True, False, True]
+            assert [type(error) for error in result.errors.values()] == [BadInput, BadInput]
+            assert "inputs[3]" in str(result.errors[3])
+            with pytest.raises(BadInput, match="expected a list or an iterator"):
+                await u.pool.batch_chat(CHAT, None)  # type: ignore[arg-type]
+
+    run(main())
+
+
 # --- OllamaPool, on sockets ---
 
 
@@ -244,6 +258,9 @@ def test_the_synchronous_pool_reads_iterators_in_its_callers_thread() -> None:
             pool.batch_chat("llama3.2", [{"role": "user", "content": "one conversation"}])
         with pytest.raises(BadInput, match=r"inputs\[0\]"):
             pool.batch_generate("llama3.2", [None])  # type: ignore[list-item]
+        with pytest.raises(BatchError, match=r"inputs\[1\]") as failed:
+            pool.batch_generate("llama3.2", iter(["a", None, "b"]))  # type: ignore[arg-type]
+        assert [answer is not None for answer in failed.value.results] == [True, False, True]
         with pytest.raises(BadInput, match="raise"):
             pool.batch_generate("llama3.2", ["a"], on_error="skip")
 

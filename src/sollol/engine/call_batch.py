@@ -13,7 +13,7 @@ from sollol.core.types import OK, SECOND, Micros
 from sollol.engine.engine import Engine
 from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.jobs import CallJob
-from sollol.errors import DeadlineExceeded, SollolError
+from sollol.errors import BadInput, DeadlineExceeded, SollolError
 from sollol.observe.batch_report import BatchAccount, BatchReport
 from sollol.workload.call_options import CallOptions
 
@@ -21,11 +21,11 @@ QUEUED: Final = 64  # calls of a batch that wait for a node, as many as the sche
 
 
 class CallEnded(NamedTuple):
-    """The end of an item's call; `error`: it was never sent."""
+    """The end of an item's call; `error`: it was never sent, without a request if it cannot be."""
 
     item: int
     job: CallJob | None
-    request: InferenceRequest
+    request: InferenceRequest | None
     error: SollolError | None = None
 
 
@@ -72,8 +72,8 @@ class CallBatch:
         """Request the first calls."""
         self._request_more()
 
-    def add(self, requests: Sequence[InferenceRequest], closed: bool) -> None:
-        """Submit more calls; `closed`: there are no others."""
+    def add(self, requests: Sequence[InferenceRequest | BadInput], closed: bool) -> None:
+        """Submit more calls, or the errors of items that cannot be sent; `closed`: there are no others."""
         self._requested, self._closed = False, closed
         first, self._fed = self._fed, self._fed + len(requests)
         for item in range(first, self._fed):
@@ -91,7 +91,10 @@ class CallBatch:
             if job is not None:
                 self._engine.dispatcher.cancel(job.task.id)
 
-    def _submit(self, item: int, request: InferenceRequest) -> None:
+    def _submit(self, item: int, request: InferenceRequest | BadInput) -> None:
+        if isinstance(request, BadInput):
+            self._leave(item, CallEnded(item, None, None, request), str(request))
+            return
         if self._deadline is not None:
             left_us = self._deadline - self._engine.dispatcher.now()
             if left_us <= 0:

@@ -35,6 +35,12 @@ class DesiredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pin: bool = False
     nodes: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.pin and self.replicas == 0:
+            raise ValueError(
+                "Expected pin = true only with replicas of 1 or more, since 0 keeps the model out of the memory"
+            )
+
 
 class Change(NamedTuple):
     """One change of one model on one node, with its reason."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sollol.answers import Answer
@@ -23,6 +23,13 @@ class AnswerBatch(NamedTuple):
     width: int | None
     on_error: str
     request: Callable[[int, Any], InferenceRequest]
+
+    def request_or_error(self, item: int, given: Any) -> InferenceRequest | BadInput:
+        """Return the request of an item, or the error of one that cannot be sent."""
+        try:
+            return self.request(item, given)
+        except BadInput as error:
+            return error
 
 
 def chat_batch(
@@ -75,17 +82,19 @@ def _batch(
     return AnswerBatch(model, call, width, on_error, numbered)
 
 
-def listed(batch: AnswerBatch, inputs: Iterable[Any]) -> list[Any] | tuple[Any, ...] | None:
+def listed(batch: AnswerBatch, inputs: Iterable[Any] | AsyncIterable[Any]) -> list[Any] | tuple[Any, ...] | None:
     """Validate and return inputs that are a list or a tuple; None for other iterables.
 
     Raises:
-        BadInput: The inputs are one text, or an item cannot be sent.
+        BadInput: The inputs are one text or no iterable, or an item cannot be sent.
     """
     if isinstance(inputs, (str, bytes, Mapping)) or (
         isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], Mapping)
     ):
         raise BadInput(f"inputs={short(inputs)}; expected a list with an item for each answer: [...] for one")
     if not isinstance(inputs, (list, tuple)):
+        if not isinstance(inputs, (Iterable, AsyncIterable)):
+            raise BadInput(f"inputs={short(inputs)}; expected a list or an iterator of items")
         return None
     for item, given in enumerate(inputs):
         batch.request(item, given)
@@ -94,7 +103,7 @@ def listed(batch: AnswerBatch, inputs: Iterable[Any]) -> list[Any] | tuple[Any, 
 
 def answer_of(ended: CallEnded) -> Answer | Exception:
     """Return the answer of an item, or its error."""
-    if ended.job is None:
+    if ended.job is None or ended.request is None:
         assert ended.error is not None
         return ended.error
     try:

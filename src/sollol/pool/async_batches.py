@@ -111,7 +111,7 @@ class AsyncAnswerBatches(AsyncModelCalls):
                     if isinstance(message, CallsRequested):
                         # An iterator may be slow, so its items are sent one by one.
                         given = await _next_of(source, message.calls if whole else 1)
-                        requests = [batch.request(item, one) for item, one in enumerate(given, fed)]
+                        requests = [batch.request_or_error(item, one) for item, one in enumerate(given, fed)]
                         fed += len(requests)
                         calls.add(requests, not requests)
                         continue

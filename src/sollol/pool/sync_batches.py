@@ -119,7 +119,7 @@ class AnswerBatches(ModelCalls):
                 if isinstance(message, CallsRequested):
                     # An iterator may be slow, so its items are sent one by one.
                     given = list(islice(source, message.calls if whole else 1))
-                    requests = [batch.request(item, one) for item, one in enumerate(given, fed)]
+                    requests = [batch.request_or_error(item, one) for item, one in enumerate(given, fed)]
                     fed += len(requests)
                     self._check_process(engine)
                     self._submit(partial(calls.add, requests, not requests), messages.put)
