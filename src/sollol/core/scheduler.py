@@ -23,29 +23,23 @@ from sollol.core.events import (
     FirstToken,
     ItemsAdded,
     LearnedRestored,
-    LoadEnded,
-    LoadRequested,
     NodeAdded,
     NodeDrained,
     NodeLost,
-    NodeOwned,
     NodeRemoved,
     NodeSeen,
     Refresh,
     Responding,
-    Retested,
     Silent,
     Submitted,
     TaskFailed,
     Tick,
-    UnloadRequested,
-    WakeRequested,
 )
 from sollol.core.exception_recovery import ExceptionRecovery, exception_outcome
 from sollol.core.learned import Learned
 from sollol.core.load_watch import LoadWatch
 from sollol.core.measurements import Measurements
-from sollol.core.model_loading import load_requested, unload_requested
+from sollol.core.model_events import ModelEvents
 from sollol.core.policy import Policies
 from sollol.core.request_scheduler import Dispatched, RequestScheduler
 from sollol.core.sleep import Sleep
@@ -104,17 +98,12 @@ class Scheduler:
             NodeSeen: self._node_seen,
             NodeLost: self._node_lost,
             NodeDrained: self._node_drained,
-            NodeOwned: self._node_owned,
-            WakeRequested: self._wake_requested,
-            Retested: self._retested,
-            LoadRequested: self._load_requested,
-            LoadEnded: self._load_ended,
-            UnloadRequested: self._unload_requested,
             Silent: self._silent,
             Refresh: self._refresh,
             Configure: self._configure,
             LearnedRestored: self._restored,
             Tick: self._tick,
+            **ModelEvents(state, self._load_watch, self._requests.demotion, self._sleep).handlers(),
         }
 
     def handle(self, event: Event, now: Micros) -> list[Action]:
@@ -398,44 +387,6 @@ class Scheduler:
             replica.flag_off_nominal()
             replica.group.recount(now)
         self._binding.bind_all(now)
-
-    def _retested(self, event: Retested, now: Micros) -> None:
-        node = self._cluster.nodes.get(event.node)
-        replica = node.replicas.get(event.model) if node is not None else None
-        if replica is not None:
-            self._requests.demotion.retested(replica, event.tokens_per_s / SECOND)
-            self._binding.bind_model(replica.model, now)
-
-    def _node_owned(self, event: NodeOwned, now: Micros) -> None:
-        node = self._cluster.nodes.get(event.node)
-        if node is not None:
-            node.budget = event.budget
-            self._sleep.set_wakeable(node, event.wakeable, now)
-            for replica in node.replicas.values():
-                replica.flag_off_nominal()
-
-    def _wake_requested(self, event: WakeRequested, now: Micros) -> None:
-        node = self._cluster.nodes.get(event.node)
-        if node is not None:
-            self._sleep.wake(node, event.why, now)
-
-    def _load_requested(self, event: LoadRequested, now: Micros) -> None:
-        load_requested(self._state, event, now)
-
-    def _load_ended(self, event: LoadEnded, now: Micros) -> None:
-        node = self._cluster.nodes.get(event.node)
-        replica = node.replicas.get(event.model) if node is not None else None
-        if node is None or replica is None:
-            return
-        replica.loading_until = 0
-        if event.outcome.status is OK:
-            self._load_watch.ended(node, now)
-        elif event.outcome.status is Status.TOO_LARGE:
-            self._cluster.learn_too_large(node, event.model, event.outcome, now)
-        self._binding.bind_model(event.model, now)
-
-    def _unload_requested(self, event: UnloadRequested, now: Micros) -> None:
-        unload_requested(self._state, event)
 
     def _node_down(self, node: Node, why: str, now: Micros) -> None:
         if node.up is not False:
