@@ -45,6 +45,7 @@ from sollol.core.learned import learned_values
 from sollol.core.types import Kind, LoadedModel, NodeFacts, Outcome, RoutingStrategy, Status, Task, Timing
 from sollol.engine.engine import default_policies
 from sollol.errors import BadInput
+from sollol.observe import journal_file
 from sollol.observe.journal import Entry
 from sollol.observe.journal_file import PLAIN, READERS, JournalFile, event_from_values, event_to_values, replay
 from sollol.sim import ModelSpec, sim_cluster
@@ -85,7 +86,7 @@ def test_a_fault_comes_back_in_words() -> None:
 
 
 def test_no_credentials_are_written(tmp_path: Path) -> None:
-    file = JournalFile(tmp_path / "x", 1)
+    file = JournalFile(tmp_path / "x", 1, print)
     file(Entry(0, NodeAdded(Endpoint("h", 1, auth="user:secret", api_key="secret")), []))
     file.close()
     assert "secret" not in (tmp_path / "x").read_text()
@@ -97,7 +98,7 @@ class Recorded(VirtualCluster):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.scheduler = type(self.scheduler)(default_policies(), random.Random(5))
-        self.file = JournalFile(path, 5)
+        self.file = JournalFile(path, 5, print)
 
     def feed(self, event: Event) -> list[Any]:
         found = super().feed(event)
@@ -183,11 +184,42 @@ def test_a_cut_journal_is_replayed_as_far_as_it_goes(tmp_path: Path) -> None:
     assert 0 < found.events < 1_300
 
 
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"[]\n", b'{"form":1,"seed":1}\n{"at":1,"event":"Nothing"}\n'])
+HEAD = b'{"form":2,"seed":1}\n'
+BROKEN = [
+    b"", b"hello\n", b"[]\n", b'{"form":1,"seed":1}\n', b'{"form":2}\n', b'{"form":2,"seed":[1]}\n',
+    HEAD + b'{"at":1,"event":"Nothing"}\n', HEAD + b'{"at":"x","event":"Tick"}\n', HEAD + b'{"at":1,"event":["a"]}\n',
+    HEAD + b'{"at":1,"event":"Submitted","task":5}\n', HEAD + b'{"at":1,"event":"NodeSeen","node":"a","facts":5}\n',
+    HEAD + b'{"at":1,"event":"NodeAdded","endpoint":1}\n', HEAD + b'{"at":1,"event":"Configure","strategy":"x"}\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_what_is_no_journal(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "j").write_bytes(content)
     with pytest.raises(BadInput):
         replay(tmp_path / "j", default_policies())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_ends_the_journal_with_one_notice() -> None:
+    notices: list[str] = []
+    file = JournalFile(Path("/dev/full"), 1, notices.append)
+    for number in range(5_000):
+        file(Entry(number, Tick(), []))
+    file.close()
+    assert notices == ["the journal /dev/full ends here: No space left on device"]
+
+
+def test_a_large_journal_ends_with_a_digest_and_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_file, "MOST_BYTES", 1_000)
+    notices: list[str] = []
+    file = JournalFile(tmp_path / "j", 1, notices.append)
+    for number in range(100):
+        file(Entry(number, Tick(), []))
+    file.close()
+    (notice,) = notices
+    assert "MB are written" in notice
+    assert 0 < replay(tmp_path / "j", default_policies()).events < 100
 
 
 def test_the_journal_of_a_real_pool_replays(tmp_path: Path) -> None:

@@ -63,7 +63,14 @@ class Applications:
 def headline(frame: Row, width: int) -> Text:
     """Return the counts of a frame as one line."""
     processes = len(frame["processes"])
-    return title([plural(len(frame["apps"]), "application"), f"{processes:,} processes", frame["redis"]], width)
+    return title(
+        [
+            plural(len(frame["apps"]), "application"),
+            f"{processes:,} process{'' if processes == 1 else 'es'}",
+            frame["redis"],
+        ],
+        width,
+    )
 
 
 def _number(name: str, rank: int = 0, title: str = "", form: str = ",.0f") -> Column:

@@ -46,11 +46,22 @@ def replay(
     if as_json:
         same, digest = found.differs_at is None, found.digest
         state = {"nodes": len(view.nodes), "open_tasks": len(view.tasks), "attempts": len(view.attempts)}
-        print_json({"events": found.events, "same": same, "differs_at": found.differs_at, "digest": digest, **state})
+        print_json(
+            {
+                "events": found.events,
+                "digests": found.digests,
+                "same": same,
+                "differs_at": found.differs_at,
+                "digest": digest,
+                **state,
+            }
+        )
     else:
         counts = (found.events, "event"), (len(view.nodes), "node"), (len(view.tasks), "open task")
         say(", ".join(plural(number, noun) for number, noun in counts) + ".")
-        if found.differs_at is None:
+        if not found.digests:
+            note("Nothing was compared: the journal ends before its first digest.")
+        elif found.differs_at is None:
             say(f"The decisions are the recorded ones ({plural(found.digests, 'digest')} compared).")
         else:
             note(f"The decisions differ from the recorded ones, at event {found.differs_at:,} or later.")

@@ -116,7 +116,7 @@ class Engine:
         self.journal = Journal()
         self._journal_file: JournalFile | None = None
         if journal_path is not None:
-            self._journal_file = JournalFile(journal_path, seed)
+            self._journal_file = JournalFile(journal_path, seed, lambda text: self.dispatcher.notify_operator(text))
             self.journal.subscribe(self._journal_file)
         self.dispatcher = Dispatcher(self.scheduler, transport, self.journal)
         self._monitor: Monitor | None = None

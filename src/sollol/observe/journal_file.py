@@ -8,6 +8,7 @@ depends on all that was learned. Prompts and answers are in no event. Keys of no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,14 +118,21 @@ PLAIN: Final[dict[str, Any]] = {
 
 
 class JournalFile:
-    """Write entries of a journal to a file, until it is closed or MOST_BYTES are written.
+    """Write entries of a journal to a file, until it is closed, MOST_BYTES are written, or it cannot be written.
+
+    Args:
+        path: The file.
+        seed: Seed of the scheduler's random numbers.
+        notify: Show a sentence to the operator.
 
     Raises:
-        OSError: The file cannot be opened, or written.
+        OSError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, notify: Callable[[str], None]) -> None:
         path.touch(0o600, exist_ok=True)  # names of models and applications are for its owner only
+        self._path = path
+        self._notify = notify
         self._file = path.open("wb")
         self._encode = msgspec.json.Encoder().encode
         self._digest = _LineDigest()
@@ -133,8 +141,22 @@ class JournalFile:
 
     def __call__(self, entry: Entry) -> None:
         """Write one entry."""
-        if self._file.closed or self._bytes > MOST_BYTES:
+        if self._file.closed:
             return
+        try:
+            self._write(entry)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what is buffered fails again
+                self._file.close()
+            self._end(error.strerror or str(error))
+        if self._bytes > MOST_BYTES and not self._file.closed:
+            self.close()
+            self._end(f"{MOST_BYTES / 1e6:,.0f} MB are written")
+
+    def _end(self, why: str) -> None:
+        self._notify(f"the journal {self._path} ends here: {why}")
+
+    def _write(self, entry: Entry) -> None:
         event = entry.event
         line = self._line({"at": entry.at, "event": type(event).__name__, **event_to_values(event)})
         self._digest.add(line, entry.actions)
@@ -145,9 +167,15 @@ class JournalFile:
 
     def close(self) -> None:
         """Write the last digest and close the file."""
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        try:
             self._line({"digest": self._digest.hexdigest()})
             self._file.close()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._end(error.strerror or str(error))
 
     def _line(self, values: Mapping[str, Any]) -> bytes:
         line = self._encode(values) + b"\n"
@@ -201,7 +229,7 @@ def replay(path: Path, policies: Policies) -> Replay:
     """
     lines = _lines(path)
     head = next(lines, (b"", {}))[1]
-    if head.get("form") != FORM:
+    if head.get("form") != FORM or not isinstance(head.get("seed"), int):
         raise BadInput(f"{path} is no journal of this version; expected a file that `sollol serve --journal` wrote")
     scheduler = Scheduler(policies, random.Random(head["seed"]))
     digest, number, digests, differs_at, equal = _LineDigest(), 0, 0, None, 0
@@ -216,9 +244,14 @@ def replay(path: Path, policies: Policies) -> Replay:
         try:
             at, name = line.pop("at"), line.pop("event")
             event = event_from_values(name, line)
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(at, int):
+                raise TypeError("`at` is no number of microseconds")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{path}, event {number + 1}: it cannot be read ({error})") from None
-        digest.add(raw, scheduler.handle(event, at))
+        try:
+            digest.add(raw, scheduler.handle(event, at))
+        except Exception as error:
+            raise BadInput(f"{path}, event {number + 1}: the scheduler failed at it ({error!r})") from error
         number += 1
     return Replay(number, digests, differs_at, digest.hexdigest(), scheduler)
 
