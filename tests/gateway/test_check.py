@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from sollol.core.endpoint import parse_endpoint
+from sollol.gateway import check as gateway_check
 from sollol.gateway.auth.keys import Key, add_key
 from sollol.gateway.check import CheckResult, check
-from sollol.gateway.settings import GatewaySettings, Listen
+from sollol.gateway.settings import AlertSettings, GatewaySettings, Listen, MetricsSettings
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import free_port, sim_cluster
 
@@ -41,6 +43,32 @@ def test_a_gateway_that_would_work(tmp_path: Path) -> None:
         assert found["file"].detail == "sollol.toml"
         assert found["keys"].detail == "1 key, required"
         assert found["fallback big:70b"].ok, "a fallback may be an alias"
+
+
+def test_metrics_that_nobody_can_read_and_an_address_that_is_taken(tmp_path: Path) -> None:
+    def checked(listen: str, who: Any = "admin", keys: int = 0) -> CheckResult:
+        return findings(tmp_path, [], keys, metrics=MetricsSettings(listen, who))["metrics"]
+
+    assert "`sollol keys add NAME --admin`" in checked("0.0.0.0:0").detail
+    assert checked("0.0.0.0:0", keys=1).ok
+    assert checked("0.0.0.0:0", "none").ok
+    assert checked("127.0.0.1:0").ok
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert not checked(f"127.0.0.1:{taken.getsockname()[1]}").ok
+    assert "metrics" not in findings(tmp_path, [])
+
+
+def test_alerts_that_need_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checked(*urls: str) -> CheckResult:
+        return findings(tmp_path, [], alerts=AlertSettings(urls))["alerts"]
+
+    monkeypatch.setattr(gateway_check, "find_spec", lambda name: None)
+    assert checked("https://hooks.example/secret").ok
+    assert not checked("https://hooks.example/x", "tgram://secret/1").ok
+    assert "secret" not in checked("tgram://secret/1").detail
+    monkeypatch.setattr(gateway_check, "find_spec", lambda name: name)
+    assert checked("tgram://secret/1").ok
+    assert "alerts" not in findings(tmp_path, [])
 
 
 def test_nodes_that_are_down_and_none_at_all(tmp_path: Path) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from sollol.backends.probe import probe_all
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import NodeFacts, canonical_model
 from sollol.errors import BadInput
 from sollol.gateway.settings import GatewaySettings, check_keys
+from sollol.http_server.host_guard import is_loopback
+from sollol.observe.alerts import shown_address
 from sollol.transport.http import HttpTransport
 
 
@@ -30,7 +34,9 @@ async def check(
 ) -> list[CheckResult]:
     """Return the results of all checks. `file`: the path of the settings."""
     read = CheckResult("file", True, file or "none was found, so the defaults hold")
-    found = [read, _keys(settings, keys), *_keys_file(settings.keys_path), _port(settings)]
+    found = [read, _keys(settings, keys), *_keys_file(settings.keys_path)]
+    found += [_address("address", settings.listen.host, settings.listen.port), *_metrics(settings, keys)]
+    found += _alerts(settings.alerts.urls)
     transport = HttpTransport()
     try:
         probed = await probe_all(transport, nodes)
@@ -74,18 +80,37 @@ def _keys_file(path: Path) -> list[CheckResult]:
     return [CheckResult("keys file", True, str(path))]
 
 
-def _port(settings: GatewaySettings) -> CheckResult:
-    listen = settings.listen
-    where = f"{listen.host}:{listen.port}"
+def _metrics(settings: GatewaySettings, keys: int) -> list[CheckResult]:
+    """Check the own address of the metrics, and that somebody has the key that it requires from other machines."""
+    host, port = settings.metrics.address
+    if not settings.metrics.listen:
+        return []
+    if not keys and settings.metrics.keys != "none" and not is_loopback(host):
+        why = f"nobody can read them at {settings.metrics.listen}, which requires a key, and there is none"
+        fix = '`sollol keys add NAME --admin` makes one, and keys = "none" in [metrics] opens it'
+        return [CheckResult("metrics", False, f"{why}; {fix}")]
+    return [_address("metrics", host, port)]
+
+
+def _alerts(urls: Sequence[str]) -> list[CheckResult]:
+    """Check that every address of alerts can be used with what is installed."""
+    others = [shown_address(url) for url in urls if urlsplit(url).scheme not in ("http", "https")]
+    if others and find_spec("apprise") is None:
+        return [CheckResult("alerts", False, f"{', '.join(others)} requires Apprise: pip install '.[alerts]'")]
+    return [CheckResult("alerts", True, _count(urls, "address", "addresses"))] if urls else []
+
+
+def _address(subject: str, host: str, port: int) -> CheckResult:
+    where = f"{host}:{port}"
     try:
-        family, kind, _, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as trial:
             if os.name == "posix":  # elsewhere this lets two programs have one port
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
     except OSError as error:
-        return CheckResult("address", False, f"cannot listen on {where}: {error.strerror or error}")
-    return CheckResult("address", True, f"{where} is free")
+        return CheckResult(subject, False, f"cannot listen on {where}: {error.strerror or error}")
+    return CheckResult(subject, True, f"{where} is free")
 
 
 def _model(kind: str, name: str, target: str, models: set[str]) -> CheckResult:
@@ -95,5 +120,5 @@ def _model(kind: str, name: str, target: str, models: set[str]) -> CheckResult:
     )
 
 
-def _count(items: Sized, noun: str) -> str:
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+def _count(items: Sized, noun: str, nouns: str = "") -> str:
+    return f"{len(items)} {noun if len(items) == 1 else nouns or f'{noun}s'}"
