@@ -5,6 +5,8 @@ Prompts and answers are not part of it.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from sollol.core.actions import Complete
@@ -12,6 +14,7 @@ from sollol.core.types import OK, Cause, Micros, Status, Task
 from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.batch_report import BatchReport
 
+ANSWERED: Final = OK.value  # looked up once: the value of an enum is a call
 ERROR_MOST = 1_000  # characters kept of an error
 MODEL_MOST = 500  # characters kept of a model's name, which a caller may invent; Ollama's names are shorter
 
@@ -81,7 +84,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def ok(self) -> bool:
         """Return whether the request was answered."""
-        return self.outcome == OK.value
+        return self.outcome == ANSWERED
 
     def caused_by(self, cause: Cause) -> int:
         """Return the number of attempts with this cause."""
