@@ -132,7 +132,21 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.mark.parametrize(("free", "found"), [(500_000_000, ["disk-full"]), (50_000_000_000, [])])
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, free: int, found: list[str]) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**12, 10**12 - free, free))
-    assert [finding.id for finding in local_checks.disk()] == found
+    assert [finding.id for finding in local_checks.disks()] == found
+
+
+def test_a_full_disk_of_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "sollol.toml").write_text(f'[store]\npath = "{(tmp_path / "store").as_posix()}/x.sqlite3"\n')
+    monkeypatch.setenv("SOLLOL_CONFIG", str(tmp_path / "sollol.toml"))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "none")
+    free = {tmp_path / "store": 5_000_000}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**12, 10**12, free[path]))
+    assert [(finding.id, finding.subject) for finding in local_checks.disks()] == [
+        ("disk-full", str(tmp_path / "store"))
+    ]
+    free[tmp_path / "store"] = 10**11
+    assert list(local_checks.disks()) == []
 
 
 @pytest.mark.parametrize(

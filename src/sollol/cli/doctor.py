@@ -135,9 +135,9 @@ async def _local_findings(transport: Transport, chosen: Chosen | None) -> list[F
     import asyncio
 
     from sollol.cli.link import measure_link
-    from sollol.cli.local_checks import disk, link_findings, settings
+    from sollol.cli.local_checks import disks, link_findings, settings
 
-    found = [*settings(), *disk()]
+    found = [*settings(), *disks()]
     if chosen is not None:
         links = await asyncio.gather(*(measure_link(transport, node) for node in chosen.endpoints))
         for node, link in zip(chosen.endpoints, links, strict=True):

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.cli.link import Link
-from sollol.config import find_file, problems_of
+from sollol.config import find_file, gateway_tables, problems_of, state_home
 from sollol.core.endpoint import parse_endpoint
 from sollol.errors import BadInput
 from sollol.observe.findings import ERROR, INFO, WARNING, Finding
@@ -38,18 +38,28 @@ def settings() -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def disk(folder: Path | None = None) -> Iterator[Finding]:
-    """Find a disk that is almost full where this user's files are."""
-    folder = folder or Path.home()
-    try:
-        usage = shutil.disk_usage(folder)
-    except OSError:
-        return
-    if usage.free < min(DISK_LEAST, DISK_SHARE_LEAST * usage.total):
-        yield Finding(
-            "disk-full", WARNING, str(folder), f"{usage.free / 1e6:,.0f} MB are free on the disk of {folder}.",
-            "Indexes, keys and settings cannot be written.", "Free some space.", {"free": usage.free},
-        )  # fmt: skip
+def disks() -> Iterator[Finding]:
+    """Find disks that are almost full where this user's files and the gateway's store are."""
+    seen = set()
+    for folder, what in (Path.home(), "Indexes, keys and settings"), (_store_folder(), "History and what was learned"):
+        try:
+            device = folder.stat().st_dev
+            usage = shutil.disk_usage(folder)
+        except OSError:
+            continue
+        if device not in seen and usage.free < min(DISK_LEAST, DISK_SHARE_LEAST * usage.total):
+            yield Finding(
+                "disk-full", WARNING, str(folder), f"{usage.free / 1e6:,.0f} MB are free on the disk of {folder}.",
+                f"{what} cannot be written.", "Free some space.", {"free": usage.free},
+            )  # fmt: skip
+        seen.add(device)
+
+
+def _store_folder() -> Path:
+    """Return the folder of the store that the configuration file names, else that of this user's states."""
+    file = find_file()
+    path = gateway_tables(file).get("store", {}).get("path") if file is not None else None
+    return Path(path).expanduser().parent if isinstance(path, str) else state_home()
 
 
 async def other_gateways(
