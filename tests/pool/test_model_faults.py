@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from sollol import AsyncOllamaPool, NoNodeAvailable
-from sollol.errors import SollolError
+from sollol.errors import DeadlineExceeded, SollolError
 from sollol.sim import ModelSpec, NodeSpec, SimNode, World, percentile
 from sollol.sim import run as simulate
 
@@ -150,6 +150,28 @@ def test_calls_that_wait_for_a_load_that_hangs_move(victim: int) -> None:
     quiet, _ = simulate(hanging([], 6))
     usual = max(call.took_s for call in quiet if call.model == "a")
     assert max(call.took_s for call in done if call.model == "a") <= usual + 0.5
+
+
+async def impatient(callers: int) -> float:
+    """Ask for a model whose load hangs, and leave; return the seconds that the next caller waits."""
+    models = (ModelSpec("a", size_bytes=4 * GB), ModelSpec("b", size_bytes=4 * GB))
+    world = World(nodes(3, models))
+    done: list[Call] = []
+    victim = next(iter(world.nodes.values()))
+    async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
+        first = "10.0.0.1:11434"
+        await pool.chat("a", [{"role": "user", "content": "x"}], node=first)  # its load is measured
+        victim.hang_loads()
+        for _ in range(callers):
+            with pytest.raises(DeadlineExceeded):
+                await pool.chat("b", [{"role": "user", "content": "x"}], node=first, timeout=3.0)
+        await ask(pool, "b", 0, done)
+    return done[0].took_s
+
+
+@pytest.mark.parametrize("callers", [1, 3])
+def test_callers_that_leave_a_load_that_hangs_do_not_hide_it(callers: int) -> None:
+    assert simulate(impatient(callers)) <= 2.2 * LOAD_S
 
 
 def test_a_node_whose_loads_go_on_gets_loads_again() -> None:

@@ -46,6 +46,7 @@ from sollol.core.sleep import Sleep
 from sollol.core.slot_binding import SlotBinding
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.stall_detection import StallDetection
+from sollol.core.state.memory import load_not_ended
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import Attempt, ModelReplicas, Node
 from sollol.core.state.scheduler_state import LEFT, SchedulerState
@@ -264,6 +265,8 @@ class Scheduler:
             else:
                 self._requests.answered(pending, attempt, outcome, now)
         else:
+            if attempt.loads:
+                load_not_ended(replica, attempt)
             self._record_failure(attempt, outcome, now)
             self._failed(pending, attempt, outcome, now)
         if outcome.status is Status.UNREACHABLE:  # other models of that node have lost work too

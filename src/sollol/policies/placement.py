@@ -1,4 +1,4 @@
-"""PlacementPlan which models stay in the memory of which nodes, from demand, sizes, room and load times.
+"""Plan which models stay in the memory of which nodes, from demand, sizes, room and load times.
 
 Greedy: the replica that saves most time for each byte comes first (AlpaServe, Li et al. 2023). A model that is nowhere
 warm costs a load for each request, and two if no node has room to spare, since then it evicts another. A load is paid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollol.core.state.replica import Node, Replica
+from sollol.core.state.replica import Attempt, Node, Replica
 from sollol.core.types import LoadedModel, Micros
 
 
@@ -54,6 +54,18 @@ def expect_no_longer(node: Node) -> None:
         for model, held in node.loaded.items()
         if held.size or ((replica := node.replicas.get(model)) is not None and replica.loaded_by_us)
     }
+
+
+def load_not_ended(replica: Replica, attempt: Attempt) -> None:
+    """Take back what an attempt was to load, as it left before the end; one behind it loads the model then."""
+    held = replica.node.loaded.get(replica.model)
+    if attempt.delivering or replica.loaded_by_us or held is None or held.size:
+        return
+    for other in replica.attempts.values():
+        other.loads = True
+        return
+    replica.node.loaded = {model: each for model, each in replica.node.loaded.items() if model != replica.model}
+    replica.flag_off_nominal()
 
 
 def learn_from_load(node: Node, replica: Replica, since: Micros) -> None:

@@ -17,6 +17,7 @@ from sollol.core.policy import Policies
 from sollol.core.state.batch import Batch
 from sollol.core.state.cluster import ClusterState
 from sollol.core.state.in_flight import begin, end
+from sollol.core.state.memory import load_not_ended
 from sollol.core.state.model_settings import short
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.queue import FairShares, WaitQueue
@@ -150,6 +151,8 @@ class SchedulerState:
         """End an attempt and close its connection."""
         self.end(attempt, now)
         replica = attempt.replica
+        if attempt.loads:
+            load_not_ended(replica, attempt)
         replica.breaker.record(now, LEFT)
         replica.flag_off_nominal()
         reading_until = attempt.started_us + attempt.decision.first_us
