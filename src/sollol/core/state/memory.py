@@ -57,7 +57,7 @@ def expect_no_longer(node: Node) -> None:
 
 
 def load_not_ended(replica: Replica, attempt: Attempt) -> None:
-    """Take back what an attempt was to load, as it left before the end; one behind it loads the model then."""
+    """Expect a model no longer whose load lost its attempt; an attempt behind it loads the model then."""
     held = replica.node.loaded.get(replica.model)
     if attempt.delivering or replica.loaded_by_us or held is None or held.size:
         return
