@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sollol import AsyncOllamaPool
+from sollol import AsyncOllamaPool, NoNodeAvailable
 from sollol.core.events import NodeSeen
 from sollol.core.types import NodeFacts
 from sollol.engine.controller import Controller, keep_alive
@@ -94,6 +94,22 @@ def test_a_hot_model_gets_a_second_node_and_the_cold_one_leaves() -> None:
         return stage.loaded()
 
     assert staged(work, vram_bytes=5 * GB, max_loaded_models=1) == [["a:latest"], ["a:latest"]]
+
+
+def test_a_model_that_fits_nowhere_counts_neither_as_demand_nor_as_room() -> None:
+    async def work(stage: Stage) -> Any:
+        for _ in range(50):
+            with pytest.raises(NoNodeAvailable):
+                await stage.pool.chat("big", HELLO)
+        await stage.chat("a", 30)
+        rooms = stage.controller._rooms(0.0)
+        await stage.look(2)
+        return stage.controller.status()["expected_s"], max(room.room for room in rooms)
+
+    models = (A, B, ModelSpec("big", size_bytes=40 * GB))
+    expected, room = staged(work, models=models, vram_bytes=5 * GB, ram_bytes=0)
+    assert expected["before"] < 60
+    assert room < 40 * GB
 
 
 def test_no_model_in_use_and_no_pinned_one_is_unloaded() -> None:

@@ -157,13 +157,15 @@ class Controller:
             pinned = {model for model, row in node.loaded.items() if _is_pinned(row, now)}
             busy = {model for model, replica in node.replicas.items() if replica.attempts or replica.is_waited_for()}
             speed = node.speed.read() or 1.0
+            refused = node.incapable.too_large(self._engine.dispatcher.now())
+            models = {model: size for model, size in node.models.items() if model not in refused}
             rooms.append(
                 NodeRoom(
                     node.key,
-                    self._room(node, held, bool(pinned)),
+                    self._room(node, models, held, bool(pinned)),
                     {
                         model: service.get((node.key, model)) or service.get(("", model), SERVICE_S) / speed
-                        for model in node.models
+                        for model in models
                     },
                     {model: node.load_time.predict(size) / SECOND for model, size in node.models.items()},
                     held,
@@ -172,7 +174,7 @@ class Controller:
             )
         return rooms
 
-    def _room(self, node: Node, held: Mapping[str, int], has_pinned: bool) -> int:
+    def _room(self, node: Node, models: Mapping[str, int], held: Mapping[str, int], has_pinned: bool) -> int:
         """Return the bytes for models that were seen to fit, and for one more where all did."""
         present = sum(held.values())
         known = max(node.memory.fitting_bytes, node.held_bytes, present)
@@ -182,7 +184,7 @@ class Controller:
         elif full is not None:
             room = max(present, min(known, full - 1))
         else:
-            room = known if has_pinned else known + max(node.models.values(), default=0)
+            room = known if has_pinned else known + max(models.values(), default=0)
         budget = self._budgets(node.key)
         return room if budget is None else min(room, budget)
 

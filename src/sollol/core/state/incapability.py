@@ -56,6 +56,14 @@ class Incapabilities:
         """Record that a model does not fit into the memory."""
         self._known["", model] = Incapability(now + TOO_LARGE_FOR, TOO_LARGE_FOR, outcome.message, True)
 
+    def too_large(self, now: Micros) -> set[str]:
+        """Return the models that do not fit into the memory."""
+        return {
+            model
+            for (route, model), found in self._known.items()
+            if not route and found.is_final and found.until_us > now
+        }
+
     def _add(self, key: tuple[str, str], why: str, now: Micros) -> None:
         before = self._known.get(key)
         for_us = UNABLE_FOR if before is None else before.for_us
