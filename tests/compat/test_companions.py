@@ -79,6 +79,10 @@ def test_an_indexer_that_patches_the_pool(nodes: Cluster, monkeypatch: pytest.Mo
             assert list(getattr(pool, "_latency_buffer", [])) == []
         found = monitor_distributed_nodes(pool.instances)
         assert {row["status"] for row in found.values()} == {"online"}
+        assert set(found) == set(nodes.urls)
+        host, _, port = nodes.urls[0].removeprefix("http://").partition(":")
+        described = {"host": host, "port": int(port), "api_key": "a-secret"}
+        assert set(monitor_distributed_nodes([described])) == {nodes.urls[0]}
 
 
 def test_agents_that_share_a_router(nodes: Cluster) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from sollol.compat.gpu_controller import SOLLOLGPUController
+from sollol.core.endpoint import parse_endpoint
 
 QUERY: Final = ("index", "name", "memory.total", "memory.used", "memory.free")
 SMI_S: Final = 5.0
@@ -80,16 +81,20 @@ class VRAMMonitor:
 
 
 def monitor_distributed_nodes(node_urls: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    """Return for each node `status` ("online", "error"), memory in MB, and its loaded models; or `error`."""
+    """Return for each node `status` ("online", "error"), memory in MB, and its loaded models; or `error`.
+
+    A text is its own key; another description of a node, such as a dict, has its URL as the key.
+    """
     controller, monitor = SOLLOLGPUController(), VRAMMonitor()
     found: dict[str, dict[str, Any]] = {}
     for url in node_urls:
+        key = url if isinstance(url, str) else parse_endpoint(url).url
         usage = monitor.get_ollama_vram_usage(url)
         if usage is None:
             why = controller.get_model_status(url).get("error", "it does not answer")
-            found[str(url)] = {"status": "error", "error": why}
+            found[key] = {"status": "error", "error": why}
             continue
-        found[str(url)] = {
+        found[key] = {
             "status": "online",
             "vram_mb": usage["total_vram_mb"],
             "ram_mb": usage["total_ram_mb"],
