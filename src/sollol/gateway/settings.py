@@ -182,6 +182,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     agents_port: int = 11437
     metrics: MetricsSettings = MetricsSettings()
     controller: ControllerSettings = ControllerSettings()
+    load_wait_s: float | None = None  # longest wait for a load; None for no bound
     node_options: Mapping[str, NodeOptions] = {}  # by "host:port"
 
     @property
@@ -290,12 +291,18 @@ def applicable(new: GatewaySettings, old: GatewaySettings) -> GatewaySettings:
 def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
     """Return the settings without their invalid fields, and the problems."""
     content: dict[str, Any] = {name: dict(table) for name, table in settings.gateway.items()}
+    load_wait_s = content.get("models", {}).pop("load_wait_s", None)  # beside the tables of models
     problems = each_problem(
         content,
         lambda: msgspec.convert(content, _Tables),
         lambda problem: explained(where, content, problem, _KNOWN),
     )
     tables = msgspec.convert(content, _Tables)
+    if load_wait_s is not None and (isinstance(load_wait_s, bool) or not _is_positive(load_wait_s)):
+        problems.append(
+            f"configuration file {where}: models.load_wait_s: {load_wait_s!r} cannot be used; expected seconds above 0"
+        )
+        load_wait_s = None
     problems += [
         f"configuration file {where}: gateway.cors_origins: {origin!r} cannot be used; expected an origin "
         'such as "https://chat.example.org", without a path, or "*" for every site'
@@ -339,9 +346,14 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.agents_port,
         tables.metrics,
         tables.controller,
+        load_wait_s,
         settings.node_options,
     )
     return found, problems
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < float("inf")
 
 
 def _origins(settings: Settings) -> dict[str, str]:

@@ -22,6 +22,7 @@ from sollol.gateway.context import Context
 from sollol.gateway.formats.api_formats import ApiFormat, ParsedRequest, parse_request
 from sollol.gateway.formats.error_responses import UnknownModel, status_of
 from sollol.gateway.inference.call_options import options_of
+from sollol.gateway.inference.load_wait import limit_load_wait
 from sollol.gateway.inference.model_memory import set_keep_alive, unload
 from sollol.gateway.inference.passthrough import send_to_any
 from sollol.gateway.inference.relay import StreamRelay, WholeRelay
@@ -144,6 +145,7 @@ class Inference:
             reserve(context.limiter, request, self._prompt_tokens, task.tokens_out if task.kind is not EMBED else 0)
         request.on_gone = self._cancel
         context.engine.submit(job)
+        limit_load_wait(context, request, task.id)
 
     def _work(self, model: str, body: bytes) -> Work:
         api_format, parsed = self._format, self._parsed
