@@ -299,6 +299,26 @@ def test_a_parent_that_cannot_be_used_begins_a_new_trace(header: str) -> None:
     assert parent_of(header) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("rojo=00f067aa0ba902b7, congo=t61", "rojo=00f067aa0ba902b7,congo=t61"),
+        ("tenant@sys=x", "tenant@sys=x"),
+        ("=,novalue", ""),
+        ("a=1,a=2", ""),
+        ("A=1", ""),
+        ("a=b=c", ""),
+        ("a=" + "x" * 300, ""),
+        (",".join(f"a{number}=1" for number in range(33)), ""),
+        ("a-" * 200 + "=", ""),
+    ],
+)
+def test_a_state_that_is_not_valid_is_left_out(given: str, used: str) -> None:
+    found = parent_of(f"00-{TRACE}-{SPAN}-01", given)
+    assert found is not None
+    assert found.state == used
+
+
 def test_a_parent_of_a_later_version_is_used() -> None:
     found = parent_of(f"01-{TRACE}-{SPAN}-01-more", "a=1\nb")
     assert found == (TRACE, SPAN, True, "")

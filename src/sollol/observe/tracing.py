@@ -22,7 +22,11 @@ OPEN_MOST: Final = 50_000  # requests whose end is awaited; a request that was r
 ATTEMPTS_MOST: Final = 200  # attempts kept of one request, as of a batch
 STATE_MOST: Final = 512  # characters of a tracestate
 _PARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_STATE: Final = re.compile(r"[\x20-\x7e]+")
+MEMBERS_MOST: Final = 32  # of a tracestate, by the standard
+_MEMBER: Final = re.compile(
+    r"[a-z0-9][a-z0-9_*/-]{0,240}(@[a-z][a-z0-9_*/-]{0,13})?="
+    r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
 _lines: ContextVar[bytes] = ContextVar("sollol_trace_headers", default=b"")  # of the attempt that is being sent
 
 
@@ -40,10 +44,17 @@ def parent_of(traceparent: str, tracestate: str = "") -> Parent | None:
     found = _PARENT.fullmatch(traceparent.strip())
     if found is None or (found[1] == "00" and found[5]):
         return None
-    state = tracestate.strip()
-    if len(state) > STATE_MOST or not _STATE.fullmatch(state):
-        state = ""
-    return Parent(found[2], found[3], bool(int(found[4], 16) & 1), state)
+    return Parent(found[2], found[3], bool(int(found[4], 16) & 1), _valid_state(tracestate))
+
+
+def _valid_state(tracestate: str) -> str:
+    """Return a tracestate, "" for one that is not valid: exporters warn of each such member."""
+    if len(tracestate) > STATE_MOST:
+        return ""
+    members = [member.strip() for member in tracestate.split(",") if member.strip()]
+    keys = {member.partition("=")[0] for member in members}
+    is_valid = len(members) <= MEMBERS_MOST and len(keys) == len(members)
+    return ",".join(members) if is_valid and all(_MEMBER.fullmatch(member) for member in members) else ""
 
 
 class AttemptTrace(NamedTuple):
