@@ -71,6 +71,11 @@ def test_history_and_settings_have_views_of_their_own(browser: Any, stage: Stage
     tab.wait_for_selector("#history-table tbody tr:nth-child(2)")
     tab.keyboard.press("5")
     tab.get_by_role("rowheader", name="gateway.port").wait_for()
+    tab.locator("#mode").get_by_role("button", name="reliable").click()
+    tab.get_by_text("Route requests without a mode in mode reliable?").wait_for()
+    tab.locator("#confirm-yes").click()
+    until(lambda: stage.look(lambda gateway: gateway.pool.snapshot()["routing_mode"]) == "reliable")
+    tab.locator("#mode [aria-pressed=true]", has_text="reliable").wait_for()
     assert not tab.problems
     tab.close()
 

@@ -33,6 +33,16 @@ byId("history-filter").addEventListener("input", (event) => {
   past.timer = setTimeout(() => showHistory(false), 200);
 });
 
+const MODES = { "": "no mode", fast: "fast", reliable: "reliable", async: "async" };
+
+function showMode(frame) {
+  const chosen = frame.routing_mode || "";
+  byId("mode").hidden = !canAct;
+  choices("mode", MODES, chosen, (mode) => {
+    if (mode !== chosen) confirmed(`Route requests without a mode ${mode ? `in mode ${mode}` : "by the strategy"}`, "api/mode", { mode: mode || null });
+  });
+}
+
 async function showSettings() {
   try {
     const found = await read("api/settings");

@@ -16,6 +16,7 @@ function show(next) {
   showNodes(frame);
   showTiles(frame);
   if (view.tab === "models") showModels(frame);
+  if (view.tab === "settings") showMode(frame);
   if (view.tab === "calibration") showCalibration(frame);
   if (view.tab === "overview") {
     showEvents();
