@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from sollol.agent.drivers import GpuDriver, read_gpus
 from sollol.agent.report import AgentReport, OllamaReport
 
@@ -34,6 +32,8 @@ def ollama_settings() -> dict[str, str]:
 
     They are read from the process of `ollama serve`, since the agent's own environment is another one.
     """
+    import psutil  # of the extra `agent`
+
     for process in psutil.process_iter(["name"]):
         try:
             if "ollama" in (process.info["name"] or "").lower() and "serve" in process.cmdline():
@@ -56,6 +56,8 @@ def read_machine(
     can_restart: bool,
 ) -> AgentReport:
     """Return the report of this machine; runs in a thread."""
+    import psutil
+
     gpus, problems = read_gpus(drivers)
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(folder)) if folder is not None and folder.is_dir() else None
@@ -76,6 +78,8 @@ def read_machine(
 
 
 def _load() -> float | None:
+    import psutil
+
     try:
         return psutil.getloadavg()[0]
     except OSError:
@@ -84,6 +88,8 @@ def _load() -> float | None:
 
 def _temperature() -> float | None:
     """Return the highest temperature of the processor's sensors in °C, None without one."""
+    import psutil
+
     read = getattr(psutil, "sensors_temperatures", None)  # not on all systems
     found = read() if read is not None else {}
     heats = [sensor.current for name in ("coretemp", "k10temp", "cpu_thermal") for sensor in found.get(name, ())]

@@ -124,8 +124,6 @@ async def _serve(
     from sollol.signals import on_signal
     from sollol.transport.http import HttpTransport
 
-    stop = asyncio.Event()
-    on_signal(asyncio.get_running_loop(), ("SIGINT", "SIGTERM", "SIGBREAK"), stop.set)
     transport = HttpTransport()
     folder = models_folder(models)
     made = Agent(key, ollama, folder, all_drivers(), transport, restart, log_fault)
@@ -135,6 +133,8 @@ async def _serve(
         raise AddressUnavailable(
             f"cannot listen on {host}:{port}: {error}; choose another --host or --port", True
         ) from None
+    stop = asyncio.Event()
+    on_signal(asyncio.get_running_loop(), ("SIGINT", "SIGTERM", "SIGBREAK"), stop.set)
     say(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
     note(f"Ollama: {ollama.url}. Models: {folder or 'folder unknown; --models names it'}.")
     note(f"Restart: {shlex.join(restart) if restart else 'not allowed; --restart names a command'}. Ctrl-C ends it.")
