@@ -343,7 +343,7 @@ def test_top_of_a_redis_only_looks(server: RedisServer, pool: OllamaPool) -> Non
     from tests.cli.screens import screen_of
 
     with screen_of("top", "--redis", "--interval", "0.2", SOLLOL_REDIS_URL=server.url) as screen:
-        screen.shows("1 application  1 processes", "pool", "llama3.2:latest")
+        screen.shows("1 application  1 process  ", "pool", "llama3.2:latest")
         for key, verb in (("d", "drain"), ("u", "unload"), ("c", "cancel"), ("e", "explain")):
             screen.press(key)
             screen.shows(f"{verb}: a shared Redis is only read")
