@@ -66,7 +66,7 @@ def least_connections(nodes: Sequence[NodeRoom], hours: Sequence[list[tuple[floa
                     ends.popleft()
             able = [node for node in paper if need.model in node.room.service_s]
             best = min(able, key=lambda node: len(flying[node.room.node]))
-            ended, loaded = best.serve(need.model, need.size, at_s, 1.0)
+            ended, loaded = best.serve(need.model, need.size, at_s)
             flying[best.room.node].append(ended)
             took, count, loads = took + ended - at_s, count + 1, loads + loaded
     return Result(took / count, loads / len(hours))
@@ -94,7 +94,7 @@ def planned(
             seen.append((at_s, need.model))
             able = [node for node in paper.values() if need.model in node.room.service_s]
             best = min(able, key=lambda node: node.cost_s(need.model, need.size, at_s))
-            ended, loaded = best.serve(need.model, need.size, at_s, 1.0)
+            ended, loaded = best.serve(need.model, need.size, at_s)
             took, count, loads = took + ended - at_s, count + 1, loads + loaded
     return Result(took / count, loads / len(hours))
 
@@ -106,7 +106,7 @@ def replan(
     seen: deque[tuple[float, str]],
     now: float,
 ) -> int:
-    """PlacementPlan by the requests of the last minutes, and carry the loads out on idle nodes. Return their number."""
+    """Plan by the requests of the last minutes, and carry the loads out on idle nodes. Return their number."""
     while seen and seen[0][0] < now - MEMORY_S:
         seen.popleft()
     span = min(max(now, PLAN_EVERY_S), MEMORY_S)

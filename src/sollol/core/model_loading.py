@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sollol.core.actions import Load, Notice, Unload
 from sollol.core.events import LoadRequested, UnloadRequested
+from sollol.core.state.memory import put_out
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import Kind, Micros
@@ -34,12 +35,8 @@ def unload_requested(state: SchedulerState, event: UnloadRequested) -> None:
     if node is None or not node.usable or event.model not in node.loaded:
         return
     replica = node.replicas.get(event.model)
-    if replica is not None:
-        if replica.attempts or replica.is_waited_for():
-            return
-        replica.loaded_by_us = False
-        replica.flag_off_nominal()
-    node.put_out.add(event.model)
-    node.loaded = {model: held for model, held in node.loaded.items() if model != event.model}
+    if replica is not None and (replica.attempts or replica.is_waited_for()):
+        return
+    put_out(node, event.model)
     state.out.append(Unload(node.key, event.model))
     state.out.append(Notice(f"{node.key} unloads {event.model}: {event.why}."))

@@ -10,13 +10,13 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sollol.core.events import LoadRequested, UnloadRequested
 from sollol.core.state.replica import Node, Replica
 from sollol.core.types import SECOND, Kind, LoadedModel, canonical_model
 from sollol.engine.engine import Engine
+from sollol.observe.replica_state import moment
 from sollol.observe.request_record import RequestRecord
 from sollol.policies.placement import GreedyPlacement, ModelNeed, NodeRoom, PlacementPlan, PlacementStep
 from sollol.policies.placement_check import arrivals, try_placement
@@ -50,7 +50,7 @@ def no_agent(node: str) -> int | None:
 
 
 class Controller:
-    """PlacementPlan the placement of models every few seconds.
+    """Plan the placement of models every few seconds.
 
     Args:
         engine: The engine of the pool.
@@ -93,7 +93,7 @@ class Controller:
         self._actions: deque[dict[str, Any]] = deque(maxlen=ACTIONS_KEPT)
 
     async def tick(self) -> None:
-        """PlacementPlan once, and carry the plan out."""
+        """Plan once, and carry the plan out."""
         now = self._clock()
         self._remember(now)
         self._repair(now)
@@ -290,10 +290,7 @@ def _fallen(node: Node, replica: Replica) -> str:
 
 
 def _is_pinned(held: LoadedModel, now: float) -> bool:
-    try:
-        return datetime.fromisoformat(held.expires_at.replace("Z", "+00:00")).timestamp() - now > PINNED_S
-    except (ValueError, OverflowError):
-        return False
+    return moment(held.expires_at, now) - now > PINNED_S
 
 
 def _row(step: PlacementStep) -> dict[str, Any]:

@@ -7,10 +7,10 @@ returns nothing where all is well. The dashboard, `sollol doctor` and alerts sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from sollol.core.types import LoadedModel
+from sollol.observe.replica_state import moment
 
 INFO: Final = "info"
 WARNING: Final = "warning"
@@ -268,7 +268,7 @@ def stuck_unload(seen: Evidence) -> Iterator[Finding]:
     busy = {(row["node"], row["model"]) for row in seen.snapshot.get("running", ())}
     for node in seen.up:
         for held in node["loaded"]:
-            late_s = seen.at - _moment(held.get("expires_at", ""), seen.at)
+            late_s = seen.at - moment(held.get("expires_at", ""), seen.at)
             if UNLOAD_OVERDUE_S < late_s < 365 * 86_400 and (node["host"], held["model"]) not in busy:
                 subject = f"{held['model']} on {node['host']}"
                 yield Finding(
@@ -412,12 +412,3 @@ def duration(seconds: float) -> str:
 
 def _share(held: Mapping[str, Any]) -> float | None:
     return LoadedModel(held.get("size", 0), held.get("size_vram", 0)).gpu_share
-
-
-def _moment(text: str, otherwise: float) -> float:
-    """Return a time of a node's answer in seconds since 1970; `otherwise` if it cannot be read."""
-    try:
-        found = datetime.fromisoformat(text)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return otherwise

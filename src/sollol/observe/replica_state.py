@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import math
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sollol.core.state.replica import Node, Replica
@@ -47,7 +48,7 @@ def _state(replica: Replica | None, held: LoadedModel | None, now: Micros, at: f
             return _row("kept away", LOADS, replica.node.loads_barred_why or "it is larger than its owner's budget")
     if held is None:
         return None
-    over_s = at - _expires(held)
+    over_s = at - moment(held.expires_at, math.inf)
     if over_s > 0:
         return _row("stuck" if over_s > STUCK_S else "stopping", PS, f"it should have left {over_s:.0f} s ago")
     share = held.gpu_share
@@ -60,8 +61,10 @@ def _row(state: str, source: str, why: str = "") -> dict[str, str]:
     return {"state": state, "source": source, "why": why}
 
 
-def _expires(held: LoadedModel) -> float:
+def moment(text: str, otherwise: float) -> float:
+    """Return a time of a node's answer in seconds since 1970; `otherwise` if it cannot be read."""
     try:
-        return datetime.fromisoformat(held.expires_at.replace("Z", "+00:00")).timestamp()
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        return float("inf")
+        return otherwise

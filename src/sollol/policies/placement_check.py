@@ -31,7 +31,6 @@ class PaperNode:
         self.free_at = 0.0
         self.last_use: dict[str, float] = dict.fromkeys(warm, 0.0)
         self.sizes = dict(warm)
-        self.pinned: frozenset[str] = frozenset()
 
     def cost_s(self, model: str, size: int, at_s: float) -> float:
         """Return the seconds until a request would end here, and those that others pay for what it evicts."""
@@ -55,18 +54,17 @@ class PaperNode:
             for gone in sorted(self.sizes, key=lambda name: self.last_use[name]):
                 if sum(self.sizes.values()) + size <= self.room.room and len(self.sizes) < self.room.most:
                     break
-                if gone not in self.pinned:
-                    del self.sizes[gone]
+                del self.sizes[gone]
             self.sizes[model] = size
         self.last_use[model] = at_s
         return is_new
 
-    def serve(self, model: str, size: int, at_s: float, times: float) -> tuple[float, bool]:
+    def serve(self, model: str, size: int, at_s: float) -> tuple[float, bool]:
         """Serve a request. Return when it ends, and whether it needed a load."""
         began = max(at_s, self.free_at)
         load_s = 0.0 if model in self.sizes else self.room.load_s[model]
         loaded = self.put(model, size, began)
-        self.free_at = began + load_s + times * self.room.service_s[model]
+        self.free_at = began + load_s + self.room.service_s[model]
         self.last_use[model] = self.free_at
         return self.free_at, loaded
 
@@ -102,7 +100,7 @@ def try_placement(
         if not able:
             continue
         best = min(able, key=lambda node: node.cost_s(need.model, need.size, at_s))
-        ended, loaded = best.serve(need.model, need.size, at_s, 1.0)
+        ended, loaded = best.serve(need.model, need.size, at_s)
         took_s += ended - at_s
         loads += loaded
     return Trial(took_s / len(requests) if requests else 0.0, loads)

@@ -56,6 +56,16 @@ def expect_no_longer(node: Node) -> None:
     }
 
 
+def put_out(node: Node, model: str) -> None:
+    """Record that a model is unloaded by us, which is no evidence of what fits."""
+    node.put_out.add(model)
+    node.loaded = {name: held for name, held in node.loaded.items() if name != model}
+    replica = node.replicas.get(model)
+    if replica is not None:
+        replica.loaded_by_us = False
+        replica.flag_off_nominal()
+
+
 def load_not_ended(replica: Replica, attempt: Attempt) -> None:
     """Expect a model no longer whose load lost its attempt; an attempt behind it loads the model then."""
     held = replica.node.loaded.get(replica.model)

@@ -251,7 +251,7 @@ class Replica:
         return (
             node.up is True
             and not node.drained
-            and not ((node.loads_barred_until or node.budget) and self.is_barred(now))
+            and not self.is_barred(now)
             and len(self.attempts) + (len(self.still_draining(now)) if self.draining else 0) < self.limiter.limit
             and self.paused_until <= now
             and (self.breaker.closed or self.breaker.admits(now))
@@ -265,13 +265,15 @@ class Replica:
     def usable(self, now: Micros) -> bool:
         """Check that it takes work, now or when a slot frees."""
         node = self.node
-        if node.up is not True or node.drained or ((node.loads_barred_until or node.budget) and self.is_barred(now)):
+        if node.up is not True or node.drained or self.is_barred(now):
             return False
         return bool(self.attempts) or self.breaker.closed or self.breaker.admits(now)
 
     def is_barred(self, now: Micros) -> bool:
         """Check that work here would need a load, on a node where loads hang, or beyond the owner's budget."""
         node = self.node
+        if not (node.loads_barred_until or node.budget):
+            return False
         if node.budget and not self.is_loaded and node.models.get(self.model, 0) > node.budget:
             return True
         return node.loads_barred_until > now and (self.is_loading or not self.is_loaded)

@@ -17,7 +17,7 @@ from sollol.core.policy import Policies
 from sollol.core.state.batch import Batch
 from sollol.core.state.cluster import ClusterState
 from sollol.core.state.in_flight import begin, end
-from sollol.core.state.memory import load_not_ended
+from sollol.core.state.memory import load_not_ended, put_out
 from sollol.core.state.model_settings import short
 from sollol.core.state.pending import PendingTask
 from sollol.core.state.queue import FairShares, WaitQueue
@@ -119,11 +119,7 @@ class SchedulerState:
             if total <= node.budget or model == replica.model or (other is not None and other.attempts):
                 continue
             total -= sizes[model]
-            node.loaded = {name: held for name, held in node.loaded.items() if name != model}
-            if other is not None:
-                other.loaded_by_us = False
-                other.flag_off_nominal()
-            node.put_out.add(model)
+            put_out(node, model)
             self.out.append(Unload(node.key, model))
 
     def watch(self, attempt: Attempt, now: Micros) -> None:

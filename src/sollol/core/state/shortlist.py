@@ -41,7 +41,7 @@ def shortlist(group: ModelReplicas, task: Task, tried: Collection[str], wide: bo
             if (replica.attempts or replica.breaker.closed or replica.breaker.admits(now))
             and replica.node.up
             and not replica.node.drained
-            and not ((replica.node.loads_barred_until or replica.node.budget) and replica.is_barred(now))
+            and not replica.is_barred(now)
             and (not tried or replica.node.key not in tried)
         ]
     group.rank()
