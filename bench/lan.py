@@ -5,12 +5,13 @@
         client = lan.host("10.77.0.10/24")
         client.python("import socket; ...")
 
-A bridge in a namespace is the switch, each host a namespace with one or more network cards. Needs root and `ip`;
+A bridge for each network is the switch, each host a namespace with one or more network cards. Needs root and `ip`;
 `Lan.missing()` says why not. What was made is removed at the end, also after an error.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ class Host:
 
 
 class Lan:
-    """A switch with hosts."""
+    """Hosts, and a switch for each of their networks."""
 
     _count = 0
 
@@ -71,6 +72,7 @@ class Lan:
         self._name = f"sol{os.getpid()}x{Lan._count}"
         self._hosts: list[Host] = []
         self._namespaces: list[str] = []
+        self._switches: dict[object, str] = {}
 
     @staticmethod
     def missing() -> str:
@@ -91,7 +93,6 @@ class Lan:
     def __enter__(self) -> Lan:
         try:
             self._namespace("sw")
-            self._ip("sw", "link add br0 type bridge forward_delay 0", "link set br0 up")
         except BaseException:
             self.close()
             raise
@@ -114,12 +115,19 @@ class Lan:
             if number == 0 or not one_card:
                 port = f"{tag}{card}"
                 self._ip(tag, f"link add {card} type veth peer name {port} netns {self._name}sw")
-                self._ip("sw", f"link set {port} master br0 up")
+                self._ip("sw", f"link set {port} master {self._switch(address)} up")
                 self._ip(tag, f"link set {card} up")
             self._ip(tag, f"addr add {address} dev {card}")
         if serve:
             host.serve(serve)
         return host
+
+    def _switch(self, address: str) -> str:
+        network = ipaddress.ip_interface(address).network
+        if network not in self._switches:
+            made = self._switches[network] = f"br{len(self._switches)}"
+            self._ip("sw", f"link add {made} type bridge forward_delay 0", f"link set {made} up")
+        return self._switches[network]
 
     def close(self) -> None:
         for host in self._hosts:

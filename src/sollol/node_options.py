@@ -3,7 +3,7 @@
 budget = "12GB"                    # most memory for models; "80%" needs an agent that tells the size
 quiet = "Mon-Fri 09:00-18:00"      # no new work in these hours, by this machine's clock
 mac = "a4:bb:6d:01:02:03"          # a packet starts it: it is asleep where others are down
-wake = "192.168.1.255:9"           # where the packet is sent; 255.255.255.255:9 without it
+wake = "192.168.1.255:9"           # where the packet is sent; the broadcasts of this machine's networks without it
 warm_at = "08:45"                  # woken each day at this time
 """
 
@@ -50,7 +50,7 @@ class NodeOptions(NamedTuple):
         budget_share: The same as a share of its memory; 0.0 without.
         quiet: Hours without new work.
         mac: The six bytes of its network card; b"" if it cannot be woken.
-        wake: Host and port to which the packet is sent.
+        wake: Host and port to which the packet is sent; None for the broadcasts of this machine's networks.
         warm_at: Minutes since midnight at which it is woken; None for never.
     """
 
@@ -58,7 +58,7 @@ class NodeOptions(NamedTuple):
     budget_share: float = 0.0
     quiet: tuple[Hours, ...] = ()
     mac: bytes = b""
-    wake: tuple[str, int] = ("255.255.255.255", 9)
+    wake: tuple[str, int] | None = None
     warm_at: int | None = None
 
 

@@ -9,6 +9,7 @@ import pytest
 from sollol.discovery.networks import (
     Interface,
     addresses,
+    broadcast_addresses,
     is_private,
     nearest_first,
     own_interfaces,
@@ -148,3 +149,12 @@ def test_subnets_are_bounded() -> None:
 
 def test_this_machine_has_a_loopback() -> None:
     assert any(each.ip.is_loopback for each in own_interfaces())
+
+
+def test_a_packet_for_a_sleeping_machine_leaves_through_its_network() -> None:
+    own = [card("127.0.0.1/8", "lo"), card("10.78.0.10/24"), card("10.79.0.10/22"), card("fd00::1/64")]
+    own.append(card("100.64.0.3/32", "tun0"))
+    assert broadcast_addresses("10.79.2.21", own) == ["10.79.3.255"]
+    for unplaced in ("office-pc", "192.0.2.7", "fd00::2"):
+        assert broadcast_addresses(unplaced, own) == ["10.78.0.255", "10.79.3.255"]
+    assert broadcast_addresses("10.79.2.21", own[:1]) == []

@@ -10,7 +10,7 @@ best and an incident at worst. So only private networks are searched, also when 
   Tailscale gives out single addresses anyway: name such nodes.
 
 Nearest addresses come first, because a short `timeout` should be spent on likely neighbours. Everything is pure except
-`own_interfaces` and `route_address`.
+`own_interfaces`, `own_broadcasts` and `route_address`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,27 @@ def route_address() -> IP | None:
             return ipaddress.ip_address(probe.getsockname()[0])
         except OSError:
             return None  # no route
+
+
+def broadcast_addresses(host: str, interfaces: Iterable[Interface]) -> list[str]:
+    """Return the broadcast address of a host's network; those of all networks if it is in none.
+
+    A packet for 255.255.255.255 leaves through one network card only, which may be another than the host's.
+    """
+    networks = [
+        each.network for each in interfaces if each.ip.version == 4 and not each.ip.is_loopback and each.prefix < 31
+    ]
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:  # a name, which may not be found while its machine sleeps
+        ip = None
+    own = [network for network in networks if ip in network] if ip is not None else []
+    return list(dict.fromkeys(str(network.broadcast_address) for network in own or networks))
+
+
+def own_broadcasts(host: str) -> list[str]:
+    """Return the broadcast addresses of this machine that reach a host."""
+    return broadcast_addresses(host, own_interfaces())
 
 
 def is_private(ip: IP) -> bool:

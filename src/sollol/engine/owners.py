@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -14,6 +14,8 @@ from sollol.node_options import NodeOptions
 
 log: Final = logging.getLogger("sollol")
 EVERY_S: Final = 15.0
+WAKE_PORT: Final = 9  # "discard": no program answers there
+LIMITED: Final = "255.255.255.255"
 QUIET: Final = "quiet hours of its owner"
 
 
@@ -29,14 +31,20 @@ class Owners:
         engine: The engine of the pool.
         options: The wishes by node, "host:port".
         clock: Return the local time.
+        broadcasts: Return the addresses that reach the network card of a host.
     """
 
     def __init__(
-        self, engine: Engine, options: Mapping[str, NodeOptions], clock: Callable[[], datetime] = datetime.now
+        self,
+        engine: Engine,
+        options: Mapping[str, NodeOptions],
+        clock: Callable[[], datetime] = datetime.now,
+        broadcasts: Callable[[str], Sequence[str]] = lambda host: (),
     ) -> None:
         self._engine = engine
         self._options = dict(options)
         self._clock = clock
+        self._broadcasts = broadcasts
         self._told: dict[str, tuple[bool, int]] = {}
         self._quiet: set[str] = set()
         self._warmed: dict[str, str] = {}
@@ -84,11 +92,15 @@ class Owners:
 
     def _wake(self, key: str) -> None:
         wishes = self._options[key]
-        host, port = wishes.wake
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as sender:
-                sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-                sender.sendto(magic_packet(wishes.mac), (host, port))
-        except OSError as error:
-            self._engine.dispatcher.notify_operator(f"the packet that wakes {key} was not sent: {error}")
+        host = self._engine.scheduler.view().nodes[key].endpoint.host
+        targets = [(address, WAKE_PORT) for address in self._broadcasts(host) or [LIMITED]]
+        for address in [wishes.wake] if wishes.wake else targets:
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            try:
+                with socket.socket(family, socket.SOCK_DGRAM) as sender:
+                    sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                    sender.sendto(magic_packet(wishes.mac), address)
+            except OSError as error:
+                self._engine.dispatcher.notify_operator(
+                    f"the packet that wakes {key} was not sent to {address[0]}: {error}"
+                )

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sollol.core.types import EMBED
 from sollol.dashboard.feed import Feed
+from sollol.discovery.networks import own_broadcasts
 from sollol.duties import Duties
 from sollol.engine.controller import Controller, no_agent
 from sollol.engine.engine import Engine
@@ -113,7 +114,7 @@ class Gateway(HttpServer):
             self.engine.redis_feed.identity.kind = "gateway"
         self.feed = Feed(self._read_snapshot)
         self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
-        self._owners = Owners(self.engine, self.settings.node_options)
+        self._owners = Owners(self.engine, self.settings.node_options, broadcasts=own_broadcasts)
         if self.settings.agents_key:
             self._agents = Agents(self.engine, self.settings.agents_key, self.settings.agents_port)
             self._owners.use_memory(self._agents.memory)
