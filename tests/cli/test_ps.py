@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from typer.testing import Result
 
+from sollol import OllamaPool, UnifiedDashboard
+from sollol.cli import attach
 from sollol.cli.ps import _left
+from sollol.cli.screen import load_progress
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 
 Run = Callable[..., Result]
@@ -76,3 +83,41 @@ def test_a_time_that_is_none(text: str) -> None:
 
 def test_ollamas_own_times() -> None:
     assert _left("2319-03-05T21:59:05.767795254Z") == "stays"
+
+
+def test_a_load_in_progress_is_read_where_it_was_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = NodeSpec(models=(MODEL, ModelSpec("small", size_bytes=10**7)), load_bytes_per_s=1e8)  # 20 s and 0.1 s
+    with (
+        sim_cluster([slow]) as nodes,
+        ThreadPoolExecutor(1) as thread,
+        OllamaPool(list(nodes)) as pool,  # its end is the end of the load
+        UnifiedDashboard(pool, 0) as dashboard,
+    ):
+        monkeypatch.setattr(attach, "LOCAL", (dashboard.url,))
+        hello = [{"role": "user", "content": "Hello"}]
+        pool.chat("small", hello)
+        answer = thread.submit(pool.chat, "llama3.2", hello)
+        while not pool.snapshot()["nodes"][0]["loading"]:
+            assert not answer.done()
+            time.sleep(0.01)
+        (load,) = json.loads(run("ps", "--json").stdout)["loading"]
+        assert (load["model"], load["state"], load["node"] in nodes[0]) == ("llama3.2:latest", "loading", True)
+        lines = run("ps").stdout.splitlines()
+        assert lines[-2].split() == ["node", "loading", "progress", "elapsed", "predicted", "left"]
+        assert "llama3.2:latest" in lines[-1]
+        assert re.search(r"llama3.2:latest .* \d+%", run("top", "--once").stdout)
+        assert json.loads(run("ps", "--json", "--nodes", nodes[0]).stdout)["loading"] == []
+    assert "exclude each other" in run("ps", "--url", "http://127.0.0.1:9", "--nodes", "127.0.0.1", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("load", "says"),
+    [
+        ({"state": "loading", "progress": 0.53}, "█████░░░░░ 53%"),
+        ({"state": "loading", "progress": None, "elapsed_ms": 5.0, "predicted_ms": 9.0}, "not measured yet"),
+        ({"elapsed_ms": 10.0, "predicted_ms": 9.0}, "late"),  # of an older gateway
+        ({"state": "stuck", "progress": None}, "stuck"),
+    ],
+)
+def test_how_far_a_load_is(load: dict[str, Any], says: str) -> None:
+    assert load_progress(load).plain == says

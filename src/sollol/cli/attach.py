@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sollol.cli.console import note
 from sollol.config import find_file, gateway_tables
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, SollolError
@@ -215,3 +216,18 @@ async def attach(transport: Transport, url: str | None, key: str | None = None) 
     if url is not None:
         raise NoAnswer(f"no dashboard there: {reason}")
     return None
+
+
+async def attach_readable(transport: Transport, url: str | None, key: str | None) -> Remote | None:
+    """Return the dashboard or gateway to watch, or None where only the nodes can be shown.
+
+    A gateway found on this machine that requires another key is reported on stderr and not used.
+    """
+    remote = await attach(transport, url, key)
+    if remote is not None and url is None:
+        try:
+            await remote.snapshot()
+        except Refused as error:
+            note(f"{error}\nWithout it, the nodes themselves are shown.")
+            return None
+    return remote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -16,6 +16,7 @@ LATE = 1.5  # times the prediction, from which on a running request is marked
 SPARK_S = 60.0
 SPARK = "▁▂▃▄▅▆▇█"
 SPARK_CELLS = 15
+BAR_CELLS = 10
 RATE_S = 10.0  # over which the shown rate is taken
 SHOWN = 20  # rows of a list where the height sets no bound
 WIDEST = 500
@@ -44,12 +45,30 @@ def listings_of(frame: Row, spark: Spark = NO_SPARK) -> list[Listing]:
     """Return the lists that a frame has."""
     if frame.get("watching"):
         return [Listing("nodes", _WATCHED, lambda frame: frame["nodes"], lambda row: row["host"], "no nodes")]
+    loads = [Listing("loading", _LOADING, loads_of, lambda row: (row["node"], row["model"]), "nothing loading")]
     return [
         Listing("nodes", _node_columns(spark), lambda frame: frame["nodes"], lambda row: row["host"], "no nodes"),
+        *(loads if loads_of(frame) else []),
         Listing("running", _RUNNING, lambda frame: frame["running"], lambda row: row["attempt"], "nothing running"),
         Listing("waiting", _WAITING, lambda frame: frame["waiting"], lambda row: row["id"], "nothing waiting"),
         Listing("recent", _RECENT, lambda frame: frame["recent"], lambda row: row["id"], "no requests yet"),
     ]
+
+
+def loads_of(frame: Row) -> list[dict[str, Any]]:
+    """Return the loads in progress on all nodes, with their `node`."""
+    return [{"node": node["host"], **load} for node in frame["nodes"] for load in node.get("loading") or ()]
+
+
+def load_progress(load: Row) -> Text:
+    """Return a load's progress as a bar and a share, or what is known instead."""
+    if load.get("state") == "stuck":
+        return Text("stuck", style="yellow")
+    share = load.get("progress")
+    if share is None:
+        return Text("late" if load["elapsed_ms"] > load["predicted_ms"] else "not measured yet", style="dim")
+    done = round(share * BAR_CELLS)
+    return Text.assemble(("█" * done, "cyan"), ("░" * (BAR_CELLS - done), "dim"), f" {share:.0%}")
 
 
 def headline(frame: Row, width: int = WIDEST) -> Text:
@@ -213,6 +232,14 @@ _WATCHED = (
     Column("state", _state, _state_key),
     Column("latency", _latency, lambda row: row["latency_ms"], True, 1),
     Column("models in memory", _memories),
+)
+_LOADING = (
+    Column("loading", lambda row: row["model"]),
+    Column("node", lambda row: row["node"]),
+    Column("progress", load_progress, lambda row: row.get("progress")),
+    Column("elapsed", lambda row: millis(row["elapsed_ms"]), lambda row: row["elapsed_ms"], True, 1),
+    Column("predicted", lambda row: millis(row["predicted_ms"]), lambda row: row["predicted_ms"], True, 2),
+    Column("left", lambda row: millis(row.get("eta_ms")), lambda row: row.get("eta_ms"), True, 3),
 )
 _RUNNING = (
     Column("running", _number, lambda row: row["id"], True),

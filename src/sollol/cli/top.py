@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sollol.cli import fleet
-from sollol.cli.attach import KeyOption, Refused, UrlOption, attach
-from sollol.cli.console import note, print_json, stdout
+from sollol.cli.attach import KeyOption, UrlOption, attach_readable
+from sollol.cli.console import print_json, stdout
 from sollol.cli.fleet import NodesOption
 from sollol.errors import BadInput
 
 if TYPE_CHECKING:
-    from sollol.cli.attach import Remote
     from sollol.cli.top_sources import Source
-    from sollol.transport.base import Transport
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -114,7 +112,7 @@ async def _opened(url: str | None, key: str | None, nodes: str | None, redis: bo
         return
     transport = HttpTransport()
     try:
-        remote = await _attach(transport, url, key) if nodes is None else None
+        remote = await attach_readable(transport, url, key) if nodes is None else None
         if remote is not None:
             yield RemoteSource(remote)
             return
@@ -126,18 +124,3 @@ async def _opened(url: str | None, key: str | None, nodes: str | None, redis: bo
         yield alone
     finally:
         await alone.aclose()
-
-
-async def _attach(transport: Transport, url: str | None, key: str | None) -> Remote | None:
-    """Return the dashboard or gateway to watch, or None where only the nodes can be shown.
-
-    A gateway found on this machine that requires another key is reported on stderr and not used.
-    """
-    remote = await attach(transport, url, key)
-    if remote is not None and url is None:
-        try:
-            await remote.snapshot()
-        except Refused as error:
-            note(f"{error}\nWithout it, the nodes themselves are shown.")
-            return None
-    return remote

@@ -87,8 +87,10 @@ class Session:
     def update(self, frame: Row) -> None:
         """Take in a new frame, and keep the selected rows selected."""
         self.frame = frame
+        focused = self._drawn[self._focus].listing.name if self._drawn else ""
         self._drawn = [arrange(s, frame, self._place(s).order, self._words) for s in self._sections_of(frame)]
-        self._focus = min(self._focus, len(self._drawn) - 1)
+        names = [drawn.listing.name for drawn in self._drawn]
+        self._focus = names.index(focused) if focused in names else min(self._focus, len(names) - 1)
         for drawn in self._drawn:
             place = self._place(drawn.listing)
             keys = [drawn.listing.key(row) for row in drawn.rows]

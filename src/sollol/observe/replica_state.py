@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sollol.core.state.replica import Node, Replica
 from sollol.core.types import SECOND, LoadedModel, Micros
+from sollol.observe.load_rows import is_being_loaded
 
 STUCK_S: Final = 60.0  # after which a model that should have left the memory is stuck there
 PS: Final = "/api/ps"
@@ -39,8 +40,9 @@ def replica_states(node: Node, now: Micros, at: float) -> list[dict[str, Any]]:
 
 def _state(replica: Replica | None, held: LoadedModel | None, now: Micros, at: float) -> dict[str, str] | None:
     if replica is not None:
-        if replica.is_loading or replica.loading_until > now:
-            return _row("loading", LOADS)
+        if is_being_loaded(replica, now):
+            hangs = replica.node.loads_barred_until > now
+            return _row("stuck", LOADS, replica.node.loads_barred_why) if hangs else _row("loading", LOADS)
         if replica.demoted_us:
             before = replica.rate_before * SECOND
             return _row("slow", TIMINGS, f"it wrote {before:.1f} tokens/s before")

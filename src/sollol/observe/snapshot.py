@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sollol.core.endpoint import Endpoint
-from sollol.core.state.replica import Attempt, Node, Replica
+from sollol.core.state.replica import Attempt, Node
 from sollol.core.types import SECOND, Micros, Task
 from sollol.core.view import SchedulerView
 from sollol.observe.attempt_log import shown_candidates
 from sollol.observe.history import History
+from sollol.observe.load_rows import is_being_loaded, load_row
 from sollol.observe.replica_state import replica_states
 
 WAITING_SHOWN = 100
@@ -194,15 +195,14 @@ NO_DETAILS: dict[str, Any] = {
 
 def _details(engine: EngineState, state: Node) -> dict[str, Any]:
     since = {True: state.up_since, False: state.down_since, None: None}[state.up]
-    loading = [
-        replica for replica in state.replicas.values() if replica.is_loading or replica.loading_until > engine.now
-    ]
+    loading = {replica.model: replica for replica in state.replicas.values() if is_being_loaded(replica, engine.now)}
     return {
         "loaded": [
             {"model": name, **held._asdict(), "processor": held.processor}
             for name, held in sorted(state.loaded.items())
+            if held.size or name not in loading  # one that is expected, and that the node does not list yet
         ],
-        "loading": [_load(replica, engine.now) for replica in loading],
+        "loading": [load_row(replica, engine.now) for replica in loading.values()],
         "replicas": replica_states(state, engine.now, engine.wall_clock(engine.now)),
         "since": engine.wall_clock(since) if since else None,
         "has_gpu": has_gpu(state),
@@ -214,12 +214,6 @@ def _details(engine: EngineState, state: Node) -> dict[str, Any]:
 def has_gpu(state: Node) -> bool:
     """Check that a node was seen to hold a model in the memory of a GPU."""
     return state.held_bytes > 0 or any(held.size_vram > 0 for held in state.loaded.values())
-
-
-def _load(replica: Replica, now: Micros) -> dict[str, Any]:
-    began = [attempt.started_us for attempt in replica.attempts.values() if attempt.loads]
-    since = min(began, default=replica.loading_since if replica.loading_until > now else now)
-    return {"model": replica.model, "elapsed_ms": (now - since) / 1000, "predicted_ms": replica.load_us() / 1000}
 
 
 def mixed_digests(engine: EngineState) -> dict[str, dict[str, Any]]:

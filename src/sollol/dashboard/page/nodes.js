@@ -14,7 +14,8 @@ function chips(row) {
     return chip;
   });
   for (const load of row.loading) {
-    made.push(el("li", "chip loading", el("b", "", load.model), ` loads: ${time(load.elapsed_ms)} of ${time(load.predicted_ms)}`, meter(load.elapsed_ms, load.predicted_ms, false)));
+    const stuck = load.state === "stuck", left = load.eta_ms == null ? "" : `, ${time(load.eta_ms)} left`;
+    made.push(el("li", stuck ? "chip loading warn" : "chip loading", el("b", "", load.model), ` ${stuck ? "! is stuck" : "loads"}: ${time(load.elapsed_ms)} of ${time(load.predicted_ms)}${left}`, meter(load.elapsed_ms, load.predicted_ms, stuck)));
   }
   return made;
 }

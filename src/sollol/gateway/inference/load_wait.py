@@ -11,11 +11,12 @@ import msgspec
 from sollol.backends.ollama import encode
 from sollol.core.events import LoadRequested
 from sollol.core.state.replica import Replica
-from sollol.core.types import SECOND, Micros
+from sollol.core.types import Micros
 from sollol.core.view import SchedulerView
 from sollol.gateway.context import Context
 from sollol.gateway.formats.error_responses import error_body
 from sollol.http_server.request import Request
+from sollol.observe.load_rows import is_being_loaded, load_row
 
 LOOK_EVERY_S: Final = 0.5
 
@@ -63,17 +64,16 @@ def loading_replica(view: SchedulerView, task: int, now: Micros) -> Replica | No
     replicas = group.replicas.values() if group is not None else ()
     if any(replica.is_loaded and not replica.is_loading and replica.usable(now) for replica in replicas):
         return None  # it waits for a free slot
-    return next((replica for replica in replicas if replica.is_loading or replica.loading_until > now), None)
+    return next((replica for replica in replicas if is_being_loaded(replica, now)), None)
 
 
 def loading_row(replica: Replica, now: Micros) -> dict[str, Any]:
     """Return `state`, `node`, `progress` (0.0 to 1.0) and `eta_seconds`; these are None where no load was measured."""
-    began = [attempt.started_us for attempt in replica.attempts.values() if attempt.loads]
-    elapsed_us, predicted_us = now - min(began, default=replica.loading_since), replica.load_us()
-    is_known = replica.node.load_time.is_measured and elapsed_us < predicted_us
+    row = load_row(replica, now)
+    eta_ms = row["eta_ms"]
     return {
-        "state": "loading",
+        "state": row["state"],
         "node": replica.key,
-        "progress": round(elapsed_us / predicted_us, 3) if is_known else None,
-        "eta_seconds": round((predicted_us - elapsed_us) / SECOND, 1) if is_known else None,
+        "progress": row["progress"],
+        "eta_seconds": None if eta_ms is None else round(eta_ms / 1000, 1),
     }
