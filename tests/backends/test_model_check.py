@@ -24,7 +24,12 @@ def test_what_was_asked_for_is_taken(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"model":"qwen3:8b"}', b'{"model":"llama3.2:1b","done":true}', b'{"model":"\\u0061"}']
+    "body",
+    [
+        b'{"model":"qwen3:8b","message":{"tool_calls":[{"model":"llama3.2"}]}}',
+        b'{"model":"llama3.2:1b","done":true}',
+        b'{"model":"\\u0061"}',
+    ],
 )
 def test_what_was_not_is_a_failure(body: bytes) -> None:
     found = wrong_model(body, "llama3.2:latest", "/api/generate")

@@ -16,7 +16,8 @@ from sollol.observe import metrics as metrics_module
 from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.metrics import FAMILIES, OTHER, Metrics
 from sollol.observe.recorder import Recorder
-from sollol.observe.request_record import MODEL_MOST, RequestRecord, record_of_call
+from sollol.observe.record_builder import MODEL_MOST, record_of_call
+from sollol.observe.request_record import RequestRecord
 from sollol.observe.subscription import Subscription
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, gateway_over, talker

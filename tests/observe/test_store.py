@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sollol import AsyncOllamaPool, OllamaPool
@@ -47,6 +48,15 @@ def test_requests_come_back_newest_first(tmp_path: Path) -> None:
     assert [one.id for one in found] == [2, 1]
     assert found[0].error == "it broke"
     assert found[1] == record(1)
+
+
+def test_requests_of_older_versions_are_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "x.sqlite3")
+    store.write([record(1)], {}, None, AT)
+    with closing(sqlite3.connect(tmp_path / "x.sqlite3")) as db, db:
+        db.execute("INSERT INTO requests (at, record) VALUES (?, ?)", (AT, msgspec.json.encode(record(2))))
+    assert store.requests() == [record(2), record(1)]
+    store.close()
 
 
 def test_a_search_finds_by_words_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ for the answer to the next request, perhaps of another client.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from sollol.backends.decoding import read_any
 from sollol.core.types import Outcome, Status, canonical_model
 
+_FIELD: Final = b'"model"'
 HEAD: Final = 4096  # bytes searched for the name of a model
 # Quotes inside a text are escaped, so only a field matches.
 _MODEL: Final = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,1100}")')
@@ -22,9 +24,18 @@ _ROUTES: Final = frozenset(
 )
 
 
+@lru_cache(256)
+def _usual_fields(model: str) -> tuple[bytes, ...]:
+    """Return the field in which a node names this model, with and without the default tag, as nodes write it."""
+    names = (model, model.removesuffix(":latest"))
+    return tuple(b'"model":' + msgspec.json.encode(name) for name in names)
+
+
 def wrong_model(body: bytes, model: str, path: str) -> Outcome | None:
     """Return the failure of an answer that names another model than the request, else None."""
-    found = _MODEL.search(body, 0, HEAD) if path in _ROUTES else None
+    if path not in _ROUTES or body.startswith(_usual_fields(model), body.find(_FIELD)):
+        return None
+    found = _MODEL.search(body, 0, HEAD)
     if found is None:
         return None
     try:

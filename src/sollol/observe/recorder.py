@@ -12,7 +12,8 @@ from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.batch_report import BatchReport
 from sollol.observe.history import BatchLog, FinishedRequest, History
 from sollol.observe.metrics import Metrics
-from sollol.observe.request_record import RequestRecord, record_of_batch, record_of_call
+from sollol.observe.record_builder import record_of_batch, record_of_call
+from sollol.observe.request_record import RequestRecord
 from sollol.observe.subscription import MOST, Subscription
 from sollol.observe.tracing import Tracing
 

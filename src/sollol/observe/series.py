@@ -74,6 +74,9 @@ class Series:
 
     def _spread(self, node: str, tokens: float, since: float, until: float) -> None:
         first, last = int(since / self.step_s), int(until / self.step_s)
+        if first == last:
+            self._by_number[last].of(node).tokens += tokens
+            return
         numbers = range(max(first, last - SPREAD_MOST), last + 1)
         for number in numbers:
             interval = self._by_number.get(number)
@@ -92,6 +95,9 @@ class Series:
     def _at(self, at: float) -> Interval | None:
         """Return the interval of a moment; None if it is older than what is kept."""
         number = int(at / self.step_s)
+        found = self._by_number.get(number)
+        if found is not None:
+            return found
         newest = self._intervals[-1].number if self._intervals else number - 1
         for missing in range(max(newest + 1, number - (self._intervals.maxlen or 0) + 1), number + 1):
             if len(self._intervals) == self._intervals.maxlen:

@@ -40,11 +40,15 @@ SUMS: Final = (
     "requests", "failed", "errors", "tokens_in", "tokens_out", "items", "duration_s", "queue_s", "first_token_s",
     "first_tokens",
 )  # fmt: skip
+REQUESTS, FAILED, ERRORS, TOKENS_IN, TOKENS_OUT, ITEMS, DURATION, QUEUE, FIRST_TOKEN, FIRST_TOKENS = range(len(SUMS))
 ADD: Final = (
     f"INSERT INTO minutes (minute, node, model, {', '.join(SUMS)}) VALUES (?, ?, ?{', ?' * len(SUMS)}) "
     f"ON CONFLICT DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in SUMS)}"
 )
 
+_encode: Final = msgspec.msgpack.Encoder().encode  # a quarter of the time of JSON
+_decode: Final = msgspec.msgpack.Decoder(RequestRecord).decode
+_decode_json: Final = msgspec.json.Decoder(RequestRecord).decode
 Minutes = dict[tuple[int, str, str], list[float]]
 
 
@@ -88,11 +92,11 @@ class Store:
         records = list(records)
         minutes = self._bounded(minutes_of(records))
         for (node, model), number in items.items():
-            minutes.setdefault((int(at // 60), node, model), [0.0] * len(SUMS))[SUMS.index("items")] += number
+            minutes.setdefault((int(at // 60), node, model), [0.0] * len(SUMS))[ITEMS] += number
         with self._db:
             self._db.executemany(
                 "INSERT INTO requests (at, record) VALUES (?, ?)",
-                [(record.at, msgspec.json.encode(record)) for record in records],
+                [(record.at, _encode(record)) for record in records],
             )
             self._db.executemany(ADD, [(*key, *sums) for key, sums in minutes.items()])
             if learned is not None:
@@ -134,7 +138,7 @@ class Store:
         rows = self._db.execute(
             "SELECT record FROM requests WHERE id < ? ORDER BY id DESC LIMIT ?", (before or 2**62, most)
         )
-        return [msgspec.json.decode(row[0], type=RequestRecord) for row in rows]
+        return [_decoded(row[0]) for row in rows]
 
     def search(
         self, wanted: Callable[[RequestRecord], bool], most: int, before: int | None = None
@@ -147,7 +151,7 @@ class Store:
         with closing(sqlite3.connect(self.path, timeout=1.0)) as db:
             rows = db.execute("SELECT id, record FROM requests WHERE id < ? ORDER BY id DESC", (before or 2**62,))
             for number, content in rows:
-                record = msgspec.json.decode(content, type=RequestRecord)
+                record = _decoded(content)
                 if wanted(record):
                     found.append((number, record))
                     if len(found) == most:
@@ -209,19 +213,27 @@ def minutes_of(records: Iterable[RequestRecord]) -> Minutes:
     found: Minutes = {}
     for record in records:
         minute = int(record.at // 60)
-        node = "" if record.items else record.node
-        sums = found.setdefault((minute, node, record.model), [0.0] * len(SUMS))
-        first = record.first_token_s
-        more = (
-            1, not record.ok, 0, record.tokens_in, record.tokens_out, 0, record.total_s, record.queue_s, first or 0.0,
-            first is not None,
-        )  # fmt: skip
-        for place, value in enumerate(more):
-            sums[place] += value
+        key = (minute, "" if record.items else record.node, record.model)
+        sums = found.get(key) or found.setdefault(key, [0.0] * len(SUMS))
+        sums[REQUESTS] += 1
+        sums[FAILED] += not record.ok
+        sums[TOKENS_IN] += record.tokens_in
+        sums[TOKENS_OUT] += record.tokens_out
+        sums[DURATION] += record.total_s
+        sums[QUEUE] += record.queue_s
+        first_s = record.first_token_s
+        if first_s is not None:
+            sums[FIRST_TOKEN] += first_s
+            sums[FIRST_TOKENS] += 1
         for attempt in record.attempts:
             if attempt.outcome not in ("ok", "left"):
-                key = (minute, attempt.node, record.model)
-                found.setdefault(key, [0.0] * len(SUMS))[SUMS.index("errors")] += 1
+                found.setdefault((minute, attempt.node, record.model), [0.0] * len(SUMS))[ERRORS] += 1
+    return found
+
+
+def _decoded(content: bytes) -> RequestRecord:
+    """Return a stored record. Those of older versions are JSON."""
+    found: RequestRecord = _decode_json(content) if content.startswith(b"{") else _decode(content)
     return found
 
 
