@@ -11,7 +11,6 @@ takes longer continues in the background. Over 400 lines because each method of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -205,7 +204,7 @@ class SOLLOLGPUController:
                     call(node, "/api/embed", {**request, "input": []}, bound_s)
         except SollolError as error:
             return {"success": False, "location": Location.UNKNOWN.value, "message": str(error)}
-        self._moved()
+        self._on_loop().refresh()
         (seen,) = self._look([node])
         held = seen.loaded.get(canonical_model(name))
         place = Location.UNKNOWN if held is None else location_of(held)
@@ -309,15 +308,12 @@ class SOLLOLGPUController:
             raise SollolError("the GPU controller is closed; make a new one")
         mine = self._placements.get(os.getpid())
         if mine is None:  # a parent's are left alone: its event loop has no thread here
-            mine = self._placements[os.getpid()] = Placements(self._moved)
+            mine = self._placements[os.getpid()] = Placements(self._engine)
         return mine
 
-    def _moved(self) -> None:
-        """Probe the pool's nodes, since its predictions depend on their loaded models."""
-        engine = getattr(self._source, "_engine", None)
-        if engine is not None:
-            with contextlib.suppress(RuntimeError):  # closed meanwhile
-                engine.refresh()
+    def _engine(self) -> Any:
+        """Return the engine of the pool if it runs."""
+        return getattr(self._source, "_engine", None)
 
     def _look(self, nodes: list[Endpoint]) -> list[NodeModels]:
         async def look() -> list[NodeModels]:
@@ -335,7 +331,7 @@ class SOLLOLGPUController:
 
     async def _wait_for_pool(self, key: str, name: str) -> None:
         """Wait until the pool's predictions include the loaded model."""
-        if getattr(self._source, "_engine", None) is None:
+        if self._engine() is None:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + POOL_WAIT_S
@@ -345,7 +341,7 @@ class SOLLOLGPUController:
             if node is None or name in node.loaded_models:
                 return
             if not notified:
-                self._moved()
+                self._on_loop().refresh()
                 notified = True
             await asyncio.sleep(0.005)
 

@@ -3,6 +3,9 @@
 A node reports of its GPU only `size_vram` in /api/ps: the bytes of a loaded model in GPU memory. So a model is on the
 GPU if all its bytes are; 0 of 0 is unknown; and a node has a GPU once it has used one. To force a model means to unload
 it and to let Ollama place it again, without `num_gpu`: requests without that option would make the node load again.
+
+`policies.placement` chooses the node. On the nodes of a pool, the pool's scheduler loads and unloads: it follows the
+load, unloads no model in use, and its journal has the reason.
 """
 
 from __future__ import annotations
@@ -14,10 +17,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sollol.backends.probe import ProbeFailed, probe
+from sollol.core.actions import Load
 from sollol.core.endpoint import Endpoint
-from sollol.core.types import LoadedModel, canonical_model
+from sollol.core.events import LoadEnded, LoadRequested, UnloadRequested
+from sollol.core.types import OK, Kind, LoadedModel, Outcome, canonical_model
+from sollol.engine.engine import Engine
 from sollol.errors import SollolError
 from sollol.models import operations
+from sollol.models.inventory import is_pinned
+from sollol.observe.journal import Entry
+from sollol.policies.placement import GreedyPlacement, ModelNeed, NodeRoom
 from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
 
@@ -25,7 +34,9 @@ PROBE_S = 2.0  # time limit of a probe
 FRESH_S = 2.0  # age up to which a probe is reused, where calls permit it
 UNLOAD_S = 10.0  # a model in use is unloaded after its last answer
 RETRY_FORCE_S = 300.0  # pause before another try after a failed one
+RETRY_CPU_S = 3_600.0  # the same on a node that was never seen to use a GPU
 FOREVER = -1
+WHY = "the GPU controller wants it on a GPU"
 
 
 class Location(enum.StrEnum):
@@ -35,6 +46,10 @@ class Location(enum.StrEnum):
     CPU = "CPU"
     PARTIAL = "partial"
     UNKNOWN = "unknown"
+
+
+# Times the load of a node whose GPU was seen: on another one it may end on the CPU.
+DOUBTS = {Location.GPU: 1.0, Location.UNKNOWN: 1e6, Location.CPU: 1e12}
 
 
 def location_of(model: LoadedModel) -> Location:
@@ -49,7 +64,7 @@ class NodeModels(NamedTuple):
     """The models of a node by its last probe; `why` is the reason of a failed one."""
 
     endpoint: Endpoint
-    models: frozenset[str] = frozenset()
+    models: Mapping[str, int] = MappingProxyType({})  # on its disk, with their bytes
     loaded: Mapping[str, LoadedModel] = MappingProxyType({})
     why: str = ""
 
@@ -72,11 +87,11 @@ class ForceResult(NamedTuple):
 class Placements:
     """Probe nodes, record which have a GPU, and move models. Belongs to one running loop.
 
-    `moved` is called after a model was loaded or unloaded.
+    `engine` returns the engine of the pool, None without one.
     """
 
-    def __init__(self, moved: Callable[[], None]) -> None:
-        self._moved = moved
+    def __init__(self, engine: Callable[[], Engine | None]) -> None:
+        self._engine = engine
         self._transport = HttpTransport()
         self._loop = asyncio.get_running_loop()
         self._seen: dict[str, tuple[float, NodeModels]] = {}
@@ -101,7 +116,7 @@ class Placements:
         try:
             async with asyncio.timeout(PROBE_S):
                 facts = await probe(self._transport, node, version="known")
-            seen = NodeModels(node, frozenset(facts.models), dict(facts.loaded))
+            seen = NodeModels(node, dict(facts.models), dict(facts.loaded))
         except ProbeFailed as error:
             seen = NodeModels(node, why=str(error))
         except TimeoutError:
@@ -113,7 +128,9 @@ class Placements:
 
     def kind(self, seen: NodeModels) -> Location:
         """Return GPU for a node that has used one, CPU if its models are there, or UNKNOWN."""
-        if seen.endpoint.key in self._gpu:
+        engine = self._engine()
+        node = engine.scheduler.view().nodes.get(seen.endpoint.key) if engine is not None else None
+        if seen.endpoint.key in self._gpu or (node is not None and node.gpu_seen):
             return Location.GPU
         on_cpu = any(location_of(model) is Location.CPU for model in seen.loaded.values())
         return Location.CPU if on_cpu else Location.UNKNOWN
@@ -127,24 +144,46 @@ class Placements:
             The result, or None without a candidate.
         """
         began, name = self._loop.time(), canonical_model(model)
-        seen = await self.look(nodes, fresh_s)
-        for one in seen:
-            loaded = one.loaded.get(name)
-            if loaded is not None and location_of(loaded) is Location.GPU:
-                return ForceResult(one.endpoint, True, Location.GPU, f"{name} is on the GPU", loaded)
-        candidates = [
-            (self.kind(one) is not Location.GPU, one.vram, place)
-            for place, one in enumerate(seen)
-            if name in one.models and self.kind(one) is not Location.CPU and not self._failed_recently(one, name)
-        ]
-        if not candidates:
+        seen = {one.endpoint.key: one for one in await self.look(nodes, fresh_s)}
+        size = max((one.models.get(name, 0) for one in seen.values()), default=0)
+        rooms = [self._room(one, name, size) for one in seen.values()]
+        plan = GreedyPlacement().plan([ModelNeed(name, size, 0.0, least=1)], rooms)
+        one = next((seen[key] for key, models in plan.warm.items() if name in models), None)
+        if one is None:
             return None
+        held = one.loaded.get(name)
+        if held is not None and location_of(held) is Location.GPU:
+            return ForceResult(one.endpoint, True, Location.GPU, f"{name} is on the GPU", held)
+        for step in plan.steps:
+            if not step.load:
+                await self._unload(one.endpoint, step.model)
         left_s = max(0.0, timeout_s - (self._loop.time() - began))
-        return await self.force(seen[min(candidates)[2]].endpoint, name, keep_alive, left_s)
+        return await self.force(one.endpoint, name, keep_alive, left_s)
+
+    def _room(self, seen: NodeModels, name: str, size: int) -> NodeRoom:
+        """Describe a node for the placement of one model; where too much was never seen, there is room for it."""
+        key = seen.endpoint.key
+        held = {model: row.size for model, row in seen.loaded.items() if location_of(row) is Location.GPU}
+        kind, present = self.kind(seen), sum(held.values())
+        able = name in held or (name in seen.models and not self._failed_recently(seen, name))
+        engine = self._engine()
+        node = engine.scheduler.view().nodes.get(key) if engine is not None else None
+        full = node.memory.full_bytes if node is not None else None
+        busy = {model for model in held if node and (replica := node.replicas.get(model)) and replica.attempts}
+        pinned = {model for model in held if is_pinned(seen.loaded[model])}
+        return NodeRoom(
+            key,
+            present + size if full is None else max(present, full - 1),
+            {name: 1.0} if able else {},
+            {name: (1 + size + seen.vram) * DOUBTS[kind]},
+            held,
+            frozenset(busy | pinned | ({name} & held.keys())),
+        )
 
     def _failed_recently(self, seen: NodeModels, name: str) -> bool:
         since = self._failed.get((seen.endpoint.key, name))
-        return since is not None and self._loop.time() - since < RETRY_FORCE_S
+        pause_s = RETRY_CPU_S if self.kind(seen) is Location.CPU else RETRY_FORCE_S
+        return since is not None and self._loop.time() - since < pause_s
 
     async def force(self, node: Endpoint, model: str, keep_alive: Any, timeout_s: float) -> ForceResult:
         """Force a model onto a node's GPU; wait at most `timeout_s`.
@@ -201,21 +240,61 @@ class Placements:
 
     async def load(self, node: Endpoint, name: str, keep_alive: Any, like: LoadedModel | None = None) -> None:
         """Load a model or renew its keep-alive, with its present context, since another would reload it."""
+        context = like.context_length if like is not None else 0
+        engine = self._engine()
+        if engine is not None and engine.journal.recording and node.key in engine.scheduler.view().nodes:
+            keep = f"{keep_alive}s" if isinstance(keep_alive, int | float) else str(keep_alive)
+            event = LoadRequested(node.key, name, Kind.GENERATE, f"num_ctx={context}" if context else "", keep, WHY)
+            outcome = await self._scheduled(engine, event)
+            if outcome is not None:
+                if outcome.status is not OK:
+                    raise SollolError(outcome.message)
+                return
         body: dict[str, Any] = {"model": name, "keep_alive": keep_alive}
-        if like is not None and like.context_length:
-            body["options"] = {"num_ctx": like.context_length}
-        await operations.load(self._transport, [node], body)
-        self._moved()
+        await operations.load(self._transport, [node], body | ({"options": {"num_ctx": context}} if context else {}))
+        self.refresh()
+
+    async def _scheduled(self, engine: Engine, event: LoadRequested) -> Outcome | None:
+        """Let the pool's scheduler load a model; return the outcome, None if it sees nothing to load."""
+        ended: asyncio.Future[Outcome | None] = self._loop.create_future()
+
+        def settle(outcome: Outcome | None) -> None:
+            if not ended.done():
+                ended.set_result(outcome)
+
+        def listen(entry: Entry) -> None:
+            if entry.event is event and not any(isinstance(action, Load) for action in entry.actions):
+                self._loop.call_soon_threadsafe(settle, None)
+            elif isinstance(entry.event, LoadEnded) and entry.event[:2] == event[:2]:
+                self._loop.call_soon_threadsafe(settle, entry.event.outcome)
+
+        leave = engine.journal.subscribe(listen)
+        try:
+            engine.dispatcher.feed_soon(event)
+            return await ended
+        finally:
+            leave()
 
     async def _unload(self, node: Endpoint, name: str) -> bool:
-        await operations.load(self._transport, [node], {"model": name, "keep_alive": 0})
+        engine = self._engine()
+        known = engine is not None and node.key in engine.scheduler.view().nodes
+        if not known:
+            await operations.load(self._transport, [node], {"model": name, "keep_alive": 0})
         until = self._loop.time() + UNLOAD_S
         while name in (await self._look(node)).loaded:
             if self._loop.time() > until:
                 return False
+            if engine is not None and known:
+                engine.dispatcher.feed_soon(UnloadRequested(node.key, name, WHY))
             await asyncio.sleep(0.1)
-        self._moved()
+        self.refresh()
         return True
+
+    def refresh(self) -> None:
+        """Let the pool probe its nodes, since its predictions depend on their loaded models."""
+        engine = self._engine()
+        if engine is not None:
+            engine.refresh()
 
     async def aclose(self) -> None:
         """Cancel all loads and close the connections."""
