@@ -288,7 +288,7 @@ def test_the_nodes_of_a_page_without_a_pool(monkeypatch: pytest.MonkeyPatch, cap
 
     async def main(url: str) -> list[str]:
         seen = Watch([url])
-        states = [(await seen.snapshot(None))["nodes"][0]["state"] for _ in range(2)]
+        states: list[str] = [(await seen.snapshot(None)).nodes[0].state for _ in range(2)]
         await seen.aclose()
         return states
 

@@ -58,7 +58,7 @@ LAW: dict[str, set[str]] = {
     "http_server": {"errors", "core", "duties", "transport"},
     "registry": {"errors", "core", "duties", "transport", "http_server", "former"},
     "agent": {"errors", "core", "duties", "transport", "backends", "http_server", "registry", "version", "observe"},
-    "observe": {"errors", "answers", "core"},
+    "observe": {"errors", "answers", "core", "version"},
     "exporters": {"errors", "config", "core", "observe", "duties"},
     "discovery": {"errors", "config", "core", "transport", "backends", "printable", "duties", "former"},
     "engine": ENGINE,

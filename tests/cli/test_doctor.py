@@ -15,6 +15,8 @@ from sollol.cli import attach, local_checks
 from sollol.cli.link import Link
 from sollol.cli.report import redacted
 from sollol.gateway.auth.keys import Key, Keyring, hash_of
+from sollol.observe.findings import Finding
+from sollol.observe.overview import Overview
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker
 
@@ -103,13 +105,12 @@ def test_fix_loads_a_model_again_that_fell_to_the_cpu(run: Run, monkeypatch: pyt
     with sim_cluster([talker(1)]) as cluster:
         overview = watch.Watch.overview
 
-        async def fallen(self: watch.Watch) -> dict[str, Any]:
+        async def fallen(self: watch.Watch) -> Overview:
             found = await overview(self)
             host = cluster.urls[0].removeprefix("http://")
-            data = {"model": f"{MODEL}:latest"}
-            row = {"id": "on-cpu", "severity": "warning", "subject": f"{MODEL}:latest on {host}", "summary": "It fell.",
-                   "cost": "It is slow.", "fix": "Load it again.", "data": data}  # fmt: skip
-            return {**found, "findings": [row]}
+            data, subject = {"model": f"{MODEL}:latest"}, f"{MODEL}:latest on {host}"
+            found.findings = [Finding("on-cpu", "warning", subject, "It fell.", "It is slow.", "Load it again.", data)]
+            return found
 
         monkeypatch.setattr(watch.Watch, "overview", fallen)
         result = run("doctor", "--fix", "--nodes", cluster.urls[0], code=1)

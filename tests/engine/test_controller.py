@@ -70,8 +70,8 @@ def test_a_priority_model_is_loaded_before_anybody_wants_it() -> None:
 
     loaded, status = staged(work, given={"priority_models": ("a",)})
     assert sorted(map(len, loaded)) == [0, 1]
-    assert [action["do"] for action in status["actions"]] == ["load"]
-    assert status["actions"][0]["reason"]
+    assert [action.do for action in status.actions] == ["load"]
+    assert status.actions[0].reason
 
 
 def test_a_dry_run_changes_nothing_and_shows_its_plan() -> None:
@@ -81,8 +81,8 @@ def test_a_dry_run_changes_nothing_and_shows_its_plan() -> None:
 
     loaded, status = staged(work, given={"priority_models": ("a",), "dry_run": True})
     assert loaded == [[], []]
-    assert [step["model"] for step in status["steps"]] == ["a:latest"]
-    assert status["not_carried_out"] == "it is a dry run"
+    assert [step.model for step in status.steps] == ["a:latest"]
+    assert status.not_carried_out == "it is a dry run"
 
 
 def test_a_hot_model_gets_a_second_node_and_the_cold_one_leaves() -> None:
@@ -104,11 +104,11 @@ def test_a_model_that_fits_nowhere_counts_neither_as_demand_nor_as_room() -> Non
         await stage.chat("a", 30)
         rooms = stage.controller._rooms(0.0)
         await stage.look(2)
-        return stage.controller.status()["expected_s"], max(room.room for room in rooms)
+        return stage.controller.status().expected_s, max(room.room for room in rooms)
 
     models = (A, B, ModelSpec("big", size_bytes=40 * GB))
     expected, room = staged(work, models=models, vram_bytes=5 * GB, ram_bytes=0)
-    assert expected["before"] < 60
+    assert expected.before < 60
     assert room < 40 * GB
 
 
@@ -147,7 +147,7 @@ def test_a_model_that_fell_to_the_cpu_is_loaded_again_when_it_is_idle() -> None:
     loads, on_gpu, status = staged(work)
     assert loads == 2
     assert on_gpu == 4 * GB
-    assert any("CPU" in action["reason"] for action in status["actions"])
+    assert any("CPU" in action.reason for action in status.actions)
 
 
 def test_two_versions_in_memory_are_unloaded_until_one_is_left() -> None:
@@ -158,12 +158,12 @@ def test_two_versions_in_memory_are_unloaded_until_one_is_left() -> None:
         facts = NodeFacts(node.version, node.models, {"a:latest": twin}, node.digests)
         stage.pool.engine.dispatcher.feed(NodeSeen(node.key, facts))
         await stage.controller.tick()
-        return stage.controller.status()["actions"]
+        return stage.controller.status().actions
 
     actions = staged(work)
-    (unloaded,) = [action for action in actions if action["do"] == "unload"]
-    assert unloaded["model"] == "a:latest"
-    assert "2 versions" in unloaded["reason"]
+    (unloaded,) = [action for action in actions if action.do == "unload"]
+    assert unloaded.model == "a:latest"
+    assert "2 versions" in unloaded.reason
 
 
 def test_a_gpu_that_stays_away_is_not_tried_for_ever() -> None:

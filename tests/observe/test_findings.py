@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from sollol.observe import findings
 from sollol.observe.findings import CHECKS, SEVERITIES, Evidence, Finding, ModelLoad, findings_of
-from sollol.observe.monitor import verdict
+from sollol.observe.overview import Verdict, verdict
+from sollol.observe.rows import Snapshot
 
 AT = 1_796_000_000.0
 M = "llama3.2:latest"
@@ -17,7 +19,7 @@ M = "llama3.2:latest"
 def held(model: str = M, gpu: float = 1.0, **more: Any) -> dict[str, Any]:
     return {
         "model": model, "size": 1_000, "size_vram": round(1_000 * gpu), "processor": f"{gpu:.0%} GPU",
-        "expires_at": "2026-12-01T00:00:00Z", "context_length": 8_192, **more,
+        "expires_at": "2026-12-01T00:00:00Z", "context_length": 8_192, "runners": 1, **more,
     }  # fmt: skip
 
 
@@ -30,11 +32,12 @@ def node(host: str, state: str = "up", **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def snapshot(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "nodes": list(nodes), "waiting": [], "running": [], "mixed_digests": {}, "totals": {"faults": 0},
+def snapshot(*nodes: dict[str, Any], **more: Any) -> Snapshot:
+    found = {
+        "app_name": "", "version": "", "routing_mode": None, "routing_strategy": "", "nodes": list(nodes), "totals": {},
         "calibration": {"median": 1.0, "p90": 1.3, "count": 500}, **more,
     }  # fmt: skip
+    return msgspec.convert(found, Snapshot)
 
 
 def seen(*nodes: dict[str, Any], evidence: dict[str, Any] | None = None, **more: Any) -> Evidence:
@@ -42,7 +45,14 @@ def seen(*nodes: dict[str, Any], evidence: dict[str, Any] | None = None, **more:
 
 
 def waiting(number: int, eta_ms: float) -> list[dict[str, Any]]:
-    return [{"model": M, "eta_ms": eta_ms} for _ in range(number)]
+    task = {"id": 1, "kind": "chat", "model": M, "app": "", "priority": 5, "waited_ms": 0.0, "position": 1}
+    return [{**task, "eta_ms": eta_ms} for _ in range(number)]
+
+
+def running() -> list[dict[str, Any]]:
+    times = dict.fromkeys(("predicted_ms", "elapsed_ms", "queue_ms"), 1.0)
+    task = {"id": 1, "kind": "chat", "model": M, "app": "", "priority": 5, "attempt": 1, "node": "a:1", "items": 0}
+    return [{**task, **times, "phase": "decode", "cause": "first", "reason": ""}]
 
 
 def loads(*options: str, model: str = M) -> tuple[ModelLoad, ...]:
@@ -50,20 +60,22 @@ def loads(*options: str, model: str = M) -> tuple[ModelLoad, ...]:
 
 
 GOOD = (node("a:1"), node("b:1"))
+LOAD = {"model": M, "state": "stuck", "elapsed_ms": 600_000, "predicted_ms": 9_000, "progress": None, "eta_ms": None}
+TWO = {"embeddings_use": "aaa", "nodes": {"aaa": ["a:1"], "bbb": ["b:1"]}}
 FIRES: list[tuple[str, Evidence, str]] = [
     ("no-nodes", seen(), "No nodes are known"),
     ("all-down", seen(node("a:1", "down")), "The only node is down"),
     ("twin-runners", seen(node("a:1", loaded=[held() | {"runners": 2}])), "2 versions of"),
     ("node-asleep", seen(*GOOD, node("c:1", "asleep")), "c:1 is asleep"),
     ("node-down", seen(*GOOD, node("c:1", "down")), "c:1 is down for 40 s: it refused the connection"),
-    ("hung-load", seen(node("a:1", loading=[{"model": M, "elapsed_ms": 600_000, "predicted_ms": 9_000}])), "10 min"),
+    ("hung-load", seen(node("a:1", loading=[LOAD])), "10 min"),
     ("requests-fail", seen(*GOOD, evidence={"failed": {"500: broken": 9}, "finished": 20}), "9 of the last 20"),
     ("key-needed", seen(node("a:1", unable=["needs a key"])), "a:1: needs a key"),
     ("incapable", seen(node("a:1", unable=["has no /v1/messages"])), "has no /v1/messages"),
     ("on-cpu", seen(node("a:1", loaded=[held(gpu=0.0)])), "runs on the CPU"),
     ("on-cpu", seen(node("a:1", loaded=[held(gpu=0.0)], has_gpu=False), node("b:1")), "runs on the CPU"),
     ("partly-on-cpu", seen(node("a:1", loaded=[held(gpu=0.5)])), f"{M} on a:1 runs 50% GPU"),
-    ("mixed-digests", seen(*GOOD, mixed_digests={M: {"nodes": {"aaa": ["a:1"], "bbb": ["b:1"]}}}), "2 versions"),
+    ("mixed-digests", seen(*GOOD, mixed_digests={M: TWO}), "2 versions"),
     ("version-skew", seen(node("a:1"), node("b:1", version="0.30.1")), "2 versions: 0.30.1 on b:1; 0.33.0 on a:1"),
     ("reload-war", seen(*GOOD, evidence={"loads": loads("num_ctx=2048", "num_ctx=8192") * 2}), "num_ctx=2048 and num"),
     ("eviction-war", seen(*GOOD, evidence={"loads": loads("", "", "", "") + loads("", model="x")}), "by turns with x"),
@@ -99,14 +111,14 @@ SILENT: list[Evidence] = [
     seen(node("a:1", "unknown")),
     seen(node("cpu-box:1", loaded=[held(gpu=0.0)], has_gpu=False)),  # it has no GPU: that is what it is
     seen(node("a:1", loaded=[held(size=0)])),  # of an unknown size nothing is claimed
-    seen(node("a:1", loading=[{"model": M, "elapsed_ms": 50_000, "predicted_ms": 9_000}])),
+    seen(node("a:1", loading=[LOAD | {"elapsed_ms": 50_000}])),
     seen(*GOOD, evidence={"failed": {"500: broken": 4}, "finished": 20}),
     seen(*GOOD, evidence={"failed": {"500: broken": 9}, "finished": 2_000}),
     seen(*GOOD, evidence={"loads": loads("num_ctx=2048", "num_ctx=8192", "num_ctx=2048")}),
     seen(node("a:1", loaded=[held(expires_at="0001-01-01T00:00:00Z")])),
     seen(node("a:1", loaded=[held(expires_at="2318-02-01T10:00:00.123456789+01:00")])),
     seen(node("a:1", loaded=[held(expires_at="nonsense")])),
-    seen(node("a:1", loaded=[held(expires_at="2026-11-01T00:00:00Z")]), running=[{"node": "a:1", "model": M}]),
+    seen(node("a:1", loaded=[held(expires_at="2026-11-01T00:00:00Z")]), running=running()),
     seen(*GOOD, waiting=waiting(7, 900)),
     seen(*GOOD, evidence={"prompts": {(M, "a:1"): 800}}),
     seen(node("a:1", slots={M: 1})),
@@ -129,21 +141,19 @@ def test_the_most_severe_comes_first() -> None:
 
 def test_the_verdict_is_one_sentence_about_the_worst() -> None:
     good = snapshot(*GOOD)
-    assert verdict(good, [], 0.31) == {"severity": "ok", "text": "All well: 2 nodes up. A new chat starts in 310 ms."}
+    assert verdict(good, [], 0.31) == Verdict("ok", "All well: 2 nodes up. A new chat starts in 310 ms.")
     evidence = seen(*GOOD, node("c:1", "down"), node("d:1", "down"))
     words = verdict(evidence.snapshot, findings_of(evidence), None)
-    assert words["severity"] == "error"
-    assert words["text"].startswith("c:1 is down for 40 s")
-    assert words["text"].endswith("And 1 more like it.")
+    assert words.severity == "error"
+    assert words.text.startswith("c:1 is down for 40 s")
+    assert words.text.endswith("And 1 more like it.")
 
 
 def test_a_finding_is_plain_values() -> None:
-    import msgspec
-
     for _, evidence, _ in FIRES:
         for finding in findings_of(evidence):
             assert isinstance(finding, Finding)
-            msgspec.json.encode(finding.as_dict())
+            assert msgspec.convert(msgspec.to_builtins(finding), Finding) == finding
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from sollol.core.types import Cause, Decision, Kind, Outcome, Status, Task, Timi
 from sollol.observe import metrics as metrics_module
 from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.metrics import FAMILIES, OTHER, Metrics
-from sollol.observe.recorder import Recorder
 from sollol.observe.record_builder import MODEL_MOST, record_of_call
+from sollol.observe.recorder import Recorder
 from sollol.observe.request_record import RequestRecord
 from sollol.observe.subscription import Subscription
 from sollol.sim import sim_cluster
@@ -128,7 +128,7 @@ def test_counters_count_all_and_the_sample_goes_to_history_and_subscribers() -> 
     assert b'sollol_app_requests_total{app="app",outcome="ok"} 1\n' in recorder.metrics.render({})
     recorder.sample(1.0)
     recorder.add_call(settled, log)
-    assert [row["id"] for row in recorder.history.recent()] == [1]
+    assert [row.id for row in recorder.history.recent()] == [1]
     assert [record.node for record in queue.take()] == ["a"]
 
 

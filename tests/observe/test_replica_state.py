@@ -10,13 +10,14 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.events import NodeAdded, NodeSeen, Submitted
 from sollol.core.types import Kind, LoadedModel, NodeFacts, Task
 from sollol.observe.replica_state import replica_states
+from sollol.observe.rows import ReplicaRow
 from tests.core.virtual import MODEL, VirtualCluster
 
 AT = 1_796_000_000.0  # 2026-11-30T00:53:20Z
 LATER, EARLIER, LONG_AGO = "2026-11-30T01:40:00Z", "2026-11-30T00:53:10Z", "2026-11-30T00:00:00Z"
 
 
-def states(held: LoadedModel | None, **more: Any) -> list[dict[str, Any]]:
+def states(held: LoadedModel | None, **more: Any) -> list[ReplicaRow]:
     cluster = VirtualCluster()
     cluster.feed(NodeAdded(Endpoint("n")))
     loaded = {MODEL: held} if held is not None else {}
@@ -46,9 +47,9 @@ def states(held: LoadedModel | None, **more: Any) -> list[dict[str, Any]]:
 )
 def test_each_state_has_its_source(held: LoadedModel | None, state: str, source: str) -> None:
     (row,) = states(held)
-    assert (row["model"], row["state"], row["source"]) == (MODEL, state, source)
+    assert (row.model, row.state, row.source) == (MODEL, state, source)
 
 
 def test_timings_contradict_the_list() -> None:
     (row,) = states(LoadedModel(10, 10, LATER), demoted_us=1, rate_before=100e-6)
-    assert (row["state"], row["source"], row["why"]) == ("slow", "timings", "it wrote 100.0 tokens/s before")
+    assert (row.state, row.source, row.why) == ("slow", "timings", "it wrote 100.0 tokens/s before")

@@ -56,11 +56,19 @@ def doctor(
     found, overview = examine(url, api_key, nodes, fix=fix)
     looked_at = {"source": overview["source"], "nodes": [node["host"] for node in overview["nodes"]]}
     if as_json:
-        print_json({"findings": [finding.as_dict() for finding in found], "looked_at": looked_at})
+        print_json({"findings": rows_of(found), "looked_at": looked_at})
     else:
         _print(found, looked_at)
     if any(finding.severity != "info" for finding in found):
         raise typer.Exit(EXIT_FAILED)
+
+
+def rows_of(found: list[Finding]) -> list[dict[str, Any]]:
+    """Return findings as plain values."""
+    import msgspec
+
+    rows: list[dict[str, Any]] = msgspec.to_builtins(found)
+    return rows
 
 
 def examine(
@@ -107,12 +115,14 @@ def _choose(nodes: str | None) -> Chosen:
 
 
 async def _look(chosen: Chosen) -> dict[str, Any]:
+    import msgspec
+
     from sollol.dashboard.watch import Watch
 
     watch = Watch(chosen.endpoints)
     try:
         await watch.snapshot(None)
-        return {**await watch.overview(), "source": chosen.how}
+        return {**msgspec.to_builtins(await watch.overview()), "source": chosen.how}
     finally:
         await watch.aclose()
 

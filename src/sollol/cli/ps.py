@@ -91,6 +91,8 @@ async def _look(url: str | None, key: str | None, nodes: str | None) -> tuple[di
     """Return a frame of a gateway, a dashboard or the nodes, and where it is from."""
     import asyncio
 
+    import msgspec
+
     from sollol.dashboard.watch import Watch
     from sollol.transport.http import HttpTransport
 
@@ -104,7 +106,7 @@ async def _look(url: str | None, key: str | None, nodes: str | None) -> tuple[di
     chosen = await asyncio.to_thread(fleet.choose, nodes)
     watch = Watch(chosen.endpoints)
     try:
-        return await watch.snapshot(None), chosen.how
+        return msgspec.to_builtins(await watch.snapshot(None)), chosen.how
     finally:
         await watch.aclose()
 

@@ -63,7 +63,7 @@ def report(
         "system": platform.platform(),
         "packages": _versions(),
         "settings": _settings(),
-        "findings": [finding.as_dict() for finding in found],
+        "findings": doctor.rows_of(found),
         "overview": overview,
     }
     text = json.dumps(redacted(content), indent=1, ensure_ascii=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rich.text import Text
 
@@ -14,6 +14,9 @@ from sollol.cli.top_session import Action
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Kind
 from sollol.errors import SollolError
+
+if TYPE_CHECKING:
+    from sollol.observe.rows import Snapshot
 
 SERIES_EVERY: Final = 10  # frames between two readings of the whole last minute
 NEEDS_GATEWAY: Final = "only a gateway can do this; start one with `sollol serve` and watch it with --url"
@@ -128,6 +131,13 @@ class RemoteSource:
                 del row[at]
 
 
+def _plain(frame: Snapshot) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(frame)
+    return found
+
+
 class NodesSource:
     """Watch nodes without a gateway. A model can be unloaded, because every node can do that itself."""
 
@@ -139,11 +149,11 @@ class NodesSource:
 
     async def snapshot(self) -> dict[str, Any]:
         """Return the present frame; a late node shows in a later one."""
-        return await self._watch.snapshot()
+        return _plain(await self._watch.snapshot())
 
     async def whole(self) -> dict[str, Any]:
         """Return the present frame of all nodes."""
-        return await self._watch.snapshot(None)
+        return _plain(await self._watch.snapshot(None))
 
     def listings(self, frame: Row) -> list[Listing]:
         """Return the list of nodes."""

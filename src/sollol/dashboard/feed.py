@@ -29,7 +29,7 @@ class Feed:
     An error of `read` is sent to the listeners as an event `trouble`, and the next turn `read` is called again.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[dict[str, Any]]], every_s: float = EVERY_S) -> None:
+    def __init__(self, read: Callable[[], Awaitable[Any]], every_s: float = EVERY_S) -> None:
         self._read = read
         self._every_s = every_s
         self._listening = 0

@@ -109,7 +109,7 @@ class Site(HttpServer):
         request.answer(200, await self._source.metrics(), METRICS_TYPE)
 
     async def _applications(self, request: Request) -> None:
-        shown = (await self._source.overview()).get("applications") or {}
+        shown = getattr(await self._source.overview(), "applications", None) or {}
         found = shown.get("processes", [])
         request.answer(200, encode({"applications": found, "total": len(found)}))
 

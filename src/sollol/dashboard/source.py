@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from sollol.dashboard.watch import Watch
 from sollol.duties import in_thread
 from sollol.errors import BadInput, SollolError
+from sollol.observe.overview import Overview
 
 PATIENCE_S = 5.0
 READERS = 8  # threads that may wait for the pool at once
@@ -23,7 +24,7 @@ READERS = 8  # threads that may wait for the pool at once
 class Source(Protocol):
     """Give a dashboard its snapshots and explanations, on the dashboard's loop."""
 
-    async def overview(self) -> dict[str, Any]:
+    async def overview(self) -> Overview | dict[str, Any]:
         """Return the present state in the shape of `pool.overview()`."""
         ...
 
@@ -75,11 +76,11 @@ class PoolSource:
         self._readers = 0
         self._woken = False
 
-    async def overview(self) -> dict[str, Any]:
+    async def overview(self) -> Overview | dict[str, Any]:
         """Return the pool's overview, or its snapshot if it has none."""
         self._wake()
-        read = getattr(self._pool, "overview", self._pool.snapshot)
-        found: dict[str, Any] = await self._apart(read)
+        read = getattr(self._pool, "read_overview", None) or getattr(self._pool, "overview", self._pool.snapshot)
+        found: Overview | dict[str, Any] = await self._apart(read)
         return found
 
     async def series(self, span: str) -> dict[str, Any]:

@@ -11,13 +11,17 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from sollol.backends.probe import PROBE_TIMEOUTS, ProbeFailed, probe
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import NodeFacts
 from sollol.duties import log_fault
 from sollol.errors import BadInput
 from sollol.observe.findings import Evidence, findings_of
-from sollol.observe.monitor import verdict
+from sollol.observe.overview import Overview, verdict
+from sollol.observe.rows import CallTotals, NodeStateRow, Snapshot
+from sollol.observe.snapshot import loaded_row
 from sollol.transport.base import Call, Transport, TransportFault
 from sollol.version import __version__
 
@@ -50,38 +54,18 @@ class Watched:
             self.facts, self.why = None, f"{type(error).__name__}: {error}"
             log_fault(f"probing {self.endpoint.key}", error)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> NodeStateRow:
         """Return the node's row of a snapshot."""
+        row = NodeStateRow(self.endpoint.key, url=self.endpoint.url, why=self.why)
         facts = self.facts
-        state = "up" if facts else "down" if self.why else "unknown"
-        loaded = facts.loaded if facts else {}
-        return {
-            "host": self.endpoint.key,
-            "url": self.endpoint.url,
-            "state": state,
-            "why": self.why,
-            "version": facts.version if facts else "",
-            "active_requests": 0,
-            "slots": {},
-            "latency_ms": self.latency_ms if facts else 0.0,
-            "success_rate": 1.0,
-            "total_requests": 0,
-            "failed_requests": 0,
-            "batch_throughput": 0.0,
-            "items": 0,
-            "unable": [],
-            "loading": [],
-            "replicas": [],
-            "breakers": [],
-            "drained": False,
-            "since": None,
-            "has_gpu": any(model.size_vram > 0 for model in loaded.values()),
-            "models": sorted(facts.models) if facts else [],
-            "loaded": [
-                {"model": name, **model._asdict(), "processor": model.processor}
-                for name, model in sorted(loaded.items())
-            ],
-        }
+        if facts is None:
+            row.state, row.available = "down" if self.why else "unknown", not self.why
+            return row
+        row.state, row.version, row.latency_ms = "up", facts.version, self.latency_ms
+        row.models, row.loaded_models = sorted(facts.models), sorted(facts.loaded)
+        row.loaded = [loaded_row(name, held) for name, held in sorted(facts.loaded.items())]
+        row.has_gpu = any(held.size_vram > 0 for held in facts.loaded.values())
+        return row
 
 
 class Watch:
@@ -92,7 +76,7 @@ class Watch:
         self._nodes = [Watched(endpoint) for endpoint in endpoints]
         self._transport: Transport | None = None
 
-    async def snapshot(self, patience_s: float | None = PATIENCE_S) -> dict[str, Any]:
+    async def snapshot(self, patience_s: float | None = PATIENCE_S) -> Snapshot:
         """Return the state of all nodes, after at most `patience_s` seconds; None waits for every node."""
         if self._transport is None:
             from sollol.transport.http import HttpTransport
@@ -104,34 +88,28 @@ class Watch:
         probes = [node.probing for node in self._nodes if node.probing is not None]
         if probes:
             await asyncio.wait(probes, timeout=patience_s)
-        return {
-            "app_name": "",
-            "version": __version__,
-            "routing_mode": None,
-            "routing_strategy": "",
-            "watching": True,
-            "totals": {"total_requests": 0, "successful_requests": 0, "failed_requests": 0, "faults": 0},
-            "nodes": [node.row() for node in self._nodes],
-            "waiting": [],
-            "running": [],
-            "recent": [],
-            "calibration": {"median": None, "p90": None, "count": 0},
-            "mixed_digests": {},
-            "notices": [],
-        }
+        return Snapshot(
+            app_name="",
+            version=__version__,
+            routing_mode=None,
+            routing_strategy="",
+            watching=True,
+            totals=CallTotals(),
+            nodes=[node.row() for node in self._nodes],
+        )
 
-    async def overview(self) -> dict[str, Any]:
+    async def overview(self) -> Overview:
         """Return the snapshot with findings about the nodes."""
         found = await self.snapshot()
         problems = findings_of(Evidence(found, time.time()))
-        return {
-            **found,
-            "verdict": verdict(found, problems, None),
-            "findings": [finding.as_dict() for finding in problems],
-            "events": [],
-            "latest": None,
-            "spans": [],
-        }
+        return Overview(
+            **msgspec.structs.asdict(found),
+            verdict=verdict(found, problems, None),
+            findings=problems,
+            events=[],
+            latest=None,
+            spans=[],
+        )
 
     async def series(self, span: str) -> dict[str, Any]:
         """Raise BadInput, because requests are not seen."""

@@ -10,7 +10,9 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from msgspec import UNSET, Struct, UnsetType
 
 from sollol.core.events import LoadRequested, UnloadRequested
 from sollol.core.state.replica import Node, Replica
@@ -47,6 +49,35 @@ class _Use(NamedTuple):
 def no_agent(node: str) -> int | None:
     """Return None: nothing is reported of a node's memory."""
     return None
+
+
+class StepRow(Struct):
+    """Report a load or an unload, its reason, and the seconds of all requests that it gains."""
+
+    do: Literal["load", "unload"]
+    node: str
+    model: str
+    reason: str
+    gain_s: float
+    at: float | UnsetType = UNSET  # when it was done, in seconds since 1970
+
+
+class ExpectedTimes(Struct):
+    """Report the mean seconds of a request before and after a plan."""
+
+    before: float
+    after: float
+
+
+class ControllerStatus(Struct):
+    """Report the last plan, and the last actions; `not_carried_out` is why the plan was not, "" if it was."""
+
+    dry_run: bool
+    planned_at: float
+    expected_s: ExpectedTimes | None
+    steps: list[StepRow]
+    not_carried_out: str
+    actions: list[StepRow]
 
 
 class Controller:
@@ -90,7 +121,7 @@ class Controller:
         self._plan: PlacementPlan | None = None
         self._planned_at = 0.0
         self._verdict = ""
-        self._actions: deque[dict[str, Any]] = deque(maxlen=ACTIONS_KEPT)
+        self._actions: deque[StepRow] = deque(maxlen=ACTIONS_KEPT)
 
     async def tick(self) -> None:
         """Plan once, and carry the plan out."""
@@ -103,17 +134,17 @@ class Controller:
         if plan.steps and not self._verdict:
             self._carry_out(plan, needs)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ControllerStatus:
         """Return the last plan, whether it is carried out, and the last actions with their reasons."""
         plan = self._plan
-        return {
-            "dry_run": self._dry_run,
-            "planned_at": self._planned_at,
-            "expected_s": None if plan is None else {"before": plan.before_s, "after": plan.after_s},
-            "steps": [] if plan is None else [_row(step) for step in plan.steps],
-            "not_carried_out": self._verdict or ("it is a dry run" if self._dry_run else ""),
-            "actions": list(self._actions),
-        }
+        return ControllerStatus(
+            dry_run=self._dry_run,
+            planned_at=self._planned_at,
+            expected_s=None if plan is None else ExpectedTimes(plan.before_s, plan.after_s),
+            steps=[] if plan is None else [_row(step) for step in plan.steps],
+            not_carried_out=self._verdict or ("it is a dry run" if self._dry_run else ""),
+            actions=list(self._actions),
+        )
 
     def close(self) -> None:
         """Receive no more records."""
@@ -233,7 +264,7 @@ class Controller:
         return Kind(kind), options
 
     def _log(self, step: PlacementStep) -> None:
-        self._actions.appendleft({"at": self._clock(), **_row(step)})
+        self._actions.appendleft(_row(step, self._clock()))
 
     # --- repair ---
 
@@ -293,11 +324,5 @@ def _is_pinned(held: LoadedModel, now: float) -> bool:
     return moment(held.expires_at, now) - now > PINNED_S
 
 
-def _row(step: PlacementStep) -> dict[str, Any]:
-    return {
-        "do": "load" if step.load else "unload",
-        "node": step.node,
-        "model": step.model,
-        "reason": step.reason,
-        "gain_s": step.gain_s,
-    }
+def _row(step: PlacementStep, at: float | UnsetType = UNSET) -> StepRow:
+    return StepRow("load" if step.load else "unload", step.node, step.model, step.reason, step.gain_s, at)

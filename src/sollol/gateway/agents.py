@@ -5,7 +5,6 @@ A node whose agent is absent, has another key, or lies, goes on as one without a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from sollol.agent.client import AgentState, agent_of, read_agents, rooms_of
@@ -82,7 +81,7 @@ class Agents:
         """Return what is wrong with the agents, or by what they report."""
         return agent_findings(self._states)
 
-    def shown(self) -> Mapping[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """Return the states for displays: node -> report or problem."""
         return {
             key: {"problem": state.problem, "report": state.report}

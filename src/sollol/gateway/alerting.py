@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
@@ -38,8 +38,7 @@ class Alerting:
 
     async def look(self) -> None:
         """Look once."""
-        snapshot: dict[str, Any] = self._pool.snapshot()
-        found = findings_of(self._engine.monitor().evidence(snapshot))
+        found = findings_of(self._engine.monitor().evidence(self._pool.read_snapshot()))
         messages = self._policy.look(found, time.time())
         await asyncio.gather(*(address.send(messages, time.monotonic()) for address in self._addresses))
 

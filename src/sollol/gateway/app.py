@@ -34,7 +34,7 @@ from sollol.gateway.formats.error_responses import error_body
 from sollol.gateway.inference import embeddings, single
 from sollol.gateway.listening import bound_port
 from sollol.gateway.metrics_server import MetricsServer
-from sollol.gateway.own_view import OwnFeeds
+from sollol.gateway.own_view import GatewayOverview, OwnFeeds
 from sollol.gateway.paths import normal_path, redirect
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.routes.dashboard import ROOT
@@ -112,7 +112,7 @@ class Gateway(HttpServer):
         self.engine: Engine = self.pool.engine
         if self.engine.redis_feed is not None:
             self.engine.redis_feed.identity.kind = "gateway"
-        self.feed = Feed(self._read_snapshot)
+        self.feed = Feed(self._read_overview)
         self._own_feeds = OwnFeeds(self.pool, lambda: self.keyring)
         self._owners = Owners(self.engine, self.settings.node_options, broadcasts=own_broadcasts)
         if self.settings.agents_key:
@@ -207,8 +207,8 @@ class Gateway(HttpServer):
         )
         return left
 
-    async def _read_snapshot(self) -> dict[str, Any]:
-        return self.context.snapshot()
+    async def _read_overview(self) -> GatewayOverview:
+        return self.context.overview()
 
     async def aclose(self, drain_s: float | None = None) -> int:
         """Stop listening, wait up to `drain_s` seconds for requests, and return the number cut off."""

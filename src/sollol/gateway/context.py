@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
+
 from sollol.dashboard.feed import Feed
 from sollol.engine.controller import Controller
 from sollol.engine.engine import Engine
@@ -18,7 +20,7 @@ from sollol.gateway.auth.rate_limit import RateLimiter
 from sollol.gateway.auth.sessions import Sessions
 from sollol.gateway.decoding_thread import DecodingThread
 from sollol.gateway.formats.error_responses import status_of
-from sollol.gateway.own_view import OwnFeeds
+from sollol.gateway.own_view import GatewayOverview, OwnFeeds
 from sollol.gateway.request_ids import RequestIds
 from sollol.gateway.settings import GatewaySettings
 from sollol.gateway.shared_queries import SharedQueries
@@ -77,19 +79,19 @@ class Context:
             5, settings.limits.request_timeout_s, settings.mode, settings.routing.hedge, app=settings.app_name
         )
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the state for displays: the pool's overview, and the use of keys."""
-        found = self.pool.overview()
+    def overview(self) -> GatewayOverview:
+        """Return the state for displays: the pool's overview, the agents, and the use of keys."""
+        found = GatewayOverview(
+            **msgspec.structs.asdict(self.pool.read_overview()),
+            keys=self.limiter.usage(),
+            can_act=True,
+            login=self.keyring.required,
+            has_settings=True,
+        )
         if self.agents is not None:
-            found["findings"] = [*found["findings"], *(finding.as_dict() for finding in self.agents.findings())]
-            found["agents"] = self.agents.shown()
-        return {
-            **found,
-            "keys": self.limiter.usage(),
-            "can_act": True,
-            "login": self.keyring.required,
-            "has_settings": True,
-        }
+            found.findings = [*found.findings, *self.agents.findings()]
+            found.agents = self.agents.shown()
+        return found
 
     # --- answers ---
 

@@ -9,65 +9,82 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from sollol.dashboard.feed import Feed
 from sollol.errors import SollolError
 from sollol.gateway.auth.keys import Key, Keyring
+from sollol.observe.overview import Overview, Verdict
+from sollol.observe.rows import CallTotals, Count, NodeStateRow
 from sollol.pool.aio import AsyncOllamaPool
 
 FEEDS_MOST: Final = 200  # keys whose pages are open at once
-NODE_FIELDS: Final = (
-    "host", "url", "state", "version", "since", "has_gpu", "drained", "available", "latency_ms", "active_requests",
-    "total_requests", "failed_requests", "success_rate", "batch_throughput", "items",
-)  # fmt: skip
 
 
-def own_view(pool: AsyncOllamaPool, key: Key) -> dict[str, Any]:
+class GatewayOverview(Overview, kw_only=True):
+    """Report the pool of a gateway, the agents, and the use of keys.
+
+    Attributes:
+        own: The reader sees one application only.
+        can_act: The reader may change the cluster.
+        login: Keys are required.
+    """
+
+    agents: dict[str, Any] | UnsetType = UNSET
+    keys: dict[str, dict[str, Count]] | UnsetType = UNSET
+    own: bool | UnsetType = UNSET
+    can_act: bool
+    login: bool
+    has_settings: bool
+
+
+def own_view(pool: AsyncOllamaPool, key: Key, login: bool) -> GatewayOverview:
     """Return the part of the pool's overview that a key may see."""
-    found = pool.snapshot(app=key.app)
-    nodes = [_own_node(node, key) for node in found["nodes"]]
-    up = sum(node["state"] == "up" for node in nodes)
+    found = pool.read_snapshot(key.app)
+    nodes = [_own_node(node, key) for node in found.nodes]
+    up = sum(node.state == "up" for node in nodes)
     requests, failed, _ = pool.engine.recorder.metrics.by_app().get(key.app, (0, 0, 0))
-    return {
-        "app_name": key.app,
-        "version": found["version"],
-        "routing_mode": found["routing_mode"],
-        "routing_strategy": found["routing_strategy"],
-        "totals": {"total_requests": requests, "failed_requests": failed, "successful_requests": requests - failed},
-        "nodes": nodes,
-        "waiting": found["waiting"],
-        "running": found["running"],
-        "recent": found["recent"],
-        "calibration": found["calibration"],
-        "mixed_digests": {},
-        "notices": [],
-        "verdict": {
-            "severity": "ok" if up == len(nodes) else "warning" if up else "error",
-            "text": f"{up} of {len(nodes)} nodes up. This key shows the requests of {key.app!r} only.",
-        },
-        "findings": [],
-        "events": [],
-        "latest": None,
-        "spans": [],
-        "applications": None,
-        "own": True,
-        "can_act": False,
-        "has_settings": False,
-    }
+    return GatewayOverview(
+        app_name=key.app,
+        version=found.version,
+        routing_mode=found.routing_mode,
+        routing_strategy=found.routing_strategy,
+        totals=CallTotals(requests, requests - failed, failed),
+        nodes=nodes,
+        waiting=found.waiting,
+        running=found.running,
+        recent=found.recent,
+        calibration=found.calibration,
+        verdict=Verdict(
+            "ok" if up == len(nodes) else "warning" if up else "error",
+            f"{up} of {len(nodes)} nodes up. This key shows the requests of {key.app!r} only.",
+        ),
+        findings=[],
+        events=[],
+        latest=None,
+        spans=[],
+        own=True,
+        can_act=False,
+        login=login,
+        has_settings=False,
+    )
 
 
-def _own_node(node: dict[str, Any], key: Key) -> dict[str, Any]:
+def _own_node(node: NodeStateRow, key: Key) -> NodeStateRow:
     """Return a node's row with the models that a key may use. Its numbers are sums over all applications."""
-    return {
-        **{name: node[name] for name in NODE_FIELDS},
-        "why": node["why"] if not key.models else "",  # its text may name models
-        "unable": node["unable"] if not key.models else [],
-        "models": [model for model in node["models"] if key.allows(model)],
-        "loaded_models": [model for model in node["loaded_models"] if key.allows(model)],
-        "loaded": [row for row in node["loaded"] if key.allows(row["model"])],
-        "loading": [row for row in node["loading"] if key.allows(row["model"])],
-        "breakers": [model for model in node["breakers"] if key.allows(model)],
-        "slots": {model: slots for model, slots in node["slots"].items() if key.allows(model)},
-    }
+    return msgspec.structs.replace(
+        node,
+        why=node.why if not key.models else "",  # its text may name models
+        unable=node.unable if not key.models else [],
+        models=[model for model in node.models if key.allows(model)],
+        loaded_models=[model for model in node.loaded_models if key.allows(model)],
+        loaded=[row for row in node.loaded if key.allows(row.model)],
+        loading=[row for row in node.loading if key.allows(row.model)],
+        replicas=[],
+        breakers=[model for model in node.breakers if key.allows(model)],
+        slots={model: slots for model, slots in node.slots.items() if key.allows(model)},
+    )
 
 
 class OwnFeeds:
@@ -87,11 +104,11 @@ class OwnFeeds:
             if len(self._feeds) >= FEEDS_MOST:
                 raise SollolError(f"pages of {FEEDS_MOST} keys are open, and no more are served; close one")
 
-            async def read() -> dict[str, Any]:
+            async def read() -> GatewayOverview:
                 now = self._keyring().with_hash(key.hash)
                 if now is None or now.admin:
                     raise SollolError("this key has changed or was revoked; load the page again")
-                return {**own_view(self._pool, now), "login": self._keyring().required}
+                return own_view(self._pool, now, self._keyring().required)
 
             found = self._feeds[key.hash] = Feed(read)
         return found

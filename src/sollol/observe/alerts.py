@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+
 from sollol.observe.findings import SEVERITIES, Finding
 
 HOLD_S: Final = 20.0  # a finding must be seen for this time before it is sent
@@ -32,7 +34,7 @@ class AlertMessage(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Return the message as a JSON value for a webhook. `text` alone is what chat services show."""
         found = {"text": f"{self.title}\n{self.text}", "title": self.title, "resolved": self.resolved}
-        return found | ({"finding": self.finding.as_dict()} if self.finding else {})
+        return found | ({"finding": msgspec.to_builtins(self.finding)} if self.finding else {})
 
 
 class _Known:

@@ -7,6 +7,7 @@ from typing import Any
 from sollol.answers import Answer
 from sollol.core.actions import Start
 from sollol.core.types import OK, Decision, Micros, Outcome, Task
+from sollol.observe.rows import CandidateRow
 
 
 class AttemptLog:
@@ -64,7 +65,7 @@ class AttemptLog:
         ]
 
 
-def shown_candidates(decision: Decision) -> list[dict[str, Any]]:
+def shown_candidates(decision: Decision) -> list[CandidateRow]:
     """Return the considered nodes with the terms of their predictions, in milliseconds."""
     return [
         {"node": c.node, "finish_ms": c.finish_us / 1000, "terms": {name: us / 1000 for name, us in c.terms.items()}}

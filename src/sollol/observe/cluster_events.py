@@ -5,7 +5,7 @@ They are found by comparing the state with that of the last look, once a second,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from sollol.core.state.replica import Node
 from sollol.core.types import LoadedModel
@@ -13,7 +13,7 @@ from sollol.core.view import SchedulerView
 from sollol.observe.findings import ERROR, INFO, WARNING
 
 
-class ClusterEvent(NamedTuple):
+class ClusterEvent(msgspec.Struct, frozen=True):
     """Report a change of the cluster; `at` in seconds since 1970."""
 
     at: float

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from msgspec import Struct
+from msgspec.structs import asdict
+
 from sollol.core.types import LoadedModel
 from sollol.observe.replica_state import moment
+from sollol.observe.rows import LoadedRow, NodeStateRow, Snapshot
 
 INFO: Final = "info"
 WARNING: Final = "warning"
@@ -33,7 +37,7 @@ ONE_SLOT_WAITING: Final = 2
 CPU_TIMES: Final = 20  # measured: a model on the CPU against the same on a GPU
 
 
-class Finding(NamedTuple):
+class Finding(Struct, frozen=True):
     """Report one fault of the cluster.
 
     Attributes:
@@ -51,11 +55,7 @@ class Finding(NamedTuple):
     summary: str
     cost: str
     fix: str
-    data: Mapping[str, Any] = {}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the finding as plain values."""
-        return {**self._asdict(), "data": dict(self.data)}
+    data: dict[str, Any] = {}
 
 
 class ModelLoad(NamedTuple):
@@ -80,7 +80,7 @@ class Evidence(NamedTuple):
         prompts: (model, node) to the largest prompt of the last minutes, in tokens.
     """
 
-    snapshot: Mapping[str, Any]
+    snapshot: Snapshot
     at: float
     loads: tuple[ModelLoad, ...] = ()
     failed: Mapping[str, int] = {}
@@ -88,14 +88,14 @@ class Evidence(NamedTuple):
     prompts: Mapping[tuple[str, str], int] = {}
 
     @property
-    def nodes(self) -> list[dict[str, Any]]:
+    def nodes(self) -> list[NodeStateRow]:
         """Return the rows of the nodes."""
-        return list(self.snapshot["nodes"])
+        return self.snapshot.nodes
 
     @property
-    def up(self) -> list[dict[str, Any]]:
+    def up(self) -> list[NodeStateRow]:
         """Return the rows of the nodes that are up."""
-        return [node for node in self.nodes if node["state"] == "up"]
+        return [node for node in self.nodes if node.state == "up"]
 
 
 def no_nodes(seen: Evidence) -> Iterator[Finding]:
@@ -105,7 +105,7 @@ def no_nodes(seen: Evidence) -> Iterator[Finding]:
             "no-nodes", ERROR, "", "No nodes are known.", "No request can be answered.",
             "Name them in SOLLOL_NODES or the configuration file; `sollol discover` lists what is in the network.",
         )  # fmt: skip
-    elif not seen.up and all(node["state"] == "down" for node in seen.nodes):
+    elif not seen.up and all(node.state == "down" for node in seen.nodes):
         all_nodes = "The only node is" if len(seen.nodes) == 1 else f"All {len(seen.nodes)} nodes are"
         yield Finding(
             "all-down", ERROR, "", f"{all_nodes} down.", "No request can be answered.",
@@ -116,50 +116,50 @@ def no_nodes(seen: Evidence) -> Iterator[Finding]:
 def node_down(seen: Evidence) -> Iterator[Finding]:
     """Find nodes that are down."""
     for node in seen.nodes:
-        if node["state"] == "down":
-            since = f" for {duration(seen.at - node['since'])}" if node.get("since") else ""
+        if node.state == "down":
+            since = f" for {duration(seen.at - node.since)}" if node.since else ""
             yield Finding(
-                "node-down", ERROR, node["host"], f"{node['host']} is down{since}: {node['why']}.",
+                "node-down", ERROR, node.host, f"{node.host} is down{since}: {node.why}.",
                 "Its share of the work is done by the others.",
                 f"On it, run `ollama serve` (or restart its service), with OLLAMA_HOST=0.0.0.0 if it is another "
-                f"machine; test with `curl {node['url']}/api/version`.",
-                {"why": node["why"]},
+                f"machine; test with `curl {node.url}/api/version`.",
+                {"why": node.why},
             )  # fmt: skip
 
 
 def twin_runners(seen: Evidence) -> Iterator[Finding]:
     """Find models of which two versions are in memory at once."""
     for node in seen.up:
-        for held in node["loaded"]:
-            if held.get("runners", 1) > 1:
-                subject = f"{held['model']} on {node['host']}"
+        for held in node.loaded:
+            if held.runners > 1:
+                subject = f"{held.model} on {node.host}"
                 yield Finding(
                     "twin-runners", WARNING, subject,
-                    f"{held['runners']} versions of {subject} are in memory at once, with {held['size'] / 1e9:.1f} GB.",
+                    f"{held.runners} versions of {subject} are in memory at once, with {held.size / 1e9:.1f} GB.",
                     "The memory of the older one is lost to all other models.",
-                    f"Unload it twice: `sollol models unload {held['model']} --on {node['host']}`; "
-                    "`sollol serve --controller` does it when the model is idle.", {"runners": held["runners"]},
+                    f"Unload it twice: `sollol models unload {held.model} --on {node.host}`; "
+                    "`sollol serve --controller` does it when the model is idle.", {"runners": held.runners},
                 )  # fmt: skip
 
 
 def asleep(seen: Evidence) -> Iterator[Finding]:
     """Find nodes that sleep."""
     for node in seen.nodes:
-        if node["state"] == "asleep":
+        if node.state == "asleep":
             yield Finding(
-                "node-asleep", INFO, node["host"], f"{node['host']} is asleep.",
+                "node-asleep", INFO, node.host, f"{node.host} is asleep.",
                 "It is woken when a request would wait longer than it takes to boot.",
-                f"To wake it now: `curl -X POST http://127.0.0.1:11435/sollol/nodes/{node['host']}/wake`.",
+                f"To wake it now: `curl -X POST http://127.0.0.1:11435/sollol/nodes/{node.host}/wake`.",
             )  # fmt: skip
 
 
 def key_needed(seen: Evidence) -> Iterator[Finding]:
     """Find nodes behind a proxy that requires a key, and requests that a node cannot serve."""
     for node in seen.up:
-        for words in node.get("unable", ()):
+        for words in node.unable:
             locked = "key" in words
             yield Finding(
-                "key-needed" if locked else "incapable", WARNING, node["host"], f"{node['host']}: {words}.",
+                "key-needed" if locked else "incapable", WARNING, node.host, f"{node.host}: {words}.",
                 "Such requests go to other nodes.",
                 "Write the key into the address of the node: http://any:KEY@host:port." if locked
                 else "Update the node's server, or leave these requests to others.",
@@ -168,33 +168,33 @@ def key_needed(seen: Evidence) -> Iterator[Finding]:
 
 def on_the_cpu(seen: Evidence) -> Iterator[Finding]:
     """Find models that run partly or wholly on a CPU, although a GPU is there."""
-    on_gpu = {held["model"] for node in seen.up for held in node["loaded"] if _share(held) == 1.0}
+    on_gpu = {held.model for node in seen.up for held in node.loaded if _share(held) == 1.0}
     for node in seen.up:
-        for held in node["loaded"]:
+        for held in node.loaded:
             share = _share(held)
-            if share is None or share == 1.0 or not (node.get("has_gpu") or held["model"] in on_gpu):
+            if share is None or share == 1.0 or not (node.has_gpu or held.model in on_gpu):
                 continue
-            subject = f"{held['model']} on {node['host']}"
+            subject = f"{held.model} on {node.host}"
             if share == 0.0:
                 cost = f"It can be {CPU_TIMES} times slower than on a GPU."
-                fix = f"On {node['host']}: `ollama stop {held['model']}`, so that the next request loads it again."
-                if not node.get("has_gpu"):
+                fix = f"On {node.host}: `ollama stop {held.model}`, so that the next request loads it again."
+                if not node.has_gpu:
                     fix = "If that machine has a GPU, check its driver; else leave this model to the other nodes."
-                severity = WARNING if node.get("has_gpu") else INFO
-                yield Finding("on-cpu", severity, subject, f"{subject} runs on the CPU.", cost, fix, dict(held))
+                severity = WARNING if node.has_gpu else INFO
+                yield Finding("on-cpu", severity, subject, f"{subject} runs on the CPU.", cost, fix, asdict(held))
             else:
                 yield Finding(
-                    "partly-on-cpu", WARNING, subject, f"{subject} runs {held['processor']}.",
+                    "partly-on-cpu", WARNING, subject, f"{subject} runs {held.processor}.",
                     f"The {1 - share:.0%} on the CPU can make it {1 + (CPU_TIMES - 1) * (1 - share):.0f} times slower.",
                     "Use a smaller context (num_ctx) or quantisation, or unload the other models of this node.",
-                    dict(held),
+                    asdict(held),
                 )  # fmt: skip
 
 
 def mixed_digests(seen: Evidence) -> Iterator[Finding]:
     """Find models that nodes have in different versions under one name."""
-    for model, found in seen.snapshot.get("mixed_digests", {}).items():
-        nodes = found["nodes"]
+    for model, found in seen.snapshot.mixed_digests.items():
+        nodes = found.nodes
         listed = "; ".join(f"{digest[:12]} on {', '.join(keys)}" for digest, keys in nodes.items())
         yield Finding(
             "mixed-digests", WARNING, model, f"{model} has {len(nodes)} versions: {listed}.",
@@ -208,8 +208,8 @@ def version_skew(seen: Evidence) -> Iterator[Finding]:
     """Find nodes whose servers have different versions."""
     versions: dict[str, list[str]] = {}
     for node in seen.up:
-        if node["version"]:
-            versions.setdefault(node["version"], []).append(node["host"])
+        if node.version:
+            versions.setdefault(node.version, []).append(node.host)
     if len(versions) > 1:
         listed = "; ".join(f"{version} on {', '.join(nodes)}" for version, nodes in sorted(versions.items()))
         yield Finding(
@@ -251,39 +251,39 @@ def load_wars(seen: Evidence) -> Iterator[Finding]:
 def hung_load(seen: Evidence) -> Iterator[Finding]:
     """Find loads that take many times their prediction."""
     for node in seen.up:
-        for load in node.get("loading", ()):
-            elapsed_s, predicted_s = load["elapsed_ms"] / 1000, load["predicted_ms"] / 1000
+        for load in node.loading:
+            elapsed_s, predicted_s = load.elapsed_ms / 1000, load.predicted_ms / 1000
             if elapsed_s > max(LOAD_OVERDUE_LEAST_S, LOAD_OVERDUE * predicted_s):
-                subject = f"{load['model']} on {node['host']}"
+                subject = f"{load.model} on {node.host}"
                 yield Finding(
                     "hung-load", ERROR, subject,
                     f"{subject} has been loading for {duration(elapsed_s)}; {duration(predicted_s)} were predicted.",
                     "Requests that wait for it get no answer from this node.",
-                    f"Restart Ollama on {node['host']}; look for GPU errors in its log.", load,
+                    f"Restart Ollama on {node.host}; look for GPU errors in its log.", asdict(load),
                 )  # fmt: skip
 
 
 def stuck_unload(seen: Evidence) -> Iterator[Finding]:
     """Find models that should have left the memory."""
-    busy = {(row["node"], row["model"]) for row in seen.snapshot.get("running", ())}
+    busy = {(row.node, row.model) for row in seen.snapshot.running}
     for node in seen.up:
-        for held in node["loaded"]:
-            late_s = seen.at - moment(held.get("expires_at", ""), seen.at)
-            if UNLOAD_OVERDUE_S < late_s < 365 * 86_400 and (node["host"], held["model"]) not in busy:
-                subject = f"{held['model']} on {node['host']}"
+        for held in node.loaded:
+            late_s = seen.at - moment(held.expires_at, seen.at)
+            if UNLOAD_OVERDUE_S < late_s < 365 * 86_400 and (node.host, held.model) not in busy:
+                subject = f"{held.model} on {node.host}"
                 yield Finding(
                     "stuck-unload", WARNING, subject,
                     f"{subject} should have left the memory {duration(late_s)} ago, and is still there.",
                     "Its memory is missing for other models; a wrong clock of the node looks the same.",
-                    f"Compare the clocks (`date`); restart Ollama on {node['host']} if they agree.", dict(held),
+                    f"Compare the clocks (`date`); restart Ollama on {node.host} if they agree.", asdict(held),
                 )  # fmt: skip
 
 
 def open_breaker(seen: Evidence) -> Iterator[Finding]:
     """Find models that get no requests on a node because they failed in a row."""
     for node in seen.up:
-        for model in node.get("breakers", ()):
-            subject = f"{model} on {node['host']}"
+        for model in node.breakers:
+            subject = f"{model} on {node.host}"
             yield Finding(
                 "breaker-open", WARNING, subject, f"{subject} failed several times in a row and gets few requests.",
                 "Other nodes do its share.",
@@ -306,9 +306,9 @@ def requests_fail(seen: Evidence) -> Iterator[Finding]:
 def long_queue(seen: Evidence) -> Iterator[Finding]:
     """Find models whose next request would wait long."""
     longest: dict[str, tuple[float, int]] = {}
-    for row in seen.snapshot.get("waiting", ()):
-        before = longest.get(row["model"], (0.0, 0))
-        longest[row["model"]] = (max(before[0], row["eta_ms"] / 1000), before[1] + 1)
+    for row in seen.snapshot.waiting:
+        before = longest.get(row.model, (0.0, 0))
+        longest[row.model] = (max(before[0], row.eta_ms / 1000), before[1] + 1)
     for model, (eta_s, number) in longest.items():
         if eta_s > QUEUE_LONG_S:
             yield Finding(
@@ -322,27 +322,27 @@ def long_queue(seen: Evidence) -> Iterator[Finding]:
 def one_slot(seen: Evidence) -> Iterator[Finding]:
     """Find nodes that answer one request at a time while others wait."""
     waiting: dict[str, int] = {}
-    for row in seen.snapshot.get("waiting", ()):
-        waiting[row["model"]] = waiting.get(row["model"], 0) + 1
+    for row in seen.snapshot.waiting:
+        waiting[row.model] = waiting.get(row.model, 0) + 1
     for node in seen.up:
-        for held in node["loaded"]:
-            model = held["model"]
-            if node["slots"].get(model) == 1 and waiting.get(model, 0) >= ONE_SLOT_WAITING and _share(held) == 1.0:
-                subject = f"{model} on {node['host']}"
+        for held in node.loaded:
+            model = held.model
+            if node.slots.get(model) == 1 and waiting.get(model, 0) >= ONE_SLOT_WAITING and _share(held) == 1.0:
+                subject = f"{model} on {node.host}"
                 yield Finding(
                     "one-slot", INFO, subject, f"{subject} answers one request at a time, and {waiting[model]} wait.",
                     "A GPU often answers four at once at two to three times the total speed.",
-                    f"On {node['host']}, set OLLAMA_NUM_PARALLEL=4, if its memory has room for four contexts.",
+                    f"On {node.host}, set OLLAMA_NUM_PARALLEL=4, if its memory has room for four contexts.",
                 )  # fmt: skip
 
 
 def context(seen: Evidence) -> Iterator[Finding]:
     """Find contexts that prompts fill, and contexts so large that a model does not fit."""
     for node in seen.up:
-        for held in node["loaded"]:
-            size, model = held.get("context_length", 0), held["model"]
-            subject = f"{model} on {node['host']}"
-            prompt = seen.prompts.get((model, node["host"]), 0)
+        for held in node.loaded:
+            size, model = held.context_length, held.model
+            subject = f"{model} on {node.host}"
+            prompt = seen.prompts.get((model, node.host), 0)
             if size and prompt >= CONTEXT_FULL * size:
                 yield Finding(
                     "context-full", WARNING, subject,
@@ -363,7 +363,7 @@ def context(seen: Evidence) -> Iterator[Finding]:
 
 def calibration(seen: Evidence) -> Iterator[Finding]:
     """Find predictions that are far from what happens."""
-    median, count = seen.snapshot["calibration"]["median"], seen.snapshot["calibration"]["count"]
+    median, count = seen.snapshot.calibration.median, seen.snapshot.calibration.count
     low, high = CALIBRATION_GOOD
     if median is not None and count >= CALIBRATION_LEAST and not low <= median <= high:
         slower = f"{median:.1f} times" if median > 1 else f"{median:.0%} of"
@@ -377,7 +377,7 @@ def calibration(seen: Evidence) -> Iterator[Finding]:
 
 def faults(seen: Evidence) -> Iterator[Finding]:
     """Find unexpected exceptions of SOLLOL itself."""
-    number = seen.snapshot["totals"].get("faults", 0)
+    number = seen.snapshot.totals.faults
     if number:
         yield Finding(
             "faults", WARNING, "", f"{number} unexpected errors of SOLLOL itself.", "Some requests may have failed.",
@@ -410,5 +410,5 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400} days"
 
 
-def _share(held: Mapping[str, Any]) -> float | None:
-    return LoadedModel(held.get("size", 0), held.get("size_vram", 0)).gpu_share
+def _share(held: LoadedRow) -> float | None:
+    return LoadedModel(held.size, held.size_vram).gpu_share

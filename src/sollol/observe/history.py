@@ -6,12 +6,15 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from sollol.answers import Answer
 from sollol.core.state.estimators import Quantile
 from sollol.core.types import Status, Task
 from sollol.observe.attempt_log import AttemptLog
 from sollol.observe.batch_report import BatchReport, NodeShare
 from sollol.observe.request_record import RequestRecord
+from sollol.observe.rows import AttemptRow, Calibration, FinishedRow
 
 REMEMBERED = 1_000
 SHOWN = 100
@@ -86,14 +89,13 @@ class FinishedRequest:
         self.attempt = attempt  # the attempt that answered
         self.nodes = nodes[:NODES_MOST]  # (node, reason) for each, if no node answered
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> FinishedRow:
         """Return what displays list of the request; times in milliseconds."""
-        routing = self.log.record(self.attempt)
-        return {
-            **row_of(self.record),
-            **{name: routing[name] for name in ("node", "predicted_ms", "actual_ms", "queue_ms", "attempts")},
-            "reason": "; ".join(routing["reasons"]),
-        }
+        routing, row = self.log.record(self.attempt), row_of(self.record)
+        row.node, row.attempts, row.reason = routing["node"], routing["attempts"], "; ".join(routing["reasons"])
+        row.predicted_ms, row.actual_ms = routing["predicted_ms"], routing["actual_ms"]
+        row.queue_ms = routing["queue_ms"]
+        return row
 
     def explained(self) -> dict[str, Any]:
         """Return the record, with the failure of every node or the reason why it was not called."""
@@ -101,52 +103,52 @@ class FinishedRequest:
         called = {row["node"] for row in routing["tried"]}
         others = [{"node": node, "outcome": "not asked", "why": why} for node, why in self.nodes if node not in called]
         return {
-            **self.row(),
+            **msgspec.to_builtins(self.row()),
             **routing,
             "status": self.record.http_status,
             "tried": [*routing["tried"], *others],
         }
 
 
-def row_of(record: RequestRecord) -> dict[str, Any]:
+def row_of(record: RequestRecord) -> FinishedRow:
     """Return what displays list of a request, from its record alone; times in milliseconds."""
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "model": record.model,
-        "app": record.app,
-        "node": record.node,
-        "outcome": record.outcome,
-        "predicted_ms": record.predicted_s * 1000,
-        "actual_ms": record.actual_s * 1000,
-        "queue_ms": record.queue_s * 1000,
-        "attempts": len(record.attempts),
-        "reason": "",
-        "error": record.error,
-        "task_type": record.task_type,
-        "priority": record.priority,
-        "at": record.at,
-        "total_ms": record.total_s * 1000,
-        "first_token_ms": None if record.first_token_s is None else record.first_token_s * 1000,
-        "load_ms": record.load_s * 1000,
-        "prefill_ms": record.prefill_s * 1000,
-        "decode_ms": record.decode_s * 1000,
-        "tokens_in": record.tokens_in,
-        "tokens_out": record.tokens_out,
-        "items": record.items,
-        "tries": [
-            {
-                "node": attempt.node,
-                "cause": attempt.cause,
-                "outcome": attempt.outcome,
-                "error": attempt.error,
-                "started_ms": attempt.started_s * 1000,
-                "ms": attempt.duration_s * 1000,
-                "predicted_ms": attempt.predicted_s * 1000,
-            }
+    return FinishedRow(
+        id=record.id,
+        kind=record.kind,
+        model=record.model,
+        app=record.app,
+        node=record.node,
+        outcome=record.outcome,
+        predicted_ms=record.predicted_s * 1000,
+        actual_ms=record.actual_s * 1000,
+        queue_ms=record.queue_s * 1000,
+        attempts=len(record.attempts),
+        reason="",
+        error=record.error,
+        task_type=record.task_type,
+        priority=record.priority,
+        at=record.at,
+        total_ms=record.total_s * 1000,
+        first_token_ms=None if record.first_token_s is None else record.first_token_s * 1000,
+        load_ms=record.load_s * 1000,
+        prefill_ms=record.prefill_s * 1000,
+        decode_ms=record.decode_s * 1000,
+        tokens_in=record.tokens_in,
+        tokens_out=record.tokens_out,
+        items=record.items,
+        tries=[
+            AttemptRow(
+                node=attempt.node,
+                cause=attempt.cause,
+                outcome=attempt.outcome,
+                error=attempt.error,
+                started_ms=attempt.started_s * 1000,
+                ms=attempt.duration_s * 1000,
+                predicted_ms=attempt.predicted_s * 1000,
+            )
             for attempt in record.attempts
         ],
-    }
+    )
 
 
 class History:
@@ -172,7 +174,7 @@ class History:
         found = self._shown.get(task) or next((past for past in self._calls if past.record.id == task), None)
         return None if found is None else found.explained()
 
-    def recent(self, app: str | None = None) -> list[dict[str, Any]]:
+    def recent(self, app: str | None = None) -> list[FinishedRow]:
         """Return the last calls, newest first; `find` returns them until SHOWN_KEPT others were shown.
 
         `app`: only those of this application.
@@ -183,13 +185,13 @@ class History:
             del self._shown[task]
         return [past.row() for past in recent]
 
-    def calibration(self, app: str | None = None) -> dict[str, Any]:
+    def calibration(self, app: str | None = None) -> Calibration:
         """Return actual ÷ predicted time of the attempts that answered: median, p90, count. `app`: only its own."""
         found = Quantile(REMEMBERED)
         for past in self._calls:
             if past.record.ok and past.record.predicted_s and _is_of(past.record, app):
                 found.add(past.record.actual_s / past.record.predicted_s)
-        return {"median": found.read(0.5), "p90": found.read(0.9), "count": len(found)}
+        return Calibration(found.read(0.5), found.read(0.9), len(found))
 
 
 def _is_of(record: RequestRecord, app: str | None) -> bool:

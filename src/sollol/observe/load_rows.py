@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sollol.core.state.replica import Replica
 from sollol.core.types import Micros
+from sollol.observe.rows import LoadingRow
 
 
 def is_being_loaded(replica: Replica, now: Micros) -> bool:
@@ -13,7 +12,7 @@ def is_being_loaded(replica: Replica, now: Micros) -> bool:
     return replica.is_loading or replica.loading_until > now
 
 
-def load_row(replica: Replica, now: Micros) -> dict[str, Any]:
+def load_row(replica: Replica, now: Micros) -> LoadingRow:
     """Return model, state ("loading", or "stuck" by the load watch), times, `progress` (0.0 to 1.0) and `eta_ms`.
 
     Progress and `eta_ms` are None where no load of the node was measured, and after the predicted end.
@@ -21,11 +20,11 @@ def load_row(replica: Replica, now: Micros) -> dict[str, Any]:
     began = [attempt.started_us for attempt in replica.attempts.values() if attempt.loads]
     elapsed_us, predicted_us = now - min(began, default=replica.loading_since), replica.load_us()
     is_known = replica.node.load_time.is_measured and elapsed_us < predicted_us
-    return {
-        "model": replica.model,
-        "state": "stuck" if replica.node.loads_barred_until > now else "loading",
-        "elapsed_ms": elapsed_us / 1000,
-        "predicted_ms": predicted_us / 1000,
-        "progress": round(elapsed_us / predicted_us, 3) if is_known else None,
-        "eta_ms": (predicted_us - elapsed_us) / 1000 if is_known else None,
-    }
+    return LoadingRow(
+        model=replica.model,
+        state="stuck" if replica.node.loads_barred_until > now else "loading",
+        elapsed_ms=elapsed_us / 1000,
+        predicted_ms=predicted_us / 1000,
+        progress=round(elapsed_us / predicted_us, 3) if is_known else None,
+        eta_ms=(predicted_us - elapsed_us) / 1000 if is_known else None,
+    )

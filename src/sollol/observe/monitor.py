@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from sollol.observe.cluster_events import ClusterEvent, EventDetector
-from sollol.observe.findings import (
-    ERROR,
-    INFO,
-    LOADS_WITHIN_S,
-    WARNING,
-    Evidence,
-    Finding,
-    ModelLoad,
-    duration,
-    findings_of,
-)
+from sollol.observe.findings import LOADS_WITHIN_S, WARNING, Evidence, ModelLoad, findings_of
 from sollol.observe.metrics import LOADED_LEAST_S
+from sollol.observe.overview import Overview, verdict
 from sollol.observe.recorder import Recorder
 from sollol.observe.request_record import RequestRecord
+from sollol.observe.rows import Snapshot
 from sollol.observe.series import ItemCounter, Series, quantile
 from sollol.observe.snapshot import EngineState
 
@@ -118,7 +112,7 @@ class Monitor:
         """Receive no more records."""
         self._recorder.unsubscribe(self._records)
 
-    def evidence(self, snapshot: Mapping[str, Any]) -> Evidence:
+    def evidence(self, snapshot: Snapshot) -> Evidence:
         """Return what the checks of `findings` read."""
         at = self._clock()
         errors: Counter[str] = Counter()
@@ -131,18 +125,22 @@ class Monitor:
         loads = tuple(load for load in self._loads if load.at > at - LOADS_WITHIN_S)
         return Evidence(snapshot, at, loads, errors, sum(minute.finished for minute in recent), prompts)
 
-    def report(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the verdict in one sentence, the findings, the newest events, and the work of the last intervals."""
+    def report(
+        self, snapshot: Snapshot, spans: Sequence[str] = (), applications: dict[str, Any] | None = None
+    ) -> Overview:
+        """Return the snapshot with a verdict, the findings, the newest events, and the work of the last intervals."""
         self._reported = self._clock()
         found = findings_of(self.evidence(snapshot))
         first_s = [s for interval in self.minutes.newest(VERDICT_INTERVALS) for s in interval.first_token_s]
-        nodes = [node["host"] for node in snapshot["nodes"]]
-        return {
-            "verdict": verdict(snapshot, found, quantile(first_s, 0.5)),
-            "findings": [finding.as_dict() for finding in found],
-            "events": [event._asdict() for event in list(self.events)[:-EVENTS_SHOWN:-1]],
-            "latest": self.minutes.columns(nodes, newest=LATEST),
-        }
+        return Overview(
+            **msgspec.structs.asdict(snapshot),
+            verdict=verdict(snapshot, found, quantile(first_s, 0.5)),
+            findings=found,
+            events=list(self.events)[:-EVENTS_SHOWN:-1],
+            latest=self.minutes.columns([node.host for node in snapshot.nodes], newest=LATEST),
+            spans=list(spans),
+            applications=applications,
+        )
 
     def series(self, span: str, nodes: Iterable[str]) -> dict[str, Any]:
         """Return the work over the last five minutes ("5m") or the last hour ("1h"), as columns."""
@@ -164,21 +162,3 @@ class Monitor:
             minute.prompts[replica] = max(minute.prompts.get(replica, 0), record.tokens_in)
         if record.load_s > LOADED_LEAST_S and record.node:
             self._loads.append(ModelLoad(record.at, record.node, record.model, record.options, record.app))
-
-
-def verdict(snapshot: Mapping[str, Any], found: list[Finding], first_token_s: float | None) -> dict[str, str]:
-    """Return one sentence about the cluster, and its severity."""
-    starts = "" if first_token_s is None else f" A new chat starts in {_short(first_token_s)}."
-    worst = [finding for finding in found if finding.severity == ERROR] or [f for f in found if f.severity == WARNING]
-    if worst:
-        more = len(worst) - 1
-        others = f" And {more} more like it." if more else ""
-        return {"severity": worst[0].severity, "text": worst[0].summary + others + starts}
-    up = sum(node["state"] == "up" for node in snapshot["nodes"])
-    if not up:
-        return {"severity": INFO, "text": "The nodes have not answered yet."}
-    return {"severity": "ok", "text": f"All well: {up} {'node' if up == 1 else 'nodes'} up.{starts}"}
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
 
 from sollol.core.endpoint import Endpoint
 from sollol.core.state.replica import Attempt, Node
-from sollol.core.types import SECOND, Micros, Task
+from sollol.core.types import SECOND, LoadedModel, Micros, RoutingMode, RoutingStrategy, Task
 from sollol.core.view import SchedulerView
 from sollol.observe.attempt_log import shown_candidates
 from sollol.observe.history import History
 from sollol.observe.load_rows import is_being_loaded, load_row
 from sollol.observe.replica_state import replica_states
+from sollol.observe.rows import (
+    BatchProgress,
+    Calibration,
+    CallTotals,
+    LoadedRow,
+    MixedDigest,
+    NodeState,
+    NodeStateRow,
+    NodeStatistics,
+    OpenAttemptRow,
+    OpenExplanation,
+    PoolStatistics,
+    RefusalRow,
+    RunningRow,
+    Snapshot,
+    WaitingRow,
+)
+from sollol.observe.totals import Totals
+from sollol.version import __version__
 
 WAITING_SHOWN = 100
 RUNNING_SHOWN = 200
@@ -33,6 +54,7 @@ class EngineState(NamedTuple):
         return time.time() - (self.now - at) / SECOND
 
 
+_UP: Final[dict[bool | None, NodeState]] = {True: "up", False: "down", None: "unknown"}
 READABLE = (
     "host", "port", "url", "is_healthy", "version", "models", "loaded_models", "node_id", "gpu_available", "healthy"
 )  # fmt: skip
@@ -78,11 +100,11 @@ class NodeView:
         return self._state is None or self._state.up is not False
 
     @property
-    def state(self) -> str:
+    def state(self) -> NodeState:
         """One of "up", "down", "unknown" (before the first probe), "asleep" and "waking"."""
         if self._state is not None and (self._state.asleep or self._state.waking_us):
             return "asleep" if self._state.asleep else "waking"
-        return {True: "up", False: "down", None: "unknown"}[self._state.up if self._state else None]
+        return _UP[self._state.up if self._state else None]
 
     @property
     def why(self) -> str:
@@ -139,76 +161,84 @@ class NodeView:
         return f"<Node {self.url} {self.state}>"
 
 
-NO_CALIBRATION = {"median": None, "p90": None, "count": 0}
-
-
-def stats_of(engine: EngineState | None, endpoints: dict[str, Endpoint], totals: dict[str, int]) -> dict[str, Any]:
+def stats_of(engine: EngineState | None, endpoints: dict[str, Endpoint], totals: Totals) -> PoolStatistics:
     """Return the pool's statistics: totals, calibration, and `node_performance` by "host:port"."""
-    view, at = (engine.view, engine.now) if engine else (None, 0)
-    performance: dict[str, Any] = {}
+    view, now = (engine.view, engine.now) if engine else (None, 0)
+    performance: dict[str, NodeStatistics] = {}
     for key, endpoint in endpoints.items():
         state = view.nodes.get(key) if view else None
-        performance[key] = _performance(NodeView(endpoint, state), state, at)
-    return {
-        **totals,
-        "nodes_used": {key: row["total_requests"] for key, row in performance.items() if row["total_requests"]},
-        "nodes": list(endpoints),
-        "waiting": view.waiting() if view else 0,
-        "running": len(view.attempts) if view else 0,
-        "calibration": engine.history.calibration() if engine else NO_CALIBRATION,
-        "mixed_digests": mixed_digests(engine) if engine else {},
-        "notices": list(engine.notices) if engine else [],
-        "node_performance": performance,
-    }
+        performance[key] = NodeStatistics(**_statistics(NodeView(endpoint, state), state, now))
+    return PoolStatistics(
+        total_requests=totals.successful + totals.failed,
+        successful_requests=totals.successful,
+        failed_requests=totals.failed,
+        nodes_used={key: row.total_requests for key, row in performance.items() if row.total_requests},
+        nodes=list(endpoints),
+        waiting=view.waiting() if view else 0,
+        running=len(view.attempts) if view else 0,
+        calibration=engine.history.calibration() if engine else Calibration(),
+        mixed_digests=mixed_digests(engine) if engine else {},
+        notices=list(engine.notices) if engine else [],
+        node_performance=performance,
+    )
 
 
-def snapshot_of(engine: EngineState | None, endpoints: dict[str, Endpoint], app: str | None = None) -> dict[str, Any]:
-    """Return the state of the pool for displays, as plain values. `app`: only requests of this application."""
-    view, at = (engine.view, engine.now) if engine else (None, 0)
-    rows = []
-    for key, endpoint in endpoints.items():
-        state = view.nodes.get(key) if view else None
-        node = NodeView(endpoint, state)
-        row = _performance(node, state, at) | {"url": node.url, "why": node.why, "version": node.version}
-        rows.append(row | {"models": node.models, **(_details(engine, state) if engine and state else NO_DETAILS)})
-    return {
-        "nodes": rows,
-        "waiting": _waiting(engine, app) if engine else [],
-        "running": _running(engine, app) if engine else [],
-        "recent": engine.history.recent(app) if engine else [],
-        "calibration": engine.history.calibration(app) if engine else NO_CALIBRATION,
-        "mixed_digests": mixed_digests(engine) if engine else {},
-        "notices": list(engine.notices) if engine else [],
-    }
+def snapshot_of(
+    engine: EngineState | None,
+    endpoints: dict[str, Endpoint],
+    totals: CallTotals,
+    mode: RoutingMode | None,
+    strategy: RoutingStrategy,
+    app_name: str,
+    app: str | None = None,
+) -> Snapshot:
+    """Return the state of the pool for displays. `app`: only requests of this application."""
+    found = Snapshot(
+        app_name=app_name,
+        version=__version__,
+        routing_mode=mode.value if mode else None,
+        routing_strategy=strategy.value,
+        totals=totals,
+        nodes=[_node(engine, key, endpoint) for key, endpoint in endpoints.items()],
+    )
+    if engine is not None:
+        found.waiting, found.running = _waiting(engine, app), _running(engine, app)
+        found.recent, found.calibration = engine.history.recent(app), engine.history.calibration(app)
+        found.mixed_digests, found.notices = mixed_digests(engine), list(engine.notices)
+    return found
 
 
-NO_DETAILS: dict[str, Any] = {
-    "loaded": [],
-    "loading": [],
-    "replicas": [],
-    "since": None,
-    "has_gpu": None,
-    "breakers": [],
-    "drained": False,
-}
-
-
-def _details(engine: EngineState, state: Node) -> dict[str, Any]:
+def _node(engine: EngineState | None, key: str, endpoint: Endpoint) -> NodeStateRow:
+    state = engine.view.nodes.get(key) if engine else None
+    view = NodeView(endpoint, state)
+    row = NodeStateRow(
+        **_statistics(view, state, engine.now if engine else 0),
+        url=view.url,
+        why=view.why,
+        version=view.version,
+        models=view.models,
+    )
+    if engine is None or state is None:
+        return row
     since = {True: state.up_since, False: state.down_since, None: None}[state.up]
     loading = {replica.model: replica for replica in state.replicas.values() if is_being_loaded(replica, engine.now)}
-    return {
-        "loaded": [
-            {"model": name, **held._asdict(), "processor": held.processor}
-            for name, held in sorted(state.loaded.items())
-            if held.size or name not in loading  # one that is expected, and that the node does not list yet
-        ],
-        "loading": [load_row(replica, engine.now) for replica in loading.values()],
-        "replicas": replica_states(state, engine.now, engine.wall_clock(engine.now)),
-        "since": engine.wall_clock(since) if since else None,
-        "has_gpu": has_gpu(state),
-        "drained": state.drained,
-        "breakers": [model for model, replica in state.replicas.items() if not replica.breaker.closed],
-    }
+    row.loaded = [
+        loaded_row(name, held)
+        for name, held in sorted(state.loaded.items())
+        if held.size or name not in loading  # one that is expected, and that the node does not list yet
+    ]
+    row.loading = [load_row(replica, engine.now) for replica in loading.values()]
+    row.replicas = replica_states(state, engine.now, engine.wall_clock(engine.now))
+    row.since = engine.wall_clock(since) if since else None
+    row.has_gpu = has_gpu(state)
+    row.drained = state.drained
+    row.breakers = [model for model, replica in state.replicas.items() if not replica.breaker.closed]
+    return row
+
+
+def loaded_row(model: str, held: LoadedModel) -> LoadedRow:
+    """Return the row of a model in memory."""
+    return LoadedRow(model, **held._asdict(), processor=held.processor)
 
 
 def has_gpu(state: Node) -> bool:
@@ -216,7 +246,7 @@ def has_gpu(state: Node) -> bool:
     return state.held_bytes > 0 or any(held.size_vram > 0 for held in state.loaded.values())
 
 
-def mixed_digests(engine: EngineState) -> dict[str, dict[str, Any]]:
+def mixed_digests(engine: EngineState) -> dict[str, MixedDigest]:
     """Return model -> its versions with their nodes, and the one of embeddings, for models with several versions."""
     found: dict[str, dict[str, list[str]]] = {}
     for node in engine.view.nodes.values():
@@ -225,52 +255,52 @@ def mixed_digests(engine: EngineState) -> dict[str, dict[str, Any]]:
                 found.setdefault(model, {}).setdefault(digest, []).append(node.key)
     groups = engine.view.groups
     return {
-        model: {"embeddings_use": groups[model].digest if model in groups else "", "nodes": versions}
+        model: MixedDigest(groups[model].digest if model in groups else "", versions)
         for model, versions in found.items()
         if len(versions) > 1
     }
 
 
 def _task(task: Task) -> dict[str, Any]:
+    """Return the fields of a `TaskRow`."""
     return {
         "id": task.id, "kind": task.kind.value, "model": task.model, "app": task.app, "priority": task.priority
     }  # fmt: skip
 
 
-def _waiting(engine: EngineState, app: str | None) -> list[dict[str, Any]]:
-    view, at = engine.view, engine.now
-    rows: list[dict[str, Any]] = []
+def _waiting(engine: EngineState, app: str | None) -> list[WaitingRow]:
+    view, now = engine.view, engine.now
+    rows: list[WaitingRow] = []
     for model in view.waited_for():
-        for position, (task, wait) in enumerate(view.queue_of(model, at), 1):
+        for position, (task, wait) in enumerate(view.queue_of(model, now), 1):
             pending = view.tasks[task]
-            if app is not None and pending.task.app != app:
-                continue
-            waited = (at - pending.since) / 1000
-            rows.append(_task(pending.task) | {"waited_ms": waited, "position": position, "eta_ms": wait / 1000})
+            if app is None or pending.task.app == app:
+                waited_ms = (now - pending.since) / 1000
+                row = WaitingRow(**_task(pending.task), waited_ms=waited_ms, position=position, eta_ms=wait / 1000)
+                rows.append(row)
     return rows[:WAITING_SHOWN]
 
 
-def _running(engine: EngineState, app: str | None) -> list[dict[str, Any]]:
-    at = engine.now
+def _running(engine: EngineState, app: str | None) -> list[RunningRow]:
     attempts = [one for one in engine.view.attempts.values() if app is None or one.task.app == app]
     return [
-        _task(attempt.task)
-        | {
-            "attempt": attempt.id,
-            "node": attempt.replica.node.key,
-            "phase": _phase(attempt),
-            "cause": attempt.cause.value,
-            "predicted_ms": attempt.decision.predicted_us / 1000,
-            "elapsed_ms": (at - attempt.started_us) / 1000,
-            "queue_ms": (attempt.started_us - engine.view.tasks[attempt.task.id].since) / 1000,
-            "reason": attempt.decision.reason,
-            "items": attempt.items.total(),
-        }
+        RunningRow(
+            **_task(attempt.task),
+            attempt=attempt.id,
+            node=attempt.replica.node.key,
+            phase=_phase(attempt),
+            cause=attempt.cause.value,
+            predicted_ms=attempt.decision.predicted_us / 1000,
+            elapsed_ms=(engine.now - attempt.started_us) / 1000,
+            queue_ms=(attempt.started_us - engine.view.tasks[attempt.task.id].since) / 1000,
+            reason=attempt.decision.reason,
+            items=attempt.items.total(),
+        )
         for attempt in attempts[:RUNNING_SHOWN]
     ]
 
 
-def _phase(attempt: Attempt) -> str:
+def _phase(attempt: Attempt) -> Literal["load", "prefill", "decode", "embed"]:
     """Return the part of the work that an attempt is in, as far as it shows."""
     if attempt.items.total():
         return "embed"
@@ -285,41 +315,41 @@ def explained(engine: EngineState, task_id: int) -> dict[str, Any] | None:
     if pending is None:
         found = engine.history.find(task_id)
         return found and {"state": "done", **found}
-    at = engine.now
-    row = _task(pending.task) | {
-        "state": "running" if pending.attempts else "waiting",
-        "task_type": pending.task.type.value,
-        "queue_ms": (at - pending.since) / 1000,
-        "tried": [{"node": node, "why": why} for node, why in pending.tried.items()],
-        "running": [
-            {
-                "node": attempt.replica.node.key,
-                "reason": attempt.decision.reason,
-                "predicted_ms": attempt.decision.predicted_us / 1000,
-                "elapsed_ms": (at - attempt.started_us) / 1000,
-                "candidates": shown_candidates(attempt.decision),
-            }
+    now = engine.now
+    row = OpenExplanation(
+        **_task(pending.task),
+        state="running" if pending.attempts else "waiting",
+        task_type=pending.task.type.value,
+        queue_ms=(now - pending.since) / 1000,
+        tried=[RefusalRow(node, why) for node, why in pending.tried.items()],
+        running=[
+            OpenAttemptRow(
+                node=attempt.replica.node.key,
+                reason=attempt.decision.reason,
+                predicted_ms=attempt.decision.predicted_us / 1000,
+                elapsed_ms=(now - attempt.started_us) / 1000,
+                candidates=shown_candidates(attempt.decision),
+            )
             for attempt in pending.attempts.values()
         ],
-    }
+    )
     batch = pending.batch
     if batch is not None:
         under_way = sum(attempt.items.total() for attempt in pending.attempts.values())
-        row["items"] = {
-            "waiting": batch.pending_count, "running": under_way, "answered": batch.answered, "failed": batch.refused
-        }  # fmt: skip
-    place = engine.view.position(task_id, at)
+        row.items = BatchProgress(batch.pending_count, under_way, batch.answered, batch.refused)
+    place = engine.view.position(task_id, now)
     if place is not None:
-        row |= {"position": place[0], "eta_ms": place[1] / 1000}
-    return row
+        row.position, row.eta_ms = place[0], place[1] / 1000
+    shown: dict[str, Any] = msgspec.to_builtins(row)
+    return shown
 
 
-def _performance(view: NodeView, state: Node | None, at: Micros) -> dict[str, Any]:
+def _statistics(view: NodeView, state: Node | None, now: Micros) -> dict[str, Any]:
+    """Return the fields of a `NodeStatistics`."""
     replicas = list(state.replicas.values()) if state else []
-    latencies = [replica.latency_us(at) for replica in replicas if replica.latency.read() is not None]
+    latencies = [replica.latency_us(now) for replica in replicas if replica.latency.read() is not None]
     done = state.succeeded if state else 0
     failed = state.failed if state else 0
-    items = sum(replica.embedded for replica in replicas)
     rates = [
         rate * SECOND * replica.embedded / replica.done_cost
         for replica in replicas
@@ -335,8 +365,8 @@ def _performance(view: NodeView, state: Node | None, at: Micros) -> dict[str, An
         "state": view.state,
         "active_requests": state.running if state else 0,
         "batch_throughput": sum(rates),
-        "items": items,
+        "items": sum(replica.embedded for replica in replicas),
         "loaded_models": view.loaded_models,
-        "unable": state.incapable.words(at) if state else [],
+        "unable": state.incapable.words(now) if state else [],
         "slots": {replica.model: replica.limiter.limit for replica in replicas},
     }

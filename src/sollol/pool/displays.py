@@ -9,14 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import msgspec
+
 from sollol.config import OtelSettings
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy
 from sollol.engine.engine import Engine
 from sollol.errors import BadInput, SollolError
 from sollol.observe.history import row_of
+from sollol.observe.overview import Overview, Verdict
 from sollol.observe.request_filter import matcher
 from sollol.observe.request_record import RequestRecord
+from sollol.observe.rows import CallTotals, Snapshot
 from sollol.observe.snapshot import EngineState, explained, snapshot_of, stats_of
 from sollol.observe.totals import Totals
 from sollol.pool.statistics import Statistics, with_notes
@@ -32,7 +36,7 @@ SPANS = ("5m", "1h")
 STORED_SPANS = ("1d", "30d")
 NOTES_MOST = 1_000  # nodes
 NO_CACHE = {"enabled": False, "size": 0, "max_size": 0, "hits": 0, "misses": 0, "hit_rate": 0.0}
-UNUSED = {"severity": "info", "text": "The pool was not used yet."}
+UNUSED = Verdict("info", "The pool was not used yet.")
 HISTORY_MOST = 1_000
 READ_S = 5.0  # wait of a reader on another thread for the pool's loop
 
@@ -66,7 +70,9 @@ class PoolDisplays:
 
     def get_stats(self) -> dict[str, Any]:
         """Return a copy of the statistics: totals, `nodes_used`, and `node_performance` by "host:port"."""
-        found = self.read_state(lambda: stats_of(self._state(), dict(self._endpoints), self.totals.as_dict()))
+        found: dict[str, Any] = msgspec.to_builtins(
+            self.read_state(lambda: stats_of(self._state(), dict(self._endpoints), self.totals))
+        )
         found |= {
             "node_performance": with_notes(found["node_performance"], self._notes),
             "nodes_configured": len(self._endpoints),
@@ -129,29 +135,33 @@ class PoolDisplays:
         Args:
             app: Return only the tasks and calls of this application; nodes and totals are of all.
         """
-        return {
-            "app_name": self.app_name,
-            "version": __version__,
-            "routing_mode": self.routing_mode.value if self.routing_mode else None,
-            "routing_strategy": self.routing_strategy.value,
-            "totals": {**self.totals.as_dict(), "faults": self._engine.dispatcher.faults if self._engine else 0},
-            **self.read_state(lambda: snapshot_of(self._state(), dict(self._endpoints), app)),
-        }
+        found: dict[str, Any] = msgspec.to_builtins(self.read_snapshot(app))
+        return found
+
+    def read_snapshot(self, app: str | None = None) -> Snapshot:
+        """Return the same as a structure, for faces that serve others."""
+        return self.read_state(lambda: self._snapshot(app))
+
+    def _snapshot(self, app: str | None = None) -> Snapshot:
+        totals, faults = self.totals, self._engine.dispatcher.faults if self._engine else 0
+        counted = CallTotals(totals.successful + totals.failed, totals.successful, totals.failed, faults)
+        mode, strategy = self.routing_mode, self.routing_strategy
+        return snapshot_of(self._state(), dict(self._endpoints), counted, mode, strategy, self.app_name, app)
 
     def overview(self) -> dict[str, Any]:
         """Return the snapshot with a verdict in one sentence, findings, events, and the work of the last seconds."""
-        found = self.snapshot()
+        found: dict[str, Any] = msgspec.to_builtins(self.read_overview())
+        return found
+
+    def read_overview(self) -> Overview:
+        """Return the same as a structure, for faces that serve others."""
         engine = self._engine
         if engine is None:
-            unused: dict[str, Any] = {"verdict": UNUSED, "findings": [], "events": [], "latest": None, "spans": []}
-            return {**found, **unused, "applications": None}
+            shown = msgspec.structs.asdict(self.read_snapshot())
+            return Overview(**shown, verdict=UNUSED, findings=[], events=[], latest=None, spans=[])
         feed = engine.redis_feed
-        return {
-            **found,
-            **self.read_state(lambda: engine.monitor().report(found)),
-            "spans": list(self._spans()),
-            "applications": None if feed is None else feed.applications(),
-        }
+        applications = None if feed is None else feed.applications()
+        return self.read_state(lambda: engine.monitor().report(self._snapshot(), self._spans(), applications))
 
     def series(self, span: str = "5m") -> dict[str, Any]:
         """Return the work of each node over a span, as columns: "5m", "1h", and with a store "1d" and "30d".
@@ -193,10 +203,14 @@ class PoolDisplays:
             records = [
                 record for record in reversed(self.read_state(engine.recorder.history.records)) if wanted(record)
             ]
-            return {"rows": [row_of(record) for record in records[:most]], "next": None, "stored": False}
+            return {
+                "rows": msgspec.to_builtins([row_of(record) for record in records[:most]]),
+                "next": None,
+                "stored": False,
+            }
         found = engine.storing.store.search(wanted, most, before)
         return {
-            "rows": [row_of(record) for _, record in found],
+            "rows": msgspec.to_builtins([row_of(record) for _, record in found]),
             "next": found[-1][0] if len(found) == most else None,
             "stored": True,
         }

@@ -169,7 +169,7 @@ def test_the_gateway_holds_to_what_a_key_allows(tmp_path: Path) -> None:
         assert client.get("/sollol/health").status_code == 200
         assert ask(plain)[0] == 200
         task = stage.look(lambda gateway: gateway.engine.recorder.history.recent()[0])
-        assert (task["app"], task["id"]) == ("plain", task["id"])
+        assert task.app == "plain"
         assert stage.last_task().priority == 3
         assert ask(plain, model="nomic-embed-text")[0] == 403
         assert client.post("/v1/messages", json={"model": MODEL, "messages": MESSAGES, "max_tokens": 4},

@@ -77,7 +77,7 @@ def test_another_node_goes_on(case: str, fault: str, continues: bool) -> None:
             if case in ("chat-stream", "generate-stream"):
                 assert json.loads(answer.splitlines()[-1])["eval_count"] == WORDS
         moved = stage.look(
-            lambda gateway: [row for row in gateway.engine.recorder.history.recent() if row["attempts"] > 1]
+            lambda gateway: [row for row in gateway.engine.recorder.history.recent() if row.attempts > 1]
         )
         assert moved
 
@@ -146,7 +146,7 @@ def test_silence_while_a_tool_call_is_composed_is_waited_for(case: str) -> None:
     with sim_cluster([talker(1), talker(2)]) as nodes, gateway_over(nodes.urls) as stage:
         answer = ask_with_a_pause(nodes, stage, case, **TOOLS[case])
         assert ENDINGS[case] in answer
-        assert stage.look(lambda gateway: gateway.engine.recorder.history.recent()[-1]["attempts"]) == 1
+        assert stage.look(lambda gateway: gateway.engine.recorder.history.recent()[-1].attempts) == 1
 
 
 @plain_only
@@ -201,5 +201,5 @@ def test_an_answer_that_only_repeats_itself_is_an_end(case: str, more: dict[str,
                 assert LENGTH[case] in answer
             assert b'"error":{' not in answer
             assert b'{"error"' not in answer
-        assert stage.look(lambda gateway: {row["attempts"] for row in gateway.engine.recorder.history.recent()}) == {1}
+        assert stage.look(lambda gateway: {row.attempts for row in gateway.engine.recorder.history.recent()}) == {1}
         assert not stage.look(lambda gateway: gateway.pool.get_stats()["failed_requests"])

@@ -59,4 +59,4 @@ def test_events_that_come_one_by_one_are_passed_on_as_they_came(case: str) -> No
         direct = httpx.post(nodes.urls[0] + path, json={"model": MODEL, "stream": True, **body}).content
         with one_by_one(nodes.urls[0], direct) as url, gateway_over([url]) as stage:
             assert ask(stage, case) == direct
-            assert stage.look(lambda gateway: gateway.engine.recorder.history.recent()[0]["attempts"]) == 1
+            assert stage.look(lambda gateway: gateway.engine.recorder.history.recent()[0].attempts) == 1

@@ -115,7 +115,7 @@ def test_an_answer_that_ran_into_the_limit_of_repeated_tokens_is_an_answer() -> 
         assert (answer.status_code, answer.json()["done"]) == (200, False)
         assert answer.json()["message"]["content"]
         (call,) = stage.look(lambda gateway: gateway.engine.recorder.history.recent())
-        assert (call["outcome"], call["attempts"]) == ("ok", 1)
+        assert (call.outcome, call.attempts) == ("ok", 1)
 
 
 @pytest.mark.parametrize("count", [1, 40])

@@ -89,7 +89,7 @@ def test_a_key_sees_its_own_requests_and_no_others(stage: Stage) -> None:
         assert {row["app"] for name in ("running", "waiting", "recent") for row in frame[name]} == {"anns-app"}
         assert len(frame["running"]) + len(frame["waiting"]) == 4
         assert len(frame["recent"]) == 1
-        assert frame["totals"] == {"total_requests": 1, "failed_requests": 0, "successful_requests": 1}
+        assert frame["totals"] == {"total_requests": 1, "successful_requests": 1, "failed_requests": 0, "faults": 0}
         assert frame["calibration"]["count"] == 1
         assert frame["can_act"] is False
         assert "1 of 1 nodes up" in frame["verdict"]["text"]

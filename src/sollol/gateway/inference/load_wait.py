@@ -70,10 +70,10 @@ def loading_replica(view: SchedulerView, task: int, now: Micros) -> Replica | No
 def loading_row(replica: Replica, now: Micros) -> dict[str, Any]:
     """Return `state`, `node`, `progress` (0.0 to 1.0) and `eta_seconds`; these are None where no load was measured."""
     row = load_row(replica, now)
-    eta_ms = row["eta_ms"]
+    eta_ms = row.eta_ms
     return {
-        "state": row["state"],
+        "state": row.state,
         "node": replica.key,
-        "progress": row["progress"],
+        "progress": row.progress,
         "eta_seconds": None if eta_ms is None else round(eta_ms / 1000, 1),
     }

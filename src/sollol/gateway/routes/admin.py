@@ -11,6 +11,7 @@ from sollol.gateway.auth import access
 from sollol.gateway.context import Context
 from sollol.gateway.metrics_server import check_reader
 from sollol.gateway.node_queries import nodes_of
+from sollol.gateway.routes.answers import Health, Nodes, QueuePlace, Ready
 from sollol.gateway.routes.openapi import document
 from sollol.http_server.request import Request
 from sollol.observe.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -24,7 +25,7 @@ QUEUE: Final[re.Pattern[str]] = re.compile(r"/sollol/queue/([^/]+)")
 
 async def health(context: Context, request: Request) -> None:
     """Answer that the gateway serves."""
-    request.answer(200, encode({"status": "ok", "version": __version__, "instance": context.instance}))
+    request.answer(200, encode(Health("ok", __version__, context.instance)))
 
 
 async def ready(context: Context, request: Request) -> None:
@@ -45,14 +46,14 @@ async def ready(context: Context, request: Request) -> None:
     elif not nodes:
         why["gateway"] = "it has no nodes"
     good = up > 0 and not context.is_draining()
-    answer = {"status": "ready" if good else "not ready", "nodes_up": up, "nodes": len(nodes), "why": why}
+    answer = Ready("ready" if good else "not ready", up, len(nodes), why)
     request.answer(200 if good else 503, encode(answer), headers=() if good else [("Retry-After", "5")])
 
 
 async def snapshot(context: Context, request: Request) -> None:
     """Answer with the state of nodes, queue and requests."""
     access.check_admin(request, VIEW_OTHERS)
-    request.answer(200, encode(context.snapshot()))
+    request.answer(200, encode(context.overview()))
 
 
 async def metrics(context: Context, request: Request) -> None:
@@ -65,7 +66,7 @@ async def metrics(context: Context, request: Request) -> None:
 async def nodes(context: Context, request: Request) -> None:
     """Answer with the state of the nodes."""
     access.check_admin(request, VIEW_OTHERS)
-    request.answer(200, encode({"nodes": context.pool.snapshot()["nodes"]}))
+    request.answer(200, encode(Nodes(context.pool.read_snapshot().nodes)))
 
 
 async def plan(context: Context, request: Request) -> None:
@@ -86,8 +87,8 @@ async def explain(context: Context, request: Request, task: str) -> None:
 async def queue(context: Context, request: Request, task: str) -> None:
     """Answer with the position of a request in the queue, and the milliseconds until its expected start."""
     found = _explained(context, request, task)
-    answer = {"id": found["id"], "state": found["state"], "model": found["model"]}
-    answer |= {"position": found.get("position"), "eta_ms": found.get("eta_ms"), "queue_ms": found.get("queue_ms")}
+    place, eta_ms = found.get("position"), found.get("eta_ms")
+    answer = QueuePlace(found["id"], found["state"], found["model"], place, eta_ms, found.get("queue_ms"))
     request.answer(200, encode(answer))
 
 

@@ -62,9 +62,9 @@ async def snapshot(context: Context, request: Request) -> None:
     """Answer with the present state."""
     key = request.key
     if key is None or key.admin:
-        request.answer(200, encode(context.snapshot()))
+        request.answer(200, encode(context.overview()))
     else:
-        request.answer(200, encode({**own_view(context.pool, key), "login": context.keyring.required}))
+        request.answer(200, encode(own_view(context.pool, key, context.keyring.required)))
 
 
 async def series(context: Context, request: Request, span: str) -> None:
