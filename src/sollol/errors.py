@@ -10,7 +10,8 @@ SollolError
 ├── StreamBroken                        an answer ended early; carries the received part
 ├── QueueFull                           the queue is at its limit
 ├── NotSupported        (NotImplementedError)  a capability that SOLLOL does not have
-│   └── FormerName      (ImportError)   a name of SOLLOL 0.9 that is gone
+│   ├── FormerName      (ImportError)   an imported name of SOLLOL 0.9 that is gone
+│   └── FormerAttribute (AttributeError)  the same, where an attribute is looked up
 └── DeadlineExceeded    (TimeoutError)  the caller's time ran out, waiting included
 """
 
@@ -117,6 +118,10 @@ class NotSupported(SollolError, NotImplementedError):
 
 class FormerName(NotSupported, ImportError):
     """A name of SOLLOL 0.9 is gone. The message has the reason, and what to use instead."""
+
+
+class FormerAttribute(NotSupported, AttributeError):
+    """The same as `FormerName`, where an attribute is looked up; so `hasattr` is false."""
 
 
 class QueueFull(SollolError):

@@ -23,7 +23,8 @@ def find_former(module: str, name: str) -> Any:
 
     Raises:
         AttributeError: 0.9 had no such name.
-        FormerName: The name is gone.
+        FormerName: The name is gone, and an `import` looks it up.
+        FormerAttribute: The name is gone, and an attribute is looked up.
     """
     if name == "logger" and module:
         import logging  # takes 4 ms
@@ -35,10 +36,21 @@ def find_former(module: str, name: str) -> Any:
     if names is None or row is None:
         raise AttributeError(f"module {f'{PACKAGE}.{module}'.rstrip('.')!r} has no attribute {name!r}")
     if row.fate == names.GONE:
-        from sollol.errors import FormerName
+        from sollol.errors import FormerAttribute, FormerName
 
-        raise FormerName(names.advice(row, name))
+        raise (FormerName if _is_import() else FormerAttribute)(names.advice(row, name))
     return getattr(import_module(row.home), name)
+
+
+def _is_import() -> bool:
+    """Check that an `import` statement looks a name up: it would hide the words of an AttributeError."""
+    from opcode import opname
+
+    frame = sys._getframe(2)
+    if frame.f_code.co_name == "__getattr__" and frame.f_back is not None:
+        frame = frame.f_back
+    code = frame.f_code
+    return code.co_name == "_handle_fromlist" or opname[code.co_code[frame.f_lasti]] == "IMPORT_FROM"
 
 
 def _is_submodule(package: str, name: str) -> bool:

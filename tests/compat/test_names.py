@@ -14,7 +14,7 @@ import pytest
 import sollol
 from sollol.compat import names
 from sollol.compat.names import GONE, HERE, LATER, ROOT, ROWS
-from sollol.errors import FormerName, NotSupported, SollolError
+from sollol.errors import FormerAttribute, FormerName, NotSupported, SollolError
 from tests.test_docs import DOCS, tool_of
 
 LISTED = 330
@@ -62,8 +62,9 @@ def test_a_name_of_the_package_itself(name: str) -> None:
     row = names.find("", name)
     assert row is not None
     if row.fate == GONE:
-        with pytest.raises(FormerName, match="docs/migration"):
+        with pytest.raises(FormerAttribute, match="docs/migration"):
             getattr(sollol, name)
+        assert not hasattr(sollol, name)
     else:
         assert getattr(sollol, name) is getattr(import_module(f"sollol.{row.module}"), name)
 

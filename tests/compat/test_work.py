@@ -202,3 +202,10 @@ def test_a_load_balancer_for_requests_of_a_programs_own(pool: OllamaPool) -> Non
     assert balancer.suggest_execution_mode() == "parallel"
     with pytest.raises(BadInput):
         integration.SOLLOLLoadBalancer(5)
+
+
+@pytest.mark.parametrize("word", [None, 7, ["researcher"]])
+def test_a_role_or_kind_that_is_no_text(word: Any) -> None:
+    for call in (priority_helpers.get_priority_for_role, priority_helpers.get_priority_for_task):
+        with pytest.raises(BadInput, match="names no role or kind of task; expected a text"):
+            call(word)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.workload.validation import check_priority
+from sollol.errors import BadInput
+from sollol.workload.validation import check_priority, short
 
 
 class Priority:
@@ -137,4 +138,6 @@ def explain_priority_system() -> str:
 
 
 def _word(text: str) -> str:
+    if not isinstance(text, str):
+        raise BadInput(f"{short(text)} names no role or kind of task; expected a text, such as 'researcher'")
     return text.lower().strip()

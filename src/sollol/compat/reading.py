@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from sollol.compat import names
-from sollol.errors import BadInput, FormerName
+from sollol.errors import BadInput
 from sollol.files import read_bounded
 from sollol.pool.former_keywords import ROUTING
 from sollol.pool.requests import OLD_KEYWORDS
@@ -155,8 +155,6 @@ def _is_module(module: str) -> bool:
 def _exists(module: str, name: str) -> bool:
     try:
         return hasattr(import_module(f"sollol.{module}".rstrip(".")), name)
-    except FormerName:
-        return False
     except ImportError:
         return False
 
