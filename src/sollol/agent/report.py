@@ -12,11 +12,14 @@ from typing import Annotated, Final
 import msgspec
 
 from sollol.core.types import LoadedModel
+from sollol.observe.replica_state import moment
 
 SKEW_S: Final = 300.0  # of the agent's clock; an older report is stale
 VRAM_SEEN: Final = 0.5  # share of the memory that Ollama lists, which a GPU must have in use
 
-Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]  # of a disk
+Memory = Annotated[int, msgspec.Meta(ge=0, le=2**46)]  # of a machine
+GpuMemory = Annotated[int, msgspec.Meta(ge=0, le=2**42)]  # of one GPU; Apple's is that of the machine
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Text = Annotated[str, msgspec.Meta(max_length=300)]
 
@@ -37,8 +40,8 @@ class GpuReport(msgspec.Struct, frozen=True):
 
     name: Text
     driver: Text
-    memory_bytes: Bytes | None = None
-    used_bytes: Bytes | None = None
+    memory_bytes: GpuMemory | None = None
+    used_bytes: GpuMemory | None = None
     busy: Share | None = None
     temperature_c: Annotated[float, msgspec.Meta(ge=-50, le=200)] | None = None
     power_w: Annotated[float, msgspec.Meta(ge=0, le=5_000)] | None = None
@@ -64,10 +67,10 @@ class AgentReport(msgspec.Struct, frozen=True):
     """
 
     agent: Text
-    at: float
+    at: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
     gpus: Annotated[tuple[GpuReport, ...], msgspec.Meta(max_length=64)] = ()
-    memory_bytes: Bytes = 0
-    available_bytes: Bytes = 0
+    memory_bytes: Memory = 0
+    available_bytes: Memory = 0
     disk_bytes: Bytes | None = None
     disk_free_bytes: Bytes | None = None
     load: Annotated[float, msgspec.Meta(ge=0, le=100_000)] | None = None
@@ -109,10 +112,17 @@ def parse_report(raw: bytes, now: float) -> AgentReport:
 
 
 def contradiction(report: AgentReport, loaded: Mapping[str, LoadedModel]) -> str:
-    """Return how a report contradicts the node's own list of models in memory, "" if it does not."""
-    listed = sum(model.size_vram for model in loaded.values())
-    known = [gpu for gpu in report.gpus if gpu.used_bytes is not None]
-    used = sum(gpu.used_bytes or 0 for gpu in known)
-    if listed and report.gpus and len(known) == len(report.gpus) and used < VRAM_SEEN * listed:
-        return f"it reports {used:,} bytes in use on the GPU, while Ollama lists {listed:,} there"
+    """Return how a report contradicts the node's own list of models in memory, "" if it does not.
+
+    The list may be a minute old, so models that may have left the memory since do not count.
+    """
+    listed = sum(model.size_vram for model in loaded.values() if moment(model.expires_at, report.at + 1) > report.at)
+    if not listed or not report.gpus:
+        return ""
+    used = [gpu.used_bytes for gpu in report.gpus if gpu.used_bytes is not None]
+    if len(used) == len(report.gpus) and sum(used) < VRAM_SEEN * listed:
+        return f"it reports {sum(used):,} bytes in use on the GPU, while Ollama lists {listed:,} there"
+    memory = report.model_memory_bytes
+    if memory is not None and listed > memory:
+        return f"it reports GPUs of {memory:,} bytes, while Ollama lists {listed:,} there"
     return ""
