@@ -24,6 +24,7 @@ import pytest
 
 import sollol
 from sollol import config, errors, sim
+from sollol.pool.call_types import ChatKeywords, EmbedKeywords, GenerateKeywords
 from sollol.sim import faults
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +225,7 @@ def test_everything_a_pool_has_is_documented() -> None:
     assert not missing(public(sollol.OllamaPool) | public(sollol.AsyncOllamaPool), *pages)
     verbs = [getattr(kind, name) for kind in (sollol.OllamaPool, sollol.AsyncOllamaPool) for name in public(kind)]
     arguments = {name for verb in verbs if callable(verb) for name in inspect.signature(verb).parameters}
+    arguments |= {*ChatKeywords.__annotations__, *GenerateKeywords.__annotations__, *EmbedKeywords.__annotations__}
     assert not missing(arguments - {"self", "args", "call", "kwargs", "same", "ollama", "host", "port"}, *pages)
 
 

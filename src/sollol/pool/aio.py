@@ -14,8 +14,6 @@ from typing import Any, Literal, Unpack, overload
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.backends.ollama import decode
 from sollol.core.endpoint import DEFAULT_PORT
-from sollol.core.policy import Hedger
-from sollol.core.types import RoutingMode, TaskType
 from sollol.engine.batch_job import (
     BatchEnded,
     ItemsRefused,
@@ -31,14 +29,7 @@ from sollol.errors import SollolError
 from sollol.pool.async_batches import AsyncAnswerBatches
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult
-from sollol.pool.call_types import (
-    ChatFields,
-    ChatKeywords,
-    EmbedFields,
-    GenerateFields,
-    GenerateKeywords,
-    Node,
-)
+from sollol.pool.call_types import ChatKeywords, EmbedKeywords, GenerateKeywords
 from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.stream_rows import rows_of
 
@@ -146,14 +137,7 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         messages: Sequence[Any] | None = None,
         stream: bool = False,
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        task_type: TaskType | str | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[ChatFields],
+        **call: Unpack[ChatKeywords],
     ) -> ChatResponse | AsyncGenerator[ChatResponse]:
         """Send a chat (`/api/chat`) to the node with the earliest predicted end.
 
@@ -164,9 +148,9 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         Returns: a ChatResponse, or with `stream` an asynchronous iterator of them.
         Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
         """
-        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        options, fields = self._split(priority, call)
         answer: ChatResponse | AsyncGenerator[ChatResponse] = await self._perform(
-            chat_request(model, messages, stream, call, ollama)
+            chat_request(model, messages, stream, options, fields)
         )
         return answer
 
@@ -203,14 +187,7 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         prompt: str | None = None,
         stream: bool = False,
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        task_type: TaskType | str | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[GenerateFields],
+        **call: Unpack[GenerateKeywords],
     ) -> GenerateResponse | AsyncGenerator[GenerateResponse]:
         """Send a prompt (`/api/generate`) to the node with the earliest predicted end.
 
@@ -219,9 +196,9 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         Returns: a GenerateResponse, or with `stream` an asynchronous iterator of them.
         Raises: as `chat`.
         """
-        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        options, fields = self._split(priority, call)
         answer: GenerateResponse | AsyncGenerator[GenerateResponse] = await self._perform(
-            generate_request(model, prompt, stream, call, ollama)
+            generate_request(model, prompt, stream, options, fields)
         )
         return answer
 
@@ -230,20 +207,14 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         model: str,
         input: str | Sequence[str],
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> EmbedResponse:
         """Send texts (`/api/embed`) as one request to one node; `embed_batch` uses all nodes.
 
         Fields of Ollama's API: `options`, `keep_alive`, `truncate`, `dimensions`. Otherwise as `chat`.
         """
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbedResponse = await self._perform(embed_request(model, input, call, ollama))
+        options, fields = self._split(priority, call, typed=False)
+        answer: EmbedResponse = await self._perform(embed_request(model, input, options, fields))
         return answer
 
     async def embeddings(
@@ -251,17 +222,11 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         model: str,
         prompt: str,
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> EmbeddingsResponse:
         """Send one text to the older `/api/embeddings`, which returns a vector without normalisation."""
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, call, ollama))
+        options, fields = self._split(priority, call, typed=False)
+        answer: EmbeddingsResponse = await self._perform(old_embed_request(model, prompt, options, fields))
         return answer
 
     async def _perform(self, request: InferenceRequest) -> Any:
@@ -327,16 +292,11 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         use_adaptive: bool = True,
         *,
         on_error: str = "raise",
-        timeout: float | None = None,
-        mode: RoutingMode | str | None = None,
-        hedge: bool | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> BatchResult:
         """Return one vector per input, in order, from all nodes at once. See BatchResult."""
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama)
+        options, fields = self._split(priority, call, typed=False)
+        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields)
         texts = None if isinstance(inputs, AsyncIterable) else as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else inputs
@@ -358,20 +318,15 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         use_adaptive: bool = True,
         max_workers: int | None = None,
         on_error: str = "raise",
-        timeout: float | None = None,
-        mode: RoutingMode | str | None = None,
-        hedge: bool | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> AsyncGenerator[tuple[int, Any]]:
         """Yield (index, vector) pairs as they finish, in any order.
 
         Inputs are read on demand, so memory is limited. A failed item raises its error, or with `on_error="return"` the
         error takes the vector's place.
         """
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
+        options, fields = self._split(priority, call, typed=False)
+        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields, "embed_stream")
         source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
         async with aclosing(self._batch(batch, source)) as messages:
             async for message in messages:

@@ -10,12 +10,11 @@ from itertools import islice
 from typing import Any, Unpack
 
 from sollol.answers import ChatResponse, GenerateResponse
-from sollol.core.types import RoutingMode, TaskType
 from sollol.engine.call_batch import CallBatch, CallEnded, CallMessage, CallsEnded, CallsRequested
 from sollol.pool.answer_batches import AnswerBatch, answer_of, chat_batch, generate_batch, listed
 from sollol.pool.async_models import AsyncModelCalls
 from sollol.pool.batch_result import BatchAnswers
-from sollol.pool.call_types import ChatFields, GenerateFields, Node
+from sollol.pool.call_types import ChatKeywords, GenerateKeywords
 
 
 class AsyncAnswerBatches(AsyncModelCalls):
@@ -29,13 +28,7 @@ class AsyncAnswerBatches(AsyncModelCalls):
         priority: int = 5,
         max_workers: int | None = None,
         on_error: str = "raise",
-        timeout: float | None = None,
-        mode: RoutingMode | str | None = None,
-        hedge: bool | None = None,
-        task_type: TaskType | str | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[ChatFields],
+        **call: Unpack[ChatKeywords],
     ) -> BatchAnswers[ChatResponse]:
         """Return a ChatResponse for each item of `inputs`, in order, from all nodes at once.
 
@@ -44,8 +37,8 @@ class AsyncAnswerBatches(AsyncModelCalls):
         as the nodes have room for. `on_error="raise"`: failed items raise BatchError at the end, with all results;
         "return": they are None, with their errors in `result.errors`. Other keywords: see `chat`.
         """
-        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        batch = chat_batch(model, call, max_workers, on_error, ollama)
+        options, fields = self._split(priority, call)
+        batch = chat_batch(model, options, max_workers, on_error, fields)
         result: BatchAnswers[ChatResponse] = await self._answers(batch, inputs)
         return result
 
@@ -57,13 +50,7 @@ class AsyncAnswerBatches(AsyncModelCalls):
         priority: int = 5,
         max_workers: int | None = None,
         on_error: str = "raise",
-        timeout: float | None = None,
-        mode: RoutingMode | str | None = None,
-        hedge: bool | None = None,
-        task_type: TaskType | str | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[GenerateFields],
+        **call: Unpack[GenerateKeywords],
     ) -> BatchAnswers[GenerateResponse]:
         """Return a GenerateResponse for each item of `inputs`, in order, from all nodes at once.
 
@@ -72,8 +59,8 @@ class AsyncAnswerBatches(AsyncModelCalls):
         as the nodes have room for. `on_error="raise"`: failed items raise BatchError at the end, with all results;
         "return": they are None, with their errors in `result.errors`. Other keywords: see `generate`.
         """
-        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
-        batch = generate_batch(model, call, max_workers, on_error, ollama)
+        options, fields = self._split(priority, call)
+        batch = generate_batch(model, options, max_workers, on_error, fields)
         result: BatchAnswers[GenerateResponse] = await self._answers(batch, inputs)
         return result
 

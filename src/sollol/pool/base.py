@@ -224,6 +224,16 @@ class PoolBase(PoolDisplays):
         if self._engine is not None:
             self._engine.use_digests(self._one_digest, self._pinned, self._used_digests)
 
+    def _split(
+        self, priority: Any, call: Mapping[str, Any], *, typed: bool = True
+    ) -> tuple[CallOptions, dict[str, Any]]:
+        """Separate the validated constraints of a call from the fields of its body. `typed`: it has a `task_type`."""
+        fields = dict(call)
+        timeout, mode, hedge, node = (fields.pop(name, None) for name in ("timeout", "mode", "hedge", "node"))
+        task_type = fields.pop("task_type", None) if typed else None
+        gpu = fields.pop("requires_gpu", False)
+        return self._call_options(priority, timeout, mode, hedge, task_type, node, gpu), fields
+
     def _call_options(self, priority: Any, timeout: Any, mode: Any = None, *more: Any) -> CallOptions:
         """Validate the options of a call, with the pool's defaults."""
         found = call_options(

@@ -14,8 +14,6 @@ from typing import Any, Literal, Unpack, overload
 
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.backends.ollama import decode
-from sollol.core.policy import Hedger
-from sollol.core.types import RoutingMode, TaskType
 from sollol.engine.batch_job import BatchEnded, ItemsRefused, Message, TextsRequested, VectorsDelivered
 from sollol.engine.engine import finish, finish_stream
 from sollol.engine.inference_request import InferenceRequest
@@ -23,15 +21,7 @@ from sollol.engine.inputs import as_sequence, take_texts
 from sollol.engine.jobs import STREAM_AHEAD, CallJob, StreamJob
 from sollol.pool.base import BatchCall, configured_nodes
 from sollol.pool.batch_result import BatchResult
-from sollol.pool.call_types import (
-    ChatFields,
-    ChatKeywords,
-    EmbedFields,
-    EmbedKeywords,
-    GenerateFields,
-    GenerateKeywords,
-    Node,
-)
+from sollol.pool.call_types import ChatKeywords, EmbedKeywords, GenerateKeywords
 from sollol.pool.progress import progress_bar
 from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.stream_rows import rows_of
@@ -96,14 +86,7 @@ class OllamaPool(AnswerBatches):
         messages: Sequence[Any] | None = None,
         stream: bool = False,
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        task_type: TaskType | str | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[ChatFields],
+        **call: Unpack[ChatKeywords],
     ) -> ChatResponse | Generator[ChatResponse]:
         """Send a chat (`/api/chat`) to the node with the earliest predicted end.
 
@@ -114,9 +97,9 @@ class OllamaPool(AnswerBatches):
         Returns: a ChatResponse, or with `stream` an iterator of them.
         Raises: BadInput, NoNodeAvailable, ResponseError (the node refused the request), DeadlineExceeded, QueueFull.
         """
-        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        options, fields = self._split(priority, call)
         answer: ChatResponse | Generator[ChatResponse] = self._perform(
-            chat_request(model, messages, stream, call, ollama)
+            chat_request(model, messages, stream, options, fields)
         )
         return answer
 
@@ -153,14 +136,7 @@ class OllamaPool(AnswerBatches):
         prompt: str | None = None,
         stream: bool = False,
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        task_type: TaskType | str | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[GenerateFields],
+        **call: Unpack[GenerateKeywords],
     ) -> GenerateResponse | Generator[GenerateResponse]:
         """Send a prompt (`/api/generate`) to the node with the earliest predicted end.
 
@@ -169,9 +145,9 @@ class OllamaPool(AnswerBatches):
         Returns: a GenerateResponse, or with `stream` an iterator of them.
         Raises: as `chat`.
         """
-        call = self._call_options(priority, timeout, mode, hedge, task_type, node, requires_gpu)
+        options, fields = self._split(priority, call)
         answer: GenerateResponse | Generator[GenerateResponse] = self._perform(
-            generate_request(model, prompt, stream, call, ollama)
+            generate_request(model, prompt, stream, options, fields)
         )
         return answer
 
@@ -180,20 +156,14 @@ class OllamaPool(AnswerBatches):
         model: str,
         input: str | Sequence[str],
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> EmbedResponse:
         """Send texts (`/api/embed`) as one request to one node; `embed_batch` uses all nodes.
 
         Fields of Ollama's API: `options`, `keep_alive`, `truncate`, `dimensions`. Otherwise as `chat`.
         """
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbedResponse = self._perform(embed_request(model, input, call, ollama))
+        options, fields = self._split(priority, call, typed=False)
+        answer: EmbedResponse = self._perform(embed_request(model, input, options, fields))
         return answer
 
     def embeddings(
@@ -201,17 +171,11 @@ class OllamaPool(AnswerBatches):
         model: str,
         prompt: str,
         priority: int = 5,
-        *,
-        mode: RoutingMode | str | None = None,
-        timeout: float | None = None,
-        hedge: bool | Hedger | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> EmbeddingsResponse:
         """Send one text to the older `/api/embeddings`, which returns a vector without normalisation."""
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, call, ollama))
+        options, fields = self._split(priority, call, typed=False)
+        answer: EmbeddingsResponse = self._perform(old_embed_request(model, prompt, options, fields))
         return answer
 
     def _perform(self, request: InferenceRequest) -> Any:
@@ -357,20 +321,15 @@ class OllamaPool(AnswerBatches):
         *,
         on_error: str = "raise",
         progress: bool = False,
-        timeout: float | None = None,
-        mode: RoutingMode | str | None = None,
-        hedge: bool | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> BatchResult:
         """Return one vector per input, in order, from all nodes at once.
 
         `use_adaptive=False, max_workers=k` keeps exactly k requests in flight. `on_error="raise"`: failed items raise
         BatchError at the end, with all results; "return": they are None. `progress` draws a bar on stderr.
         """
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama)
+        options, fields = self._split(priority, call, typed=False)
+        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields)
         texts = as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else iter(inputs)
@@ -398,16 +357,11 @@ class OllamaPool(AnswerBatches):
         use_adaptive: bool = True,
         max_workers: int | None = None,
         on_error: str = "raise",
-        timeout: float | None = None,
-        mode: RoutingMode | str | None = None,
-        hedge: bool | None = None,
-        node: Node | Iterable[Node] | None = None,
-        requires_gpu: bool = False,
-        **ollama: Unpack[EmbedFields],
+        **call: Unpack[EmbedKeywords],
     ) -> Generator[tuple[int, Any]]:
         """Yield (index, vector) pairs as they finish, in any order; inputs are read on demand, so memory is limited."""
-        call = self._call_options(priority, timeout, mode, hedge, None, node, requires_gpu)
-        batch = self._batch_arguments(model, call, use_adaptive, max_workers, on_error, ollama, "embed_stream")
+        options, fields = self._split(priority, call, typed=False)
+        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields, "embed_stream")
         return self._rows(batch, iter(inputs))
 
     def _rows(self, batch: BatchCall, source: Iterator[str]) -> Generator[tuple[int, Any]]:
