@@ -212,3 +212,19 @@ def test_keep_alive_follows_the_pauses_between_requests() -> None:
     assert keep_alive(1.0) == "300s"
     assert keep_alive(1 / 600) == "1800s"
     assert keep_alive(0.0) == "86400s"
+
+
+def test_a_planned_load_has_the_largest_context_of_the_requests() -> None:
+    async def work(stage: Stage) -> Any:
+        async def client(context: int) -> None:
+            for _ in range(30):
+                options = {"num_predict": 20, "num_ctx": context}
+                await stage.pool.chat("a", HELLO, options=options, node="10.0.0.1:11434")
+
+        for _ in range(8):
+            await asyncio.gather(*(client(context) for context in (2048, 8192, 2048, 2048)))
+            await stage.look()
+        return [node.runners.look()["a:latest"].num_ctx for node in stage.nodes]
+
+    model = ModelSpec("a", size_bytes=4 * GB, context_length=32_768)
+    assert staged(work, models=(model,)) == [8192, 8192]

@@ -116,7 +116,10 @@ def worked(path: Path, events: int, seed: int) -> Recorded:
         cluster.now += rng.randrange(1, 60_000)
         dice = rng.random()
         if dice < 0.45 and len(cluster.running) < 60:
-            cluster.submit(cost=rng.randrange(1, 5_000), priority=rng.randrange(11), app=rng.choice("abc"))
+            options = rng.choice(["", "num_ctx=2048", "num_ctx=8192", "num_ctx=2048,num_thread=2"])
+            cluster.submit(
+                cost=rng.randrange(1, 5_000), priority=rng.randrange(11), app=rng.choice("abc"), options=options
+            )
         elif dice < 0.9 and cluster.running:
             attempt = rng.choice(sorted(cluster.running))
             start = cluster.running.pop(attempt)

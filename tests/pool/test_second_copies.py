@@ -258,7 +258,7 @@ def test_none_where_it_would_load_or_unload_a_model() -> None:
         async with staged([talker(1), talker(2)]) as stage:
             await learned(stage)
             for more in (
-                {"options": {"num_predict": TOKENS, "num_ctx": 2048}},
+                {"options": {"num_predict": TOKENS, "num_batch": 64}},
                 {"keep_alive": 0},
                 {"keep_alive": "0s"},
             ):

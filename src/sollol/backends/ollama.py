@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.backends.decoding import read_any
+from sollol.backends.decoding import json_reader, read_any
 from sollol.backends.ollama_answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, Timing
+from sollol.core.value import replaced
 from sollol.transport.base import Call, Fault, Timeouts, TransportFault
 from sollol.transport.call import UNBOUNDED
 
@@ -53,6 +54,7 @@ def _encode_other(value: Any) -> Any:
     raise NotImplementedError(f"{type(value).__name__} cannot be sent as JSON")
 
 
+_read_raw: Final = json_reader(dict[str, msgspec.Raw])
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_other)
 
 
@@ -79,6 +81,18 @@ def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None
 
 
 RETEST_TOKENS: Final = 8
+
+
+def with_num_ctx(call: Call, num_ctx: int) -> Call:
+    """Return the call with another context; unchanged if its body cannot be read, which its node will refuse."""
+    assert isinstance(call.body, bytes)
+    try:
+        fields = _read_raw(call.body)
+        options = decode(fields["options"]) if "options" in fields else {}
+        changed = encode({**fields, "options": {**(options or {}), "num_ctx": num_ctx}})
+    except (msgspec.DecodeError, TypeError):
+        return call
+    return replaced(call, body=changed)
 
 
 def retest_call(model: str, options: str) -> Call:

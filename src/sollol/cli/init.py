@@ -42,6 +42,7 @@ MEANINGS = {
     "mode": '"fast", "reliable" or "async", for requests without X-Sollol-Mode. None by default.',
     "strategy": 'Or "round_robin", "latency_first", "least_loaded", "fairness".',
     "hedge": "A second copy of late requests: true or false. The default depends on the mode.",
+    "share_contexts": "A call may use a model in memory with a larger num_ctx than its own, not load it again.",
     "on_mixed_digests": "Nodes have different versions of a model: chats use all; 'one': only one, as embeddings do.",
     "enabled": "Keep history and what was learned about the nodes over restarts.",
     "path": "The SQLite file. By default ~/.local/state/sollol/serve-PORT.sqlite3.",

@@ -134,7 +134,7 @@ class BatchScheduler:
             closed=batch.closed,
             replica_rate=replica.work.read() or None,
             replica_backlog=replica.backlog(now),
-            replica_startup_us=replica.startup_us(),
+            replica_startup_us=self._startup_us(pending, replica),
             slots=pending.task.width or replica.limiter.limit,
             total_rate=total_rate,
             best_rate=best_rate,
@@ -165,6 +165,11 @@ class BatchScheduler:
         batch.begin(attempt, ranges)
         return True
 
+    def _startup_us(self, pending: PendingTask, replica: Replica) -> Micros:
+        """Return the µs of the load that a chunk needs here, 0 for none."""
+        serves = replica.is_loaded and replica.context_for(pending.task.options, pending.bytes_kept()) is not None
+        return 0 if serves else replica.load_us()
+
     def _start(
         self,
         pending: PendingTask,
@@ -178,7 +183,7 @@ class BatchScheduler:
     ) -> Attempt:
         cost = batch.cost_of(ranges)
         rate = replica.work.read() or replica.group.total_rate / max(1, len(replica.group.replicas))
-        predicted = replica.startup_us() + round((backlog + cost) / rate) if rate else 5 * SECOND
+        predicted = self._startup_us(pending, replica) + round((backlog + cost) / rate) if rate else 5 * SECOND
         decision = Decision(replica.node.key, predicted, reason)
         return self._state.start(pending, replica, cost, decision, now, ranges, cause)
 

@@ -64,7 +64,7 @@ class Demotion:
             is_due = self._state.policies.demotion.is_due(now - replica.retested_us)
             if is_due and not replica.attempts and replica.ready(now):
                 replica.retested_us = now
-                self._state.out.append(Retest(replica.key, replica.model, replica.options))
+                self._state.out.append(Retest(replica.key, replica.model, replica.runner_options()))
 
     def retested(self, replica: Replica, rate: float) -> None:
         """Use the result of a test: tokens per microsecond, 0 without an answer."""

@@ -87,7 +87,7 @@ class HangDetection:
         replicas = [
             other
             for other in shortlist(replica.group, task, tried, False, now)
-            if other.free(now) and other.breaker.closed and not other.startup_us(task.options)
+            if other.free(now) and other.breaker.closed and not other.startup_for(task)
         ]
         if replicas:
             self._hedging.send(pending, attempt, replicas, "on trial", now)

@@ -68,7 +68,7 @@ class HealthChecks:
         changed = node.models != facts.models or node.digests != facts.digests
         if node.up is False:  # it was away, so its memory is empty
             for replica in node.replicas.values():
-                replica.loaded_by_us = False
+                replica.gone()
         if not node.up:
             node.up_since = now
         node.up, node.probing, node.silences = True, False, 0
@@ -79,8 +79,11 @@ class HealthChecks:
             if held.size_vram >= held.size > node.held_bytes:
                 node.held_bytes = held.size
         for model, replica in node.replicas.items():
-            if model not in facts.loaded and replica.last_end_us < node.asked_us:
-                replica.loaded_by_us = False
+            held_now = facts.loaded.get(model)
+            if held_now is not None:
+                replica.see_context(held_now.context_length, node.asked_us)
+            elif replica.last_end_us < node.asked_us:
+                replica.gone()
                 replica.warm.clear()
             replica.flag_off_nominal()
         memory.remember(node, now)

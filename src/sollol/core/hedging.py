@@ -123,7 +123,7 @@ class Hedging:
         tried = {*pending.tried, late.replica.node.key, *self._state.cluster.unable_for(task, now)}
         ready = (replica for replica in shortlist(group, task, tried, False, now) if replica.ready(now))
         # An attempt that must load the model first is late itself, and may evict what others use.
-        replicas = [replica for replica in ready if not replica.startup_us(task.options)]
+        replicas = [replica for replica in ready if not replica.startup_for(task)]
         if not replicas or not self._pays(pending, late, replicas, hedger, now) or not hedger.withdraw():
             return False
         another = self.send(pending, late, replicas, "late", now)

@@ -9,11 +9,18 @@ from sollol.core.request_scheduler import RequestScheduler
 from sollol.core.slot_discovery import SlotDiscovery
 from sollol.core.state import memory
 from sollol.core.state.measuring import measured_load, measured_work
-from sollol.core.state.replica import Attempt
+from sollol.core.state.replica import Attempt, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import EMBED, SECOND, Micros, Timing
 
 WARM_LOAD: Final[Micros] = SECOND // 10  # Ollama reports 1 to 7 ms of loading for a warm model
+
+
+def _learn_context(replica: Replica, attempt: Attempt, loaded: bool, now: Micros) -> None:
+    """Record whether a call that was sent the context of the runner was served without a load."""
+    replica.shared_in_vain = replica.shared_in_vain + 1 if loaded else 0
+    if loaded:
+        replica.hold_options(attempt.options, now)
 
 
 class Measurements:
@@ -60,6 +67,12 @@ class Measurements:
             amount = float(timing.tokens + timing.prompt_tokens) or attempt.cost
         replica.answers += 1
         replica.loaded_by_us = True
+        if not replica.options_answered_us and attempt.started_us >= replica.options_since_us:
+            replica.options_answered_us = now
+        if attempt.loads:  # the node lists the context of its new runner
+            self._state.health.ask(replica.node, now, self._state.out)
+        elif attempt.decision.num_ctx:
+            _learn_context(replica, attempt, bool(loading), now)
         if loading:  # it may have put out another model
             measured_load(replica, timing)
             if not attempt.loads:

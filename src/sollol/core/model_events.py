@@ -8,7 +8,7 @@ from typing import Any
 from sollol.core.demotion import Demotion
 from sollol.core.events import LoadEnded, LoadRequested, NodeOwned, Retested, UnloadRequested, WakeRequested
 from sollol.core.load_watch import LoadWatch
-from sollol.core.model_loading import load_requested, unload_requested
+from sollol.core.model_loading import load_requested, loaded, unload_requested
 from sollol.core.sleep import Sleep
 from sollol.core.state.replica import Replica
 from sollol.core.state.scheduler_state import SchedulerState
@@ -69,6 +69,7 @@ class ModelEvents:
             return
         replica.loading_until = 0
         if event.outcome.status is OK:
+            loaded(replica, now)
             self._load_watch.ended(replica.node, now)
         elif event.outcome.status is Status.TOO_LARGE:
             self._state.cluster.learn_too_large(replica.node, event.model, event.outcome, now)

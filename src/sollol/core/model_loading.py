@@ -13,7 +13,16 @@ from sollol.core.types import Kind, Micros
 def load(state: SchedulerState, replica: Replica, kind: Kind, options: str, now: Micros, keep_alive: str = "") -> None:
     """Load the model of a replica with these runner options, without a request."""
     replica.loading_since, replica.loading_until = now, now + 2 * replica.load_us()
+    replica.loading_options = options
     state.out.append(Load(replica.key, replica.model, kind, options, keep_alive))
+
+
+def loaded(replica: Replica, now: Micros) -> None:
+    """Record the end of a load without a request, unless requests have begun since with other options."""
+    if replica.options_since_us < replica.loading_since or not replica.options_since_us:
+        listed = replica.context  # by a list from after the load
+        replica.hold_options(replica.loading_options, now)
+        replica.options_answered_us, replica.context = now, listed
 
 
 def load_requested(state: SchedulerState, event: LoadRequested, now: Micros) -> None:

@@ -43,15 +43,11 @@ def _has_room(task: Task, replica: Replica, now: Micros) -> bool:
         return False
     running = len(replica.attempts)
     if running:
-        return (
-            replica.limit <= running < replica.limiter.slots
-            and replica.is_nominal(now)
-            and replica.options == task.options
-        )
+        return replica.limit <= running < replica.limiter.slots and replica.is_nominal(now) and replica.in_memory(task)
     return (
         0 < replica.node.active_models < replica.node.concurrency.maximum
         and replica.has_slot(now)
-        and replica.in_memory(task.options)
+        and replica.in_memory(task)
     )
 
 

@@ -120,6 +120,7 @@ class RequestScheduler:
         decision = router.choose(task, replicas, reserved_us, now, state.rng)
         replica = group.replicas[decision.node]
         free = replica.free(now, task.kind is not EMBED) or (not replica.attempts and not replica.breaker.admits(now))
+        free = free and not replica.awaits_list(task, now)
         if not free:
             decided = overlapped(task, replica, decision, reserved_us, state.policies.overlap, now)
             if decided is not None:
@@ -159,7 +160,7 @@ class RequestScheduler:
             return None
         decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
-        if not replica.breaker.closed or replica.draining or not replica.in_memory(task.options):
+        if not replica.breaker.closed or replica.draining or not replica.in_memory(task):
             return None
         wait_us = replica.wait_us(now)
         service_us = decision.predicted_us - wait_us
@@ -237,7 +238,7 @@ class RequestScheduler:
             return Dispatched.UNDECIDED
         decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
-        if not replica.free(now, task.kind is not EMBED):
+        if not replica.free(now, task.kind is not EMBED) or replica.awaits_list(task, now):
             decided = overlapped(task, replica, decision, NO_RESERVATIONS, state.policies.overlap, now)
             if decided is None:
                 self._reserve(pending, router, replica, decision, NO_RESERVATIONS, now)
@@ -256,6 +257,8 @@ class RequestScheduler:
     def record_first_token(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:
         """Record that the answer begins: this attempt has won."""
         pending.delivering = True
+        if pending.begun is None:
+            pending.begun = attempt
         self._learn_latency(pending, attempt, now)
         self._win(pending, attempt, now)
 
@@ -348,10 +351,14 @@ class RequestScheduler:
             return
         if any(replica.loading_until > now for replica in group.replicas.values()):
             return
+        first = queue.peek(now)
+        assert first is not None
+        task = state.tasks[first].task
         idle = [
             replica
             for replica in group.with_capacity.values()
             if not replica.is_loaded and replica.free(now) and not replica.node.running
+            if task.only is None or replica.key in task.only
         ]
         idle = [replica for replica in idle if not replica.node.in_use(now)]
         if not idle:
@@ -361,8 +368,5 @@ class RequestScheduler:
         best = min(idle, key=lambda replica: replica.startup_us())
         if not state.policies.preloader.loads(group.cold_wait_us, best.startup_us()):
             return
-        first = queue.peek(now)
-        assert first is not None
-        task = state.tasks[first].task
         group.cold_wait_us = 0
-        load(state, best, task.kind, task.options, now)
+        load(state, best, task.kind, group.load_options(task), now)

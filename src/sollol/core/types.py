@@ -71,6 +71,7 @@ class Kind(enum.StrEnum):
     EMBED = "embed"
 
 
+BYTES_COUNTED: Final = 32_768  # of a text, in its cost
 TOKENS_MOST: Final = 2**31 - 1  # most tokens of an answer that bound anything
 
 
@@ -93,6 +94,7 @@ class Task(Value):
         observable: Its job reports when a node begins to answer, also for a whole answer.
         only: The nodes that it may go to; None for any.
         gpu: It needs a node that holds the model on its GPU.
+        exact_context: A runner with a larger `num_ctx` than its own does not serve it.
     """
 
     __slots__ = (
@@ -100,6 +102,7 @@ class Task(Value):
         "batch",
         "cost",
         "deadline_us",
+        "exact_context",
         "gpu",
         "hedge",
         "id",
@@ -140,6 +143,7 @@ class Task(Value):
         gpu: bool = False,
         route: str = "",
         observable: bool = False,
+        exact_context: bool = False,
     ) -> None:
         self.id = id
         self.kind = kind
@@ -162,6 +166,21 @@ class Task(Value):
         self.gpu = gpu
         self.route = route
         self.observable = observable or stream
+        self.exact_context = exact_context
+
+    def bytes_kept(self) -> int:
+        """Return the bytes that a larger context must not truncate otherwise: 0 for any, -1 if none may be larger.
+
+        The vector of a text depends on where the text is cut. A prompt that is not cut has the better answer.
+        """
+        if self.exact_context:
+            return -1
+        return kept_bytes(self.cost) if self.kind is EMBED else 0
+
+
+def kept_bytes(cost: int) -> int:
+    """Return the bytes of an input of this cost; -1 if they may be more than are counted."""
+    return cost if cost <= BYTES_COUNTED else -1
 
 
 def task_to_values(task: Task) -> dict[str, Any]:
@@ -367,11 +386,12 @@ class Decision(Value):
     Attributes:
         predicted_us: Time from the decision to the complete answer.
         first_us: Time to the first token; 0 where it was not predicted.
+        num_ctx: The context that is sent in place of the caller's; 0 for the caller's.
         predictions: The nodes that were compared.
         scores: The number that was minimised, one for each prediction.
     """
 
-    __slots__ = ("first_us", "node", "predicted_us", "predictions", "reason", "scores")
+    __slots__ = ("first_us", "node", "num_ctx", "predicted_us", "predictions", "reason", "scores")
 
     def __init__(
         self,
@@ -381,6 +401,7 @@ class Decision(Value):
         first_us: Micros = 0,
         predictions: Sequence[Prediction] = (),
         scores: Sequence[float] = (),
+        num_ctx: int = 0,
     ) -> None:
         self.node = node
         self.predicted_us = predicted_us
@@ -388,6 +409,7 @@ class Decision(Value):
         self.first_us = first_us
         self.predictions = predictions
         self.scores = scores
+        self.num_ctx = num_ctx
 
     def first_response_us(self, stream: bool) -> Micros:
         """Return the predicted time to the first token of a stream, or to the whole answer."""

@@ -22,6 +22,7 @@ from sollol.core.types import Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import error_of
+from sollol.engine.resumption import with_context
 from sollol.errors import BadInput, ResponseError, SollolError
 from sollol.observe.batch_report import BatchAccount, BatchReport
 from sollol.transport.base import Call, Timeouts, Transport
@@ -120,9 +121,10 @@ class BatchJob:
         for lo, hi in start.items:
             source = self.texts
             texts += source[lo:hi] if not isinstance(source, dict) else [source[i] for i in range(lo, hi)]
-        body = encode({"model": self.task.model, "input": texts, **self._fields})
+        fields = with_context(self._fields, start.decision.num_ctx)
+        body = encode({"model": self.task.model, "input": texts, **fields})
         if b"\\ud" in body and self._set_aside(texts, start.items):  # the escape of a lone surrogate
-            body = encode({"model": self.task.model, "input": texts, **self._fields})
+            body = encode({"model": self.task.model, "input": texts, **fields})
         most = answer_most(self.task.kind, body)
         reply = await transport.send(node, Call("POST", "/api/embed", body, timeouts=self._timeouts, most=most))
         answer = await reply.read()

@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 from msgspec import UNSET, Struct, UnsetType
 
 from sollol.core.events import LoadRequested, UnloadRequested
+from sollol.core.runner_options import parse
 from sollol.core.state.replica import Node, Replica
 from sollol.core.types import SECOND, Kind, LoadedModel, canonical_model
 from sollol.engine.engine import Engine
@@ -258,10 +259,15 @@ class Controller:
                 self._engine.dispatcher.feed(UnloadRequested(step.node, step.model, step.reason))
 
     def _usual(self, model: str) -> tuple[Kind, str]:
-        """Return the kind and the runner options of most requests for a model."""
-        found = Counter((use.kind, use.options) for use in self._uses if use.model == model)
-        kind, options = found.most_common(1)[0][0] if found else (Kind.GENERATE.value, "")
-        return Kind(kind), options
+        """Return the kind and the runner options of most requests for a model, with the largest context of these."""
+        uses = [use for use in self._uses if use.model == model]
+        if not uses:
+            return Kind.GENERATE, ""
+        kind = Counter(use.kind for use in uses).most_common(1)[0][0]
+        parsed = {options: parse(options) for options in {use.options for use in uses}}
+        others = Counter(parsed[use.options][1:] for use in uses).most_common(1)[0][0]
+        alike = sorted(options for options, each in parsed.items() if each[1:] == others)
+        return Kind(kind), max(alike, key=lambda options: parsed[options].context)
 
     def _log(self, step: PlacementStep) -> None:
         self._actions.appendleft(_row(step, self._clock()))
@@ -287,7 +293,7 @@ class Controller:
                 if self._dry_run:
                     continue
                 self._repaired[node.key, model] = now, times + 1
-                self._again[node.key, model] = self._usual(model)
+                self._again[node.key, model] = self._usual(model)[0], replica.runner_options()
                 self._engine.dispatcher.feed(UnloadRequested(node.key, model, why))
 
 

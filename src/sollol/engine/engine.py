@@ -127,6 +127,7 @@ class Engine:
         self.resume_support = ResumeSupport(transport, self.dispatcher.duties)
         self.recorder = Recorder(self.dispatcher.now)
         self._app = app
+        self.share_contexts = True
         self._last_id = 0
         for endpoint in endpoints:
             self.add(endpoint)
@@ -246,7 +247,8 @@ class Engine:
         make: type[BatchJob] = BatchJob,
     ) -> BatchJob:
         """Submit a batch of embeddings. `post` receives its messages, `make` is the class of its job."""
-        work = Work(Kind.EMBED, model, "/api/embed", type=TaskType.EMBED, batch=True, width=width)
+        options = runner_key(fields.get("options"))
+        work = Work(Kind.EMBED, model, "/api/embed", options=options, type=TaskType.EMBED, batch=True, width=width)
         task = self.task(work, call)
         at_end = unloads(fields.get("keep_alive"))
         if at_end:  # applied at the end: in each chunk it would make the node load the model again
@@ -383,7 +385,7 @@ class Engine:
         id = self.next_id()
         if self.recorder.tracing is not None:
             self.recorder.tracing.begin(id, call.trace)
-        return build_task(id, work, call, self._hedge(call), self._app, self.dispatcher.now())
+        return build_task(id, work, call, self._hedge(call), self._app, self.dispatcher.now(), self.share_contexts)
 
     def _task(self, request: InferenceRequest) -> Task:
         work = Work(

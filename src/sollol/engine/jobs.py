@@ -24,6 +24,7 @@ from sollol.backends.ollama import (
     judge_vectors,
     outcome_of,
     refusal,
+    with_num_ctx,
     with_part_count,
     with_token_limit,
 )
@@ -33,7 +34,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, OK, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
-from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport
+from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport, with_context
 from sollol.engine.task_errors import error_of as error_of
 from sollol.engine.whole_answers import refusal_of, send_observed
 from sollol.errors import (
@@ -79,17 +80,22 @@ class CallJob:
     async def perform(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         """Send the request to a node and judge its answer."""
         if start.observe:
-            body, status, headers = await send_observed(transport, node, self.call, started)
+            body, status, headers = await send_observed(transport, node, self.call_of(start), started)
             self.keep(start.attempt, body)
             return (
                 self.check(judge(200, body, self.task.kind), body) if status == 200 else refusal(status, body, headers)
             )
-        reply = await transport.send(node, self.call)
+        reply = await transport.send(node, self.call_of(start))
         body = await reply.read()
         self.keep(start.attempt, body)
         if reply.status != 200:
             return self.refusal_of(reply.status, body, reply.headers)
         return self.check(judge(reply.status, body, self.task.kind), body)
+
+    def call_of(self, start: Start) -> Call:
+        """Return the request of an attempt, with the context of the runner in memory if that is to be sent."""
+        num_ctx = start.decision.num_ctx
+        return with_num_ctx(self.call, num_ctx) if num_ctx else self.call
 
     def refusal_of(self, status: int, body: bytes, headers: Mapping[str, str] | None) -> Outcome:
         """Return the outcome of an answer with a status other than 200."""
@@ -210,7 +216,7 @@ class StreamJob(CallJob):
             self._dispatcher.watch(start.attempt, self)
 
         try:
-            outcome = await (self._resume if resumes else self._begin)(transport, node, begun)
+            outcome = await (self._resume if resumes else self._begin)(transport, node, start, begun)
         except TransportFault as fault:
             outcome = outcome_of(fault)
         if outcome.status is not OK and self.begun_at and partial is not None and partial.is_complete:
@@ -218,8 +224,9 @@ class StreamJob(CallJob):
             return Outcome(OK, "", 200)
         return outcome
 
-    async def _begin(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
-        return await self._send(transport, node, self.call, lambda: self.begin_delivery(node, started), _unchanged)
+    async def _begin(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
+        call = self.call_of(start)
+        return await self._send(transport, node, call, lambda: self.begin_delivery(node, start, started), _unchanged)
 
     async def _send(
         self,
@@ -234,7 +241,7 @@ class StreamJob(CallJob):
                 return refusal(reply.status, await reply.read(), reply.headers)
             return await self._relay(reply.__aiter__(), begins, translate)
 
-    def begin_delivery(self, node: Endpoint, started: Started) -> None:
+    def begin_delivery(self, node: Endpoint, start: Start, started: Started) -> None:
         """Handle the first line: assume resumable until the check of the other nodes completes.
 
         The check starts only now, so that it does not delay the node.
@@ -251,14 +258,15 @@ class StreamJob(CallJob):
         if known is None:
             holders = self._holders(model).values()
             others = [other for other, theirs in holders if theirs == digest and other.key != node.key]
-            self._resume_support.check([node, *others], model, digest, partial.body, lambda: started(False))
+            body = with_context(partial.body, start.decision.num_ctx)
+            self._resume_support.check([node, *others], model, digest, body, lambda: started(False))
 
     def _digest_on(self, node: Endpoint) -> str:
         """Return the version of the model on the node."""
         holder = self._holders(self.task.model, node.key).get(node.key)
         return holder[1] if holder else ""
 
-    async def _resume(self, transport: Transport, node: Endpoint, started: Started) -> Outcome:
+    async def _resume(self, transport: Transport, node: Endpoint, start: Start, started: Started) -> Outcome:
         partial, model = self.partial, self.task.model
         assert partial is not None
         if partial.is_complete:
@@ -268,7 +276,8 @@ class StreamJob(CallJob):
         if not partial.is_exact:
             return Outcome(Status.UNABLE, "the answer so far is not plain text: no other node can resume it")
         try:
-            prompt = await self._resume_support.render_prompt(node, model, self._digest, partial.body)
+            body = with_context(partial.body, start.decision.num_ctx)
+            prompt = await self._resume_support.render_prompt(node, model, self._digest, body)
         except NotRendered as refused:
             return refused.outcome
         if prompt is None:
@@ -282,6 +291,8 @@ class StreamJob(CallJob):
             return partial.translate(line, before, self.elapsed_us())
 
         call = partial.call(prompt, self.call.timeouts)
+        if start.decision.num_ctx:
+            call = with_num_ctx(call, start.decision.num_ctx)
         return await self._send(transport, node, call, lambda: started(True), translate)
 
     def elapsed_us(self) -> int:

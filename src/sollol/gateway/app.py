@@ -179,6 +179,7 @@ class Gateway(HttpServer):
         self.pool.set_routing_mode(settings.mode)
         self.pool.routing_strategy = settings.strategy
         self.pool.use_digests(settings.routing.on_mixed_digests, settings.digests)
+        self.pool.share_contexts = settings.routing.share_contexts
         if settings.nodes:
             endpoints = {endpoint.key: endpoint for endpoint in settings.nodes}
             for node in self.pool.nodes:

@@ -70,6 +70,7 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strategy: Literal["round_robin", "latency_first", "least_loaded", "fairness", "intelligent"] = "intelligent"
     hedge: bool | None = None
     on_mixed_digests: Literal["allow", "one"] = "allow"
+    share_contexts: bool = True
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -253,12 +253,26 @@ def _summary(what: str, answers: dict[str, Any]) -> Answer:
 
 
 async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, Any]) -> Answer:
-    """Load a model on nodes by an empty prompt, embedding models by an empty list of inputs."""
-    answers = await fetch_from_all(transport, nodes, "POST", "/api/generate", {**body, "stream": False}, WORKING)
-    refused = [node for node in nodes if isinstance(answers[node.key], ResponseError)]
-    if refused:
-        answers |= await fetch_from_all(transport, refused, "POST", "/api/embed", {**body, "input": []}, WORKING)
+    """Load a model on nodes by an empty prompt, embedding models by an empty list of inputs.
+
+    A node that has it in memory gets the context of its runner: with another it would load the model again.
+    """
+    held = await fetch_from_all(transport, nodes, "GET", "/api/ps", timeouts=LISTING)
+    answers = dict[str, Any]()
+    for found in await asyncio.gather(*(_load(transport, node, body, held[node.key]) for node in nodes)):
+        answers |= found
     return _summary(f"load {body['model']}", answers)
+
+
+async def _load(transport: Transport, node: Endpoint, body: dict[str, Any], held: Any) -> dict[str, Any]:
+    name, rows = canonical_model(str(body["model"])), held.get("models") or () if isinstance(held, dict) else ()
+    contexts = [row.get("context_length") for row in rows if canonical_model(str(row.get("model"))) == name]
+    if contexts and contexts[0]:
+        body = {"options": {"num_ctx": contexts[0]}, **body}
+    answers = await fetch_from_all(transport, [node], "POST", "/api/generate", {**body, "stream": False}, WORKING)
+    if isinstance(answers[node.key], ResponseError):
+        answers = await fetch_from_all(transport, [node], "POST", "/api/embed", {**body, "input": []}, WORKING)
+    return answers
 
 
 Line = tuple[str, dict[str, Any] | ResponseError | TransportFault]

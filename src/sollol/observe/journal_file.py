@@ -204,7 +204,8 @@ def _named(action: Action) -> str:
     """Return the decision in an action. The text of an exception may name an address in memory, so it is left out."""
     if isinstance(action, Start):
         return (
-            f"{action.attempt} {action.task} {action.node} {action.decision.predicted_us} {action.cause} {action.items}"
+            f"{action.attempt} {action.task} {action.node} {action.decision.predicted_us} {action.decision.num_ctx} "
+            f"{action.cause} {action.items}"
         )
     if isinstance(action, Complete):
         return f"{action.task} {action.outcome.status} {action.attempt}"

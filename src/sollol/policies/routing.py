@@ -140,6 +140,7 @@ class CompletionRouter:
         tokens = 0.0 if embed else group.expected_tokens(task)
         tokens_per_cost = group.tokens_per_cost
         options, cost = task.options, float(task.cost)
+        shares = not (embed or task.exact_context)
         prefix_hashes = group.prefix_hashes
         known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
         reserved = bool(reserved_us)
@@ -167,7 +168,7 @@ class CompletionRouter:
                 and replica.last_end_us > since
                 and prefill_rate
                 and decode_rate
-                and replica.options == options
+                and (replica.options == options or (shares and options in replica.shared))
             ):
                 new = cost
                 for prefix_hash, length in known:
@@ -234,8 +235,10 @@ class _TermsPredictor:
         task, now = self._task, self._now
         load = displaces = 0.0
         if not replica.loaded_by_us or replica.options != task.options:
-            load = float(replica.startup_us(task.options))
-            if load:
+            load = float(replica.startup_for(task))
+            if not load and replica.loaded_by_us:
+                replica.share(task)
+            elif load:
                 displaces = float(displacement_us(replica, task.options, self._eviction, now))
         prefill = decode = embed = penalty = 0.0
         if task.kind is EMBED:

@@ -89,6 +89,7 @@ class PoolBase(PoolDisplays):
         self._one_digest = check_mixed_digests(on_mixed_digests) == "one"
         self._pinned = check_digests(digests)
         self._used_digests: dict[str, str] = {}
+        self._share_contexts = True
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
         self._seed = seed
@@ -130,6 +131,7 @@ class PoolBase(PoolDisplays):
         )
         engine.use_strategy(self._strategy)
         engine.use_digests(self._one_digest, self._pinned, self._used_digests)
+        engine.share_contexts = self._share_contexts
         if self._store is not None:
             engine.use_store(open_store(*self._store))
         redis, otel = self._redis, self._otel
@@ -216,6 +218,17 @@ class PoolBase(PoolDisplays):
         self._strategy = check_strategy(strategy)
         if self._engine is not None:
             self._engine.use_strategy(self._strategy)
+
+    @property
+    def share_contexts(self) -> bool:
+        """Whether a call may use a model in memory with a larger `num_ctx` than its own."""
+        return self._share_contexts
+
+    @share_contexts.setter
+    def share_contexts(self, share: bool) -> None:
+        self._share_contexts = check_flag("share_contexts", share)
+        if self._engine is not None:
+            self._engine.share_contexts = share
 
     def use_digests(self, on_mixed_digests: str, digests: Mapping[str, str] | None) -> None:
         """Set the policy for nodes with different versions of a model, and the pinned versions."""

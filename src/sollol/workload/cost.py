@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from sollol.core.types import BYTES_COUNTED
+
 ITEM_COST: Final = 64  # fixed cost of an item, in bytes: tokenisation, a sequence slot, printing a vector
-COST_MAX: Final = 32_768  # nodes truncate longer texts (usually at 8,192 tokens or fewer)
+COST_MAX: Final = BYTES_COUNTED  # nodes truncate longer texts (usually at 8,192 tokens or fewer)
 
 
 def item_cost(text: str) -> int:

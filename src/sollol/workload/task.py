@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from sollol.core.types import Kind, Micros, Task, TaskType, canonical_model
 from sollol.workload.call_options import CallOptions
 
+CONTEXT_ROUTES: Final = frozenset(["/api/chat", "/api/generate", "/api/embed", "/api/embeddings"])  # with `num_ctx`
 NANOSECOND_S: Final = 1e-9  # a node drops what is less
 # Go's time.ParseDuration: numbers with units, or a zero without one.
 _ZERO: Final = re.compile(r"[-+]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)")
@@ -31,7 +32,15 @@ class Work(NamedTuple):
     width: int | None = None  # requests in flight of a batch
 
 
-def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None, app: str, now: Micros) -> Task:
+def build_task(
+    id: int,
+    work: Work,
+    call: CallOptions,
+    hedge: bool | str | None,
+    app: str,
+    now: Micros,
+    share_contexts: bool = True,
+) -> Task:
     """Build the task of a request at the time `now`.
 
     Args:
@@ -41,6 +50,7 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
         hedge: The caller's `hedge`, or the name under which the caller's own policy is registered.
         app: The application, unless the caller names another.
         now: The present, in microseconds; the deadline counts from here.
+        share_contexts: A runner with a larger context may serve it.
     """
     timeout_s = call.timeout_s
     return Task(
@@ -64,6 +74,7 @@ def build_task(id: int, work: Work, call: CallOptions, hedge: bool | str | None,
         route=work.route,
         gpu=call.gpu,
         observable=work.observable,
+        exact_context=not share_contexts or work.route not in CONTEXT_ROUTES,
     )
 
 

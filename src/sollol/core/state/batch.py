@@ -78,6 +78,7 @@ class Batch:
         self.task = task
         self.costs = Costs()
         self.pending: deque[PendingItems] = deque()
+        self.longest = 0  # cost of its largest item so far
         self.pending_cost = 0
         self.pending_count = 0
         self.live: dict[int, Attempt] = {}
@@ -109,6 +110,7 @@ class Batch:
         if costs:
             lo = self.costs.end
             self.costs.extend(costs)
+            self.longest = max(self.longest, *costs)
             self._back(PendingItems([(lo, self.costs.end)]), front=False)
         self.closed = closed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sollol.core.prefix_cache import read_prompt
+from sollol.core.runner_options import UNKNOWN
 from sollol.core.state import memory
 from sollol.core.state.replica import Attempt, Replica
 from sollol.core.types import NEVER, Micros
@@ -12,8 +13,9 @@ def begin(replica: Replica, attempt: Attempt) -> None:
     """Record the start of an attempt."""
     running = len(replica.attempts)
     if not replica.is_loaded:
-        attempt.loads = True
         memory.expect(replica.node, replica.model)
+    if attempt.loads or replica.options == UNKNOWN:
+        replica.hold_options(attempt.options, attempt.started_us)
     attempt.trial = running >= replica.proven
     attempt.inflight = running + 1
     attempt.idle_since_us = replica.last_end_us
@@ -34,10 +36,6 @@ def begin(replica: Replica, attempt: Attempt) -> None:
             node.concurrency.charge(task.priority, task.app, replica.model, service_us, attempt.started_us)
         if node.active_models > 1:
             node.mark_overlapped()
-    if task.options != replica.options:
-        group.options_changed(replica, task.options)
-        replica.options = task.options
-        replica.warm.clear()
     replica.options_used_us = attempt.started_us
     if task.prefix:
         attempt.warm_cost = read_prompt(replica, task.prefix)

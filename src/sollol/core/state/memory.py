@@ -62,7 +62,7 @@ def put_out(node: Node, model: str) -> None:
     node.loaded = {name: held for name, held in node.loaded.items() if name != model}
     replica = node.replicas.get(model)
     if replica is not None:
-        replica.loaded_by_us = False
+        replica.gone()
         replica.flag_off_nominal()
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.policy import Hedger
+from sollol.core.runner_options import parse
 from sollol.core.state.batch import Batch
 from sollol.core.state.replica import Attempt, ModelReplicas, Replica
-from sollol.core.types import NEVER, Cause, Decision, Key, Micros, Outcome, Task
+from sollol.core.types import NEVER, Cause, Decision, Key, Micros, Outcome, Task, kept_bytes
+from sollol.core.value import replaced
+
+TEMPLATE_BYTES: Final = 1_024  # of a prompt, besides the request: the template of its model, and a system prompt
 
 
 class FallbackAnswer:
@@ -41,12 +47,14 @@ class PendingTask:
     __slots__ = (
         "attempts",
         "batch",
+        "begun",
         "busy",
         "delivering",
         "fallback",
         "group",
         "hedger",
         "key",
+        "requested",
         "reservation",
         "restarts",
         "since",
@@ -60,6 +68,7 @@ class PendingTask:
 
     def __init__(self, task: Task, now: Micros) -> None:
         self.task = task
+        self.requested = task.options  # the runner options in its body
         self.key: Key = task.id
         self.group: ModelReplicas | None = None
         self.since = now
@@ -71,6 +80,7 @@ class PendingTask:
         self.tries_here = 0  # that ended before anything was sent
         self.fallback: FallbackAnswer | None = None  # the answer if no node is left
         self.restarts = 0  # late attempts that were sent to the same node anew
+        self.begun: Attempt | None = None  # the one by which its answer began
         self.delivering = False  # its caller has seen a part of the answer
         self.tokens = 0.0  # that its application was charged for it
         self.hedger: Hedger | None = None  # the policy of its second attempts, if it may have any
@@ -89,6 +99,20 @@ class PendingTask:
             return None
         before.waiters -= 1
         return None if before.waiters else before
+
+    def bytes_kept(self) -> int:
+        """Return the bytes that a larger context must not truncate otherwise, as `Task.bytes_kept`."""
+        if self.batch is None or self.task.exact_context:
+            return self.task.bytes_kept()
+        return kept_bytes(self.batch.longest)
+
+    def keep_context(self) -> None:
+        """Resume the answer with the context in which it began, and only there if that may have cut its prompt."""
+        begun, task = self.begun, self.task
+        if begun is not None:
+            context = parse(begun.options).context or begun.replica.default_context
+            exact = task.exact_context or task.cost + TEMPLATE_BYTES > context
+            self.task = replaced(task, options=begun.options, exact_context=exact)
 
     def cause(self) -> Cause:
         """Return the cause of an attempt that the task gets when its turn comes."""

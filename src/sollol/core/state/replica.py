@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from sollol.core.capacity import Breaker, Limiter, ModelLimiter
 from sollol.core.endpoint import Endpoint
+from sollol.core.runner_options import UNKNOWN, context_for, parse, with_context
 from sollol.core.state.breakers import FAULTS, NodeFaults, ReplicaBreaker
 from sollol.core.state.estimators import KINDS_MAX, Length, Mean, Rate
 from sollol.core.state.evidence import NO_EVIDENCE, ListLimit
@@ -61,6 +62,10 @@ FADES: Final[Micros] = 10 * SECOND  # in which half of what failures added fades
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
 MARKS_MAX: Final = 10_000
+SHARED_MOST: Final = 64  # runner options noted for a runner with others
+LIST_WAIT: Final[Micros] = SECOND // 4  # for a list of the models in memory, which takes milliseconds
+IN_VAIN: Final = 2  # calls after which a node is taken to compare contexts in another way
+LEAST_CONTEXT: Final = 2_048  # of a model with vision, which Ollama gives it at least
 RANK_EVERY: Final = 16  # answers between two rankings, at least half the number of replicas
 RANK_OFTEN: Final = 64  # first answers, after each of which they are
 
@@ -102,6 +107,7 @@ class Attempt:
         self.resumed = False  # it goes on with an answer that another node began
         self.behind_prefill = False  # sent while the node may still have read an abandoned prompt
         self.loads = False  # it has to load the model first
+        self.options = task.options  # the runner options that are sent
         self.idle_since_us: Micros = 0  # when its replica had answered last
         self.inflight = 1  # calls on its replica when it was sent, itself included
         self.trial = False  # sent beyond the slots that are proven, to find out whether there are more
@@ -182,10 +188,18 @@ class Replica:
         self.demoted_us: Micros = 0  # since when it is much slower than before; 0 if it is not
         self.retested_us: Micros = 0
         self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
-        self.options = ""  # runner options of its last load, by our own requests
+        self.options = UNKNOWN  # runner options of its last load, by our own requests
+        self.options_since_us: Micros = 0
+        self.options_answered_us: Micros = 0  # when the first answer came with them
         self.options_used_us: Micros = 0
+        self.shared: set[str] = set()  # other runner options that this runner serves
+        held = node.loaded.get(group.model)
+        self.context = held.context_length if held is not None else 0  # tokens of its runner, as listed since then
+        self.default_context = 0  # tokens that the node chooses for this model; 0 if not learned
+        self.shared_in_vain = 0  # calls in a row that were sent a listed context, and loaded the model all the same
         self.loading_until: Micros = 0  # a load without a request is under way, by its prediction
         self.loading_since: Micros = 0
+        self.loading_options = ""
         self.warm: dict[
             PrefixHash, int
         ] = {}  # beginning of a prompt -> the number of the prompt that it was read with last
@@ -317,29 +331,95 @@ class Replica:
                 return True
         return False
 
-    def in_memory(self, options: str) -> bool:
-        """Check that work with these runner options needs no load."""
-        return self.is_loaded and self.matches(options)
+    def in_memory(self, task: Task) -> bool:
+        """Check that a task needs no load."""
+        return self.is_loaded and self.context_for(task.options, task.bytes_kept()) is not None
 
     def startup_us(self, options: str | None = None) -> Micros:
         """Return the µs before the first work: 0 for a model in memory with these `options`."""
-        if self.is_loaded and (options is None or self.matches(options)):
+        if self.is_loaded and (options is None or self.context_for(options) is not None):
             return 0
         return self.load_us()
+
+    def startup_for(self, task: Task) -> Micros:
+        """Return the µs before the first work of a task."""
+        return 0 if self.in_memory(task) else self.load_us()
 
     def load_us(self) -> Micros:
         """Return the µs that loading the model here should take."""
         size = self.node.models.get(self.model, 0)
         return self.node.load_time.predict(size) if size > 0 else LOAD_UNKNOWN
 
-    def matches(self, options: str) -> bool:
-        """Check that the runner in memory has these options, as far as recorded or listed."""
-        if self.options_used_us or options == self.options:
-            return options == self.options
-        held = self.node.loaded.get(self.model)  # loaded by others: of its options, the node lists the context
-        if held is None or held.context_length <= 0:
+    def context_for(self, options: str, longest: int = 0) -> int | None:
+        """Return the `num_ctx` to send so that the runner in memory serves these options; None if it cannot.
+
+        Args:
+            longest: See `core.runner_options.context_for`.
+        """
+        held = self.options
+        if held == UNKNOWN:  # loaded by others: of its options, the node lists the context
+            if not options or not self.context:
+                return None if options else 0
+            held = with_context(self.context)
+        listed = self.context if self.shared_in_vain < IN_VAIN else 0
+        return context_for(options, held, listed, self.default_context, longest)
+
+    def awaits_list(self, task: Task, now: Micros) -> bool:
+        """Check that a task would load the model again, and that an outstanding list may show otherwise."""
+        if self.options == task.options or self.context or not self.options_answered_us or not self.is_loaded:
             return False
-        return options == f"num_ctx={held.context_length}"
+        asked = self.node.probing and now - self.node.asked_us < LIST_WAIT
+        return asked and not parse(self.options).context and not self.in_memory(task)
+
+    def share(self, task: Task) -> None:
+        """Note that the runner serves a task with other runner options, for the next ones like it."""
+        if task.kind is not EMBED and not task.exact_context:
+            if len(self.shared) >= SHARED_MOST:
+                self.shared.clear()
+            self.shared.add(task.options)
+
+    def runner_options(self) -> str:
+        """Return the options of the runner in memory, as far as they are known."""
+        if self.options != UNKNOWN:
+            return self.options
+        return with_context(self.context) if self.context else ""
+
+    def hold_options(self, options: str, now: Micros) -> None:
+        """Record that the runner in memory has these options, or will have them once it is loaded."""
+        self.group.options_changed(self, options)
+        self.options, self.options_since_us = options, now
+        self.options_answered_us = self.context = 0
+        self.shared.clear()
+        self.warm.clear()
+
+    def gone(self) -> None:
+        """Record that the model has left the memory, unless a request is loading it."""
+        self.loaded_by_us = False
+        if not self.attempts and self.options != UNKNOWN:
+            self.hold_options(UNKNOWN, 0)
+
+    def see_context(self, listed: int, requested_us: Micros) -> None:
+        """Compare the context of a runner that its node lists with what is recorded.
+
+        Args:
+            listed: Its tokens.
+            requested_us: When the list was requested.
+        """
+        if listed <= 0:
+            return
+        if self.options != UNKNOWN:
+            if not 0 < self.options_answered_us <= requested_us:
+                return  # the list may be of the runner before
+            own = parse(self.options).context
+            # A context below the one that was sent is the model's limit, above it the runner is another.
+            if (self.context and listed != self.context) or (own and listed > max(own, LEAST_CONTEXT)):
+                self.hold_options(UNKNOWN, 0)
+                self.flag_off_nominal()
+            elif not own:
+                self.default_context = listed
+        if listed != self.context:
+            self.context = listed
+            self.shared.clear()
 
     def backlog(self, now: Micros) -> float:
         """Return the cost units in flight that are not done, by the clock and the rate."""
@@ -350,8 +430,10 @@ class Replica:
         return max(0.0, self.cost_inflight - rate * (now - max(since, self.last_end_us)))
 
     def displaces(self, options: str, now: Micros) -> bool:
-        """Check that these options would reload a model that was just used with others."""
-        return self.is_loaded and options != self.options and now - self.options_used_us < DISPLACED
+        """Check that these options would reload a model whose users would then load it again."""
+        if not self.is_loaded or now - self.options_used_us >= DISPLACED:
+            return False
+        return context_for(self.runner_options(), options, 0, self.default_context, 0) is None
 
     def wait_us(self, now: Micros, occupies_gpu: bool = True) -> Micros:
         """Predict the µs until its work would begin here.
@@ -697,6 +779,17 @@ class ModelReplicas:
         self._forget_options(replica)
         if options:
             self._by_options.setdefault(options, {})[replica.node.key] = replica
+
+    def serving(self, task: Task) -> Iterable[Replica]:
+        """Return replicas whose runner was loaded by our own requests, and serves this task without a load."""
+        for options, replicas in self._by_options.items():
+            if options == task.options or context_for(task.options, options, 0, 0, task.bytes_kept()) is not None:
+                yield from replicas.values()
+
+    def load_options(self, task: Task) -> str:
+        """Return the runner options of a load for a task: the largest context that serves it elsewhere, or its own."""
+        held = [replica.options for replica in self.serving(task)]
+        return max(held, key=lambda options: parse(options).context, default=task.options)
 
     # --- typical values ---
 

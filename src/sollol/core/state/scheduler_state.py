@@ -14,6 +14,7 @@ from sollol.core.actions import Abort, Action, Complete, Start, Unload
 from sollol.core.cancelled_prefill import taken_until
 from sollol.core.health_checks import HealthChecks
 from sollol.core.policy import Policies
+from sollol.core.runner_options import parse, with_context
 from sollol.core.state.batch import Batch
 from sollol.core.state.cluster import ClusterState
 from sollol.core.state.in_flight import begin, end
@@ -24,6 +25,7 @@ from sollol.core.state.queue import FairShares, WaitQueue
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Attempt, ModelReplicas, Node, Replica
 from sollol.core.types import EMBED, NEVER, SECOND, Cause, Decision, Key, Micros, Outcome, Status, Task
+from sollol.core.value import replaced
 
 TIMERS: Final = 4_096  # kept without a look; beyond, those of settled tasks go when they are most
 TIMERS_EACH: Final = 4
@@ -80,12 +82,21 @@ class SchedulerState:
         task = pending.task
         if cause is None:
             cause = pending.cause()
+        context = None
+        if replica.is_loaded:  # most calls have the options of the runner: without the calls
+            is_same = task.options == replica.options
+            context = 0 if is_same else replica.context_for(task.options, pending.bytes_kept())
+        if context or task.options != pending.requested:
+            decision = _with_context(decision, task, context)
         attempt = Attempt(id, task, replica, cost, now, now + decision.predicted_us, decision, cause)
+        attempt.loads = context is None
+        if context:
+            attempt.options = with_context(context, task.options)
         attempt.resumed = pending.delivering
         self.attempts[attempt.key] = pending.attempts[attempt.key] = attempt
         if pending.waits_for is not None:
             pending.wait_for(None)
-        same_options = task.options == replica.options or not replica.answers
+        same_options = context is not None or not replica.answers
         begin(replica, attempt)
         if attempt.loads:
             if replica.node.budget:
@@ -294,6 +305,8 @@ class SchedulerState:
         self, pending: PendingTask, group: ModelReplicas, since: Micros, now: Micros, priority: int | None = None
     ) -> None:
         """Queue a task. A resumed answer goes first (`priority`)."""
+        if pending.delivering:
+            pending.keep_context()
         task = pending.task
         tokens = task.cost * group.tokens_per_cost
         if not task.batch:
@@ -414,6 +427,13 @@ class SchedulerState:
             else:
                 pending.batch.invariants(task.id in queue)
         assert self.waiting() <= len(self.tasks)
+
+
+def _with_context(decision: Decision, task: Task, context: int | None) -> Decision:
+    """Return the decision with the `num_ctx` that is sent in place of the caller's."""
+    why = "the model is loaded with it" if context else "the answer began with it"
+    num_ctx = context or parse(task.options).context
+    return replaced(decision, num_ctx=num_ctx, reason=f"{decision.reason}; num_ctx {num_ctx} is sent, since {why}")
 
 
 def _not_lost(loser: Attempt, winner: Attempt, now: Micros) -> None:

@@ -7,6 +7,7 @@ one), and those that have read the beginning of this conversation or hold the mo
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 from typing import Final
 
 from sollol.core.state.replica import SHORTLIST, ModelReplicas, Replica
@@ -57,7 +58,8 @@ def shortlist(group: ModelReplicas, task: Task, tried: Collection[str], wide: bo
                 break
     found = {replica.node.key: replica for replica in free + busy}
     known = [group.prefix_hashes.get(prefix_hash) for prefix_hash, _ in task.prefix]
-    known += list(group._by_options.get(task.options, {}).values())[:MATCHING]
+    if task.options:
+        known += islice(group.serving(task), MATCHING)
     for replica_or_none in known:
         if replica_or_none is not None and replica_or_none.node.key not in tried and replica_or_none.usable(now):
             found.setdefault(replica_or_none.node.key, replica_or_none)

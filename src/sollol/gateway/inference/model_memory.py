@@ -19,7 +19,9 @@ def set_keep_alive(context: Context, node: str, model: str, task: Task, keep_ali
     """
     state = context.engine.scheduler.view().nodes.get(node)
     if state is not None:
-        call = load_call(task.kind, model, task.options, keep_alive)
+        replica = state.replicas.get(task.model)
+        options = task.options if replica is None else replica.runner_options()  # others would load it again
+        call = load_call(task.kind, model, options, keep_alive)
         context.engine.dispatcher.send_later(state.endpoint, call)
 
 

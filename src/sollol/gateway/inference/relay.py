@@ -58,7 +58,7 @@ class WholeRelay(CallJob):
         if start.observe:  # rare
             return dispatcher.run(self.perform, start, node)
         attempt = WholeAttempt(self, dispatcher, start.attempt)
-        self._transport.start(node, self.call, attempt)
+        self._transport.start(node, self.call_of(start), attempt)
         return attempt.abort
 
     def delivered(self) -> tuple[int, int]:
@@ -143,7 +143,7 @@ class StreamRelay(StreamJob):
         start, log = attempt.start, self.attempt_log
         lines = routing_lines(log, start.node, start.decision.predicted_us, attempt.began_us, len(log.attempts) + 1)
         self.request.begin_with(200, self.api_format.type_line, lines, piece)
-        self.begin_delivery(attempt.node, lambda movable: attempt.dispatcher.began(start.attempt, movable))
+        self.begin_delivery(attempt.node, start, lambda movable: attempt.dispatcher.began(start.attempt, movable))
         attempt.dispatcher.watch(start.attempt, attempt)
 
     def count(self, events: int, size: int) -> None:
@@ -262,7 +262,7 @@ class StreamAttempt(Exchange):
 
     def launch(self) -> GiveUp:
         """Send the request; return the function that aborts it."""
-        self._job.transport.start(self.node, self._job.call, self)
+        self._job.transport.start(self.node, self._job.call_of(self.start), self)
         return self.abort
 
     def on_head(self, status: int, headers: RawHeaders) -> None:
