@@ -68,7 +68,7 @@ class RequestScheduler:
         """
         reservation = pending.reservation
         if reservation is not None:
-            if freed is not None and self._stands(pending.task, reservation, reserved_us, freed, now):
+            if freed is not None and self._is_still_optimal(pending.task, reservation, reserved_us, freed, now):
                 reserved_us[reservation.replica.key] = (
                     reserved_us.get(reservation.replica.key, 0) + reservation.service_us
                 )
@@ -82,27 +82,10 @@ class RequestScheduler:
                 return True
         self._check_digests(group, task)
         router = router_of(state, task)
-        avoided = self._avoided(pending, now)
-        replicas = shortlist(group, task, avoided, router.wide, now)
-        if not replicas and pending.busy:  # there is no other: wait for one that was busy
-            pending.busy = None
-            avoided = self._avoided(pending, now)
-            replicas = shortlist(group, task, avoided, router.wide, now)
-        excluded = {*pending.tried, *state.cluster.excluded_for(task, now)} if not replicas else pending.tried
-        if not replicas and len(avoided) > len(excluded):  # one that was unable may be able by now
-            replicas = shortlist(group, task, excluded, router.wide, now)
+        replicas = shortlist(group, task, self._avoided(pending, now), router.wide, now)
         if not replicas:
-            # A node behind an open breaker is still better than no answer, if nothing else is left.
-            replicas = [
-                replica
-                for replica in group.replicas.values()
-                if replica.node.key not in excluded
-                and not replica.is_barred(now)
-                and replica.node.usable
-                and not replica.node.drained
-                and not replica.attempts
-                and group.suits(replica, task, group.digest_for(task))
-            ]
+            excluded = {*pending.tried, *state.cluster.excluded_for(task, now)}
+            replicas = self._second_choices(pending, group, router, excluded, now)
         if not replicas:
             if task.gpu and prove_gpu(state, group, task, excluded, now):
                 return True
@@ -127,17 +110,54 @@ class RequestScheduler:
                 free, decision = True, decided
         if free:
             pending.tokens += group.queue.charge(pending.key, now)
-            attempt = state.start(pending, replica, task.cost, decision, now)
-            if pending.hedger is not None and not pending.delivering:
-                self.hedging.plan(pending, pending.hedger, attempt, now)
-            self.hang_detection.accompany(pending, attempt, now)
-            if group.demoted:
-                self.demotion.retest(group, now)
+            self._start(pending, group, replica, decision, now)
             return False
         reserved_us[decision.node] = reserved_us.get(decision.node, 0) + self._reserve(
             pending, router, replica, decision, reserved_us, now
         )
         return True
+
+    def _second_choices(
+        self, pending: PendingTask, group: ModelReplicas, router: Router, excluded: set[str], now: Micros
+    ) -> list[Replica]:
+        """Return the replicas to compare where no first choice is left. The first group that is not empty is taken.
+
+        1. Replicas that were busy: waiting is better than failing.
+        2. Replicas of nodes that were unable a while ago, and may be able by now.
+        3. Idle replicas behind an open breaker: a trial is better than no answer.
+
+        Args:
+            excluded: Nodes that the request has tried, or that can never serve it.
+        """
+        task, avoided = pending.task, self._avoided(pending, now)
+        if pending.busy:
+            pending.busy = None
+            avoided = self._avoided(pending, now)
+            if found := shortlist(group, task, avoided, router.wide, now):
+                return found
+        if len(avoided) > len(excluded) and (found := shortlist(group, task, excluded, router.wide, now)):
+            return found
+        return [
+            replica
+            for replica in group.replicas.values()
+            if replica.node.key not in excluded
+            and not replica.is_barred(now)
+            and replica.node.usable
+            and not replica.node.drained
+            and not replica.attempts
+            and group.suits(replica, task, group.digest_for(task))
+        ]
+
+    def _start(
+        self, pending: PendingTask, group: ModelReplicas, replica: Replica, decision: Decision, now: Micros
+    ) -> None:
+        """Start an attempt, and plan the checks of whether it is late, or its runner hangs."""
+        attempt = self._state.start(pending, replica, pending.task.cost, decision, now)
+        if pending.hedger is not None and not pending.delivering:
+            self.hedging.plan(pending, pending.hedger, attempt, now)
+        self.hang_detection.accompany(pending, attempt, now)
+        if group.demoted:
+            self.demotion.retest(group, now)
 
     def _avoided(self, pending: PendingTask, now: Micros) -> Collection[str]:
         """Return the nodes that the request avoids as long as there are others."""
@@ -152,7 +172,7 @@ class RequestScheduler:
             review(self._state, group, use)
 
     def tries(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> Replica | None:
-        """Return the replica where a waiting request may test for one more slot."""
+        """Return the replica where a waiting request may be sent beyond the proven slots; None if it is to wait."""
         state, task = self._state, pending.task
         router = router_of(state, task)
         replicas = shortlist(group, task, pending.tried, router.wide, now)
@@ -185,16 +205,16 @@ class RequestScheduler:
             self._state.let_others(left, now)
         return service_us
 
-    def _stands(
+    def _is_still_optimal(
         self, task: Task, reservation: Reservation, reserved_us: Mapping[str, Micros], freed: list[Replica], now: Micros
     ) -> bool:
-        """Check that the reservation is still optimal.
+        """Check that a waiting request would reserve the same replica again.
 
         It is not if its replica is free or too late, or if another replica was freed where the request would finish
         sooner.
         """
         router = router_of(self._state, task)
-        if not router.by_finish:  # it was another when the task chose
+        if not router.by_finish:  # the routing strategy was changed since
             return False
         occupies_gpu = task.kind is not EMBED
         overlap = self._state.policies.overlap
@@ -246,12 +266,7 @@ class RequestScheduler:
             decision = decided
         pending.tokens = tokens = task.cost * group.tokens_per_cost + group.expected_tokens(task)
         state.shares.pass_by(task.app, tokens)
-        attempt = state.start(pending, replica, task.cost, decision, now)
-        if pending.hedger is not None:
-            self.hedging.plan(pending, pending.hedger, attempt, now)
-        self.hang_detection.accompany(pending, attempt, now)
-        if group.demoted:
-            self.demotion.retest(group, now)
+        self._start(pending, group, replica, decision, now)
         return Dispatched.STARTED
 
     def record_first_token(self, pending: PendingTask, attempt: Attempt, now: Micros) -> None:

@@ -54,6 +54,7 @@ from sollol.core.timing_check import with_checked_timing
 from sollol.core.types import NEVER, OK, SECOND, Micros, Outcome, Status
 from sollol.core.view import SchedulerView
 
+BUSY_DOUBLINGS: Final = 6  # of the pause after an answer "busy"; then it stays the same
 QUEUE_BOUND: Final = 10_000  # waiting tasks; more are refused, rather than kept for ever
 LATE_CHECK_EVERY: Final[Micros] = SECOND  # between two checks of the single tasks
 RETRY_AFTER_MAX: Final[Micros] = 600 * SECOND  # longest pause that a node may request
@@ -76,6 +77,7 @@ class Scheduler:
         self._requests = RequestScheduler(state)
         self._hang_detection = self._requests.hang_detection
         self._load_watch = LoadWatch(state, self._hang_detection, self._requests.failover)
+        # Parts call each other through the state, so that their modules do not import each other in a circle.
         state.check_loads = self._load_watch.check_all
         state.load_lost = self._load_watch.lost
         self._batches = BatchScheduler(state)
@@ -108,7 +110,10 @@ class Scheduler:
         }
 
     def handle(self, event: Event, now: Micros) -> list[Action]:
-        """Return the actions that follow from an event. `now` never goes back."""
+        """Return the actions that follow from an event. `now` never goes back.
+
+        The handlers append to `state.out`. They set `state.current_task`, which an exception of theirs ends.
+        """
         out: list[Action] = []
         state = self._state
         state.out = out
@@ -144,6 +149,7 @@ class Scheduler:
     # --- callers ----------------------------------------------------------------------------------------
 
     def _submitted(self, event: Submitted, now: Micros) -> None:
+        """Refuse a task while the queue is full; else start or queue it, or cut it into chunks."""
         task, state = event.task, self._state
         pending = PendingTask(task, now)
         state.tasks[pending.key] = state.current_task = pending
@@ -152,10 +158,10 @@ class Scheduler:
             message = f"{self._queue_bound} tasks are waiting already; a place should be free in {wait / SECOND:.1f} s"
             state.settle(pending, Outcome(Status.QUEUE_FULL, message, retry_us=wait))
             return
-        state.retrier.deposit(task)
+        state.retrier.deposit(task)  # each task adds to the budget of retries
         if task.hedge is not None or task.mode is not None:
             self._requests.hedging.choose_hedger(pending)
-        if now >= self._health.record_from:
+        if now >= self._health.record_from:  # after a long idle time all nodes are probed
             self._health.record_submit(now, state.out)
         if task.deadline_us is not None:
             state.call_at(task.deadline_us, lambda later: self._deadline(task.id, later), pending.key)
@@ -170,6 +176,7 @@ class Scheduler:
             self._single_submitted(pending, group, now)
 
     def _single_submitted(self, pending: PendingTask, group: ModelReplicas, now: Micros) -> None:
+        """Start a request at once if its best replica is free and none waits before it; else queue it."""
         if not self._late_check_planned:
             self._late_check_planned = True
             self._state.call_at(now + LATE_CHECK_EVERY, self._check_single_tasks)
@@ -239,6 +246,7 @@ class Scheduler:
     # --- answers ----------------------------------------------------------------------------------------
 
     def _finished(self, event: Finished, now: Micros) -> None:
+        """Free the slot of an attempt, learn from it, settle or move its task, and offer the slot."""
         attempt = self._attempts.get(event.attempt)
         if attempt is None:  # aborted meanwhile
             return
@@ -247,13 +255,12 @@ class Scheduler:
         outcome = event.outcome
         if outcome.status is OK:
             outcome = with_checked_timing(outcome, now - attempt.started_us, attempt.cost)
-        inflight = len(replica.attempts)
-        began, before = attempt.started_us, replica.last_end_us
-        busy_us = now - (began if began > before else before)
+        inflight = len(replica.attempts)  # with this one
+        busy_us = now - max(attempt.started_us, replica.last_end_us)
         self._state.end(attempt, now)
         replica.node.attempted += 1
         if pending.batch is not None and outcome.status is Status.FAILED:
-            replica.breaker.record(now, LEFT)  # its items are suspected first (`core.fault_attribution`)
+            replica.breaker.record(now, LEFT)  # no fault of the node: an item may be (`core.fault_attribution`)
         else:
             replica.record(now, outcome)
         if outcome.status is OK:
@@ -284,9 +291,10 @@ class Scheduler:
             self._requests.failed(pending, attempt, outcome, now)
 
     def _record_failure(self, attempt: Attempt, outcome: Outcome, now: Micros) -> None:
-        """Record a failed attempt: count it, and pause, down or unlist the replica that it speaks against.
+        """Count a failed attempt; pause its replica, remove the model from the node, or take the node as down.
 
-        A failure counts as a slow answer. Otherwise a node that fails at once would seem the fastest.
+        A failure counts as a slow answer. Otherwise a node that fails at once would seem the fastest. A refused or
+        cancelled request is no failure of the node.
         """
         replica = attempt.replica
         replica.flag_off_nominal()
@@ -305,7 +313,8 @@ class Scheduler:
         if outcome.status in (Status.BUSY, Status.TIMEOUT):
             replica.sample(0.0, 0, 0, dropped=True, wanted=False)
         if outcome.status is Status.BUSY:
-            pause = self._state.retrier.again(attempt.task, outcome, min(replica.busy_answers, 6), now) or 0
+            doublings = min(replica.busy_answers, BUSY_DOUBLINGS)
+            pause = self._state.retrier.again(attempt.task, outcome, doublings, now) or 0
             replica.busy_answers += 1
             if outcome.retry_us:  # the node's own time; 0 would use up all tries in a few milliseconds
                 pause = min(outcome.retry_us, RETRY_AFTER_MAX)
@@ -411,12 +420,13 @@ class Scheduler:
         try:
             self._state.abort(attempt, now)
             self._failed(self._tasks[attempt.task.id], attempt, outcome, now)
-        except Exception as error:  # of this call: the node had others, too
+        except Exception as error:  # it ends this task; the other tasks of the node are moved all the same
             self._state.recover(error, now)
 
     # --- the operator ---------------------------------------------------------------------------------------
 
     def _refresh(self, event: Refresh, now: Micros) -> None:
+        """Probe all nodes now."""
         for node in self._cluster.nodes.values():
             node.next_probe_us = 0
         self._health.next_at = 0
@@ -459,6 +469,7 @@ class Scheduler:
             self._fail_overdue(attempt, now)
 
     def _check_single_tasks(self, now: Micros) -> None:
+        """Look, once a second while requests are open, for those that hang, load too long, or wait too long."""
         self._late_check_planned = any(pending.batch is None for pending in self._tasks.values())
         if self._late_check_planned:
             self._state.call_at(now + LATE_CHECK_EVERY, self._check_single_tasks)
@@ -467,7 +478,7 @@ class Scheduler:
             self._bind_waiting(now)
 
     def _record_hanging(self, now: Micros) -> None:
-        """Repeat or move the requests whose runners hang, and record the failures."""
+        """Record as failures the attempts whose runners hang; their requests were repeated or moved."""
         for attempt in self._hang_detection.check_all(now):
             self._state.current_task = self._tasks.get(attempt.task.id)
             outcome = Outcome(Status.TIMEOUT, "silent far beyond what was predicted")
@@ -483,6 +494,7 @@ class Scheduler:
             self._binding.rescan(model, now)
 
     def _silent(self, event: Silent, now: Micros) -> None:
+        """Move the requests whose streams fell silent in the middle of an answer."""
         for attempt, why in self._stall_detection.judge(event.streams, now):
             if attempt.id in self._attempts:
                 self._state.current_task = self._tasks.get(attempt.task.id)
