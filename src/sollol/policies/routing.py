@@ -3,14 +3,14 @@
     finish = wait for a slot + load or reload + prefill + decode + overhead        (chat, generate)
     finish = wait for a slot + load or reload + input / rate                       (embed)
 
-No hand-set points: every term is a measured time. Busy nodes compete too, with the time until they are free and what
-tasks ahead in the queue have reserved, so a task may wait for a fast node rather than take a slow one. A prompt whose
-beginning a node has just read costs only its rest there. A node that would reload a model in use with other options is
-charged a second load: the one that its users will pay to get it back.
+Every term is a measured time. Busy nodes compete too, with the time until they are free and the time that tasks ahead
+in the queue have reserved. So a task may wait for a fast node rather than take a slow one. If a node has just read the
+beginning of a prompt, only the rest is counted there. A load that evicts a model in use counts twice: its users will
+have to load it again.
 
-A replica without measurements is predicted by the others of its model. A node that was never tried counts as a little
-faster than the best, so that each is explored once, neither avoided nor flooded; and so does one without an answer for
-STALE that was not far behind then.
+A replica without measurements is predicted by the others of its model. A node that was never tried is assumed to be a
+little faster than the best, so that each is tried once. The same holds for a node without an answer for STALE, unless
+it was far slower then.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from sollol.core.types import (
 )
 from sollol.policies.eviction import EvictionByUse
 
-# Finishing within one per cent is the same; the dice keep several clients from choosing the same node.
+# Predictions within this factor are equal; one of them is drawn, so that several clients do not choose the same node.
 ALIKE: Final = 1.01
-KEPT: Final = 16  # candidates of which all rows are kept; of more, the best
-EAGER: Final = 1.05  # times the best: that a node which was never tried is assumed to be, so that it is tried
-STALE: Final[Micros] = 300 * SECOND
+KEPT: Final = 16  # a decision keeps the predictions of so many candidates; of more candidates it keeps the best
+EAGER: Final = 1.05  # assumed speed of a node that was never tried, relative to the best
+STALE: Final[Micros] = 300 * SECOND  # after the last answer, a rate is too old
 FADES: Final[Micros] = 5 * SECOND  # in which the penalty of a replica that has only failed halves
-# A replica that was slow in its first FEW answers may have had bad luck: it is believed in part, the other replicas of
-# its model in part, so that one straggler does not leave a healthy node unused.
+# The rates of a replica with fewer than FEW answers that are UNLIKE times slower than usual are mixed with the usual
+# ones: a single straggler should not leave a healthy node unused.
 FEW: Final = 3
-UNLIKE: Final = 8.0  # times slower than usual, from which on it matters
-SLOWED: Final = 2.0  # times slower where it runs now than where it was measured
-STALE_PRIORITY: Final = 5  # calls above it are not used to find out
+UNLIKE: Final = 8.0
+SLOWED: Final = 2.0  # a model that moved to the CPU and is so many times slower there gets lower rates
+STALE_PRIORITY: Final = 5  # requests of a higher priority do not try nodes with unknown rates
 FORGIVEN: Final[Micros] = 30 * SECOND  # after which a replica that has only failed is tried as a new one
-NOT_FAR: Final = 8.0  # times slower than the best at its last answer
+NOT_FAR: Final = 8.0  # a replica with old rates is tried again if it was at most so many times slower than the best
 _REASONS: Final = ["", "only candidate", *(f"finishes first of {count}" for count in range(2, 100))]
 
 
@@ -65,7 +65,7 @@ class CompletionRouter:
     """
 
     __slots__ = ("alike", "eager", "eviction", "stale_priority", "stale_us")
-    wide = False
+    wide = False  # `core.policy.Router` explains both
     by_finish = True
 
     def __init__(
@@ -99,7 +99,7 @@ class CompletionRouter:
         scores = self._scores(task, replicas, finishes, now)
         chosen = _least(scores, self.alike, rng) if len(predictions) > 1 else 0
         best = predictions[chosen]
-        finish = finishes[chosen] - best.displaces_us  # the cost of others decides, but is no time of this task
+        finish = finishes[chosen] - best.displaces_us  # a load that others must repeat is no time of this task
         embed = task.kind is EMBED
         if len(predictions) > KEPT:
             order = sorted(range(len(predictions)), key=scores.__getitem__)[:SHOWN]
@@ -142,7 +142,9 @@ class CompletionRouter:
         options, cost = task.options, float(task.cost)
         shares = not (embed or task.exact_context)
         prefix_hashes = group.prefix_hashes
-        known = [beginning for beginning in reversed(task.prefix) if beginning[0] in prefix_hashes]
+        known = [
+            part for part in reversed(task.prefix) if part[0] in prefix_hashes
+        ]  # some node has read it; longest first
         reserved = bool(reserved_us)
         predictor: _TermsPredictor | None = None
         finishes: list[float] = []
@@ -151,11 +153,10 @@ class CompletionRouter:
             wait = 0.0
             nominal, running = replica.nominal, len(replica.attempts)
             if running or not nominal or replica.node.active_models:
-                over = running - replica.proven
+                over = running - replica.proven  # attempts beyond the proven slots
                 soonest = replica.soonest_us
-                if (
-                    over == 0 and soonest >= now and nominal and replica.occupies_gpu
-                ):  # as most that run: without the call
+                # The usual case of a busy replica, without a call.
+                if over == 0 and soonest >= now and nominal and replica.occupies_gpu:
                     wait = float(soonest - now)
                 elif over >= 0 or not nominal or not replica.occupies_gpu:
                     wait = float(replica.wait_us(now, occupies_gpu))
@@ -170,7 +171,7 @@ class CompletionRouter:
                 and decode_rate
                 and (replica.options == options or (shares and options in replica.shared))
             ):
-                new = cost
+                new = cost  # without the part that the node has just read
                 for prefix_hash, length in known:
                     if replica.warm.get(prefix_hash, NOT_READ) > replica.prompts - PROMPTS_WARM:
                         new -= length
@@ -248,9 +249,8 @@ class _TermsPredictor:
             new = task.cost - warm_cost(replica, self._known) if self._known else task.cost
             prefill = new * self._tokens_per_cost / prefill_rate
             decode = self._tokens / decode_rate
-        if (
-            replica.failed and not replica.answers and now - replica.last_end_us < FORGIVEN
-        ):  # a fast failure is not a fast node; it fades, so that it is tried again
+        # A node that fails at once must not seem fast. The penalty fades, so that the node is tried again.
+        if replica.failed and not replica.answers and now - replica.last_end_us < FORGIVEN:
             penalty = (replica.latency.read() or 0.0) / (1 + (now - replica.last_end_us) / FADES)
         overhead = replica.overhead.value or 0.0
         return Prediction(replica.key, wait, prefill, decode, overhead, load, displaces, embed, penalty)
@@ -262,7 +262,7 @@ class _TermsPredictor:
 
     def _work(self, replica: Replica) -> float:
         work = replica.work.value
-        if not work:  # none yet, or only chunks that others were sooner with
+        if not work:  # no chunk yet, or only chunks that another node answered first
             usual = self._typical(replica)
             work = usual.work if replica.node.attempted else usual.best_work
         return work
@@ -273,7 +273,7 @@ class _TermsPredictor:
     def _rates(self, replica: Replica) -> tuple[float, float]:
         """Return prefill and decode rates; where they are unknown or stale, what may be assumed."""
         node = replica.node
-        # A node that only failed is taken for a new one now and then: it may have healed.
+        # A node that has only failed counts as new after a while, because it may work again.
         fresh = not node.attempted or (replica.failed > 0 and not replica.answers and self._forgiven(replica))
         prefill_rate, decode_rate = replica.prefill.value, replica.decode.value
         stale = decode_rate is not None and self._now - replica.last_end_us > self._stale_us
@@ -287,13 +287,13 @@ class _TermsPredictor:
             if prefill_rate * UNLIKE < usual.prefill:
                 prefill_rate = prefill_rate**own * usual.prefill ** (1 - own)
         slowed = replica.slowness() / replica.measured_slowness
-        if slowed > SLOWED and prefill_rate and decode_rate:  # measured on its GPU; now it is on the CPU
+        if slowed > SLOWED and prefill_rate and decode_rate:  # measured on the GPU, and now it runs on the CPU
             prefill_rate, decode_rate = prefill_rate / slowed, decode_rate / slowed
         if not prefill_rate or not decode_rate:
             usual = self._typical(replica)
-            # The node's speed with its other models is the first guess for this one.
+            # The first estimate is the node's speed with its other models.
             speed = self._eager if fresh else node.speed.value or 1.0
-            if node.loaded:  # a guess for the first calls: on the CPU, where the others were measured on a GPU
+            if node.loaded:  # the model is on the CPU, and the others were measured on a GPU
                 speed /= max(1.0, replica.slowness() / usual.slowness)
             prefill_rate = prefill_rate or (usual.best_prefill if fresh else usual.prefill) * speed
             decode_rate = decode_rate or (usual.best_decode if fresh else usual.decode) * speed

@@ -128,7 +128,7 @@ class StreamRelay(StreamJob):
         self.transport = transport
         self._unread: list[bytes] | None = None if partial is None else partial.unread
         self.refusal_event = b""  # the event by which a node refused an answer that had begun
-        self._parts = self._part_bytes = 0  # relayed pieces of a stream that cannot be resumed
+        self._pieces = self._piece_bytes = 0  # relayed, of a stream that cannot be resumed
         self._events = self._event_bytes = 0  # relayed events
         self.is_whole = False  # a whole answer to a stream, as to a request that only loads the model
 
@@ -186,8 +186,8 @@ class StreamRelay(StreamJob):
             if len(unread) >= UNREAD:
                 partial.read()
         else:
-            self._parts += 1
-            self._part_bytes += len(piece)
+            self._pieces += 1
+            self._piece_bytes += len(piece)
 
     def settle(self, action: Complete, at: Micros) -> None:
         """Deliver the end of the task. Its last line is sent by `answer`, not pushed as by StreamJob."""
@@ -208,10 +208,10 @@ class StreamRelay(StreamJob):
             request.end(self.api_format.framed(self.last))
 
     def describe_received(self, text: str, thinking: str, tool_calls: int) -> str:
-        """Return the received amount in words: in parts, where the text is not decoded."""
+        """Return the received amount in words: the number of pieces, where the text is not decoded."""
         if self._unread is not None:
             return super().describe_received(text, thinking, tool_calls)
-        return f"{self._parts} parts, {self._part_bytes} bytes"
+        return f"{self._pieces} parts, {self._piece_bytes} bytes"
 
     def break_off(self, settled: Complete) -> None:
         """End a stream that cannot be resumed with an error in the API's format."""
@@ -232,7 +232,7 @@ class StreamAttempt(Exchange):
         "_ending",
         "_job",
         "_parser",
-        "_parts",
+        "_pieces",
         "_recent",
         "_refusal_body",
         "_refusal_size",
@@ -255,7 +255,7 @@ class StreamAttempt(Exchange):
         self._refusal_body: list[bytes] = []  # the body of an answer with another status than 200
         self._refusal_size = 0
         self._began = False  # a piece was relayed
-        self._parts = 0  # received pieces
+        self._pieces = 0  # received pieces
         self._counted = 0  # relayed events
         self._recent = Recent()
         self._ending: asyncio.Handle | None = None
@@ -314,7 +314,7 @@ class StreamAttempt(Exchange):
             self.abort()  # bytes after the end of the answer, perhaps without a limit
             return
         parser, job = self._parser, self._job
-        self._parts += 1
+        self._pieces += 1
         relayed = parser.feed(piece)
         if relayed:
             if not self._began:
@@ -340,7 +340,7 @@ class StreamAttempt(Exchange):
 
     def received_parts(self) -> int:
         """Return the number of pieces so far; negative while the client is behind."""
-        return -1 if self.paused else self._parts
+        return -1 if self.paused else self._pieces
 
     def resumable(self) -> tuple[bool, bool]:
         """Return the result of `StreamJob.resumable`."""
@@ -367,8 +367,8 @@ class StreamAttempt(Exchange):
         if not repeats(events):
             return False
         job = self._job
-        job.last = job.end_of_repetition(events, self._parts)
-        self.dispatcher.finished(self.start.attempt, Outcome(OK, "", 200, Timing(tokens=self._parts)))
+        job.last = job.end_of_repetition(events, self._pieces)
+        self.dispatcher.finished(self.start.attempt, Outcome(OK, "", 200, Timing(tokens=self._pieces)))
         return True
 
     def _finish(self, outcome: Outcome) -> None:
@@ -382,7 +382,7 @@ class StreamAttempt(Exchange):
         if outcome.status is Status.REFUSED and self._status == 200:
             job.refusal_event = self._parser.tail
         if outcome.status is OK:
-            outcome = with_part_count(outcome, max(self._parts, self._parser.count))
+            outcome = with_part_count(outcome, max(self._pieces, self._parser.count))
             job.last = self._parser.tail
             self.dispatcher.finished(self.start.attempt, outcome)
         else:

@@ -137,7 +137,7 @@ class Inference:
         body = request.body if model == parsed.model else _renamed(request.body, model)
         task = context.engine.task(self._work(model, body), self._options)
         self._task_id = request.task = task.id
-        if not request.plain:
+        if not request.plain:  # it has headers of ours
             context.request_ids.add(request, task.id)
         job = self._job(task, body)
         if request.key is not None:
@@ -148,6 +148,7 @@ class Inference:
         limit_load_wait(context, request, task.id)
 
     def _work(self, model: str, body: bytes) -> Work:
+        """Return the properties of the request by which it is scheduled."""
         api_format, parsed = self._format, self._parsed
         return Work(
             api_format.kind,
@@ -164,6 +165,7 @@ class Inference:
         )
 
     def _job(self, task: Task, body: bytes) -> WholeRelay | StreamRelay:
+        """Return the job that relays the answer. Another node can resume a stream if its partial response is known."""
         request, api_format, context = self._request, self._format, self._context
         if not task.stream:
             return WholeRelay(task, request, body, api_format, TIMEOUTS, self._done, context.transport)
@@ -189,9 +191,9 @@ class Inference:
     def _done(self, job: CallJob) -> None:
         try:
             self._deliver(job)
-        except Exception as error:  # a defect must not leave the client waiting, nor stop the queue
+        except Exception as error:  # a defect of ours: the client gets an error, and the queue goes on
             self._context.fail(self._request, error)
-        self._context.engine.record_call(job)  # when the client has its answer
+        self._context.engine.record_call(job)  # last, so that the client does not wait for it
 
     def _deliver(self, job: CallJob) -> None:
         """Charge the call and send its result to the client, or submit it for a fallback of its model."""
