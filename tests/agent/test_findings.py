@@ -29,7 +29,16 @@ def found(**more: Any) -> list[Any]:
             {"gpus": (GpuReport("RTX 4090", "nvidia", temperature_c=HOT_C),)},
             "RTX 4090 in gpu-1:11434 has 90",
         ),
-        ("agent-driver", {"problems": ("nvidia: no permission",)}, "cannot read a GPU: nvidia: no permission"),
+        (
+            "agent-driver",
+            {"problems": ("nvidia: no permission",)},
+            "cannot read all of its machine: nvidia: no permission",
+        ),
+        (
+            "agent-owner",
+            {"owner_uses": ("call",)},
+            "gpu-1:11434 gets no new work: its owner is busy: a call runs there",
+        ),
     ],
 )
 def test_a_check_fires(check: str, more: dict[str, Any], words: str) -> None:

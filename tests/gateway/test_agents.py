@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from sollol.agent.app import Agent
+from sollol.agent.report import CALL, FULL_SCREEN
 from sollol.core.endpoint import parse_endpoint
+from sollol.core.events import NodeDrained
 from sollol.discovery import discover
 from sollol.gateway.app import Gateway
 from sollol.gateway.settings import GatewaySettings
@@ -110,6 +112,56 @@ def test_a_killed_agent_is_a_finding(tmp_path: Path) -> None:
             for _ in range(2):  # as long as it is away
                 look(stage)
                 assert "does not answer" in findings(stage)[0]["summary"]
+        finally:
+            running.__exit__(None, None, None)
+
+
+def test_a_busy_owner_gets_no_new_work_until_the_call_ends(tmp_path: Path) -> None:
+    doing: list[bool] = [False]
+    looks: dict[Any, Any] = {CALL: (lambda: doing[-1],), FULL_SCREEN: (lambda: False,)}
+    body = {"model": "llama3.2", "prompt": "a", "stream": False}
+    with sim_cluster([NodeSpec(models=(MODEL,)), NodeSpec(models=(MODEL,))]) as nodes:
+        mine = nodes[0].removeprefix("http://")
+        with (
+            agent_at(nodes[0], tmp_path, looks=looks) as port,
+            gateway_over([nodes[0]], GatewaySettings(agents_key=KEY, agents_port=port)) as stage,
+        ):
+            events: list[Any] = []
+            stage.look(lambda gateway: gateway.engine.journal.subscribe(lambda entry: events.append(entry.event)))
+
+            def ask() -> httpx.Response:
+                headers = {"X-Sollol-Node": mine}
+                return httpx.post(f"{stage.url}/api/generate", json=body, headers=headers, trust_env=False, timeout=20)
+
+            look(stage)
+            assert ask().status_code == 200
+            doing.append(True)
+            look(stage)
+            look(stage)
+            why = "its owner is busy: a call runs there"
+            refused = ask()
+            assert refused.status_code == 502
+            assert f"is drained: {why}" in refused.json()["error"]
+            (finding,) = [row for row in findings(stage) if row["id"] == "agent-owner"]
+            assert finding["summary"] == f"{mine} gets no new work: {why}."
+            doing.append(False)
+            look(stage)
+            assert ask().status_code == 200
+            changes = [event for event in events if isinstance(event, NodeDrained)]
+            assert changes == [NodeDrained(mine, True, why), NodeDrained(mine, False, why)], "replays need no agent"
+
+
+def test_an_agent_that_dies_while_its_owner_is_busy_is_no_agent(tmp_path: Path) -> None:
+    looks: dict[Any, Any] = {FULL_SCREEN: (lambda: True,)}
+    with sim_cluster([NodeSpec(models=(MODEL,))]) as nodes:
+        with agent_at(nodes[0], tmp_path, looks=looks) as port:
+            running = gateway_over(nodes.urls, GatewaySettings(agents_key=KEY, agents_port=port))
+            stage = running.__enter__()
+            look(stage)
+            assert stage.look(lambda gateway: gateway.pool.snapshot())["nodes"][0]["drained_for"]
+        try:
+            look(stage)
+            assert not stage.look(lambda gateway: gateway.pool.snapshot())["nodes"][0]["drained"]
         finally:
             running.__exit__(None, None, None)
 

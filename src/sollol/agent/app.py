@@ -19,6 +19,7 @@ import msgspec
 from sollol.agent.bridge import send_on
 from sollol.agent.drivers import GpuDriver
 from sollol.agent.machine import ollama_settings, read_machine
+from sollol.agent.owner import NO_LOOKS, Looks
 from sollol.agent.report import OllamaReport
 from sollol.agent.restart import Restarter
 from sollol.backends.agent_proof import HELLO, NONCE, proof_of
@@ -57,6 +58,7 @@ class Agent(HttpServer):
         transport: HttpTransport,
         restart: Sequence[str] = (),
         fault: Callable[[str, BaseException], object] = lambda where, error: None,
+        looks: Looks = NO_LOOKS,
     ) -> None:
         """Prepare.
 
@@ -68,6 +70,7 @@ class Agent(HttpServer):
             transport: The way to Ollama.
             restart: The command that restarts Ollama; none: it cannot be restarted.
             fault: Called with the place and the exception of a defect.
+            looks: The ways to see whether the owner uses the machine; none: that is not reported.
         """
         super().__init__(LIMITS)
         self._key = key.encode()
@@ -78,6 +81,7 @@ class Agent(HttpServer):
         self._transport = transport
         self._restarter = Restarter(restart)
         self._fault = fault
+        self._looks = looks
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port. Raises OSError."""
@@ -175,7 +179,13 @@ class Agent(HttpServer):
         settings = await asyncio.to_thread(ollama_settings)
         ollama = OllamaReport(version, settings, why)
         report = await asyncio.to_thread(
-            read_machine, NAME, self._drivers, self._folder, ollama, can_restart=bool(self._restarter.command)
+            read_machine,
+            NAME,
+            self._drivers,
+            self._folder,
+            ollama,
+            can_restart=bool(self._restarter.command),
+            looks=self._looks,
         )
         request.answer(200, msgspec.json.encode(report))
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from sollol.agent.client import AgentState
 from sollol.agent.report import AgentReport
-from sollol.observe.findings import ERROR, WARNING, Finding
+from sollol.observe.findings import ERROR, INFO, WARNING, Finding
 
 HOT_C: Final = 90.0
 DISK_LEAST: Final = 5_000_000_000  # bytes
@@ -51,8 +51,14 @@ def _reported(node: str, report: AgentReport) -> Iterator[Finding]:
                 "It slows itself down, and answers come later.", "Look at its fans and its dust.",
                 {"temperature_c": gpu.temperature_c},
             )  # fmt: skip
+    if report.owner_busy:
+        yield Finding(
+            "agent-owner", INFO, node, f"{node} gets no new work: {report.owner_busy}.",
+            "The other nodes do its share.", "Nothing: work comes again when that ends.",
+        )  # fmt: skip
     for problem in report.problems:
         yield Finding(
-            "agent-driver", WARNING, node, f"The agent of {node} cannot read a GPU: {problem}.",
-            "Memory and temperature of that GPU are unknown.", "Update the driver of the GPU, or the agent.",
+            "agent-driver", WARNING, node, f"The agent of {node} cannot read all of its machine: {problem}.",
+            "What it cannot read is unknown: a GPU, or whether the owner uses the machine.",
+            "Update the driver of the GPU or the agent; run an agent with --yield-to-owner in the owner's session.",
         )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from sollol.agent.drivers import GpuDriver, read_gpus
+from sollol.agent.owner import NO_LOOKS, Looks, read_owner
 from sollol.agent.report import AgentReport, OllamaReport
 
 SHOWN_SETTINGS: Final = (
@@ -54,11 +55,13 @@ def read_machine(
     ollama: OllamaReport,
     *,
     can_restart: bool,
+    looks: Looks = NO_LOOKS,
 ) -> AgentReport:
     """Return the report of this machine; runs in a thread."""
     import psutil
 
     gpus, problems = read_gpus(drivers)
+    uses, unseen = read_owner(looks)
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(folder)) if folder is not None and folder.is_dir() else None
     return AgentReport(
@@ -73,7 +76,8 @@ def read_machine(
         _temperature(),
         ollama,
         can_restart,
-        problems,
+        (*problems, *unseen),
+        uses,
     )
 
 

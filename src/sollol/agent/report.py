@@ -7,7 +7,7 @@ node's own lists is not used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,10 @@ Memory = Annotated[int, msgspec.Meta(ge=0, le=2**46)]  # of a machine
 GpuMemory = Annotated[int, msgspec.Meta(ge=0, le=2**42)]  # of one GPU; Apple's is that of the machine
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Text = Annotated[str, msgspec.Meta(max_length=300)]
+
+OwnerUse = Literal["full-screen program", "call"]
+FULL_SCREEN: Final = "full-screen program"
+CALL: Final = "call"
 
 
 class BadReport(ValueError):
@@ -64,6 +68,7 @@ class AgentReport(msgspec.Struct, frozen=True):
         disk_free_bytes: On the disk of the models; None if their folder is unknown.
         can_restart: Its owner has named a command that restarts Ollama.
         problems: What could not be read, in words.
+        owner_uses: What the owner does with the machine, so that no new work should come; if the owner wants that.
     """
 
     agent: Text
@@ -78,6 +83,12 @@ class AgentReport(msgspec.Struct, frozen=True):
     ollama: OllamaReport = OllamaReport()
     can_restart: bool = False
     problems: Annotated[tuple[Text, ...], msgspec.Meta(max_length=20)] = ()
+    owner_uses: Annotated[tuple[OwnerUse, ...], msgspec.Meta(max_length=5)] = ()
+
+    @property
+    def owner_busy(self) -> str:
+        """Why no new work should come, in words; "" if it may."""
+        return f"its owner is busy: a {' and a '.join(self.owner_uses)} runs there" if self.owner_uses else ""
 
     @property
     def model_memory_bytes(self) -> int | None:

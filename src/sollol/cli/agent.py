@@ -20,6 +20,7 @@ EPILOG = """\
 
   sollol agent --host 0.0.0.0
   sollol agent --host 0.0.0.0 --restart "systemctl restart ollama"
+  sollol agent --host 0.0.0.0 --yield-to-owner
   sollol agent --ollama 127.0.0.1:11434 --models /srv/ollama/models
 
 [bold]The key[/bold]
@@ -58,6 +59,10 @@ def agent(
         str | None,
         typer.Option("--restart", metavar="COMMAND", help="A command that restarts Ollama; it is run without a shell."),
     ] = None,
+    yield_to_owner: Annotated[
+        bool,
+        typer.Option("--yield-to-owner", help="Take no new work while a full-screen program or a call runs here."),
+    ] = False,
 ) -> None:
     """Serve facts, blobs and the Ollama of this machine to the cluster, with a key."""
     try:
@@ -75,7 +80,7 @@ def agent(
     from sollol.transport.event_loop import new_loop
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(host, port, beside, key, models, command))
+        runner.run(_serve(host, port, beside, key, models, command, yield_to_owner))
 
 
 def read_key() -> str:
@@ -113,20 +118,23 @@ def _ollama(given: str | None) -> Endpoint:
 
 
 async def _serve(
-    host: str, port: int, ollama: Endpoint, key: str, models: str | None, restart: tuple[str, ...]
+    host: str, port: int, ollama: Endpoint, key: str, models: str | None, restart: tuple[str, ...], yields: bool
 ) -> None:
     import asyncio
 
     from sollol.agent.app import Agent
     from sollol.agent.drivers import all_drivers
     from sollol.agent.machine import models_folder
+    from sollol.agent.owner import NO_LOOKS, owner_looks
     from sollol.duties import log_fault
     from sollol.signals import on_signal
     from sollol.transport.http import HttpTransport
 
     transport = HttpTransport()
     folder = models_folder(models)
-    made = Agent(key, ollama, folder, all_drivers(), transport, restart, log_fault)
+    made = Agent(
+        key, ollama, folder, all_drivers(), transport, restart, log_fault, owner_looks() if yields else NO_LOOKS
+    )
     try:
         bound = await made.start(host, port)
     except (OSError, UnicodeError) as error:

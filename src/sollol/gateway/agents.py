@@ -10,6 +10,7 @@ from typing import Any, Final
 from sollol.agent.client import AgentState, agent_of, read_agents, rooms_of
 from sollol.agent.findings import agent_findings
 from sollol.agent.report import AgentReport
+from sollol.core.events import NodeDrained
 from sollol.core.state.replica import Node
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
@@ -29,6 +30,7 @@ class Agents:
         self._key = key
         self._port = port
         self._states: dict[str, AgentState] = {}
+        self._busy: dict[str, str] = {}  # node -> why its owner wants no new work there
 
     def start(self, duties: Duties) -> None:
         """Look now, and every few seconds from now on."""
@@ -39,6 +41,20 @@ class Agents:
         nodes = [node for node in self._nodes() if not node.asleep]  # which a call could wake
         pairs = [(node.endpoint, dict(node.loaded)) for node in nodes]
         self._states = await read_agents(self._engine.transport, pairs, self._port, self._key, self._states)
+        self._yield_to_owners()
+
+    def _yield_to_owners(self) -> None:
+        """Keep new work from nodes whose owners are busy, and let it come again."""
+        reports, nodes = self.reports(), {node.key for node in self._nodes()}
+        self._busy = {key: why for key, why in self._busy.items() if key in nodes}
+        for key in nodes:
+            report = reports.get(key)
+            why, before = report.owner_busy if report is not None else "", self._busy.get(key, "")
+            if why != before:
+                for drained, reason in ((False, before), (True, why)):
+                    if reason:
+                        self._engine.dispatcher.feed(NodeDrained(key, drained, reason))
+                self._busy[key] = why
 
     def _nodes(self) -> list[Node]:
         return list(self._engine.scheduler.view().nodes.values())

@@ -79,7 +79,8 @@ def _changes(at: float, node: Node, before: _Seen, now: _Seen) -> list[ClusterEv
     if now.up and before.up:
         found += _changes_in_memory(at, key, before.loaded, now.loaded)
     if now.drained is not before.drained:
-        text = f"{key} is drained: it gets no new work" if now.drained else f"{key} gets work again"
+        why = f"{key} is drained, and gets no new work: {', '.join(node.drained_for)}"
+        text = why if now.drained else f"{key} gets work again"
         found.append(ClusterEvent(at, "drained" if now.drained else "resumed", INFO, key, "", text))
     for model in now.breakers - before.breakers:
         text = f"{key} gets no more requests for {model}: they failed in a row"

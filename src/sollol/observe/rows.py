@@ -97,6 +97,7 @@ class NodeStateRow(NodeStatistics):
     since: Moment | None = None
     has_gpu: bool | None = None
     drained: bool = False
+    drained_for: list[str] = []
     breakers: list[str] = []
 
 

@@ -232,6 +232,7 @@ def _node(engine: EngineState | None, key: str, endpoint: Endpoint) -> NodeState
     row.since = engine.wall_clock(since) if since else None
     row.has_gpu = has_gpu(state)
     row.drained = state.drained
+    row.drained_for = list(state.drained_for)
     row.breakers = [model for model, replica in state.replicas.items() if not replica.breaker.closed]
     return row
 

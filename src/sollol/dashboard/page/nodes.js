@@ -62,7 +62,7 @@ function fillCard(parts, row, place, at) {
   }
   const since = row.since ? `${down ? "last seen" : "for"} ${ago(at - row.since)}${down ? " ago" : ""}` : "";
   setText(parts.since, [row.version && !down ? `version ${row.version}` : "", since].filter(Boolean).join(" · "));
-  const words = [row.why, ...(row.unable || [])].filter(Boolean).join("; ");
+  const words = [row.why, ...(row.drained_for || []), ...(row.unable || [])].filter(Boolean).join("; ");
   setText(parts.why, words);
   parts.why.hidden = !words;
   const mark = down ? "" : JSON.stringify([row.loaded, row.slots, row.loading, [...row.usedBy], canAct]);
