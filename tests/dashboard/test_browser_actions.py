@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from sollol.gateway.auth.keys import Key, Keyring, hash_of
+from sollol.gateway.settings import GatewaySettings
 from sollol.sim import sim_cluster
+from tests.agent.test_agent import KEY
 from tests.dashboard.conftest import CHROMIUM
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
+from tests.gateway.test_agents import agent_at, look
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -54,6 +59,32 @@ def test_an_action_drains_a_node_after_a_question(browser: Any, stage: Stage) ->
     until(lambda: drained(stage) == [False, False])
     assert not tab.problems
     tab.close()
+
+
+def test_a_card_has_what_the_agent_reports_with_its_source(browser: Any, tmp_path: Path) -> None:
+    with sim_cluster([talker(1), talker(2)]) as nodes, agent_at(nodes[0], tmp_path) as port:
+        # Both nodes have the address of this machine, and so the same agent.
+        with gateway_over(nodes.urls, GatewaySettings(agents_key=KEY, agents_port=port)) as stage:
+            look(stage)
+            tab = opened(browser, stage)
+            card = tab.locator("#nodes .node").first
+            card.locator(".machine .meter").wait_for()
+            words = card.locator(".machine").inner_text()
+            assert "RTX 3060 5.0 GB of 12.0 GB · 50 % busy · 61 °C · 121 W" in words
+            assert "disk" in words
+            assert re.fullmatch(r"by its agent, \d+ s ago", card.locator(".source").inner_text())
+        with gateway_over(
+            nodes.urls, GatewaySettings(agents_key="another-key-of-the-gateway", agents_port=port)
+        ) as stage:
+            look(stage)
+            other = opened(browser, stage)
+            other.locator(".machine .why").first.wait_for()
+            words = other.locator(".machine").first.inner_text()
+            assert words == "its agent cannot be used: it has another key than [agents] in the settings"
+            assert other.locator(".source").first.is_hidden()
+        for each in (tab, other):
+            assert not each.problems
+            each.close()
 
 
 def test_history_and_settings_have_views_of_their_own(browser: Any, stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""Look whether the owner of a machine uses it: a full-screen program runs, or a call. Only if the owner wants it.
+"""Look whether the owner of a machine uses it: a full-screen program runs, or a call. Only with the owner's option.
 
 Nothing names the program, and nothing is recorded. The looks need the owner's session, so the agent runs there. A look
 returns True or False, and raises where it cannot see. A call is a program that records sound; a meter of the volume,
@@ -67,7 +67,7 @@ def read_owner(looks: Looks) -> tuple[tuple[OwnerUse, ...], tuple[str, ...]]:
 
 
 def x11_full_screen(run: Run) -> bool:
-    """Ask the X server for the state of the active window."""
+    """Read the state of the active window from the X server."""
     found = re.search(r"window id # (0x[0-9a-f]+)", run(("xprop", "-root", "_NET_ACTIVE_WINDOW")))
     if found is None or int(found[1], 16) == 0:
         return False
@@ -75,7 +75,7 @@ def x11_full_screen(run: Run) -> bool:
 
 
 def sway_full_screen(run: Run) -> bool:
-    """Ask Sway for the windows that fill a screen."""
+    """Read the windows that fill a screen from Sway."""
 
     def windows(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield tree
@@ -87,19 +87,19 @@ def sway_full_screen(run: Run) -> bool:
 
 
 def hyprland_full_screen(run: Run) -> bool:
-    """Ask Hyprland for the state of the active window; 1 is only maximized."""
+    """Read the state of the active window from Hyprland; 1 is only maximized."""
     state = json.loads(run(("hyprctl", "-j", "activewindow"))).get("fullscreen", 0)
     return int(state) >= 2
 
 
 def pulse_call(run: Run) -> bool:
-    """Ask PulseAudio, or PipeWire in its place, for programs that record."""
+    """Read the programs that record from PulseAudio, or from PipeWire in its place."""
     rows = json.loads(run(("pactl", "--format=json", "list", "source-outputs")))
     return any(not row["corked"] and row["properties"].get("stream.monitor") != "true" for row in rows)
 
 
 def pipewire_call(run: Run) -> bool:
-    """Ask PipeWire for streams that record."""
+    """Read the streams that record from PipeWire."""
     nodes = [row.get("info") or {} for row in json.loads(run(("pw-dump",)))]
     return any(
         node.get("state") == "running"
@@ -113,7 +113,7 @@ def pipewire_call(run: Run) -> bool:
 
 
 def mac_full_screen(run: Run) -> bool:
-    """Ask for the state of the first window; the owner must have permitted it under "Accessibility"."""
+    """Read the state of the first window; the owner must have permitted it under "Accessibility"."""
     return run(("osascript", "-e", MAC_SCRIPT)).strip() == "true"
 
 
@@ -126,7 +126,7 @@ def mac_call(run: Run) -> bool:
 
 
 def windows_full_screen(windll: Any = None) -> bool:
-    """Ask Windows whether notifications would disturb."""
+    """Read from Windows whether notifications would disturb."""
     state = ctypes.c_int(0)
     shell = (windll or getattr(ctypes, "windll")).shell32  # noqa: B009 - only on Windows
     code = shell.SHQueryUserNotificationState(ctypes.byref(state))

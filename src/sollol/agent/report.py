@@ -68,7 +68,7 @@ class AgentReport(msgspec.Struct, frozen=True):
         disk_free_bytes: On the disk of the models; None if their folder is unknown.
         can_restart: Its owner has named a command that restarts Ollama.
         problems: What could not be read, in words.
-        owner_uses: What the owner does with the machine, so that no new work should come; if the owner wants that.
+        owner_uses: What the owner does with the machine, so that no new work should come; with the owner's option only.
     """
 
     agent: Text

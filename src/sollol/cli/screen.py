@@ -200,7 +200,7 @@ def _memories(row: Row) -> Text:
     if row["state"] == "down":
         return Text(one_line(row["why"]), style="red")
     parts = [_memory(model) for model in row["loaded"]]
-    parts += [Text(one_line(words), style="yellow") for words in row.get("unable") or ()]
+    parts += [Text(one_line(words), style="yellow") for words in (*row.get("drained_for", ()), *row.get("unable", ()))]
     return Text(", ").join(parts)
 
 

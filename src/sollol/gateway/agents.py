@@ -30,7 +30,7 @@ class Agents:
         self._key = key
         self._port = port
         self._states: dict[str, AgentState] = {}
-        self._busy: dict[str, str] = {}  # node -> why its owner wants no new work there
+        self._busy: dict[str, str] = {}  # node -> why no new work should come to its owner's machine
 
     def start(self, duties: Duties) -> None:
         """Look now, and every few seconds from now on."""

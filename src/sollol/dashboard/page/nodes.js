@@ -29,8 +29,29 @@ function dots(used, slots) {
   return made;
 }
 
+// What the agent of a node reports; the age is by its own clock.
+function machine(agent) {
+  const report = agent.report;
+  if (!report) return [el("p", "why", `its agent cannot be used: ${agent.problem}`)];
+  const made = report.gpus.map((gpu) => {
+    const known = gpu.memory_bytes != null && gpu.used_bytes != null;
+    const facts = [
+      known ? `${size(gpu.used_bytes)} of ${size(gpu.memory_bytes)}` : gpu.memory_bytes != null ? size(gpu.memory_bytes) : "",
+      gpu.busy != null ? `${share(gpu.busy)} busy` : "", gpu.temperature_c != null ? `${Math.round(gpu.temperature_c)} °C` : "",
+      gpu.power_w != null ? `${Math.round(gpu.power_w)} W` : "",
+    ].filter(Boolean).join(" · ");
+    return el("li", gpu.temperature_c >= HOT_C ? "late" : "", el("b", "", gpu.name), ` ${facts}`, known ? meter(gpu.used_bytes, gpu.memory_bytes, gpu.used_bytes > FULL * gpu.memory_bytes) : "");
+  });
+  const rest = [
+    report.memory_bytes ? `memory ${size(report.available_bytes)} of ${size(report.memory_bytes)} free` : "",
+    report.disk_free_bytes != null ? `disk ${size(report.disk_free_bytes)} free` : "",
+  ].filter(Boolean).join(" · ");
+  return rest ? [...made, el("li", "", rest)] : made;
+}
+const HOT_C = 90, FULL = 0.95, BY_HAND = "an operator keeps new work away";
+
 function makeCard(row) {
-  const parts = { state: el("span", "state"), since: el("span", "quiet"), why: el("p", "why"), chips: el("ul", "chips"), facts: el("p", "quiet facts-line") };
+  const parts = { machine: el("ul", "machine quiet"), source: el("p", "quiet source"), state: el("span", "state"), since: el("span", "quiet"), why: el("p", "why"), chips: el("ul", "chips"), facts: el("p", "quiet facts-line") };
   parts.path = svg("polyline", { fill: "none", points: "" });
   const line = svg("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" }, "spark");
   line.append(parts.path);
@@ -43,7 +64,7 @@ function makeCard(row) {
   find.setAttribute("aria-label", `Show the calls of ${row.host}`);
   find.addEventListener("click", () => setFilter(`node:${row.host}`));
   parts.drain = el("span");
-  parts.box = el("article", "card node", el("div", "node-head", name, parts.state), el("div", "node-sub", parts.since, el("span", "node-links", parts.drain, find)), parts.why, parts.chips, parts.facts, line);
+  parts.box = el("article", "card node", el("div", "node-head", name, parts.state), el("div", "node-sub", parts.since, el("span", "node-links", parts.drain, find)), parts.why, parts.chips, parts.machine, parts.source, parts.facts, line);
   return parts;
 }
 
@@ -52,17 +73,18 @@ function fillCard(parts, row, place, at) {
   parts.box.classList.toggle("is-down", down);
   parts.state.className = `state ${row.state}`;
   setText(parts.state, row.drained && !down ? "drained" : row.state);
-  const drainMark = `${canAct} ${row.drained}`;
+  const byHand = row.drained_for.includes(BY_HAND); // its owner's reasons end by themselves
+  const drainMark = `${canAct} ${byHand}`;
   if (parts.drainMark !== drainMark) {
     parts.drainMark = drainMark;
-    const verb = row.drained ? "resume" : "drain";
-    const button = actButton(verb, row.drained ? `Let work come to ${row.host} again` : `Keep new work away from ${row.host}`, `api/nodes/${row.host}/${verb}`);
+    const verb = byHand ? "resume" : "drain";
+    const button = actButton(verb, byHand ? `Let work come to ${row.host} again` : `Keep new work away from ${row.host}`, `api/nodes/${row.host}/${verb}`);
     if (button) button.className = "link";
     parts.drain.replaceChildren(...(button ? [button] : []));
   }
   const since = row.since ? `${down ? "last seen" : "for"} ${ago(at - row.since)}${down ? " ago" : ""}` : "";
   setText(parts.since, [row.version && !down ? `version ${row.version}` : "", since].filter(Boolean).join(" · "));
-  const words = [row.why, ...(row.drained_for || []), ...(row.unable || [])].filter(Boolean).join("; ");
+  const words = [row.why, ...row.drained_for, ...(row.unable || [])].filter(Boolean).join("; ");
   setText(parts.why, words);
   parts.why.hidden = !words;
   const mark = down ? "" : JSON.stringify([row.loaded, row.slots, row.loading, [...row.usedBy], canAct]);
@@ -70,6 +92,14 @@ function fillCard(parts, row, place, at) {
     parts.mark = mark;
     parts.chips.replaceChildren(...(down ? [] : row.loaded.length || row.loading.length ? chips(row) : [el("li", "quiet", "no model in memory")]));
   }
+  const agent = down ? null : frame.agents?.[row.host], agentMark = agent ? JSON.stringify({ ...agent, report: agent.report && { ...agent.report, at: 0 } }) : "";
+  if (parts.agentMark !== agentMark) {
+    parts.agentMark = agentMark;
+    parts.machine.replaceChildren(...(agent ? machine(agent) : []));
+  }
+  setText(parts.source, agent?.report ? `by its agent, ${ago(at - agent.report.at)} ago` : "");
+  parts.machine.hidden = !agent;
+  parts.source.hidden = !agent?.report;
   const series = work.fine, memory = row.loaded.reduce((sum, model) => sum + (model.size || 0), 0);
   const facts = down ? [] : [
     memory ? `${size(memory)} in memory` : "", row.latency_ms ? `latency ${time(row.latency_ms)}` : "",
