@@ -1,6 +1,6 @@
 """Parse the wishes of a node's owner: the tables `[nodes."office-pc"]` of the settings.
 
-budget = "12GB"                    # most memory for models; "80%" needs an agent that tells the size
+budget = "12GB"                    # most memory for models; "80%" needs an agent that reports the size
 quiet = "Mon-Fri 09:00-18:00"      # no new work in these hours, by this machine's clock
 mac = "a4:bb:6d:01:02:03"          # a packet starts it: it is asleep where others are down
 wake = "192.168.1.255:9"           # where the packet is sent; the broadcasts of this machine's networks without it

@@ -1,5 +1,8 @@
-"""What a caller wants of a call, and how urgent it is: `pool.set_routing_mode(RoutingMode.FAST)`,
-`pool.chat(..., priority=TaskPriority.HIGH)`. Strings and numbers do as well: "fast", 8."""
+"""Define modes and priorities of calls.
+
+`pool.set_routing_mode(RoutingMode.FAST)`, `pool.chat(..., priority=TaskPriority.HIGH)`. Strings and numbers can be used
+as well: "fast", 8.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Define the report of an agent, and check one that came over the network. Pure.
 
-An agent is as little trusted as a node: numbers have bounds, texts have lengths, and what contradicts itself or the
-node's own lists is not used.
+An agent is as little trusted as a node: numbers have bounds, texts have lengths, and a value that contradicts itself
+or the node's own lists is not used.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class AgentReport(msgspec.Struct, frozen=True):
         memory_bytes, available_bytes: Of the machine.
         disk_free_bytes: On the disk of the models; None if their folder is unknown.
         can_restart: Its owner has named a command that restarts Ollama.
-        problems: What could not be read, in words.
-        owner_uses: What the owner does with the machine, so that no new work should come; with the owner's option only.
+        problems: The values that could not be read, and why, in words.
+        owner_uses: The owner's use of the machine that keeps new work away, in words; with the owner's option only.
     """
 
     agent: Text

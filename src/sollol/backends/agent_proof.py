@@ -1,6 +1,6 @@
 """Check that an agent has our key before it gets it: it signs a number that we draw.
 
-Anybody may listen at the port of agents. A server that cannot sign never sees the key.
+Any program may listen at the port of agents. A server that cannot sign never receives the key.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def embed(
         try:
             outcome, missing = _run(build, documents, nodes, priority)
         except SollolError:
-            if documents.all_read and not build.total:  # what was skipped may be all there is
+            if documents.all_read and not build.total:  # all documents may have been skipped
                 _list_skipped(documents)
             raise
         _tell(build, documents, outcome, as_json)

@@ -1,7 +1,7 @@
 """Choose the nodes of a command: `--nodes`, else the environment or the file, else discovery.
 
 Named nodes are used alone. `OLLAMA_HOST` counts as a list of one node, unless it equals Ollama's default address:
-machines that serve Ollama have `OLLAMA_HOST=0.0.0.0`, which is not meant to exclude other nodes.
+machines that serve Ollama have `OLLAMA_HOST=0.0.0.0`, which does not exclude other nodes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Take the measurements of `sollol bench` through a pool, on one node or on all.
 
-A rate is that of one batch of the wanted duration. Its items are found by batches that grow until one is long enough;
+A rate is that of one batch of the given duration. Its items are found by batches that grow until one is long enough;
 the pool has then measured the node's speed, and the model is loaded. All passages are equally long, so that the rates
 of slow and fast nodes are comparable.
 """
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 PASSAGE_WORDS = 120
 _STEP = 7  # words from one passage to the next
 _GROWTH = 8  # at most, from one batch to the next
-_LONG_ENOUGH = 0.7  # share of the wanted duration
+_LONG_ENOUGH = 0.7  # share of the given duration
 _WARM_UP = 0.15  # share of it, before all nodes together are measured
-_PATIENCE_S = 60.0  # least timeout of a batch; else ten times the wanted duration
+_PATIENCE_S = 60.0  # least timeout of a batch; else ten times the given duration
 _CALLS, _CALLS_LEAST, _CALLS_S = 200, 5, 1.0
 _TOKENS = 128
 _TASK = "Summarise this in three sentences:"
@@ -108,7 +108,7 @@ def together(endpoints: tuple[Endpoint, ...], model: str, rate: float, plan: Pla
 
 
 def talk(endpoint: Endpoint, model: str, plan: Plan) -> Talk:
-    """Measure a streamed answer to a question about a passage, and stop it after the wanted duration.
+    """Measure a streamed answer to a question about a passage, and stop it after the given duration.
 
     Raises:
         SollolError: The node failed.

@@ -98,7 +98,7 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
         if Messages.level <= logging.DEBUG:
             engine.journal.subscribe(log_attempts)
         _watch_for_systemd(gateway)
-        watch = Watch(read, gateway, again)  # what changes from here on is seen
+        watch = Watch(read, gateway, again)  # later changes are noticed
         await _greet(gateway, port, read.file)
         engine.monitor().subscribe(_report_event)
         if read.sync_models:

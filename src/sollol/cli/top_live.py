@@ -40,7 +40,7 @@ class _Live:
         self._interval = interval
         self._group = group
         self._trouble = ""
-        self._now = asyncio.Event()  # a frame is wanted at once
+        self._now = asyncio.Event()  # set to draw a frame at once
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:

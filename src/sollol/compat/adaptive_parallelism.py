@@ -1,4 +1,4 @@
-"""Whether several tasks end sooner on all nodes. A batch of a pool decides this itself, chunk by chunk."""
+"""Decide whether several tasks end sooner on all nodes. A batch of a pool decides this itself, chunk by chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of 0.9: `SOLLOLClient` speaks to a gateway (`sollol serve`), `Ollama` to the nodes."""
+"""Clients of 0.9: `SOLLOLClient` calls a gateway (`sollol serve`), `Ollama` the nodes."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ class Placements:
         self.refresh()
 
     async def _scheduled(self, engine: Engine, event: LoadRequested) -> Outcome | None:
-        """Let the pool's scheduler load a model; return the outcome, None if it sees nothing to load."""
+        """Let the pool's scheduler load a model; return the outcome, None if there is nothing to load."""
         ended: asyncio.Future[Outcome | None] = self._loop.create_future()
 
         def settle(outcome: Outcome | None) -> None:

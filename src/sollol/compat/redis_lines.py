@@ -39,7 +39,7 @@ class RedisLines:
             self._wake.notify()
 
     def end(self) -> None:
-        """End the thread; what waits is lost."""
+        """End the thread; waiting lines are lost."""
         with self._wake:
             self._ended = True
             self._wake.notify()

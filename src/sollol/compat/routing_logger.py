@@ -23,7 +23,7 @@ def get_instance_id() -> str:
 
 
 class RoutingEventLogger:
-    """Write routing events to the logger `sollol.routing`, and as JSON to a Redis and to stdout if wanted.
+    """Write routing events to the logger `sollol.routing`, and as JSON to a Redis and to stdout on request.
 
     Args:
         redis_client: A client of the package redis.

@@ -21,11 +21,11 @@ class RPCAutoSetup:
         """Return the workers that answer.
 
         Raises:
-            NotSupported: There are none, or no search was wanted.
+            NotSupported: There are none, or the search is off.
         """
         found = auto_discover_rpc_backends() if discover_network else []
         if not found:
-            where = "no worker answers on port 50052" if discover_network else "no search was wanted"
+            where = "no worker answers on port 50052" if discover_network else "the search is off"
             raise NotSupported(f"{where}, and SOLLOL builds and starts none; start llama.cpp's rpc-server yourself")
         return found
 
@@ -39,6 +39,6 @@ def auto_setup_rpc_backends(
     """Return the workers that answer.
 
     Raises:
-        NotSupported: There are none, or no search was wanted.
+        NotSupported: There are none, or the search is off.
     """
     return RPCAutoSetup().get_or_create_backends(num_backends, discover_network)

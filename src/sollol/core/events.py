@@ -117,7 +117,7 @@ class NodeLost(NamedTuple):
 
 
 class NodeDrained(NamedTuple):
-    """Keep new work away from a node, or let it come again. What runs there ends as usual.
+    """Keep new work away from a node, or let it come again. Running attempts end as usual.
 
     Attributes:
         why: The reason; a node gets work again when none is left.

@@ -131,7 +131,7 @@ class Hedging:
         return True
 
     def _pays(self, pending: PendingTask, late: Attempt, replicas: list[Replica], hedger: Hedger, now: Micros) -> bool:
-        """Check that a second attempt pays. Where nobody waits, a caller's own policy has decided already."""
+        """Check that a second attempt pays. While no task waits, a caller's own policy has decided already."""
         task, group = pending.task, late.replica.group
         busy = 1.0
         if not group.queue.waiting:

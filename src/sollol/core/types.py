@@ -462,7 +462,7 @@ class NodeFacts(NamedTuple):
     """Hold the lists of a node: models on disk (name -> bytes), models in memory, digests.
 
     Attributes:
-        late: Lists that have not come; what was recorded of them still holds.
+        late: Lists that have not come; the recorded ones still hold.
         odd: Rows left out, since Ollama does not write such.
     """
 

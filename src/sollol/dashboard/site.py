@@ -118,7 +118,7 @@ class Site(HttpServer):
 
 
 def history_query(request: Request) -> tuple[str, int | None]:
-    """Return the filter, and the row before which requests are wanted, of `?filter=…&before=…`.
+    """Return the filter, and the row before the requested ones, of `?filter=…&before=…`.
 
     Raises:
         BadInput: `before` is no number.

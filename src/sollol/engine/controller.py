@@ -1,4 +1,4 @@
-"""Keep the models where they are wanted: measure the demand, plan, try the plan on paper, carry it out.
+"""Keep the models where they are used: measure the demand, plan, try the plan on paper, carry it out.
 
 It belongs to the engine's loop. All changes go through the scheduler as events with a reason, so that they stand in its
 journal, and so that no model in use is unloaded. It also loads a model again that fell to the CPU of a node with a GPU.
@@ -87,7 +87,7 @@ class Controller:
     Args:
         engine: The engine of the pool.
         priority_models: Models of which one replica stays warm whatever the demand.
-        least: Replicas that are wanted, by model.
+        least: Least number of replicas, by model.
         dry_run: Only plan; `status` shows what would be done.
         budgets: Most bytes of models by node.
         memory: Bytes of memory for models by node, where an agent reports them.

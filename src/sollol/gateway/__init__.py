@@ -1,4 +1,4 @@
-"""The gateway: one address that speaks as Ollama, OpenAI and Anthropic do, with the whole cluster behind it.
+"""The gateway: one address with the APIs of Ollama, OpenAI and Anthropic, and the whole cluster behind it.
 
 The same journey as the pool's, with an HTTP request in front: no second scheduler, no second client.
 """

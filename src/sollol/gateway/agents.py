@@ -1,6 +1,7 @@
 """Look at the agents beside the nodes every few seconds, and keep what they report.
 
-A node whose agent is absent, has another key, or lies, goes on as one without an agent. What is wrong is a finding.
+A node whose agent is absent, has another key, or sends wrong values, counts as one without an agent. A finding reports
+the fault.
 """
 
 from __future__ import annotations

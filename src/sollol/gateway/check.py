@@ -81,7 +81,7 @@ def _keys_file(path: Path) -> list[CheckResult]:
 
 
 def _metrics(settings: GatewaySettings, keys: int) -> list[CheckResult]:
-    """Check the own address of the metrics, and that somebody has the key that it requires from other machines."""
+    """Check the own address of the metrics, and that a key exists which it requires from other machines."""
     host, port = settings.metrics.address
     if not settings.metrics.listen:
         return []

@@ -26,7 +26,7 @@ class GatewayOverview(Overview, kw_only=True):
     """Report the pool of a gateway, the agents, and the use of keys.
 
     Attributes:
-        own: The reader sees one application only.
+        own: The reader may read one application only.
         can_act: The reader may change the cluster.
         login: Keys are required.
     """

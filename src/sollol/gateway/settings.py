@@ -1,8 +1,7 @@
 """Validate the settings of `sollol serve`: the tables of the configuration file, with all defaults.
 
 `sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks],
-[digests], [store], [alerts], [models] and [registry]. The limits protect the server's memory from everybody who reaches
-it.
+[digests], [store], [alerts], [models] and [registry]. The limits protect the server's memory from its callers.
 """
 
 from __future__ import annotations
@@ -400,7 +399,7 @@ def check_keys(settings: GatewaySettings, keys: int) -> None:
         host = settings.listen.host
         raise BadInput(
             f"listening on {host} lets other machines in, and there are no keys in {settings.keys_path}; make one with "
-            "`sollol keys add NAME`, listen on 127.0.0.1, or pass --insecure to let everybody in"
+            "`sollol keys add NAME`, listen on 127.0.0.1, or pass --insecure to permit all callers"
         )
 
 

@@ -97,6 +97,7 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     @property
     def deadline(self) -> float:
+        """The time at which the connection is closed, on the clock of the loop."""
         return self._deadline
 
     @property
@@ -107,15 +108,18 @@ class ClientConnection(Writer, asyncio.Protocol):
 
     @property
     def is_answering(self) -> bool:
+        """True while a request is being answered."""
         return self.current is not None
 
     @property
     def body_cost(self) -> int:
+        """The bytes that the body being received counts against the limits."""
         return self._body.cost if self._body is not None else 0
 
     # --- the socket ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a place of the server, or close the connection where none is free."""
         self._transport = transport
         if not self.server.places.take(self, self.loop.time()):
             self._turn_away("too many connections; try again later")
@@ -127,6 +131,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             transport.pause_reading()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
+        """Parse received bytes."""
         if self._broken is not None:
             if not self.server.may_discard(len(data)):
                 self._pause()
@@ -320,6 +325,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.loop.call_later(STILL_THERE_S[min(turn, len(STILL_THERE_S) - 1)], self._look_after, turn + 1)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back, and cancel the request that is being answered."""
         self.stop_timer()
         self.server.places.leave(self)
         self._transport = self._parser = None
@@ -331,11 +337,13 @@ class ClientConnection(Writer, asyncio.Protocol):
         self.current = self._reading = None
 
     def pause_writing(self) -> None:
+        """Stop writing, because the client reads slowly."""
         self.blocked = True
         self._unsent = self._transport.get_write_buffer_size()
         self.expect(self.server.limits.idle_timeout_s)
 
     def resume_writing(self) -> None:
+        """Write again."""
         self.blocked = False
         if self.current is not None:
             self.expect(None)
@@ -344,6 +352,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self.expect(self.server.limits.idle_timeout_s)
 
     def send(self, data: bytes) -> None:
+        """Write bytes after those that wait."""
         if self.deferred:
             self.flush()
         if self._transport is not None:
@@ -380,17 +389,20 @@ class ClientConnection(Writer, asyncio.Protocol):
     # --- the parser ---
 
     def on_message_begin(self) -> None:
+        """Begin a request."""
         self._in_message = self._head_began = True
         self._head_timed = False
         self._url = b""
         self._head_size = self._trailers = 0
 
     def on_url(self, url: bytes) -> None:
+        """Receive a part of the request target."""
         self._url = self._url + url if self._url else url
         if len(self._url) > TARGET_BYTES:
             raise Broken(414, f"the address of the request is longer than {TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Receive a header, or a trailer of a body."""
         if self._reading is None:
             self._raw.append((name.lower(), value))
             return
@@ -399,6 +411,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             raise Broken(431, f"more than {HEADERS} trailers")
 
     def on_headers_complete(self) -> None:
+        """Check the head, and choose the handler before the body is read."""
         parser = self._parser
         version = parser.get_http_version()
         raw, self._raw = self._raw, []
@@ -457,6 +470,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._continue = True
 
     def on_body(self, piece: bytes) -> None:
+        """Receive a piece of the body."""
         request, body = self._reading, self._body
         assert request is not None
         assert body is not None
@@ -474,6 +488,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             body.add(piece)
 
     def on_message_complete(self) -> None:
+        """Answer the request, whose body is complete."""
         if self._offered:
             return
         request, self._reading = self._reading, None
@@ -586,6 +601,7 @@ class ClientConnection(Writer, asyncio.Protocol):
             self._read_on()
 
     def upload_taken(self, size: int) -> None:
+        """Record that the handler has taken bytes of an upload; read again where few are left."""
         self._upload_size -= size
         if self._upload_size < UPLOAD_BYTES // 2:
             self._read_on()

@@ -1,9 +1,9 @@
 """Decode text files of unknown encoding.
 
-UTF-8 is tried on the whole file first: text in another encoding is practically never valid. Only then
-`charset-normalizer` guesses, among the encodings of real files (with all its encodings, it takes "Café" for two Chinese
-characters). A wrong guess costs a few letters; a binary file would put noise into an index, so bytes that do not occur
-in text are refused.
+UTF-8 is tried on the whole file first: text in another encoding is practically never valid UTF-8. Only then
+`charset-normalizer` estimates the encoding, among those of real files. (With all its encodings, it reads "Café" as two
+Chinese characters.) A wrong estimate costs a few letters. A binary file would put noise into an index, so bytes that do
+not occur in text are refused.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def encoding_of(path: Path) -> str:
 
 
 def decode_page(data: bytes) -> str:
-    """Return the text of a page, by its byte order mark, its declaration, UTF-8, or a guess."""
+    """Return the text of a page, by its byte order mark, its declaration, UTF-8, or an estimate."""
     for bom, name in _BOMS:
         if data.startswith(bom):
             return data.decode(name, "replace")

@@ -52,7 +52,7 @@ class Change(NamedTuple):
 
 
 class ModelPlan(NamedTuple):
-    """Changes in the order in which they are made, and what no change can reach, in words."""
+    """Changes in the order in which they are made, and the wishes that no change can reach, in words."""
 
     changes: tuple[Change, ...] = ()
     unmet: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ def _chosen(
         key=lambda node: (
             model not in node.stored,
             not node.is_up,  # one that sleeps has its copy
-            not is_pinned(node.loaded.get(model)),  # so that the choice stands once it is carried out
+            not is_pinned(node.loaded.get(model)),  # so that the next plan chooses the same
             model not in node.loaded,
             _bytes_on(node),
             node.key,

@@ -1,6 +1,6 @@
 """Send findings to webhooks and to addresses of Apprise: once per finding and hour, and again when it is mended.
 
-A finding is sent after it was seen for a while, so that a node that restarts alarms nobody.
+A finding is sent after it was seen for a while, so that a restart of a node sends no alert.
 """
 
 from __future__ import annotations

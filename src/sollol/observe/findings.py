@@ -43,9 +43,9 @@ class Finding(Struct, frozen=True):
     Attributes:
         id: Name of the check, such as "node-down".
         subject: The node, model, or both, that it concerns.
-        summary: What is wrong, in one sentence.
-        cost: What it costs.
-        fix: What to do.
+        summary: The fault, in one sentence.
+        cost: Its effect on requests.
+        fix: The steps that mend it.
         data: The values that the check saw.
     """
 

@@ -146,7 +146,7 @@ class JournalFile:
         try:
             self._write(entry)
         except OSError as error:
-            with contextlib.suppress(OSError):  # what is buffered fails again
+            with contextlib.suppress(OSError):  # the buffered lines fail again
                 self._file.close()
             self._end(error.strerror or str(error))
         if self._bytes > MOST_BYTES and not self._file.closed:

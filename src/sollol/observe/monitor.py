@@ -27,8 +27,8 @@ ERRORS_MOST: Final = 50  # different texts in a minute
 NOTICED: Final = "notice"
 EVENTS_SHOWN: Final = 100
 LATEST: Final = 3  # intervals in a frame: the newest is still growing, and a frame may be skipped
-WATCHED_S: Final = 3.0  # after the last report, somebody still watches
-PROBES_PER_S: Final = 20  # nodes probed a second while somebody watches
+WATCHED_S: Final = 3.0  # after the last report, a display counts as open
+PROBES_PER_S: Final = 20  # nodes probed a second while a display is open
 VERDICT_INTERVALS: Final = 30  # whose first tokens predict the start of a new chat
 
 
@@ -100,7 +100,7 @@ class Monitor:
         self._listeners.append(listener)
 
     def wants_probes(self) -> bool:
-        """Check whether somebody watches who should see at once that a node died, so that all nodes are probed now."""
+        """Check that a display is open and all nodes are due for a probe. A dead node shows at once then."""
         at = self._clock()
         pause_s = max(EVERY_S, len(self._state().view.nodes) / PROBES_PER_S)
         if at - self._reported > WATCHED_S or at - self._probed < pause_s:

@@ -20,7 +20,7 @@ class Verdict(Struct):
 
 
 class Overview(Snapshot, kw_only=True):
-    """Report a snapshot and what is worth knowing about it.
+    """Report a snapshot with its verdict, findings and events.
 
     Attributes:
         latest: The work of the last intervals as columns; None where none is measured.

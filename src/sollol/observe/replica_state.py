@@ -1,4 +1,4 @@
-"""Describe what each model of a node does, and by what that is known."""
+"""Describe the state of each model on a node, and the source of this knowledge."""
 
 from __future__ import annotations
 

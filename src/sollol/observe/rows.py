@@ -57,7 +57,7 @@ class LoadingRow(Struct):
 
 
 class ReplicaRow(Struct):
-    """Report what a model of a node does, and by what that is known."""
+    """Report the state of a model on a node, and the source of this knowledge."""
 
     model: str
     state: str

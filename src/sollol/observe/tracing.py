@@ -185,7 +185,7 @@ class Tracing:
             trace.end(start, outcome, began, ended)
 
     def finish(self, record: RequestRecord, now: Micros) -> None:
-        """Hand a finished request over."""
+        """Send a finished request."""
         trace = self._open.pop(record.id, None)
         if trace is not None:
             trace.close(now)

@@ -6,8 +6,8 @@ OLLAMA_NUM_PARALLEL=4 works on four at once. One request beyond the proven limit
 1. First tokens. A trial whose answer begins while all others are being answered has a slot of its own. Then the limit
    doubles, so 64 slots are found within six first tokens. One that does not begin in time waits inside the node: it is
    withdrawn, at no cost, and the next trial comes HOLD answers later.
-2. The timings of an answer. What `total_duration` has beyond load, prefill and decode was a wait in the node. A node
-   far away needs more in flight than it works on, to cover the round trip.
+2. The timings of an answer. The rest of `total_duration`, without load, prefill and decode, was a wait in the node. A
+   node far away needs more in flight than it works on, to cover the round trip.
 3. Decode rates. Slots may share one rate: if N times the rate of each is hardly more than the rate of one, the lower
    limit returns, since late binding and priorities are worth more than that.
 4. Throughput, where an answer has no timings: work done per busy time, compared over windows.
@@ -309,9 +309,7 @@ class LearnedLimit:
 
     def _judge(self, rate: float, wanted: bool) -> None:
         if self.limit > self._base and self._base_rate:
-            if (
-                rate > self._base_rate * (self.limit / self._base) ** self._exponent
-            ):  # believed if the next window agrees
+            if rate > self._base_rate * (self.limit / self._base) ** self._exponent:  # used if the next window agrees
                 self._sure, self._below, self.proven = False, self._base_rate, self._base
                 self._base, self._base_rate = self.limit, rate
                 self._next_windows = WINDOWS

@@ -1,7 +1,7 @@
 """Decide when a slow request gets a second attempt, and whether that pays.
 
 `QuantileHedger` sets the delay: the learned p95 of actual ÷ predicted time to the first response, for that kind of
-request. A ratio, not seconds, so long prompts are not taken for slow ones. At most `budget` of the requests get a
+request. It is a ratio, not seconds, so a long prompt does not look slow. At most `budget` of the requests get a
 second attempt (Dean and Barroso 2013, "The tail at scale").
 
 `LearnedHedgeBenefit` compares what a second attempt saves with what it takes from others.
@@ -181,7 +181,7 @@ class LearnedHedgeBenefit:
         Args:
             remaining_us: Expected rest of the late attempt, saved if the second one answers first.
             takes_us: Predicted time of the second attempt.
-            busy: Probability that somebody else needs its node meanwhile.
+            busy: Probability that another task needs its node meanwhile.
         """
         return self.share(task) * remaining_us > busy * takes_us
 

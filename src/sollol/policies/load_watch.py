@@ -12,7 +12,7 @@ from sollol.core.types import MILLISECOND, SECOND, Micros
 
 LATE_TIMES: Final = 1.1  # times the prediction
 LATE_LEAST: Final[Micros] = 300 * MILLISECOND
-UNKNOWN_TIMES: Final = 3.0  # the first load of a node is predicted by a guess
+UNKNOWN_TIMES: Final = 3.0  # for the first load of a node, which has no measured prediction
 OVERTAKEN_TIMES: Final = 1.5  # times the load of another node
 HUNG_TIMES: Final = 4.0
 HUNG_LEAST: Final[Micros] = 20 * SECOND
@@ -72,7 +72,7 @@ class LoadWatchByPrediction:
     def deadline_us(self, size: int, predicted_us: Micros, measured: bool) -> Micros:
         """Return the µs after which a load of `size` bytes is given up.
 
-        The first load of a node, whose prediction is a guess, may take twice as long.
+        The first load of a node has no measured prediction and may take twice as long.
         """
         usual = DEADLINE + DEADLINE_PER_GIB * size // 2**30
         return min(max(usual, round(HUNG_TIMES * predicted_us)) if measured else 2 * usual, DEADLINE_MAX)

@@ -22,7 +22,7 @@ class ModelNeed(NamedTuple):
     Attributes:
         size: Bytes in memory.
         per_s: Expected requests per second.
-        least: Replicas that are wanted whatever the demand.
+        least: Least number of replicas, whatever the demand.
     """
 
     model: str

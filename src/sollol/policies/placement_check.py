@@ -1,7 +1,7 @@
 """Try a placement on paper before it is carried out: the same demand over both, request by request.
 
 A model of a cluster as simple as it can be: a node does one thing at a time, a load evicts what was used longest ago,
-and each request goes where it ends first, with what others lose by it.
+and each request goes where it ends first, counting the time that others lose.
 """
 
 from __future__ import annotations

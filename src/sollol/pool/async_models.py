@@ -118,7 +118,7 @@ class AsyncModelCalls(PoolBase):
         return plan(tables, await self.inventory())
 
     async def sync_models(self, desired: Mapping[str, DesiredModel | Mapping[str, Any]]) -> Answer:
-        """Make the changes of `plan_models`, and return their outcomes and what no change can reach."""
+        """Make the changes of `plan_models`, and return their outcomes and the wishes that no change can reach."""
         found = await self.plan_models(desired)
         nodes = {endpoint.key: endpoint for endpoint in self._find_node(None)}
         outcomes = await changes.outcomes_of(changes.carry_out(self._running().transport, nodes, found.changes))

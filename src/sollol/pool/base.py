@@ -96,7 +96,7 @@ class PoolBase(PoolDisplays):
         self._engine: Engine | None = None
         self._store: tuple[Path, float, int] | None = None
         self._journal_path: Path | None = None
-        self._notes: dict[str, dict[str, Any]] = {}  # what programs wrote into the statistics of nodes
+        self._notes: dict[str, dict[str, Any]] = {}  # values that programs wrote into the statistics of nodes
         self._redis: str | None = None  # a URL, "" for none; None: by the settings
         self._otel: OtelSettings | Literal["by the settings"] | None = BY_SETTINGS
         self._home: asyncio.AbstractEventLoop | None = None  # the event loop of an AsyncOllamaPool's engine
@@ -304,7 +304,7 @@ class PoolBase(PoolDisplays):
         return key if self._endpoints.pop(key, None) else None
 
     def drain_node(self, node: str, drained: bool = True) -> None:
-        """Keep new work away from a node; with `drained=False` let it come again. What runs there ends as usual.
+        """Keep new work away from a node; with `drained=False` let it come again. Running calls end as usual.
 
         Raises:
             BadInput: The node is not in the pool.

@@ -1,4 +1,4 @@
-"""Reject unknown keywords, with the keyword that the caller probably meant and its place."""
+"""Reject unknown keywords, and name the similar keyword that exists, and its place."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def warn_once(text: str) -> None:
 
 
 def _depth() -> int:
-    depth, frame = 2, sys._getframe(2)  # from who called warn_once
+    depth, frame = 2, sys._getframe(2)  # from the caller of warn_once
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
         depth, frame = depth + 1, frame.f_back
     return depth

@@ -1,4 +1,4 @@
-"""Know the pools of this process, and replace their engines in a forked one.
+"""List the pools of this process, and replace their engines in a forked one.
 
 A fork copies memory but only one thread. In the child, the pool's loop has no thread, and its sockets and its epoll are
 shared with the parent: closing or unregistering them would break the parent's calls. So the child drops its references

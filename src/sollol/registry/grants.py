@@ -80,7 +80,7 @@ class Grants:
             self._found.append(Grant(key, "", float("inf"), upstream="library"))
 
     def issue(self, name: str, now_s: float, **more: Any) -> Grant:
-        """Return a new grant with a namespace that nobody can guess. `more`: further arguments of `Grant`."""
+        """Return a new grant with a secret namespace. `more`: further arguments of `Grant`."""
         grant = Grant(secrets.token_hex(20), name, now_s + LIFE_S, **more)
         self._found.append(grant)
         return grant

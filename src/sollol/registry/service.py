@@ -3,7 +3,7 @@
 Three particularities of Ollama's client decide the answers (server/download.go, x/transfer/download.go of 0.33):
 
 - Before it reads a blob in parts, it requests the whole once and needs a `Location`; then it closes the connection.
-  So a whole blob begins with its first bytes and a short pause, and little is sent that nobody reads.
+  So a whole blob begins with its first bytes and a short pause, and little is sent without a reader.
 - It does not check the status of a part, and copies the text of an error into the blob. So a part is answered with 206,
   with a redirect, or with an error that has no body.
 - For models of tensors it requests each blob once only to find its place, and downloads it again unless a redirect

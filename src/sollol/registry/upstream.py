@@ -224,7 +224,7 @@ class Fetches:
                 await flush()
 
     def _check_read(self, fetch: Fetch) -> None:
-        """Stop a fetch that nobody reads any more; what has arrived is kept."""
+        """Stop a fetch without readers; the received part is kept."""
         now = asyncio.get_running_loop().time()
         if fetch.readers:
             fetch.unread_since_s = None
@@ -234,7 +234,7 @@ class Fetches:
             raise ResponseError("no node reads it any more", 502)
 
     async def aclose(self) -> None:
-        """Stop all fetches; what has arrived is kept."""
+        """Stop all fetches; the received parts are kept."""
         tasks = [fetch.task for fetch in self._running.values() if fetch.task is not None]
         for task in tasks:
             task.cancel()

@@ -114,7 +114,7 @@ async def create(node: SimNode, request: SimRequest) -> SimReply:
     base = next((model for model in node.spec.registry if model.name == full_name(str(source))), None)
     if base is None or base.name in node.disk:
         base = node.model(str(source), "model '{}' not found")
-    node.disk.setdefault(base.name, base)  # what is not on the disk is pulled first
+    node.disk.setdefault(base.name, base)  # a model that is not on the disk is pulled first
     target = full_name(name)
     new = replace(base, name=target, system=str(request.data.get("system") or base.system))
     node.disk = {target: replace(new, digest=sha256(f"{base.digest}{target}{new.system}")), **node.disk}

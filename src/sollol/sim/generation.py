@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sollol.sim.node import SimNode
 
 RUNNER_GONE = "an error was encountered while running the model: unexpected EOF"
-_WARM_LOAD_NS = 1_000_000  # what a warm model reports: one to seven milliseconds, never zero
+_WARM_LOAD_NS = 1_000_000  # a warm model reports one to seven milliseconds, never zero
 REPEATS = 30  # tokens like the one before, after which Ollama ends an answer
 _THOUGHTS = 8
 

@@ -56,7 +56,7 @@ class SimRequest:
     headers: dict[str, str]
     data: dict[str, Any] = field(default_factory=dict)
     query: str = ""
-    rest: str = ""  # what a route with a name in its path caught
+    rest: str = ""  # the name in the path of a route
 
     @classmethod
     async def of(cls, call: Call) -> SimRequest:

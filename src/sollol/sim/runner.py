@@ -167,7 +167,7 @@ class Runners:
             self._loader.release()
 
     async def _load(self, model: ModelSpec, options: tuple[Any, ...]) -> Runner:
-        runner = self.look().get(model.name)  # somebody before us in the line may have loaded it
+        runner = self.look().get(model.name)  # a request before this one may have loaded it
         if runner is not None and runner.options == options:
             runner.users += 1
             return runner

@@ -120,7 +120,7 @@ def render(model: ModelSpec, messages: Sequence[dict[str, Any]], tools: Any = No
         role, content = message.get("role", "user"), message.get("content") or ""
         parts.append(f"<|im_start|>{role}\n{content}")
         if model.continues and role == "assistant" and place == len(messages) - 1:
-            return "".join(parts)  # left open: the answer goes on with it
+            return "".join(parts)  # left open: the answer continues it
         parts.append("<|im_end|>\n")
     return "".join(parts) + "<|im_start|>assistant\n"
 

@@ -117,7 +117,7 @@ class Length:
     def __init__(self, least: int, wider: Length | None) -> None:
         self._count = 0
         self._value: float | None = None
-        self._least = least  # answers before this kind is believed
+        self._least = least  # answers before the estimate of a kind is used
         self._wider = wider
 
     def add(self, tokens: int) -> None:

@@ -1,7 +1,7 @@
 """Nodes, the models on them, and the requests in flight there: objects that refer to each other.
 
 A `Node` has a `Replica` for each model; a `ModelReplicas` has those of one model on all nodes; a replica has its
-`Attempt`s. They stand in one file because each reads fields of the others. What follows from them stands beside:
+`Attempt`s. They stand in one file because each reads fields of the others. Functions over them are in other files:
 `in_flight` (the start and end of an attempt), `shortlist` (the replicas worth comparing), `memory` (what a load evicts)
 and `core.measurements`.
 
@@ -58,7 +58,7 @@ CPU_SLOWER: Final = 20.0  # measured: a model that silently fell back to the CPU
 SPEED_EVERY: Final = 8  # answers between two comparisons of the node's speed, after the first few
 FAILED_TIMES: Final = 2.0  # times the usual latency that a failure counts, at least
 FAILED_MOST: Final = 10.0  # and at most
-FADES: Final[Micros] = 10 * SECOND  # in which half of what failures added fades
+FADES: Final[Micros] = 10 * SECOND  # in which the penalty for failures halves
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
 MARKS_MAX: Final = 10_000
@@ -558,7 +558,7 @@ class Replica:
         self.latency.add(min(max(float(elapsed_us), FAILED_TIMES * usual), FAILED_MOST * usual))
 
     def latency_us(self, now: Micros) -> float:
-        """Return the µs per request. What failures add fades; 0 without an answer."""
+        """Return the µs per request; 0 without an answer. The penalty for failures fades."""
         mean = self.latency.value or 0.0
         good = self.good_latency.value or 0.0
         if mean <= good:

@@ -45,7 +45,7 @@ class SchedulerState:
         self.queues: dict[str, WaitQueue] = {}
         self.shares = FairShares()
         self.batches: dict[str, dict[int, Batch]] = {}  # open ones, by model
-        self.restore: Callable[[Replica, Micros], None] = _not_restored  # what was learned of a new replica before
+        self.restore: Callable[[Replica, Micros], None] = _not_restored  # restores the learned values of a new replica
         self.out: list[Action] = []
         self.now: Micros = 0  # the moment of the event that is being handled, or was handled last
         self.bind_model: Callable[[str, Micros], None] = _nobody
@@ -121,7 +121,7 @@ class SchedulerState:
     def _keep_budget(self, replica: Replica) -> None:
         """Unload what was used longest ago, so that a load keeps within the budget of the node's owner."""
         node = replica.node
-        sizes = dict(node.listed)  # what a load is expected to evict is there as yet
+        sizes = dict(node.listed)  # with the models that the load is expected to evict
         sizes |= {model: held.size or node.models.get(model, 0) for model, held in node.loaded.items()}
         sizes[replica.model] = node.models.get(replica.model, 0)
         total = sum(sizes.values())

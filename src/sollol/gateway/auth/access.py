@@ -1,6 +1,6 @@
 """Check what a key may see and change. Without required keys, everything is open.
 
-A key without admin rights sees only its own application's requests; others are answered as if they did not exist.
+A key without admin rights may read only its own application's requests; others do not exist for it.
 Models that it may not use are on no list, and their use is refused with the same message whether or not a node has
 them.
 """

@@ -162,7 +162,7 @@ def read_keys(path: Path) -> list[Key]:
                 f"keys file {path} cannot be read: {error}; restore it, or move it away and make new keys"
             ) from None
         raise NotOpened(f"keys file {path}: {getattr(error, 'strerror', None) or error}") from None
-    # A key written by hand may have no app. Keys of one app see each other's requests, so each gets its own.
+    # A key written by hand may have no app. Keys of one app may read each other's requests, so each gets its own.
     return [key if key.app else msgspec.structs.replace(key, app=key.name) for key in keys]
 
 

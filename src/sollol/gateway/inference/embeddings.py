@@ -236,7 +236,7 @@ async def _run(
 
     engine, began = context.engine, loop.time()
     fields = {name: value for name in names if (value := getattr(found, name)) is not None}
-    # The gateway's setting for hedging is meant for single requests: only the header hedges a batch.
+    # The gateway's setting for hedging is for single requests. Only the header hedges a batch.
     batch_options = options if request.header(b"x-sollol-hedge") else options._replace(hedge=None)
     job = engine.batch(model, fields, batch_options, None, post, make=RawBatch)
     assert isinstance(job, RawBatch)

@@ -174,7 +174,7 @@ class ChangeRow(Struct):
 
 
 class Synced(Struct):
-    """List the changes, and what none can reach."""
+    """List the changes, and the wishes that no change can reach."""
 
     changes: list[ChangeRow]
     unmet: list[str]

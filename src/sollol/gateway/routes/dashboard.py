@@ -1,7 +1,7 @@
 """Serve the dashboard at /dashboard/, with the state of the gateway's own pool.
 
 If keys are required, a page takes a key and keeps a session in a cookie. A key in the header Authorization works as
-everywhere. A key without admin rights sees its own application (`gateway.own_view`).
+everywhere. A key without admin rights may read its own application (`gateway.own_view`).
 """
 
 from __future__ import annotations
