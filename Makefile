@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 
-# Plain Python: a compiled module would hide what was edited since.
+# Plain Python: a compiled module would hide later edits.
 test: pure lint
 	$(BIN)/pytest
 
@@ -33,7 +33,7 @@ test: pure lint
 test-core: $(VENV)/.installed-dev
 	$(BIN)/pytest -m 'not thorough' tests/core tests/policies tests/workload
 
-# Compiles what decides, in place; `make pure` goes back to plain Python.
+# Compile the hot modules in place; `make pure` goes back to plain Python.
 compile: $(VENV)/.installed-dev
 	$(BIN)/python hatch_build.py
 
@@ -51,7 +51,7 @@ bench: $(VENV)/.installed-dev
 bench-tools:
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  apt-get update -qq && apt-get install -y -qq nginx-light caddy wrk util-linux; \
-	else echo "nginx, caddy and wrk are installed by root on Debian; without them their rows say that they are missing"; fi
+	else echo "nginx, caddy and wrk are installed by root on Debian; without them their rows are marked as missing"; fi
 	$(PYTHON) -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
 
@@ -59,7 +59,7 @@ bench-tools:
 companions: $(VENV)/.installed-dev
 	$(BIN)/python tools/companions.py
 
-# What other people's clients get through the gateway, against what they get from a node.
+# Compare the answers that other clients get through the gateway with those from a node.
 clients: $(VENV)/.installed-dev
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check litellm llama-index-core \

@@ -1,6 +1,7 @@
-"""Compiles what runs for every request (deciding, dispatching, relaying) with mypyc, on request:
-`SOLLOL_COMPILE=1 pip install .`, or in place with `python hatch_build.py` (`make compile`). Without it everything runs
-as plain Python. See docs/decisions/compiled.md.
+"""Compile the modules that run for every request (scheduler, dispatcher, relay) with mypyc.
+
+It is done on request: `SOLLOL_COMPILE=1 pip install .`, or in place with `python hatch_build.py` (`make compile`).
+Otherwise everything runs as plain Python. docs/decisions/compiled.md has the reasons.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent
 SOURCE = ROOT / "src"
 LEFT_OUT = {"__init__.py", "hints.py", "ranges.py", "task_words.py"}  # for the compiler, a built-in tuple, words
 ROOMS = ("core", "policies", "workload")
-# Of the other rooms, what is on the way of a request and defines no msgspec structure, which mypyc cannot build.
+# Files of other rooms through which a request passes, without msgspec structures, which mypyc cannot build.
 ON_THE_WAY = (
     "agent/app.py",
     "dashboard/site.py",
@@ -77,14 +78,14 @@ FLAGS = [] if sys.platform == "win32" else ["-fvisibility=hidden", "-fno-plt"]
 
 
 def modules() -> list[str]:
-    """What is compiled, as paths below src."""
+    """Return the modules to compile, as paths below src."""
     found = (path for room in ROOMS for path in sorted((SOURCE / "sollol" / room).rglob("*.py")))
     chosen = [str(path.relative_to(SOURCE)) for path in found if path.name not in LEFT_OUT]
     return chosen + [f"sollol/{path}" for path in ON_THE_WAY]
 
 
 def compile_into(target: Path) -> list[Path]:
-    """Build the extension modules below `target`; their paths. Needs a C compiler, mypy and setuptools."""
+    """Build the extension modules below `target`; return their paths. Needs a C compiler, mypy and setuptools."""
     from mypyc.build import mypycify
     from setuptools import Distribution
     from setuptools.command.build_ext import build_ext
@@ -130,7 +131,7 @@ else:
         PLUGIN_NAME = "custom"
 
         def dependencies(self) -> list[str]:
-            """What an isolated build needs besides hatchling: the compiler, and the types of what is imported."""
+            """Return the packages of an isolated build besides hatchling: the compiler, and the types of imports."""
             if os.environ.get("SOLLOL_COMPILE") != "1":
                 return []
             return ["mypy>=1.13", "setuptools>=70", *self.metadata.core.dependencies]

@@ -72,6 +72,17 @@ def test_comments_use_plain_words(path: Path) -> None:
     assert not wrong, wrong
 
 
+PAGES = [*(SOURCE.parents[1] / "docs").rglob("*.md"), *(SOURCE.parents[1] / f"{n}.md" for n in ("README", "SECURITY"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_use_plain_words(path: Path) -> None:
+    """In a page, code is free: examples and quoted messages."""
+    text = re.sub(r"```.*?```|`[^`]*`", "x", path.read_text(), flags=re.DOTALL)
+    wrong = [line for line in text.splitlines() if BANNED.search(line)]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     "text",
     [

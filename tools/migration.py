@@ -14,8 +14,8 @@ WORDS = {HERE: "works", LATER: "later", GONE: "gone"}
 HEAD = """# Coming from SOLLOL 0.9
 
 The package `sollol` on PyPI (0.9.66) is an older project of this name. Programs that were written for it run here without a
-change: `pip` keeps this version for a program that asks for `sollol>=0.9.60`, and every public name of 0.9.66 either works, or
-says what to use.
+change: `pip` keeps this version for a program that requires `sollol>=0.9.60`, and every public name of 0.9.66 either works, or
+names its successor.
 
 ```
 python -m sollol.compat your_program/    # reads it, runs nothing, and shows each name with its fate
@@ -23,7 +23,7 @@ python -m sollol.compat your_program/    # reads it, runs nothing, and shows eac
 
 - **works**: the name does here what it did, on the pools, policies and events of this version.
 - **later**: it can be imported, lists what is really there, and sends ordinary models to the pool. Where the absent part
-  itself is used, it raises `NotSupported`, which says so.
+  itself is used, it raises `NotSupported`, with that reason.
 - **gone**: importing it raises `FormerName` (a `NotSupported`, and an `ImportError`), with the reason and what to use.
 
 FlockParser, SynapticLlamas, Hydra, NERVA and the launcher of LlamaForge run with this version as they were published.
@@ -44,10 +44,10 @@ Type checkers do not find the former modules; `sollol.compat.NAME` is the same m
 | `pool.nodes` and `pool.stats` were plain lists and dicts | changes of `pool.nodes` change the pool; writes into `pool.stats["node_performance"]` can be read back, others raise `BadInput` |
 | task types were `generation`, `embedding`, `classification`, `summarization`, `extraction` | they are `chat`, `code`, `embed`, `classify`, `summarise`, `extract`; the older words are taken as arguments |
 | `SOLLOL_OBSERVER_SAMPLING=false` kept all events | it keeps none; `true`, or no setting, keeps all |
-| answers were cached | they are not; `get_cache_stats()` says so |
+| answers were cached | they are not; `get_cache_stats()` reports that |
 | errors were `RuntimeError` | `NoNodeAvailable` still is one; see [pools.md](pools.md#when-something-goes-wrong) |
-| the gateway listened on all addresses, without keys | it listens on this machine only, or asks for [keys](keys.md) |
-| port 8000 or 11434 | `sollol serve` takes 11435 unless `--port` says another; `SOLLOL().start()` takes 11434 |
+| the gateway listened on all addresses, without keys | it listens on this machine only, or requires [keys](keys.md) |
+| port 8000 or 11434 | `sollol serve` takes 11435 unless `--port` names another; `SOLLOL().start()` takes 11434 |
 
 ## Every name
 

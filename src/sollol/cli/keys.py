@@ -67,7 +67,9 @@ def add(
     app_name: Annotated[
         str, typer.Option("--app", metavar="NAME", help="Its name in fairness and displays. Default: NAME.")
     ] = "",
-    admin: Annotated[bool, typer.Option("--admin", help="It may change models, and see everybody's requests.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may change models, and see the requests of all applications.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
