@@ -21,6 +21,7 @@ from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError, SollolError
 from sollol.models import operations
 from sollol.models.desired import stored_somewhere, unfit
+from sollol.models.hints import with_next_step
 from sollol.models.inventory import NodeInventory, read_inventory, with_rooms
 from sollol.registry.grants import Grant
 from sollol.registry.manifest import MOST_BYTES, BadManifest, Manifest, parse_manifest
@@ -98,7 +99,8 @@ class Distribution:
                     yield line
         except (SollolError, TransportFault, OSError) as error:
             for node in left.values():
-                yield _error(node, f"{self._model} cannot be had: {_text(error)}")
+                text = f"{self._model} cannot be had: {_text(error)}"
+                yield _error(node, with_next_step(text, self._model, node.key))
         finally:
             if self._grant is not None:
                 self._registry.service.end_grant(self._grant)
@@ -126,11 +128,11 @@ class Distribution:
         for target in targets:
             node = found[target.key]
             if not node.is_up:
-                lines.append(_error(target, node.why))
+                lines.append(_error(target, with_next_step(node.why, self._model, target.key)))
             elif self._digest and self._model in node.stored and node.stored[self._model].digest == self._digest:
                 lines.append(Answer(node=target.key, status="success"))
             elif why := unfit(known, node, named=False):
-                lines.append(_error(target, why))
+                lines.append(_error(target, with_next_step(why, self._model, target.key)))
             else:
                 wanted.append(target)
         return wanted, lines
@@ -264,7 +266,7 @@ class Distribution:
                     self._add_seeder(node)
                     yield Answer(node=node.key, status="success")
                     return
-            yield _error(node, _text(error))
+            yield _error(node, with_next_step(_text(error), self._model, node.key))
         finally:
             await self._forget(node, long)
 

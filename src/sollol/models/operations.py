@@ -22,6 +22,7 @@ from sollol.backends.probe import LIST_MOST
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError
+from sollol.models.hints import with_next_step
 from sollol.transport.base import Call, Fault, Reply, Timeouts, Transport, TransportFault
 
 TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=30.0, idle_s=600.0)
@@ -155,8 +156,16 @@ def require_answer(what: str, answers: dict[str, Any]) -> dict[str, Any]:
         return good
     refused = [error for error in answers.values() if isinstance(error, ResponseError)]
     if refused and len(refused) == len(answers):
-        raise refused[0]
+        raise ResponseError(_by_text(answers), refused[0].status_code)
     raise NoNodeAvailable(f"{what}: no node answered", [(node, str(error)) for node, error in answers.items()])
+
+
+def _by_text(answers: dict[str, Any]) -> str:
+    """Return the errors of nodes as one text: each once, with its nodes."""
+    nodes: dict[str, list[str]] = {}
+    for node, error in answers.items():
+        nodes.setdefault(error_message(error), []).append(node)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in nodes.items())
 
 
 async def list_models(transport: Transport, nodes: Sequence[Endpoint]) -> Answer:
@@ -214,6 +223,8 @@ async def show(transport: Transport, nodes: Sequence[Endpoint], model: str) -> A
             return Answer(await fetch_json(transport, node, "POST", "/api/show", {"model": model}))
         except Unanswered as error:
             answers[node.key] = error
+    if all(isinstance(error, ResponseError) and error.status_code == 404 for error in answers.values()):
+        await holders(transport, nodes, model)  # raises with the models of each node
     require_answer(f"show {model}", answers)
     raise AssertionError("unreachable")
 
@@ -233,7 +244,8 @@ async def holders(transport: Transport, nodes: Sequence[Endpoint], model: str) -
     found = [node for node in nodes if canonical in map(canonical_model, have.get(node.key, ()))]
     if not found:
         present = "; ".join(f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in have.items())
-        bring = f"`sollol models pull {model}` brings it"
+        on = f" --on {nodes[0].key}" if len(nodes) == 1 else ""
+        bring = f"`sollol models pull {model}{on}` brings it"
         raise ResponseError(f"model '{model}' not found on any node ({present}); {bring}", 404)
     return found
 
@@ -243,12 +255,21 @@ async def call_all(
 ) -> Answer:
     """Call each node; return `status` ("success", or "partial" if some failed) and the result per node in `nodes`."""
     answers = await fetch_from_all(transport, nodes, method, path, body)
-    return _summary(f"{path} {body.get('model', '')}", answers)
+    return _summary(path, str(body.get("model") or body.get("source") or ""), answers)
 
 
-def _summary(what: str, answers: dict[str, Any]) -> Answer:
-    good = require_answer(what, answers)
-    results = {node: str(answer) if isinstance(answer, Exception) else "success" for node, answer in answers.items()}
+def _summary(what: str, model: str, answers: dict[str, Any]) -> Answer:
+    """Sum up the answers of all nodes, errors with their next step.
+
+    Raises:
+        ResponseError: All nodes refused.
+        NoNodeAvailable: No node answered.
+    """
+    good = require_answer(f"{what} {model}", {node: _with_step(a, model, node) for node, a in answers.items()})
+    results = {
+        node: with_next_step(error_message(answer), model, node) if isinstance(answer, Exception) else "success"
+        for node, answer in answers.items()
+    }
     return Answer(status="success" if len(good) == len(answers) else "partial", nodes=results)
 
 
@@ -261,7 +282,7 @@ async def load(transport: Transport, nodes: Sequence[Endpoint], body: dict[str, 
     answers = dict[str, Any]()
     for found in await asyncio.gather(*(_load(transport, node, body, held[node.key]) for node in nodes)):
         answers |= found
-    return _summary(f"load {body['model']}", answers)
+    return _summary("load", str(body["model"]), answers)
 
 
 async def _load(transport: Transport, node: Endpoint, body: dict[str, Any], held: Any) -> dict[str, Any]:
@@ -405,7 +426,7 @@ async def progress(
     try:
         async for node, line in lines:
             yield (
-                Answer(node=node, error=error_message(line))
+                Answer(node=node, error=with_next_step(error_message(line), str(body.get("model")), node))
                 if isinstance(line, Exception)
                 else Answer({**line, "node": node})
             )
@@ -419,7 +440,13 @@ async def complete(transport: Transport, nodes: Sequence[Endpoint], path: str, b
     outcomes = {
         node: line async for node, line in lines if isinstance(line, Exception) or line.get("status") == "success"
     }
-    return _summary(f"{path} {body.get('model', '')}", outcomes)
+    return _summary(path, str(body.get("model") or ""), outcomes)
+
+
+def _with_step(answer: Any, model: str, node: str) -> Any:
+    if isinstance(answer, ResponseError):
+        return ResponseError(with_next_step(answer.error, model, node), answer.status_code)
+    return answer
 
 
 def error_message(error: Exception) -> str:
