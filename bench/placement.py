@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.rows import Row, row
@@ -55,7 +55,16 @@ def demand(rng: random.Random) -> list[ModelNeed]:
     ]
 
 
-def least_connections(nodes: Sequence[NodeRoom], hours: Sequence[list[tuple[float, ModelNeed]]]) -> Result:
+Look = Callable[[float, Sequence[PaperNode]], object]
+
+
+def unseen(at_s: float, nodes: Sequence[PaperNode]) -> None:
+    """Look at nothing; tools/models_picture.py draws what it sees."""
+
+
+def least_connections(
+    nodes: Sequence[NodeRoom], hours: Sequence[list[tuple[float, ModelNeed]]], look: Look = unseen
+) -> Result:
     paper = [PaperNode(node, {}) for node in nodes]
     flying: dict[str, deque[float]] = {node.node: deque() for node in nodes}
     took, count, loads = 0.0, 0, 0
@@ -65,6 +74,7 @@ def least_connections(nodes: Sequence[NodeRoom], hours: Sequence[list[tuple[floa
                 while ends and ends[0] <= at_s:
                     ends.popleft()
             able = [node for node in paper if need.model in node.room.service_s]
+            look(at_s, paper)
             best = min(able, key=lambda node: len(flying[node.room.node]))
             ended, loaded = best.serve(need.model, need.size, at_s)
             flying[best.room.node].append(ended)
@@ -73,7 +83,10 @@ def least_connections(nodes: Sequence[NodeRoom], hours: Sequence[list[tuple[floa
 
 
 def planned(
-    nodes: Sequence[NodeRoom], hours: Sequence[list[tuple[float, ModelNeed]]], known: Sequence[list[ModelNeed]] | None
+    nodes: Sequence[NodeRoom],
+    hours: Sequence[list[tuple[float, ModelNeed]]],
+    known: Sequence[list[ModelNeed]] | None,
+    look: Look = unseen,
 ) -> Result:
     """Serve with a placement: of the known demand of each hour, or of the measured one."""
     paper = {node.node: PaperNode(node, {}) for node in nodes}
@@ -91,6 +104,7 @@ def planned(
             while known is None and next_plan <= at_s:
                 next_plan += PLAN_EVERY_S
                 loads += replan(policy, paper, sizes, seen, next_plan)
+            look(at_s, list(paper.values()))
             seen.append((at_s, need.model))
             able = [node for node in paper.values() if need.model in node.room.service_s]
             best = min(able, key=lambda node: node.cost_s(need.model, need.size, at_s))

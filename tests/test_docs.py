@@ -200,6 +200,20 @@ def test_the_picture_of_the_rooms_is_current() -> None:
         assert not room or f"| `{room}` |" in text
 
 
+def test_the_picture_of_models_is_current_and_has_all_states() -> None:
+    tool = tool_of("models_picture")
+    assert tool.FILE.read_text() == tool.picture(), "run: python -m tools.models_picture"
+    page = text_of("models.md")
+    assert f"(pictures/{tool.FILE.name})" in page
+    table = page.split("| state | source | meaning |")[1].split("## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    named = {name for states, _ in rows for name in re.findall("`([^`]+)`", states)}
+    assert named | {"on disk"} == set(tool.STATES)
+    for states, source in rows:
+        for name in re.findall("`([^`]+)`", states):
+            assert source.strip(" `") in tool.STATES[name].source, name
+
+
 def test_the_ways_through_the_house_exist() -> None:
     """`room/file.py` and the functions behind it, in the tables of docs/architecture.md."""
     source = ROOT / "src" / "sollol"
