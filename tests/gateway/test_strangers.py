@@ -28,7 +28,7 @@ from sollol.http_server.places import (
 )
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
-from tests.gateway.test_wire import HOST, status, talk
+from tests.http_server.test_connection import HOST, status, talk
 
 MB = 1024 * 1024
 TOKEN = "sk-sollol-of-a-test-that-is-long-enough"

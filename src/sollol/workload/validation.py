@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from enum import Enum
+from typing import Any, Final, TypeVar
 
 from sollol.core.endpoint import parse_endpoint
 from sollol.core.policy import Hedger
 from sollol.core.types import RoutingMode, RoutingStrategy, TaskType
 from sollol.errors import BadInput
 
+E = TypeVar("E", bound=Enum)
 TIMEOUT_MOST_S: Final = 10**9  # 31 years
 _DIGEST: Final = re.compile(r"(sha256:)?[0-9a-f]{7,64}")
 
@@ -56,13 +58,7 @@ def check_text(field: str, index: int | None, text: Any) -> None:
 
 def check_mode(mode: Any) -> RoutingMode | None:
     """Validate a routing mode or its name, None for the pool's own."""
-    if mode is None:
-        return None
-    try:
-        return RoutingMode(mode.lower() if isinstance(mode, str) else mode)
-    except ValueError:
-        names = ", ".join(repr(m.value) for m in RoutingMode)
-        raise BadInput(f"mode={short(mode)}; expected one of {names}") from None
+    return None if mode is None else _member(RoutingMode, "mode", mode)
 
 
 def check_hedge(hedge: Any) -> bool | Hedger | None:
@@ -77,13 +73,7 @@ def check_hedge(hedge: Any) -> bool | Hedger | None:
 
 def check_type(task_type: Any) -> TaskType | None:
     """Validate a task type or its name, None for a type found by classification."""
-    if task_type is None:
-        return None
-    try:
-        return TaskType(task_type.lower() if isinstance(task_type, str) else task_type)
-    except ValueError:
-        names = ", ".join(repr(t.value) for t in TaskType)
-        raise BadInput(f"task_type={short(task_type)}; expected one of {names}") from None
+    return None if task_type is None else _member(TaskType, "task_type", task_type)
 
 
 def check_only(node: Any) -> tuple[str, ...] | None:
@@ -129,11 +119,15 @@ def check_digests(digests: Any) -> dict[str, str]:
 
 def check_strategy(strategy: Any) -> RoutingStrategy:
     """Validate a routing strategy or its name."""
+    return _member(RoutingStrategy, "routing_strategy", strategy)
+
+
+def _member(kind: type[E], name: str, value: Any) -> E:
     try:
-        return RoutingStrategy(strategy.lower() if isinstance(strategy, str) else strategy)
+        return kind(value.lower() if isinstance(value, str) else value)
     except ValueError:
-        names = ", ".join(repr(s.value) for s in RoutingStrategy)
-        raise BadInput(f"routing_strategy={short(strategy)}; expected one of {names}") from None
+        names = ", ".join(repr(member.value) for member in kind)
+        raise BadInput(f"{name}={short(value)}; expected one of {names}") from None
 
 
 def short(value: Any) -> str:

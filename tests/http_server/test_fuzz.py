@@ -1,6 +1,6 @@
 """The request parser under arbitrary bytes: it never raises, never hangs, and hands on only whole requests.
 
-Run longer with `HYPOTHESIS_PROFILE`-independent settings: `pytest tests/gateway/test_fuzz.py --hypothesis-seed=N`.
+Run longer with `HYPOTHESIS_PROFILE`-independent settings: `pytest tests/http_server/test_fuzz.py --hypothesis-seed=N`.
 """
 
 from __future__ import annotations
