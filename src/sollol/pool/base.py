@@ -41,8 +41,6 @@ from sollol.workload.validation import (
 if TYPE_CHECKING:
     from sollol.config import OtelSettings, Settings
 
-    pass
-
 T = TypeVar("T")
 BY_SETTINGS: Final = "by the settings"
 
@@ -81,7 +79,7 @@ class PoolBase(PoolDisplays):
         if old.get("discover_all_nodes") and not nodes:
             nodes = _discovered(old.pop("discover_all_nodes"), old.pop("exclude_localhost", False))
         keywords.accept_old(type(self).__name__, old, OLD_KEYWORDS)
-        self.app_name = _own_name() if app_name is None else app_name
+        self.app_name = (_settings().app_name or "") if app_name is None else app_name
         self.timeout = check_timeout(timeout)
         self._mode = check_mode(routing_mode)
         self._mode_here: ContextVar[RoutingMode | None] = ContextVar("sollol_mode", default=None)
@@ -398,12 +396,6 @@ def _endpoint(host: Any, port: int) -> Endpoint:
     return parse_endpoint(host, default_port=port)
 
 
-def _own_name() -> str:
-    from sollol.config import load_settings
-
-    return load_settings().app_name or ""
-
-
 def _settings() -> Settings:
     from sollol.config import load_settings
 
@@ -412,7 +404,5 @@ def _settings() -> Settings:
 
 def configured_nodes() -> list[Any]:
     """Return the nodes of SOLLOL_NODES, the config file or OLLAMA_HOST."""
-    from sollol.config import load_settings
-
-    settings = load_settings()
+    settings = _settings()
     return list(settings.nodes) or [settings.ollama_host] * (settings.ollama_host is not None)

@@ -116,8 +116,8 @@ class BatchResult(BatchItems[EmbedResponse]):
             import numpy as np
         except ImportError:
             raise SollolError("result.vectors needs numpy: pip install '.[index]' in SOLLOL's checkout") from None
-        rows = np.frombuffer(self._flat, dtype=np.float32, count=self._count * self._dim)
-        rows = rows.reshape(self._count, self._dim)
+        flat = np.frombuffer(self._flat, dtype=np.float32, count=self._count * self._dim)
+        rows = flat.reshape(self._count, self._dim)
         if self.errors:
             rows = rows.copy()
             rows[sorted(self.errors)] = np.nan
