@@ -49,6 +49,7 @@ ON_THE_WAY = (
     "transport/request_heads.py",
     "transport/call.py",
     "backends/ollama.py",
+    "backends/refusals.py",
     "transport/http.py",
     "backends/decoding.py",
     "backends/go_json.py",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sollol.backends.ollama import judge_vectors, refusal
+from sollol.backends.ollama import judge_vectors
+from sollol.backends.refusals import refusal
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Status
 from sollol.engine.whole_answers import send_observed

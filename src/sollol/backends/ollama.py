@@ -1,17 +1,11 @@
-"""Ollama's API: encode requests, judge answers. No I/O.
-
-This module has the paths, the shapes and the forms of a failure: a status, a text of several kinds, or a last line
-`{"error": ...}` under status 200.
-"""
+"""Ollama's API: encode requests, judge answers. No I/O."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from array import array
-from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -19,30 +13,20 @@ import msgspec
 
 from sollol.backends.decoding import json_reader, read_any
 from sollol.backends.ollama_answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
-from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, Outcome, Status, Timing
+from sollol.backends.refusals import late_error, refusal
+from sollol.core.types import EMBED, OK, Kind, Outcome, Status, Timing
 from sollol.core.value import replaced
-from sollol.transport.base import Call, Fault, Timeouts, TransportFault
+from sollol.transport.base import Call, Timeouts
 from sollol.transport.call import UNBOUNDED
 
 RETEST_TIMEOUTS: Final = Timeouts(3.0, 60.0, 60.0)
-RETRY_AFTER_MOST_S: Final = 3_600  # a longer pause is implausible, and read as none
 WHOLE_MOST: Final = 64 * 2**20  # bytes of a whole answer that is a text, or of the joined parts of one
 VECTOR_MOST: Final = 512 * 1024  # bytes of a vector: 20,000 numbers of 25 digits; at most one input for each comma
 LINE_MOST: Final = 16 * 2**20  # bytes of a line or event of a stream
 # Blank lines and comments in a row: a node that sends nothing else is not answering.
 BLANKS_BEFORE: Final = 64 * 1024  # bytes before the first part
 BLANKS_BETWEEN: Final = 2**20  # bytes between two parts
-# Of a model that does not fit, even alone. An error without both sizes may be of this moment only.
-_NO_MEMORY: Final = re.compile(r"requires more (system )?memory .+ than is available")
 _BLANKS: Final = re.compile(rb"\n[ \t\r\n]+")
-
-_FAULTS: Final = {
-    Fault.CONNECT: Status.UNREACHABLE,
-    Fault.LOCAL: Status.NOT_SENT,
-    Fault.CONNECT_TIMEOUT: Status.UNREACHABLE,
-    Fault.FIRST_BYTE_TIMEOUT: Status.TIMEOUT,
-    Fault.IDLE_TIMEOUT: Status.TIMEOUT,
-}
 
 
 def _encode_other(value: Any) -> Any:
@@ -202,142 +186,6 @@ def _has_answer(kind: Kind, body: bytes) -> bool:
     if kind is EMBED:
         return b'"embedding' in body
     return b'"message"' in body or b'"response"' in body or _RENDERED in body
-
-
-def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Outcome:
-    """Return the outcome of an answer with a status other than 200. `headers`: names in lower case.
-
-    Only Ollama's own refusals can be the caller's fault: 400, 404, 501 and some 500 with a JSON error. A refusal of
-    anything else (a proxy, an older version, a page) means only that this node does not serve the call.
-    """
-    text, own = _own_error(body)
-    text = text or f"status {status}"
-    if status in (429, 503):
-        return Outcome(Status.BUSY, text, status, retry_us=retry_after_us(headers))
-    if status == 404 and own and "model" in text:
-        return Outcome(Status.MISSING, text, status)
-    if own and status in (400, 404, 422, 501):
-        return Outcome(Status.REFUSED, text, status)
-    if status == 500 and own and text.startswith('option "'):  # a fault of the caller with a server's status
-        return Outcome(Status.REFUSED, text, status)
-    if status in (401, 403, 407) and not own:
-        return Outcome(Status.LOCKED, f"needs a key, or refuses this one: status {status} {_short(text)}", status)
-    if 300 <= status < 400:
-        where = (headers or {}).get("location", "")[:200]
-        return Outcome(
-            Status.UNSUITED, f"redirects{' to ' + where if where else ''} (status {status}): set its address", 502
-        )
-    if 400 <= status < 500 or status == 501:
-        return Outcome(Status.UNSUITED, text if own else f"status {status}: {_short(text)}", status)
-    return Outcome(
-        Status.TOO_LARGE if status == 500 and own and _NO_MEMORY.search(text) else Status.FAILED, text, status
-    )
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:120]
-
-
-def retry_after_us(headers: Mapping[str, str] | None) -> Micros | None:
-    """Return the requested pause in microseconds (seconds or a date in the header), None without a readable one."""
-    text = (headers or {}).get("retry-after", "").strip()
-    if text.isdecimal() and text.isascii():
-        seconds = int(text[:9])
-        return seconds * SECOND if seconds <= RETRY_AFTER_MOST_S else None
-    if not text:
-        return None
-    try:
-        until = parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    try:  # compared with the node's own clock if it sends a date
-        now = parsedate_to_datetime((headers or {}).get("date", "")).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        now = time.time()
-    return round(max(until - now, 0) * SECOND) if until - now <= RETRY_AFTER_MOST_S else None
-
-
-def _own_error(body: bytes) -> tuple[str, bool]:
-    """Return the message of an error body, and True if it has the shape of Ollama's errors."""
-    try:
-        value = decode(body)
-    except msgspec.DecodeError:
-        return error_text(body), False
-    error = value.get("error") if isinstance(value, dict) else None
-    if isinstance(error, dict):
-        error = error.get("message")
-    return error_text(body), isinstance(error, str) and bool(error)
-
-
-def error_text(body: bytes) -> str:
-    """Return the message of an error body.
-
-    It may be Ollama's {"error": "..."}, OpenAI's {"error": {"message": ...}}, or plain text.
-    """
-    try:
-        value = decode(body)
-    except msgspec.DecodeError:
-        return body[:500].decode("utf-8", "replace").strip()
-    if not isinstance(value, dict):
-        return ""
-    response = value.get("response")  # of /v1/responses
-    error = value.get("error") or (response.get("error") if isinstance(response, dict) else None)
-    if isinstance(error, dict):
-        error = error.get("message")
-    if not error and value.get("type") == "error":
-        error = value.get("message")
-    return str(error) if error else ""
-
-
-# Codes and types of errors, and phrases of Ollama's, that blame the request or the account, not the node.
-_CALLERS_CODES: Final = frozenset(
-    (
-        "invalid_request_error",
-        "invalid_prompt",
-        "invalid_value",
-        "not_found_error",
-        "context_length_exceeded",
-        "exceed_context_size_error",
-        "request_too_large",
-        "authentication_error",
-        "permission_error",
-        "rate_limit_exceeded",
-        "rate_limit_error",
-    )
-)
-_CALLERS_WORDS: Final = ("does not support ", "exceeds the available context", "exceeds the context length", 'option "')
-
-
-def late_error(body: bytes, missing: str) -> Outcome:
-    """Return the outcome of an error under status 200; its code or its words identify a fault of the caller.
-
-    `missing`: the message of an error without a text.
-    """
-    message, codes = error_text(body), _codes(body)
-    if codes & _CALLERS_CODES or any(words in message for words in _CALLERS_WORDS):
-        return Outcome(Status.REFUSED, message or missing, 400)
-    return Outcome(Status.FAILED, message or missing, 200)
-
-
-def _codes(body: bytes) -> set[str]:
-    """Return the codes and types of an error, in the places of all API formats."""
-    try:
-        value = decode(body)
-    except msgspec.DecodeError:
-        return set()
-    found: set[str] = set()
-    response = value.get("response") if isinstance(value, dict) else None
-    for place in (value, response):
-        error = place.get("error") if isinstance(place, dict) else None
-        for holder in (error, place if place is value else None):
-            if isinstance(holder, dict):
-                found |= {code for name in ("code", "type") if isinstance(code := holder.get(name), str)}
-    return found
-
-
-def outcome_of(fault: TransportFault) -> Outcome:
-    """Return the outcome of a call without an answer."""
-    return Outcome(_FAULTS.get(fault.fault, Status.FAILED), str(fault))
 
 
 def without_blanks(piece: bytes) -> bytes:

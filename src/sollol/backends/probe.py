@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from sollol.backends.model_lists import valid_rows
-from sollol.backends.ollama import decode, error_text
+from sollol.backends.ollama import decode
+from sollol.backends.refusals import error_text
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import LoadedModel, NodeFacts, canonical_model
 from sollol.transport.base import Call, Fault, Timeouts, Transport, TransportFault

@@ -85,7 +85,7 @@ async def first_token_s(transport: Transport, node: Endpoint, model: str) -> flo
     """
     import msgspec
 
-    from sollol.backends.ollama import error_text
+    from sollol.backends.refusals import error_text
     from sollol.errors import BadInput
 
     fields = {"model": model, "prompt": "Hi", "stream": True, "options": {"num_predict": 1}}

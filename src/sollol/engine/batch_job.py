@@ -11,7 +11,8 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sollol.backends.ollama import Vectors, answer_most, encode, read_vectors, refusal
+from sollol.backends.ollama import Vectors, answer_most, encode, read_vectors
+from sollol.backends.refusals import refusal
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.events import ItemsAdded

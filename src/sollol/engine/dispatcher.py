@@ -16,8 +16,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
-from sollol.backends.ollama import judge, load_call, outcome_of, refusal, retest_call
+from sollol.backends.ollama import judge, load_call, retest_call
 from sollol.backends.probe import ProbeFailed, probe_version, probes
+from sollol.backends.refusals import outcome_of, refusal
 from sollol.core.actions import (
     Abort,
     Accept,

@@ -22,12 +22,11 @@ from sollol.backends.ollama import (
     judge,
     judge_line,
     judge_vectors,
-    outcome_of,
-    refusal,
     with_num_ctx,
     with_part_count,
     with_token_limit,
 )
+from sollol.backends.refusals import outcome_of, refusal
 from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint

@@ -16,7 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from sollol.backends.decoding import json_lines
-from sollol.backends.ollama import decode, encode, refusal
+from sollol.backends.ollama import decode, encode
+from sollol.backends.refusals import refusal
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Kind, Outcome
 from sollol.duties import Duties

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.backends.ollama import WHOLE_MOST, Lines, decode, encode, refusal
+from sollol.backends.ollama import WHOLE_MOST, Lines, decode, encode
 from sollol.backends.ollama_answers import read_inputs
+from sollol.backends.refusals import refusal
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import Outcome, Status
 from sollol.core.value import replaced

@@ -17,8 +17,9 @@ import msgspec
 
 from sollol.answers import Answer
 from sollol.backends.model_lists import valid_rows
-from sollol.backends.ollama import Lines, decode, encode, error_text
+from sollol.backends.ollama import Lines, decode, encode
 from sollol.backends.probe import LIST_MOST
+from sollol.backends.refusals import error_text
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.errors import NoNodeAvailable, ResponseError

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.backends.decoding import json_reader
-from sollol.backends.ollama import late_error, refusal
+from sollol.backends.refusals import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status
 from sollol.gateway.formats.resume_writer import ResumeWriter, Usage, event, timing_of
 from sollol.gateway.formats.stream_parser import EventKind, EventParser

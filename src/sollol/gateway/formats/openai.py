@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from sollol.backends.decoding import Int, json_lines, json_reader
-from sollol.backends.ollama import late_error, refusal
+from sollol.backends.refusals import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status, Timing
 from sollol.gateway.formats.resume_writer import ResumeWriter, event
 from sollol.gateway.formats.stream_parser import EventKind, EventParser

@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from sollol.backends.decoding import json_reader
-from sollol.backends.ollama import decode, late_error, refusal
+from sollol.backends.ollama import decode
+from sollol.backends.refusals import late_error, refusal
 from sollol.core.types import Kind, Outcome, Status
 from sollol.gateway.formats.resume_writer import ResumeWriter, Usage, event, timing_of
 from sollol.gateway.formats.stream_parser import EventKind, EventParser

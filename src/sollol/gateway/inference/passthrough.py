@@ -10,7 +10,8 @@ import asyncio
 from contextlib import aclosing
 from typing import Any, Final
 
-from sollol.backends.ollama import decode, encode, outcome_of, refusal
+from sollol.backends.ollama import decode, encode
+from sollol.backends.refusals import outcome_of, refusal
 from sollol.core.actions import Start
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import OK, Kind, Outcome, Status, Task

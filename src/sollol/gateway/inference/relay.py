@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sollol.backends.model_check import wrong_model
-from sollol.backends.ollama import outcome_of, refusal, with_part_count
+from sollol.backends.ollama import with_part_count
+from sollol.backends.refusals import outcome_of, refusal
 from sollol.backends.repetition import Recent, repeats
 from sollol.core.actions import Complete, Start
 from sollol.core.endpoint import Endpoint

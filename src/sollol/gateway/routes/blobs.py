@@ -7,7 +7,8 @@ import re
 from collections.abc import AsyncIterator
 from typing import Final
 
-from sollol.backends.ollama import encode, error_text
+from sollol.backends.ollama import encode
+from sollol.backends.refusals import error_text
 from sollol.core.endpoint import Endpoint
 from sollol.errors import ResponseError
 from sollol.gateway.context import Context
