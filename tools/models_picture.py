@@ -64,11 +64,11 @@ WAYS: Final = (  # a path, and the place and words of its label
     ("M320 100 L428 56", 360, 68, "it fits"),
     ("M320 106 L428 102", 384, 99, "in part"),
     ("M320 114 L428 148", 388, 126, "no GPU"),
-    ("M320 120 L428 194", 384, 176, "not reported"),
+    ("M320 120 L428 194", 422, 199, "not reported"),
     ("M554 54 H658", 606, 48, "4 times slower"),
-    ("M554 104 L658 130", 624, 110, "unused, unloaded"),
+    ("M554 104 L658 130", 622, 106, "unused, unloaded"),
     ("M760 135 H818", 789, 129, "1 min"),
-    ("M270 130 V194", 318, 176, "4 times as late"),
+    ("M270 130 V194", 318, 184, "4 times as late"),
     ("M220 216 H66 V132", 142, 210, "after 1 min to 1 h"),
     ("M722 34 V18 H270 V88", 560, 13, "repair by the controller: unload it when idle, load it again"),
     ("M710 155 V250 H40 V132", 480, 245, "out of memory"),
@@ -206,7 +206,7 @@ def distribution(top: int) -> list[str]:
     made.append(
         text(
             470,
-            238,
+            252,
             "with an agent beside A: the parts come from its disk, and from each node that has them by then",
             "small",
             "middle",
