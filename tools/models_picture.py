@@ -64,7 +64,7 @@ WAYS: Final = (  # a path, and the place and words of its label
     ("M320 100 L428 56", 360, 68, "it fits"),
     ("M320 106 L428 102", 384, 99, "in part"),
     ("M320 114 L428 148", 388, 126, "no GPU"),
-    ("M320 120 L428 194", 422, 199, "not reported"),
+    ("M320 120 L428 194", 388, 202, "not reported"),
     ("M554 54 H658", 606, 48, "4 times slower"),
     ("M554 104 L658 130", 622, 106, "unused, unloaded"),
     ("M760 135 H818", 789, 129, "1 min"),
