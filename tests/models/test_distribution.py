@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sollol.agent.app import Agent
 from sollol.answers import Answer
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.models import distribution
 from sollol.models.distribution import Distribution
 from sollol.models.inventory import read_inventory
+from sollol.registry.seeders import Seeder
 from sollol.registry.server import Registry
+from sollol.registry.store import BlobStore
 from sollol.sim import Cluster, ModelSpec, NodeSpec, sim_cluster
 from sollol.transport.http import HttpTransport
 from tests.registry.stage import run
@@ -23,6 +30,7 @@ from tests.registry.stage import until as until_true
 
 SIZE = 2_000_000
 MODEL = ModelSpec("llama3.2", size_bytes=SIZE)
+KEY = "the-key-of-the-test-agents"
 
 
 @pytest.fixture(autouse=True)
@@ -111,24 +119,137 @@ def _delete(name: str) -> Any:
 
 
 def test_a_cut_node_resumes_and_a_killed_one_is_told(tmp_path: Path) -> None:
-    with nodes_in(tmp_path, 4, pull_bytes_per_s=4_000_000.0) as cluster:
+    """From one node to four others: nothing from outside, and over the LAN what each lacked."""
+    with nodes_in(tmp_path, 5, pull_bytes_per_s=4_000_000.0) as cluster:
 
         async def main() -> None:
             nodes = endpoints(cluster)
-            cut, killed = cluster.nodes[1], cluster.nodes[2]
-            client, other = cut.registry_client, killed.registry_client
-            assert client is not None
-            assert other is not None
+            clients = [node.registry_client for node in cluster.nodes]
+            _, cut, killed, *whole = [client for client in clients if client is not None]
             async with opened(tmp_path) as (transport, registry):
                 bringing = asyncio.create_task(bring(transport, registry, nodes))
-                await until_true(lambda: client.received > SIZE / 4 and other.received > 0)
+                await until_true(lambda: cut.received > SIZE / 4 and killed.received > 0)
                 cluster.do(lambda sims: sims[2].die())
                 cluster.do(lambda sims: sims[1].machine.cut())  # its requests end; it goes on
                 outcomes = await bringing
-                assert outcomes[nodes[1].key] == "success"
-                assert "refused the connection" in outcomes[nodes[2].key]
-                assert outcomes[nodes[3].key] == "success"
-                assert client.received <= SIZE * 1.05
+                assert "refused the connection" in outcomes.pop(nodes[2].key)
+                assert set(outcomes.values()) == {"success"}
+                assert all(client.received <= SIZE * 1.05 for client in (cut, *whole))
+                assert registry.service.received_bytes < SIZE * 1.01, "it was pushed once"
+                assert registry.service.fetches is None, "nothing is read from outside"
+                good = [nodes[0], nodes[1], *nodes[3:]]
+                expected = {"llama3.2:latest": cluster.nodes[0].disk["llama3.2:latest"].digest}
+                assert await digests(transport, good) == [expected] * 4
+
+        run(main)
+
+
+def test_a_gateway_that_restarts_goes_on_with_what_there_is(tmp_path: Path) -> None:
+    with nodes_in(tmp_path, 3, pull_bytes_per_s=4_000_000.0) as cluster:
+
+        async def main() -> None:
+            nodes = endpoints(cluster)
+            clients = [node.registry_client for node in cluster.nodes[1:]]
+            async with opened(tmp_path) as (transport, registry):
+                bringing = asyncio.create_task(bring(transport, registry, nodes))
+                await until_true(lambda: all(client and client.received > SIZE / 4 for client in clients))
+                bringing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await bringing
+                assert registry.service.grants.all() == []
+            async with opened(tmp_path) as (transport, registry):
+                assert set((await bring(transport, registry, nodes)).values()) == {"success"}
+                assert registry.service.received_bytes == 0, "the blobs are on its disk, and nothing is pushed"
+                found = await digests(transport, nodes)
+                assert found == [{"llama3.2:latest": cluster.nodes[0].disk["llama3.2:latest"].digest}] * 3
+            assert all(client is not None and client.received <= SIZE * 1.05 for client in clients)
+
+        run(main)
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A disk of its own with so many bytes."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("a disk of its own needs Linux and root")
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be made here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk_of_a_node_is_told_with_the_next_step_and_the_others_have_it(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "node1", SIZE // 2), nodes_in(tmp_path, 3) as cluster:
+
+        async def main() -> None:
+            nodes = endpoints(cluster)
+            async with opened(tmp_path) as (transport, registry):
+                outcomes = await bring(transport, registry, nodes)
+                assert outcomes[nodes[0].key] == outcomes[nodes[2].key] == "success"
+                assert "No space left on device" in outcomes[nodes[1].key]
+                assert f"`sollol models rm MODEL --on {nodes[1].key}` makes room there" in outcomes[nodes[1].key]
+                assert [name for found in await digests(transport, [nodes[1]]) for name in found] == []
+                assert registry.service.grants.all() == []
+
+        run(main)
+
+
+@pytest.mark.root
+def test_a_disk_that_fills_under_the_registry_ends_the_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlobStore, "make_room", lambda *_: None)  # another program fills it after the look at it
+    with small_disk(tmp_path / "registry", SIZE // 2), nodes_in(tmp_path, 3) as cluster:
+
+        async def main() -> None:
+            nodes = endpoints(cluster)
+            async with opened(tmp_path) as (transport, registry):
+                outcomes = await bring(transport, registry, nodes)
+                for node in nodes[1:]:
+                    assert "No space left on device" in outcomes[node.key]
+                assert registry.service.grants.all() == []
+                assert not list((tmp_path / "registry").glob("sha256-*")), "no part has the name of a blob"
+
+        run(main)
+
+
+def test_an_agent_with_spoiled_bytes_is_passed_by(tmp_path: Path) -> None:
+    """It sends bytes of another digest; each node notices, and gets the model from its node's own push."""
+    with nodes_in(tmp_path, 3) as cluster:
+        shutil.copytree(tmp_path / "node0", tmp_path / "spoiled")
+        blob = max((tmp_path / "spoiled" / "blobs").iterdir(), key=lambda file: file.stat().st_size)
+        data = bytearray(blob.read_bytes())
+        data[len(data) // 2] ^= 1
+        blob.write_bytes(data)
+
+        async def main() -> None:
+            nodes = endpoints(cluster)
+            async with opened(tmp_path) as (transport, registry):
+                agent = Agent(KEY, nodes[0], tmp_path / "spoiled", [], transport)
+                port = await agent.start("127.0.0.1", 0)
+                try:
+                    seeders = {nodes[0].key: Seeder(f"http://127.0.0.1:{port}", KEY)}
+                    spread = Distribution(transport, registry, "llama3.2", seeders)
+                    lines = [line async for line in spread.run(nodes, nodes)]
+                finally:
+                    await agent.aclose()
+                ends = {
+                    line["node"]: line.get("error")
+                    for line in lines
+                    if "error" in line or line.get("status") == "success"
+                }
+                assert ends == {node.key: None for node in nodes}
+                assert len([line for line in lines if line.get("status") == "success"]) == 3, "one last line a node"
+                assert SIZE < registry.service.received_bytes < SIZE * 1.01, "it was pushed"
+                expected = {"llama3.2:latest": cluster.nodes[0].disk["llama3.2:latest"].digest}
+                assert await digests(transport, nodes) == [expected] * 3
+                assert registry.service.grants.all() == []
 
         run(main)
 

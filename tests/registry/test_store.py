@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sollol.registry.store import BlobStore, NoRoom
+from sollol.registry.store import BlobStore, NoRoom, write_whole
 
 
 def put(store: BlobStore, text: str, age: int) -> str:
@@ -74,3 +77,19 @@ def test_old_uploads_of_a_killed_process_are_deleted(tmp_path: Path) -> None:
     os.utime(tmp_path / "old.upload", (1_000, 1_000))
     BlobStore(tmp_path, 100)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new.upload", "sha256-0.partial"]
+
+
+def test_a_write_that_takes_only_a_part_is_repeated() -> None:
+    """As just before a disk is full."""
+
+    class Full(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            if len(self.getvalue()) >= 5:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(bytes(data)[:2])
+
+    out = Full()
+    write_whole(out, b"1234")
+    assert out.getvalue() == b"1234"
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(out, b"567")

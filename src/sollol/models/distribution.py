@@ -34,6 +34,7 @@ TRIES: Final = 3  # of the pull of a node; a later one goes on where the one bef
 PAUSE_S: Final = 1.0  # before the second try; it doubles
 SLACK: Final = 1.02  # a push may have this many times the size of the model: parts are repeated
 SLACK_BYTES: Final = 64 * 1024 * 1024
+SPOILED: Final = "digest mismatch"  # in Ollama's error for bytes of another digest
 # Words of Ollama's errors for a registry that it cannot call.
 UNREACHABLE: Final = ("dial tcp", "connection refused", "no route to host", "i/o timeout")
 
@@ -87,25 +88,36 @@ class Distribution:
             return
         left = {node.key: node for node in wanted}
         try:
-            async with aclosing(self._supply(holders, wanted)) as supplying:
-                async for line in supplying:
-                    if line.get("status") == "success":  # the first target has it from its usual registry
-                        left.pop(line["node"], None)
-                    yield line
-            async with aclosing(merged([self._bring(node) for node in list(left.values())])) as bringing:
-                async for line in bringing:
-                    if "error" in line or line.get("status") == "success":
-                        left.pop(line["node"], None)
-                    yield line
+            for way in range(2):  # with the agents, and without them where one has sent spoiled bytes
+                async with aclosing(self._supply(holders, wanted)) as supplying:
+                    async for line in supplying:
+                        if line.get("status") == "success":  # the first target has it from its usual registry
+                            left.pop(line["node"], None)
+                        yield line
+                async with aclosing(merged([self._bring(node) for node in list(left.values())])) as bringing:
+                    async for line in bringing:
+                        if way == 0 and self._seeders and SPOILED in str(line.get("error")):
+                            continue
+                        if "error" in line or line.get("status") == "success":
+                            left.pop(line["node"], None)
+                        yield line
+                if not left:
+                    break
+                self._end()
+                self._seeders = {}
         except (SollolError, TransportFault, OSError) as error:
             for node in left.values():
                 text = f"{self._model} cannot be had: {_text(error)}"
                 yield _error(node, with_next_step(text, self._model, node.key))
         finally:
-            if self._grant is not None:
-                self._registry.service.end_grant(self._grant)
-            for seeder in self._seeders.values():
-                self._registry.service.seeders.drop(seeder)
+            self._end()
+
+    def _end(self) -> None:
+        """End the path of the transfer, and forget its agents."""
+        if self._grant is not None:
+            self._registry.service.end_grant(self._grant)
+        for seeder in self._seeders.values():
+            self._registry.service.seeders.drop(seeder)
 
     # --- where it is ---
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from sollol.errors import SollolError
 from sollol.registry.manifest import BadManifest, Manifest, parse_manifest
@@ -143,6 +143,13 @@ class BlobStore:
     def missing(self, manifest: Manifest) -> dict[str, int]:
         """Return the blobs of a manifest that are not here, with their sizes."""
         return {digest: size for digest, size in manifest.blobs.items() if self.size(digest) != size}
+
+
+def write_whole(out: BinaryIO, data: bytes) -> None:
+    """Write all bytes to an unbuffered file. Just before a disk is full, one write takes only a part of them."""
+    left = memoryview(data)
+    while left:
+        left = left[out.write(left) :]
 
 
 def hash_file(file: Path) -> str:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 from sollol.errors import ResponseError
 from sollol.registry.grants import Grant
-from sollol.registry.store import BlobStore, NoRoom
+from sollol.registry.store import BlobStore, NoRoom, write_whole
 
 OPEN_MOST: Final = 16  # uploads of one grant at a time; Ollama's client has one for each blob, in turn
 IDLE_S: Final = 600.0  # without a byte, after which an upload is deleted
@@ -33,7 +33,7 @@ class PushedBlob:
     def write(self, out: BinaryIO, data: list[bytes]) -> None:
         """Append pieces; runs in a thread."""
         for piece in data:
-            out.write(piece)
+            write_whole(out, piece)
             if self.hash is not None:
                 self.hash.update(piece)
             self.size += len(piece)

@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, ResponseError
 from sollol.registry.manifest import MOST_BYTES, TYPE, BadManifest, Manifest, parse_manifest
-from sollol.registry.store import PARTIAL, BlobStore
+from sollol.registry.store import PARTIAL, BlobStore, write_whole
 from sollol.transport.base import Call, Reply, Timeouts, Transport, TransportFault
 
 TIMEOUTS: Final = Timeouts(connect_s=10.0, first_byte_s=30.0, idle_s=30.0)
@@ -198,16 +198,15 @@ class Fetches:
 
             def write(data: list[bytes]) -> None:
                 for piece in data:
-                    out.write(piece)
+                    write_whole(out, piece)
                     found.update(piece)
 
             async def flush() -> None:
                 nonlocal batch, size
-                data, batch = batch, []
+                data, count, batch, size = batch, size, [], 0
                 await asyncio.to_thread(write, data)
-                fetch.written += size
-                self.fetched_bytes += size
-                size = 0
+                fetch.written += count
+                self.fetched_bytes += count
                 fetch.notify()
 
             try:
