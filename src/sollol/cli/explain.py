@@ -79,8 +79,8 @@ def explanation(record: Mapping[str, Any]) -> list[Text]:
         for row in record["tried"]:
             parts = [row["node"], row.get("outcome", ""), row["why"], millis(row["ms"]) if "ms" in row else ""]
             found.append(_line("  " + ": ".join(part for part in parts if part)))
-    for seam in record.get("seams", ()):
-        went_on = f"{seam['node']} went on after {seam['characters']:,} characters ({seam['tokens']:,} tokens)"
+    for at in record.get("seams", ()):
+        went_on = f"{at['node']} went on after {at['characters']:,} characters ({at['tokens']:,} tokens)"
         found.append(_line(went_on))
     for item, error in record.get("item_errors", {}).items():
         found.append(_line(f"item {item}: {error}"))

@@ -282,11 +282,11 @@ class StreamJob(CallJob):
         if prompt is None:
             return Outcome(Status.UNABLE, f"{model} thinks, or the node cannot render the prompt")
         before = partial.tokens
-        seam = {"node": node.key, "characters": len(partial.text), "tokens": before}
+        resumption = {"node": node.key, "characters": len(partial.text), "tokens": before}
 
         def translate(line: bytes) -> bytes:
-            if seam not in partial.seams[-1:]:  # only when the node does resume
-                partial.seams.append(seam)
+            if resumption not in partial.resumptions[-1:]:  # only when the node does resume
+                partial.resumptions.append(resumption)
             return partial.translate(line, before, self.elapsed_us())
 
         call = partial.call(prompt, self.call.timeouts)
@@ -347,7 +347,7 @@ class StreamJob(CallJob):
     def settle(self, action: Complete, at: Micros) -> None:
         """Deliver the last line and the end of the task."""
         if self.partial is not None:
-            self.attempt_log.seams = self.partial.seams
+            self.attempt_log.resumptions = self.partial.resumptions
         if action.outcome.status is OK and self.last:
             self._push(self.last)
         super().settle(action, at)

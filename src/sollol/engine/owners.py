@@ -45,7 +45,7 @@ class Owners:
         self._options = dict(options)
         self._clock = clock
         self._broadcasts = broadcasts
-        self._told: dict[str, tuple[bool, int]] = {}
+        self._sent: dict[str, tuple[bool, int]] = {}
         self._quiet: set[str] = set()
         self._warmed: dict[str, str] = {}
         self._memory: Callable[[str], int | None] = lambda node: None
@@ -70,12 +70,12 @@ class Owners:
         now = self._clock()
         for key, wishes in self._options.items():
             if key not in self._engine.scheduler.view().nodes:
-                self._told.pop(key, None)
+                self._sent.pop(key, None)
                 self._quiet.discard(key)
                 continue
             wanted = bool(wishes.mac), self.budget(key) or 0
-            if self._told.get(key) != wanted:
-                self._told[key] = wanted
+            if self._sent.get(key) != wanted:
+                self._sent[key] = wanted
                 self._engine.dispatcher.feed(NodeOwned(key, *wanted))
             is_quiet = any(hours.includes(now) for hours in wishes.quiet)
             if is_quiet is not (key in self._quiet):

@@ -109,8 +109,8 @@ class ResumeSupport:
 
     async def aclose(self) -> None:
         """Cancel all checks."""
-        for asking in self._checks.values():
-            asking.cancel()
+        for check in self._checks.values():
+            check.cancel()
         await asyncio.gather(*self._checks.values(), return_exceptions=True)
 
 
@@ -171,7 +171,7 @@ class PartialResponse:
         "decode_us",
         "kind",
         "model",
-        "seams",
+        "resumptions",
         "thoughts",
         "tool_calls",
         "unread",
@@ -182,7 +182,7 @@ class PartialResponse:
         self.body = body
         self.model = str(body["model"])
         self.decode_us = 0
-        self.seams: list[dict[str, Any]] = []
+        self.resumptions: list[dict[str, Any]] = []
         self._parts: list[str] = []
         self._tokens = 0  # one token per line of a stream
         self.unread: list[bytes] = []  # undecoded parts; always this list object, see `add`

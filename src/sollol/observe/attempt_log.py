@@ -13,13 +13,13 @@ from sollol.observe.rows import CandidateRow
 class AttemptLog:
     """The attempts of one task, in the order of their ends."""
 
-    __slots__ = ("attempts", "first_us", "seams", "submitted_us", "task")
+    __slots__ = ("attempts", "first_us", "resumptions", "submitted_us", "task")
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.submitted_us: Micros = 0
         self.first_us: Micros = 0  # when the caller received the first part of a stream; 0 before
-        self.seams: list[dict[str, Any]] = []  # points at which another node resumed the answer
+        self.resumptions: list[dict[str, Any]] = []  # points at which another node resumed the answer
         self.attempts: list[tuple[Start, Outcome, Micros, Micros]] = []
 
     def record(self, attempt: int | None) -> Answer:
@@ -40,7 +40,7 @@ class AttemptLog:
             candidates=[],
             task_type=task.type.value,
             mode=task.mode.value if task.mode else None,
-            seams=self.seams,
+            seams=self.resumptions,
         )
         for start, _, began, ended in answered:
             decision = start.decision

@@ -227,24 +227,24 @@ def load_wars(seen: Evidence) -> Iterator[Finding]:
         if len(loads) < LOADS_WAR:
             continue
         options = {load.options or "no options" for load in loads}
-        who = ", ".join(sorted({load.app or "an application without a name" for load in loads}))
+        apps = ", ".join(sorted({load.app or "an application without a name" for load in loads}))
         subject = f"{model} on {node}"
         often = f"{subject} was loaded {len(loads)} times in {duration(LOADS_WITHIN_S)}"
         if len(options) > 1:
             yield Finding(
-                "reload-war", WARNING, subject, f"{often}, by turns with {' and '.join(sorted(options))} ({who}).",
+                "reload-war", WARNING, subject, f"{often}, by turns with {' and '.join(sorted(options))} ({apps}).",
                 "Each change of options is a load, for which requests wait.",
                 "Let all clients use the same num_ctx (the largest), or set OLLAMA_CONTEXT_LENGTH and send none.",
-                {"options": sorted(options), "apps": who, "loads": len(loads)},
+                {"options": sorted(options), "apps": apps, "loads": len(loads)},
             )  # fmt: skip
         else:
             others = sorted({load.model for load in seen.loads if load.node == node} - {model})
             by_turns = f", by turns with {', '.join(others)}" if others else ""
             yield Finding(
-                "eviction-war", WARNING, subject, f"{often}{by_turns} ({who}).",
+                "eviction-war", WARNING, subject, f"{often}{by_turns} ({apps}).",
                 "The models do not fit into its memory together, and evict one another.",
                 "Keep one of them on this node and the other elsewhere, or raise keep_alive if it just expires.",
-                {"others": others, "apps": who, "loads": len(loads)},
+                {"others": others, "apps": apps, "loads": len(loads)},
             )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def record_of_call(settled: Complete, log: AttemptLog, ended_us: Micros, at: flo
         timing.load_us / 1e6,
         timing.prompt_us / 1e6,
         timing.decode_us / 1e6,
-        len(log.seams),
+        len(log.resumptions),
     )
 
 

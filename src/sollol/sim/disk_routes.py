@@ -157,19 +157,19 @@ _PARTS = 4
 async def _download(node: SimNode, model: ModelSpec, reply: SimReply) -> None:
     """Write a model to the disk in _PARTS steps, at `pull_bytes_per_s`."""
 
-    def say(line: dict[str, Any]) -> None:
+    def report(line: dict[str, Any]) -> None:
         reply.push(encode(line) + b"\n")
 
     digest, rate, size = blob_of(model), node.spec.pull_bytes_per_s, model.size_bytes
     layer = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": size}
-    say({"status": "pulling manifest"})
-    say(layer)
+    report({"status": "pulling manifest"})
+    report(layer)
     for part in range(1, _PARTS + 1):
         await node.machine.work(size / _PARTS / rate if rate else 0.0)
-        say(layer | {"completed": size * part // _PARTS})
+        report(layer | {"completed": size * part // _PARTS})
     node.disk[model.name] = node.store.make(model) if node.store is not None else model
     for text in ("verifying sha256 digest", "writing manifest", "success"):
-        say({"status": text})
+        report({"status": text})
 
 
 async def _downloading(node: SimNode, model: ModelSpec, reply: SimReply) -> None:

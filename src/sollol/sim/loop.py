@@ -41,16 +41,16 @@ class OutsideSimulation(RuntimeError):
 
 
 class _ClockSelector(selectors.SelectSelector):
-    """Advance the clock instead of waiting. `who_waits` describes a deadlock."""
+    """Advance the clock instead of waiting. `waiting_tasks` describes a deadlock."""
 
-    def __init__(self, who_waits: Callable[[], str]) -> None:
+    def __init__(self, waiting_tasks: Callable[[], str]) -> None:
         super().__init__()
         self.now_us = 0
-        self._who_waits = who_waits
+        self._waiting_tasks = waiting_tasks
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise SimulationDeadlock(f"deadlock at t={self.now_us / 1e6:.6f}s: {self._who_waits()}")
+            raise SimulationDeadlock(f"deadlock at t={self.now_us / 1e6:.6f}s: {self._waiting_tasks()}")
         if timeout > 0:
             self.now_us += max(1, math.ceil(timeout * 1e6 - 0.02))
         return []
@@ -63,7 +63,7 @@ class SimLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._clock = _ClockSelector(self._who_waits)
+        self._clock = _ClockSelector(self._waiting_tasks)
         super().__init__(self._clock)
         self._dice = None if seed is None else random.Random(seed)
         self._turns: dict[int, int] = {}
@@ -98,7 +98,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         now = self._clock.now_us
         self._turns = {at: turn for at, turn in self._turns.items() if at >= now}
 
-    def _who_waits(self) -> str:
+    def _waiting_tasks(self) -> str:
         names = sorted(
             f"{task.get_name()} ({getattr(task.get_coro(), '__qualname__', '?')})" for task in asyncio.all_tasks(self)
         )

@@ -54,15 +54,15 @@ class SimOllamaWriter:
         self._context = context
         self._logprobs = logprobs
 
-    def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _fields(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _line(self, said: dict[str, Any], done: bool, **more: Any) -> dict[str, Any]:
-        return {"model": self._model, "created_at": self._stamp(), **said, "done": done, **more}
+    def _line(self, fields: dict[str, Any], done: bool, **more: Any) -> dict[str, Any]:
+        return {"model": self._model, "created_at": self._stamp(), **fields, "done": done, **more}
 
     def piece(self, text: str, *, thinking: bool = False) -> bytes:
         """Return the bytes of one token."""
-        line = self._line(self._said("", text) if thinking else self._said(text), False)
+        line = self._line(self._fields("", text) if thinking else self._fields(text), False)
         if self._logprobs is not None and not thinking:
             line["logprobs"] = [logprob(text, self._logprobs)]
         return encode(line) + b"\n"
@@ -71,13 +71,13 @@ class SimOllamaWriter:
         """Return the bytes that end a stream."""
         calls = b""
         if answer.tool_calls:
-            calls = encode(self._line(self._said("", calls=answer.tool_calls), False)) + b"\n"
-        return calls + encode(self._line(self._said(""), True, **self._ending(answer, end))) + b"\n"
+            calls = encode(self._line(self._fields("", calls=answer.tool_calls), False)) + b"\n"
+        return calls + encode(self._line(self._fields(""), True, **self._ending(answer, end))) + b"\n"
 
     def whole(self, answer: SimAnswer, end: AnswerEnd) -> SimReply:
         """Return an answer that is not streamed."""
-        said = self._said(answer.text, answer.thinking, answer.tool_calls)
-        line = self._line(said, True, **self._ending(answer, end))
+        fields = self._fields(answer.text, answer.thinking, answer.tool_calls)
+        line = self._line(fields, True, **self._ending(answer, end))
         if self._logprobs is not None:
             line["logprobs"] = [logprob(token, self._logprobs) for token in answer.tokens]
         return SimReply.of(200, encode(line), JSON)
@@ -90,7 +90,7 @@ class SimOllamaWriter:
 
     def empty(self, reason: str) -> SimReply:
         """Return the answer to a request that only loads or unloads."""
-        return SimReply.of(200, encode(self._line(self._said(""), True, done_reason=reason)), JSON)
+        return SimReply.of(200, encode(self._line(self._fields(""), True, done_reason=reason)), JSON)
 
     def rendered(self, prompt: str) -> SimReply:
         """Return the answer to `_debug_render_only`."""
@@ -109,14 +109,14 @@ class SimOllamaWriter:
 class SimGenerateWriter(SimOllamaWriter):
     """Write the answers of `/api/generate`."""
 
-    def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _fields(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         return {"response": text, "thinking": thinking} if thinking else {"response": text}
 
 
 class SimChatWriter(SimOllamaWriter):
     """Write the answers of `/api/chat`."""
 
-    def _said(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _fields(self, text: str, thinking: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if thinking:
             message["thinking"] = thinking

@@ -22,7 +22,7 @@ MB: Final = 1_000_000
 AGENT: Final = "ollama/0.33.0 (amd64 linux) Go/go1.26.0"
 GO: Final = "Go-http-client/1.1"  # of the parts, which are sent by Go's default client
 PIECE: Final = 64 * 1024
-Say = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 class TransferFailed(Exception):
@@ -70,32 +70,32 @@ class RegistryClient:
 
     # --- pull ---
 
-    async def pull(self, name: RegistryName, say: Say) -> None:
+    async def pull(self, name: RegistryName, report: Report) -> None:
         """Pull a model. Raises TransferFailed."""
-        say({"status": "pulling manifest"})
+        report({"status": "pulling manifest"})
         try:
             raw = await self._whole("GET", f"{name.url}/manifests/{name.tag}", {"Accept": MANIFEST_TYPE})
             manifest = json.loads(raw)
         except (TransferFailed, OSError, ValueError) as error:
             raise TransferFailed(f"pull model manifest: {error}") from None
         digests = digests_of(manifest)
-        fresh = [digest for digest in dict.fromkeys(digests) if await self._download(name, digest, say)]
-        say({"status": "verifying sha256 digest"})
+        fresh = [digest for digest in dict.fromkeys(digests) if await self._download(name, digest, report)]
+        report({"status": "verifying sha256 digest"})
         for digest in fresh:
             found = await asyncio.to_thread(_hash, self.store.blob(digest))
             if found != digest:
                 self.store.blob(digest).unlink()
                 raise TransferFailed(f"digest mismatch, file must be downloaded again: want {digest}, got {found}")
-        say({"status": "writing manifest"})
+        report({"status": "writing manifest"})
         self.store.write_manifest(name, raw)
-        say({"status": "success"})
+        report({"status": "success"})
 
-    async def _download(self, name: RegistryName, digest: str, say: Say) -> bool:
+    async def _download(self, name: RegistryName, digest: str, report: Report) -> bool:
         file = self.store.blob(digest)
         label = {"status": f"pulling {digest[7:19]}", "digest": digest}
         if file.exists():
             size = file.stat().st_size
-            say({**label, "total": size, "completed": size})
+            report({**label, "total": size, "completed": size})
             return False
         url = f"{name.url}/blobs/{digest}"
         parts = await self._parts(file, url)
@@ -107,7 +107,7 @@ class RegistryClient:
         try:
             left = set(tasks)
             while left:
-                say({**label, "total": total, "completed": sum(part.done for part in parts)})
+                report({**label, "total": total, "completed": sum(part.done for part in parts)})
                 done, left = await asyncio.wait(left, timeout=0.06, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
                     task.result()
@@ -115,7 +115,7 @@ class RegistryClient:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        say({**label, "total": total, "completed": total})
+        report({**label, "total": total, "completed": total})
         for part in parts:
             part.file.unlink()
         partial.rename(file)
@@ -200,19 +200,19 @@ class RegistryClient:
 
     # --- push ---
 
-    async def push(self, name: RegistryName, say: Say) -> None:
+    async def push(self, name: RegistryName, report: Report) -> None:
         """Push a model. Raises TransferFailed."""
-        say({"status": "retrieving manifest"})
+        report({"status": "retrieving manifest"})
         raw = self.store.manifest(name)
         if raw is None:
             raise TransferFailed("file does not exist")
         for digest in digests_of(json.loads(raw)):
-            await self._upload(name, digest, say)
-        say({"status": "pushing manifest"})
+            await self._upload(name, digest, report)
+        report({"status": "pushing manifest"})
         await self._whole("PUT", f"{name.url}/manifests/{name.tag}", {"Content-Type": MANIFEST_TYPE}, raw.rstrip())
-        say({"status": "success"})
+        report({"status": "success"})
 
-    async def _upload(self, name: RegistryName, digest: str, say: Say) -> None:
+    async def _upload(self, name: RegistryName, digest: str, report: Report) -> None:
         file = self.store.blob(digest)
         total = file.stat().st_size
         label = {"status": f"pushing {digest[7:19]}", "digest": digest, "total": total}
@@ -222,7 +222,7 @@ class RegistryClient:
             pass
         else:
             answer.close()
-            say({**label, "completed": total})
+            report({**label, "completed": total})
             return
         answer = await self._checked("POST", f"{name.url}/blobs/uploads/", {"Content-Length": "0"})
         answer.close()
@@ -234,7 +234,7 @@ class RegistryClient:
         for offset in range(0, total, size):
             place, part_sum = await self._send_part(place, file, offset, min(size, total - offset))
             sums.append(part_sum)
-            say({**label, "completed": min(offset + size, total)})
+            report({**label, "completed": min(offset + size, total)})
         tag = f"{hashlib.md5(b''.join(sums)).hexdigest()}-{len(sums)}"
         joint = "&" if "?" in place else "?"
         query = f"{joint}digest={digest.replace(':', '%3A')}&etag={tag}"

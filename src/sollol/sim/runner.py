@@ -104,10 +104,10 @@ class Runners:
         self.gpu_lost = False
         self.stuck: asyncio.Future[None] | None = None  # loads wait for it (ollama#17408)
 
-    def options_of(self, model: ModelSpec, asked: dict[str, Any]) -> tuple[Any, ...]:
+    def options_of(self, model: ModelSpec, options: dict[str, Any]) -> tuple[Any, ...]:
         """Return the options that must agree for a runner to be reused. The first is the context length."""
-        num_ctx = min(asked.get("num_ctx") or self._spec.num_ctx, model.context_length)
-        return (num_ctx, *(asked.get(name) for name in RUNNER_OPTIONS[1:]))
+        num_ctx = min(options.get("num_ctx") or self._spec.num_ctx, model.context_length)
+        return (num_ctx, *(options.get(name) for name in RUNNER_OPTIONS[1:]))
 
     def look(self) -> dict[str, Runner]:
         """Return the loaded models, without those that have expired."""
@@ -138,14 +138,14 @@ class Runners:
         self.look()
 
     @asynccontextmanager
-    async def use(self, model: ModelSpec, asked: dict[str, Any], keep_alive_s: float | None) -> AsyncIterator[Runner]:
+    async def use(self, model: ModelSpec, options: dict[str, Any], keep_alive_s: float | None) -> AsyncIterator[Runner]:
         """Hold a runner for one request.
 
         Raises:
             ServerBusy: Too many requests wait for a load.
             LoadFailed: The model does not fit into the memory.
         """
-        runner = await self._get(model, self.options_of(model, asked))
+        runner = await self._get(model, self.options_of(model, options))
         if keep_alive_s is not None:  # else it keeps the one it has: a pinned model stays pinned
             runner.keep_alive_s = keep_alive_s
         try:

@@ -53,7 +53,7 @@ async def generate_route(node: SimNode, request: SimRequest) -> SimReply:
         prompt = render(model, [*turns, {"role": "user", "content": prompt}])
     if request.data.get("_debug_render_only") and node.spec.renders:
         return writer.rendered(prompt)
-    return await generate(node, _wish(request, model, prompt, options, keep, writer))
+    return await generate(node, _generation_of(request, model, prompt, options, keep, writer))
 
 
 async def chat_route(node: SimNode, request: SimRequest) -> SimReply:
@@ -82,7 +82,7 @@ async def chat_route(node: SimNode, request: SimRequest) -> SimReply:
     prompt = render(model, messages, tools)
     if request.data.get("_debug_render_only") and node.spec.renders:
         return writer.rendered(prompt)
-    generation = _wish(request, model, prompt, options, keep, writer)
+    generation = _generation_of(request, model, prompt, options, keep, writer)
     if tools and messages[-1].get("role") == "user":
         generation.tools = [tool_call(node, tools[0])]
     return await generate(node, generation)
@@ -95,7 +95,7 @@ def tool_call(node: SimNode, tool: dict[str, Any]) -> dict[str, Any]:
     return {"id": f"call_{node.dice.getrandbits(32):08x}", "function": function}
 
 
-def _wish(
+def _generation_of(
     request: SimRequest,
     model: ModelSpec,
     prompt: str,

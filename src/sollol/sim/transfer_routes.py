@@ -50,17 +50,17 @@ async def transfer(node: SimNode, request: SimRequest, name: RegistryName, way: 
     return reply
 
 
-async def _run(node: SimNode, request: SimRequest, name: RegistryName, way: Way, say: Any) -> None:
+async def _run(node: SimNode, request: SimRequest, name: RegistryName, way: Way, report: Any) -> None:
     client = node.registry_client
     assert client is not None
     if not request.data.get("insecure"):
         problem = "http: server gave HTTP response to HTTPS client"
         url = f"https://{name.host}/v2/{name.path}/manifests/{name.tag}"
-        say({"status": f"{way}ing manifest"})
-        say({"error": f'{way} model manifest: Get "{url}": {problem}'})
+        report({"status": f"{way}ing manifest"})
+        report({"error": f'{way} model manifest: Get "{url}": {problem}'})
         return
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    work = asyncio.create_task(getattr(client, way)(name, say))
+    work = asyncio.create_task(getattr(client, way)(name, report))
     work.add_done_callback(lambda _: done.set_result(None) if not done.done() else None)
     try:
         await node.machine.wait(done)
@@ -68,7 +68,7 @@ async def _run(node: SimNode, request: SimRequest, name: RegistryName, way: Way,
         if way == "pull":
             node.add_pulled(name)
     except (TransferFailed, OSError) as error:
-        say({"error": str(error)})
+        report({"error": str(error)})
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)

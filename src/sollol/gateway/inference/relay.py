@@ -193,7 +193,7 @@ class StreamRelay(StreamJob):
     def settle(self, action: Complete, at: Micros) -> None:
         """Deliver the end of the task. Its last line is sent by `answer`, not pushed as by StreamJob."""
         if self.partial is not None:
-            self.attempt_log.seams = self.partial.seams
+            self.attempt_log.resumptions = self.partial.resumptions
         CallJob.settle(self, action, at)
 
     def answer(self, settled: Complete) -> None:
