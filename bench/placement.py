@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from bench import placement_hours
 from bench.rows import Row, row
 from sollol.policies.placement import GreedyPlacement, ModelNeed, NodeRoom
 from sollol.policies.placement_check import PaperNode, arrivals
@@ -158,4 +159,5 @@ def run() -> list[Row]:
         row("12 models, 6 nodes, shifting demand: mean s", ours / proxy, "x", f"least connections: {proxy:.1f} s", 0.5,
             note=f"ours: {ours:.1f} s; {note}"),
         row("  beside an oracle", ours / oracle, "x", f"oracle: {oracle:.1f} s", 1.3),
+        *placement_hours.run(),
     ]  # fmt: skip

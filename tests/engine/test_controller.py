@@ -228,3 +228,38 @@ def test_a_planned_load_has_the_largest_context_of_the_requests() -> None:
 
     model = ModelSpec("a", size_bytes=4 * GB, context_length=32_768)
     assert staged(work, models=(model,)) == [8192, 8192]
+
+
+def test_a_pinned_model_that_is_repaired_stays_pinned() -> None:
+    async def work(stage: Stage) -> Any:
+        node = stage.nodes[0]
+        await stage.pool.chat("a", HELLO, options={"num_predict": 2}, keep_alive=-1)
+        await asyncio.sleep(1)
+        node.fall_to_cpu()
+        stage.pool.engine.refresh()
+        await asyncio.sleep(1)
+        node.regain_gpu()
+        await stage.look(3)
+        return node.runners.loads["a:latest"], node.runners.look()["a:latest"].keep_alive_s > 365 * 86_400
+
+    assert staged(work, count=1) == (2, True)
+
+
+def test_a_repair_does_not_take_the_room_of_what_came_meanwhile() -> None:
+    async def work(stage: Stage) -> Any:
+        node = stage.nodes[0]
+        await stage.chat("a", 3)
+        await stage.controller.tick()
+        stage.controller._uses.clear()
+        node.fall_to_cpu()
+        stage.pool.engine.refresh()
+        await asyncio.sleep(1)
+        await stage.controller.tick()  # unloads it, and plans nothing, since nothing is wanted
+        node.regain_gpu()
+        await stage.pool.chat("b", HELLO, options={"num_predict": 2}, keep_alive=-1)
+        await stage.look(2)
+        return stage.loaded()
+
+    assert staged(work, count=1, vram_bytes=5 * GB, max_loaded_models=1, given={"memory": lambda node: 5 * GB}) == [
+        ["b:latest"]
+    ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -12,6 +16,7 @@ from sollol.policies.placement import GreedyPlacement, ModelNeed, NodeRoom
 from sollol.policies.placement_check import arrivals, try_placement
 
 GB = 10**9
+ROOT = Path(__file__).parents[2]
 
 
 def room(name: str, gb: int, models: dict[str, int], held: tuple[str, ...] = (), **more: Any) -> NodeRoom:
@@ -106,3 +111,26 @@ def test_a_trial_on_paper_prefers_the_warm_model() -> None:
     assert warm.mean_s < cold.mean_s
     assert warm.loads <= cold.loads
     assert try_placement(needs, nodes, {"n1": frozenset()}, []).mean_s == 0.0
+
+
+def test_a_plan_does_not_depend_on_the_order_of_sets() -> None:
+    """Two processes hash strings otherwise; equal demand and equal last use leave the order to names."""
+    script = (
+        "import random\n"
+        "from sollol.policies.placement import GreedyPlacement\n"
+        "from sollol.policies.placement_check import arrivals, try_placement\n"
+        "from tests.policies.test_placement import need, room\n"
+        "models = {f'model-{n}': 1 + n % 3 for n in range(12)}\n"
+        "nodes = [room(f'n{n}', 6, models, tuple(models)[3 * n : 3 * n + 3]) for n in range(4)]\n"
+        "needs = [need(model, size, 0.01 if n < 9 else 20) for n, (model, size) in enumerate(models.items())]\n"
+        "plan = GreedyPlacement().plan(needs, nodes)\n"
+        "trial = try_placement(needs, nodes, plan.warm, arrivals(needs, 3_600, random.Random(1)))\n"
+        "print([step[:4] for step in plan.steps], plan.before_s, plan.after_s, trial)\n"
+    )
+    found = set()
+    for seed in ("1", "2", "3"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
+    assert b"True" in next(iter(found))

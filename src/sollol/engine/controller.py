@@ -33,6 +33,7 @@ REPAIR_EVERY_S: Final = 600.0
 REPAIRS_MOST: Final = 3  # of one replica, until it was on the GPU again
 KEEP_LEAST_S, KEEP_MOST_S = 300.0, 86_400.0
 KEEP_TIMES: Final = 3.0  # usual pauses between two requests
+FOREVER: Final = "-1s"  # as keep-alive
 PINNED_S: Final = 10 * 365 * 86_400.0  # a model that stays longer is pinned
 MEMORY_SHARE: Final = 0.9  # of the memory that an agent reports; the rest is for contexts and other programs
 ACTIONS_KEPT: Final = 100
@@ -118,7 +119,7 @@ class Controller:
         self._uses: deque[_Use] = deque()
         self._began = clock()
         self._repaired: dict[tuple[str, str], tuple[float, int]] = {}
-        self._again: dict[tuple[str, str], tuple[Kind, str]] = {}  # unloaded for a repair, and to be loaded
+        self._again: dict[tuple[str, str], tuple[Kind, str, str]] = {}  # unloaded for a repair, and to be loaded
         self._plan: PlacementPlan | None = None
         self._planned_at = 0.0
         self._verdict = ""
@@ -252,8 +253,9 @@ class Controller:
             self._log(step)
             if step.load:
                 loading.add(step.node)
-                kind, options = self._usual(step.model)
-                keep = keep_alive(per_s.get(step.model, 0.0))
+                usual = *self._usual(step.model), ""
+                kind, options, keep = self._again.pop((step.node, step.model), usual)
+                keep = keep or keep_alive(per_s.get(step.model, 0.0))
                 self._engine.dispatcher.feed(LoadRequested(step.node, step.model, kind, options, keep, step.reason))
             else:
                 self._engine.dispatcher.feed(UnloadRequested(step.node, step.model, step.reason))
@@ -274,11 +276,20 @@ class Controller:
 
     # --- repair ---
 
+    def _load_again(self, now: float) -> None:
+        """Load the models that a repair has unloaded, where their room was not taken meanwhile."""
+        again, self._again = self._again, {}
+        view = self._engine.scheduler.view()
+        rooms = {room.node: room for room in self._rooms(now)} if again else {}
+        for (key, model), (kind, options, keep) in again.items():
+            room = rooms.get(key)
+            if room is not None and sum(room.held.values()) + view.nodes[key].models.get(model, 0) <= room.room:
+                why = "it was unloaded for a repair"
+                self._engine.dispatcher.feed(LoadRequested(key, model, kind, options, keep, why))
+
     def _repair(self, now: float) -> None:
         """Unload idle models that fell to the CPU, and load them again at the next look."""
-        for (key, model), (kind, options) in list(self._again.items()):
-            del self._again[key, model]
-            self._engine.dispatcher.feed(LoadRequested(key, model, kind, options, "", "it was unloaded for a repair"))
+        self._load_again(now)
         for node in self._nodes():
             for model, replica in node.replicas.items():
                 why = _fallen(node, replica)
@@ -293,7 +304,8 @@ class Controller:
                 if self._dry_run:
                     continue
                 self._repaired[node.key, model] = now, times + 1
-                self._again[node.key, model] = self._usual(model)[0], replica.runner_options()
+                keep = FOREVER if _is_pinned(node.loaded[model], now) else ""
+                self._again[node.key, model] = self._usual(model)[0], replica.runner_options(), keep
                 self._engine.dispatcher.feed(UnloadRequested(node.key, model, why))
 
 

@@ -65,6 +65,7 @@ from sollol.transport.base import Call, Transport, TransportFault
 
 log: Final = logging.getLogger("sollol")
 NOTICES: Final = 100  # notices kept for the operator
+UNLOAD_WAIT_S = 10.0  # that a load waits for the unloads before it
 PROBE_AGAIN_S = 0.5  # after this process ran out of file descriptors
 
 GiveUp = Callable[[], object]
@@ -121,6 +122,7 @@ class Dispatcher:
         self._events: deque[Event] = deque()  # events during the actions of another event
         self._feeding = False
         self._probing: set[str] = set()  # nodes whose lists are outstanding
+        self._unloading: dict[str, set[asyncio.Future[None]]] = {}  # node -> unloads in flight
         self._odd: dict[str, int] = {}  # node -> most rows left out so far
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -381,6 +383,8 @@ class Dispatcher:
     async def _load(self, action: Load) -> None:
         node = self.scheduler.view().nodes.get(action.node)
         if node is not None:
+            if unloading := self._unloading.get(action.node):  # else the load might evict another model
+                await asyncio.wait(unloading, timeout=UNLOAD_WAIT_S)
             try:
                 outcome = await self._loaded(node.endpoint, action, action.kind)
                 if outcome.status is Status.REFUSED and action.kind is not Kind.EMBED:  # it may be an embedding model
@@ -402,8 +406,15 @@ class Dispatcher:
     async def _unload(self, action: Unload) -> None:
         node = self.scheduler.view().nodes.get(action.node)
         if node is not None:
-            with contextlib.suppress(TransportFault):  # the probe reports the state
-                await self.transport.send(node.endpoint, load_call(Kind.GENERATE, action.model, "", 0))
+            ended = self._loop.create_future()
+            unloading = self._unloading.setdefault(action.node, set())
+            unloading.add(ended)
+            try:
+                with contextlib.suppress(TransportFault):  # the probe reports the state
+                    await self.transport.send(node.endpoint, load_call(Kind.GENERATE, action.model, "", 0))
+            finally:
+                ended.set_result(None)
+                unloading.discard(ended)
             await self._probe(action.node)
 
     async def _retest(self, action: Retest) -> None:

@@ -137,9 +137,9 @@ class GreedyPlacement:
         steps: list[PlacementStep] = []
         total = cost.of(before)
         for node in nodes:
-            new = sorted(chosen[node.node] - before[node.node], key=lambda model: -cost.needs[model].per_s)
+            new = sorted(chosen[node.node] - before[node.node], key=lambda model: (-cost.needs[model].per_s, model))
             taken = sum(node.held.values())
-            leaving = sorted(before[node.node] - chosen[node.node], key=lambda model: cost.per_s(model))
+            leaving = sorted(before[node.node] - chosen[node.node], key=lambda model: (cost.per_s(model), model))
             for model in new:
                 need = cost.needs[model]
                 while leaving and (taken + need.size > node.room or len(before[node.node]) >= node.most):

@@ -32,6 +32,10 @@ class PaperNode:
         self.last_use: dict[str, float] = dict.fromkeys(warm, 0.0)
         self.sizes = dict(warm)
 
+    def _by_use(self) -> list[str]:
+        """Return the warm models, the one unused for longest first, by name where that is equal."""
+        return sorted(self.sizes, key=lambda name: (self.last_use[name], name))
+
     def cost_s(self, model: str, size: int, at_s: float) -> float:
         """Return the seconds until a request would end here, and those that others pay for what it evicts."""
         seconds = max(at_s, self.free_at) - at_s + self.room.service_s[model]
@@ -39,7 +43,7 @@ class PaperNode:
             return seconds
         seconds += self.room.load_s[model]
         taken, count = sum(self.sizes.values()), len(self.sizes)
-        for gone in sorted(self.sizes, key=lambda name: self.last_use[name]):
+        for gone in self._by_use():
             if taken + size <= self.room.room and count < self.room.most:
                 break
             taken, count = taken - self.sizes[gone], count - 1
@@ -51,7 +55,7 @@ class PaperNode:
         """Load a model and evict what it needs. Return whether it needed a load."""
         is_new = model not in self.sizes
         if is_new:
-            for gone in sorted(self.sizes, key=lambda name: self.last_use[name]):
+            for gone in self._by_use():
                 if sum(self.sizes.values()) + size <= self.room.room and len(self.sizes) < self.room.most:
                     break
                 del self.sizes[gone]
