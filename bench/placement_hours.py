@@ -29,7 +29,7 @@ GB = 10**9
 HOUR_S = 3_600.0
 PLANS_PER_H = 6
 PAPER_HOURS, WORLD_HOURS = 10_000, 50  # in all, and in one world
-NODE_HOURS, CLUSTER_HOURS = 100, 5
+NODE_HOURS, CLUSTER_HOURS = 200, 5
 
 
 class PaperMemory:
@@ -171,7 +171,7 @@ async def _controlled(rng: random.Random, hours: float, believed: float) -> Coun
                 tasks.add(asyncio.create_task(_ask(pool, model, rng.choice((5, 50, 2_000)))))
                 await asyncio.sleep(rng.expovariate(1 / 10))
             if rng.random() < 0.2:
-                tasks.add(asyncio.create_task(_pin(pool, model, rng.random() < 0.5)))
+                await _pin(pool, model, rng.random() < 0.5)  # no list shows a load of others while it goes on
             await controller.tick()
             await asyncio.sleep(rng.choice((1, 30, 300)))
             tasks = {task for task in tasks if not task.done()}

@@ -13,6 +13,13 @@ def test_two_answers_in_a_row_that_are_many_times_slower_demote() -> None:
     assert [policy.demotes(in_row) for in_row in (0, 1, 2)] == [False, False, True]
 
 
+def test_an_embedding_must_be_slower_by_more_than_a_request_costs() -> None:
+    policy = DemotionByRate()
+    assert policy.is_slow_work(200_000, 10_000)
+    assert not policy.is_slow_work(15_000, 1_000), "most of it is the request"
+    assert not policy.is_slow_work(300_000, 100_000)
+
+
 def test_a_test_is_due_once_a_minute() -> None:
     policy = DemotionByRate(retest_us=60 * SECOND)
     assert not policy.is_due(59 * SECOND)

@@ -68,6 +68,57 @@ def test_a_node_that_falls_to_its_cpu_gets_hardly_anything(listed: bool) -> None
     assert listed or any("5.0 tokens/s" in notice and "before" in notice for notice in notices)
 
 
+async def embedding(items: int, batch: bool, alone: bool, heal: bool = False) -> tuple[list[Call], list[str]]:
+    """Embed for two minutes with three nodes, one of which falls to its CPU at 30 s; `alone`: without it."""
+    specs = nodes(3, (ModelSpec("e", "embed", 300_000_000),), loaded=("e",), embed_items_per_s=20.0)
+    world, done = World(specs[1:] if alone else specs), list[Call]()
+    loop = asyncio.get_running_loop()
+    async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
+
+        async def client(number: int) -> None:
+            turn = 0
+            while loop.time() < 120:
+                turn, began = turn + 1, loop.time()
+                texts = [f"text {turn} of {number}, {item}" for item in range(items)]
+                if batch:
+                    await pool.embed_batch("e", texts)
+                    done.append(Call("e", began, loop.time() - began, ""))
+                else:
+                    answer = await pool.embed("e", texts if items > 1 else texts[0])
+                    done.append(Call("e", began, loop.time() - began, answer.routing.node))
+
+        async def fall() -> None:
+            if not alone:
+                await asyncio.sleep(30)
+                world["10.0.0.1:11434"].fall_to_cpu(listed=False)
+                if heal:
+                    await asyncio.sleep(10)
+                    for runner in world["10.0.0.1:11434"].runners.look().values():
+                        runner.slowdown = 1.0
+
+        await asyncio.gather(fall(), *(client(number) for number in range(1 if batch else 6)))
+        return done, pool.get_stats()["notices"]
+
+
+@pytest.mark.parametrize(("items", "batch"), [(1, False), (6, False), (600, True)], ids=["one", "list", "batch"])
+def test_a_node_that_embeds_on_its_cpu_gets_hardly_anything(items: int, batch: bool) -> None:
+    done, notices = simulate(embedding(items, batch, alone=False))
+    others = [call.took_s for call in simulate(embedding(items, batch, alone=True))[0]]
+    after = [call for call in done if call.at_s > 40]
+    assert sum(call.node == "10.0.0.1:11434" for call in after) / len(after) <= 0.05
+    assert percentile([call.took_s for call in after], 0.99) <= 1.3 * percentile(others, 0.99)
+    (demoted,) = [notice for notice in notices if "embeds" in notice]
+    assert demoted.startswith("10.0.0.1:11434 ")
+
+
+@pytest.mark.parametrize("items", [1, 6])
+def test_a_node_that_embeds_fast_again_is_used_again(items: int) -> None:
+    done, notices = simulate(embedding(items, False, alone=False, heal=True))
+    last = [call.node for call in done if call.at_s > 105]
+    assert last.count("10.0.0.1:11434") > len(last) / 5
+    assert "as fast with e:latest as it was before" in notices[-1]
+
+
 async def recovering() -> tuple[list[Call], float]:
     world = World(nodes(2, (ModelSpec("m", size_bytes=4 * GB),), loaded=("m",)))
     victim, loop, done = next(iter(world.nodes.values())), asyncio.get_running_loop(), list[Call]()

@@ -79,8 +79,11 @@ def with_num_ctx(call: Call, num_ctx: int) -> Call:
     return replaced(call, body=changed)
 
 
-def retest_call(model: str, options: str) -> Call:
-    """Return the request that writes RETEST_TOKENS tokens, with the options of a `runner_key`."""
+def retest_call(kind: Kind, model: str, options: str, texts: Sequence[str]) -> Call:
+    """Return the request that embeds texts or writes RETEST_TOKENS tokens, with the options of a `runner_key`."""
+    if kind is EMBED:
+        inputs = {"model": model, "input": texts, "options": _options_of(options)}
+        return Call("POST", "/api/embed", encode(inputs), timeouts=RETEST_TIMEOUTS, most=len(texts) * VECTOR_MOST)
     body = {
         "model": model,
         "prompt": "Count from one to ten in words.",

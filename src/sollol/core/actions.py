@@ -127,11 +127,18 @@ class Wake(NamedTuple):
 
 
 class Retest(NamedTuple):
-    """Generate a few tokens on a node to measure its rate; the result comes back as Retested."""
+    """Generate a few tokens, or embed, on a node to measure its rate; the result comes back as Retested.
+
+    Attributes:
+        kind: EMBED to embed, else to generate.
+        cost: Cost units of the texts to embed.
+    """
 
     node: str
     model: str
     options: str
+    kind: Kind = Kind.GENERATE
+    cost: int = 0
 
 
 class Probe(NamedTuple):

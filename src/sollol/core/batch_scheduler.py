@@ -5,6 +5,7 @@ from __future__ import annotations
 from sollol.core import takeover
 from sollol.core.actions import Accept, ItemsRequested, Refuse
 from sollol.core.batch_replicas import is_limited, suitable_replicas
+from sollol.core.demotion import Demotion
 from sollol.core.fault_attribution import FaultAttribution
 from sollol.core.gpu_proof import prove_gpu
 from sollol.core.model_versions import FOR_EMBED, review
@@ -33,6 +34,7 @@ class BatchScheduler:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self.attribution = FaultAttribution(state)
+        self._demotion = Demotion(state)
 
     # --- feeding ---
 
@@ -190,6 +192,8 @@ class BatchScheduler:
     def _after_cutting(self, pending: PendingTask, batch: Batch, group: ModelReplicas, taken: int, now: Micros) -> None:
         task = pending.task
         queue = self._state.queue(task.model)
+        if group.demoted:
+            self._demotion.retest(group, now)
         if taken and task.id in queue:
             queue.charge(task.id, now, taken * group.tokens_per_cost)
             self._enqueue(pending, now)

@@ -180,11 +180,17 @@ class UnloadRequested(NamedTuple):
 
 
 class Retested(NamedTuple):
-    """Report the rate that a `Retest` has measured, in tokens per second; 0 if it was not answered."""
+    """Report the rate that a `Retest` has measured.
+
+    Attributes:
+        per_s: Tokens, or cost units, per second; 0 if it was not answered.
+        took_us: Time of an embedding; 0 for another.
+    """
 
     node: str
     model: str
-    tokens_per_s: float
+    per_s: float
+    took_us: Micros = 0
 
 
 class Silence(NamedTuple):

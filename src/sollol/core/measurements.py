@@ -59,6 +59,8 @@ class Measurements:
         if self._state.cluster.incapable:
             self._state.cluster.served(replica.node, attempt.task)
         if attempt.task.kind is EMBED:
+            if not attempt.overlapped:
+                self._requests.demotion.record_work(replica, attempt.cost, working_us, now)
             measured_work(replica, now, attempt.cost, working_us)
             replica.embedded += attempt.items.total()
             amount = attempt.cost

@@ -57,7 +57,7 @@ class ModelEvents:
     def _retested(self, event: Retested, now: Micros) -> None:
         replica = self._replica(event.node, event.model)
         if replica is not None:
-            self._demotion.retested(replica, event.tokens_per_s / SECOND)
+            self._demotion.retested(replica, event.per_s / SECOND, event.took_us, now)
             self._state.bind_model(replica.model, now)
 
     def _load_requested(self, event: LoadRequested, now: Micros) -> None:

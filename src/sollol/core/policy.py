@@ -333,6 +333,10 @@ class DemotionPolicy(Protocol):
         """Check that an answer that was so many `times` slower than usual is evidence."""
         ...
 
+    def is_slow_work(self, took_us: Micros, predicted_us: Micros) -> bool:
+        """Check that an embedding that took so long is evidence."""
+        ...
+
     def demotes(self, in_row: int) -> bool:
         """Check that so many slow answers in a row mean a slow replica."""
         ...

@@ -54,7 +54,7 @@ from sollol.core.events import (
 )
 from sollol.core.exception_recovery import exception_outcome
 from sollol.core.scheduler import Scheduler
-from sollol.core.types import OK, SECOND, Kind, Micros, NodeFacts, Outcome, Status, Task
+from sollol.core.types import EMBED, OK, SECOND, Kind, Micros, NodeFacts, Outcome, Status, Task
 from sollol.duties import Duties
 from sollol.engine.node_aliases import Aliases
 from sollol.engine.stream_watch import StreamWatch, WatchedStream
@@ -62,9 +62,12 @@ from sollol.errors import SollolError
 from sollol.observe.journal import Journal
 from sollol.observe.tracing import Tracing
 from sollol.transport.base import Call, Transport, TransportFault
+from sollol.workload.cost import item_cost
 
 log: Final = logging.getLogger("sollol")
 NOTICES: Final = 100  # notices kept for the operator
+RETEST_TEXT = "SOLLOL embeds this text to measure how fast the node is: it has about as many letters as a sentence."
+RETEST_TEXTS = 64  # most of them in one test
 UNLOAD_WAIT_S = 10.0  # that a load waits for the unloads before it
 PROBE_AGAIN_S = 0.5  # after this process ran out of file descriptors
 
@@ -418,16 +421,24 @@ class Dispatcher:
             await self._probe(action.node)
 
     async def _retest(self, action: Retest) -> None:
-        node, rate = self.scheduler.view().nodes.get(action.node), 0.0
+        node, rate, took_us = self.scheduler.view().nodes.get(action.node), 0.0, 0
         if node is None:
             return
+        texts = [RETEST_TEXT] * min(max(1, round(action.cost / item_cost(RETEST_TEXT))), RETEST_TEXTS)
         try:
-            reply = await self.transport.send(node.endpoint, retest_call(action.model, action.options))
-            timing = judge(reply.status, await reply.read(), Kind.GENERATE).timing
-            rate = timing.tokens / timing.decode_us * SECOND if timing.decode_us > 0 else 0.0
+            began_us = self.now()
+            call = retest_call(action.kind, action.model, action.options, texts)
+            reply = await self.transport.send(node.endpoint, call)
+            outcome = judge(reply.status, await reply.read(), action.kind)
+            timing = outcome.timing
+            if action.kind is EMBED:
+                took_us = max(1, self.now() - began_us - timing.load_us)
+                rate = item_cost(RETEST_TEXT) * len(texts) / took_us * SECOND if outcome.status is OK else 0.0
+            elif timing.decode_us > 0:
+                rate = timing.tokens / timing.decode_us * SECOND
         except TransportFault:
             pass  # the next test is due in a minute
-        self.feed(Retested(action.node, action.model, rate))
+        self.feed(Retested(action.node, action.model, rate, took_us))
 
     async def _probe(self, key: str) -> None:
         self._forget_trace()

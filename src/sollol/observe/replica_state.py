@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sollol.core.state.replica import Node, Replica
-from sollol.core.types import SECOND, LoadedModel, Micros
+from sollol.core.types import EMBED, SECOND, LoadedModel, Micros
 from sollol.observe.load_rows import is_being_loaded
 from sollol.observe.rows import ReplicaRow
 
@@ -46,6 +46,8 @@ def _state(replica: Replica | None, held: LoadedModel | None, now: Micros, at: f
             return ("stuck", LOADS, replica.node.loads_barred_why) if hangs else ("loading", LOADS, "")
         if replica.demoted_us:
             before = replica.rate_before * SECOND
+            if replica.demoted_kind is EMBED:
+                return "slow", TIMINGS, f"it embedded {before / 1e3:.1f} kB/s before"
             return "slow", TIMINGS, f"it wrote {before:.1f} tokens/s before"
         if replica.is_barred(now):
             return "kept away", LOADS, replica.node.loads_barred_why or "it is larger than its owner's budget"

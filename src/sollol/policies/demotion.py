@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.types import SECOND, Micros
+from sollol.core.types import MILLISECOND, SECOND, Micros
 
 SLOWER: Final = 4.0  # times slower than before; a model on the CPU is about 20 times slower
 IN_ROW: Final = 2
+SLOWER_LEAST: Final[Micros] = 20 * MILLISECOND  # and so much longer, for an embedding: its time is not all work
 RETEST: Final[Micros] = 60 * SECOND
 
 
@@ -34,6 +35,10 @@ class DemotionByRate:
     def is_slow(self, times: float) -> bool:
         """Check that an answer that was so many `times` slower than usual is evidence."""
         return times >= self._slower
+
+    def is_slow_work(self, took_us: Micros, predicted_us: Micros) -> bool:
+        """Check that an embedding that took so long is evidence."""
+        return took_us >= self._slower * predicted_us + SLOWER_LEAST
 
     def demotes(self, in_row: int) -> bool:
         """Check that so many slow answers in a row mean a slow replica."""

@@ -265,7 +265,10 @@ class _TermsPredictor:
         if not work:  # no chunk yet, or only chunks that another node answered first
             usual = self._typical(replica)
             work = usual.work if replica.node.attempted else usual.best_work
-        return work
+            slowed = replica.slowness() / usual.slowness
+        else:
+            slowed = replica.slowness() / replica.measured_slowness
+        return work / slowed if slowed > SLOWED else work
 
     def _forgiven(self, replica: Replica) -> bool:
         return self._now - replica.last_end_us >= FORGIVEN and self._task.priority <= self._stale_priority

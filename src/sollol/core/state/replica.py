@@ -37,6 +37,7 @@ from sollol.core.types import (
     Cause,
     Decision,
     Key,
+    Kind,
     LoadedModel,
     Micros,
     Outcome,
@@ -184,7 +185,8 @@ class Replica:
         self.overhead = Mean()  # µs of a request beyond the node's own timings
         self.reliability = Mean(0.05)  # share of attempts that ended well
         self.slow_in_row = 0  # answers much slower than before (`core.demotion`)
-        self.rate_before = 0.0  # tokens per microsecond, before it was demoted
+        self.rate_before = 0.0  # tokens, or cost units, per microsecond, before it was demoted
+        self.demoted_kind = Kind.GENERATE  # of the work that is slow
         self.demoted_us: Micros = 0  # since when it is much slower than before; 0 if it is not
         self.retested_us: Micros = 0
         self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
