@@ -150,6 +150,10 @@ def test_a_model_that_fell_to_the_cpu_is_loaded_again_when_it_is_idle() -> None:
     assert any("CPU" in action.reason for action in status.actions)
 
 
+async def no_lists() -> None:
+    """Leave the lists as the test has fed them."""
+
+
 def test_two_versions_in_memory_are_unloaded_until_one_is_left() -> None:
     async def work(stage: Stage) -> Any:
         await stage.chat("a", 3)
@@ -157,6 +161,7 @@ def test_two_versions_in_memory_are_unloaded_until_one_is_left() -> None:
         twin = node.loaded["a:latest"]._replace(runners=2)
         facts = NodeFacts(node.version, node.models, {"a:latest": twin}, node.digests)
         stage.pool.engine.dispatcher.feed(NodeSeen(node.key, facts))
+        stage.controller._read_lists = no_lists  # type: ignore[method-assign]
         await stage.controller.tick()
         return stage.controller.status().actions
 
@@ -263,3 +268,17 @@ def test_a_repair_does_not_take_the_room_of_what_came_meanwhile() -> None:
     assert staged(work, count=1, vram_bytes=5 * GB, max_loaded_models=1, given={"memory": lambda node: 5 * GB}) == [
         ["b:latest"]
     ]
+
+
+def test_what_others_have_just_pinned_is_seen_before_a_plan() -> None:
+    async def work(stage: Stage) -> Any:
+        node = stage.nodes[0]
+        await stage.chat("a", 30)
+        await asyncio.sleep(400)  # it has expired, and lists are read once a minute
+        stage.pool.engine.refresh()
+        await asyncio.sleep(1)
+        node.runners.put(B, node.runners.options_of(B, {})).keep_alive_s = float("inf")
+        await stage.look(2)
+        return stage.loaded()
+
+    assert staged(work, count=1, vram_bytes=5 * GB, given={"memory": lambda node: 5 * GB}) == [["b:latest"]]

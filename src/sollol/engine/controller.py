@@ -6,6 +6,7 @@ journal, and so that no model in use is unloaded. It also loads a model again th
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import Counter, deque
@@ -14,11 +15,12 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
-from sollol.core.events import LoadRequested, UnloadRequested
+from sollol.core.events import LoadRequested, Refresh, UnloadRequested
 from sollol.core.runner_options import parse
 from sollol.core.state.replica import Node, Replica
 from sollol.core.types import SECOND, Kind, LoadedModel, canonical_model
 from sollol.engine.engine import Engine
+from sollol.observe.load_rows import is_being_loaded
 from sollol.observe.replica_state import moment
 from sollol.observe.request_record import RequestRecord
 from sollol.policies.placement import GreedyPlacement, ModelNeed, NodeRoom, PlacementPlan, PlacementStep
@@ -28,6 +30,8 @@ EVERY_S: Final = 30.0
 REMEMBERED_S: Final = 900.0  # demand that counts
 TRIED_S: Final = 900.0  # of demand, with which a plan is tried
 TRIED_MOST: Final = 2_000  # requests of such a trial
+LISTS_S: Final = 2.0  # longest wait for the lists of the nodes before a plan
+LOOKS: Final = 100  # in this time
 SERVICE_S: Final = 2.0  # of a request, where nothing was measured
 REPAIR_EVERY_S: Final = 600.0
 REPAIRS_MOST: Final = 3  # of one replica, until it was on the GPU again
@@ -118,6 +122,7 @@ class Controller:
         self._records = engine.recorder.subscribe("controller", sampled=False)
         self._uses: deque[_Use] = deque()
         self._began = clock()
+        self._listed_us = 0  # when the lists were requested
         self._repaired: dict[tuple[str, str], tuple[float, int]] = {}
         self._again: dict[tuple[str, str], tuple[Kind, str, str]] = {}  # unloaded for a repair, and to be loaded
         self._plan: PlacementPlan | None = None
@@ -126,7 +131,8 @@ class Controller:
         self._actions: deque[StepRow] = deque(maxlen=ACTIONS_KEPT)
 
     async def tick(self) -> None:
-        """Plan once, and carry the plan out."""
+        """Read the lists of the nodes, plan once, and carry the plan out."""
+        await self._read_lists()
         now = self._clock()
         self._remember(now)
         self._repair(now)
@@ -151,6 +157,19 @@ class Controller:
     def close(self) -> None:
         """Receive no more records."""
         self._engine.recorder.unsubscribe(self._records)
+
+    async def _read_lists(self) -> None:
+        """Wait for new lists of all nodes: other programs load models, too, and pin them."""
+        await self._lists_answered()  # those that are outstanding may be older
+        self._listed_us = self._engine.dispatcher.now()
+        self._engine.dispatcher.feed(Refresh())
+        await self._lists_answered()
+
+    async def _lists_answered(self) -> None:
+        for _ in range(LOOKS):
+            if not any(node.probing for node in self._nodes()):
+                return
+            await asyncio.sleep(LISTS_S / LOOKS)
 
     # --- demand ---
 
@@ -183,26 +202,31 @@ class Controller:
     # --- nodes ---
 
     def _rooms(self, now: float) -> list[NodeRoom]:
-        service = self._service_s()
+        service, now_us = self._service_s(), self._engine.dispatcher.now()
         rooms = []
         for node in self._nodes():
             held = {model: row.size or node.models.get(model, 0) for model, row in node.loaded.items()}
             pinned = {model for model, row in node.loaded.items() if _is_pinned(row, now)}
             busy = {model for model, replica in node.replicas.items() if replica.attempts or replica.is_waited_for()}
+            loading = {model for model, replica in node.replicas.items() if is_being_loaded(replica, now_us)}
+            held |= {model: node.models.get(model, 0) for model in loading if model not in held}
+            kept, room = pinned | loading | (busy & held.keys()), None
+            if node.probing or node.asked_us < self._listed_us:  # its list is old: it stays as it is
+                kept, room = set(held), sum(held.values())
             speed = node.speed.read() or 1.0
-            refused = node.incapable.too_large(self._engine.dispatcher.now())
+            refused = node.incapable.too_large(now_us)
             models = {model: size for model, size in node.models.items() if model not in refused}
             rooms.append(
                 NodeRoom(
                     node.key,
-                    self._room(node, models, held, bool(pinned)),
+                    self._room(node, models, held, bool(pinned)) if room is None else room,
                     {
                         model: service.get((node.key, model)) or service.get(("", model), SERVICE_S) / speed
                         for model in models
                     },
                     {model: node.load_time.predict(size) / SECOND for model, size in node.models.items()},
                     held,
-                    frozenset(pinned | (busy & held.keys())),
+                    frozenset(kept),
                 )
             )
         return rooms
