@@ -48,6 +48,7 @@ def test_requests_come_back_newest_first(tmp_path: Path) -> None:
     assert [one.id for one in found] == [2, 1]
     assert found[0].error == "it broke"
     assert found[1] == record(1)
+    again.close()
 
 
 def test_requests_of_older_versions_are_read(tmp_path: Path) -> None:
@@ -138,6 +139,7 @@ def test_the_same_minute_adds_up(tmp_path: Path) -> None:
     assert [value for value in series["first_token_p50_s"] if value is not None] == [0.7]
     assert len(series["at"]) == 144
     assert series["at"][-1] <= AT < series["at"][-1] + series["step_s"]
+    store.close()
 
 
 def test_age_and_number_are_bounded(tmp_path: Path) -> None:
@@ -147,9 +149,10 @@ def test_age_and_number_are_bounded(tmp_path: Path) -> None:
         store.write([record(100 + number)], {}, None, AT)
     assert len(store.requests()) <= 5 + 60
     store.write([], {}, None, AT)
-    with sqlite3.connect(store.path) as db:
+    with closing(sqlite3.connect(store.path)) as db:
         assert db.execute("SELECT min(minute) FROM minutes").fetchone()[0] == int(AT // 60)
         assert db.execute("SELECT count(*) FROM requests").fetchone()[0] <= 6
+    store.close()
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5_000])
@@ -161,6 +164,7 @@ def test_a_file_that_is_no_store_is_put_aside(tmp_path: Path, content: bytes) ->
     assert store.put_aside.read_bytes() == content
     store.write([record()], {}, None, AT)
     assert len(store.requests()) == 1
+    store.close()
 
 
 def test_damage_in_the_middle_is_found_or_harmless(tmp_path: Path) -> None:
@@ -203,6 +207,7 @@ def test_a_pool_keeps_its_history(tmp_path: Path) -> None:
         assert b"Hello" not in path.read_bytes()
         series = store.series("1d", [cluster.urls[0].removeprefix("http://")], time.time())
         assert sum(series["items"][0]) * series["step_s"] == pytest.approx(30, abs=0.5)
+        store.close()
 
 
 def test_predictions_after_a_restart_are_as_good_as_before(tmp_path: Path) -> None:
@@ -257,7 +262,7 @@ def test_a_killed_program_leaves_a_readable_store(tmp_path: Path) -> None:
         written += 20 * len(lines)
         store = Store(path)
         assert store.put_aside is None
-        with sqlite3.connect(path) as db:
+        with closing(sqlite3.connect(path)) as db:
             assert db.execute("SELECT count(*) FROM requests").fetchone()[0] >= written
             written = db.execute("SELECT count(*) FROM requests").fetchone()[0]
         assert store.learned()["form"] == 1

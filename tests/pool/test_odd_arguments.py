@@ -21,7 +21,7 @@ class Unshown:
         raise ValueError("not today")
 
 
-def deep(depth: int = 5_000) -> list[Any]:
+def deep(depth: int = 100_000) -> list[Any]:
     found: list[Any] = []
     for _ in range(depth):
         found = [found]

@@ -61,7 +61,7 @@ def test_files_that_are_no_images_are_named_and_never_waited_for(kind: str, as_t
 
 
 def test_a_path_with_a_null_byte() -> None:
-    with pytest.raises(BadInput, match="null byte"):
+    with pytest.raises(BadInput, match=r"null (byte|character)"):
         sent([Path("cat\0.png")])
 
 
@@ -188,7 +188,7 @@ def deep(depth: int) -> Any:
     return found
 
 
-@pytest.mark.parametrize("value", [deep(5_000), 10**5_000], ids=["deep", "digits"])
+@pytest.mark.parametrize("value", [deep(100_000), 10**5_000], ids=["deep", "digits"])
 def test_options_that_cannot_be_sent_are_refused(value: Any) -> None:
     with pytest.raises(BadInput, match="cannot be sent as JSON"):
         chat_request("m", SAY, False, CallOptions(), {"options": {"num_ctx": value}})
