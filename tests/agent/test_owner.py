@@ -39,7 +39,7 @@ def tools(answers: Mapping[str, str]) -> Callable[[Sequence[str]], str]:
 
 
 def recording(**more: Any) -> str:
-    return json.dumps([{"index": 7, "corked": False, "properties": {"application.name": "Meet"}, **more}])
+    return json.dumps([{"index": 7, "corked": False, "source": 1, "properties": {"media.name": "Meet"}, **more}])
 
 
 def pipewire(**more: Any) -> str:
@@ -53,7 +53,9 @@ def sway(mode: int) -> str:
 
 
 X11 = {"xprop -root": ACTIVE, "xprop -id 0x3c00007 _NET_WM_STATE": QUIET}
-SILENT = {"pactl --format=json list source-outputs": "[]"}
+OUTPUTS, SOURCES = "pactl --format=json list source-outputs", "pactl --format=json list short sources"
+SILENT = {OUTPUTS: "[]"}
+MICROPHONE = {SOURCES: '[{"index": 0, "name": "speaker.monitor"}, {"index": 1, "name": "microphone"}]'}
 
 
 @pytest.mark.parametrize(
@@ -66,12 +68,17 @@ SILENT = {"pactl --format=json list source-outputs": "[]"}
         ("linux", {**SILENT, "swaymsg": sway(0)}, ()),
         ("linux", {**SILENT, "hyprctl": '{"fullscreen": 2}'}, (FULL_SCREEN,)),
         ("linux", {**SILENT, "hyprctl": '{"fullscreen": 1}'}, ()),
-        ("linux", {**X11, "pactl": recording()}, (CALL,)),
-        ("linux", {**X11, "pactl": recording(corked=True)}, ()),
-        ("linux", {**X11, "pactl": recording(properties={"stream.monitor": "true"})}, ()),
+        ("linux", {**X11, **MICROPHONE, OUTPUTS: recording()}, (CALL,)),
+        ("linux", {**X11, **MICROPHONE, OUTPUTS: recording(corked=True)}, ()),
+        ("linux", {**X11, **MICROPHONE, OUTPUTS: recording(properties={"stream.monitor": "true"})}, ()),
+        ("linux", {**X11, **MICROPHONE, OUTPUTS: recording(source=0)}, ()),
         ("linux", {**X11, "pw-dump": pipewire()}, (CALL,)),
         ("linux", {**X11, "pw-dump": pipewire(state="idle")}, ()),
-        ("linux", {**X11, "xprop -id 0x3c00007 _NET_WM_STATE": FULL, "pactl": recording()}, (FULL_SCREEN, CALL)),
+        (
+            "linux",
+            {**X11, "xprop -id 0x3c00007 _NET_WM_STATE": FULL, **MICROPHONE, OUTPUTS: recording()},
+            (FULL_SCREEN, CALL),
+        ),
         ("darwin", {"osascript": "true\n", "pmset": AUDIO_IN}, (FULL_SCREEN, CALL)),
         ("darwin", {"osascript": "false\n", "pmset": AUDIO_IN.replace("audio-in", "audio-out")}, ()),
     ],
@@ -87,7 +94,8 @@ def test_what_no_tool_can_see_is_a_problem_and_no_use() -> None:
         "whether a full-screen program runs",
         "whether a call runs",
     ]
-    assert all(problem.rpartition(": ")[2] for problem in problems)
+    assert "there is no xprop; there is no swaymsg; " in problems[0]
+    assert "Expecting value" in problems[1]
     assert read_owner({}) == ((), ()), "it is not looked for where the owner does not want it"
 
 
@@ -99,6 +107,15 @@ class FakeShell:
     def SHQueryUserNotificationState(self, pointer: Any) -> int:  # noqa: N802
         ctypes.cast(pointer, ctypes.POINTER(ctypes.c_int))[0] = self._state
         return self._code
+
+
+def test_a_window_that_is_closed_meanwhile_fills_no_screen() -> None:
+    def run(command: Sequence[str]) -> str:
+        if command[0] == "xprop" and "-id" in command:
+            raise DriverProblem("xprop failed: BadWindow")
+        return tools({**X11, **SILENT})(command)
+
+    assert read_owner(owner_looks("linux", run)) == ((), ())
 
 
 @pytest.mark.parametrize(("state", "busy"), [(1, False), (2, True), (3, True), (4, True), (5, False), (6, False)])

@@ -50,16 +50,18 @@ def read_owner(looks: Looks) -> tuple[tuple[OwnerUse, ...], tuple[str, ...]]:
     problems = []
     for use, each in looks.items():
         seen: list[bool] = []
-        why = ""
+        whys = []
         for look in each:
             try:
                 seen.append(look())
+            except FileNotFoundError as error:
+                whys.append(f"there is no {error}")
             except FAILURES as error:
-                why = str(error) or type(error).__name__
+                whys.append(str(error) or type(error).__name__)
         if any(seen):
             uses.append(use)
         elif not seen:
-            problems.append(f"whether a {use} runs cannot be seen: {why}"[:300])
+            problems.append(f"whether a {use} runs cannot be seen: {'; '.join(whys)}"[:300])
     return tuple(uses), tuple(problems)
 
 
@@ -71,7 +73,10 @@ def x11_full_screen(run: Run) -> bool:
     found = re.search(r"window id # (0x[0-9a-f]+)", run(("xprop", "-root", "_NET_ACTIVE_WINDOW")))
     if found is None or int(found[1], 16) == 0:
         return False
-    return "_NET_WM_STATE_FULLSCREEN" in run(("xprop", "-id", found[1], "_NET_WM_STATE"))
+    try:
+        return "_NET_WM_STATE_FULLSCREEN" in run(("xprop", "-id", found[1], "_NET_WM_STATE"))
+    except DriverProblem:  # the window was closed meanwhile
+        return False
 
 
 def sway_full_screen(run: Run) -> bool:
@@ -95,7 +100,12 @@ def hyprland_full_screen(run: Run) -> bool:
 def pulse_call(run: Run) -> bool:
     """Read the programs that record from PulseAudio, or from PipeWire in its place."""
     rows = json.loads(run(("pactl", "--format=json", "list", "source-outputs")))
-    return any(not row["corked"] and row["properties"].get("stream.monitor") != "true" for row in rows)
+    sources = json.loads(run(("pactl", "--format=json", "list", "short", "sources"))) if rows else []
+    monitors = {source["index"] for source in sources if source["name"].endswith(".monitor")}  # of loudspeakers
+    return any(
+        not row["corked"] and row["source"] not in monitors and row["properties"].get("stream.monitor") != "true"
+        for row in rows
+    )
 
 
 def pipewire_call(run: Run) -> bool:
