@@ -144,6 +144,18 @@ def test_an_answer_that_is_no_report(status: int, headers: dict[str, str], words
         assert memory(stage) == [None]
 
 
+def test_a_model_that_has_left_the_memory_since_the_last_probe_is_no_lie() -> None:
+    with stage_with(report(gpus=[{**GPU, "used_bytes": 0}])) as stage:
+        assert memory(stage) == [None]
+        body = {"model": "llama3.2", "keep_alive": 0}
+        (node,) = stage.look(lambda gateway: [node.url for node in gateway.pool.nodes])
+        assert httpx.post(f"{node}/api/generate", json=body, trust_env=False, timeout=20).status_code == 200
+        look(stage)  # the gateway's own list is still the old one
+        assert stage.look(lambda gateway: gateway.pool.snapshot())["nodes"][0]["loaded"]
+        assert findings(stage) == []
+        assert memory(stage) == [12 * GB]
+
+
 def test_a_list_that_is_older_than_the_report_is_no_lie() -> None:
     now = time.time()
     found = parse_report(report(at=now, gpus=[{**GPU, "used_bytes": 0}]), now)

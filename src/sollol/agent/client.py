@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from sollol.agent.report import AgentReport, BadReport, contradiction, parse_report
 from sollol.backends.agent_proof import has_key
+from sollol.backends.probe import ProbeFailed, probe
 from sollol.core.endpoint import Endpoint, with_key
 from sollol.core.types import LoadedModel
 from sollol.transport.base import Call, Fault, Timeouts, Transport, TransportFault
@@ -37,7 +38,12 @@ def rooms_of(states: Mapping[str, AgentState]) -> dict[str, int]:
 
 
 async def read_agent(
-    transport: Transport, agent: Endpoint, loaded: Mapping[str, LoadedModel], *, ran: bool = False
+    transport: Transport,
+    agent: Endpoint,
+    loaded: Mapping[str, LoadedModel],
+    *,
+    ran: bool = False,
+    node: Endpoint | None = None,
 ) -> AgentState:
     """Look at an agent once.
 
@@ -46,6 +52,7 @@ async def read_agent(
         agent: Its address, with the key.
         loaded: The models in memory, as its node lists them.
         ran: It has answered before, so that its silence is a problem.
+        node: The node, whose list is read again if the report contradicts `loaded`, which may be old.
     """
     bare = agent._replace(api_key="")
     try:
@@ -69,6 +76,11 @@ async def read_agent(
     except BadReport as bad:
         return AgentState(problem=str(bad))
     lie = contradiction(report, loaded)
+    if lie and node is not None:
+        try:
+            lie = contradiction(report, (await probe(transport, node)).loaded)
+        except (ProbeFailed, TransportFault):  # without its list there is nothing to contradict
+            lie = ""
     return AgentState(problem=lie) if lie else AgentState(report)
 
 
@@ -83,7 +95,11 @@ async def read_agents(
     states = await asyncio.gather(
         *(
             read_agent(
-                transport, agent_of(node, port, key), loaded, ran=before.get(node.key, AgentState()) != AgentState()
+                transport,
+                agent_of(node, port, key),
+                loaded,
+                ran=before.get(node.key, AgentState()) != AgentState(),
+                node=node,
             )
             for node, loaded in nodes
         )

@@ -34,8 +34,8 @@ class GpuDriver(Protocol):
         ...
 
 
-def run_tool(command: Sequence[str]) -> str:
-    """Run a program of the system and return its output.
+def run_tool(command: Sequence[str], most_s: float = RUN_S) -> str:
+    """Run a program of the system for at most `most_s` seconds and return its output.
 
     Raises:
         FileNotFoundError: It is not installed.
@@ -45,7 +45,7 @@ def run_tool(command: Sequence[str]) -> str:
     if found is None:
         raise FileNotFoundError(command[0])
     try:
-        done = subprocess.run([found, *command[1:]], capture_output=True, timeout=RUN_S, check=True, text=True)
+        done = subprocess.run([found, *command[1:]], capture_output=True, timeout=most_s, check=True, text=True)
     except (subprocess.SubprocessError, OSError, UnicodeDecodeError) as error:
         raise DriverProblem(f"{command[0]} failed: {error}") from None
     return done.stdout

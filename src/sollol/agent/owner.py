@@ -21,6 +21,7 @@ from sollol.agent.report import CALL, FULL_SCREEN, OwnerUse
 
 Look = Callable[[], bool]
 Looks = Mapping[OwnerUse, Sequence[Look]]
+RUN_S: Final = 0.8  # the longest time of a tool: together they must not keep a report from being sent in time
 NO_LOOKS: Final[Looks] = {}
 FAILURES: Final = (DriverProblem, OSError, ValueError, TypeError, KeyError, AttributeError)
 WINDOWS_BUSY: Final = (2, 3, 4)  # QUNS_BUSY (full screen), QUNS_RUNNING_D3D_FULL_SCREEN, QUNS_PRESENTATION_MODE
@@ -31,7 +32,11 @@ MAC_SCRIPT: Final = (
 )
 
 
-def owner_looks(system: str = sys.platform, run: Run = run_tool) -> Looks:
+def _quick(command: Sequence[str]) -> str:
+    return run_tool(command, RUN_S)
+
+
+def owner_looks(system: str = sys.platform, run: Run = _quick) -> Looks:
     """Return the looks of a system, by what they look for."""
     if system == "win32":
         return {FULL_SCREEN: (windows_full_screen,), CALL: (windows_call,)}
