@@ -66,14 +66,8 @@ class RequestScheduler:
         Args:
             freed: Replicas that can have changed; None for all.
         """
-        reservation = pending.reservation
-        if reservation is not None:
-            if freed is not None and self._is_still_optimal(pending.task, reservation, reserved_us, freed, now):
-                reserved_us[reservation.replica.key] = (
-                    reserved_us.get(reservation.replica.key, 0) + reservation.service_us
-                )
-                return True
-            pending.reservation = None
+        if pending.reservation is not None and self._keeps_reservation(pending, reserved_us, freed, now):
+            return True
         state, task = self._state, pending.task
         if now < state.health.newcomers_until:
             settled_at = state.health.settles_at(now)
@@ -115,6 +109,19 @@ class RequestScheduler:
         reserved_us[decision.node] = reserved_us.get(decision.node, 0) + self._reserve(
             pending, router, replica, decision, reserved_us, now
         )
+        return True
+
+    def _keeps_reservation(
+        self, pending: PendingTask, reserved_us: dict[str, Micros], freed: list[Replica] | None, now: Micros
+    ) -> bool:
+        """Add the reservation to those of the queue if it is still optimal; else drop it."""
+        reservation = pending.reservation
+        assert reservation is not None
+        if freed is None or not self._is_still_optimal(pending.task, reservation, reserved_us, freed, now):
+            pending.reservation = None
+            return False
+        key = reservation.replica.key
+        reserved_us[key] = reserved_us.get(key, 0) + reservation.service_us
         return True
 
     def _second_choices(

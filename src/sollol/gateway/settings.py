@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -298,33 +298,16 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         lambda problem: explained(where, content, problem, _KNOWN),
     )
     tables = msgspec.convert(content, _Tables)
+    faults = list(_faults(tables))
     if load_wait_s is not None and (isinstance(load_wait_s, bool) or not _is_positive(load_wait_s)):
-        problems.append(
-            f"configuration file {where}: models.load_wait_s: {load_wait_s!r} cannot be used; expected seconds above 0"
-        )
+        faults.insert(0, f"models.load_wait_s: {load_wait_s!r} cannot be used; expected seconds above 0")
         load_wait_s = None
-    problems += [
-        f"configuration file {where}: gateway.cors_origins: {origin!r} cannot be used; expected an origin "
-        'such as "https://chat.example.org", without a path, or "*" for every site'
-        for origin in tables.gateway.cors_origins
-        if not _ORIGIN.fullmatch(origin)
-    ]
-    own = tables.metrics.listen
-    address = _ADDRESS.fullmatch(own) if own is not None else None
-    if own is not None and (address is None or int(address[2]) > 65_535):
-        problems.append(
-            f"configuration file {where}: metrics.listen: {own!r} cannot be used; expected HOST:PORT such as "
-            '"127.0.0.1:9464"'
-        )
-    aliases: dict[str, str] = {}
     try:
         aliases = _resolved(tables.aliases)
     except ConfigError as problem:
-        problems.append(f"configuration file {where}: {problem}")
-    try:
-        _keys_path(tables.gateway.keys_file)
-    except ConfigError as problem:
-        problems.append(f"configuration file {where}: {problem}")
+        aliases = {}
+        faults.append(str(problem))
+    problems += [f"configuration file {where}: {fault}" for fault in faults]
     found = GatewaySettings(
         tables.gateway,
         tables.limits,
@@ -350,6 +333,24 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
         settings.node_options,
     )
     return found, problems
+
+
+def _faults(tables: _Tables) -> Iterator[str]:
+    """Yield what is wrong with values that have the right type."""
+    for origin in tables.gateway.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            yield (
+                f"gateway.cors_origins: {origin!r} cannot be used; expected an origin "
+                'such as "https://chat.example.org", without a path, or "*" for every site'
+            )
+    own = tables.metrics.listen
+    address = _ADDRESS.fullmatch(own) if own is not None else None
+    if own is not None and (address is None or int(address[2]) > 65_535):
+        yield f'metrics.listen: {own!r} cannot be used; expected HOST:PORT such as "127.0.0.1:9464"'
+    try:
+        _keys_path(tables.gateway.keys_file)
+    except ConfigError as problem:
+        yield str(problem)
 
 
 def _is_positive(value: Any) -> bool:
