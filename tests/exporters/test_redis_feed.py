@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from sollol import OllamaPool, UnifiedDashboard
 from sollol.cli.app import app
 from sollol.cli.applications import Applications
-from sollol.config import load_settings, without_secrets
+from sollol.config import load_settings
+from sollol.config.problems import without_secrets
 from sollol.errors import BadInput, ConfigError, SollolError
 from sollol.exporters import redis_feed
 from sollol.exporters.applications import REQUESTS, Identity, connect, read_members, read_recent, sums_by_app

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from sollol.cli.init import MEANINGS, text_of
-from sollol.config import find_file, load_settings
+from sollol.config import load_settings
+from sollol.config.paths import find_file
 from sollol.errors import ConfigError
 from sollol.gateway.settings import (
     AlertSettings,

@@ -89,7 +89,7 @@ def read_key() -> str:
     Raises:
         BadInput: It cannot be used.
     """
-    from sollol.config import config_home
+    from sollol.config.paths import config_home
     from sollol.files import PRIVATE, read_bounded, replace_file
 
     given = os.environ.get("SOLLOL_AGENT_KEY", "").strip()

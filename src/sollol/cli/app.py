@@ -40,7 +40,7 @@ from sollol.cli import (
     top,
     up,
 )
-from sollol.config import find_file
+from sollol.config.paths import find_file
 from sollol.errors import SollolError
 
 EPILOG = """\

@@ -12,7 +12,9 @@ from rich.text import Text
 from sollol.cli.console import one_line, plural
 from sollol.cli.listings import Column, Listing, Row
 from sollol.cli.screen import title
-from sollol.config import find_file, load_settings, without_secrets
+from sollol.config import load_settings
+from sollol.config.paths import find_file
+from sollol.config.problems import without_secrets
 from sollol.errors import BadInput, SollolError
 from sollol.exporters.applications import CannotConnect, connect, read_members, read_recent, sums_by_app
 from sollol.exporters.redis_feed import is_redis_error

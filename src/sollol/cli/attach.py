@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sollol.cli.console import note
-from sollol.config import find_file, gateway_tables
+from sollol.config import gateway_tables
+from sollol.config.paths import find_file
 from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.errors import BadInput, SollolError
 

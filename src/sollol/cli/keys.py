@@ -41,7 +41,8 @@ ConfigOption = Annotated[
 
 
 def _path(config: str | None) -> Path:
-    from sollol.config import find_file, load_settings
+    from sollol.config import load_settings
+    from sollol.config.paths import find_file
     from sollol.gateway.settings import gateway_settings
 
     file = find_file(config)

@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from sollol.cli.link import Link
-from sollol.config import find_file, gateway_tables, problems_of, state_home
+from sollol.config import gateway_tables, problems_of
+from sollol.config.paths import find_file, state_home
 from sollol.core.endpoint import parse_endpoint
 from sollol.errors import BadInput
 from sollol.observe.findings import ERROR, INFO, WARNING, Finding

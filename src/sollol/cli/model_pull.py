@@ -41,7 +41,8 @@ async def pull_way(
 async def read_rooms(transport: Transport, nodes: Sequence[Endpoint], config: str | None) -> dict[str, int]:
     """Return node -> free bytes on its disk, where an agent reports them."""
     from sollol.agent.client import read_agents, rooms_of
-    from sollol.config import find_file, load_settings
+    from sollol.config import load_settings
+    from sollol.config.paths import find_file
 
     settings = load_settings(config=find_file(config))
     if not settings.agents_key:
@@ -53,7 +54,8 @@ async def read_rooms(transport: Transport, nodes: Sequence[Endpoint], config: st
 
 def _seeders(nodes: Sequence[Endpoint], config: str | None) -> dict[str, Seeder]:
     """Return the agents that may run beside the nodes, if the settings have their key."""
-    from sollol.config import find_file, load_settings
+    from sollol.config import load_settings
+    from sollol.config.paths import find_file
     from sollol.registry.seeders import Seeder
 
     settings = load_settings(config=find_file(config))
@@ -66,7 +68,8 @@ async def _registry(transport: HttpTransport, targets: Sequence[Endpoint], confi
     import msgspec
 
     from sollol.cli.serving import start_registry
-    from sollol.config import find_file, load_settings
+    from sollol.config import load_settings
+    from sollol.config.paths import find_file
     from sollol.duties import log_fault
     from sollol.gateway.settings import gateway_settings
     from sollol.http_server.host_guard import is_loopback

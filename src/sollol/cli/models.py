@@ -310,7 +310,8 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Make the models of the nodes as the tables of models in the file name them. Deletes nothing."""
-    from sollol.config import find_file, load_settings
+    from sollol.config import load_settings
+    from sollol.config.paths import find_file
     from sollol.gateway.settings import gateway_settings
     from sollol.models.desired import plan
     from sollol.models.inventory import read_inventory, with_rooms

@@ -17,7 +17,8 @@ from sollol.cli import doctor
 from sollol.cli.attach import KeyOption, UrlOption
 from sollol.cli.console import note, say
 from sollol.cli.fleet import NodesOption
-from sollol.config import VARIABLES, find_file
+from sollol.config import VARIABLES
+from sollol.config.paths import find_file
 from sollol.errors import BadInput
 from sollol.version import __version__
 

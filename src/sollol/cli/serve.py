@@ -153,7 +153,7 @@ class Reading:
         controller: bool = False,
         dry_run: bool = False,
     ) -> None:
-        from sollol.config import find_file
+        from sollol.config.paths import find_file
 
         self.access_log = access_log
         self.journal = journal

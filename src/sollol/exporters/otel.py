@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sollol.config import without_secrets
+from sollol.config.problems import without_secrets
 from sollol.core.types import EMBED, OK, Status
 from sollol.duties import in_thread
 from sollol.exporters import genai

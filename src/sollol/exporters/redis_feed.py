@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.config import without_secrets
+from sollol.config.problems import without_secrets
 from sollol.duties import in_thread
 from sollol.exporters.applications import (
     EXPIRES_S,

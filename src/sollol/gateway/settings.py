@@ -14,7 +14,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from sollol.config import OtelSettings, Settings, config_home, each_problem, explained, state_home
+from sollol.config import OtelSettings, Settings
+from sollol.config.paths import config_home, state_home
+from sollol.config.problems import each_problem, explained
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sollol.config import without_secrets
+from sollol.config.problems import without_secrets
 from sollol.gateway.settings import GatewaySettings
 
 DEFAULT: Final = "default"
