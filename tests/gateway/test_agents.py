@@ -24,7 +24,7 @@ from sollol.models.desired import DesiredModel
 from sollol.registry.server import Registry
 from sollol.sim import ModelSpec, NodeSpec, sim_cluster
 from sollol.transport.http import HttpTransport
-from tests.agent.test_agent import KEY, FakeDriver
+from tests.agent.test_agent import GPU, KEY, FakeDriver
 from tests.gateway.stage import Stage, gateway_over
 
 MODEL = ModelSpec("llama3.2", size_bytes=1_000_000)
@@ -63,6 +63,11 @@ def look(stage: Stage) -> None:
     stage.on_loop(once)
 
 
+def gpu_of(stage: Stage, node: str) -> int | None:
+    """Return what the scheduler has of the memory of a node's GPUs."""
+    return stage.look(lambda gateway: gateway.engine.scheduler.view().nodes[node].gpu_total)
+
+
 def findings(stage: Stage) -> list[dict[str, Any]]:
     found = httpx.get(f"{stage.url}/sollol/snapshot", trust_env=False, timeout=20).json()
     return [row for row in found["findings"] if row["id"].startswith("agent")]
@@ -78,6 +83,7 @@ def test_reports_are_used_and_the_end_of_an_agent_is_a_finding(tmp_path: Path) -
                 look(stage)
                 shown = httpx.get(f"{stage.url}/sollol/snapshot", trust_env=False, timeout=20).json()["agents"]
                 assert shown[node]["report"]["gpus"][0]["name"] == "RTX 3060"
+                assert gpu_of(stage, node) == GPU.memory_bytes
                 assert [row["id"] for row in findings(stage) if row["id"] != "agent-disk"] == []
                 done = httpx.post(f"{stage.url}/sollol/nodes/{node}/restart", trust_env=False, timeout=20)
                 assert done.json()["exit_code"] == 0
@@ -86,6 +92,7 @@ def test_reports_are_used_and_the_end_of_an_agent_is_a_finding(tmp_path: Path) -
         with gateway_over(nodes.urls, GatewaySettings(agents_key=KEY, agents_port=port)) as stage:
             look(stage)
             assert findings(stage) == [], "an agent that never ran is none"
+            assert gpu_of(stage, node) is None
             refused = httpx.post(f"{stage.url}/sollol/nodes/{node}/restart", trust_env=False, timeout=20)
             assert refused.status_code == 409
         with (

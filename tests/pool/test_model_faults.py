@@ -281,5 +281,5 @@ def test_a_gpu_is_proven_by_a_load_before_a_call_that_requires_one_goes_there() 
     node, loads = simulate(unproven(None))
     assert node
     assert loads == 1
-    with pytest.raises(NoNodeAvailable, match="on its CPU, and a GPU is required"):
+    with pytest.raises(NoNodeAvailable, match="all of m:latest: it runs on 100% CPU"):
         simulate(unproven(0))

@@ -17,6 +17,8 @@ from sollol.observe.replica_state import moment
 SKEW_S: Final = 300.0  # of the agent's clock; an older report is stale
 VRAM_SEEN: Final = 0.5  # share of the memory that Ollama lists, which a GPU must have in use
 
+GPU_STEP: Final = 256 * 2**20  # of free memory, so that not each report is a change
+
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]  # of a disk
 Memory = Annotated[int, msgspec.Meta(ge=0, le=2**46)]  # of a machine
 GpuMemory = Annotated[int, msgspec.Meta(ge=0, le=2**42)]  # of one GPU; Apple's is that of the machine
@@ -98,6 +100,17 @@ class AgentReport(msgspec.Struct, frozen=True):
         if sizes:
             return sum(known) if len(known) == len(sizes) else None
         return self.memory_bytes or None
+
+    @property
+    def gpu_memory(self) -> tuple[int | None, int | None]:
+        """The memory of all GPUs, 0 without one, and its free part in steps of GPU_STEP; None for unknown."""
+        totals = [gpu.memory_bytes for gpu in self.gpus]
+        used = [gpu.used_bytes for gpu in self.gpus]
+        known, in_use = [size for size in totals if size is not None], [size for size in used if size is not None]
+        if len(known) < len(totals) or (not totals and self.problems):  # a driver may have failed
+            return None, None
+        total = sum(known)
+        return total, (total - sum(in_use)) // GPU_STEP * GPU_STEP if len(in_use) == len(used) else None
 
 
 def parse_report(raw: bytes, now: float) -> AgentReport:

@@ -141,6 +141,19 @@ class NodeOwned(NamedTuple):
     budget: int
 
 
+class GpuReported(NamedTuple):
+    """Record what an agent reports about the GPUs of a node's machine.
+
+    Attributes:
+        total: Bytes of their memory, 0 without a GPU; None if there is no report.
+        free: Bytes that no program uses; None if that is unknown.
+    """
+
+    node: str
+    total: int | None
+    free: int | None
+
+
 class WakeRequested(NamedTuple):
     """Wake a node, if it sleeps, for the reason `why`."""
 
@@ -261,6 +274,7 @@ Event = (
     | NodeLost
     | NodeDrained
     | NodeOwned
+    | GpuReported
     | WakeRequested
     | LoadRequested
     | LoadEnded

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from sollol.core.demotion import Demotion
-from sollol.core.events import LoadEnded, LoadRequested, NodeOwned, Retested, UnloadRequested, WakeRequested
+from sollol.core.events import (
+    GpuReported,
+    LoadEnded,
+    LoadRequested,
+    NodeOwned,
+    Retested,
+    UnloadRequested,
+    WakeRequested,
+)
 from sollol.core.load_watch import LoadWatch
 from sollol.core.model_loading import load_requested, loaded, unload_requested
 from sollol.core.sleep import Sleep
@@ -30,6 +38,7 @@ class ModelEvents:
         """Return the handler of each event."""
         return {
             NodeOwned: self._node_owned,
+            GpuReported: self._gpu_reported,
             WakeRequested: self._wake_requested,
             Retested: self._retested,
             LoadRequested: self._load_requested,
@@ -48,6 +57,11 @@ class ModelEvents:
             self._sleep.set_wakeable(node, event.wakeable, now)
             for replica in node.replicas.values():
                 replica.flag_off_nominal()
+
+    def _gpu_reported(self, event: GpuReported, now: Micros) -> None:
+        node = self._state.cluster.nodes.get(event.node)
+        if node is not None:
+            node.gpu_total, node.gpu_free = event.total, event.free
 
     def _wake_requested(self, event: WakeRequested, now: Micros) -> None:
         node = self._state.cluster.nodes.get(event.node)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sollol.agent.client import AgentState, agent_of, read_agents, rooms_of
 from sollol.agent.findings import agent_findings
 from sollol.agent.report import AgentReport
-from sollol.core.events import NodeDrained
+from sollol.core.events import GpuReported, NodeDrained
 from sollol.core.state.replica import Node
 from sollol.duties import Duties
 from sollol.engine.engine import Engine
@@ -43,6 +43,7 @@ class Agents:
         pairs = [(node.endpoint, dict(node.loaded)) for node in nodes]
         self._states = await read_agents(self._engine.transport, pairs, self._port, self._key, self._states)
         self._yield_to_owners()
+        self._report_gpus()
 
     def _yield_to_owners(self) -> None:
         """Keep new work from nodes whose owners are busy, and let it come again."""
@@ -56,6 +57,15 @@ class Agents:
                     if reason:
                         self._engine.dispatcher.feed(NodeDrained(key, drained, reason))
                 self._busy[key] = why
+
+    def _report_gpus(self) -> None:
+        """Give the scheduler what is new about the GPUs of the nodes."""
+        reports = self.reports()
+        for node in self._nodes():
+            report = reports.get(node.key)
+            total, free = (None, None) if report is None else report.gpu_memory
+            if (total, free) != (node.gpu_total, node.gpu_free):
+                self._engine.dispatcher.feed(GpuReported(node.key, total, free))
 
     def _nodes(self) -> list[Node]:
         return list(self._engine.scheduler.view().nodes.values())

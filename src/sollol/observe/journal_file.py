@@ -111,8 +111,8 @@ PLAIN: Final[dict[str, Any]] = {
     kind.__name__: kind
     for kind in (
         events.ItemsAdded, events.FirstToken, events.Responding, events.Cancelled, events.NodeRemoved, events.NodeLost,
-        events.NodeDrained, events.NodeOwned, events.WakeRequested, events.Retested, events.UnloadRequested,
-        events.Refresh, events.LearnedRestored, events.Tick,
+        events.NodeDrained, events.NodeOwned, events.GpuReported, events.WakeRequested, events.Retested,
+        events.UnloadRequested, events.Refresh, events.LearnedRestored, events.Tick,
     )
 }  # fmt: skip
 

@@ -58,6 +58,8 @@ def _state(replica: Replica | None, held: LoadedModel | None, now: Micros, at: f
         return "stuck" if over_s > STUCK_S else "stopping", PS, f"it should have left {over_s:.0f} s ago"
     share = held.gpu_share
     if share is None:
+        if replica is not None and (evidence := replica.gpu_evidence()).on_gpu is False:
+            return "cpu", evidence.source, evidence.why
         return "loaded", PS, "the node does not report where it runs"
     return "gpu" if share == 1.0 else "part" if share else "cpu", PS, held.processor
 

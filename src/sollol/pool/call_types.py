@@ -29,7 +29,7 @@ class CallKeywords(TypedDict, total=False):
     mode: RoutingMode | str | None
     timeout: float | None  # seconds from the call to its end
     node: Node | Iterable[Node] | None  # only this node, or one of these
-    requires_gpu: bool  # no node that holds the model on its CPU
+    requires_gpu: bool  # only nodes that hold all of the model on a GPU
 
 
 class SingleKeywords(CallKeywords, total=False):

@@ -78,6 +78,14 @@ DECODE: Final = 20e-6
 WORK: Final = 2_000e-6  # cost units per microsecond
 
 
+class GpuEvidence(NamedTuple):
+    """Hold whether a model runs wholly on a GPU, None for unknown, with the source and the reason."""
+
+    on_gpu: bool | None
+    source: str
+    why: str
+
+
 class Attempt:
     """Hold one request in flight: its replica, its prediction, and its items."""
 
@@ -307,13 +315,29 @@ class Replica:
         return not task.gpu or self.is_on_gpu() is True
 
     def is_on_gpu(self) -> bool | None:
-        """Return whether the model runs, or would run, on a GPU; None if nothing proves the one or the other."""
+        """Return whether the whole model runs, or would run, on a GPU; None if nothing proves either."""
+        return self.gpu_evidence().on_gpu
+
+    def gpu_evidence(self) -> GpuEvidence:
+        """Return whether the whole model runs, or would run, on a GPU, by the best evidence.
+
+        A GPU that an agent reports need not be one that Ollama uses, so an agent can only disprove.
+        """
+        node, size = self.node, self.node.models.get(self.model, 0)
         if self.demoted_us:
-            return False
-        loaded = self.node.loaded.get(self.model)
+            return GpuEvidence(False, "timings", "it became many times slower than before")
+        loaded = node.loaded.get(self.model)
         if loaded is not None and loaded.size > 0:
-            return loaded.size_vram > 0
-        return True if self.node.gpu_seen else None
+            return GpuEvidence(loaded.gpu_share == 1.0, "/api/ps", f"it runs on {loaded.processor}")
+        total, free = node.gpu_total, node.gpu_free
+        if total is not None and (size > total or not total):
+            why = f"its GPU has {total / 1e9:.1f} GB" if total else "its machine has no GPU"
+            return GpuEvidence(False, "agent", why)
+        if free is not None and size > free + sum([held.size_vram for held in node.loaded.values()]):
+            return GpuEvidence(None, "agent", f"other programs leave {free / 1e9:.1f} GB of its GPU")
+        if 0 < size <= node.held_bytes:
+            return GpuEvidence(True, "/api/ps", "a model of its size was seen on the GPU")
+        return GpuEvidence(None, "", "nothing shows that it runs on a GPU")
 
     @property
     def digest(self) -> str:
@@ -594,6 +618,8 @@ class Node:
         self.loaded: Mapping[str, LoadedModel] = {}
         self.gpu_seen = False  # a model was seen in the memory of its GPU
         self.held_bytes = 0  # of the largest model that was ever seen wholly in its GPU
+        self.gpu_total: int | None = None  # bytes of its GPUs by an agent, 0 without one; None if none reports
+        self.gpu_free: int | None = None  # of them that no program uses
         self.replicas: dict[str, Replica] = {}
         self.running = 0
         self.active_models = 0  # models at work

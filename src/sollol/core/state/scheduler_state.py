@@ -239,9 +239,9 @@ class SchedulerState:
                 have = ", ".join(sorted(node.models)) or "no models"
                 yield node.key, f"does not have {model}; it has {have}"
             elif pending.task.gpu and not node.replicas[model].suits(pending.task):
-                known = node.replicas[model].is_on_gpu() is False
-                where = f"holds {model} on its CPU" if known else f"does not show that {model} runs on a GPU"
-                yield node.key, f"{where}, and a GPU is required"
+                evidence = node.replicas[model].gpu_evidence()
+                source = f" (by {evidence.source})" if evidence.source else ""
+                yield node.key, f"a GPU is required for all of {model}: {evidence.why}{source}"
             elif (needed := self._needed_digest(pending)) and node.digests.get(model, needed) != needed:
                 has, needs = short(node.digests[model]), short(needed)
                 yield (
