@@ -117,6 +117,7 @@ def test_a_load_in_progress_is_read_where_it_was_begun(run: Run, monkeypatch: py
         ({"state": "loading", "progress": None, "elapsed_ms": 5.0, "predicted_ms": 9.0}, "not measured yet"),
         ({"elapsed_ms": 10.0, "predicted_ms": 9.0}, "late"),  # of an older gateway
         ({"state": "stuck", "progress": None}, "stuck"),
+        ({"progress": 99.0}, "██████████ 100%"),  # of a server that is none of ours
     ],
 )
 def test_how_far_a_load_is(load: dict[str, Any], says: str) -> None:

@@ -180,6 +180,40 @@ def test_a_node_is_warm_at_the_time_that_its_owner_set() -> None:
     assert staged(work, {FIRST: {**MAC, "warm_at": "08:45"}}) == (1, "up")
 
 
+def no_networks(host: str) -> list[str]:
+    raise OSError("no list of networks")
+
+
+@pytest.mark.parametrize(
+    ("broadcasts", "sent"),
+    [
+        (lambda host: ["127.0.0.1", "127.0.0.2"], {"127.0.0.1", "127.0.0.2"}),
+        (lambda host: [], {"255.255.255.255"}),
+        (no_networks, {"255.255.255.255"}),
+    ],
+)
+def test_the_packet_goes_to_each_broadcast_or_where_the_system_sends_it(
+    broadcasts: Any, sent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[bytes, tuple[str, int]]] = []
+
+    class Card(socket.socket):
+        def sendto(self, data: bytes, address: Any) -> int:  # type: ignore[override]
+            found.append((data, address))
+            return len(data)
+
+    monkeypatch.setattr("sollol.engine.owners.socket.socket", Card)
+
+    async def send() -> None:
+        async with AsyncOllamaPool(["127.0.0.1:9"]) as pool:
+            Owners(pool.engine, {"127.0.0.1:9": parse_node_options(MAC)}, broadcasts=broadcasts)
+            pool.engine.dispatcher.wake("127.0.0.1:9")
+
+    asyncio.run(send())
+    assert {address for _, address in found} == {(address, 9) for address in sent}
+    assert {data for data, _ in found} == {magic_packet(bytes.fromhex("a4bb6d010203"))}
+
+
 def test_the_packet_goes_out() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
         card.bind(("127.0.0.1", 0))

@@ -67,6 +67,7 @@ def load_progress(load: Row) -> Text:
     share = load.get("progress")
     if share is None:
         return Text("late" if load["elapsed_ms"] > load["predicted_ms"] else "not measured yet", style="dim")
+    share = min(max(share, 0.0), 1.0)
     done = round(share * BAR_CELLS)
     return Text.assemble(("█" * done, "cyan"), ("░" * (BAR_CELLS - done), "dim"), f" {share:.0%}")
 

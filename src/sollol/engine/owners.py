@@ -93,8 +93,11 @@ class Owners:
     def _wake(self, key: str) -> None:
         wishes = self._options[key]
         host = self._engine.scheduler.view().nodes[key].endpoint.host
-        targets = [(address, WAKE_PORT) for address in self._broadcasts(host) or [LIMITED]]
-        for address in [wishes.wake] if wishes.wake else targets:
+        try:
+            addresses = self._broadcasts(host) or [LIMITED]
+        except OSError:  # the system does not list its networks
+            addresses = [LIMITED]
+        for address in [wishes.wake] if wishes.wake else [(address, WAKE_PORT) for address in addresses]:
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
             try:
                 with socket.socket(family, socket.SOCK_DGRAM) as sender:
