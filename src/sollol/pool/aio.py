@@ -27,10 +27,10 @@ from sollol.engine.inputs import as_sequence
 from sollol.engine.jobs import STREAM_AHEAD, CallJob
 from sollol.errors import SollolError
 from sollol.pool.async_batches import AsyncAnswerBatches
-from sollol.pool.base import BatchCall, configured_nodes
+from sollol.pool.base import configured_nodes
 from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import ChatKeywords, EmbedKeywords, GenerateKeywords
-from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
+from sollol.pool.requests import BatchCall, batch_call, chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.stream_rows import rows_of
 
 
@@ -296,7 +296,7 @@ class AsyncOllamaPool(AsyncAnswerBatches):
     ) -> BatchResult:
         """Return one vector per input, in order, from all nodes at once. See BatchResult."""
         options, fields = self._split(priority, call, typed=False)
-        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields)
+        batch = batch_call(len(self._endpoints), model, options, use_adaptive, max_workers, on_error, fields)
         texts = None if isinstance(inputs, AsyncIterable) else as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else inputs
@@ -326,7 +326,9 @@ class AsyncOllamaPool(AsyncAnswerBatches):
         error takes the vector's place.
         """
         options, fields = self._split(priority, call, typed=False)
-        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields, "embed_stream")
+        batch = batch_call(
+            len(self._endpoints), model, options, use_adaptive, max_workers, on_error, fields, "embed_stream"
+        )
         source = inputs if isinstance(inputs, AsyncIterable) else iter(inputs)
         async with aclosing(self._batch(batch, source)) as messages:
             async for message in messages:

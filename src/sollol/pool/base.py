@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from sollol.core.endpoint import DEFAULT_PORT, Endpoint, parse_endpoint, with_key
 from sollol.core.types import RoutingMode, RoutingStrategy
@@ -16,13 +15,12 @@ from sollol.engine.engine import Engine
 from sollol.errors import BadInput, SollolError
 from sollol.observe.snapshot import NodeView
 from sollol.observe.totals import Totals
-from sollol.pool import keywords, payload, processes
+from sollol.pool import keywords, processes
 from sollol.pool.call_types import Node
 from sollol.pool.callers_trace import current_trace
 from sollol.pool.displays import PoolDisplays, open_store
-from sollol.pool.former_keywords import take_former
 from sollol.pool.node_list import NodeList
-from sollol.pool.requests import EMBED_FIELDS, OLD_KEYWORDS, check_fields
+from sollol.pool.requests import OLD_KEYWORDS
 from sollol.transport.base import Transport
 from sollol.version import __version__
 from sollol.workload.call_options import CallOptions, call_options
@@ -32,7 +30,6 @@ from sollol.workload.validation import (
     check_flag,
     check_mixed_digests,
     check_mode,
-    check_model,
     check_strategy,
     check_timeout,
     short,
@@ -43,16 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BY_SETTINGS: Final = "by the settings"
-
-
-class BatchCall(NamedTuple):
-    """A validated call of `embed_batch` or `embed_stream`."""
-
-    model: str
-    fields: dict[str, Any]
-    call: CallOptions
-    width: int | None
-    on_error: str
 
 
 DISCOVER_S = 2.0  # time limit of the search of a constructor
@@ -335,37 +322,6 @@ class PoolBase(PoolDisplays):
         healthy = [node.endpoint for node in self.nodes if node.is_healthy]
         enough = num_tasks >= PARALLEL_LEAST and len(healthy) >= PARALLEL_LEAST
         return enough and _machines(healthy) >= PARALLEL_LEAST
-
-    # --- batches ---
-
-    def _batch_arguments(
-        self,
-        model: str,
-        call: CallOptions,
-        use_adaptive: bool,
-        max_workers: int | None,
-        on_error: str,
-        extra: Mapping[str, Any],
-        verb: str = "embed_batch",
-    ) -> BatchCall:
-        """Validate a batch call. Its `width` is the fixed number of requests in flight, or None."""
-        check_model(model)
-        if call.hedge is not None and not isinstance(call.hedge, bool):
-            raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
-        call, extra = take_former(verb, call, extra, EMBED_FIELDS)
-        check_fields(verb, extra, EMBED_FIELDS)
-        payload.check_types(verb, extra)
-        if on_error not in ("raise", "return"):
-            raise BadInput(f"on_error={short(on_error)}; expected 'raise' or 'return'")
-        if max_workers is not None:
-            check_count("max_workers", max_workers)
-        elif not use_adaptive:
-            max_workers = 2 * max(1, len(self._endpoints))
-        if use_adaptive and max_workers is not None:
-            warnings.warn("max_workers= has no effect with use_adaptive=True; pass use_adaptive=False", stacklevel=4)
-            max_workers = None
-        fields = {name: value for name, value in extra.items() if value is not None}
-        return BatchCall(model, fields, call, max_workers, on_error)
 
     def __repr__(self) -> str:
         down = sum(not node.is_healthy for node in self.nodes)

@@ -5,8 +5,9 @@ Bad input raises at the call, with field, value and expected value, before anyth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sollol.answers import Answer, ChatResponse, EmbeddingsResponse, EmbedResponse, GenerateResponse
 from sollol.backends.ollama import encode
@@ -20,7 +21,7 @@ from sollol.workload.classification import detect_task_type
 from sollol.workload.cost import item_cost
 from sollol.workload.prefix import prefix_of
 from sollol.workload.runner_options import runner_key
-from sollol.workload.validation import check_model, check_text, short
+from sollol.workload.validation import check_count, check_model, check_text, short
 
 CHAT_FIELDS = frozenset(
     ["tools", "think", "logprobs", "top_logprobs", "format", "options", "keep_alive", "truncate", "shift"]
@@ -187,3 +188,47 @@ def check_fields(verb: str, extra: Mapping[str, Any], known: frozenset[str]) -> 
     for name, value in extra.items():
         if name not in known:
             keywords.refuse(verb, name, value, known)
+
+
+class BatchCall(NamedTuple):
+    """A validated call of `embed_batch` or `embed_stream`. `width`: the fixed number of requests in flight, or None."""
+
+    model: str
+    fields: dict[str, Any]
+    call: CallOptions
+    width: int | None
+    on_error: str
+
+
+def batch_call(
+    nodes: int,
+    model: str,
+    call: CallOptions,
+    use_adaptive: bool,
+    max_workers: int | None,
+    on_error: str,
+    extra: Mapping[str, Any],
+    verb: str = "embed_batch",
+) -> BatchCall:
+    """Validate a batch call.
+
+    Args:
+        nodes: Number of nodes, by which the fixed number of requests in flight is chosen if none is given.
+    """
+    check_model(model)
+    if call.hedge is not None and not isinstance(call.hedge, bool):
+        raise BadInput("hedge=<a policy>; for a batch expected True, False or None")
+    call, extra = take_former(verb, call, extra, EMBED_FIELDS)
+    check_fields(verb, extra, EMBED_FIELDS)
+    payload.check_types(verb, extra)
+    if on_error not in ("raise", "return"):
+        raise BadInput(f"on_error={short(on_error)}; expected 'raise' or 'return'")
+    if max_workers is not None:
+        check_count("max_workers", max_workers)
+    elif not use_adaptive:
+        max_workers = 2 * max(1, nodes)
+    if use_adaptive and max_workers is not None:
+        warnings.warn("max_workers= has no effect with use_adaptive=True; pass use_adaptive=False", stacklevel=4)
+        max_workers = None
+    fields = {name: value for name, value in extra.items() if value is not None}
+    return BatchCall(model, fields, call, max_workers, on_error)

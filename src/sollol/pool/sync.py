@@ -19,11 +19,11 @@ from sollol.engine.engine import finish, finish_stream
 from sollol.engine.inference_request import InferenceRequest
 from sollol.engine.inputs import as_sequence, take_texts
 from sollol.engine.jobs import STREAM_AHEAD, CallJob, StreamJob
-from sollol.pool.base import BatchCall, configured_nodes
+from sollol.pool.base import configured_nodes
 from sollol.pool.batch_result import BatchResult
 from sollol.pool.call_types import ChatKeywords, EmbedKeywords, GenerateKeywords
 from sollol.pool.progress import progress_bar
-from sollol.pool.requests import chat_request, embed_request, generate_request, old_embed_request
+from sollol.pool.requests import BatchCall, batch_call, chat_request, embed_request, generate_request, old_embed_request
 from sollol.pool.stream_rows import rows_of
 from sollol.pool.streams import Stream
 from sollol.pool.sync_batches import AnswerBatches
@@ -329,7 +329,7 @@ class OllamaPool(AnswerBatches):
         BatchError at the end, with all results; "return": they are None. `progress` draws a bar on stderr.
         """
         options, fields = self._split(priority, call, typed=False)
-        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields)
+        batch = batch_call(len(self._endpoints), model, options, use_adaptive, max_workers, on_error, fields)
         texts = as_sequence(inputs)
         result = BatchResult(model, len(texts) if texts is not None else 0)
         source = texts if texts is not None else iter(inputs)
@@ -361,7 +361,9 @@ class OllamaPool(AnswerBatches):
     ) -> Generator[tuple[int, Any]]:
         """Yield (index, vector) pairs as they finish, in any order; inputs are read on demand, so memory is limited."""
         options, fields = self._split(priority, call, typed=False)
-        batch = self._batch_arguments(model, options, use_adaptive, max_workers, on_error, fields, "embed_stream")
+        batch = batch_call(
+            len(self._endpoints), model, options, use_adaptive, max_workers, on_error, fields, "embed_stream"
+        )
         return self._rows(batch, iter(inputs))
 
     def _rows(self, batch: BatchCall, source: Iterator[str]) -> Generator[tuple[int, Any]]:
