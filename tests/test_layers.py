@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,30 @@ def test_a_write_from_outside_would_be_found() -> None:
     ):
         assert tainted_writes(ast.parse(code)), code
     assert not tainted_writes(ast.parse("def f(self):\n self.scheduler = 1\n self.found[1] = self.scheduler.view()"))
+
+
+# --- sizes ---
+
+LINES_MOST, FUNCTION_MOST = 400, 60
+LONG_FUNCTIONS = {
+    "serve",  # the options of the command, with their help
+    "_predict",  # one loop without calls, which runs for every replica of every decision
+    "__init__",  # the fields of a replica, each with its meaning
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_file_or_function_is_short_or_says_why(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    about = " ".join((ast.get_docstring(tree) or "").split())
+    assert len(text.splitlines()) <= LINES_MOST or re.search(r"[Oo]ver 400 lines,? because", about), (
+        "split it, or say why"
+    )
+    for item in ast.walk(tree):
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name not in LONG_FUNCTIONS:
+            length = (item.end_lineno or 0) - item.lineno + 1
+            assert length <= FUNCTION_MOST, f"{item.name} has {length} lines"
 
 
 # --- circles ---

@@ -5,6 +5,8 @@
 
 The pool routes by predicted completion time; the task type predicts the length of the answer. `IntelligentRouter`
 translates a description of a task into the arguments of the pool.
+
+Over 400 lines, because each method of the older interface has its docstring.
 """
 
 from __future__ import annotations

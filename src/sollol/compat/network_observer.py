@@ -6,6 +6,8 @@
 It reads the journal of the pool, and costs nothing while unused. `sample_rate` is the share of requests that is kept
 (`SOLLOL_OBSERVER_SAMPLING`): whole requests, not single events. Failures and changes of nodes are always kept, except
 at a rate of 0.
+
+Over 400 lines, because each method of the older interface has its docstring.
 """
 
 from __future__ import annotations

@@ -379,9 +379,8 @@ class BatchScheduler:
             suspect = suspect or again is ChunkRetry.SPLIT
         piece = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
         if counts and suspect and count == 1:
-            others = frozenset(
-                replica.node.key for replica in suitable_replicas(self._state, batch, attempt.replica.group, now)
-            )
+            suitable = suitable_replicas(self._state, batch, attempt.replica.group, now)
+            others = frozenset(replica.node.key for replica in suitable)
             if self.attribution.is_bad(batch, others, piece, count):
                 self._refuse(pending, batch, orphans, outcome)
                 return

@@ -1,6 +1,8 @@
 """Protocols of the policies. `core` declares them, `policies` implements them, `engine` bundles them.
 
 Each is one question (tower, Netflix concurrency-limits): an implementation keeps its own state to itself.
+
+Over 400 lines, because it has all questions that a mode can answer otherwise, with their arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Engine of both pools on the event loop: scheduler, dispatcher, and the construction of jobs."""
+"""Engine of both pools on the event loop: scheduler, dispatcher, and the construction of jobs.
+
+Over 400 lines, because both pools and the gateway find all parts of a running cluster here.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Inference is answered by callbacks, because its cost limits the throughput; all other requests by coroutines, in one
 task each, which is cancelled when the client leaves.
+
+Over 400 lines, because it has the life of the gateway and the way of each request to its handler.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 `sollol.config` reads the file. These are its tables [gateway], [limits], [routing], [aliases], [fallbacks],
 [digests], [store], [alerts], [models] and [registry]. The limits protect the server's memory from its callers.
+
+Over 400 lines, because each table is a structure with its defaults and their reasons.
 """
 
 from __future__ import annotations

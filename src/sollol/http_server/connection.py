@@ -10,6 +10,8 @@ Pipelined requests wait here, and are answered in order, one at a time.
 One object stands between the socket and the server, because it is the hot path: splitting its state over several
 objects would add calls for each arrival. Therefore the file has more than 400 lines. `pieces` cuts the bytes for the
 parser, `heads` checks heads, `intake` bounds bodies, and `places` bounds connections.
+
+Over 400 lines, because the callbacks of the parser and the timers share the state of one connection.
 """
 
 from __future__ import annotations

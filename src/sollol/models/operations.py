@@ -4,6 +4,8 @@
 to every node concerned and return a result per node. Pull, push and create take minutes, so they are always sent with
 `stream`: a node that sends no progress is then in trouble. A body that must reach the node unchanged may have no
 progress; meanwhile `/api/version` checks that the node is reachable.
+
+Over 400 lines, because each verb of the API has its own way over the nodes.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Each check reads a snapshot (`pool.snapshot()`) and what a monitor saw over time, and returns findings in words. It
 returns nothing where all is well. The dashboard, `sollol doctor` and alerts show the same findings.
+
+Over 400 lines, because each check is a function with its words.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 This is the hot path of the product, so one object stands between the socket and llhttp: the event loop calls
 `data_received`, the parser calls `on_...`, and after the body the caller's future is set. One future for each call, no
 task or coroutine. The state of a call is in the connection's own fields, which `_begin` resets, because a connection
-serves one call at a time (pipelining is not used: a long answer would block the others). Therefore the file has more
-than 400 lines: splitting the object would put calls between the parser and the caller.
+serves one call at a time (pipelining is not used: a long answer would block the others).
+
+Over 400 lines, because splitting the object would put calls between the parser and the caller.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ Reuse. Idle connections of a node are a stack: the most recent one is taken firs
 close an idle connection just as it is taken. If a reused connection closes before the first byte of the answer, the
 call is sent once more on a new one (repeating a request to a model does no harm). A body that is an iterator cannot be
 sent again, so it gets a new connection.
+
+Over 400 lines, because a call, its connections and their ends are one state machine.
 """
 
 from __future__ import annotations

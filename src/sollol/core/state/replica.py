@@ -9,6 +9,8 @@ A replica is nominal while its node is up, its breaker closed, its model loaded,
 not only fail. Then its load and its rates decide alone, and a decision skips all other checks. Code that changes one of
 these facts calls `flag_off_nominal()`; the group checks again before the next decision. A replica wrongly off nominal
 costs time; one wrongly nominal would cost answers, so the invariants check it.
+
+Over 400 lines, because the classes refer to each other (`docs/decisions/house.md`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The state of the scheduler: open tasks, attempts, queues and timers.
 
 It decides nothing. `core.request_scheduler` and `core.batch_scheduler` decide and write here.
+
+Over 400 lines, because only here are attempts begun and ended, and each structure kept in step.
 """
 
 from __future__ import annotations
