@@ -203,6 +203,34 @@ def test_calls_that_wait_for_a_load_that_hangs_move(victim: int) -> None:
     assert max(call.took_s for call in done if call.model == "a") <= usual + 0.5
 
 
+async def batches_beside_a_hanging_load() -> tuple[list[float], list[str]]:
+    """Embed four batches with a model whose load hangs on one node, while others keep the nodes busy."""
+    models = (ModelSpec("a", "embed", GB), ModelSpec("b", "embed", GB))
+    world = World(nodes(3, models, loaded=("a",), embed_items_per_s=200.0))
+    loop, took = asyncio.get_running_loop(), list[float]()
+    async with AsyncOllamaPool(world.endpoints, transport=world.transport(), seed=1) as pool:
+
+        async def batch(model: str, number: int) -> None:
+            began = loop.time()
+            await pool.embed_batch(model, [f"text {number} {item}" for item in range(600)], timeout=600)
+            if model == "b":
+                took.append(loop.time() - began)
+
+        await batch("a", 0)
+        next(iter(world.nodes.values())).hang_loads()
+        await asyncio.gather(
+            *(batch("b", number) for number in range(4)), *(batch("a", number) for number in range(10))
+        )
+        return took, pool.get_stats()["notices"]
+
+
+def test_a_chunk_that_waits_for_a_load_that_hangs_goes_elsewhere() -> None:
+    took, notices = simulate(batches_beside_a_hanging_load())
+    assert len(took) == 4
+    assert max(took) <= 60
+    assert any("It gets no loads" in notice for notice in notices)
+
+
 async def impatient(callers: int) -> float:
     """Ask for a model whose load hangs, and leave; return the seconds that the next caller waits."""
     models = (ModelSpec("a", size_bytes=4 * GB), ModelSpec("b", size_bytes=4 * GB))

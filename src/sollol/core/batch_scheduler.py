@@ -250,8 +250,7 @@ class BatchScheduler:
         )
         for each in takeovers:
             self._start_takeover(batch, each, now)
-        if some_idle:
-            takeover.look_again(self._state, batch, group, now)
+        takeover.look_again(self._state, batch, group, some_idle, now)
 
     def _start_takeover(self, batch: Batch, planned: Takeover, now: Micros) -> None:
         victim = planned.victim
@@ -285,6 +284,8 @@ class BatchScheduler:
             batch.vanished += attempt.evidence.tries
             self.attribution.acquit(attempt, now)
         for loser in idle:
+            if loser.loads:
+                self._state.load_lost(loser, attempt, now)
             batch.drop(loser)
             batch.release(loser, suspect=True)
             self._overtaken(loser, now)

@@ -7,6 +7,8 @@ first request of a load stays with its node, since the load may end; those behin
 
 from __future__ import annotations
 
+from typing import Final
+
 from sollol.core.actions import Notice
 from sollol.core.failover import Failover
 from sollol.core.hang_detection import HangDetection
@@ -16,6 +18,8 @@ from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.state.shortlist import shortlist
 from sollol.core.types import SECOND, Micros, Outcome, Status
 
+CHECK_EVERY: Final[Micros] = SECOND  # while a batch loads a model
+
 
 class LoadWatch:
     """Check the loads in progress against their predictions."""
@@ -24,6 +28,7 @@ class LoadWatch:
         self._state = state
         self._hang_detection = hang_detection
         self._failover = failover
+        self._planned = False  # a check is due in a moment
 
     def check_all(self, now: Micros) -> None:
         """Judge the load in progress of each node."""
@@ -33,10 +38,17 @@ class LoadWatch:
                 loading.setdefault(attempt.replica.node.key, []).append(attempt)
         for attempts in loading.values():
             self._check(attempts, now)
+            if attempts[0].task.batch and not self._planned:  # single requests are checked every second anyway
+                self._planned = True
+                self._state.call_at(now + CHECK_EVERY, self._check_again)
         for node in self._state.cluster.nodes.values():
             for replica in node.replicas.values():
                 if 0 < replica.loading_until <= now:
                     self._check_preload(replica, now)
+
+    def _check_again(self, now: Micros) -> None:
+        self._planned = False
+        self.check_all(now)
 
     def _check(self, attempts: list[Attempt], now: Micros) -> None:
         policy, first = self._state.policies.load_watch, attempts[0]
@@ -49,6 +61,8 @@ class LoadWatch:
             self._give_up(first, elapsed_us, now)
         if policy.hangs(elapsed_us, predicted_us, measured):
             self.bar(replica, elapsed_us, now)
+            for attempt in [attempt for attempt in attempts if attempt.task.batch]:
+                self._state.fail_chunk(attempt, now)  # its items go elsewhere
         if elapsed_us >= policy.late_after_us(predicted_us):
             for attempt in attempts:
                 self._free(attempt, attempt is first, now)

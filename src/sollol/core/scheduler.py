@@ -80,6 +80,7 @@ class Scheduler:
         # Parts call each other through the state, so that their modules do not import each other in a circle.
         state.check_loads = self._load_watch.check_all
         state.load_lost = self._load_watch.lost
+        state.fail_chunk = self._fail_overdue
         self._batches = BatchScheduler(state)
         self._stall_detection = StallDetection(state)
         self._binding = SlotBinding(state, self._requests, self._batches)

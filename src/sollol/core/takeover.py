@@ -15,7 +15,7 @@ from sollol.core.state.batch import Batch, joined
 from sollol.core.state.ranges import Ranges
 from sollol.core.state.replica import Attempt, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
-from sollol.core.types import Micros
+from sollol.core.types import MILLISECOND, Micros
 
 
 class Takeover(NamedTuple):
@@ -90,14 +90,18 @@ def _may_take(replica: Replica, victim: Attempt, policy: TakeoverPolicy, now: Mi
     return policy.repeats(now - victim.started_us, victim.evidence.tries)
 
 
-def look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, now: Micros) -> None:
-    """Plan the next look, when a chunk should have ended, while idle replicas remain."""
+def look_again(state: SchedulerState, batch: Batch, group: ModelReplicas, some_idle: bool, now: Micros) -> None:
+    """Plan the next look, when a chunk should have ended.
+
+    Args:
+        some_idle: Replicas are idle. Otherwise one may become idle without an event of this model, so looks are rarer.
+    """
     policy = state.policies.takeover
-    pauses = [
-        policy.look_again_us(attempt.due_us - now, attempt.due_us - attempt.started_us)
-        for attempt in batch.live.values()
-        if attempt.uncovered
-    ]
+    pauses = []
+    for attempt in batch.live.values():
+        if attempt.uncovered:
+            pause = policy.look_again_us(attempt.due_us - now, attempt.due_us - attempt.started_us)
+            pauses.append(pause if some_idle else max(pause, (now - attempt.started_us) // 4, MILLISECOND))
     if not pauses:
         return
     when = now + min(pauses)

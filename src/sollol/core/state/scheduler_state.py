@@ -55,6 +55,7 @@ class SchedulerState:
         self.wake_for: Callable[[Task, Micros], bool] = _not_woken
         self.load_lost: Callable[[Attempt, Attempt, Micros], None] = _not_lost
         self.unanswered: Callable[[Attempt, Micros], None] = _unanswered
+        self.fail_chunk: Callable[[Attempt, Micros], None] = _unanswered
         self.recover: Callable[[Exception, Micros], None] = _not_recovered
         self.current_task: PendingTask | None = None  # the task being handled, which a fault would settle
         self._serial = 0
