@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sollol import OllamaPool
+from sollol import AsyncOllamaPool, OllamaPool
 from sollol.core.events import LoadRequested, UnloadRequested
 from sollol.gpu_controller import SOLLOLGPUController, integrate_with_router
 from sollol.intelligence import IntelligentRouter
@@ -115,3 +116,16 @@ def test_a_model_in_use_is_not_unloaded(pool: OllamaPool, cluster: Cluster, monk
     assert (told["success"], told["message"]) == (False, f"{CHAT}:latest is in use and was not unloaded")
     assert next(iter(stream))["message"]["content"]
     stream.close()
+
+
+def test_a_caller_on_the_loop_of_its_pool_does_not_wait_for_itself(cluster: Cluster) -> None:
+    """A blocking method in a coroutine stops the event loop on which the pool's scheduler runs."""
+    cluster.do(lambda nodes: [node.regain_gpu() for node in nodes])
+
+    async def main() -> dict[str, Any]:
+        async with AsyncOllamaPool(list(cluster)) as pool:
+            await pool.wait_ready()
+            with SOLLOLGPUController(pool=pool) as controller:
+                return controller.force_gpu_load(cluster[0], CHAT, timeout_s=WAIT_S)
+
+    assert asyncio.run(main())["success"]

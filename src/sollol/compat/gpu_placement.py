@@ -32,6 +32,7 @@ from sollol.transport.http import HttpTransport
 
 PROBE_S = 2.0  # time limit of a probe
 FRESH_S = 2.0  # age up to which a probe is reused, where calls permit it
+ENGINE_S = 1.0  # limit of the wait for a pool's event loop
 UNLOAD_S = 10.0  # a model in use is unloaded after its last answer
 RETRY_FORCE_S = 300.0  # pause before another try after a failed one
 RETRY_CPU_S = 3_600.0  # the same on a node that was never seen to use a GPU
@@ -241,8 +242,8 @@ class Placements:
     async def load(self, node: Endpoint, name: str, keep_alive: Any, like: LoadedModel | None = None) -> None:
         """Load a model or renew its keep-alive, with its present context, since another would reload it."""
         context = like.context_length if like is not None else 0
-        engine = self._engine()
-        if engine is not None and engine.journal.recording and node.key in engine.scheduler.view().nodes:
+        engine = await self._scheduler_of(node)
+        if engine is not None:
             keep = f"{keep_alive}s" if isinstance(keep_alive, int | float) else str(keep_alive)
             event = LoadRequested(node.key, name, Kind.GENERATE, f"num_ctx={context}" if context else "", keep, WHY)
             outcome = await self._scheduled(engine, event)
@@ -253,6 +254,26 @@ class Placements:
         body: dict[str, Any] = {"model": name, "keep_alive": keep_alive}
         await operations.load(self._transport, [node], body | ({"options": {"num_ctx": context}} if context else {}))
         self.refresh()
+
+    async def _scheduler_of(self, node: Endpoint) -> Engine | None:
+        """Return the pool's engine if it has the node and reacts. Its event loop may wait for this call."""
+        engine = self._engine()
+        if engine is None or not engine.journal.recording or node.key not in engine.scheduler.view().nodes:
+            return None
+        reacts = asyncio.Event()
+
+        def listen(entry: Entry) -> None:
+            self._loop.call_soon_threadsafe(reacts.set)
+
+        leave = engine.journal.subscribe(listen)
+        try:
+            engine.refresh()
+            await asyncio.wait_for(reacts.wait(), ENGINE_S)
+        except TimeoutError:
+            return None
+        finally:
+            leave()
+        return engine
 
     async def _scheduled(self, engine: Engine, event: LoadRequested) -> Outcome | None:
         """Let the pool's scheduler load a model; return the outcome, None if there is nothing to load."""
@@ -276,15 +297,14 @@ class Placements:
             leave()
 
     async def _unload(self, node: Endpoint, name: str) -> bool:
-        engine = self._engine()
-        known = engine is not None and node.key in engine.scheduler.view().nodes
-        if not known:
+        engine = await self._scheduler_of(node)
+        if engine is None:
             await operations.load(self._transport, [node], {"model": name, "keep_alive": 0})
         until = self._loop.time() + UNLOAD_S
         while name in (await self._look(node)).loaded:
             if self._loop.time() > until:
                 return False
-            if engine is not None and known:
+            if engine is not None:
                 engine.dispatcher.feed_soon(UnloadRequested(node.key, name, WHY))
             await asyncio.sleep(0.1)
         self.refresh()
