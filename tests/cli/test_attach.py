@@ -99,9 +99,9 @@ def test_a_key_explains_its_own_calls(run: Run, keyed: Stage) -> None:
 def test_a_refusal_says_what_to_do(run: Run, keyed: Stage, command: tuple[str, ...]) -> None:
     wrong = "wrong-0123456789abcdef"
     for words, said in (
-        ((), "asks for a key. Give it in SOLLOL_API_KEY, or with --api-key; `sollol keys add NAME --admin`"),
-        (("--api-key", wrong), "does not know this key, or it was revoked. Check --api-key or SOLLOL_API_KEY"),
-        (("--api-key", ""), "asks for a key"),
+        ((), "requires a key. Give it in SOLLOL_API_KEY, or with --api-key; `sollol keys add NAME --admin`"),
+        (("--api-key", wrong), "does not accept this key; it may have been revoked. Check --api-key or SOLLOL_API_KEY"),
+        (("--api-key", ""), "requires a key"),
     ):
         told = run(*command, "--url", keyed.url, *words, code=1)
         assert f"{keyed.url} {said}" in told.stderr
@@ -123,9 +123,9 @@ def test_a_gateway_of_this_machine_that_wants_a_key_is_told_of_and_the_nodes_are
     monkeypatch.setenv("SOLLOL_NODES", nodes.urls[0])
     told = run("top", "--json")
     assert json.loads(told.stdout)["watching"]
-    assert "asks for a key" in told.stderr
+    assert "requires a key" in told.stderr
     assert "the nodes themselves are shown" in told.stderr
-    assert "asks for a key" in run("explain", 1, code=1).stderr
+    assert "requires a key" in run("explain", 1, code=1).stderr
     assert "watching" not in json.loads(run("top", "--json", "--api-key", ADMIN).stdout)
 
 
@@ -168,7 +168,7 @@ def test_a_failed_call_is_explained(run: Run) -> None:
         number = failed.headers["x-sollol-request-id"]
         told = run("explain", number, "--url", stage.url).stdout
         assert "error" in told
-        assert "What each node said" in told
+        assert "Answers of the nodes" in told
         assert f"{nodes.urls[0].removeprefix('http://')}: failed: " in told
         assert client.get(f"/sollol/explain/{number}").json()["tried"]
         split = client.post("/api/embed", json={"model": "no-such-model", "input": ["x"] * 80})

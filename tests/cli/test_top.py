@@ -258,7 +258,7 @@ def test_a_failed_node_stands_under_tried(run: Run, url: str, pool: OllamaPool, 
         pool.chat("llama3.2", HELLO)
     number = pool.snapshot()["recent"][0]["id"]
     text = run("explain", number, "--url", url).stdout
-    assert "What each node said" in text
+    assert "Answers of the nodes" in text
     assert cluster[0].removeprefix("http://") in text
 
 

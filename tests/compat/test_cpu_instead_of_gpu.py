@@ -91,7 +91,7 @@ def test_the_block_brings_the_models_onto_gpus(pool: OllamaPool, cluster: Cluste
     controller.close()
     changes = [entry.event for entry in events if isinstance(entry.event, LoadRequested | UnloadRequested)]
     assert {type(event) for event in changes} == {LoadRequested, UnloadRequested}
-    assert {event.why for event in changes} == {"the GPU controller wants it on a GPU"}, "the journal has the reason"
+    assert {event.why for event in changes} == {"the GPU controller places it on a GPU"}, "the journal has the reason"
 
 
 def test_a_router_with_the_controller_forces_the_model_before_the_call(pool: OllamaPool, cluster: Cluster) -> None:

@@ -159,12 +159,12 @@ class Remote:
     def _refusal(self, status: int, message: str, with_key: bool) -> str:
         if status == 401 and with_key:
             return (
-                f"{self.url} does not know this key, or it was revoked. Check --api-key or SOLLOL_API_KEY; "
+                f"{self.url} does not accept this key; it may have been revoked. Check --api-key or SOLLOL_API_KEY; "
                 "`sollol keys list` where the gateway runs shows those that there are."
             )
         if status == 401:
             return (
-                f"{self.url} asks for a key. Give it in SOLLOL_API_KEY, or with --api-key; "
+                f"{self.url} requires a key. Give it in SOLLOL_API_KEY, or with --api-key; "
                 "`sollol keys add NAME --admin` where the gateway runs makes one."
             )
         if message and "allowed_hosts" not in message:

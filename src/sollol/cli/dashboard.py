@@ -48,7 +48,7 @@ def dashboard(
         say(url)
     note(f"{plural(len(chosen.endpoints), 'node')} (from {chosen.how}). Ctrl-C ends it.")
     if not is_loopback(host):
-        note("There is no password: everybody who reaches this address sees the names of nodes and models.")
+        note("There is no password: every caller that reaches this address can read the names of nodes and models.")
     try:
         page.run()
     except KeyboardInterrupt:  # the normal end

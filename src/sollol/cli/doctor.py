@@ -27,7 +27,7 @@ EPILOG = """\
 
 [bold]What it looks at[/bold]
 
-  A running gateway or dashboard (--url, else this machine's), which knows
+  A running gateway or dashboard (--url, else this machine's), which has
   loads, failures and waiting requests; else the nodes themselves. Besides
   that the way to each node, its clock, the settings, and this machine's disk.
 

@@ -75,7 +75,7 @@ def explanation(record: Mapping[str, Any]) -> list[Text]:
     found += _candidates(record.get("candidates", ()), record.get("node", ""))
     if record.get("tried"):
         is_well = record.get("outcome") == "ok" or record.get("state") != "done"
-        found += [Text(), _line("Tried before" if is_well else "What each node said")]
+        found += [Text(), _line("Tried before" if is_well else "Answers of the nodes")]
         for row in record["tried"]:
             parts = [row["node"], row.get("outcome", ""), row["why"], millis(row["ms"]) if "ms" in row else ""]
             found.append(_line("  " + ": ".join(part for part in parts if part)))

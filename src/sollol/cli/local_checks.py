@@ -88,10 +88,10 @@ async def other_gateways(
             hosts = {str(row.get("host")) for row in listed if isinstance(row, dict)}
             shared = [node for node in nodes if node in hosts]
         if shared or (shared is None and own):
-            which = f"uses {', '.join(shared)}, too" if shared else "may use the same nodes (it asks for a key)"
+            which = f"uses {', '.join(shared)}, too" if shared else "may use the same nodes (it requires a key)"
             found.append(Finding(
                 "two-gateways", WARNING if shared else INFO, url, f"Another gateway at {url} {which}.",
-                "Neither sees the requests of the other: both predict free slots that are taken, and wait longer.",
+                "Neither has the requests of the other: both predict free slots that are taken, and wait longer.",
                 "Send all requests through one gateway; or give both the same SOLLOL_REDIS_URL, so that each shows the "
                 "other's.", {"nodes": shared or []},
             ))  # fmt: skip

@@ -77,7 +77,7 @@ def headline(frame: Row, width: int = WIDEST) -> Text:
     up = sum(1 for node in frame["nodes"] if node["state"] == "up")
     parts = [frame["app_name"], f"{up} of {len(frame['nodes'])} nodes up"]
     if frame.get("watching"):
-        parts.append("the nodes alone: what programs ask of them is not seen")
+        parts.append("the nodes alone: the requests of programs are not seen")
     else:
         totals, ratio = frame["totals"], frame["calibration"]
         failed = f", {totals['failed_requests']:,} failed" if totals["failed_requests"] else ""

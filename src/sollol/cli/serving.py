@@ -177,13 +177,13 @@ async def _greet(gateway: Gateway, port: int, file: str | None) -> None:
     storing = gateway.pool.engine.storing
     note(f"Settings: {file or 'defaults (`sollol init` writes a file)'}. "
          f"Store: {storing.store.path if storing is not None else 'none'}.")  # fmt: skip
-    keys = "Keys are asked for." if gateway.keyring.required else "No keys are asked for."
+    keys = "Keys are required." if gateway.keyring.required else "No keys are required."
     note(f"{plural(len(gateway.pool.nodes), 'node')}. {keys} Ctrl-C ends it.")
     if gateway.registry is not None:
         where = gateway.settings.registry.host
         note(f"Registry: models go from node to node over {where}:{gateway.registry.port}.")
     if listen.insecure:
-        warn("everybody who reaches this address can use the nodes and delete their models")
+        warn("all callers that reach this address can use the nodes and delete their models")
 
 
 def _up(gateway: Gateway) -> str:

@@ -43,7 +43,7 @@ EPILOG = """\
 
   ? shows all. / filters, s sorts, Tab goes from list to list. On the selected
   row d drains or resumes a node, u unloads a model, c cancels a request, and
-  e explains one; d, u and c ask first. q or Ctrl-C ends it.
+  e explains one; d, u and c need a confirmation. q or Ctrl-C ends it.
 
 [bold]Exit codes[/bold]
 

@@ -334,7 +334,7 @@ def help_page() -> list[Text]:
     found += [Text.assemble((keys.ljust(widest), "cyan"), meaning) for keys, meaning in KEYS]
     found += [
         Text(),
-        Text("d, u and c ask first: y does it, any other key does not."),
+        Text("d, u and c need a confirmation: y does it, any other key does not."),
         Text("They need a gateway (`sollol serve`), with an admin key where it requires keys."),
         Text("Yellow: longer than 1.5 times the prediction, or a part of a model on the CPU."),
     ]

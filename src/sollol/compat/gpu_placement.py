@@ -37,7 +37,7 @@ UNLOAD_S = 10.0  # a model in use is unloaded after its last answer
 RETRY_FORCE_S = 300.0  # pause before another try after a failed one
 RETRY_CPU_S = 3_600.0  # the same on a node that was never seen to use a GPU
 FOREVER = -1
-WHY = "the GPU controller wants it on a GPU"
+WHY = "the GPU controller places it on a GPU"
 
 
 class Location(enum.StrEnum):

@@ -90,7 +90,7 @@ class RequestScheduler:
         if all_paused(task, replicas):
             pending.busy = {replica.key for replica in replicas}
             pending.tried |= {
-                replica.key: "asks to be left alone for longer than the caller has time" for replica in replicas
+                replica.key: "requires a pause that is longer than the caller's time" for replica in replicas
             }
             self.failover.give_up(pending, "every node is busy", now)
             return False
@@ -347,7 +347,7 @@ class RequestScheduler:
                     not replica.nominal and not replica.breaker.closed
                 ):  # a trial that lost: not now, and later still if it hangs
                     late = self.hang_detection.is_late(other, now)
-                    self._state.abort(other, now, Outcome(Status.TIMEOUT, "said nothing in time") if late else LEFT)
+                    self._state.abort(other, now, Outcome(Status.TIMEOUT, "sent nothing in time") if late else LEFT)
                     replica.breaker.postpone(now, late)
                 else:
                     self._state.abort(other, now)

@@ -86,7 +86,7 @@ def _metrics(settings: GatewaySettings, keys: int) -> list[CheckResult]:
     if not settings.metrics.listen:
         return []
     if not keys and settings.metrics.keys != "none" and not is_loopback(host):
-        why = f"nobody can read them at {settings.metrics.listen}, which requires a key, and there is none"
+        why = f"no caller can read them at {settings.metrics.listen}, which requires a key, and there is none"
         fix = '`sollol keys add NAME --admin` makes one, and keys = "none" in [metrics] opens it'
         return [CheckResult("metrics", False, f"{why}; {fix}")]
     return [_address("metrics", host, port)]

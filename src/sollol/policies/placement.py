@@ -146,7 +146,7 @@ class GreedyPlacement:
                     gone = leaving.pop(0)
                     taken -= node.held[gone]
                     before[node.node].discard(gone)
-                    reason = f"makes room for {model}; {cost.per_s(gone) * 60:.2g} requests/min want it"
+                    reason = f"makes room for {model}; {cost.per_s(gone) * 60:.2g} requests/min use it"
                     steps.append(PlacementStep(False, node.node, gone, reason))
                 if taken + need.size > node.room:
                     continue
@@ -154,7 +154,7 @@ class GreedyPlacement:
                 taken += need.size
                 after = cost.of(before)
                 others = sum(model in models for models in before.values()) - 1
-                wanted = f"{need.per_s * 60:.3g} requests/min want it" if need.per_s else "it is to be always warm"
+                wanted = f"{need.per_s * 60:.3g} requests/min use it" if need.per_s else "it is to be always warm"
                 reason = f"{wanted}, and it is warm on {others} other nodes"
                 steps.append(PlacementStep(True, node.node, model, reason, total - after))
                 total = after

@@ -279,7 +279,7 @@ def _base64(fragment: bytes) -> bytes:
 
 async def transcriptions(node: SimNode, request: SimRequest) -> SimReply:
     """Serve `/v1/audio/transcriptions`, which simulated models cannot do."""
-    raise Refusal(400, "this node hears nothing: the simulated models know no sound")
+    raise Refusal(400, "this node has no model for sound")
 
 
 def _entry(node: SimNode, name: str) -> dict[str, Any]:

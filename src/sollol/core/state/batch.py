@@ -333,7 +333,7 @@ class Batch:
         assert self.failed_pieces == sum(1 for piece in self.pending if piece.failed_on)
         open_items = len(waiting) + len(set(under_way)) + len(held)
         assert self.answered + self.refused + open_items == self.costs.end, "an item was lost or counted twice"
-        assert in_line or not self.pending_count, "items wait and nobody will serve them"
+        assert in_line or not self.pending_count, "items wait and no node will serve them"
 
 
 def joined_ranges(ranges: list[tuple[int, int]]) -> Ranges:

@@ -188,7 +188,7 @@ def keys_of_environment(text: str) -> list[Key]:
         if len(token) < 16:
             raise ConfigError(
                 f"environment variable SOLLOL_API_KEYS: the token of entry {place} has under 16 characters: "
-                "too easy to guess"
+                "too easy to find by trying"
             )
         found.append(Key(name, hash_of(token), app=name, admin=right == "admin"))
     return found

@@ -37,7 +37,7 @@ async def drain(context: Context, request: Request, node: str, verb: str) -> Non
         wakeable = context.engine.scheduler.view().nodes[key].wakeable
         if not wakeable:
             raise ResponseError(f"{key} cannot be woken; name its network card: [nodes.{key!r}] mac = ...", 409)
-        context.engine.dispatcher.feed(WakeRequested(key, "an operator wants it"))
+        context.engine.dispatcher.feed(WakeRequested(key, "an operator requested it"))
         request.answer(200, encode(Woken(key, True)))
         return
     context.engine.drain(key, verb == "drain")
