@@ -1,4 +1,7 @@
-"""Schedule batches: cut chunks for free slots, accept answers, and retry what failed."""
+"""Schedule batches: cut chunks for free slots, accept answers, and retry failed items.
+
+Over 400 lines, because each end of a chunk has its rule: answered, failed, late, taken over.
+"""
 
 from __future__ import annotations
 
