@@ -162,7 +162,7 @@ def test_nodes_that_are_down_fail_with_a_reason(run: Run, docs: Path, tmp_path: 
 def test_when_all_nodes_die_what_was_done_is_kept(
     run: Run, cluster: Cluster, docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_scheduler, "PATIENCE", SECOND // 2)  # how long a batch waits for a node to come back
+    monkeypatch.setattr(batch_scheduler, "NODE_WAIT", SECOND // 2)  # how long a batch waits for a node to come back
     partial = tmp_path / "x.npz.partial"
 
     def switch_off() -> None:

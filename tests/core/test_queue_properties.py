@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol.core.state.queue import AGEING, FairShares, WaitQueue
+from sollol.core.state.queue import AGEING_INTERVAL, FairShares, WaitQueue
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=150)
 STEP = st.tuples(
@@ -79,14 +79,14 @@ def test_a_low_task_is_served_under_an_endless_flood_of_urgent_ones() -> None:
     line = WaitQueue(FairShares())
     line.push(0, 2, 0, 0)
     number = 1
-    for at in range(0, 60 * AGEING // 5, AGEING // 5):
+    for at in range(0, 60 * AGEING_INTERVAL // 5, AGEING_INTERVAL // 5):
         line.push(number, 8, at, at)
         number += 1
         task = line.peek(at)
         assert task is not None
         line.charge(task, at)
         if task == 0:
-            assert at <= 7 * AGEING
+            assert at <= 7 * AGEING_INTERVAL
             return
     raise AssertionError("it starved")
 
@@ -95,7 +95,7 @@ def test_a_flood_of_old_low_tasks_does_not_bar_an_urgent_one() -> None:
     line = WaitQueue(FairShares())
     for number in range(100):
         line.push(number, 2, 0, 0)
-    at = 20 * AGEING
+    at = 20 * AGEING_INTERVAL
     task = line.peek(at)
     assert task is not None
     line.charge(task, at)  # the level was served: its age is spent

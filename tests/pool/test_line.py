@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sollol import BadInput, DeadlineExceeded, QueueFull, TaskPriority
-from sollol.core.state.queue import AGEING
+from sollol.core.state.queue import AGEING_INTERVAL
 from sollol.pool.requests import chat_request
 from sollol.sim import run
 from tests.pool.breaking import MODEL, Stage, staged, talker
@@ -77,7 +77,7 @@ def test_a_low_call_under_an_endless_flood_of_high_ones_is_served() -> None:
                 floods.append(ask(stage, done, "high", priority=8))
                 await asyncio.sleep(0.9)
             waited = asyncio.get_running_loop().time() - began
-            assert waited <= (8 - 2) * AGEING / 1e6 + 3
+            assert waited <= (8 - 2) * AGEING_INTERVAL / 1e6 + 3
             assert done.count("high") > 20
             for flood in floods:
                 flood.cancel()

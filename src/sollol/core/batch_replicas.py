@@ -9,7 +9,8 @@ from sollol.core.state.replica import ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import Micros, RoutingMode
 
-SPARED_TIMES: Final = 20  # in mode `async`: a node so many times slower than the best is not used in its place
+# In mode `async` the fastest node is left to others, if the next one is at most so many times slower.
+SPARE_FASTEST_UP_TO: Final = 20
 
 
 def suitable_replicas(state: SchedulerState, batch: Batch, group: ModelReplicas, now: Micros) -> list[Replica]:
@@ -49,7 +50,7 @@ def _reliable(replicas: list[Replica]) -> list[Replica]:
 def _spared(replicas: list[Replica]) -> list[Replica]:
     """Return the replicas without the fastest, unless the next is far slower."""
     rates = sorted((replica.work.read() or 0.0 for replica in replicas), reverse=True)
-    if len(rates) < 2 or not rates[1] or rates[0] > SPARED_TIMES * rates[1]:
+    if len(rates) < 2 or not rates[1] or rates[0] > SPARE_FASTEST_UP_TO * rates[1]:
         return replicas
     fastest = max(replicas, key=lambda replica: replica.work.read() or 0.0)
     return [replica for replica in replicas if replica is not fastest]

@@ -23,9 +23,9 @@ from sollol.core.takeover import Takeover
 from sollol.core.types import OK, SECOND, TRANSIENT, Cause, Decision, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 
-PATIENCE: Micros = 10 * SECOND  # a batch outlives a restart of its only node
-FEED_AHEAD: Micros = 2 * SECOND  # keep this much work waiting for a batch that is fed from an iterator
-FEED_LEAST = 256
+NODE_WAIT: Micros = 10 * SECOND  # for a node, while none can take the rest of a batch: it outlives a restart
+PREFETCH_TIME: Micros = 2 * SECOND  # of work that is read ahead from an iterator, so that no node waits for texts
+PREFETCH_ITEMS = 256  # texts that are read ahead at least, until rates are known
 REFUSED_ALONE = 8  # single items refused before anything succeeded: the call is wrong, not the items
 SAMPLE_AFTER = 3  # failures before anything succeeded: from then on items are taken from all over the batch
 CALL_IS_WRONG = (400, 413, 422, 500)  # status of a refusal that may be about one item only
@@ -139,7 +139,7 @@ class BatchScheduler:
             closed=batch.closed,
             replica_rate=replica.work.read() or None,
             replica_backlog=replica.backlog(now),
-            replica_startup_us=self._startup_us(pending, replica),
+            replica_startup_us=pending.startup_us(replica),
             slots=pending.task.width or replica.limiter.limit,
             total_rate=total_rate,
             best_rate=best_rate,
@@ -157,23 +157,18 @@ class BatchScheduler:
         cut = batch.cut(replica.node.key, max(cost, 1), max(count, 1), others, longest, sample)
         if cut is None:
             return False
-        ranges, piece = cut
-        if piece.suspect and not piece.ranges and self.attribution.is_bad(batch, others(), piece, ranges.total()):
-            assert piece.evidence.outcome is not None
-            self._refuse(pending, batch, ranges, piece.evidence.outcome)
+        ranges, segment = cut
+        if segment.suspect and not segment.ranges and self.attribution.is_bad(batch, others(), segment, ranges.total()):
+            assert segment.evidence.outcome is not None
+            self._refuse(pending, batch, ranges, segment.evidence.outcome)
             return True
-        cause = Cause.RETRY if piece.tries else Cause.FIRST
+        cause = Cause.RETRY if segment.tries else Cause.FIRST
         attempt = self._start(pending, batch, replica, ranges, view.replica_backlog, now, cause=cause)
-        attempt.tries, attempt.failed_on = piece.tries, piece.failed_on
-        attempt.evidence, attempt.suspect = piece.evidence, piece.suspect
-        attempt.other_half = piece if piece.suspect and piece.ranges else None
+        attempt.tries, attempt.failed_on = segment.tries, segment.failed_on
+        attempt.evidence, attempt.suspect = segment.evidence, segment.suspect
+        attempt.other_half = segment if segment.suspect and segment.ranges else None
         batch.begin(attempt, ranges)
         return True
-
-    def _startup_us(self, pending: PendingTask, replica: Replica) -> Micros:
-        """Return the µs of the load that a chunk needs here, 0 for none."""
-        serves = replica.is_loaded and replica.context_for(pending.task.options, pending.bytes_kept()) is not None
-        return 0 if serves else replica.load_us()
 
     def _start(
         self,
@@ -188,7 +183,7 @@ class BatchScheduler:
     ) -> Attempt:
         cost = batch.cost_of(ranges)
         rate = replica.work.read() or replica.group.total_rate / max(1, len(replica.group.replicas))
-        predicted = self._startup_us(pending, replica) + round((backlog + cost) / rate) if rate else 5 * SECOND
+        predicted = pending.startup_us(replica) + round((backlog + cost) / rate) if rate else 5 * SECOND
         decision = Decision(replica.node.key, predicted, reason)
         return self._state.start(pending, replica, cost, decision, now, ranges, cause)
 
@@ -205,7 +200,7 @@ class BatchScheduler:
         else:
             self._wake_for_replicas(group, now)
         if not batch.closed:
-            want = max(FEED_LEAST, round(group.total_rate * FEED_AHEAD / batch.costs.mean))
+            want = max(PREFETCH_ITEMS, round(group.total_rate * PREFETCH_TIME / batch.costs.mean))
             if batch.pending_count < want and batch.wanted_upto <= batch.costs.end:
                 batch.wanted_upto = batch.costs.end + 1
                 self._state.out.append(ItemsRequested(task.id, 2 * want - batch.pending_count))
@@ -220,7 +215,7 @@ class BatchScheduler:
             self._state.bind_at(group.model, due)
 
     def _no_replica(self, pending: PendingTask, batch: Batch, group: ModelReplicas, now: Micros) -> None:
-        """Wait for a node that may come, up to PATIENCE, or settle the batch."""
+        """Wait for a node that may come, up to NODE_WAIT, or settle the batch."""
         if batch.stuck_since is None:
             batch.stuck_since = now
             pending.since = now
@@ -236,8 +231,8 @@ class BatchScheduler:
             if replica.key not in excluded and group.suits(replica, task, batch.digest or "")
         ]
         hope = any(replica.node.succeeded or replica.node.usable for replica in replicas)
-        if hope and now - batch.stuck_since < PATIENCE:
-            self._state.bind_at(group.model, batch.stuck_since + PATIENCE)
+        if hope and now - batch.stuck_since < NODE_WAIT:
+            self._state.bind_at(group.model, batch.stuck_since + NODE_WAIT)
             self._wake_for_replicas(group, now)
             return
         self._state.settle_no_node(pending, "no node can take the rest of the batch", now)
@@ -342,7 +337,7 @@ class BatchScheduler:
     def _is_hopeless(self, batch: Batch, attempt: Attempt, outcome: Outcome, now: Micros) -> bool:
         """Check that the request itself is wrong, not an item or a node: nothing ever succeeded."""
         if outcome.status is Status.FAILED:
-            if not self.attribution.is_hopeless(batch, attempt, PATIENCE, now):
+            if not self.attribution.is_hopeless(batch, attempt, NODE_WAIT, now):
                 return False
             return all(
                 replica.key in batch.failed_on
@@ -381,17 +376,17 @@ class BatchScheduler:
                 self._refuse(pending, batch, orphans, outcome)
                 return
             suspect = suspect or again is ChunkRetry.SPLIT
-        piece = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
+        segment = PendingItems(orphans, tries, failed_on, alone=tries > 1, evidence=evidence, suspect=suspect)
         if counts and suspect and count == 1:
             suitable = suitable_replicas(self._state, batch, attempt.replica.group, now)
             others = frozenset(replica.node.key for replica in suitable)
-            if self.attribution.is_bad(batch, others, piece, count):
+            if self.attribution.is_bad(batch, others, segment, count):
                 self._refuse(pending, batch, orphans, outcome)
                 return
             # Later more is known of how often good items fail, and of whether the node works.
-            batch.put_back(piece, front=not batch.closed and not batch.pending_count)
+            batch.put_back(segment, front=not batch.closed and not batch.pending_count)
             return
-        batch.put_back(piece)
+        batch.put_back(segment)
 
     def _refuse(self, pending: PendingTask, batch: Batch, items: Ranges, outcome: Outcome) -> None:
         batch.refused += items.total()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sollol.core.state.replica import MARKS_MAX, Replica
+from sollol.core.state.replica import PREFIXES_MAX, Replica
 from sollol.core.types import PrefixHash
 
 NOT_READ: Final = -1000  # the number of no prompt
@@ -31,7 +31,7 @@ def read_prompt(replica: Replica, prefix: tuple[tuple[PrefixHash, int], ...]) ->
     since = replica.prompts - PROMPTS_WARM
     replica.prompts = number = replica.prompts + 1
     warm, prefix_hashes = replica.warm, replica.group.prefix_hashes
-    if len(prefix_hashes) > MARKS_MAX:
+    if len(prefix_hashes) > PREFIXES_MAX:
         prefix_hashes.clear()
     if len(warm) > MARKS_WARM:
         replica.warm = warm = {prefix_hash: read for prefix_hash, read in warm.items() if read > since}

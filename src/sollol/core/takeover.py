@@ -69,10 +69,10 @@ def _share_out(
         share = max(1, round(len(items) * rate / total))
         if replica is thieves[-1]:
             share = len(items) - position
-        part = joined(items[position : position + share])
-        if not policy.pays(batch.cost_of(part), rate, replica.startup_us(), remaining_us):
+        chunk = joined(items[position : position + share])
+        if not policy.pays(batch.cost_of(chunk), rate, replica.startup_us(), remaining_us):
             continue
-        takeovers.append(Takeover(victim, replica, part))
+        takeovers.append(Takeover(victim, replica, chunk))
         position += share
     victim.uncovered = list(joined(items[position:]))
     return takeovers

@@ -40,16 +40,16 @@ class ReliableRouter(CompletionRouter):
 class SparingRouter(CompletionRouter):
     """Choose the slowest free node for background work, so that fast nodes stay free.
 
-    Only nodes that would finish within PATIENCE times the best. If none is free, wait for the best of them.
+    Only nodes that would finish within SLOWER_MOST times the best. If none is free, wait for the best of them.
     """
 
     __slots__ = ()
     by_finish = False
     wide = True
-    PATIENCE = 20.0
+    SLOWER_MOST = 20.0
 
     def _scores(self, task: Task, replicas: Sequence[Replica], finishes: list[float], now: Micros) -> list[float]:
-        bound = min(finishes) * self.PATIENCE
+        bound = min(finishes) * self.SLOWER_MOST
         occupies_gpu = task.kind is not EMBED
         return [
             1 / max(finish, 1.0) if finish <= bound and replica.free(now, occupies_gpu) else finish

@@ -85,7 +85,7 @@ class Batch:
         self.contested: dict[int, list[int]] = {}  # item -> live attempts that have it; [] once answered
         self.digest: str | None = None  # the version of the model that its vectors come from, once it has begun
         self.held = 0  # items held back until the other half of them has ended
-        self.failed_pieces = 0  # that wait, and failed somewhere
+        self.failed_segments = 0  # that wait, and failed somewhere
         self.answered = 0
         self.refused = 0
         self.good = 0  # requests that succeeded
@@ -123,24 +123,24 @@ class Batch:
         """Return the cost of the items in these ranges."""
         return sum(self.costs.between(lo, hi) for lo, hi in ranges)
 
-    def _back(self, piece: PendingItems, front: bool) -> None:
+    def _back(self, segment: PendingItems, front: bool) -> None:
         last = self.pending[-1] if self.pending else None
-        if not front and last is not None and last.clean and piece.clean:
-            self.pending_count += piece.total()
-            self.pending_cost += self.cost_of(piece.ranges)
-            last.ranges.extend(piece.ranges)
+        if not front and last is not None and last.clean and segment.clean:
+            self.pending_count += segment.total()
+            self.pending_cost += self.cost_of(segment.ranges)
+            last.ranges.extend(segment.ranges)
             return
         if front:
-            self.pending.appendleft(piece)
+            self.pending.appendleft(segment)
         else:
-            self.pending.append(piece)
-        self.pending_count += piece.total()
-        self.failed_pieces += bool(piece.failed_on)
-        self.pending_cost += self.cost_of(piece.ranges)
+            self.pending.append(segment)
+        self.pending_count += segment.total()
+        self.failed_segments += bool(segment.failed_on)
+        self.pending_cost += self.cost_of(segment.ranges)
 
-    def put_back(self, piece: PendingItems, front: bool = True) -> None:
+    def put_back(self, segment: PendingItems, front: bool = True) -> None:
         """Queue items whose attempt failed, by default before all others."""
-        self._back(piece, front)
+        self._back(segment, front)
 
     def cut(
         self,
@@ -159,69 +159,69 @@ class Batch:
             longest: Most items that the node takes at once.
             sample: Take one item from anywhere, since the first ones all failed.
         """
-        known = others() if self.failed_pieces else NOBODY
-        for piece in self.pending:
-            if node not in piece.failed_on or known <= piece.failed_on:
+        known = others() if self.failed_segments else NOBODY
+        for segment in self.pending:
+            if node not in segment.failed_on or known <= segment.failed_on:
                 break
         else:
             return None
-        if piece.suspect:
-            ranges = Ranges(piece.take(min(max(1, piece.total() // 2), longest)))
-        elif piece.alone and piece.total() <= longest:
-            ranges = Ranges(piece.take(longest))
-        elif sample and piece.clean:
-            total = piece.total()
-            ranges = Ranges(piece.take_at(int(self.failures_in_a_row * GOLDEN % 1.0 * total)))
+        if segment.suspect:
+            ranges = Ranges(segment.take(min(max(1, segment.total() // 2), longest)))
+        elif segment.alone and segment.total() <= longest:
+            ranges = Ranges(segment.take(longest))
+        elif sample and segment.clean:
+            total = segment.total()
+            ranges = Ranges(segment.take_at(int(self.failures_in_a_row * GOLDEN % 1.0 * total)))
         else:
-            ranges = self._fill(piece, cost, min(count, longest))
-        if not piece.ranges:
-            self.pending.remove(piece)
-        self._left(ranges, piece)
-        if piece.suspect and piece.ranges:
-            self.pending.remove(piece)
-            self._left(Ranges(piece.ranges), piece)
-            self.held += piece.total()
-        return ranges, piece
+            ranges = self._fill(segment, cost, min(count, longest))
+        if not segment.ranges:
+            self.pending.remove(segment)
+        self._left(ranges, segment)
+        if segment.suspect and segment.ranges:
+            self.pending.remove(segment)
+            self._left(Ranges(segment.ranges), segment)
+            self.held += segment.total()
+        return ranges, segment
 
-    def _left(self, ranges: Ranges, piece: PendingItems) -> None:
+    def _left(self, ranges: Ranges, segment: PendingItems) -> None:
         """Subtract items that no longer wait."""
         self.pending_count -= ranges.total()
         self.pending_cost -= self.cost_of(ranges)
-        if piece.failed_on and (not piece.ranges or piece.suspect):
-            self.failed_pieces = sum(1 for other in self.pending if other.failed_on)
+        if segment.failed_on and (not segment.ranges or segment.suspect):
+            self.failed_segments = sum(1 for other in self.pending if other.failed_on)
 
     def _fill(self, first: PendingItems, cost: float, count: int) -> Ranges:
         """Take up to `count` items of up to `cost`, also from clean ones behind the first."""
         taken: list[tuple[int, int]] = []
         budget, left = cost, count
-        piece = first
+        segment = first
         while left > 0 and (budget > 0 or not taken):
-            if not piece.ranges:
-                following = self._clean_after(piece) if piece.clean else None
+            if not segment.ranges:
+                following = self._clean_after(segment) if segment.clean else None
                 if following is None:
                     break
-                if piece is not first:
-                    self.pending.remove(piece)
-                piece = following
-            lo, hi = piece.ranges.popleft()
+                if segment is not first:
+                    self.pending.remove(segment)
+                segment = following
+            lo, hi = segment.ranges.popleft()
             stop = self.costs.reach(lo, min(hi, lo + left), budget)
             if taken and self.costs.between(lo, stop) > budget:
-                piece.ranges.appendleft((lo, hi))
+                segment.ranges.appendleft((lo, hi))
                 break
             if stop < hi:
-                piece.ranges.appendleft((stop, hi))
+                segment.ranges.appendleft((stop, hi))
             taken.append((lo, stop))
             left -= stop - lo
             budget -= self.costs.between(lo, stop)
             if stop < hi:
                 break
-        if piece is not first and not piece.ranges:
-            self.pending.remove(piece)
+        if segment is not first and not segment.ranges:
+            self.pending.remove(segment)
         return joined_ranges(taken)
 
-    def _clean_after(self, piece: PendingItems) -> PendingItems | None:
+    def _clean_after(self, segment: PendingItems) -> PendingItems | None:
         """Return the next items, if nothing counts against them."""
-        place = self.pending.index(piece) + 1
+        place = self.pending.index(segment) + 1
         following = self.pending[place] if place < len(self.pending) else None
         return following if following is not None and following.clean else None
 
@@ -231,15 +231,15 @@ class Batch:
         Args:
             suspect: The fault must be in it.
         """
-        piece = attempt.other_half
-        if piece is None:
+        segment = attempt.other_half
+        if segment is None:
             return
         attempt.other_half = None
-        self.held -= piece.total()
+        self.held -= segment.total()
         if suspect:
-            self._back(piece, front=True)
+            self._back(segment, front=True)
         else:
-            self._back(PendingItems(piece.ranges), front=True)
+            self._back(PendingItems(segment.ranges), front=True)
 
     # --- attempts ---
 
@@ -311,26 +311,26 @@ class Batch:
         if self._since_forget < 256:
             return
         self._since_forget = 0
-        lows = [piece.ranges[0][0] for piece in self.pending if piece.ranges]
+        lows = [segment.ranges[0][0] for segment in self.pending if segment.ranges]
         lows += [attempt.items[0][0] for attempt in self.live.values()]
         lows += [a.other_half.ranges[0][0] for a in self.live.values() if a.other_half is not None]
         self.costs.forget_below(min(lows, default=self.costs.end))
 
     def invariants(self, in_line: bool) -> None:
         """Check that each item is in one state and that the counts agree."""
-        waiting = [item for piece in self.pending for item in Ranges(piece.ranges).items()]
+        waiting = [item for segment in self.pending for item in Ranges(segment.ranges).items()]
         under_way = [
             item for attempt in self.live.values() for item in attempt.items.items() if self.contested.get(item) != []
         ]
         assert len(waiting) == len(set(waiting)) == self.pending_count, "an item waits twice, or uncounted"
-        assert self.pending_cost == sum(self.cost_of(piece.ranges) for piece in self.pending)
+        assert self.pending_cost == sum(self.cost_of(segment.ranges) for segment in self.pending)
         assert not set(waiting) & set(under_way), "an item waits and is under way"
         held = [
             item for a in self.live.values() if a.other_half is not None for item in Ranges(a.other_half.ranges).items()
         ]
         assert len(held) == self.held, "an item is held back uncounted"
         assert not set(held) & {*waiting, *under_way}, "an item is held back and elsewhere"
-        assert self.failed_pieces == sum(1 for piece in self.pending if piece.failed_on)
+        assert self.failed_segments == sum(1 for segment in self.pending if segment.failed_on)
         open_items = len(waiting) + len(set(under_way)) + len(held)
         assert self.answered + self.refused + open_items == self.costs.end, "an item was lost or counted twice"
         assert in_line or not self.pending_count, "items wait and no node will serve them"

@@ -1,10 +1,10 @@
 """Queue the tasks of one model: by priority, fair between applications, without starvation.
 
-Between priorities, age decides: a priority gains one step for every AGEING since it was last served. So a LOW task
-under a flood of HIGH ones is served now and then, and a flood of old LOW ones does not block an urgent one. Within a
-priority, applications share by tokens: next is the one that had the fewest (start-time fair queueing, Goyal 1996; an
-application that was away resumes at the present, with neither credit nor debt). Within an application, first come,
-first served. A batch is queued again after each of its chunks.
+Between priorities, age decides: a priority gains one step for every AGEING_INTERVAL since it was last served. So a
+LOW task under a flood of HIGH ones is served now and then, and a flood of old LOW ones does not block an urgent one.
+Within a priority, applications share by tokens: next is the one that had the fewest (start-time fair queueing, Goyal
+1996; an application that was away resumes at the present, with neither credit nor debt). Within an application, first
+come, first served. A batch is queued again after each of its chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from sollol.core.bounds import keep_largest
 from sollol.core.types import SECOND, Key, Micros
 
 APPS_MAX: Final = 10_000  # applications whose share is remembered
-AGEING: Final[Micros] = 5 * SECOND  # a LOW call passes HIGH ones after half a minute
+AGEING_INTERVAL: Final[Micros] = (
+    5 * SECOND
+)  # after which a waiting task counts one priority higher: LOW passes HIGH in half a minute
 
 
 class _AppShare:
@@ -260,7 +262,7 @@ class WaitQueue:
     def _order(self, now: Micros) -> list[int]:
         """Return the priorities, the next first."""
         levels = self._levels
-        return sorted(levels, key=lambda p: (-(p + (now - levels[p].since) / AGEING), -p))
+        return sorted(levels, key=lambda p: (-(p + (now - levels[p].since) / AGEING_INTERVAL), -p))
 
     def __contains__(self, task: Key) -> bool:
         return task in self.waiting

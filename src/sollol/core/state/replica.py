@@ -29,7 +29,7 @@ from sollol.core.state.incapability import Incapabilities
 from sollol.core.state.loading import LoadTimeEstimator, MemoryFit
 from sollol.core.state.model_settings import ModelSettings
 from sollol.core.state.pending_items import PendingItems
-from sollol.core.state.queue import AGEING, WaitQueue
+from sollol.core.state.queue import AGEING_INTERVAL, WaitQueue
 from sollol.core.state.ranges import Ranges
 from sollol.core.types import (
     EMBED,
@@ -64,7 +64,7 @@ FAILED_MOST: Final = 10.0  # and at most
 FADES: Final[Micros] = 10 * SECOND  # in which the penalty for failures halves
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
-MARKS_MAX: Final = 10_000
+PREFIXES_MAX: Final = 10_000  # beginnings of conversations remembered for a model: bounds their memory
 SHARED_MOST: Final = 64  # runner options noted for a runner with others
 LIST_WAIT: Final[Micros] = SECOND // 4  # for a list of the models in memory, which takes milliseconds
 IN_VAIN: Final = 2  # calls after which a node is taken to compare contexts in another way
@@ -547,7 +547,7 @@ class Replica:
         concurrency = self.node.concurrency
         if priority != theirs:
             age, their_age = concurrency.age_us(priority, since, now), concurrency.age_us(theirs, their_since, now)
-            return (priority - theirs) * AGEING + age - their_age > 0
+            return (priority - theirs) * AGEING_INTERVAL + age - their_age > 0
         if fills:
             return False
         if not self.is_loaded and concurrency.waits_for_load(now - arrived, self.startup_us()):
