@@ -112,6 +112,21 @@ def test_sync_plans_then_makes(run: Run, cluster: Cluster, tmp_path: Path) -> No
     assert "Nothing has to change" in run("models", "sync", *where).stderr
 
 
+def test_sync_names_each_node_that_refuses_and_the_next_step(run: Run, tmp_path: Path) -> None:
+    small = NodeSpec(models=(OTHER,), ram_bytes=1, vram_bytes=1)
+    with sim_cluster([NodeSpec(models=(OTHER,)), small, NodeSpec(models=())]) as nodes:
+        first, second, third = (url.removeprefix("http://") for url in nodes)
+        file = tmp_path / "sollol.toml"
+        file.write_text("[models.other]\nreplicas = 3\npin = true\n")
+        told = run("models", "sync", "--config", str(file), "--nodes", ",".join(nodes), code=1).stderr
+    assert f"warm other:latest {first}: success" in told
+    assert f"warm other:latest {second}: model requires more system memory" in told
+    assert f"`sollol models unload MODEL --on {second}` frees memory" in told
+    assert f"{third} does not reach the registry; `sollol models pull other:latest --lan`" in told
+    assert f"`sollol models pull other:latest --on {third}` brings it" in told
+    assert "1 of 4 changes made." in told
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -366,5 +366,7 @@ def _show_plan(found: ModelPlan, outcomes: Mapping[tuple[str, str, str], str], d
         stdout().print(made)
     for line in found.unmet:
         warn(printable(line))
-    made_or_not = "to be made" if dry_run else "made"
-    note(f"{plural(len(found.changes), 'change')} {made_or_not}." if found.changes else "Nothing has to change.")
+    count = plural(len(found.changes), "change")
+    good = sum(outcome == "success" for outcome in outcomes.values())
+    said = f"{count} to be made" if dry_run else f"{count} made" if good == len(outcomes) else f"{good} of {count} made"
+    note(f"{said}." if found.changes else "Nothing has to change.")

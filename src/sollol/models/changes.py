@@ -71,7 +71,7 @@ async def _kept(transport: Transport, node: Endpoint, model: str, keep_alive: in
         await operations.load(transport, [node], {"model": model, "keep_alive": keep_alive})
     except (ResponseError, NoNodeAvailable) as error:
         text = error.error if isinstance(error, ResponseError) else error.tried[0][1] if error.tried else str(error)
-        return {"node": node.key, "error": text}
+        return {"node": node.key, "error": text.removeprefix(f"{node.key}: ")}
     return {"node": node.key, "status": "success"}
 
 
