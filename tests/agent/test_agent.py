@@ -231,8 +231,11 @@ def test_a_restart_is_the_owners_command_and_at_most_one_a_minute(tmp_path: Path
 # --- killed, lying, or with another key ---
 
 
+AT = 1_800_000_000.0
+
+
 def report(**more: Any) -> AgentReport:
-    return msgspec.structs.replace(AgentReport("a", time.time(), (GPU,), 100, 50, 100, 50), **more)
+    return msgspec.structs.replace(AgentReport("a", AT, (GPU,), 100, 50, 100, 50), **more)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def report(**more: Any) -> AgentReport:
         (b"", "cannot be used"),
         (b"[" * 10_000, "cannot be used"),
         (msgspec.json.encode({"agent": "a", "at": "x"}), "cannot be used"),
-        (report(at=time.time() - 4_000), "away from the time here"),
+        (report(at=AT - 4_000), "away from the time here"),
         (report(available_bytes=101), "more free memory than there is"),
         (report(disk_free_bytes=101), "more room on the disk than there is"),
         (report(gpus=(msgspec.structs.replace(GPU, used_bytes=13_000_000_000),)), "more memory in use on RTX 3060"),
@@ -255,7 +258,7 @@ def report(**more: Any) -> AgentReport:
 def test_reports_that_cannot_be(made: Any, words: str) -> None:
     raw = made if isinstance(made, bytes) else msgspec.json.encode(made)
     with pytest.raises(BadReport, match=words):
-        parse_report(raw, time.time())
+        parse_report(raw, AT)
 
 
 def test_a_good_report_stays_what_it_was() -> None:
