@@ -5,7 +5,6 @@ Bytes are counted by the gateway's own books, so that no bound here depends on t
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import time
@@ -17,15 +16,6 @@ import pytest
 from sollol.gateway.auth.keys import Keyring, keys_of_environment
 from sollol.gateway.settings import GatewaySettings, Limits, Listen
 from sollol.http_server.intake import READERS
-from sollol.http_server.places import (
-    A_TURN,
-    AHEAD_BURST_S,
-    AHEAD_SHARE,
-    OTHER_FILES,
-    Line,
-    backlog_within,
-    places_within,
-)
 from sollol.sim import sim_cluster
 from tests.gateway.stage import MODEL, Stage, gateway_over, talker, until
 from tests.http_server.test_connection import HOST, status, talk
@@ -299,58 +289,6 @@ def test_whole_bodies_have_a_bound_until_they_are_answered(cluster: list[str]) -
         for sock in held:
             sock.close()
         until(lambda: books(stage) == (0, 0, 0))
-
-
-# --- places ---
-
-
-@pytest.mark.parametrize("files", [128, 256, 1024, 20_000, 10**9])
-def test_descriptors_are_kept_for_nodes(files: int) -> None:
-    places = places_within(files)
-    assert places >= 1
-    assert files <= 256 or 2 * places + OTHER_FILES <= files
-    assert files <= 256 or places + backlog_within(files) + OTHER_FILES < files
-
-
-class InLine:
-    """A connection in line whose turns take two milliseconds, and that stands in line again."""
-
-    def __init__(self, line: Line, stands: bool) -> None:
-        self.line, self.stands = line, stands
-        self.turns: list[float] = []
-
-    def take_turn(self) -> None:
-        began = time.perf_counter()
-        while time.perf_counter() < began + 0.002:
-            pass
-        self.turns.append(time.perf_counter() - began)
-        if self.stands:
-            self.line.stand(self)  # type: ignore[arg-type]
-
-
-def test_pipelined_requests_take_a_share_of_the_time_and_new_connections_pass_them() -> None:
-    async def run() -> None:
-        line = Line(asyncio.get_running_loop())
-        began = time.perf_counter()
-        ahead = [InLine(line, stands=True) for _ in range(3)]
-        for connection in ahead:
-            line.stand(connection)  # type: ignore[arg-type]
-        while time.perf_counter() < began + 1.0:
-            await asyncio.sleep(0.01)
-            new = [InLine(line, stands=False) for _ in range(2 * A_TURN)]
-            passed = [line.admit(connection) for connection in new]  # type: ignore[arg-type]
-            for _ in range(4):  # turns of the loop
-                await asyncio.sleep(0)
-            assert all(passed[at] or one.turns for at, one in enumerate(new))
-        took_s = time.perf_counter() - began
-        turns = [turn for connection in ahead for turn in connection.turns]
-        a_turn_s = 3 * max(turns) + 0.01
-        assert sum(turns) <= AHEAD_BURST_S + AHEAD_SHARE * took_s + a_turn_s
-        assert sum(turns) >= AHEAD_BURST_S
-        for connection in ahead:
-            connection.stands = False
-
-    asyncio.run(run())
 
 
 def test_connections_are_freed(stage: Stage) -> None:

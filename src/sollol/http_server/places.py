@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -54,8 +55,9 @@ class Line:
     a client can send thousands in one write, and nodes may compute on the same machine.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = perf_counter) -> None:
         self._loop = loop
+        self._clock = clock
         self._left = A_TURN
         self._new: deque[ClientConnection] = deque()
         self._ahead: deque[ClientConnection] = deque()  # connections with pipelined requests
@@ -95,11 +97,11 @@ class Line:
             self._call()
 
     def _serve_ahead(self) -> None:
-        began = perf_counter()
+        began = self._clock()
         while self._left and self._ahead:
             self._left -= 1
             self._ahead.popleft().take_turn()
-        now = perf_counter()
+        now = self._clock()
         self._spent_s = max(0.0, self._spent_s - AHEAD_SHARE * (began - self._spent_at)) + now - began
         self._spent_at = now
         if self._spent_s > AHEAD_BURST_S:
