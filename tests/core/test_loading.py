@@ -55,6 +55,17 @@ def test_a_model_that_nobody_used_has_expired() -> None:
     assert memory.risk({"a": 6 * GB}, 6 * GB) < 1.0
 
 
+def test_a_node_takes_as_many_models_as_were_seen_and_three_before() -> None:
+    memory = MemoryFit()
+    assert memory.most_models(10 * GB) == 3
+    memory.seen({}, {}, dict.fromkeys("abcd", MB), {}, frozenset())
+    assert memory.most_models(10 * GB) == 4
+    memory.note(3, 12 * GB)
+    assert memory.most_models(10 * GB) == 4, "those were too large"
+    memory.note(3, 3 * MB)
+    assert memory.most_models(10 * GB) == 2, "it was their number"
+
+
 def test_what_is_seen_together_fits() -> None:
     memory = MemoryFit()
     memory.seen({"a": 6 * GB}, {"a": 6 * GB}, {"b": 6 * GB}, {}, frozenset("a"))

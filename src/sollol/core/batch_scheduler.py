@@ -1,7 +1,4 @@
-"""Schedule batches: cut chunks for free slots, accept answers, and retry failed items.
-
-Over 400 lines, because each end of a chunk has its rule: answered, failed, late, taken over.
-"""
+"""Schedule batches: cut chunks for free slots, accept answers, and retry failed items."""
 
 from __future__ import annotations
 

@@ -208,18 +208,18 @@ class Controller:
             held = {model: row.size or node.models.get(model, 0) for model, row in node.loaded.items()}
             pinned = {model for model, row in node.loaded.items() if _is_pinned(row, now)}
             busy = {model for model, replica in node.replicas.items() if replica.attempts or replica.is_waited_for()}
+            refused = node.incapable.too_large(now_us)
+            models = {model: size for model, size in node.models.items() if model not in refused}
             loading = {model for model, replica in node.replicas.items() if is_being_loaded(replica, now_us)}
             held |= {model: node.models.get(model, 0) for model in loading if model not in held}
-            kept, room = pinned | loading | (busy & held.keys()), None
+            kept, room = pinned | loading | (busy & held.keys()), self._room(node, models, held, bool(pinned))
             if node.probing or node.asked_us < self._listed_us:  # its list is old: it stays as it is
                 kept, room = set(held), sum(held.values())
             speed = node.speed.read() or 1.0
-            refused = node.incapable.too_large(now_us)
-            models = {model: size for model, size in node.models.items() if model not in refused}
             rooms.append(
                 NodeRoom(
                     node.key,
-                    self._room(node, models, held, bool(pinned)) if room is None else room,
+                    room,
                     {
                         model: service.get((node.key, model)) or service.get(("", model), SERVICE_S) / speed
                         for model in models
@@ -227,6 +227,7 @@ class Controller:
                     {model: node.load_time.predict(size) / SECOND for model, size in node.models.items()},
                     held,
                     frozenset(kept),
+                    max(len(held), node.memory.most_models(room)),
                 )
             )
         return rooms

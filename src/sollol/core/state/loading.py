@@ -18,6 +18,7 @@ FIXED: Final = 0.3 * SECOND  # assumed before the first load: starting a runner
 BANDWIDTH: Final = 1_000.0  # bytes per microsecond assumed for reading a model, before the first load
 NEWEST: Final = 0.3  # least weight of the newest load
 UNKNOWN: Final = 0.5  # risk that a model does not fit, where nothing like it was seen
+MODELS_MOST: Final = 3  # models in memory at once, until more were seen: Ollama's default for each GPU
 FULL_MAX: Final = 8  # combinations of models that did not fit, remembered for a node
 
 
@@ -117,6 +118,14 @@ class MemoryFit:
     def full_bytes(self) -> int | None:
         """Return the fewest bytes of models that did not fit together; None if all did."""
         return min((size for _, size in self._full), default=None)
+
+    def most_models(self, room: int) -> int:
+        """Return how many models may be in memory at once, where `room` bytes are enough for them.
+
+        A node has a bound of its own (OLLAMA_MAX_LOADED_MODELS), which no API reports.
+        """
+        refused = [count - 1 for count, size in self._full if size <= room]
+        return min([max(MODELS_MOST, self._fits[0]), *refused])
 
     @property
     def is_tight(self) -> bool:
