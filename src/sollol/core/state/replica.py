@@ -21,11 +21,12 @@ from typing import Final, NamedTuple
 
 from sollol.core.capacity import Breaker, Limiter, ModelLimiter
 from sollol.core.endpoint import Endpoint
-from sollol.core.runner_options import UNKNOWN, context_for, parse, with_context
+from sollol.core.runner_options import UNKNOWN, context_for, parse
 from sollol.core.state.breakers import FAULTS, NodeFaults, ReplicaBreaker
 from sollol.core.state.estimators import KINDS_MAX, Length, Mean, Rate
 from sollol.core.state.evidence import NO_EVIDENCE, ListLimit
 from sollol.core.state.incapability import Incapabilities
+from sollol.core.state.loaded_runner import LoadedRunner
 from sollol.core.state.loading import LoadTimeEstimator, MemoryFit
 from sollol.core.state.model_settings import ModelSettings
 from sollol.core.state.pending_items import PendingItems
@@ -65,10 +66,7 @@ FADES: Final[Micros] = 10 * SECOND  # in which the penalty for failures halves
 COLD: Final = 0.1  # a prompt of which at most this share was read before teaches how fast a node reads
 SHORTLIST: Final = 24  # replicas compared for one decision; all, if there are no more
 PREFIXES_MAX: Final = 10_000  # beginnings of conversations remembered for a model: bounds their memory
-SHARED_MOST: Final = 64  # runner options noted for a runner with others
 LIST_WAIT: Final[Micros] = SECOND // 4  # for a list of the models in memory, which takes milliseconds
-IN_VAIN: Final = 2  # calls after which a node is taken to compare contexts in another way
-LEAST_CONTEXT: Final = 2_048  # of a model with vision, which Ollama gives it at least
 RANK_EVERY: Final = 16  # answers between two rankings, at least half the number of replicas
 RANK_OFTEN: Final = 64  # first answers, after each of which they are
 
@@ -159,10 +157,12 @@ class Attempt:
         return f"<Attempt {self.id} of task {self.task.id} on {self.replica.node.key}>"
 
 
-class Replica:
+class Replica(LoadedRunner):
     """Hold the state of one model on one node."""
 
     def __init__(self, node: Node, group: ModelReplicas, limiter: Limiter, breaker: Breaker) -> None:
+        held = node.loaded.get(group.model)
+        super().__init__(held.context_length if held is not None else 0)
         self.node = node
         self.key = node.key
         self.group = group
@@ -200,15 +200,6 @@ class Replica:
         self.demoted_us: Micros = 0  # since when it is much slower than before; 0 if it is not
         self.retested_us: Micros = 0
         self.measured_slowness = 1.0  # where it ran when its rates were measured: see `slowness`
-        self.options = UNKNOWN  # runner options of its last load, by our own requests
-        self.options_since_us: Micros = 0
-        self.options_answered_us: Micros = 0  # when the first answer came with them
-        self.options_used_us: Micros = 0
-        self.shared: set[str] = set()  # other runner options that this runner serves
-        held = node.loaded.get(group.model)
-        self.context = held.context_length if held is not None else 0  # tokens of its runner, as listed since then
-        self.default_context = 0  # tokens that the node chooses for this model; 0 if not learned
-        self.shared_in_vain = 0  # calls in a row that were sent a listed context, and loaded the model all the same
         self.loading_until: Micros = 0  # a load without a request is under way, by its prediction
         self.loading_since: Micros = 0
         self.loading_options = ""
@@ -378,20 +369,6 @@ class Replica:
         size = self.node.models.get(self.model, 0)
         return self.node.load_time.predict(size) if size > 0 else LOAD_UNKNOWN
 
-    def context_for(self, options: str, longest: int = 0) -> int | None:
-        """Return the `num_ctx` to send so that the runner in memory serves these options; None if it cannot.
-
-        Args:
-            longest: See `core.runner_options.context_for`.
-        """
-        held = self.options
-        if held == UNKNOWN:  # loaded by others: of its options, the node lists the context
-            if not options or not self.context:
-                return None if options else 0
-            held = with_context(self.context)
-        listed = self.context if self.shared_in_vain < IN_VAIN else 0
-        return context_for(options, held, listed, self.default_context, longest)
-
     def awaits_list(self, task: Task, now: Micros) -> bool:
         """Check that a task would load the model again, and that an outstanding list may show otherwise."""
         if self.options == task.options or self.context or not self.options_answered_us or not self.is_loaded:
@@ -399,25 +376,10 @@ class Replica:
         asked = self.node.probing and now - self.node.asked_us < LIST_WAIT
         return asked and not parse(self.options).context and not self.in_memory(task)
 
-    def share(self, task: Task) -> None:
-        """Note that the runner serves a task with other runner options, for the next ones like it."""
-        if task.kind is not EMBED and not task.exact_context:
-            if len(self.shared) >= SHARED_MOST:
-                self.shared.clear()
-            self.shared.add(task.options)
-
-    def runner_options(self) -> str:
-        """Return the options of the runner in memory, as far as they are known."""
-        if self.options != UNKNOWN:
-            return self.options
-        return with_context(self.context) if self.context else ""
-
     def hold_options(self, options: str, now: Micros) -> None:
         """Record that the runner in memory has these options, or will have them once it is loaded."""
         self.group.options_changed(self, options)
-        self.options, self.options_since_us = options, now
-        self.options_answered_us = self.context = 0
-        self.shared.clear()
+        self.set_options(options, now)
         self.warm.clear()
 
     def gone(self) -> None:
@@ -427,27 +389,11 @@ class Replica:
             self.hold_options(UNKNOWN, 0)
 
     def see_context(self, listed: int, requested_us: Micros) -> None:
-        """Compare the context of a runner that its node lists with what is recorded.
-
-        Args:
-            listed: Its tokens.
-            requested_us: When the list was requested.
-        """
-        if listed <= 0:
-            return
-        if self.options != UNKNOWN:
-            if not 0 < self.options_answered_us <= requested_us:
-                return  # the list may be of the runner before
-            own = parse(self.options).context
-            # A context below the one that was sent is the model's limit, above it the runner is another.
-            if (self.context and listed != self.context) or (own and listed > max(own, LEAST_CONTEXT)):
-                self.hold_options(UNKNOWN, 0)
-                self.flag_off_nominal()
-            elif not own:
-                self.default_context = listed
-        if listed != self.context:
+        """Compare the context that its node lists, by a list requested at `requested_us`, with what is recorded."""
+        if self.is_contradicted(listed, requested_us):
+            self.hold_options(UNKNOWN, 0)
             self.context = listed
-            self.shared.clear()
+            self.flag_off_nominal()
 
     def backlog(self, now: Micros) -> float:
         """Return the cost units in flight that are not done, by the clock and the rate."""
@@ -461,7 +407,7 @@ class Replica:
         """Check that these options would reload a model whose users would then load it again."""
         if not self.is_loaded or now - self.options_used_us >= DISPLACED:
             return False
-        return context_for(self.runner_options(), options, 0, self.default_context, 0) is None
+        return not self.serves_after(options)
 
     def wait_us(self, now: Micros, occupies_gpu: bool = True) -> Micros:
         """Predict the µs until its work would begin here.
