@@ -179,7 +179,7 @@ def test_the_watch_over_settings_and_keys(
     with served(keyring=ring) as stage, stage.client(headers={"Authorization": f"Bearer {token}"}) as client:
 
         async def start(gateway: app.Gateway) -> None:
-            watch = serving.Watch(read, gateway, asyncio.Event())
+            watch = serving.SettingsWatch(read, gateway, asyncio.Event())
             gateway.duties.keep(serving.WATCH, watch.look)
 
         stage.on_loop(start)

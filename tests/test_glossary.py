@@ -14,24 +14,6 @@ from sollol.compat.names import MODULES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "glossary.md").read_text()
-# Further rooms whose class names stand in no other room.
-SINGULAR = frozenset(
-    (
-        "workload",
-        "engine",
-        "models",
-        "pool",
-        "observe",
-        "discovery",
-        "transport",
-        "backends",
-        "compat",
-        "index",
-        "sim",
-        "gateway",
-        "http_server",
-    )
-)
 ROWS = re.findall(r"^\| ([^|]+) \| `([\w.]+)` \| ([^|]+) \|$", PAGE, re.MULTILINE)
 
 
@@ -81,18 +63,13 @@ def test_every_class_of_the_core_and_the_policies_is_explained() -> None:
                     assert f"{module}.{item.name}" in known, f"docs/glossary.md lacks {module}.{item.name}"
 
 
-def test_no_class_of_the_core_has_the_name_of_another() -> None:
-    """In the whole project, a name that the core or the policies use stands for one class."""
+def test_no_class_has_the_name_of_another() -> None:
+    """In the whole project, a name stands for one class. The names of 0.9 are not counted."""
+    former = {f"compat.{module}" for module in MODULES} | {"compat.client", "compat.app_config"}
     where: dict[str, set[str]] = {}
     for file in (ROOT / "src" / "sollol").rglob("*.py"):
         module = ".".join(file.relative_to(ROOT / "src" / "sollol").with_suffix("").parts)
         for item in ast.walk(ast.parse(file.read_text())):
-            if isinstance(item, ast.ClassDef):
+            if isinstance(item, ast.ClassDef) and module not in former:
                 where.setdefault(item.name, set()).add(module)
-    twice = {name: modules for name, modules in where.items() if len(modules) > 1}
-    ours = {n: m for n, m in twice.items() if any(one.split(".")[0] in ("core", "policies") for one in m)}
-    assert not ours
-    for name, modules in twice.items():
-        former = {f"compat.{module}" for module in MODULES}  # has the names of 0.9
-        rooms = [module.split(".")[0] for module in modules - former if not name.startswith("_")]
-        assert len(rooms) < 2 or not SINGULAR.intersection(rooms), f"{name} stands in {modules}"
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}

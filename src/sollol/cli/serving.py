@@ -98,7 +98,7 @@ async def _serve(read: Reading, settings: GatewaySettings, keyring: Keyring, nod
         if Messages.level <= logging.DEBUG:
             engine.journal.subscribe(log_attempts)
         _watch_for_systemd(gateway)
-        watch = Watch(read, gateway, again)  # later changes are noticed
+        watch = SettingsWatch(read, gateway, again)  # later changes are noticed
         await _greet(gateway, port, read.file)
         engine.monitor().subscribe(_report_event)
         if read.sync_models:
@@ -218,7 +218,7 @@ def _report_event(event: ClusterEvent) -> None:
         note(f"{at}{one_line(event.text)}")
 
 
-class Watch:
+class SettingsWatch:
     """Apply changes of the settings and the keys, on SIGHUP and when the files change.
 
     Invalid settings change nothing. Each check tries failed ones again and shows an error when it changes. The keys are

@@ -17,7 +17,7 @@ from typing import Any
 
 from sollol.dashboard.feed import Feed
 from sollol.dashboard.site import Site
-from sollol.dashboard.source import Source, source_of
+from sollol.dashboard.source import OverviewSource, source_of
 from sollol.duties import Duties
 from sollol.errors import BadInput, SollolError
 from sollol.http_server.host_guard import HostGuard
@@ -141,7 +141,7 @@ def run_unified_dashboard(
 class Running:
     """Serve one dashboard in an event loop of its own."""
 
-    def __init__(self, source: Source, hosts: HostGuard, listening: socket.socket) -> None:
+    def __init__(self, source: OverviewSource, hosts: HostGuard, listening: socket.socket) -> None:
         self.feed = Feed(source.overview)
         self._source = source
         self._hosts = hosts

@@ -9,7 +9,7 @@ from typing import Final
 
 from sollol.dashboard.feed import Feed, encode
 from sollol.dashboard.page import page
-from sollol.dashboard.source import Source
+from sollol.dashboard.source import OverviewSource
 from sollol.errors import BadInput, SollolError
 from sollol.http_server.host_guard import HostGuard
 from sollol.http_server.limits import ServerLimits
@@ -29,7 +29,7 @@ Handler = Callable[[Request], Awaitable[None]]
 class Site(HttpServer):
     """Serve the page, snapshots, events and explanations of a source; all routes only read."""
 
-    def __init__(self, source: Source, feed: Feed, hosts: HostGuard) -> None:
+    def __init__(self, source: OverviewSource, feed: Feed, hosts: HostGuard) -> None:
         super().__init__(LIMITS)
         self.feed = feed
         self._source = source

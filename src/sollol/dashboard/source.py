@@ -21,7 +21,7 @@ PATIENCE_S = 5.0
 READERS = 8  # threads that may wait for the pool at once
 
 
-class Source(Protocol):
+class OverviewSource(Protocol):
     """Give a dashboard its snapshots and explanations, on the dashboard's loop."""
 
     async def overview(self) -> Overview | dict[str, Any]:
@@ -49,7 +49,7 @@ class Source(Protocol):
         ...
 
 
-def source_of(router: Any) -> Source:
+def source_of(router: Any) -> OverviewSource:
     """Return the source of a pool, or of a router with a pool; None probes the nodes of the settings.
 
     Raises:

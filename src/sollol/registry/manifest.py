@@ -34,7 +34,7 @@ class _Config(msgspec.Struct, frozen=True):
     mediaType: str = ""  # noqa: N815 - the name in the file
 
 
-class _File(msgspec.Struct, frozen=True):
+class _ManifestFile(msgspec.Struct, frozen=True):
     layers: list[Layer]
     config: _Config = _Config()
 
@@ -62,7 +62,7 @@ def parse_manifest(raw: bytes) -> Manifest:
     if len(raw) > MOST_BYTES:
         raise BadManifest(f"the manifest has {len(raw):,} bytes; at most {MOST_BYTES:,} are expected")
     try:
-        found = msgspec.json.decode(raw, type=_File)
+        found = msgspec.json.decode(raw, type=_ManifestFile)
         config = [msgspec.convert(_as_layer(found.config), Layer)] if found.config.digest else []
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadManifest(f"this is no manifest: {error}") from None

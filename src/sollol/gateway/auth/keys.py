@@ -54,11 +54,11 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         return any(_matches(name, pattern) for pattern in self.models)
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
     keys: list[Key] = []
 
 
-_read_file: Final = json_reader(_File)
+_read_file: Final = json_reader(_KeysFile)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -235,7 +235,7 @@ def revoke_key(path: Path, name: str) -> Key:
 
 
 def _write(path: Path, keys: list[Key]) -> None:
-    data = msgspec.json.format(msgspec.json.encode(_File(keys)), indent=2)
+    data = msgspec.json.format(msgspec.json.encode(_KeysFile(keys)), indent=2)
     try:
         replace_file(path, data, PRIVATE)
     except OSError as error:
