@@ -70,9 +70,7 @@ def _get(
     return {"get": operation}
 
 
-def _post(
-    name: str, summary: str, schema: str, *, body: str = "", parameters: tuple[Schema, ...] = (), lines: bool = False
-) -> Schema:
+def _post(name: str, summary: str, schema: str, *parameters: Schema, body: str = "", lines: bool = False) -> Schema:
     """Return an action that needs an admin key where keys are required. `lines`: its answer is one object a line."""
     answers: Schema = {
         "200": _answer("The answer.", schema),
@@ -120,20 +118,14 @@ def document(keys: bool) -> Schema:
             "/sollol/nodes": _get("nodes", "The nodes.", "Nodes", refusals=_NOT_ADMIN),
             "/sollol/explain/{id}": _get("explain", "Why a request was sent to its node.", "Explained", of_id=True),
             "/sollol/queue/{id}": _get("queue", "The position of a request in the queue.", "QueuePlace", of_id=True),
-            "/sollol/nodes/{node}/drain": _post(
-                "drain", "Keep new work away from a node.", "Drained", parameters=(_NODE,)
-            ),
-            "/sollol/nodes/{node}/resume": _post(
-                "resume", "Let work come to a node again.", "Drained", parameters=(_NODE,)
-            ),
+            "/sollol/nodes/{node}/drain": _post("drain", "Keep new work away from a node.", "Drained", _NODE),
+            "/sollol/nodes/{node}/resume": _post("resume", "Let work come to a node again.", "Drained", _NODE),
             "/sollol/nodes/{node}/restart": _post(
-                "restart", "Let the agent of a node restart its Ollama.", "Restarted", parameters=(_NODE,)
+                "restart", "Let the agent of a node restart its Ollama.", "Restarted", _NODE
             ),
-            "/sollol/nodes/{node}/wake": _post(
-                "wake", "Send the packet that starts a sleeping node.", "Woken", parameters=(_NODE,)
-            ),
+            "/sollol/nodes/{node}/wake": _post("wake", "Send the packet that starts a sleeping node.", "Woken", _NODE),
             "/sollol/models/unload": _post(
-                "unload", "Put a model out of memory, on one node or on all.", "Unloaded", body="ModelBody"
+                "unload", "Unload a model from a node, or from all.", "Unloaded", body="ModelBody"
             ),
             "/sollol/plan": _get(
                 "plan",
@@ -149,7 +141,7 @@ def document(keys: bool) -> Schema:
             "/sollol/models/pull": _post("pull", "Pull a model to nodes.", "ErrorAnswer", body="PullBody", lines=True),
             "/sollol/models/sync": _post("sync", "Make the models as [models] names them.", "Synced", body="SyncBody"),
             "/sollol/requests/{id}/cancel": _post(
-                "cancel", "Cancel a waiting or running request.", "CancelledRequest", parameters=(_ID,)
+                "cancel", "Cancel a waiting or running request.", "CancelledRequest", _ID
             ),
             "/sollol/mode": _post("mode", "Set the routing mode of requests without one.", "ModeBody", body="ModeBody"),
             "/sollol/openapi.json": _get("openapi", "This document.", "Document"),
