@@ -10,8 +10,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 log: Final = logging.getLogger("sollol")
 PAUSE_S: Final = 0.5
@@ -96,6 +99,21 @@ class Duties:
             else:
                 failures = 0
                 await asyncio.sleep(every_s)
+
+
+def future_of(name: str, call: Callable[[], T]) -> Future[T]:
+    """Run `call` in a daemon thread, which blocks neither a loop nor the exit; return its future, without `cancel`."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future
 
 
 def in_thread(name: str, work: Callable[[], object], report: Report = log_fault) -> threading.Thread:

@@ -24,6 +24,7 @@ from sollol.compat.http_calls import call_async
 from sollol.core.policy import Hedger
 from sollol.core.state.estimators import Quantile
 from sollol.core.types import Decision, Micros, Task
+from sollol.duties import future_of
 from sollol.errors import BadInput, DeadlineExceeded, NoNodeAvailable
 from sollol.policies.hedging import BUDGET, LATE_TIMES, QUANTILE, RESERVE, SAMPLES_LEAST
 from sollol.pool.keywords import accept_old, warn_once
@@ -372,37 +373,21 @@ def _caller(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable
 
 async def _in_thread(function: Callable[..., Any], node: Any, arguments: dict[str, Any]) -> Any:
     """Run a function in a daemon thread, which blocks neither the loop nor the exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
     cancelled = threading.Event()
     if "cancelled" not in arguments and _takes_cancelled(function):
         arguments = {**arguments, "cancelled": cancelled}
     context = contextvars.copy_context()
 
-    def settle(value: Any, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        value: Any = None
-        error: Any = None
+    def work() -> Any:
         try:
-            value = context.run(function, node, **arguments)
+            return context.run(function, node, **arguments)
         except BaseException as problem:
-            usual = isinstance(problem, Exception) and not isinstance(problem, StopIteration)
-            error = problem if usual else RuntimeError(f"{type(problem).__name__}: {problem}")
-        try:
-            loop.call_soon_threadsafe(settle, value, error)
-        except RuntimeError:  # the loop has ended
-            pass
+            if isinstance(problem, Exception) and not isinstance(problem, StopIteration):
+                raise
+            raise RuntimeError(f"{type(problem).__name__}: {problem}") from problem
 
-    threading.Thread(target=work, name="sollol-hedge", daemon=True).start()
     try:
-        return await future
+        return await asyncio.wrap_future(future_of("sollol-hedge", work))
     finally:
         cancelled.set()
 

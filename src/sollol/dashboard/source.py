@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from sollol.dashboard.watch import Watch
-from sollol.duties import in_thread
+from sollol.duties import future_of, in_thread
 from sollol.errors import BadInput, SollolError
 from sollol.observe.overview import Overview
 
@@ -73,7 +73,7 @@ class PoolSource:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._readers = 0
+        self._reading: set[Future[Any]] = set()
         self._woken = False
 
     async def overview(self) -> Overview | dict[str, Any]:
@@ -114,35 +114,14 @@ class PoolSource:
         self._woken = True
 
     async def _apart(self, call: Callable[[], Any]) -> Any:
-        if self._readers >= READERS:
+        if len(self._reading) >= READERS:
             raise SollolError("the pool does not answer")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def settle(value: Any, error: Exception | None) -> None:
-            self._readers -= 1
-            if future.done():
-                return
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
-
-        def work() -> None:
-            try:
-                value, error = call(), None
-            except Exception as problem:
-                value, error = None, problem
-            try:
-                loop.call_soon_threadsafe(settle, value, error)
-            except RuntimeError:  # the dashboard has ended meanwhile
-                pass
-
-        self._readers += 1
-        threading.Thread(target=work, name="sollol-dashboard-read", daemon=True).start()
+        future = future_of("sollol-dashboard-read", call)
+        self._reading.add(future)
+        future.add_done_callback(self._reading.discard)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                return await future
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             raise SollolError(f"the pool has not answered for {PATIENCE_S:g} s") from None
 
