@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, TypeVar
@@ -33,7 +32,7 @@ from sollol.discovery.networks import IP
 from sollol.discovery.stop_policy import SearchProgress, stop_at
 from sollol.discovery.sweep import Sweep
 from sollol.discovery.verify import MAX_BODY_BYTES, identify, loaded
-from sollol.duties import Duties
+from sollol.duties import Duties, future_of
 from sollol.errors import BadInput
 from sollol.transport.base import TransportFault
 from sollol.transport.http import HttpTransport
@@ -160,24 +159,15 @@ def run_apart(make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     The caller's thread may have a running loop. The loop is a selector loop because Windows' default loop cannot watch
     sockets that connect.
     """
-    outcome: list[_T] = []
-    problem: list[BaseException] = []
 
-    def work() -> None:
+    def work() -> _T:
         loop = asyncio.SelectorEventLoop()
         try:
-            outcome.append(loop.run_until_complete(make()))
-        except BaseException as error:  # raised in the caller's thread
-            problem.append(error)
+            return loop.run_until_complete(make())
         finally:
             loop.close()
 
-    thread = threading.Thread(target=work, name="sollol-discovery", daemon=True)
-    thread.start()
-    thread.join()
-    if problem:
-        raise problem[0]
-    return outcome[0]
+    return future_of("sollol-discovery", work).result()
 
 
 def _as_mapping(endpoint: Endpoint) -> dict[str, Any]:
