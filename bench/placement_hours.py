@@ -29,7 +29,7 @@ GB = 10**9
 HOUR_S = 3_600.0
 PLANS_PER_H = 6
 PAPER_HOURS, WORLD_HOURS = 10_000, 50  # in all, and in one world
-NODE_HOURS, CLUSTER_HOURS = 200, 5
+NODE_HOURS, CLUSTER_HOURS = 100, 5
 
 
 class PaperMemory:

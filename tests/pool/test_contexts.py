@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from sollol import NoNodeAvailable
 from sollol.core.actions import Start
 from sollol.core.events import Refresh
+from sollol.errors import DeadlineExceeded
 from sollol.observe.journal import Entry
 from sollol.sim import ModelSpec, NodeSpec, run
 from tests.pool.universe import Universe, universe
@@ -155,5 +157,28 @@ def test_a_model_is_pinned_in_the_context_in_which_it_is_loaded() -> None:
                 await here.pool.warm_model("m")
             assert loads(here) == [1]
             assert next(iter(here.world.nodes.values())).runners.look()["m:latest"].num_ctx == 8192
+
+    run(main())
+
+
+def test_a_node_whose_loads_hang_keeps_its_runner_though_others_need_a_larger_context() -> None:
+    """A reload would put the runner out that serves, and then hang."""
+
+    async def main() -> None:
+        async with universe(specs(2, loaded=("m",))) as here:
+            first, second = here.world.nodes.values()
+            for _ in range(3):
+                await asyncio.gather(*(here.pool.chat("m", HELLO, options=body(2048)) for _ in range(2)))
+            first.hang_loads()
+            with pytest.raises(DeadlineExceeded):
+                await here.pool.embed("e", "text", node=first.spec.key, timeout=60)
+            assert any("It gets no loads" in notice for notice in here.pool.get_stats()["notices"])
+            answers = await asyncio.gather(*(here.pool.chat("m", HELLO, options=body(16384)) for _ in range(6)))
+            assert {answer.routing.node for answer in answers} == {second.spec.key}
+            with pytest.raises(NoNodeAvailable, match="loads hang there"):
+                await here.pool.chat("m", HELLO, options=body(16384), node=first.spec.key)
+            answer = await here.pool.chat("m", HELLO, options=body(2048), node=first.spec.key)
+            assert answer.routing.node == first.spec.key
+            assert first.runners.look()["m:latest"].num_ctx == 4096, "its runner is as it was"
 
     run(main())

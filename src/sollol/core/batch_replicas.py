@@ -19,6 +19,10 @@ def suitable_replicas(state: SchedulerState, batch: Batch, group: ModelReplicas,
     limited, task, digest = is_limited(batch, group), batch.task, batch.digest or ""
     if limited and (task.only is not None or task.gpu or digest):
         replicas = [replica for replica in replicas if group.suits(replica, task, digest)]
+    if now < group.loads_barred_until:
+        pending = state.tasks[task.id]
+        barred = [replica for replica in replicas if replica.node.loads_barred_until > now]
+        replicas = [replica for replica in replicas if replica not in barred or not pending.startup_us(replica)]
     if state.cluster.incapable:  # of those that suit: an incapable node is better than none
         replicas = state.able(task, replicas, now)
     if not limited:

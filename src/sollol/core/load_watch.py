@@ -92,6 +92,7 @@ class LoadWatch:
         )
         memory.expect_no_longer(node)
         for other in node.replicas.values():
+            other.group.loads_barred_until = max(other.group.loads_barred_until, node.loads_barred_until)
             other.flag_off_nominal()
         self._state.out.append(
             Notice(f"{node.key}: {node.loads_barred_why}. It gets no loads for {pause_us / SECOND:.0f} s.")

@@ -149,6 +149,7 @@ class RequestScheduler:
             for replica in group.replicas.values()
             if replica.node.key not in excluded
             and not replica.is_barred(now)
+            and not replica.is_barred_for(task, now)
             and replica.node.usable
             and not replica.node.drained
             and not replica.attempts

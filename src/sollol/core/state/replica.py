@@ -295,6 +295,10 @@ class Replica(LoadedRunner):
             return True
         return node.loads_barred_until > now and (self.is_loading or not self.is_loaded)
 
+    def is_barred_for(self, task: Task, now: Micros) -> bool:
+        """Check that a task would load the model on a node where loads hang, perhaps in place of its runner."""
+        return self.node.loads_barred_until > now and not self.in_memory(task)
+
     def slowness(self) -> float:
         """Return how many times slower it must be expected to be: it may run on the CPU."""
         loaded = self.node.loaded.get(self.model)
@@ -679,6 +683,7 @@ class ModelReplicas:
         self.tasks = 0  # that are not settled
         self.samples = 0
         self.batches = 0  # that are open
+        self.loads_barred_until: Micros = 0  # on a node of it, at most
         self.full_until: Micros = 0  # all slots were taken just now, and no trial was worth it
         self.rescan_after: Micros = 0  # the waiting tasks were compared in vain just before
         self.rescan_planned = False

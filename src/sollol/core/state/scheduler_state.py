@@ -254,7 +254,8 @@ class SchedulerState:
             else:
                 incapable = node.incapable.of(pending.task, now)
                 replica = node.replicas.get(model)
-                if incapable is None and replica is not None and replica.is_barred(now):
+                barred = replica is not None and (replica.is_barred(now) or replica.is_barred_for(pending.task, now))
+                if incapable is None and barred:
                     is_large = node.budget and node.models.get(model, 0) > node.budget
                     why = f"loads hang there: {node.loads_barred_why}"
                     if is_large:

@@ -23,6 +23,13 @@ def shortlist(group: ModelReplicas, task: Task, tried: Collection[str], wide: bo
     Args:
         wide: All of them, however many.
     """
+    found = _shortlist(group, task, tried, wide, now)
+    if now < group.loads_barred_until:
+        return [replica for replica in found if not replica.is_barred_for(task, now)]
+    return found
+
+
+def _shortlist(group: ModelReplicas, task: Task, tried: Collection[str], wide: bool, now: Micros) -> list[Replica]:
     if group.off_nominal:
         _review(group, now)
     digest = group.digest_for(task) if group.mixed else ""
