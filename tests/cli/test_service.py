@@ -147,7 +147,7 @@ def test_a_manager_that_does_not_read_delays_nothing(tmp_path: Path, monkeypatch
 def test_lines_for_the_journal_have_a_severity_and_no_time(tmp_path: Path, nodes: Cluster) -> None:
     with service(tmp_path, nodes, "--insecure", JOURNAL_STREAM="this") as running:
         wait_for(lambda: any("Ctrl-C ends it" in line for line in running.lines))
-        wait_for(lambda: any(line.startswith("<4>everybody") for line in running.lines))
+        wait_for(lambda: any(line.startswith("<4>all callers") for line in running.lines))
         for line in running.lines:
             assert re.match(r"<[34567]>\S?", line), line
             assert not re.search(r"\d\d:\d\d:\d\d", line)
@@ -175,8 +175,8 @@ def test_an_error_that_ends_it_has_its_severity(tmp_path: Path, nodes: Cluster) 
     [
         ("debug", ["Dashboard:", "request 1: attempt", "request 1 ended: ok"], []),
         ("info", ["Dashboard:"], ["request 1"]),
-        ("warning", ["everybody who reaches"], ["Dashboard:", "request 1"]),
-        ("error", [], ["Dashboard:", "everybody"]),
+        ("warning", ["all callers that reach"], ["Dashboard:", "request 1"]),
+        ("error", [], ["Dashboard:", "all callers"]),
     ],
 )
 def test_levels(tmp_path: Path, nodes: Cluster, level: str, shown: list[str], hidden: list[str]) -> None:
@@ -193,7 +193,7 @@ def test_levels(tmp_path: Path, nodes: Cluster, level: str, shown: list[str], hi
 
 def test_lines_for_a_file_have_the_time(tmp_path: Path, nodes: Cluster) -> None:
     with service(tmp_path, nodes, "--log-format", "timed", "--insecure") as running:
-        wait_for(lambda: any("everybody" in line for line in running.lines))
+        wait_for(lambda: any("all callers" in line for line in running.lines))
         for line in running.lines:
             assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (info|warning) ", line), line
 
