@@ -1,4 +1,7 @@
-"""Embeddings that become many times slower: a test after the first, a demotion by the test or by the second."""
+"""Replicas that become many times slower.
+
+Embeddings: a test after the first slow one, a demotion by the test or by the second.
+"""
 
 from __future__ import annotations
 
@@ -81,3 +84,35 @@ def test_short_texts_are_slow_only_beyond_the_cost_of_a_request(cluster: Virtual
     task = cluster.submit(kind=Kind.EMBED, cost=80)
     cluster.finish(task, after=30 * MILLISECOND, outcome=Outcome(Status.OK, "", 200, Timing(1_000, 10)))
     assert not replica(cluster).slow_in_row
+
+
+def write(cluster: VirtualCluster, tokens: int, decode_us: int) -> None:
+    cluster.now += SECOND
+    timing = Timing(0, 10, MILLISECOND, tokens, decode_us, total_us=decode_us + MILLISECOND)
+    cluster.finish(cluster.submit(), after=decode_us + MILLISECOND, outcome=Outcome(Status.OK, "", 200, timing))
+
+
+def writer(tokens: int, decode_us: int) -> VirtualCluster:
+    found = VirtualCluster()
+    found.add("a")
+    for _ in range(5):
+        write(found, tokens, decode_us)
+    return found
+
+
+def test_a_busy_machine_that_delays_short_answers_is_no_slow_replica() -> None:
+    cluster = writer(4, MILLISECOND)
+    for _ in range(5):
+        write(cluster, 4, 20 * MILLISECOND)
+    assert not replica(cluster).demoted_us
+
+
+def test_answers_at_a_twentieth_of_the_rate_demote_and_a_few_tokens_do_not_restore() -> None:
+    cluster = writer(50, SECOND)
+    for _ in range(2):
+        write(cluster, 50, 20 * SECOND)
+    assert replica(cluster).demoted_us
+    write(cluster, 2, 41 * MILLISECOND)
+    assert replica(cluster).demoted_us
+    cluster.feed(Retested("a:11434", MODEL, 50.0, 160 * MILLISECOND))
+    assert not replica(cluster).demoted_us

@@ -14,6 +14,7 @@ import msgspec
 from sollol.backends.decoding import json_reader, read_any
 from sollol.backends.ollama_answers import Timings, read_embed_answer, read_inputs, read_timings, read_vector_answer
 from sollol.backends.refusals import late_error, refusal
+from sollol.core.actions import RETEST_TOKENS
 from sollol.core.types import EMBED, OK, Kind, Outcome, Status, Timing
 from sollol.core.value import replaced
 from sollol.transport.base import Call, Timeouts
@@ -62,9 +63,6 @@ def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None
     if kind is EMBED:
         return Call("POST", "/api/embed", encode({**body, "input": []}), timeouts=UNBOUNDED)
     return Call("POST", "/api/generate", encode(body), timeouts=UNBOUNDED)
-
-
-RETEST_TOKENS: Final = 8
 
 
 def with_num_ctx(call: Call, num_ctx: int) -> Call:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sollol.core.actions import Notice, Retest
+from sollol.core.actions import RETEST_TOKENS, Notice, Retest
 from sollol.core.state.estimators import Rate
 from sollol.core.state.replica import RATE_MEMORY, ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
@@ -29,15 +29,16 @@ class Demotion:
     def record(self, replica: Replica, timing: Timing, now: Micros) -> None:
         """Compare the decode rate of an answer with that of the replica, before that learns from it."""
         rate = replica.rate_before if replica.demoted_us else replica.decode.value or 0.0
-        if rate and timing.tokens > 1 and timing.decode_us > 0:
-            slow = self._state.policies.demotion.is_slow(rate * timing.decode_us / timing.tokens)
+        least = RETEST_TOKENS if replica.demoted_us else 2
+        if rate and timing.tokens >= least and timing.decode_us > 0:
+            slow = self._state.policies.demotion.is_slow(timing.decode_us, round(timing.tokens / rate))
             self._judge(replica, slow, rate, timing.tokens / timing.decode_us, Kind.GENERATE, now)
 
     def record_work(self, replica: Replica, cost: float, working_us: Micros, now: Micros) -> None:
         """Compare the rate of an embedding with that of the replica, before that learns from it."""
         rate = replica.rate_before if replica.demoted_us or replica.slow_in_row else replica.work.value or 0.0
         if rate and cost > 0:
-            slow = self._state.policies.demotion.is_slow_work(working_us, round(cost / rate))
+            slow = self._state.policies.demotion.is_slow(working_us, round(cost / rate))
             self._judge(replica, slow, rate, cost / working_us, EMBED, now)
 
     def _judge(self, replica: Replica, slow: bool, rate: float, found: float, kind: Kind, now: Micros) -> None:
@@ -102,12 +103,11 @@ class Demotion:
 
         Args:
             rate: Tokens, or cost units, per µs; 0 without an answer.
-            took_us: Time of an embedding; 0 for another.
+            took_us: Time of its work.
         """
         if not rate or not (replica.demoted_us or replica.slow_in_row):
             return
-        policy, times = self._state.policies.demotion, replica.rate_before / rate
-        slow = policy.is_slow_work(took_us, round(took_us / times)) if took_us else policy.is_slow(times)
+        slow = self._state.policies.demotion.is_slow(took_us, round(took_us * rate / replica.rate_before))
         if replica.demoted_us:
             if not slow:
                 self._restore(replica, now)

@@ -197,7 +197,7 @@ class Retested(NamedTuple):
 
     Attributes:
         per_s: Tokens, or cost units, per second; 0 if it was not answered.
-        took_us: Time of an embedding; 0 for another.
+        took_us: Time of its work; 0 if it was not answered.
     """
 
     node: str

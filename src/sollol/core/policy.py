@@ -331,12 +331,8 @@ class WakingPolicy(Protocol):
 class DemotionPolicy(Protocol):
     """Judge whether a replica has become much slower than it was."""
 
-    def is_slow(self, times: float) -> bool:
-        """Check that an answer that was so many `times` slower than usual is evidence."""
-        ...
-
-    def is_slow_work(self, took_us: Micros, predicted_us: Micros) -> bool:
-        """Check that an embedding that took so long is evidence."""
+    def is_slow(self, took_us: Micros, predicted_us: Micros) -> bool:
+        """Check that an answer that took so long is evidence."""
         ...
 
     def demotes(self, in_row: int) -> bool:

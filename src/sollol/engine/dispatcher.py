@@ -437,7 +437,7 @@ class Dispatcher:
                 took_us = max(1, self.now() - began_us - timing.load_us)
                 rate = item_cost(RETEST_TEXT) * len(texts) / took_us * SECOND if outcome.status is OK else 0.0
             elif timing.decode_us > 0:
-                rate = timing.tokens / timing.decode_us * SECOND
+                took_us, rate = timing.decode_us, timing.tokens / timing.decode_us * SECOND
         except TransportFault:
             pass  # the next test is due in a minute
         self.feed(Retested(action.node, action.model, rate, took_us))

@@ -12,7 +12,7 @@ from sollol.core.types import MILLISECOND, SECOND, Micros
 
 SLOWER: Final = 4.0  # times slower than before; a model on the CPU is about 20 times slower
 IN_ROW: Final = 2
-SLOWER_LEAST: Final[Micros] = 20 * MILLISECOND  # and so much longer, for an embedding: its time is not all work
+SLOWER_LEAST: Final[Micros] = 20 * MILLISECOND  # and so much longer: a busy machine delays short work by as much
 RETEST: Final[Micros] = 60 * SECOND
 
 
@@ -32,12 +32,8 @@ class DemotionByRate:
         self._in_row = in_row
         self._retest_us = retest_us
 
-    def is_slow(self, times: float) -> bool:
-        """Check that an answer that was so many `times` slower than usual is evidence."""
-        return times >= self._slower
-
-    def is_slow_work(self, took_us: Micros, predicted_us: Micros) -> bool:
-        """Check that an embedding that took so long is evidence."""
+    def is_slow(self, took_us: Micros, predicted_us: Micros) -> bool:
+        """Check that an answer that took so long is evidence."""
         return took_us >= self._slower * predicted_us + SLOWER_LEAST
 
     def demotes(self, in_row: int) -> bool:
