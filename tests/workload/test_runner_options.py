@@ -22,5 +22,11 @@ def test_values_that_a_node_refuses_do_not_count(options: Any) -> None:
     assert runner_key(options) == ""
 
 
+def test_the_shift_of_contexts_counts_beside_the_options() -> None:
+    assert runner_key({"num_ctx": 4096}, True) == "num_ctx=4096,shift=True"
+    assert runner_key(None, False) == "shift=False"
+    assert runner_key({"shift": True}, "yes") == "", "a node ignores one and refuses the other"
+
+
 def test_a_long_value_is_cut() -> None:
     assert len(runner_key({"num_ctx": "9" * 1000})) < 60

@@ -57,7 +57,7 @@ decode: Final = read_any
 
 def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None = None) -> Call:
     """Return the request that only loads a model with the options of a `runner_key`, or sets its `keep_alive`."""
-    body: dict[str, Any] = {"model": model, "stream": False, "options": _options_of(options)}
+    body: dict[str, Any] = {"model": model, "stream": False, **_fields_of(options)}
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
     if kind is EMBED:
@@ -80,19 +80,23 @@ def with_num_ctx(call: Call, num_ctx: int) -> Call:
 def retest_call(kind: Kind, model: str, options: str, texts: Sequence[str]) -> Call:
     """Return the request that embeds texts or writes RETEST_TOKENS tokens, with the options of a `runner_key`."""
     if kind is EMBED:
-        inputs = {"model": model, "input": texts, "options": _options_of(options)}
+        inputs = {"model": model, "input": texts, **_fields_of(options)}
         return Call("POST", "/api/embed", encode(inputs), timeouts=RETEST_TIMEOUTS, most=len(texts) * VECTOR_MOST)
     body = {
         "model": model,
         "prompt": "Count from one to ten in words.",
         "stream": False,
-        "options": {**_options_of(options), "num_predict": RETEST_TOKENS},
+        **_fields_of(options, num_predict=RETEST_TOKENS),
     }
     return Call("POST", "/api/generate", encode(body), timeouts=RETEST_TIMEOUTS, most=WHOLE_MOST)
 
 
-def _options_of(options: str) -> dict[str, Any]:
-    return {name: _number(value) for name, _, value in (pair.partition("=") for pair in options.split(",") if pair)}
+def _fields_of(options: str, **more: int) -> dict[str, Any]:
+    """Return the fields of a request for the options of a `runner_key`, and `more` options."""
+    pairs = (pair.partition("=") for pair in options.split(",") if pair)
+    given = {name: _number(value) for name, _, value in pairs}
+    fields = {"shift": given.pop("shift")} if "shift" in given else {}
+    return {**fields, "options": {**given, **more}}
 
 
 def _number(text: str) -> Any:

@@ -11,7 +11,7 @@ from sollol.core.types import Micros
 def displacement_us(replica: Replica, options: str, policy: EvictionPolicy, now: Micros) -> Micros:
     """Return the µs that others pay for a load here, to reload what it evicts."""
     if replica.is_loaded:
-        return replica.load_us() if replica.displaces(options, now) else 0
+        return _reload_us(replica, options, policy, now) if replica.displaces(options, now) else 0
     node = replica.node
     loaded = memory.sizes_loaded(node)
     used = node.used(now)
@@ -28,6 +28,15 @@ def displacement_us(replica: Replica, options: str, policy: EvictionPolicy, now:
         if risk < 1.0:
             break
     return round(cost)
+
+
+def _reload_us(replica: Replica, options: str, policy: EvictionPolicy, now: Micros) -> Micros:
+    """Return the µs that the users of a runner pay if its model is loaded again with other options."""
+    others = [other for other in replica.group.replicas.values() if other is not replica and other.is_loaded]
+    alone = not any(other.serves_after(replica.options) for other in others)
+    replaceable = any(other.serves_after(options) for other in others)
+    idle_us = 0 if replica.attempts else now - replica.options_used_us
+    return round(replica.load_us() * policy.loads(idle_us, alone, replaceable, len(replica.attempts)))
 
 
 def _loss_us(victim: Replica, replica: Replica, policy: EvictionPolicy, now: Micros) -> float:

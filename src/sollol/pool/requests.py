@@ -155,7 +155,7 @@ def _request(
         encoded,
         len(encoded) if cost is None else cost,
         stream,
-        runner_key(options),
+        runner_key(options, body.get("shift")),
         predict if type(predict) is int else None,
         answer,
         call,

@@ -184,12 +184,16 @@ _INTEGERS = frozenset(
 def options_of(data: dict[str, Any]) -> dict[str, Any]:
     """Return the `options`, checked as far as Ollama checks them. Unknown ones are ignored."""
     options = data.get("options")
+    shift = {} if data.get("shift") is None else {"shift": data["shift"]}  # a field of the request, not an option
     if options is None:
-        return {}
+        return shift
     if not isinstance(options, dict):
         raise Refusal(400, f"json: cannot unmarshal {_go_kind(options)} into Go struct field", early=True)
     for name in _INTEGERS:
         value = options.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise Refusal(500, f'option "{name}" must be of type integer')
-    return {name: int(v) if name in _INTEGERS and v is not None else v for name, v in options.items()}
+    given = {
+        name: int(v) if name in _INTEGERS and v is not None else v for name, v in options.items() if name != "shift"
+    }
+    return {**given, **shift}

@@ -17,11 +17,16 @@ RUNNER_OPTIONS: Final = (
 _INT_MOST: Final = 2**63 - 1  # int64 of Go, in which Ollama is written
 
 
-def runner_key(options: Any) -> str:
-    """Return the runner options of a request as one text in a fixed order, "" for none."""
-    if not isinstance(options, Mapping):
-        return ""
-    given = [f"{name}={str(options[name])[:40]}" for name in RUNNER_OPTIONS if _is_plain(options.get(name))]
+def runner_key(options: Any, shift: Any = None) -> str:
+    """Return the runner options of a request as one text in a fixed order, "" for none.
+
+    `shift`: the field of `/api/chat` and `/api/generate` beside the options, which also starts a runner.
+    """
+    given: list[str] = []
+    if isinstance(options, Mapping):
+        given = [f"{name}={str(options[name])[:40]}" for name in RUNNER_OPTIONS if _is_plain(options.get(name))]
+    if isinstance(shift, bool):
+        given.append(f"shift={shift}")
     return ",".join(given)
 
 

@@ -51,6 +51,23 @@ def test_two_clients_over_two_nodes_load_a_model_at_most_four_times_in_200_calls
         assert sum(loads(nodes, MODEL)) <= 4
 
 
+TWO_CLIENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "shift": ({"shift": True}, {"shift": False}),
+    "num_batch": ({"options": {"num_batch": 128}}, {"options": {"num_batch": 256}}),
+    "num_gpu": ({"options": {"num_gpu": 1}}, {"options": {"num_gpu": 99}}),
+}
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize("fields", TWO_CLIENTS)
+def test_two_clients_whose_options_no_runner_serves_together_keep_a_node_each(path: str, fields: str) -> None:
+    with cluster(2) as nodes, gateway_over(nodes.urls) as stage:
+        for turn in range(40):
+            body = BODIES[path] | TWO_CLIENTS[fields][turn % 2]
+            httpx.post(f"{stage.url}{path}", json=body, timeout=30, trust_env=False).raise_for_status()
+        assert sum(loads(nodes, MODEL)) <= 4
+
+
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("contexts", [(2048, 8192), (0, 8192), (1024, 0)])
 def test_each_format_shares_the_larger_context(name: str, contexts: tuple[int, int]) -> None:

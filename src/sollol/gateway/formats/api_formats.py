@@ -118,7 +118,7 @@ def _parse_ollama(body: bytes) -> ParsedRequest:
         found.model,
         found.stream is not False,
         bound_of(options.get("num_predict")) if options else None,
-        runner_key(options) if options else "",
+        runner_key(options, found.shift) if options or found.shift is not None else "",
         type_of(messages, prompt, found.system, found.format, bool(found.suffix)),
         prefix_of(messages) if messages else (),
         unloads=(at_end := unloads(keep_alive)) and not (messages or prompt),

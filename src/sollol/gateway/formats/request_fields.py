@@ -20,6 +20,7 @@ class OllamaFields(msgspec.Struct, gc=False):
     prompt: str | None = None
     system: str | None = None
     suffix: str | None = None
+    shift: Any = None
     keep_alive: Any = None
 
 
