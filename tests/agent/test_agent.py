@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from sollol.agent import bridge, restart
 from sollol.agent.app import Agent
 from sollol.agent.client import AgentState, agent_of, read_agent
 from sollol.agent.findings import agent_findings
+from sollol.agent.machine import ollama_settings
 from sollol.agent.report import AgentReport, BadReport, GpuReport, OllamaReport, parse_report
 from sollol.backends.agent_proof import has_key
 from sollol.core.endpoint import Endpoint, parse_endpoint
@@ -96,6 +98,10 @@ def test_only_with_the_key(tmp_path: Path) -> None:
                         answer = await client.request(method, url + path, headers=headers)
                         assert answer.status_code == 401, path
                         assert KEY not in answer.text
+                in_address = await client.get(url.replace("http://", f"http://any:{KEY}@") + "/api/tags")
+                assert in_address.status_code == 200
+                wrong = await client.get(url.replace("http://", f"http://{KEY}:wrong@") + "/api/tags")
+                assert wrong.status_code == 401
                 version = await client.get(f"{url}/api/version")
                 assert version.json() == {"version": "0.33.0"}
                 assert version.headers["server"].startswith("sollol-agent/")
@@ -103,6 +109,34 @@ def test_only_with_the_key(tmp_path: Path) -> None:
                 assert (await client.get(f"{url}/agent/nothing", headers=AUTH)).status_code == 404
 
         run(main)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "port", "wanted"),
+    [
+        (["127.0.0.1:21434", "0.0.0.0:11500"], 11500, "1"),
+        (["127.0.0.1:21434", None], 11434, "1"),
+        (["0.0.0.0:11434"], 21434, "0"),  # of a container with another port outside
+        (["127.0.0.1:21434", "127.0.0.1:21435"], 11434, None),
+        ([], 11434, "own"),
+    ],
+)
+def test_the_settings_are_those_of_the_ollama_at_the_port(
+    monkeypatch: pytest.MonkeyPatch, hosts: list[str | None], port: int, wanted: str | None
+) -> None:
+    def process(number: int, host: str | None) -> Any:
+        named = {"OLLAMA_HOST": host} if host else {}
+        environment = {"OLLAMA_MAX_QUEUE": str(number), "SECRET": "not shown", **named}
+        return SimpleNamespace(
+            info={"name": "ollama"}, cmdline=lambda: ["ollama", "serve"], environ=lambda: environment
+        )
+
+    found = [process(number, host) for number, host in enumerate(hosts)]
+    monkeypatch.setattr("psutil.process_iter", lambda attributes: found)
+    monkeypatch.setenv("OLLAMA_MAX_QUEUE", "own")
+    settings = ollama_settings(port)
+    assert settings.get("OLLAMA_MAX_QUEUE") == wanted
+    assert "SECRET" not in settings
 
 
 def test_a_report_of_this_machine(tmp_path: Path) -> None:

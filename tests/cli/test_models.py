@@ -92,11 +92,21 @@ def test_a_failed_node_is_named_and_the_exit_code_is_1(run: Run, cluster: Cluste
     [
         (["rm", "other"], "--on HOST:PORT, or --all"),
         (["pin", "other", "--on", "10.9.9.9"], "--on 10.9.9.9 is not a node here"),
-        (["sync"], "names no model"),
+        (["sync"], "no configuration file that names models"),
     ],
 )
 def test_bad_input(run: Run, cluster: Cluster, words: list[str], expected: str) -> None:
     assert expected in run("models", *words, "--nodes", ",".join(cluster), code=2).stderr
+
+
+def test_without_a_file_or_a_gateway_the_next_step_is_named(run: Run, tmp_path: Path) -> None:
+    assert (
+        "there is no configuration file that names models; `sollol init` writes one"
+        in run("models", "sync", code=2).stderr
+    )
+    file = tmp_path / "sollol.toml"
+    file.write_text("")
+    assert f"{file} names no model; expected tables" in run("models", "sync", "--config", str(file), code=2).stderr
 
 
 def test_sync_plans_then_makes(run: Run, cluster: Cluster, tmp_path: Path) -> None:

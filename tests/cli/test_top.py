@@ -60,7 +60,7 @@ def url(pool: OllamaPool) -> Iterator[str]:
 def test_a_frame_of_a_running_dashboard(run: Run, url: str, pool: OllamaPool) -> None:
     number = pool.chat("llama3.2", HELLO).routing.id
     text = run("top", "--once", "--url", url).stdout
-    for words in ("trial", "2 of 2 nodes up", "1 requests", "! 50%/50% CPU/GPU", "nothing running", "nothing waiting"):
+    for words in ("trial", "2 of 2 nodes up", "1 request ", "! 50%/50% CPU/GPU", "nothing running", "nothing waiting"):
         assert words in text
     assert re.search(rf"^ +{number}  \d\d:\d\d:\d\d  llama3.2:latest  127.0.0.1:\d+  ok ", text, re.M)
     assert run("top", "--url", url).stdout.splitlines()[1:4] == text.splitlines()[1:4]  # no terminal: one frame

@@ -120,7 +120,7 @@ def test_only_lines_that_changed_are_written(stage: Stage) -> None:
         screen.read(0.3)
         screen.written = b""
         ask(stage)
-        screen.shows("1 requests")
+        screen.shows("1 request")
         written = screen.written
         assert b"\x1b[2J" not in written  # never the whole screen
         assert b"\x1b[24;1H" not in written  # the last line is the same
@@ -178,7 +178,7 @@ def test_help_filter_and_order(stage: Stage, cluster: Cluster) -> None:
 def test_a_request_is_explained(stage: Stage) -> None:
     ask(stage)
     with top(stage.url) as screen:
-        screen.shows("1 requests")
+        screen.shows("1 request")
         screen.press("e")
         screen.shows("explain: select a request")
         screen.press("\x1b[Z")  # Shift-Tab: the last list

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from sollol.core.endpoint import Endpoint
+from sollol.errors import BadInput
 from sollol.sim import NodeSpec, SimNode, World, run
 from sollol.transport.base import Call, Fault, Timeouts, Transport, TransportFault
 from tests.sim.lab import Lab, in_lab, now, spec
@@ -22,6 +23,11 @@ WARM = spec(loaded=("chat", "embed"))
 def test_it_is_a_transport() -> None:
     transport: Transport = World([]).transport()
     assert transport is not None
+
+
+def test_a_loaded_model_that_is_not_on_the_disk_is_named() -> None:
+    with pytest.raises(BadInput, match="loaded: 'gemma3' is not a model of this node; expected one of "):
+        SimNode(NodeSpec(loaded=("gemma3",)))
 
 
 def test_unknown_hosts_and_latency() -> None:

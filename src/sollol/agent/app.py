@@ -28,7 +28,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import canonical_model
 from sollol.duties import Duties
 from sollol.http_server.limits import ServerLimits
-from sollol.http_server.request import Request
+from sollol.http_server.request import Request, basic_password
 from sollol.http_server.server import HttpServer
 from sollol.registry.manifest import MOST_BYTES, TYPE
 from sollol.registry.names import DIGEST, NAMESPACE, PART, parse_range, split_model
@@ -42,6 +42,8 @@ PIECE: Final = 256 * 1024
 BLOB: Final[re.Pattern[str]] = re.compile(r"/blobs/(sha256:[0-9a-f]{64})", re.ASCII)
 PUBLIC: Final = ("/", "/api/version")  # by which discovery recognises a node
 NAME: Final = f"sollol-agent/{__version__}"
+
+NO_KEY: Final = "this agent needs its key, as a bearer token or in the address: http://any:KEY@host:port"
 
 
 class Agent(HttpServer):
@@ -117,7 +119,11 @@ class Agent(HttpServer):
             request.route = self._hello
             return
         if not (self._has_key(request) or (read and path in PUBLIC)):
-            request.refuse(401, "this agent needs its key as a bearer token", [("WWW-Authenticate", "Bearer")])
+            request.refuse(
+                401,
+                NO_KEY,
+                [("WWW-Authenticate", "Bearer")],
+            )
             return
         own = {
             ("GET", "/agent/report"): self._report,
@@ -133,7 +139,8 @@ class Agent(HttpServer):
 
     def _has_key(self, request: Request) -> bool:
         kind, _, token = request.header(b"authorization").partition(" ")
-        sent = token.strip() if kind.lower() == "bearer" else request.header(b"x-api-key")
+        is_bearer = kind.lower() == "bearer"
+        sent = token.strip() if is_bearer else request.header(b"x-api-key") or basic_password(kind, token)
         return hmac.compare_digest(sent.encode(), self._key)
 
     def handle(self, request: Request) -> None:
@@ -176,7 +183,7 @@ class Agent(HttpServer):
             version, why = facts.version, ""
         except (ProbeFailed, TransportFault) as error:
             version, why = "", str(error)[:300]
-        settings = await asyncio.to_thread(ollama_settings)
+        settings = await asyncio.to_thread(ollama_settings, self._ollama.port)
         ollama = OllamaReport(version, settings, why)
         report = await asyncio.to_thread(
             read_machine,
@@ -194,13 +201,13 @@ class Agent(HttpServer):
         namespace, model, tag = split_model(canonical_model(request.query.get("model", "")))
         good = NAMESPACE.fullmatch(namespace) and PART.fullmatch(model) and PART.fullmatch(tag)
         if not good or self._folder is None:
-            request.refuse(404, "this is no model here")
+            request.refuse(404, "no manifest: the folder of models is unknown, or the name is no model's")
             return
         file = self._folder / "manifests" / "registry.ollama.ai" / namespace / model / tag
         try:
             raw = await asyncio.to_thread(_read_bounded, file)
         except FileNotFoundError:
-            request.refuse(404, "this is no model here")
+            request.refuse(404, "this model is not on the disk")
             return
         request.answer(200, raw, TYPE)
 

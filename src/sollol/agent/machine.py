@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 from sollol.agent.drivers import GpuDriver, read_gpus
 from sollol.agent.owner import NO_LOOKS, Looks, read_owner
 from sollol.agent.report import AgentReport, OllamaReport
+from sollol.core.endpoint import DEFAULT_PORT
 
 SHOWN_SETTINGS: Final = (
     "OLLAMA_CONTEXT_LENGTH", "OLLAMA_FLASH_ATTENTION", "OLLAMA_GPU_OVERHEAD", "OLLAMA_HOST", "OLLAMA_KEEP_ALIVE",
@@ -28,20 +30,31 @@ def models_folder(given: str | None) -> Path | None:
     return next((path for path in (Path(name).expanduser() for name in FOLDERS) if (path / "blobs").is_dir()), None)
 
 
-def ollama_settings() -> dict[str, str]:
-    """Return the settings of the Ollama that runs on this machine, as far as this process may read them.
+def ollama_settings(port: int) -> dict[str, str]:
+    """Return the settings of the Ollama at a port of this machine, as far as this process may read them.
 
-    They are read from the process of `ollama serve`, since the agent's own environment is another one.
+    They are read from the process of `ollama serve`, since the agent's own environment is another one. Where none has
+    the port in OLLAMA_HOST, a container may have changed it: the only Ollama is taken then.
     """
     import psutil  # of the extra `agent`
 
+    found: list[dict[str, str]] = []
     for process in psutil.process_iter(["name"]):
         try:
             if "ollama" in (process.info["name"] or "").lower() and "serve" in process.cmdline():
-                return _shown(process.environ())
+                found.append(process.environ())
         except (psutil.Error, OSError):
             continue
-    return _shown(os.environ)
+    own = [environment for environment in found if port_of(environment.get("OLLAMA_HOST", "")) == port]
+    if own or len(found) == 1:
+        return _shown((own or found)[0])
+    return {} if found else _shown(os.environ)
+
+
+def port_of(host: str) -> int:
+    """Return the port that a value of OLLAMA_HOST names, or Ollama's own."""
+    named = re.search(r":(\d+)/?$", host)
+    return int(named[1]) if named else DEFAULT_PORT
 
 
 def _shown(environment: Mapping[str, str]) -> dict[str, str]:

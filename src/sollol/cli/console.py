@@ -240,6 +240,8 @@ def size(count: int) -> str:
     """Return bytes as Ollama prints them: `274 MB`, `2.0 GB`; `-` for zero."""
     if count <= 0:
         return "-"
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

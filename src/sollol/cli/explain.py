@@ -22,7 +22,8 @@ EPILOG = """\
 
 [bold]Where the number is[/bold]
 
-  In the dashboard, in `sollol top`, and in a program as answer.routing.id.
+  In the dashboard, in `sollol top`, in the header X-Sollol-Request-Id of a
+  gateway's answer, and in a program as answer.routing.id.
   A pool keeps its last 1,000 calls. A gateway with keys explains the calls
   made with your key (SOLLOL_API_KEY), and all calls to an admin key.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sollol.cli.attach import HOW_TO_START, KeyOption, NoAnswer, UrlOption, attach
+from sollol.cli.attach import KeyOption, NoAnswer, UrlOption, attach
 from sollol.cli.console import note, plural, print_json, printable, stdout, table
 from sollol.cli.fleet import JsonOption
 
@@ -40,7 +40,10 @@ async def _read(url: str | None, key: str | None) -> dict[str, Any]:
     try:
         remote = await attach(transport, url, key)
         if remote is None or not remote.is_gateway:
-            raise NoAnswer(f"no gateway runs on this machine. {HOW_TO_START}")
+            raise NoAnswer(
+                "no gateway runs at port 11435 of this machine. `sollol serve --controller` starts one that plans; "
+                "name another address with --url http://host:port."
+            )
         return await remote.plan()
     finally:
         await transport.aclose()

@@ -319,7 +319,10 @@ def sync(
     file = find_file(config)
     settings = gateway_settings(load_settings(config=file), file or "")
     if not settings.models:
-        raise BadInput(f'{file or "no file"} names no model; expected tables such as [models."llama3.2"] replicas = 2')
+        expected = 'expected tables such as [models."llama3.2"] with replicas = 2'
+        if file is None:
+            raise BadInput(f"there is no configuration file that names models; `sollol init` writes one; {expected}")
+        raise BadInput(f"{file} names no model; {expected}")
     chosen = settings.nodes if nodes is None and settings.nodes else fleet.choose(nodes).endpoints
 
     async def look_at(transport: HttpTransport) -> list[NodeInventory]:

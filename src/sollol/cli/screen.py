@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from sollol.cli.console import millis, one_line, printable
+from sollol.cli.console import millis, one_line, plural, printable
 from sollol.cli.listings import Column, Drawn, Listing, Row, lines
 
 LATE = 1.5  # times the prediction, from which on a running request is marked
@@ -84,10 +84,10 @@ def headline(frame: Row, width: int = WIDEST) -> Text:
         parts += [
             f"{len(frame['running'])} running",
             f"{len(frame['waiting'])} waiting",
-            f"{totals['total_requests']:,} requests{failed}",
+            f"{plural(totals['total_requests'], 'request')}{failed}",
         ]
         if ratio["count"]:
-            parts.append(f"of predicted time: median {ratio['median']:.2f}, p90 {ratio['p90']:.2f}")
+            parts.append(f"actual ÷ predicted time: median {ratio['median']:.2f}, p90 {ratio['p90']:.2f}")
     return title(parts, width)
 
 

@@ -87,8 +87,8 @@ class LoadWatch:
         pause_us = self._state.policies.load_watch.pause_us(node.hung_loads)
         node.loads_barred_until = now + pause_us
         node.loads_barred_why = (
-            f"a load of {replica.model} has not ended in {elapsed_us / SECOND:.0f} s; predicted were "
-            f"{replica.load_us() / SECOND:.0f} s"
+            f"a load of {replica.model} has not ended in {elapsed_us / SECOND:.1f} s; the prediction was "
+            f"{replica.load_us() / SECOND:.1f} s"
         )
         memory.expect_no_longer(node)
         for other in node.replicas.values():

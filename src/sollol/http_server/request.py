@@ -7,6 +7,7 @@ client has left are dropped and are no error: `on_gone` is called, which may can
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -374,3 +375,13 @@ def type_line(content_type: str) -> bytes:
 
 def _cors(origin: bytes) -> bytes:
     return b"Access-Control-Allow-Origin: " + origin + b"\r\nVary: Origin\r\n"
+
+
+def basic_password(scheme: str, credentials: str) -> str:
+    """Return the password of Basic authentication, or ""; clients send the key of `http://any:KEY@host` so."""
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""

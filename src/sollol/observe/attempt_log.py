@@ -6,7 +6,7 @@ from typing import Any
 
 from sollol.answers import Answer
 from sollol.core.actions import Start
-from sollol.core.types import OK, Decision, Micros, Outcome, Task
+from sollol.core.types import OK, Decision, Micros, Outcome, Status, Task
 from sollol.observe.rows import CandidateRow
 
 
@@ -58,8 +58,14 @@ class AttemptLog:
         return record
 
     def _tried(self) -> list[dict[str, Any]]:
+        closed = "another node answered first" if any(entry[1].status is OK for entry in self.attempts) else ""
         return [
-            {"node": start.node, "outcome": outcome.status.value, "why": outcome.message, "ms": (ended - began) / 1000}
+            {
+                "node": start.node,
+                "outcome": outcome.status.value,
+                "why": outcome.message or (closed if outcome.status is Status.LEFT else ""),
+                "ms": (ended - began) / 1000,
+            }
             for start, outcome, began, ended in self.attempts
             if outcome.status is not OK
         ]

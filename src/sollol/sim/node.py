@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sollol.core.types import canonical_model
+from sollol.errors import BadInput
 from sollol.sim import routes
 from sollol.sim.faults import Faults, Wrong
 from sollol.sim.loop import SimLoop
@@ -92,7 +93,9 @@ class SimNode:
 
     def _preload(self) -> None:
         for name in self.spec.loaded:
-            model = self.disk[full_name(name)]
+            model = self.disk.get(full_name(name))
+            if model is None:
+                raise BadInput(f"loaded: {name!r} is not a model of this node; expected one of {', '.join(self.disk)}")
             self.runners.put(model, self.runners.options_of(model, {}))
 
     @property

@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -16,16 +15,6 @@ from sollol.errors import ResponseError, SollolError
 from sollol.http_server.request import Request
 
 _OTHER_MODELS: Final = re.compile(r"; it has [^\n]*")  # in the error of a node that lacks the requested model
-
-
-def basic_password(scheme: str, credentials: str) -> str:
-    """Return the password of Basic authentication, or ""; clients send the key of `http://any:KEY@host` so."""
-    if scheme.lower() != "basic":
-        return ""
-    try:
-        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-    except ValueError:
-        return ""
 
 
 def check_admin(request: Request, what: str = "change models or nodes") -> None:

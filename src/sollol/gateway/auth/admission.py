@@ -6,11 +6,10 @@ import asyncio
 import time
 
 from sollol.errors import ResponseError
-from sollol.gateway.auth.access import basic_password
 from sollol.gateway.auth.keys import Keyring
 from sollol.gateway.auth.rate_limit import RateLimited, RateLimiter
 from sollol.gateway.auth.sessions import Sessions
-from sollol.http_server.request import Request
+from sollol.http_server.request import Request, basic_password
 
 
 class Unauthorized(ResponseError):
