@@ -89,6 +89,35 @@ def test_lists_of_short_texts_share_a_context_and_long_ones_do_not() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("nodes", "options", "most"),
+    [
+        (1, ({}, {"num_ctx": 8192}), 2),
+        (2, ({}, {"num_ctx": 8192}), 4),
+        (3, ({}, {"num_ctx": 8192}), 6),
+        (2, ({"num_ctx": 2048}, {"num_ctx": 8192}, {}), 7),
+        (2, ({}, {"num_batch": 128}), 4),
+        (3, ({}, {"num_batch": 128}), 6),
+    ],
+)
+def test_batches_that_alternate_do_not_make_a_model_load_for_ever(
+    nodes: int, options: Sequence[dict[str, Any]], most: int
+) -> None:
+    """90 lists, six at a time, of which some must not share a runner."""
+
+    async def main() -> None:
+        async with universe(specs(nodes, embed_items_per_s=400.0)) as here:
+
+            async def client(number: int) -> None:
+                for _ in range(15):
+                    await here.pool.embed_batch("e", ["a short text"] * 40, options=options[number % len(options)])
+
+            await asyncio.gather(*(client(number) for number in range(6)))
+            assert sum(loads(here, "e:latest")) <= most
+
+    run(main())
+
+
 def test_a_stream_that_moves_keeps_the_context_in_which_it_began() -> None:
     async def main() -> None:
         async with universe(specs(2)) as here:

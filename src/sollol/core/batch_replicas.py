@@ -1,10 +1,11 @@
-"""Find the replicas that a batch may use: by the caller's constraints, the version of the model, and the mode."""
+"""Find the replicas that a batch may use: by constraints, the version of the model, the mode, and runner options."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from sollol.core.state.batch import Batch
+from sollol.core.state.pending import PendingTask
 from sollol.core.state.replica import ModelReplicas, Replica
 from sollol.core.state.scheduler_state import SchedulerState
 from sollol.core.types import Micros, RoutingMode
@@ -30,6 +31,29 @@ def suitable_replicas(state: SchedulerState, batch: Batch, group: ModelReplicas,
     if task.mode is RoutingMode.RELIABLE:
         return _reliable(replicas)
     return _spared(replicas) if task.mode is RoutingMode.ASYNC else replicas
+
+
+def undisturbed(
+    state: SchedulerState, pending: PendingTask, group: ModelReplicas, replicas: list[Replica], now: Micros
+) -> list[Replica]:
+    """Return those of the replicas on which the batch displaces no runner that others use.
+
+    Where it would on all nodes, one of them is left to it. Without this, each chunk of two batches with other runner
+    options loads the model again.
+    """
+    assert pending.batch is not None
+    if not [replica for replica in replicas if _displaces(pending, replica, now)]:
+        return replicas
+    suitable = suitable_replicas(state, pending.batch, group, now)
+    kept = [replica for replica in suitable if not _displaces(pending, replica, now)]
+    if not kept and suitable:
+        kept = [min(suitable, key=lambda replica: (replica.load_us(), replica.node.key))]
+    return [replica for replica in replicas if replica in kept]
+
+
+def _displaces(pending: PendingTask, replica: Replica, now: Micros) -> bool:
+    options = pending.task.options
+    return replica.options != options and pending.startup_us(replica) > 0 and replica.displaces(options, now)
 
 
 def is_limited(batch: Batch, group: ModelReplicas) -> bool:

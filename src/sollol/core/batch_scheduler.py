@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sollol.core import takeover
 from sollol.core.actions import Accept, ItemsRequested, Refuse
-from sollol.core.batch_replicas import is_limited, suitable_replicas
+from sollol.core.batch_replicas import is_limited, suitable_replicas, undisturbed
 from sollol.core.demotion import Demotion
 from sollol.core.fault_attribution import FaultAttribution
 from sollol.core.gpu_proof import prove_gpu
@@ -78,7 +78,8 @@ class BatchScheduler:
             self._no_replica(pending, batch, group, now)
             return
         batch.stuck_since = None
-        per_replica = -(-width // len(replicas)) if width else 0
+        replicas = undisturbed(self._state, pending, group, replicas, now)
+        per_replica = -(-width // max(1, len(replicas))) if width else 0
         fruitless: set[str] = set()
         cost_before = batch.pending_cost
         while batch.pending_count:
@@ -86,6 +87,7 @@ class BatchScheduler:
                 replica
                 for replica in replicas
                 if replica.node.key not in fruitless
+                and not replica.delays_reload(pending.task, now)
                 and (replica.free(now) or (width and len(replica.attempts) < per_replica and replica.usable(now)))
             ]
             if not free or (width and len(batch.live) >= width):
@@ -240,9 +242,9 @@ class BatchScheduler:
         """Let idle replicas repeat items that others have in flight."""
         if batch.task.hedge is False:
             return
-        takeovers, some_idle = takeover.plan(
-            self._state, batch, suitable_replicas(self._state, batch, group, now), group, now
-        )
+        pending, replicas = self._state.tasks[batch.task.id], suitable_replicas(self._state, batch, group, now)
+        replicas = undisturbed(self._state, pending, group, replicas, now)
+        takeovers, some_idle = takeover.plan(self._state, batch, replicas, group, now)
         for each in takeovers:
             self._start_takeover(batch, each, now)
         takeover.look_again(self._state, batch, group, some_idle, now)

@@ -92,6 +92,14 @@ class HealthChecks:
         self._plan(node, now + self._probing.every_us(self._idle(now)))
         return changed
 
+    def ask_again(self, node: Node, now: Micros, out: list[Action]) -> None:
+        """Probe a node at once if a load ended after its lists were requested.
+
+        They may be of the runner before.
+        """
+        if max((replica.options_answered_us for replica in node.replicas.values()), default=0) > node.asked_us:
+            self.ask(node, now, out)
+
     def lost(self, node: Node, why: str, certain: bool, now: Micros) -> bool:
         """Record a failed probe. Return True if the node is down now."""
         node.probing = False

@@ -97,7 +97,7 @@ class RequestScheduler:
         decision = router.choose(task, replicas, reserved_us, now, state.rng)
         replica = group.replicas[decision.node]
         free = replica.free(now, task.kind is not EMBED) or (not replica.attempts and not replica.breaker.admits(now))
-        free = free and not replica.awaits_list(task, now)
+        free = free and not replica.delays_reload(task, now)
         if not free:
             decided = overlapped(task, replica, decision, reserved_us, state.policies.overlap, now)
             if decided is not None:
@@ -266,7 +266,7 @@ class RequestScheduler:
             return Dispatched.UNDECIDED
         decision = router.choose(task, replicas, NO_RESERVATIONS, now, state.rng)
         replica = group.replicas[decision.node]
-        if not replica.free(now, task.kind is not EMBED) or replica.awaits_list(task, now):
+        if not replica.free(now, task.kind is not EMBED) or replica.delays_reload(task, now):
             decided = overlapped(task, replica, decision, NO_RESERVATIONS, state.policies.overlap, now)
             if decided is None:
                 self._reserve(pending, router, replica, decision, NO_RESERVATIONS, now)

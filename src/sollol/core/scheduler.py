@@ -363,6 +363,7 @@ class Scheduler:
         if node.denied:
             node.denied.intersection_update(event.facts.models)
         changed = self._health.seen(node, event.facts, now)
+        self._health.ask_again(node, now, self._state.out)
         if node.asleep or node.waking_us:
             self._sleep.awake(node, now)
         if event.facts.late:

@@ -373,12 +373,20 @@ class Replica(LoadedRunner):
         size = self.node.models.get(self.model, 0)
         return self.node.load_time.predict(size) if size > 0 else LOAD_UNKNOWN
 
-    def awaits_list(self, task: Task, now: Micros) -> bool:
-        """Check that a task would load the model again, and that an outstanding list may show otherwise."""
-        if self.options == task.options or self.context or not self.options_answered_us or not self.is_loaded:
+    def delays_reload(self, task: Task, now: Micros) -> bool:
+        """Check that a task would load the model again, and should wait until the runner is unused or listed.
+
+        The node itself waits until the runner is unused. An outstanding list may show that no load is necessary.
+        """
+        if self.options in (task.options, UNKNOWN) or self.in_memory(task):
+            return False
+        return bool(self.attempts) or self._awaits_list(now)
+
+    def _awaits_list(self, now: Micros) -> bool:
+        if self.context or not self.options_answered_us or not self.is_loaded:
             return False
         asked = self.node.probing and now - self.node.asked_us < LIST_WAIT
-        return asked and not parse(self.options).context and not self.in_memory(task)
+        return asked and not parse(self.options).context
 
     def hold_options(self, options: str, now: Micros) -> None:
         """Record that the runner in memory has these options, or will have them once it is loaded."""
