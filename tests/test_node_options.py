@@ -16,7 +16,16 @@ MONDAY = datetime(2026, 11, 30)
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("12GB", 12 * 10**9), ("8 GiB", 8 * 2**30), ("500 mb", 500 * 10**6), ("1000", 1000), ("1.5TB", 15 * 10**11)],
+    [
+        ("12GB", 12 * 10**9),
+        ("8 GiB", 8 * 2**30),
+        ("500 mb", 500 * 10**6),
+        ("1000", 1000),
+        ("1.5TB", 15 * 10**11),
+        ("1TiB", 2**40),
+        ("512 KiB", 2**19),
+        ("9B", 9),
+    ],
 )
 def test_budgets_are_sizes(text: str, found: int) -> None:
     assert parse_node_options({"budget": text}).budget == found
@@ -62,6 +71,7 @@ def test_addresses_are_read() -> None:
         ({"budget": "120%"}, "budget = '120%'"),
         ({"budget": "0GB"}, "budget = '0GB'"),
         ({"budget": 12}, "budget = 12"),
+        ({"budget": "0.3"}, "budget = '0.3'"),
         ({"quiet": "at night"}, "quiet = 'at night'"),
         ({"quiet": "Mon 09:00-25:00"}, "25:00"),
         ({"quiet": "Xyz 09:00-10:00"}, "'Xyz'"),

@@ -18,7 +18,11 @@ from typing import Any, Final, NamedTuple
 from sollol.errors import BadInput
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30}
+UNITS: Final = {"": 1, "B": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for unit, base in (("B", 1_000), ("IB", 1_024))
+}
 DAY_MINUTES: Final = 24 * 60
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B?)", re.IGNORECASE)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -105,9 +109,9 @@ def _with_budget(found: NodeOptions, raw: str) -> NodeOptions:
     share, size = _SHARE.fullmatch(raw.strip()), _SIZE.fullmatch(raw.strip())
     if share is not None and 0 < float(share[1]) <= 100:
         return found._replace(budget_share=float(share[1]) / 100)
-    if size is not None and float(size[1]) > 0:
-        unit = size[2].upper()
-        return found._replace(budget=round(float(size[1]) * UNITS.get(unit, UNITS.get(unit.rstrip("B"), 1))))
+    size_bytes = round(float(size[1]) * UNITS[size[2].upper()]) if size is not None else 0
+    if size_bytes:
+        return found._replace(budget=size_bytes)
     raise BadInput(f'budget = {raw!r} cannot be used; expected a size such as "12GB" or a share such as "80%"')
 
 
@@ -119,7 +123,7 @@ def _hours(text: str) -> Hours:
     if not dash:
         raise BadInput(f"quiet = {text.strip()!r} cannot be used; {expected}")
     hours = Hours(_days(days.strip(), expected), _minutes(start, "quiet"), _minutes(end, "quiet"))
-    if hours.start == hours.end:
+    if hours.start == hours.end or (hours.start, hours.end) == (DAY_MINUTES, 0):
         raise BadInput(f"quiet = {text.strip()!r} has no hours; expected 00:00-24:00 for the whole day")
     return hours
 
