@@ -14,7 +14,7 @@ from sollol.core.endpoint import parse_endpoint
 from sollol.gateway import check as gateway_check
 from sollol.gateway.auth.keys import Key, add_key
 from sollol.gateway.check import CheckResult, check
-from sollol.gateway.settings import AlertSettings, GatewaySettings, Listen, MetricsSettings
+from sollol.gateway.settings import AlertSettings, GatewaySettings, Listen, MetricsSettings, RegistrySettings
 from sollol.sim import ModelSpec, NodeSpec
 from sollol.sim.serve import free_port, sim_cluster
 
@@ -43,6 +43,30 @@ def test_a_gateway_that_would_work(tmp_path: Path) -> None:
         assert found["file"].detail == "sollol.toml"
         assert found["keys"].detail == "1 key, required"
         assert found["fallback big:70b"].ok, "a fallback may be an alias"
+
+
+def test_a_registry_that_cannot_start(tmp_path: Path) -> None:
+    def checked(**more: Any) -> CheckResult | None:
+        given = {"enabled": True, "port": free_port(), "folder": str(tmp_path / "blobs"), **more}
+        return findings(tmp_path, [], registry=RegistrySettings(**given)).get("registry")
+
+    def told(**more: Any) -> str:
+        found = checked(**more)
+        assert found is not None
+        assert not found.ok
+        return found.detail
+
+    good = checked()
+    assert good is not None
+    assert good.ok
+    assert not (tmp_path / "blobs").exists(), "a check leaves nothing behind"
+    assert checked(enabled=False, host="8.8.8.8") is None
+    assert "'8.8.8.8' is no private address" in told(host="8.8.8.8")
+    assert "'no host' is no private address" in told(host="no host")
+    (tmp_path / "file").write_text("")
+    assert "cannot be a folder" in told(folder=str(tmp_path / "file" / "blobs"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "cannot listen on" in told(port=taken.getsockname()[1])
 
 
 def test_metrics_that_nobody_can_read_and_an_address_that_is_taken(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from sollol.cli.init import MEANINGS, text_of
-from sollol.config import load_settings
+from sollol.config import Settings, gateway_tables, load_settings
 from sollol.config.paths import find_file
 from sollol.errors import ConfigError
 from sollol.gateway.settings import (
@@ -21,6 +21,7 @@ from sollol.gateway.settings import (
     applicable,
     gateway_settings,
     not_applied,
+    problems_of,
     template,
 )
 from sollol.sim import ModelSpec, NodeSpec
@@ -78,9 +79,14 @@ def test_the_file_says_everything(tmp_path: Path) -> None:
         ("[gateway]\nport = 70000", "gateway.port: 70000 cannot be used; expected int <= 65535"),
         ("[limits]\nqueue = 0", "limits.queue: 0 cannot be used; expected int >= 1"),
         ("[routing]\nmode = 'slow'", "routing.mode: 'slow' cannot be used"),
-        ("[aliases]\na = 1", "aliases: {'a': 1} cannot be used; expected str"),
-        ("[aliases]\na = ''", "aliases: {'a': ''} cannot be used; expected str of length >= 1"),
+        ("[aliases]\na = 1", 'aliases."a": 1 cannot be used; expected str'),
+        ("[aliases]\na = ''", "aliases.\"a\": '' cannot be used; expected str of length >= 1"),
         ("[aliases]\na = 'a'", "aliases a:latest -> a:latest never end"),
+        ("[aliases]\n'' = 'a'", "a name in aliases: '' cannot be used; expected str of length >= 1"),
+        ("[models.'']\nreplicas = 1", "a name in models: '' cannot be used; expected str of length >= 1"),
+        ("[models.x]\n[models.'x:latest']\npin = true", "'x' and 'x:latest' are one model; expected"),
+        ("[models.x]\n[models.y]\nreplicas = -1\n[models.z]\nreplicas = -2", 'models."y".replicas: -1 cannot'),
+        ("[models.x]\nnodes = ['gpu:99999']", "models.nodes: 'gpu:99999' of 'x' cannot be used; "),
         ("[fallbacks]\na = 'b'", "cannot be used; expected array"),
         ("[limits]\nidle_timeout_s = nan", "limits.idle_timeout_s: nan cannot be used; expected float > 0"),
         ("[limits]\nrequest_timeout_s = inf", "limits.request_timeout_s: inf cannot be used"),
@@ -200,3 +206,14 @@ def test_the_key_of_the_registry_is_not_in_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"registry\.key: '\*\*\*' cannot be used; expected .*A-Za-z0-9") as raised:
         read(tmp_path, '[registry]\nkey = "short secret"\n')
     assert "short secret" not in str(raised.value)
+
+
+def test_each_of_several_tables_with_the_same_mistake_is_named(tmp_path: Path) -> None:
+    text = "".join(f"[models.{name}]\nreplicas = {count}\n" for name, count in (("x", -1), ("y", 1), ("z", -1)))
+    path = tmp_path / "sollol.toml"
+    path.write_text(text)
+    found = problems_of(Settings(gateway=gateway_tables(str(path))), str(path))
+    assert [problem.partition(": ")[2].partition(" cannot")[0] for problem in found] == [
+        'models."x".replicas: -1',
+        'models."z".replicas: -1',
+    ]

@@ -220,6 +220,8 @@ def _nodes(settings: GatewaySettings) -> tuple[Endpoint, ...]:
 def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
     import asyncio
 
+    from msgspec.structs import replace
+
     from sollol.gateway.check import check
 
     try:
@@ -227,6 +229,8 @@ def _check(read: Reading, settings: GatewaySettings, keys: int) -> int:
     except NoNodeAvailable:
         nodes = ()  # reported as one of the findings
     made = table("what", "", "")
+    if read.registry:
+        settings = replace(settings, registry=replace(settings.registry, enabled=True))
     findings = asyncio.run(check(settings, nodes, keys, read.file))
     for finding in findings:
         made.add_row(

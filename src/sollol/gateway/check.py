@@ -15,9 +15,10 @@ from sollol.backends.probe import probe_all
 from sollol.core.endpoint import Endpoint
 from sollol.core.types import NodeFacts, canonical_model
 from sollol.errors import BadInput
-from sollol.gateway.settings import GatewaySettings, check_keys
+from sollol.gateway.settings import GatewaySettings, RegistrySettings, check_keys
 from sollol.http_server.host_guard import is_loopback
 from sollol.observe.alerts import shown_address
+from sollol.registry.server import check_host
 from sollol.transport.http import HttpTransport
 
 
@@ -36,7 +37,7 @@ async def check(
     read = CheckResult("file", True, file or "none was found, so the defaults hold")
     found = [read, _keys(settings, keys), *_keys_file(settings.keys_path)]
     found += [_address("address", settings.listen.host, settings.listen.port), *_metrics(settings, keys)]
-    found += _alerts(settings.alerts.urls)
+    found += [*_registry(settings.registry), *_alerts(settings.alerts.urls)]
     transport = HttpTransport()
     try:
         probed = await probe_all(transport, nodes)
@@ -90,6 +91,21 @@ def _metrics(settings: GatewaySettings, keys: int) -> list[CheckResult]:
         fix = '`sollol keys add NAME --admin` makes one, and keys = "none" in [metrics] opens it'
         return [CheckResult("metrics", False, f"{why}; {fix}")]
     return [_address("metrics", host, port)]
+
+
+def _registry(own: RegistrySettings) -> list[CheckResult]:
+    """Check the address of the registry, and that its folder can be written."""
+    if not own.enabled:
+        return []
+    try:
+        check_host(own.host)
+    except BadInput as error:
+        return [CheckResult("registry", False, str(error))]
+    there = next(path for path in (own.path, *own.path.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        why = f"{own.path} cannot be a folder: {there} is none, or cannot be written"
+        return [CheckResult("registry", False, f"{why}; name another folder in [registry]")]
+    return [_address("registry", own.host, own.port)]
 
 
 def _alerts(urls: Sequence[str]) -> list[CheckResult]:

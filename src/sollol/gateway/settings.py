@@ -19,7 +19,7 @@ import msgspec
 from sollol.config import OtelSettings, Settings
 from sollol.config.paths import config_home, state_home
 from sollol.config.problems import each_problem, explained
-from sollol.core.endpoint import Endpoint
+from sollol.core.endpoint import Endpoint, parse_endpoint
 from sollol.core.types import RoutingMode, RoutingStrategy, canonical_model
 from sollol.errors import BadInput, ConfigError
 from sollol.http_server.host_guard import is_loopback
@@ -299,7 +299,7 @@ def _read(settings: Settings, where: str) -> tuple[GatewaySettings, list[str]]:
     problems = each_problem(
         content,
         lambda: msgspec.convert(content, _Tables),
-        lambda problem: explained(where, content, problem, _KNOWN),
+        lambda problem, name: explained(where, content, problem, _KNOWN, name),
     )
     tables = msgspec.convert(content, _Tables)
     faults = list(_faults(tables))
@@ -347,6 +347,7 @@ def _faults(tables: _Tables) -> Iterator[str]:
                 f"gateway.cors_origins: {origin!r} cannot be used; expected an origin "
                 'such as "https://chat.example.org", without a path, or "*" for every site'
             )
+    yield from _model_faults(tables.models)
     own = tables.metrics.listen
     address = _ADDRESS.fullmatch(own) if own is not None else None
     if own is not None and (address is None or int(address[2]) > 65_535):
@@ -355,6 +356,19 @@ def _faults(tables: _Tables) -> Iterator[str]:
         _keys_path(tables.gateway.keys_file)
     except ConfigError as problem:
         yield str(problem)
+
+
+def _model_faults(tables: Mapping[str, DesiredModel]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for name, table in tables.items():
+        other = first.setdefault(canonical_model(name), name)
+        if other != name:
+            yield f"models: {other!r} and {name!r} are one model; expected one table for each"
+        for node in table.nodes:
+            try:
+                parse_endpoint(node)
+            except BadInput as problem:
+                yield f"models.nodes: {node!r} of {name!r} cannot be used; {problem}"
 
 
 def _is_positive(value: Any) -> bool:

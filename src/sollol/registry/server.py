@@ -172,8 +172,7 @@ class Registry:
             BadInput: The host is the address of a public network.
             OSError: The address cannot be bound.
         """
-        if not _may_listen(host):
-            raise BadInput(f"registry.host {host!r} is a public address; expected one of a private network, or 0.0.0.0")
+        check_host(host)
         outbox = self._transport.on_this_loop()
         self.port = await self._front.listen(self._duties, outbox, host, port)
         self.service.blob_port = await self._blobs.listen(self._duties, outbox, host, 0)
@@ -192,10 +191,10 @@ class Registry:
         await self._duties.aclose()
 
 
-def _may_listen(host: str) -> bool:
-    if host in ("localhost", "0.0.0.0", "::", ""):
-        return True
-    return is_private(host)
+def check_host(host: str) -> None:
+    """Check that a registry may listen on an address. Raises BadInput for one of a public network."""
+    if host not in ("localhost", "0.0.0.0", "::", "") and not is_private(host):
+        raise BadInput(f"registry.host {host!r} is no private address; expected one of a private network, or 0.0.0.0")
 
 
 def address_for(node: Endpoint) -> str:
