@@ -20,6 +20,7 @@ from sollol.core.types import (
 )
 from sollol.engine.engine import default_policies
 from sollol.policies.concurrency import LearnedLimit
+from sollol.policies.strategies import LatencyRouter
 from tests.core.virtual import MODEL, Aborted, Completed, HedgeSoon, Started, VirtualCluster
 
 FAST, SLOW = SECOND // 10, 2 * SECOND
@@ -209,6 +210,17 @@ def test_configure_changes_the_router_of_tasks_without_a_mode(cluster: VirtualCl
         nodes.append(cluster.seen[0].node)
         cluster.finish(task, after=FAST)
     assert sorted(nodes) == ["fast", "fast", "slow", "slow"]
+
+
+def test_the_intelligent_strategy_is_the_router_of_the_policies() -> None:
+    cluster = VirtualCluster(policies=default_policies()._replace(router=LatencyRouter()))
+    cluster.add("fast", FAST)
+    cluster.add("slow", SLOW)
+    cluster.feed(Configure(strategy=RoutingStrategy.ROUND_ROBIN))
+    cluster.feed(Configure(strategy=RoutingStrategy.INTELLIGENT))
+    cluster.submit()
+    (start,) = cluster.running.values()
+    assert start.decision.reason == "least latency so far"
 
 
 def test_the_view_shows_what_waits_and_what_runs(cluster: VirtualCluster) -> None:

@@ -396,7 +396,7 @@ class Policies(NamedTuple):
 
     Attributes:
         modes: Routers of the modes that have their own.
-        strategies: Routers that `Configure` can choose.
+        strategies: Routers of the strategies that have their own; the others use `router`.
         hedgers: Hedging policies that a task can name.
     """
 

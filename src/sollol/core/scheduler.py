@@ -68,6 +68,7 @@ class Scheduler:
 
     def __init__(self, policies: Policies, rng: random.Random, queue_bound: int = QUEUE_BOUND) -> None:
         self._queue_bound = queue_bound
+        self._router = policies.router
         self._state = state = SchedulerState(policies, rng)
         self._cluster = state.cluster
         self._health = state.health
@@ -439,7 +440,8 @@ class Scheduler:
         if event.queue_bound is not None:
             self._queue_bound = event.queue_bound
         if event.strategy is not None:
-            self._state.use(self._state.policies._replace(router=self._state.policies.strategies[event.strategy]))
+            policies = self._state.policies
+            self._state.use(policies._replace(router=policies.strategies.get(event.strategy, self._router)))
         if event.one_digest is not None:
             cluster.one_digest = event.one_digest
         if event.pinned_digests is not None:

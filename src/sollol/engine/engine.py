@@ -97,7 +97,7 @@ def default_policies(hedgers: Mapping[str, Hedger] | None = None) -> Policies:
         waking=WakeWhenSlower(),
         model_limiter=ModelConcurrency,
         modes=MODES,
-        strategies={strategy: router_of(strategy) for strategy in RoutingStrategy},
+        strategies={named: router_of(named) for named in RoutingStrategy if named is not RoutingStrategy.INTELLIGENT},
         hedgers={} if hedgers is None else hedgers,
     )
 
