@@ -65,6 +65,7 @@ def test_unequal_nodes_and_a_spec_for_each() -> None:
         (["--spec", "[]"], "--spec []; expected JSON such as"),
         (["--spec", '{"wheels": 4}'], "NodeSpec has no wheels"),
         (["--schedule", "[{}]"], "--schedule [{}]; expected JSON such as"),
+        (["--schedule", '[{"at_s": 0, "do": "die", "node": "a:1"}]'], "fault 'die' is for a:1; there are 127.0.0.1:"),
         (["--schedule", "[3]"], "--schedule [3]; expected JSON such as"),
     ],
 )

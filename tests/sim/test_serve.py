@@ -146,6 +146,22 @@ def test_a_schedule_over_http() -> None:
     asyncio.run(story())
 
 
+def test_a_schedule_over_http_may_name_a_node() -> None:
+    async def story() -> None:
+        from sollol.sim import FaultEvent
+        from sollol.sim.serve import free_port
+
+        port = free_port()
+        schedule = [FaultEvent(0.0, "die", f"127.0.0.1:{port}")]
+        handles = [await serve(SPEC, port=number, schedule=schedule) for number in (port, 0)]
+        await asyncio.sleep(0.05)
+        assert [handle.node.state for handle in handles] == ["down", "up"]
+        for handle in handles:
+            await handle.close()
+
+    asyncio.run(story())
+
+
 def test_sim_cluster_gives_urls_and_switches() -> None:
     with sim_cluster([SPEC, SimNode(SPEC)]) as cluster:
         assert len(cluster) == len(set(cluster)) == 2

@@ -67,6 +67,10 @@ async def _serve(job: ServeJob, listening: Callable[[str, NodeSpec], None]) -> N
         except OSError as error:
             raise CannotServe(f"cannot listen on {job.host}:{port}: {error.strerror or error}") from None
         listening(served[-1].url, spec)
+    keys = {node.url.removeprefix("http://") for node in served}
+    for event in job.schedule:
+        if event.node and event.node not in keys:
+            raise CannotServe(f"fault {event.action!r} is for {event.node}; there are {', '.join(sorted(keys))}")
     await ended.wait()
     for node in served:
         await node.close()

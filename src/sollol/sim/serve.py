@@ -173,9 +173,10 @@ class Served:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def follow(self, schedule: Sequence[FaultEvent]) -> None:
-        """Start a schedule of faults, in seconds from now."""
+        """Start the faults of a schedule that are for this node or for all, in seconds from now."""
         loop = asyncio.get_running_loop()
-        self._timers += [loop.call_later(event.at_s, apply, self.node, event) for event in schedule]
+        own = [event for event in schedule if event.node in ("", self.url.removeprefix("http://"))]
+        self._timers += [loop.call_later(event.at_s, apply, self.node, event) for event in own]
 
     def state_changed(self, node: SimNode) -> None:
         """Close or open the port after the node has died or started again."""
