@@ -50,6 +50,9 @@ def test_budgets_are_shares() -> None:
         ("Mon 22:00-06:00", "03:00", False),
         ("Tue 10:00-11:00, Mon 07:00-08:00", "07:30", True),
         ("monday 07:00-24:00", "23:59", True),
+        ("Mon, Wed 09:00-18:00", "10:00", True),
+        ("Sat,Sun 22:00-06:00, Tue-Wed,Fri 10:00-11:00", "03:00", True),
+        ("Sat,Sun 22:00-06:00, Tue-Wed,Fri 10:00-11:00", "10:30", False),
     ],
 )
 def test_hours_may_end_on_the_next_day(hours: str, at: str, quiet: bool) -> None:
@@ -74,6 +77,8 @@ def test_addresses_are_read() -> None:
         ({"budget": "0.3"}, "budget = '0.3'"),
         ({"quiet": "at night"}, "quiet = 'at night'"),
         ({"quiet": "Mon 09:00-25:00"}, "25:00"),
+        ({"quiet": "Mon,,Wed 09:00-10:00"}, "names no days"),
+        ({"quiet": "24:00-00:00"}, "no hours"),
         ({"quiet": "Xyz 09:00-10:00"}, "'Xyz'"),
         ({"mac": "a4:bb"}, "mac = 'a4:bb'"),
         ({"mac": "a4:bb:6d:01:02:03", "wake": "host"}, "wake = 'host'"),

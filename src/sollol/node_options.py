@@ -27,6 +27,7 @@ DAY_MINUTES: Final = 24 * 60
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B?)", re.IGNORECASE)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _CLOCK = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)")
+_NEXT_HOURS = re.compile(r"(?<=:\d\d)\s*,")  # other commas are between days
 _MAC = re.compile(r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2}){5}|[0-9a-f]{12}", re.IGNORECASE)
 _ADDRESS = re.compile(r"([0-9.]+|\[[0-9a-fA-F:%.\w]+\]):(\d{1,5})")
 
@@ -80,7 +81,7 @@ def parse_node_options(raw: Any) -> NodeOptions:
     if "budget" in raw:
         found = _with_budget(found, raw["budget"])
     if "quiet" in raw:
-        found = found._replace(quiet=tuple(_hours(part) for part in raw["quiet"].split(",")))
+        found = found._replace(quiet=tuple(_hours(part) for part in _NEXT_HOURS.split(raw["quiet"])))
     if "mac" in raw:
         if not _MAC.fullmatch(raw["mac"]):
             raise BadInput(f"mac = {raw['mac']!r} cannot be used; expected six bytes such as a4:bb:6d:01:02:03")
@@ -116,7 +117,7 @@ def _with_budget(found: NodeOptions, raw: str) -> NodeOptions:
 
 
 def _hours(text: str) -> Hours:
-    """Return the hours in "Mon-Fri 09:00-18:00", "Sat,Sun" style parts, or "22:00-06:00" for every day."""
+    """Return the hours in "Mon-Fri 09:00-18:00", "Sat, Sun 10:00-12:00", or "22:00-06:00" for every day."""
     days, _, span = text.strip().rpartition(" ")
     start, dash, end = span.partition("-")
     expected = 'expected such as "Mon-Fri 09:00-18:00" or "22:00-06:00"'
@@ -131,6 +132,8 @@ def _hours(text: str) -> Hours:
 def _days(text: str, expected: str) -> frozenset[int]:
     if not text:
         return frozenset(range(7))
+    if "," in text:
+        return frozenset().union(*(_days(part.strip() or "?", expected) for part in text.split(",")))
     first, dash, last = text.lower().partition("-")
     places = [DAYS.index(name.strip()[:3]) for name in ([first, last] if dash else [first]) if name.strip()[:3] in DAYS]
     if len(places) != (2 if dash else 1):
