@@ -131,9 +131,18 @@ def test_slow_node_that_becomes_slower_still() -> None:
 def test_every_node_dead_says_which_and_why() -> None:
     async def main() -> None:
         async with universe([node(1, 10), node(2, 10)], [FaultEvent(0.0, "die")]) as u:
-            with pytest.raises(NoNodeAvailable) as caught:
+            with pytest.raises(NoNodeAvailable, match="no node can take the batch;") as caught:
                 await u.pool.embed_batch(EMBED, texts(10))
             assert {name for name, _ in caught.value.tried} == {key(1), key(2)}
+
+    run(main())
+
+
+def test_items_that_no_node_is_left_for_say_so() -> None:
+    async def main() -> None:
+        async with universe([node(1, 10), node(2, 10)], [FaultEvent(2.0, "die")]) as u:
+            with pytest.raises(BatchError, match="no node can take the rest of the batch;"):
+                await u.pool.embed_batch(EMBED, texts(100))
 
     run(main())
 
@@ -141,7 +150,10 @@ def test_every_node_dead_says_which_and_why() -> None:
 def test_unknown_model_says_which_node_has_what() -> None:
     async def main() -> None:
         async with universe([node(1, 10)]) as u:
-            with pytest.raises(NoNodeAvailable, match=r"does not have missing:latest; it has .*nomic-embed-text"):
+            with pytest.raises(
+                NoNodeAvailable,
+                match=r"does not have missing:latest; it has .*nomic-embed-text",
+            ):
                 await u.pool.embed_batch("missing", texts(10))
 
     run(main())

@@ -234,7 +234,8 @@ class BatchScheduler:
             self._state.bind_at(group.model, batch.stuck_since + NODE_WAIT)
             self._wake_for_replicas(group, now)
             return
-        self._state.settle_no_node(pending, "no node can take the rest of the batch", now)
+        left = "the rest of the batch" if batch.answered else "the batch"
+        self._state.settle_no_node(pending, f"no node can take {left}", now)
 
     # --- the tail ---
 
