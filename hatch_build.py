@@ -51,7 +51,6 @@ ON_THE_WAY = (
     "backends/ollama.py",
     "backends/refusals.py",
     "transport/http.py",
-    "backends/decoding.py",
     "backends/go_json.py",
     "backends/model_check.py",
     "gateway/formats/bodies.py",

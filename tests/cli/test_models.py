@@ -141,7 +141,7 @@ def test_sync_names_each_node_that_refuses_and_the_next_step(run: Run, tmp_path:
     ("text", "says"),
     [
         ("[models.a]\nreplica = 1\n", "is not a setting; expected replicas, pin, nodes"),
-        ("[models.a]\nreplicas = -1\n", "models.replicas: {'a': {'replicas': -1}} cannot be used; expected int >= 0"),
+        ("[models.a]\nreplicas = -1\n", 'models."a".replicas: -1 cannot be used; expected int >= 0'),
         ("[models]\na = 1\n", "expected table"),
     ],
 )

@@ -70,11 +70,12 @@ def with_num_ctx(call: Call, num_ctx: int) -> Call:
     assert isinstance(call.body, bytes)
     try:
         fields = _read_raw(call.body)
-        options = decode(fields["options"]) if "options" in fields else {}
-        changed = encode({**fields, "options": {**(options or {}), "num_ctx": num_ctx}})
-    except (msgspec.DecodeError, TypeError):
+        options = decode(bytes(fields["options"])) if "options" in fields else None
+    except msgspec.DecodeError:
         return call
-    return replaced(call, body=changed)
+    if options is not None and not isinstance(options, dict):
+        return call
+    return replaced(call, body=encode({**fields, "options": {**(options or {}), "num_ctx": num_ctx}}))
 
 
 def retest_call(kind: Kind, model: str, options: str, texts: Sequence[str]) -> Call:
