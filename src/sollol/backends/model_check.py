@@ -28,7 +28,7 @@ _ROUTES: Final = frozenset(
 def _usual_fields(model: str) -> tuple[bytes, ...]:
     """Return the field in which a node names this model, with and without the default tag, as nodes write it."""
     names = (model, model.removesuffix(":latest"))
-    return tuple(b'"model":' + msgspec.json.encode(name) for name in names)
+    return tuple(_FIELD + b":" + msgspec.json.encode(name) for name in names)
 
 
 def wrong_model(body: bytes, model: str, path: str) -> Outcome | None:

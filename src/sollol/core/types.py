@@ -76,7 +76,7 @@ TOKENS_MOST: Final = 2**31 - 1  # most tokens of an answer that bound anything
 
 
 class Task(Value):
-    """Describe one segment of work by values. Its body stays with the dispatcher.
+    """Describe one piece of work by values. Its body stays with the dispatcher.
 
     Attributes:
         cost: Size of the input in cost units, about bytes (`workload.cost`).

@@ -108,8 +108,7 @@ class PendingTask:
 
     def startup_us(self, replica: Replica) -> Micros:
         """Return the µs of the load that its work needs on a replica, 0 for none."""
-        serves = replica.is_loaded and replica.context_for(self.task.options, self.bytes_kept()) is not None
-        return 0 if serves else replica.load_us()
+        return 0 if replica.serves(self.task.options, self.bytes_kept()) else replica.load_us()
 
     def keep_context(self) -> None:
         """Resume the answer with the context in which it began, and only there if that may have cut its prompt."""

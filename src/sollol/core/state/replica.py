@@ -356,13 +356,16 @@ class Replica(LoadedRunner):
 
     def in_memory(self, task: Task) -> bool:
         """Check that a task needs no load."""
-        return self.is_loaded and self.context_for(task.options, task.bytes_kept()) is not None
+        return self.serves(task.options, task.bytes_kept())
+
+    def serves(self, options: str, longest: int = 0) -> bool:
+        """Check that a runner is in memory that serves these options. `longest`: as in `context_for`."""
+        return self.is_loaded and self.context_for(options, longest) is not None
 
     def startup_us(self, options: str | None = None) -> Micros:
         """Return the µs before the first work: 0 for a model in memory with these `options`."""
-        if self.is_loaded and (options is None or self.context_for(options) is not None):
-            return 0
-        return self.load_us()
+        is_ready = self.is_loaded if options is None else self.serves(options)
+        return 0 if is_ready else self.load_us()
 
     def startup_for(self, task: Task) -> Micros:
         """Return the µs before the first work of a task."""
