@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -65,6 +65,11 @@ def load_call(kind: Kind, model: str, options: str, keep_alive: int | str | None
     return Call("POST", "/api/generate", encode(body), timeouts=UNBOUNDED)
 
 
+def fields_with_num_ctx(fields: Mapping[str, Any], num_ctx: int) -> Mapping[str, Any]:
+    """Return the fields of a request with another context; 0 leaves them as they are."""
+    return {**fields, "options": {**(fields.get("options") or {}), "num_ctx": num_ctx}} if num_ctx else fields
+
+
 def with_num_ctx(call: Call, num_ctx: int) -> Call:
     """Return the call with another context; unchanged if its body cannot be read, which its node will refuse."""
     assert isinstance(call.body, bytes)
@@ -75,7 +80,7 @@ def with_num_ctx(call: Call, num_ctx: int) -> Call:
         return call
     if options is not None and not isinstance(options, dict):
         return call
-    return replaced(call, body=encode({**fields, "options": {**(options or {}), "num_ctx": num_ctx}}))
+    return replaced(call, body=encode(fields_with_num_ctx({**fields, "options": options}, num_ctx)))
 
 
 def retest_call(kind: Kind, model: str, options: str, texts: Sequence[str]) -> Call:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sollol.backends.ollama import Vectors, answer_most, encode, read_vectors
+from sollol.backends.ollama import Vectors, answer_most, encode, fields_with_num_ctx, read_vectors
 from sollol.backends.refusals import refusal
 from sollol.core.actions import Accept, Complete, Refuse, Start
 from sollol.core.endpoint import Endpoint
@@ -23,7 +23,6 @@ from sollol.core.types import Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
 from sollol.engine.jobs import error_of
-from sollol.engine.resumption import with_context
 from sollol.errors import BadInput, ResponseError, SollolError
 from sollol.observe.batch_report import BatchAccount, BatchReport
 from sollol.transport.base import Call, Timeouts, Transport
@@ -122,7 +121,7 @@ class BatchJob:
         for lo, hi in start.items:
             source = self.texts
             texts += source[lo:hi] if not isinstance(source, dict) else [source[i] for i in range(lo, hi)]
-        fields = with_context(self._fields, start.decision.num_ctx)
+        fields = fields_with_num_ctx(self._fields, start.decision.num_ctx)
         body = encode({"model": self.task.model, "input": texts, **fields})
         if b"\\ud" in body and self._set_aside(texts, start.items):  # the escape of a lone surrogate
             body = encode({"model": self.task.model, "input": texts, **fields})

@@ -19,6 +19,7 @@ from sollol.backends.ollama import (
     Lines,
     answer_most,
     decode,
+    fields_with_num_ctx,
     judge,
     judge_line,
     judge_vectors,
@@ -33,7 +34,7 @@ from sollol.core.endpoint import Endpoint
 from sollol.core.types import EMBED, OK, Micros, Outcome, Status, Task
 from sollol.core.value import replaced
 from sollol.engine.dispatcher import Dispatcher, GiveUp
-from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport, with_context
+from sollol.engine.resumption import NotRendered, PartialResponse, ResumeSupport
 from sollol.engine.task_errors import error_of as error_of
 from sollol.engine.whole_answers import refusal_of, send_observed
 from sollol.errors import (
@@ -257,7 +258,7 @@ class StreamJob(CallJob):
         if known is None:
             holders = self._holders(model).values()
             others = [other for other, theirs in holders if theirs == digest and other.key != node.key]
-            body = with_context(partial.body, start.decision.num_ctx)
+            body = fields_with_num_ctx(partial.body, start.decision.num_ctx)
             self._resume_support.check([node, *others], model, digest, body, lambda: started(False))
 
     def _digest_on(self, node: Endpoint) -> str:
@@ -275,7 +276,7 @@ class StreamJob(CallJob):
         if not partial.is_exact:
             return Outcome(Status.UNABLE, "the answer so far is not plain text: no other node can resume it")
         try:
-            body = with_context(partial.body, start.decision.num_ctx)
+            body = fields_with_num_ctx(partial.body, start.decision.num_ctx)
             prompt = await self._resume_support.render_prompt(node, model, self._digest, body)
         except NotRendered as refused:
             return refused.outcome

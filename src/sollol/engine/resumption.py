@@ -142,11 +142,6 @@ async def render(transport: Transport, node: Endpoint, body: Mapping[str, Any]) 
     return prompt if isinstance(prompt, str) and prompt else None
 
 
-def with_context(body: Mapping[str, Any], num_ctx: int) -> Mapping[str, Any]:
-    """Return a request with another context; 0 leaves it as it is."""
-    return {**body, "options": {**(body.get("options") or {}), "num_ctx": num_ctx}} if num_ctx else body
-
-
 def _object(answer: Any) -> dict[str, Any]:
     """Return the decoded object, {} for anything else."""
     try:
